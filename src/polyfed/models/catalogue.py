@@ -1,0 +1,188 @@
+"""Which networks there are and how one is asked for. Free of torch: a configuration is checked before it loads."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from types import MappingProxyType
+from typing import TypeAlias, cast
+
+from polyfed.errors import ModelError
+
+#: What an option may be: a string, number, truth value, None, or a tuple of these.
+Option: TypeAlias = "str | int | float | bool | None | tuple[Option, ...]"
+
+#: name -> one line about it.
+MODELS: Mapping[str, str] = MappingProxyType(
+    {
+        "cnn1": "FedMRL's CNN-1, the largest: 2,621,558 parameters for 10 classes of 32x32 colour images",
+        "cnn2": "FedMRL's CNN-2: as CNN-1 with half the channels, 1,815,142 parameters",
+        "cnn3": "FedMRL's CNN-3: dense layer of 1000, 1,320,558 parameters",
+        "cnn4": "FedMRL's CNN-4: dense layer of 800, 1,060,358 parameters",
+        "cnn5": "FedMRL's CNN-5, the smallest: dense layer of 500, 670,058 parameters",
+        "resnet18": "ResNet-18 for 32x32 images (3x3 stem, no max-pooling): 11,173,962 parameters for 10 classes",
+        "resnet8": "small relative of resnet18: one block per stage, 16-32-64 channels, 78,042 parameters",
+        "in-resnet10": "ImageNet-style ResNet (7x7 stem, max-pooling), blocks 1-1-1-1: 4,910,922 parameters",
+        "in-resnet14": "ImageNet-style ResNet, blocks 1-1-2-2: 10,812,234 parameters",
+        "in-resnet18": "ImageNet-style ResNet, blocks 2-2-2-2: 11,181,642 parameters",
+        "in-resnet22": "ImageNet-style ResNet, blocks 2-2-3-3: 17,082,954 parameters",
+        "in-resnet26": "ImageNet-style ResNet, blocks 3-3-3-3: 17,452,362 parameters",
+        "in-resnet10-small": "small relative of in-resnet10: 3x3 stem, 16-32-64-128 channels",
+        "in-resnet14-small": "small relative of in-resnet14, shares stem and classifier shapes with the other two",
+        "in-resnet18-small": "small relative of in-resnet18, shares stem and classifier shapes with the other two",
+        "mlp": "dense layers with ReLU, for images or plain features",
+    }
+)
+
+
+def _defaults(name: str) -> Mapping[str, Option]:
+    if name.startswith("cnn"):
+        return {"rep_dim": 500}
+    if name == "mlp":
+        return {"hidden": (200, 100)}
+    small = name == "resnet8" or name.endswith("-small")
+    return {"norm": "batch", "width": 16 if small else 64, "cut": "stem"}
+
+
+#: name -> its options and what they are when not given.
+OPTIONS: Mapping[str, Mapping[str, Option]] = MappingProxyType({name: _defaults(name) for name in MODELS})
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A request for a model: a name of the catalogue, or "package.module:attribute" for your own, with options.
+
+    Args:
+        name: a key of ``MODELS``, or where your own class or function is.
+        options: pairs of name and value, sorted by name.
+
+    Example:
+        >>> str(ModelSpec.parse({"name": "resnet18", "norm": "group"}))
+        'resnet18(norm=group)'
+        >>> ModelSpec.parse("mlp(hidden=(64,))").options
+        (('hidden', (64,)),)
+    """
+
+    name: str
+    options: tuple[tuple[str, Option], ...] = ()
+
+    @classmethod
+    def parse(cls, value: ModelSpec | str | Mapping[str, object]) -> ModelSpec:
+        """Read "cnn5", "resnet18(norm=group)" or ``{"name": "resnet18", "norm": "group"}``.
+
+        Raises:
+            ModelError: it is none of these. Whether the name and options exist is the concern of ``check``.
+        """
+        if isinstance(value, ModelSpec):
+            return value
+        if isinstance(value, str):
+            return _parse_text(value)
+        if not isinstance(value, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ModelError(f"a model is asked for by a name or a table with a name, got {value!r}")
+        options = dict(value)
+        name = options.pop("name", None)
+        if not isinstance(name, str) or not name:
+            raise ModelError(f'a model needs a name, such as name = "cnn5"; got {dict(value)!r}')
+        return cls(name, tuple((key, _option(name, key, options[key])) for key in sorted(options)))
+
+    def __str__(self) -> str:
+        """The name, with the options in brackets; ``parse`` reads it back."""
+        if not self.options:
+            return self.name
+        return f"{self.name}({', '.join(f'{key}={_text(value)}' for key, value in self.options)})"
+
+    @property
+    def own(self) -> bool:
+        """Whether it names your own code instead of an entry of the catalogue."""
+        return ":" in self.name
+
+    def check(self) -> None:
+        """Raise ModelError unless the name is known and takes these options. Your own code is not looked at."""
+        if self.own:
+            module, _, attribute = self.name.partition(":")
+            if not all(part.isidentifier() for part in (*module.split("."), *attribute.split("."))):
+                raise ModelError(
+                    f"{self.name!r} does not name your own model; expected package.module:attribute"
+                )
+            return
+        if self.name not in OPTIONS:
+            near = get_close_matches(self.name, MODELS, n=3)
+            raise ModelError(
+                f"unknown model {self.name!r}"
+                + (f"; did you mean {' or '.join(map(repr, near))}?" if near else ";")
+                + f" Known: {', '.join(MODELS)}; your own model is asked for as package.module:attribute"
+            )
+        takes = OPTIONS[self.name]
+        for key, value in self.options:
+            if key not in takes:
+                near = get_close_matches(key, takes, n=1)
+                raise ModelError(
+                    f"model {self.name!r} has no option {key!r}"
+                    + (f"; did you mean {near[0]!r}?" if near else ";")
+                    + f" It takes: {', '.join(f'{k} (default {_text(v)})' for k, v in takes.items())}"
+                )
+            _check_value(self.name, key, value)
+
+
+_CHOICES: Mapping[str, tuple[str, ...]] = {"norm": ("batch", "group", "static"), "cut": ("stem", "stage1")}
+
+
+def _check_value(name: str, key: str, value: Option) -> None:
+    """The options of the catalogue are choices, positive integers, or tuples of positive integers."""
+    where = f"model {name!r}: option {key!r} is {_text(value)}, expected "
+    if key in _CHOICES:
+        if value not in _CHOICES[key]:
+            raise ModelError(where + "one of " + ", ".join(_CHOICES[key]))
+    elif key == "hidden":
+        if not isinstance(value, tuple) or not all(map(_positive, value)):
+            raise ModelError(where + "the widths of the hidden layers, such as (200, 100)")
+    elif not _positive(value):
+        raise ModelError(where + "a positive integer")
+
+
+def _positive(value: Option) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _parse_text(text: str) -> ModelSpec:
+    name, bracket, rest = text.strip().partition("(")
+    fault = f"cannot read the model {text!r}; expected a name, or a name with options such as resnet18(norm=group)"
+    if not name or (bracket and not rest.endswith(")")):
+        raise ModelError(fault)
+    if not bracket:
+        return ModelSpec(name)
+    try:
+        call = ast.parse(f"f({rest}", mode="eval").body
+    except SyntaxError as error:
+        raise ModelError(fault) from error
+    if not isinstance(call, ast.Call) or call.args:
+        raise ModelError(fault)
+    options: dict[str, Option] = {}
+    for keyword in call.keywords:
+        if keyword.arg is None:
+            raise ModelError(fault)
+        try:  # a bare word is a string
+            value = (
+                keyword.value.id if isinstance(keyword.value, ast.Name) else ast.literal_eval(keyword.value)
+            )
+        except ValueError as error:
+            raise ModelError(fault) from error
+        options[keyword.arg] = _option(name, keyword.arg, value)
+    return ModelSpec(name, tuple(sorted(options.items())))
+
+
+def _option(name: str, key: str, value: object) -> Option:
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return tuple(_option(name, key, item) for item in cast("list[object]", value))
+    raise ModelError(
+        f"model {name!r}: option {key!r} is {value!r}, expected a string, a number, true or false, or a list of these"
+    )
+
+
+def _text(value: Option) -> str:
+    bare = isinstance(value, str) and value.isidentifier() and value not in ("True", "False", "None")
+    return str(value) if bare else repr(value)

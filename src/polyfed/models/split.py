@@ -1,0 +1,497 @@
+"""A network that runs on weights from outside, whole or in three pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from difflib import get_close_matches
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, nn
+
+from polyfed.errors import ModelError
+from polyfed.models.trace import Piece, Pieces, cut, find_submodule
+from polyfed.rng import Rng
+from polyfed.typing import Params
+
+_NORMS = (
+    nn.modules.batchnorm._NormBase,  # pyright: ignore[reportPrivateUsage]  # all BatchNorm and InstanceNorm
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.RMSNorm,
+)
+
+
+class SplitModel:
+    r"""Any ``nn.Module``, runnable on weights that live outside it, whole or in pieces.
+
+    With :math:`x` of shape ``(B, *input_shape)`` the network is
+
+    .. math:: logits = classify(r), \quad r = intermediate(s_{in}), \quad s_{in} = extract(x)
+
+    cut at named submodules; its forward is not rewritten. Weights are a mapping from names to tensors: leaves that
+    require grad, plain tensors, or tensors wrapped by ``torch.func.grad`` and ``torch.func.vmap``.
+
+    A call puts the tensors into the module only when the mapping is another object than the one of the last call,
+    so a mapping must not be changed between calls: make a new one. Changing tensors in place is fine (an optimiser
+    does). In training mode the forward moves BatchNorm's statistics inside the mapping it was given;
+    :func:`keep_statistics` prevents that. One thread at a time; the model starts in eval mode.
+
+    Args:
+        name: what messages call it.
+        factory: builds a NEW module at each call.
+        input_shape: shape of one sample, ``(C, H, W)`` or ``(F,)``.
+        classifier: dotted name of the classifier's FIRST submodule: its input is the representation ``(B, rep_dim)``.
+            None: the model is not cut and only ``__call__`` works.
+        extractor: dotted name of the extractor's LAST submodule: its output is ``s_in``.
+        signature: equal exactly for models of the same architecture, which may then be stacked. Default: the
+            factory itself, with the shape and the cuts.
+
+    Raises:
+        ModelError: the factory or the forward fails, or the model cannot be cut there.
+
+    Example:
+        >>> net = lambda: nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> model = SplitModel("tiny", net, input_shape=(4,), classifier="2")
+        >>> model.rep_dim, model.num_classes, sorted(model.classifier_names)
+        (3, 2, ['2.bias', '2.weight'])
+        >>> params = model.init(Rng((0,)))
+        >>> model(params, torch.zeros(5, 4)).shape
+        torch.Size([5, 2])
+    """
+
+    name: str
+    input_shape: tuple[int, ...]
+    num_classes: int
+    signature: Hashable
+    parameter_names: frozenset[str]
+    buffer_names: frozenset[str]
+    norm_names: frozenset[str]
+    shapes: Mapping[str, torch.Size]
+    random: bool
+
+    def __init__(
+        self,
+        name: str,
+        factory: Callable[[], nn.Module],
+        *,
+        input_shape: tuple[int, ...],
+        classifier: str | None,
+        extractor: str | None = None,
+        signature: Hashable | None = None,
+    ) -> None:
+        if extractor is not None and classifier is None:
+            raise ModelError(
+                f"model {name!r} names an extractor ({extractor!r}) but no classifier; name both cuts, or none"
+            )
+        self.name = name
+        self.input_shape = tuple(input_shape)
+        self.signature = (
+            signature if signature is not None else (name, factory, self.input_shape, classifier, extractor)
+        )
+        self._factory = factory
+        self._bound: Params | None = None
+        with self._probe_rng().fork():
+            self._module = self._build()
+        self._module.eval()
+        self._training = False
+        self._survey()
+        self._pieces: dict[bool, Pieces] | None = None
+        if classifier is not None:
+            self._cut(classifier, extractor)
+        self._clobbers: frozenset[str] = frozenset()
+        self._probe()
+
+    def __repr__(self) -> str:
+        """The name and the sizes."""
+        weights = sum(self.shapes[name].numel() for name in self.parameter_names)
+        return f"SplitModel({self.name!r}, {self.input_shape} -> {self.num_classes}, {weights:,} parameters)"
+
+    # ------------------------------------------------------------------------------------------------ weights
+
+    def init(self, rng: Rng) -> dict[str, Tensor]:
+        """Fresh weights and buffers, the same for the same ``rng``; torch's global generator is left as it was."""
+        with rng.fork():
+            module = self._build()
+        if module is self._module:
+            raise ModelError(
+                f"the factory of model {self.name!r} returned the same module twice; it must build a new one"
+            )
+        tensors: dict[str, Tensor] = {}
+        for _, _, full, tensor, _ in _places(module):
+            tensors.setdefault(full, tensor.detach().contiguous())
+        self._check(tensors)
+        return tensors
+
+    @property
+    def training(self) -> bool:
+        """Whether the next calls behave as in training."""
+        return self._training
+
+    def train(self, mode: bool) -> None:
+        """Let BatchNorm and dropout behave as in training (True) or evaluation (False) from the next call on."""
+        if mode != self._training:
+            self._module.train(mode)
+            self._training = mode
+
+    # ------------------------------------------------------------------------------------------------ running
+
+    def __call__(self, params: Params, x: Tensor) -> Tensor:
+        """Logits ``(B, num_classes)`` of ``x``, ``(B, *input_shape)``."""
+        if params is not self._bound:
+            self._bind(params)
+        return self._module(x.clone() if "whole" in self._clobbers else x)
+
+    def represent(self, params: Params, x: Tensor) -> Tensor:
+        """The representation ``(B, rep_dim)``: all that comes before the classifier."""
+        pieces = self._cuts()
+        if pieces.extract is not None:
+            return self.intermediate(params, self.extract(params, x))
+        return self._run("intermediate", pieces.intermediate, params, x)
+
+    def extract(self, params: Params, x: Tensor) -> Tensor:
+        """The extractor's output ``(B, *s_in_shape)``."""
+        return self._run("extract", self._extractor(), params, x)
+
+    def intermediate(self, params: Params, s_in: Tensor) -> Tensor:
+        """From the extractor's output ``(B, *s_in_shape)`` to the representation ``(B, rep_dim)``."""
+        self._extractor()
+        return self._run("intermediate", self._cuts().intermediate, params, s_in)
+
+    def classify(self, params: Params, r: Tensor) -> Tensor:
+        """Logits ``(B, num_classes)`` of representations ``(B, rep_dim)``."""
+        return self._run("classify", self._cuts().classify, params, r)
+
+    # ------------------------------------------------------------------------------------------------ anatomy
+
+    @property
+    def rep_dim(self) -> int:
+        """Width of the representation."""
+        self._cuts()
+        return self._rep_dim
+
+    @property
+    def s_in_shape(self) -> tuple[int, ...]:
+        """Shape of the extractor's output, per sample."""
+        self._extractor()
+        return self._s_in_shape
+
+    @property
+    def s_out_shape(self) -> tuple[int, ...]:
+        """Shape of the representation, per sample: ``(rep_dim,)``."""
+        return (self.rep_dim,)
+
+    @property
+    def extractor_names(self) -> frozenset[str]:
+        """Names of the extractor's parameters and buffers; empty without an extractor cut."""
+        self._cuts()
+        return self._names["extractor"]
+
+    @property
+    def intermediate_names(self) -> frozenset[str]:
+        """Names of all parameters and buffers of neither extractor nor classifier."""
+        self._cuts()
+        return self._names["intermediate"]
+
+    @property
+    def classifier_names(self) -> frozenset[str]:
+        """Names of the classifier's parameters and buffers."""
+        self._cuts()
+        return self._names["classifier"]
+
+    # ------------------------------------------------------------------------------------------------ private
+
+    def _run(self, which: str, piece: Piece, params: Params, value: Tensor) -> Tensor:
+        if params is not self._bound:
+            self._bind(params)
+        return piece.run(self._module, value.clone() if which in self._clobbers else value)
+
+    def _bind(self, params: Params) -> None:
+        self._check(params)
+        self._bound = None  # should anything below fail, nothing counts as bound
+        for owner, local, full in self._slots:
+            owner[local] = params[full]
+        for rnn in self._rnns:  # they keep a second list of their weights
+            rnn._flat_weights = [getattr(rnn, weight, None) for weight in rnn._flat_weights_names]
+        self._bound = params
+
+    def _check(self, params: Params) -> None:
+        # Runs once per mapping; about 0.2 microseconds per tensor.
+        for name, shape in self.shapes.items():
+            tensor = params.get(name)
+            if tensor is None:
+                raise ModelError(self._wrong_names(params))
+            if tensor.shape != shape:
+                raise ModelError(
+                    f"{name!r} given to model {self.name!r} has shape {tuple(tensor.shape)}, expected {tuple(shape)}; "
+                    "are these the weights of another model, or of a submodel that was not put back?"
+                )
+        if len(params) != len(self.shapes):
+            raise ModelError(self._wrong_names(params))
+
+    def _wrong_names(self, params: Params) -> str:
+        missing = [name for name in self.shapes if name not in params]
+        extra = [name for name in params if name not in self.shapes]
+        faults: list[str] = []
+        if missing:
+            near = get_close_matches(missing[0], extra or list(params), n=1)
+            faults.append(f"lack {_some(missing)}" + (f" (nearest: {near[0]!r})" if near else ""))
+        if extra:
+            faults.append(f"have {_some(extra)}, which it does not know")
+        return (
+            f"weights given to model {self.name!r} {' and '.join(faults)}; expected exactly its "
+            f"{len(self.shapes)} parameters and buffers: are they another model's, or a part of this one's?"
+        )
+
+    def _build(self) -> nn.Module:
+        try:
+            module = self._factory()
+        except ModelError:
+            raise
+        except Exception as error:  # user code
+            raise ModelError(
+                f"model {self.name!r} cannot be built: its constructor raised {type(error).__name__}: {error}"
+            ) from error
+        if not isinstance(module, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ModelError(
+                f"the factory of model {self.name!r} returned {type(module).__name__}, not nn.Module"
+            )
+        return module
+
+    def _survey(self) -> None:
+        """Where each tensor lives, once for all."""
+        places = list(_places(self._module))
+        self._slots = [(owner, local, full) for owner, local, full, _, _ in places]
+        self._aliases = [(alias, full) for _, _, full, _, alias in places]
+        self.shapes = MappingProxyType({full: tensor.shape for _, _, full, tensor, _ in places})
+        parameters = {id(parameter) for parameter in self._module.parameters()}
+        self.parameter_names = frozenset(full for _, _, full, tensor, _ in places if id(tensor) in parameters)
+        self.buffer_names = frozenset(self.shapes) - self.parameter_names
+        norms = {
+            id(parameter)
+            for child in self._module.modules()
+            if isinstance(child, _NORMS)
+            for parameter in child.parameters(recurse=False)
+        }
+        self.norm_names = frozenset(full for _, _, full, tensor, _ in places if id(tensor) in norms)
+        self._rnns = [child for child in self._module.modules() if isinstance(child, nn.RNNBase)]
+
+    def _cut(self, classifier: str, extractor: str | None) -> None:
+        classifier = find_submodule(self._module, classifier, "classifier", self.name)
+        if extractor is not None:
+            extractor = find_submodule(self._module, extractor, "extractor", self.name)
+        # Functional dropout reads self.training while it is traced, so each mode has its own graph.
+        self._pieces = {}
+        with self._probe_rng().fork():
+            for mode in (True, False):
+                self._module.train(mode)
+                self._pieces[mode] = cut(
+                    self._module, classifier=classifier, extractor=extractor, model=self.name
+                )
+        both = self._pieces.values()
+        head = self._owned(*(pieces.classify for pieces in both))
+        body = self._owned(*(pieces.intermediate for pieces in both))
+        front = self._owned(*(pieces.extract for pieces in both if pieces.extract is not None))
+        shared = (head & body) | (head & front) | (body & front)
+        if shared:
+            raise ModelError(
+                f"model {self.name!r} cannot be cut there: {_some(sorted(shared))} would belong to two pieces; "
+                "untie the weight, or cut where both uses are on one side"
+            )
+        self._names = {
+            "extractor": front,
+            "classifier": head,
+            "intermediate": frozenset(self.shapes) - head - front,  # with what the forward never uses
+        }
+
+    def _owned(self, *pieces: Piece) -> frozenset[str]:
+        targets = {target for piece in pieces for target in piece.targets}
+        return frozenset(
+            full
+            for alias, full in self._aliases
+            if any(alias == target or alias.startswith(f"{target}.") for target in targets)
+        )
+
+    def _cuts(self) -> Pieces:
+        if self._pieces is None:
+            raise ModelError(
+                f"model {self.name!r} has no classifier cut, so it has no representation; name the classifier's "
+                'first submodule (classifier = "...")'
+            )
+        return self._pieces[self._training]
+
+    def _extractor(self) -> Piece:
+        piece = self._cuts().extract
+        if piece is None:
+            raise ModelError(
+                f'model {self.name!r} has no extractor cut; name the extractor\'s last submodule (extractor = "...")'
+            )
+        return piece
+
+    def _probe_rng(self) -> Rng:
+        return Rng(("polyfed.models", "probe"))
+
+    @torch.no_grad()
+    def _probe(self) -> None:
+        """Run the model once, in both modes, to learn its widths and how it behaves."""
+        rng = self._probe_rng()
+        x = torch.randn((2, *self.input_shape), generator=rng.torch())  # (2, *input_shape)
+        before = x._version
+        with rng.fork():
+            try:
+                logits = self._module(x)
+            except Exception as error:  # user code
+                raise ModelError(
+                    f"model {self.name!r} fails on an input of shape {tuple(x.shape)}: {type(error).__name__}: "
+                    f"{error}; does it accept samples of shape {self.input_shape}?"
+                ) from error
+        clobbers = {"whole"} if x._version != before else set[str]()
+        if not isinstance(logits, Tensor) or logits.dim() < 2 or logits.shape[0] != 2:
+            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ModelError(
+                f"model {self.name!r} returned {got} for an input of shape {tuple(x.shape)}, expected one tensor "
+                "(2, L): a row of logits per sample"
+            )
+        self.num_classes = int(logits.shape[1])
+        if self._pieces is not None:
+            # Anew, for the forward above may have written into x.
+            self._probe_pieces(torch.randn(x.shape, generator=rng.torch()), logits, clobbers)
+        self._clobbers = frozenset(clobbers)
+        self.random = self._draws(x)
+
+    def _probe_pieces(self, x: Tensor, logits: Tensor, clobbers: set[str]) -> None:
+        pieces = self._cuts()
+        value = x
+        for which, piece in (
+            ("extract", pieces.extract),
+            ("intermediate", pieces.intermediate),
+            ("classify", pieces.classify),
+        ):
+            if piece is None:
+                continue
+            if which == "classify":
+                self._rep_dim = self._width(value)
+            given = value.clone()  # a copy: a piece may return its input, or write into it
+            before = given._version
+            value = piece.run(self._module, given)
+            if given._version != before:
+                clobbers.add(which)
+            if which == "extract":
+                self._s_in_shape = self._shape_at_cut(value)
+        if not torch.allclose(value, logits, rtol=0, atol=0, equal_nan=True):
+            raise ModelError(
+                f"model {self.name!r} cannot be cut there: its pieces in a row differ from its forward; does the "
+                "forward write into tensors in place, or use randomness in eval mode?"
+            )
+
+    def _shape_at_cut(self, s_in: object) -> tuple[int, ...]:
+        if not isinstance(s_in, Tensor) or s_in.dim() < 1 or s_in.shape[0] != 2:
+            got = tuple(s_in.shape) if isinstance(s_in, Tensor) else type(s_in).__name__
+            raise ModelError(
+                f"model {self.name!r}: the extractor's output is {got} for 2 samples, expected one tensor (2, ...); "
+                "name a submodule that returns one"
+            )
+        return tuple(s_in.shape[1:])
+
+    def _width(self, r: object) -> int:
+        if not isinstance(r, Tensor) or r.dim() != 2 or r.shape[0] != 2:
+            got = tuple(r.shape) if isinstance(r, Tensor) else type(r).__name__
+            raise ModelError(
+                f"model {self.name!r}: the representation, the classifier's input, is {got} for 2 samples, expected "
+                "(2, rep_dim); flatten it before the classifier, or name the submodule that follows the flattening"
+            )
+        return int(r.shape[1])
+
+    def _draws(self, x: Tensor) -> bool:
+        """Whether a training forward moves torch's generator: exact, whatever way the numbers are drawn."""
+        self._module.train()
+        before_places = [owner[local] for owner, local, _ in self._slots]
+        try:
+            with self._probe_rng().fork():
+                before = torch.get_rng_state()
+                self._module(x)
+                moved = not torch.equal(before, torch.get_rng_state())
+        except Exception:  # two samples may be too few for its training mode: believe its layers
+            moved = any(
+                isinstance(child, nn.RReLU) or getattr(child, "p", 0) or getattr(child, "dropout", 0)
+                for child in self._module.modules()
+            )
+        finally:
+            self._module.eval()
+        for (owner, local, full), old in zip(self._slots, before_places, strict=True):
+            if owner[local] is not old:
+                raise ModelError(
+                    f"model {self.name!r} replaces {full!r} during its forward, so the change would be lost; write "
+                    "into it instead: self.buffer.copy_(value)"
+                )
+        return moved
+
+
+def keep_statistics(model: SplitModel, params: Params) -> dict[str, Tensor]:
+    """The same parameters with copies of the buffers.
+
+    A training forward on the result moves BatchNorm's statistics in the copies, not in ``params``.
+    """
+    return {name: tensor.clone() if name in model.buffer_names else tensor for name, tensor in params.items()}
+
+
+def check_cuts_fit(
+    models: Mapping[str, SplitModel],
+    *,
+    extractor: bool = True,
+    representation: bool = True,
+    classifier: bool = True,
+) -> None:
+    """Raise unless features of one model fit into the others.
+
+    Args:
+        models: by the name that a message shall use.
+        extractor: the extractors' outputs must have one shape per sample.
+        representation: the representations must have one width.
+        classifier: the classifiers must have the same parameters and buffers, of the same shapes.
+
+    Raises:
+        ModelError: naming both models and both shapes.
+    """
+    names = list(models)
+    for other in names[1:]:
+        first, a, b = names[0], models[names[0]], models[other]
+        if extractor:
+            _same("extractor output per sample", first, a.s_in_shape, other, b.s_in_shape)
+        if representation:
+            _same("representation width", first, a.rep_dim, other, b.rep_dim)
+        if classifier:
+            _same("classifier", first, _classifier_shapes(a), other, _classifier_shapes(b))
+
+
+def _classifier_shapes(model: SplitModel) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(model.shapes[name]) for name in sorted(model.classifier_names)}
+
+
+def _same(what: str, first: str, a: object, second: str, b: object) -> None:
+    if a != b:
+        raise ModelError(
+            f"models {first!r} and {second!r} do not fit: {what} is {a} in {first!r} but {b} in {second!r}; choose "
+            "models, or cuts, where they are equal"
+        )
+
+
+def _places(
+    module: nn.Module,
+) -> Iterator[tuple[dict[str, Tensor | None], str, str, Tensor, str]]:
+    """Each place of each parameter and buffer: (owner's dict, local name, full name, tensor, name of the place).
+
+    A tensor in several places, such as a tied weight, has the full name of its first.
+    """
+    first: dict[int, str] = {}
+    for path, child in module.named_modules():
+        for owner in (child._parameters, child._buffers):
+            for local, tensor in owner.items():
+                if tensor is not None:
+                    alias = f"{path}.{local}" if path else local
+                    yield owner, local, first.setdefault(id(tensor), alias), tensor, alias
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(map(repr, names[:3])) + more

@@ -1,0 +1,264 @@
+"""Cutting a forward pass into pieces, without rewriting it.
+
+The module is traced symbolically; a piece of the graph is turned back into Python source and run with the module
+itself as ``self``. So a piece holds no weights: it reads whatever is bound to the module at the time of the call.
+Only the modules that contain a cut are looked into. All others stay one call, whatever their own code does.
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from polyfed.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a forward pass.
+
+    Args:
+        run: ``run(module, value)``, the value at the start of the piece -> the value at its end.
+        targets: dotted names of the submodules, parameters and buffers that the piece uses.
+        source: the code of ``run``, to compare pieces and to read.
+    """
+
+    run: Callable[[nn.Module, Tensor], Tensor]
+    targets: frozenset[str]
+    source: str
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """A forward pass as ``classify(intermediate(extract(x)))``; without an extractor, ``extract`` is None."""
+
+    extract: Piece | None
+    intermediate: Piece
+    classify: Piece
+
+
+def find_submodule(module: nn.Module, name: str, role: str, model: str) -> str:
+    """The name under which the traced graph knows the submodule ``name``.
+
+    Raises:
+        ModelError: the module has no such submodule; the message names the nearest ones.
+    """
+    known = {path: child for path, child in module.named_modules(remove_duplicate=False) if path}
+    if name not in known:
+        near = get_close_matches(name, known, n=3, cutoff=0.4) or list(known)[:8]
+        raise ModelError(
+            f"model {model!r} has no submodule {name!r} to be its {role}; "
+            f"{'nearest' if near else 'it has no submodules at all'}: {', '.join(map(repr, near))}"
+        )
+    wanted = known[name]
+    return next(path for path, child in known.items() if child is wanted)
+
+
+def cut(module: nn.Module, *, classifier: str, extractor: str | None, model: str) -> Pieces:
+    """Cut the forward pass of ``module``, in the mode (train or eval) it is in.
+
+    Args:
+        module: its parameters are untouched.
+        classifier: the first submodule of the classifier; the cut is at its input.
+        extractor: the last submodule of the extractor; the cut is at its output.
+        model: the model's name, for messages.
+
+    Raises:
+        ModelError: it cannot be traced, or a cut does not separate the input from the output.
+    """
+    if extractor is not None and _nested(classifier, extractor):
+        raise ModelError(
+            f"model {model!r}: the extractor {extractor!r} and the classifier {classifier!r} must be two separate "
+            "submodules, but one is or contains the other; name submodules that follow one another"
+        )
+    graph = _trace(module, [name for name in (classifier, extractor) if name is not None], model)
+    _refuse_lost_writes(graph, model)
+    start = next(node for node in graph.nodes if node.op == "placeholder")
+    end = next(node for node in graph.nodes if node.op == "output").args[0]
+    if not isinstance(end, fx.Node):
+        raise ModelError(
+            f"model {model!r} returns {type(end).__name__}, expected one tensor (B, L); return the logits only"
+        )
+    head = _only_call(graph, classifier, "classifier", model)
+    inputs = head.all_input_nodes
+    if len(inputs) != 1:
+        raise ModelError(
+            f"model {model!r}: the classifier {classifier!r} takes {len(inputs)} tensors "
+            f"({', '.join(map(_describe, inputs))}), expected one, the representation; "
+            "join them before the classifier, or name a later submodule"
+        )
+    r = inputs[0]
+    _must_separate(graph, start, r, end, f"the classifier cut (the input of {classifier!r})", model)
+    classify = _piece(graph, r, end)
+    if extractor is None:
+        return Pieces(None, _piece(graph, start, r), classify)
+    s_in = _only_call(graph, extractor, "extractor", model)
+    if s_in not in _needed(r, None):
+        after = r in _needed(s_in, None)
+        raise ModelError(
+            f"model {model!r}: the extractor {extractor!r} "
+            + ("comes after" if after else "does not lead to")
+            + f" the input of the classifier {classifier!r}; name an extractor that runs before it"
+        )
+    _must_separate(graph, start, s_in, r, f"the extractor cut (the output of {extractor!r})", model)
+    return Pieces(_piece(graph, start, s_in), _piece(graph, s_in, r), classify)
+
+
+class _AroundCuts(fx.Tracer):
+    """Looks into the modules that contain a cut; every other module is one call."""
+
+    # A buffer read by a traced forward must be looked up at each call, as parameters are, not baked in.
+    proxy_buffer_attributes = True
+
+    def __init__(self, cuts: list[str]) -> None:
+        super().__init__()
+        self._cuts = cuts
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return not any(name.startswith(f"{module_qualified_name}.") for name in self._cuts)
+
+
+def _trace(module: nn.Module, cuts: list[str], model: str) -> fx.Graph:
+    signature = inspect.signature(module.forward)
+    defaults = {
+        name: parameter.default
+        for name, parameter in signature.parameters.items()
+        if parameter.default is not inspect.Parameter.empty
+    }
+    # A first and only argument that has a default is still the input.
+    if len(defaults) == len(signature.parameters):
+        defaults.pop(next(iter(defaults)), None)
+    state = torch.get_rng_state()
+    try:
+        graph = _AroundCuts(cuts).trace(module, concrete_args=defaults or None)
+    except Exception as error:  # user code runs here: anything may come
+        raise ModelError(
+            f"model {model!r} cannot be cut at {', '.join(map(repr, cuts))}: its forward cannot be traced "
+            f"({type(error).__name__}: {error}); a forward that contains a cut may not branch on its data: move the "
+            "branching into a submodule that contains no cut, or do without a classifier cut"
+        ) from error
+    if not torch.equal(state, torch.get_rng_state()):
+        raise ModelError(
+            f"model {model!r} cannot be cut: its forward draws a random tensor that does not depend on the input, "
+            "which would be drawn once for ever; draw it in a submodule, or with torch.rand_like of an activation"
+        )
+    if not any(node.op == "placeholder" for node in graph.nodes):
+        raise ModelError(f"model {model!r}: its forward takes no input; expected forward(self, x)")
+    return graph
+
+
+def _nested(a: str, b: str) -> bool:
+    return a == b or a.startswith(f"{b}.") or b.startswith(f"{a}.")
+
+
+def _only_call(graph: fx.Graph, name: str, role: str, model: str) -> fx.Node:
+    calls = [node for node in graph.nodes if node.op == "call_module" and node.target == name]
+    if len(calls) != 1:
+        raise ModelError(
+            f"model {model!r}: its forward calls the {role} {name!r} {len(calls)} times, expected once; "
+            "name a submodule that is called exactly once, or give this use a submodule of its own"
+        )
+    return calls[0]
+
+
+def _needed(end: fx.Node, stop: fx.Node | None) -> set[fx.Node]:
+    """All nodes that ``end`` depends on, itself included, not looking behind ``stop``."""
+    seen: set[fx.Node] = set()
+    todo = [end]
+    while todo:
+        node = todo.pop()
+        if node not in seen:
+            seen.add(node)
+            if node is not stop:
+                todo.extend(node.all_input_nodes)
+    return seen
+
+
+def _depend_on(graph: fx.Graph, source: fx.Node) -> set[fx.Node]:
+    """``source`` and all nodes that depend on it."""
+    reached = {source}
+    for node in graph.nodes:  # in an order in which inputs come first
+        if any(value in reached for value in node.all_input_nodes):
+            reached.add(node)
+    return reached
+
+
+def _must_separate(
+    graph: fx.Graph, start: fx.Node, at: fx.Node, end: fx.Node, where: str, model: str
+) -> None:
+    """Raise unless every path from ``start`` to ``end`` passes through ``at``."""
+    needed = _needed(end, at)
+    if at not in needed:
+        raise ModelError(f"model {model!r}: the result does not depend on {where}; name another submodule")
+    if at is start or start not in needed:
+        return
+    behind, live = _depend_on(graph, at), _depend_on(graph, start)
+    crossing = [
+        node
+        for node in graph.nodes
+        if node in needed
+        and node in live
+        and node not in behind
+        and any(user in needed and user in behind for user in node.users)
+    ]
+    raise ModelError(
+        f"model {model!r} cannot be cut there: besides {where}, what follows also uses "
+        f"{', '.join(map(_describe, crossing))}; one tensor only may pass a cut: cut where the branches have "
+        "joined, or put them into one submodule"
+    )
+
+
+def _describe(node: fx.Node) -> str:
+    match node.op:
+        case "placeholder":
+            return f"the model's input {node.target!r}"
+        case "call_module":
+            return f"the output of {node.target!r}"
+        case "call_method":
+            return f"the result {node.name!r} of .{node.target}()"
+        case "call_function":
+            return f"the result {node.name!r} of {getattr(node.target, '__name__', node.target)}()"
+        case _:
+            return repr(node.name)
+
+
+def _refuse_lost_writes(graph: fx.Graph, model: str) -> None:
+    """A result that nobody uses would fall out of every piece; that is harmless unless it was a write."""
+    for node in graph.nodes:
+        if node.users or node.op not in ("call_method", "call_function"):
+            continue
+        name = str(node.target if node.op == "call_method" else getattr(node.target, "__name__", ""))
+        writes = (
+            node.target in (operator.setitem, setattr)
+            or (name.endswith("_") and not name.endswith("__"))
+            or node.kwargs.get("inplace") is True
+        )
+        if writes:
+            raise ModelError(
+                f"model {model!r} cannot be cut: its forward writes in place without using the result "
+                f"({_describe(node)}); write h = {name.rstrip('_')}(h) instead, or move it into a submodule"
+            )
+
+
+def _piece(graph: fx.Graph, start: fx.Node, end: fx.Node) -> Piece:
+    needed = _needed(end, start)
+    piece = fx.Graph()
+    copies = {start: piece.placeholder("value")}
+    targets: set[str] = set()
+    for node in graph.nodes:
+        if node in needed and node is not start:
+            copies[node] = piece.node_copy(node, copies.__getitem__)
+            if node.op in ("call_module", "get_attr"):
+                targets.add(str(node.target))
+    piece.output(copies[end])
+    code = piece.python_code("self")
+    scope: dict[str, Any] = dict(code.globals)
+    exec(compile(code.src, "<piece of a model>", "exec"), scope)
+    return Piece(scope["forward"], frozenset(targets), code.src)

@@ -1,0 +1,97 @@
+"""Builds the networks of the catalogue, and your own, as :class:`SplitModel`."""
+
+from __future__ import annotations
+
+from functools import lru_cache, partial
+from typing import Any
+
+from polyfed.errors import ModelError
+from polyfed.models import cnn, mlp, own, resnet
+from polyfed.models.catalogue import OPTIONS, ModelSpec, Option
+from polyfed.models.split import SplitModel
+
+
+def build(spec: ModelSpec | str, *, input_shape: tuple[int, ...], num_classes: int) -> SplitModel:
+    """The model that is asked for; equal requests get the same object.
+
+    Args:
+        spec: a name, a name with options, or a :class:`ModelSpec`.
+        input_shape: shape of one sample, ``(C, H, W)`` or ``(F,)``.
+        num_classes: number of logits.
+
+    Raises:
+        ModelError: unknown name or option, an input that is too small, or your own code fails.
+
+    Example:
+        >>> build("cnn5(rep_dim=100)", input_shape=(3, 32, 32), num_classes=10)
+        SplitModel('cnn5(rep_dim=100)', (3, 32, 32) -> 10, 465,658 parameters)
+    """
+    spec = ModelSpec.parse(spec)
+    spec.check()
+    options = {**({} if spec.own else OPTIONS[spec.name]), **dict(spec.options)}
+    # With the defaults filled in, "resnet18" and "resnet18(norm=batch)" are one model.
+    return _build(spec.name, tuple(sorted(options.items())), tuple(input_shape), num_classes)
+
+
+@lru_cache(maxsize=256)
+def projector(d_in: int, d_out: int, kind: str = "linear") -> SplitModel:
+    """A map from representations ``(B, d_in)`` to ``(B, d_out)``.
+
+    Args:
+        d_in: width of the input.
+        d_out: width of the output.
+        kind: "linear": one layer with bias; "mlp": two layers with a ReLU between them, ``d_out`` wide.
+    """
+    if kind not in ("linear", "mlp"):
+        raise ModelError(f"unknown kind of projector {kind!r}; expected linear or mlp")
+    return SplitModel(
+        f"projector({d_in}, {d_out}, {kind})",
+        partial(mlp.Projector, d_in, d_out, kind=kind),
+        input_shape=(d_in,),
+        classifier=None,
+        signature=("projector", d_in, d_out, kind),
+    )
+
+
+@lru_cache(maxsize=256)
+def _build(
+    name: str, options: tuple[tuple[str, Option], ...], input_shape: tuple[int, ...], num_classes: int
+) -> SplitModel:
+    # Any: the catalogue has checked the options' types.
+    given: dict[str, Any] = dict(options)
+    classifier: str | None
+    extractor: str | None
+    if ":" in name:
+        classifier, extractor = given.pop("classifier", None), given.pop("extractor", None)
+        factory = own.load(name, given, input_shape=input_shape, num_classes=num_classes)
+    elif name in cnn.SIZES:
+        channels2, width1 = cnn.SIZES[name]
+        factory = partial(
+            cnn.CNN, input_shape, channels2=channels2, width1=width1, num_classes=num_classes, **given
+        )
+        classifier, extractor = "fc3", "pool2"
+    elif name in resnet.SIZES:
+        stem, blocks = resnet.SIZES[name]
+        classifier, extractor = "fc", resnet.extractor(stem, given.pop("cut"))
+        factory = partial(
+            resnet.ResNet, input_shape, stem=stem, blocks=blocks, num_classes=num_classes, **given
+        )
+    else:
+        hidden = given["hidden"]
+        factory = partial(mlp.MLP, input_shape, hidden=hidden, num_classes=num_classes)
+        classifier, extractor = f"fc{len(hidden) + 1}", "act1" if hidden else None
+    shown = tuple((key, value) for key, value in options if OPTIONS.get(name, {}).get(key, ...) != value)
+    model = SplitModel(
+        str(ModelSpec(name, shown)),
+        factory,
+        input_shape=input_shape,
+        classifier=classifier,
+        extractor=extractor,
+        signature=(name, options, input_shape, num_classes),
+    )
+    if model.num_classes != num_classes:
+        raise ModelError(
+            f"model {model.name!r} returns {model.num_classes} columns, expected {num_classes}, one per class; "
+            "give its constructor an argument num_classes, or the option that sets its width"
+        )
+    return model
