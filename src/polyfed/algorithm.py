@@ -1,0 +1,122 @@
+"""What an algorithm is: two coroutines, their states and messages, and how its models predict."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from polyfed.compute import ClientInfo, Cohort, LocalClient, Nets, Steps
+from polyfed.errors import ModelError
+from polyfed.message import Message, Nothing, State
+from polyfed.models.catalogue import ModelSpec
+from polyfed.models.split import SplitModel
+from polyfed.models.zoo import build
+from polyfed.rng import Rng
+from polyfed.typing import Parts
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every party knows of the training.
+
+    Args:
+        input_shape: of one example, such as (3, 32, 32).
+        num_classes: L.
+        num_clients: N.
+        rounds: T.
+        architectures: the clients' networks, where they are public; empty where they are private.
+        capacities: the capacities that occur, descending.
+    """
+
+    input_shape: tuple[int, ...]
+    num_classes: int
+    num_clients: int = 1
+    rounds: int = 1
+    architectures: tuple[ModelSpec, ...] = ()
+    capacities: tuple[float, ...] = (1.0,)
+
+    def build(self, spec: ModelSpec | str) -> SplitModel:
+        """The network called ``spec``, for this input and these classes."""
+        return build(spec, input_shape=self.input_shape, num_classes=self.num_classes)
+
+    def family(self) -> dict[str, SplitModel]:
+        """The clients' networks by name."""
+        return {str(spec): self.build(spec) for spec in self.architectures}
+
+    def common(self, algorithm: str) -> SplitModel:
+        """The one network of all clients.
+
+        Raises:
+            ModelError: the clients' networks differ, or are private.
+        """
+        if len(self.architectures) != 1:
+            got = ", ".join(map(str, self.architectures)) or "private networks"
+            raise ModelError(f"{algorithm} needs one architecture for all clients; clients.models gives {got}")
+        return self.build(self.architectures[0])
+
+
+class Algorithm(ABC):
+    """A way to train together. A frozen dataclass of hyper-parameters; all state is in the values it returns.
+
+    A subclass states its equations, its source, and every difference from the paper and from released code. It
+    declares its messages as nested `Message` classes and what server and clients keep as `State` classes.
+    """
+
+    #: Lower-case name for configuration and results.
+    name: ClassVar[str]
+    #: One line for `polyfed list algorithms`.
+    summary: ClassVar[str]
+    #: The message classes that may travel.
+    messages: ClassVar[tuple[type[Message], ...]] = ()
+    #: The state classes that may be checkpointed.
+    states: ClassVar[tuple[type[State], ...]] = ()
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        nested = [value for value in vars(cls).values() if isinstance(value, type)]
+        cls.messages += tuple(value for value in nested if issubclass(value, Message))
+        cls.states += tuple(value for value in nested if issubclass(value, State))
+        cls.states = tuple(dict.fromkeys((*cls.states, Nothing)))
+
+    def check(self, task: Task) -> None:  # noqa: B027 - no requirement is the usual case
+        """Raise ModelError where these networks or capacities cannot be trained this way."""
+
+    def models(self, task: Task, own: SplitModel) -> Mapping[str, SplitModel]:
+        """The networks that a client's parts run on; ``own`` is its private one."""
+        return {"model": own}
+
+    @abstractmethod
+    def init_server(self, task: Task, rng: Rng) -> State:
+        """The server's state before round 1."""
+
+    def init_client(self, client: LocalClient) -> State:
+        """A client's private state before it first trains."""
+        return Nothing()
+
+    @abstractmethod
+    def server_round(self, server: Any, cohort: Cohort) -> Steps[State]:
+        """One round at the server: usually broadcast, `exchange`, aggregate. Returns the new state."""
+
+    @abstractmethod
+    def client_round(self, private: Any, msg: Any, client: LocalClient) -> Steps[tuple[State, Message | None]]:
+        """One round at a client. Returns what it keeps, first, and what it sends; None sends nothing."""
+
+    @abstractmethod
+    def broadcast(self, server: Any, client: ClientInfo) -> Message | None:
+        """What a client receives in order to predict after this round; None if it needs nothing."""
+
+    @abstractmethod
+    def parts(self, private: Any, msg: Any, client: LocalClient) -> Parts:
+        """What a client predicts with: its private state put together with what it received."""
+
+    def predict(self, nets: Nets, x: Tensor) -> Mapping[str, Tensor]:
+        """Logits (B, L) of each predictor by name; the first is the default, the headline accuracy."""
+        return {"model": nets["model"](x)}
+
+    def global_nets(self, server: Any, task: Task) -> Mapping[str, Nets]:
+        """Models that the server can make by itself, by name, to be tested on all clients' test data."""
+        return {}

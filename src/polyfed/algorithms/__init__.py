@@ -1,0 +1,1 @@
+"""One readable file per algorithm. None imports another; `polyfed.algorithms.catalogue` lists them by name."""

@@ -1,0 +1,160 @@
+"""FedMRL: a small shared model beside every private one, learnt at two nested granularities.
+
+    L. Yi, H. Yu, C. Ren, G. Wang, X. Liu, X. Li: Federated Model Heterogeneous Matryoshka Representation Learning.
+    NeurIPS 2024. https://arxiv.org/abs/2406.00488, Algorithm 1. Equation numbers below are the paper's.
+
+Client k keeps a private model F_k of any architecture and a private projector P_k; all share one small auxiliary
+model G, and only G travels. The representations of both are fused by P_k into d2 numbers; G's header classifies the
+first d1 of them, F_k's header all d2. One backward pass of the summed losses trains all three.
+
+Differences from the paper: none known. From LipingYi/FedMRL@8b90f41: docs/algorithms/fedmrl.md.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from polyfed import tree
+from polyfed.aggregate import weighted_mean
+from polyfed.algorithm import Algorithm, Task
+from polyfed.compute import Batch, ClientInfo, Cohort, LocalClient, Nets, Steps, exchange, fit
+from polyfed.errors import ModelError
+from polyfed.losses import cross_entropy
+from polyfed.message import Message, State
+from polyfed.models.catalogue import ModelSpec
+from polyfed.models.split import SplitModel
+from polyfed.models.zoo import projector
+from polyfed.rng import Rng
+from polyfed.typing import Params, Parts
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedMRL(Algorithm):
+    """Hyper-parameters of FedMRL.
+
+    Args:
+        auxiliary: the architecture of G, the same for every client.
+        rep_dim: d1, the width of G's representation; at most d2, that of every private model.
+        weights: m_G and m_F, of the coarse and the fine loss.
+        lr_auxiliary: learning rate of G; ``train.lr`` if not given. Likewise ``lr_private`` and ``lr_projector``.
+        lr_private: of F_k.
+        lr_projector: of P_k.
+        projector: one linear layer, or ``"mlp"``, two with a ReLU between.
+        mrl: false is the paper's ablation: no slice, no coarse loss, and G's header neither learns nor travels.
+        share: false is the local-only control: the same three modules, and nothing travels.
+    """
+
+    name = "fedmrl"
+    summary = "a small shared model beside each private one"
+
+    auxiliary: str = "cnn5"
+    rep_dim: int = 100
+    weights: tuple[float, float] = (1.0, 1.0)
+    lr_auxiliary: float | None = None
+    lr_private: float | None = None
+    lr_projector: float | None = None
+    projector: Literal["linear", "mlp"] = "linear"
+    mrl: bool = True
+    share: bool = True
+
+    class Server(State):
+        """The auxiliary model, as much of it as travels."""
+
+        G: Params
+
+    class Private(State):
+        """A client's model and projector, and what of G does not travel (nothing, by default)."""
+
+        F: Params
+        P: Params
+        G: Params
+
+    class Broadcast(Message):
+        """The auxiliary model."""
+
+        G: Params
+
+    class Upload(Message):
+        """The auxiliary model as this client trained it, and n_k."""
+
+        G: Params
+        num_examples: int
+
+    def models(self, task: Task, own: SplitModel) -> Mapping[str, SplitModel]:
+        """G, the client's F, and P: (d1 + d2) -> d2."""
+        G, d2 = self._auxiliary(task), own.rep_dim
+        if G.rep_dim > d2:
+            raise ModelError(
+                f"fedmrl: algorithm.rep_dim (d1) is {G.rep_dim}, but {own.name} represents an example by d2 = {d2} "
+                f"numbers; d1 must not exceed d2: set algorithm.rep_dim <= {d2}"
+            )
+        return {"G": G, "F": own, "P": projector(G.rep_dim + d2, d2, self.projector)}
+
+    def _auxiliary(self, task: Task) -> SplitModel:
+        return task.build(ModelSpec.parse({"name": self.auxiliary, "rep_dim": self.rep_dim}))
+
+    def init_server(self, task: Task, rng: Rng) -> Server:
+        """theta^0."""
+        G = self._auxiliary(task)
+        params = G.init(rng.at("G"))
+        return self.Server({} if not self.share else params if self.mrl else tree.drop(params, G.classifier_names))
+
+    def init_client(self, client: LocalClient) -> Private:
+        """A client's own draws; what arrives as G later takes the place of this one."""
+        return self.Private(**{part: client.models[part].init(client.rng.at(part)) for part in ("F", "P", "G")})
+
+    def server_round(self, server: Server, cohort: Cohort) -> Steps[State]:
+        """Broadcast theta^(t-1), then theta^t = sum_k (n_k / n) theta_k^t over the clients of the round."""
+        replies = yield from exchange(cohort, lambda client: self.broadcast(server, client))
+        if not self.share:
+            return server
+        return self.Server(weighted_mean(replies.all("G"), replies.all("num_examples")))
+
+    def client_round(
+        self, private: Private, msg: Broadcast | None, client: LocalClient
+    ) -> Steps[tuple[State, Message | None]]:
+        """Train G, F_k and P_k together; keep F_k and P_k, send G."""
+        rates = {"G": self.lr_auxiliary, "F": self.lr_private, "P": self.lr_projector}
+        lr = {part: rate for part, rate in rates.items() if rate is not None}
+        fitted = yield from fit(client, self.parts(private, msg, client), loss=self.loss, lr=lr)
+        F, P, G = (fitted.parts[part] for part in ("F", "P", "G"))
+        if msg is None:
+            return self.Private(F, P, G), None
+        return self.Private(F, P, tree.drop(G, msg.G)), self.Upload(tree.pick(G, msg.G), len(client.train))
+
+    def fuse(self, nets: Nets, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Both representations and their fusion."""
+        small = nets["G"].represent(x)  # (B, d1)
+        large = nets["F"].represent(x)  # (B, d2)
+        R = torch.cat([small, large], dim=1)  # (B, d1 + d2)                                     Eq. 3
+        return small, large, nets["P"](R)  # (B, d2)                                             Eq. 4
+
+    def loss(self, nets: Nets, batch: Batch) -> Tensor:
+        """m_G * CE(coarse) + m_F * CE(fine)."""
+        x, y = batch
+        small, _, fused = self.fuse(nets, x)
+        fine = cross_entropy(nets["F"].classify(fused), y)  # R_hi = all d2                      Eq. 5, 7, 8
+        if not self.mrl:
+            return fine
+        coarse = cross_entropy(nets["G"].classify(fused[:, : small.shape[1]]), y)  # R_lo        Eq. 5, 6, 8
+        return self.weights[0] * coarse + self.weights[1] * fine  #                              Eq. 9
+
+    def predict(self, nets: Nets, x: Tensor) -> Mapping[str, Tensor]:
+        """The paper's four inference modes (appendix C.3); the single ones bypass the projector."""
+        small, large, fused = self.fuse(nets, x)
+        modes = {"mix-large": nets["F"].classify(fused), "single-large": nets["F"].classify(large)}
+        if self.mrl:
+            modes["mix-small"] = nets["G"].classify(fused[:, : small.shape[1]])
+            modes["single-small"] = nets["G"].classify(small)
+        return modes
+
+    def broadcast(self, server: Server, client: ClientInfo) -> Broadcast | None:
+        """G, to train or to predict with."""
+        return self.Broadcast(server.G) if self.share else None
+
+    def parts(self, private: Private, msg: Broadcast | None, client: LocalClient) -> Parts:
+        """G as received, with the client's own F and P."""
+        return {"G": {**private.G, **(msg.G if msg else {})}, "F": private.F, "P": private.P}

@@ -1,0 +1,165 @@
+"""FIARSE: every client trains the submodel of the largest weights that its capacity allows, chosen anew each round.
+
+    F. Wu, X. Wang, Y. Wang, T. Liu, L. Su, J. Gao: FIARSE: Model-Heterogeneous Federated Learning via
+    Importance-Aware Submodel Extraction. NeurIPS 2024. https://arxiv.org/abs/2407.19389, Algorithm 1.
+
+A weight's magnitude is its importance: client i holds M_i(x) = 1[|x| >= theta_i], the gamma_i * d largest weights of
+the one global model x. Local steps keep theta_i fixed, recompute the mask from the current weights, and use a
+threshold-controlled gradient (Eq. 3). The server averages each coordinate over the clients whose mask holds it.
+
+Weights and biases of convolutions and linear layers are masked; normalisation layers are held whole by all. The paper
+calls capacity a FLOPs ratio; its code, and this file, use the fraction of masked weights. docs/algorithms/fiarse.md.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from polyfed import tree
+from polyfed.aggregate import coverage_mean
+from polyfed.algorithm import Algorithm, Task
+from polyfed.compute import Batch, ClientInfo, Cohort, Grad, LocalClient, Net, Nets, Steps, exchange, fit
+from polyfed.losses import cross_entropy
+from polyfed.message import Message, Nothing, State
+from polyfed.models.split import SplitModel
+from polyfed.rng import Rng
+from polyfed.submodel import Sparse, above, kept, spread, top_k_threshold
+from polyfed.typing import Params, Parts
+
+
+@dataclass(frozen=True, kw_only=True)
+class FIARSE(Algorithm):
+    """Hyper-parameters of FIARSE.
+
+    Args:
+        gate: ``"biased"``, the paper's gradient (Eq. 3); ``"released"``, what the released code computes, where the
+            bias factor never runs; ``"frozen"``, the mask of the round's start kept throughout (pruning-greedy).
+        scope: where the weights compete: ``"model"``, all together, or ``"layer"``, within each tensor.
+        server_lr: eta_s.
+        unseen_sizes: capacities that no client has, to test the global model at.
+    """
+
+    name = "fiarse"
+    summary = "each client trains the largest weights that its capacity allows"
+
+    gate: Literal["biased", "released", "frozen"] = "biased"
+    scope: Literal["model", "layer"] = "model"
+    server_lr: float = 1.0
+    unseen_sizes: tuple[float, ...] = (0.5, 0.125, 0.03125)
+
+    class Server(State):
+        """The global model x; and the names of its masked tensors, as the server has no network at hand."""
+
+        model: Params
+        masked: tuple[str, ...]
+
+    class Broadcast(Message):
+        """x * M_i(x) and theta_i: one number, or one per masked tensor when the scope is the layer."""
+
+        submodel: Sparse
+        threshold: tuple[float, ...]
+
+    class Upload(Message):
+        """x_K - x_0, the kept values only: the server knows the mask."""
+
+        delta: Params
+
+    def check(self, task: Task) -> None:
+        """One architecture for all clients."""
+        task.common(self.name)
+
+    def init_server(self, task: Task, rng: Rng) -> Server:
+        """x_0."""
+        model = task.common(self.name)
+        params = model.init(rng.at("model"))
+        masked = model.parameter_names - model.norm_names
+        return self.Server(params, tuple(name for name in params if name in masked))
+
+    def threshold(self, server: Server, capacity: float) -> tuple[float, ...]:
+        """theta_i = TopK of |x| at a capacity (line 3 of Algorithm 1)."""
+        weights = {name: server.model[name] for name in server.masked}
+        if self.scope == "layer":
+            return tuple(top_k_threshold({name: value}, capacity) for name, value in weights.items())
+        return (top_k_threshold(weights, capacity),)
+
+    def server_round(self, server: Server, cohort: Cohort) -> Steps[State]:
+        """Extract a submodel for each capacity, exchange, and average per coordinate by mask counts."""
+        down = {client.capacity: self.broadcast(server, client) for client in cohort}
+        mask = {capacity: self.mask(server, msg.threshold) for capacity, msg in down.items()}
+        replies = yield from exchange(cohort, lambda client: down[client.capacity])
+        masks = [mask[reply.client.capacity] for reply in replies]
+        deltas = [spread(reply.message.delta, m) for reply, m in zip(replies, masks, strict=True)]
+        step = coverage_mean(deltas, masks)  # 0 where nobody holds the weight                  line 13
+        trained = tree.pick(step, server.masked)
+        others = tree.add(server.model, tree.drop(step, server.masked))  # norm layers: held, and averaged, by all
+        return self.Server(tree.add(others, trained, scale=self.server_lr), server.masked)
+
+    def broadcast(self, server: Server, client: ClientInfo) -> Broadcast:
+        """The submodel of the client's size."""
+        threshold = self.threshold(server, client.capacity)
+        return self.Broadcast(Sparse.take(server.model, self.mask(server, threshold)), threshold)
+
+    def mask(self, server: Server, threshold: tuple[float, ...]) -> dict[str, Tensor]:
+        """M_i(x) = 1[|x| >= theta_i]."""
+        return above(server.model, by_name(server.masked, threshold))
+
+    def client_round(self, private: Nothing, msg: Broadcast, client: LocalClient) -> Steps[tuple[State, Message]]:
+        """K steps of the threshold-controlled gradient; the difference goes back."""
+        parts = self.parts(private, msg, client)
+        mask = msg.submodel.mask()
+        frozen = {"gate": parts["gate"], "mask": mask}
+        fitted = yield from fit(client, {"model": parts["model"]}, gradient=self.gradient, frozen=frozen)
+        delta = tree.sub(fitted.parts["model"], parts["model"])  # lines 10-11, with the opposite sign
+        return private, self.Upload(kept(delta, mask))
+
+    def gradient(self, grad: Grad, nets: Nets, batch: Batch, due: bool) -> Parts:
+        """g(x) = dF/dw * M(x) * (1 + 2 |x| theta / (|x| + theta)^2) at w = x * M(x).                Eq. 3."""
+        x, theta, held = nets["model"].params, nets["gate"].params, nets["mask"].params
+        M = held if self.gate == "frozen" else {name: x[name].abs() >= theta[name] for name in held}
+        w = {name: value * M[name] if name in M else value for name, value in x.items()}
+        g = grad(self.loss, model=w)["model"]
+        bias = self.gate == "biased"
+        return {"model": {n: v * M[n] * factor(x[n], theta[n], bias) if n in M else v for n, v in g.items()}}
+
+    def loss(self, nets: Nets, batch: Batch) -> Tensor:
+        """Cross-entropy of the submodel."""
+        x, y = batch
+        return cross_entropy(nets["model"](x), y)
+
+    def parts(self, private: Nothing, msg: Broadcast, client: LocalClient) -> Parts:
+        """The submodel at full shape, and its thresholds."""
+        like = next(iter(msg.submodel.values.values()))
+        theta = by_name(msg.submodel.masked, msg.threshold)
+        gate = {name: torch.tensor(value, dtype=like.dtype) for name, value in theta.items()}
+        return {"model": msg.submodel.dense(), "gate": gate}
+
+    def predict(self, nets: Nets, x: Tensor) -> Mapping[str, Tensor]:
+        """The submodel's logits; weights that fell below the threshold while training do not take part."""
+        params, gate = nets["model"].params, nets["gate"].params
+        w = {n: v * (v.abs() >= gate[n]) if n in gate else v for n, v in params.items()}
+        return {"submodel": Net(nets["model"].model, w)(x)}
+
+    def global_nets(self, server: Server, task: Task) -> Mapping[str, Nets]:
+        """The submodel of every size that clients have, and of sizes that none has."""
+        sizes = sorted({*task.capacities, *self.unseen_sizes}, reverse=True)
+        return {f"size {size:g}": self._net(server, task.common(self.name), size) for size in sizes}
+
+    def _net(self, server: Server, model: SplitModel, size: float) -> Nets:
+        theta = by_name(server.masked, self.threshold(server, size))
+        gate = {name: torch.tensor(value, dtype=server.model[name].dtype) for name, value in theta.items()}
+        return {"model": Net(model, server.model), "gate": Net(None, gate)}
+
+
+def by_name(masked: tuple[str, ...], threshold: tuple[float, ...]) -> dict[str, float]:
+    """The threshold of each masked tensor."""
+    return dict(zip(masked, threshold if len(threshold) > 1 else threshold * len(masked), strict=True))
+
+
+def factor(x: Tensor, theta: Tensor, bias: bool) -> Tensor | float:
+    """1 + 2 |x| theta / (|x| + theta)^2: 1.5 at |x| = theta, towards 1 far above it; 1 where theta = 0."""
+    if not bias:
+        return 1.0
+    return 1.0 + 2.0 * x.abs() * theta / (x.abs() + theta).square().clamp_min(torch.finfo(x.dtype).tiny)

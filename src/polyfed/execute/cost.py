@@ -1,0 +1,125 @@
+"""What a step costs: floating-point operations, counted, and tensor memory, measured; once per kind of step.
+
+The counter runs one step of its own on copies, under torch's FLOP counter and a mode that follows every storage from
+its first use to its release. Both drivers ask the same counter, so they report the same numbers. A step's operations
+are affine in its batch size, so two sizes tell them for all.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from polyfed.compute import Batch, Fit
+from polyfed.execute.fitting import Local
+from polyfed.execute.place import Place
+
+
+class PeakMemory(TorchDispatchMode):
+    """Follows the bytes of all tensor storages made or used inside the block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._known: set[int] = set()
+
+    def follow(self, value: Any) -> None:
+        """Count the storage of a tensor until it is released."""
+        if not isinstance(value, Tensor):
+            return
+        storage = value.untyped_storage()
+        key = storage._cdata  # pyright: ignore[reportPrivateUsage]  # the only identity a storage has
+        if key in self._known:
+            return
+        self._known.add(key)
+        self.live += storage.nbytes()
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._release, key, storage.nbytes())
+
+    def _release(self, key: int, nbytes: int) -> None:
+        self._known.discard(key)
+        self.live -= nbytes
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in (*args, *(result if isinstance(result, tuple | list) else (result,))):
+            self.follow(value)
+        return result
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """FLOPs of a step with B examples are ``fixed + per_example * B``; peak bytes as measured at the first B seen."""
+
+    fixed: float
+    per_example: float
+    peak_bytes: int
+
+    def flops(self, examples: int) -> int:
+        """FLOPs of one step with that many examples."""
+        return round(self.fixed + self.per_example * examples)
+
+
+def _affine(count: Callable[[int], int], examples: int) -> tuple[float, float]:
+    """Offset and slope of ``count`` from its values at ``examples`` and at half as many."""
+    low = max(1, examples // 2) if examples > 1 else 2
+    high_flops, low_flops = count(examples), count(low)
+    slope = (high_flops - low_flops) / (examples - low)
+    return high_flops - slope * examples, slope
+
+
+@dataclass
+class CostCounter:
+    """Remembers what each kind of step costs."""
+
+    place: Place
+    known: dict[object, StepCost] = field(default_factory=dict[object, StepCost])
+
+    def step(self, key: object, fit: Fit, examples: int, due: bool) -> StepCost:
+        """The cost of a training step: forward, backward and the optimizer's update, at that batch size."""
+        key = (key, due)
+        if key not in self.known:
+            with fit.client.rng.at("cost").fork():  # dropout in this step must not move anyone's stream
+                for model in fit.client.models.values():
+                    model.train(True)
+                fixed, slope = _affine(lambda n: self._flops(fit, n, due), examples)
+                self.known[key] = StepCost(fixed, slope, self._peak(fit, examples, due))
+        return self.known[key]
+
+    def _batch(self, fit: Fit, examples: int) -> Batch:
+        rows = torch.arange(examples) % len(fit.client.train)
+        return fit.client.train.batch(rows, dtype=self.place.dtype, device=self.place.device)
+
+    def _flops(self, fit: Fit, examples: int, due: bool) -> int:
+        local, batch = Local(fit, self.place), self._batch(fit, examples)
+        with FlopCounterMode(display=False) as counter:
+            local.step(batch, due)
+        return counter.get_total_flops()
+
+    def _peak(self, fit: Fit, examples: int, due: bool) -> int:
+        batch = self._batch(fit, examples)
+        local = Local(fit, self.place)
+        with PeakMemory() as memory:
+            for tensor in (*batch, *(leaf for params in local.parts.values() for leaf in params.values())):
+                memory.follow(tensor)
+            local.step(batch, due)
+        return memory.peak
+
+    def forward(self, key: object, run: Callable[[Tensor], Mapping[str, Tensor]], x: Tensor) -> StepCost:
+        """The FLOPs of a forward pass."""
+        if key not in self.known:
+
+            def count(examples: int) -> int:
+                with FlopCounterMode(display=False) as counter:
+                    run(x[torch.arange(examples, device=x.device) % len(x)])
+                return counter.get_total_flops()
+
+            self.known[key] = StepCost(*_affine(count, len(x)), peak_bytes=0)
+        return self.known[key]

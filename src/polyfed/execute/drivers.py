@@ -1,0 +1,200 @@
+"""The drivers of one machine: `Sequential`, the definition of correct, and `Batched`, many clients at once."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from polyfed.compute import Fit, Fitted, Reduce, Steps, drive, finished
+from polyfed.execute.cost import CostCounter
+from polyfed.execute.fitting import run_fit, run_reduce
+from polyfed.execute.place import Place
+from polyfed.execute.stacked import run_stacked, signature, why_not
+from polyfed.message import Message, State
+from polyfed.typing import ClientId, Parts
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Work:
+    """What one client's round cost, and what it ended with.
+
+    Args:
+        flops: counted, forward and backward.
+        seconds: of computing; where clients were stacked, an equal share of the group's.
+        peak_bytes: largest sum of live tensors in one step.
+        steps: optimizer steps.
+        loss: mean training loss of the last fit.
+        parts: everything the last fit ended with, frozen parts included.
+    """
+
+    flops: int = 0
+    seconds: float = 0.0
+    peak_bytes: int = 0
+    steps: int = 0
+    loss: float | None = None
+    parts: Parts = field(default_factory=dict[str, Any])
+
+
+#: A client's coroutine, by client.
+Calls = Mapping[ClientId, Steps[tuple[State, Message | None]]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a client keeps, what it sends, and what that cost."""
+
+    private: State
+    upload: Message | None
+    work: Work
+
+
+class Driver(Protocol):
+    """Runs the coroutines of a cohort."""
+
+    def play(self, calls: Calls) -> dict[ClientId, Outcome]:
+        """Run each to its end, in order of client id."""
+        ...
+
+    def perform(self, request: Any) -> Any:
+        """Do one request of the server itself."""
+        ...
+
+
+class Sequential:
+    """One client after another, in this process: small, plain, and bitwise reproducible on a CPU."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.costs = CostCounter(place)
+        #: How many fits took which path: ``{"sequential": 12}``.
+        self.paths = Counter[str]()
+
+    def play(self, calls: Calls) -> dict[ClientId, Outcome]:
+        """Run each client's coroutine to its end, in order of client id."""
+        out: dict[ClientId, Outcome] = {}
+        for client in sorted(calls):
+            work = Work()
+            private, upload = drive(calls[client], lambda request, work=work: self._perform(request, work))
+            out[client] = Outcome(private, upload, work)
+        return out
+
+    def perform(self, request: Any) -> Any:
+        """Do one request of the server itself."""
+        return self._perform(request, Work())
+
+    def _perform(self, request: Any, work: Work) -> Any:
+        started = time.perf_counter()
+        if isinstance(request, Reduce):
+            result = run_reduce(request, self.place)
+            work.seconds += time.perf_counter() - started
+            return result
+        if not isinstance(request, Fit):
+            raise TypeError(f"a client asked for {type(request).__name__}; it may ask for fit and reduce")
+        self.paths["sequential"] += 1
+        fitted = run_fit(request, self.place)
+        work.seconds += time.perf_counter() - started
+        self.charge(request, fitted, work)
+        return fitted
+
+    def charge(self, fit: Fit, fitted: Fitted, work: Work) -> None:
+        """Put what a fit cost on its client's account."""
+        client = fit.client
+        kind = signature(fit)
+        for (examples, due), steps in _steps(fit).items():
+            cost = self.costs.step(kind, fit, examples, due)
+            work.flops += steps * cost.flops(examples)
+            work.peak_bytes = max(work.peak_bytes, cost.peak_bytes)
+        work.steps += fitted.steps
+        work.loss = fitted.loss
+        work.parts = {**fit.frozen, **fitted.parts}
+        log.debug("client %d: %d steps, loss %.4f", client.info.id, fitted.steps, fitted.loss)
+
+
+def _steps(fit: Fit) -> Counter[tuple[int, bool]]:
+    """How many steps of which (batch size, due) a fit takes; the largest batch first."""
+    client = fit.client
+    schedule = client.plan.schedule(len(client.train), client.rng.at("batches"))
+    found = Counter((len(step.rows), fit.due(step.index, step.in_epoch)) for step in schedule)
+    return Counter(dict(sorted(found.items(), reverse=True)))
+
+
+class Batched(Sequential):
+    """Many clients at once over stacked parameters, grouped by signature; alone where that cannot be or does not pay.
+
+    Args:
+        place: device and precision.
+        pays: tells of a group whether stacking is the faster way; by default it always is.
+    """
+
+    def __init__(self, place: Place, pays: Callable[[Sequence[Fit]], str | None] = lambda group: None) -> None:
+        super().__init__(place)
+        self.pays = pays
+        self._said: set[str] = set()
+
+    def play(self, calls: Calls) -> dict[ClientId, Outcome]:
+        """Advance all coroutines to their next request, do the requests by groups, and so on until all have ended."""
+        works = {client: Work() for client in sorted(calls)}
+        answers: dict[ClientId, Any] = dict.fromkeys(works)
+        ended: dict[ClientId, Any] = {}
+        while answers:
+            requests: dict[ClientId, Any] = {}
+            for client, answer in answers.items():
+                try:
+                    requests[client] = calls[client].send(answer)
+                except StopIteration as stop:
+                    ended[client] = finished(stop.value)
+            answers = self._answer(requests, works)
+        return {client: Outcome(*ended[client], works[client]) for client in works}
+
+    def _answer(self, requests: Mapping[ClientId, Any], works: Mapping[ClientId, Work]) -> dict[ClientId, Any]:
+        groups: dict[object, list[ClientId]] = {}
+        for client, request in requests.items():
+            groups.setdefault(signature(request) if isinstance(request, Fit) else client, []).append(client)
+        answers: dict[ClientId, Any] = {}
+        for clients in groups.values():
+            fits = [requests[client] for client in clients]
+            if isinstance(fits[0], Fit) and self._stack(fits):
+                answers |= zip(clients, self._together(fits, [works[c] for c in clients]), strict=True)
+            else:
+                answers |= {client: self._perform(requests[client], works[client]) for client in clients}
+        return {client: answers[client] for client in requests}
+
+    def _stack(self, fits: Sequence[Fit]) -> bool:
+        if len(fits) == 1:
+            return False
+        reason = why_not(fits[0]) or self.pays(fits)
+        if reason and reason not in self._said:
+            self._said.add(reason)
+            log.info("clients run one by one: %s", reason)
+        return reason is None
+
+    def _together(self, fits: Sequence[Fit], works: Sequence[Work]) -> list[Fitted]:
+        started = time.perf_counter()
+        self.paths["stacked"] += len(fits)
+        fitted = run_stacked(fits, self.place)
+        share = (time.perf_counter() - started) / len(fits)
+        for fit, result, work in zip(fits, fitted, works, strict=True):
+            work.seconds += share
+            self.charge(fit, result, work)
+        return fitted
+
+
+def convolutions_do_not_pay(fits: Sequence[Fit]) -> str | None:
+    """The rule of `auto`: stacked matrix products gain threefold on a CPU, grouped convolutions lose."""
+    for model in fits[0].client.models.values():
+        if any(len(shape) > 2 for shape in model.shapes.values()):
+            return f"stacking the convolutions of {model.name} is slower than running them in turn"
+    return None
+
+
+def make_driver(name: str, place: Place) -> Sequential:
+    """The driver called ``name``: ``sequential``, ``batched`` or ``auto``."""
+    if name == "sequential":
+        return Sequential(place)
+    return Batched(place, convolutions_do_not_pay) if name == "auto" else Batched(place)

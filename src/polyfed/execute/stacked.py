@@ -1,0 +1,199 @@
+"""Many clients at once: their weights stacked along a new first axis, one step of all of them under ``vmap``.
+
+Clients of a group run in lock-step. At each step those with equally many examples in their batch (and equally due)
+step together; the others are taken out of the stack by index and put back, so that no batch is padded and no update
+masked: unequal numbers of examples change nothing but speed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from polyfed import tree
+from polyfed.compute import Batch, Fit, Fitted, Loss, Nets
+from polyfed.execute.fitting import Grads, bind, buffers, clip, finish
+from polyfed.execute.place import Place
+from polyfed.plan import LocalSGD
+from polyfed.typing import Params, Parts
+
+
+def signature(fit: Fit) -> object:
+    """Equal for requests that may be stacked: same function, same networks, same shapes, same plan."""
+
+    def shapes(parts: Parts) -> object:
+        return tuple((part, tuple((n, tuple(v.shape), v.dtype) for n, v in p.items())) for part, p in parts.items())
+
+    models = tuple((part, model.signature) for part, model in fit.client.models.items())
+    return (
+        *(fit.identity, models, shapes(fit.parts), shapes(fit.frozen)),
+        *(fit.client.plan, tuple(sorted(fit.lr.items())), fit.every),
+    )
+
+
+def why_not(fit: Fit) -> str | None:
+    """The reason for which a request cannot be stacked, or None."""
+    for part, model in fit.client.models.items():
+        if model.random:
+            return f"{model.name} ({part}) draws random numbers in its layers, and stacked draws would differ"
+    return None
+
+
+def run_stacked(fits: Sequence[Fit], place: Place) -> list[Fitted]:
+    """Local training of clients with equal signatures; the outcome of each."""
+    first = fits[0]
+    for model in first.client.models.values():
+        model.train(True)
+    stack = Stack(fits, place)
+    schedules = [
+        fit.client.plan.schedule(len(fit.client.train), fit.client.rng.at("batches")) for fit in fits
+    ]
+    augment = [fit.client.rng.at("augment").torch() for fit in fits]
+    while True:
+        groups: dict[tuple[int, bool], list[tuple[int, Batch]]] = {}
+        for k, fit in enumerate(fits):
+            step = next(schedules[k], None)
+            if step is not None:
+                batch = fit.client.train.batch(step.rows, generator=augment[k], dtype=place.dtype, device=place.device)
+                kind = (len(step.rows), fit.due(step.index, step.in_epoch))
+                groups.setdefault(kind, []).append((k, batch))
+        if not groups:
+            break
+        for (_, due), members in groups.items():
+            batch = (torch.stack([b[0] for _, b in members]), torch.stack([b[1] for _, b in members]))
+            stack.step([k for k, _ in members], batch, due)
+    return stack.outcomes()
+
+
+class Stack:
+    """The weights, buffers and optimizer state of a group: (K, ...) tensors."""
+
+    def __init__(self, fits: Sequence[Fit], place: Place) -> None:
+        self.fits, self.place = fits, place
+        models = self.models = fits[0].client.models
+
+        def stacked(parts: Sequence[Parts]) -> Grads:
+            return {
+                part: {n: torch.stack([p[part][n].detach().to(place.device) for p in parts]) for n in params}
+                for part, params in parts[0].items()
+            }
+
+        everything = stacked([fit.parts for fit in fits])
+        self.frozen = stacked([fit.frozen for fit in fits])
+        self.fixed: Grads = {}
+        self.weights: Grads = {}
+        for part, params in everything.items():
+            state = {n for n, v in params.items() if n in buffers(models, part) or not v.is_floating_point()}
+            self.fixed[part] = tree.pick(params, state)
+            self.weights[part] = tree.drop(params, state)
+        self.update = Update(fits[0].client.plan, self.weights, fits[0].lr, len(fits))
+        self.losses: list[list[Tensor]] = [[] for _ in fits]
+
+    def step(self, members: list[int], batch: Batch, due: bool) -> None:
+        """One gradient and one update of the clients ``members``."""
+        rows = None if len(members) == len(self.fits) else torch.tensor(members, device=self.place.device)
+        state = tuple(_rows(parts, rows) for parts in (self.weights, self.fixed, self.frozen))
+        one = torch.func.vmap(lambda w, b, f, x, y: self._one(w, b, f, (x, y), due))
+        grads, moved, losses = one(*state, *batch)
+        self.update.step(self.weights, grads, rows)
+        for part, params in moved.items():
+            for name, value in params.items():
+                if rows is None:
+                    self.fixed[part][name] = value
+                else:
+                    self.fixed[part][name][rows] = value
+        for k, loss in zip(members, losses.unbind(), strict=True):
+            self.losses[k].append(loss)
+
+    def _one(self, weights: Grads, fixed: Grads, frozen: Grads, batch: Batch, due: bool) -> Any:
+        """The step of one client, as vmap sees it: its gradients, its moved buffers, its loss."""
+        client = self.fits[0].client
+        fixed = tree.map_parts(torch.clone, fixed)
+        losses: list[Tensor] = []
+
+        def nets(weights: Grads, fixed: Grads) -> Nets:
+            held = {
+                part: {n: v.clone() if n in buffers(self.models, part) else v for n, v in params.items()}
+                for part, params in frozen.items()
+            }
+            return bind(client.models, {**held, **{part: {**weights[part], **fixed[part]} for part in weights}})
+
+        def grad(loss: Loss, **replace: Params) -> Grads:
+            at = {**weights, **{p: tree.pick(new, weights[p]) for p, new in replace.items()}}
+
+            def objective(w: Grads) -> tuple[Tensor, tuple[Tensor, Grads]]:
+                state = tree.map_parts(torch.clone, fixed)  # grad() forbids writing to what it captured
+                with self.place.autocast():
+                    value = loss(nets(w, state), batch)
+                return value, (value, state)
+
+            grads, (value, state) = torch.func.grad(objective, has_aux=True)(at)
+            fixed.update(state)
+            losses.append(value)
+            return grads
+
+        grads = self.fits[0].gradient(grad, nets(weights, fixed), batch, due)
+        limit = client.plan.clip
+        return {part: dict(clip(params, limit)) for part, params in grads.items()}, fixed, losses[0]
+
+    def outcomes(self) -> list[Fitted]:
+        """What each client ends with."""
+        return [
+            finish(
+                fit,
+                {
+                    part: {
+                        name: (self.weights[part] if name in self.weights[part] else self.fixed[part])[name][k].clone()
+                        for name in params
+                    }
+                    for part, params in fit.parts.items()
+                },
+                self.losses[k],
+            )
+            for k, fit in enumerate(self.fits)
+        ]
+
+
+def _rows(parts: Grads, rows: Tensor | None) -> Grads:
+    return parts if rows is None else tree.map_parts(lambda value: value[rows], parts)
+
+
+class Update:
+    """torch's SGD and Adam on stacked tensors, each client with its own state and step count."""
+
+    def __init__(self, plan: LocalSGD, weights: Parts, lr: Mapping[str, float], clients: int) -> None:
+        self.plan, self.lr = plan, lr
+        slots = 2 if plan.optimizer == "adam" else int(plan.momentum != 0)
+        self.slots = [tree.map_parts(torch.zeros_like, weights) for _ in range(slots)]
+        device = next(v.device for p in weights.values() for v in p.values())
+        self.count = torch.zeros(clients, dtype=torch.float64, device=device)
+
+    def step(self, weights: Grads, grads: Parts, rows: Tensor | None) -> None:
+        """Move ``weights`` (at ``rows`` of the stack, or all) against ``grads``."""
+        where: Any = slice(None) if rows is None else rows
+        self.count[where] += 1
+        for part, params in grads.items():
+            lr = self.lr.get(part, self.plan.lr)
+            for name, g in params.items():
+                weight = weights[part][name]
+                if self.plan.weight_decay:
+                    g = g + self.plan.weight_decay * weight[where]
+                weight[where] -= lr * self._direction(part, name, g, where)
+
+    def _direction(self, part: str, name: str, g: Tensor, where: Any) -> Tensor:
+        if not self.slots:
+            return g
+        first = self.slots[0][part][name]
+        if self.plan.optimizer == "sgd":
+            first[where] = self.plan.momentum * first[where] + g
+            return first[where]
+        second = self.slots[1][part][name]
+        first[where] = 0.9 * first[where] + 0.1 * g
+        second[where] = 0.999 * second[where] + 0.001 * g * g
+        count = self.count[where].reshape(-1, *[1] * (g.dim() - 1))
+        mean = first[where] / (1 - 0.9**count).to(g.dtype)
+        spread = second[where] / (1 - 0.999**count).to(g.dtype)
+        return mean / (spread.sqrt() + 1e-8)

@@ -1,0 +1,283 @@
+"""What travels: frozen, typed records, and the bytes they become. No pickle.
+
+A `Message` may hold tensors, mappings of tensors (`Params`), numbers, strings, other records, and tuples or mappings
+of records; anything else is refused when the class is made. `encode` writes
+
+    b"PLYF" | version u8 | 3 zero bytes | header length u64 | header (JSON) | tensors, each padded to 8 bytes
+
+and `decode` reads it back into one of the declared classes, checking every length. `size` tells, without encoding,
+how many bytes are *values* (weights, features), *indices* (which weights) and *header* (everything else);
+``size(m).total == len(encode(m))`` is a law of the test suite.
+
+A `State` is a record too, so that it can be checkpointed, but it is no `Message`: `encode` refuses it, hence what a
+client keeps private cannot be put on the wire by mistake.
+"""
+
+import dataclasses
+import json
+import math
+import struct
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, dataclass_transform, get_args, get_origin
+
+import torch
+from torch import Tensor
+
+from polyfed.errors import MessageError
+
+MAGIC = b"PLYF\x01\x00\x00\x00"
+_PREFIX = struct.Struct("<8sQ")
+_DTYPES: dict[str, torch.dtype] = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+        *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+    )
+}
+
+
+def indices() -> Any:
+    """Mark a tensor field as positions, so that its bytes are counted apart from the values'."""
+    return field(metadata={"kind": "indices"})
+
+
+@dataclass_transform(frozen_default=True)
+class Record:
+    """A frozen dataclass whose fields the wire and the checkpoint know. Subclassing applies ``@dataclass``.
+
+    Raises:
+        TypeError: when a subclass is defined with a field of a type that cannot travel.
+    """
+
+    #: Record classes that fields of this class may hold, by name; the only ones `decode` will build.
+    nested: ClassVar[Mapping[str, type["Record"]]] = {}
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        dataclass(frozen=True)(cls)
+        found: dict[str, type[Record]] = {}
+        for f in dataclasses.fields(cls):  # pyright: ignore[reportArgumentType]
+            _check_type(f.type, f"{cls.__qualname__}.{f.name}", found)
+        cls.nested = found
+
+
+class Message(Record):
+    """What one party sends another."""
+
+
+class State(Record):
+    """What one party keeps between rounds: checkpointed, never sent."""
+
+
+class Nothing(State):
+    """The state of a party that remembers nothing."""
+
+
+def _check_type(hint: Any, where: str, found: dict[str, type[Record]]) -> None:
+    """Accept ``hint`` as a field's type or raise; collect the record classes in it into ``found``."""
+    origin, args = get_origin(hint), get_args(hint)
+    if hint in (int, float, str, bool, Tensor, type(None)):
+        return
+    if isinstance(hint, str):
+        raise TypeError(
+            f"{where} is annotated with the string {hint!r}; a module that defines records must not use "
+            "`from __future__ import annotations`, as their types are checked when the class is made"
+        )
+    if isinstance(hint, type) and issubclass(hint, Record) and hint not in (Record, Message, State):
+        found[hint.__name__] = hint
+        found.update(hint.nested)
+        return
+    if origin is tuple or origin in (types.UnionType, typing.Union):
+        for arg in args:
+            if arg is not Ellipsis:
+                _check_type(arg, where, found)
+        return
+    if origin in (dict, Mapping) and args[0] in (str, int):
+        _check_type(args[1], where, found)
+        return
+    raise TypeError(
+        f"{where} has type {hint!r}, which cannot travel; use Tensor, Params, int, float, bool, str, a Record, or a "
+        "tuple or mapping of them"
+    )
+
+
+@dataclass(frozen=True)
+class Size:
+    """Bytes of one message: values, indices and header (everything that is neither)."""
+
+    values: int = 0
+    indices: int = 0
+    header: int = 0
+
+    @property
+    def total(self) -> int:
+        """All bytes that travel."""
+        return self.values + self.indices + self.header
+
+    def __add__(self, other: "Size") -> "Size":
+        """Both together."""
+        return Size(self.values + other.values, self.indices + other.indices, self.header + other.header)
+
+
+def flatten(record: Record) -> tuple[Any, list[tuple[str, Tensor]]]:
+    """Split a record into a JSON-able skeleton and its tensors.
+
+    Returns:
+        The skeleton, in which a tensor is ``{"t": its number}``, and the tensors with their kind, ``"values"`` or
+        ``"indices"``, in that order.
+    """
+    tensors: list[tuple[str, Tensor]] = []
+
+    def walk(value: Any, kind: str) -> Any:
+        if isinstance(value, Tensor):
+            tensors.append((kind, value))
+            return {"t": len(tensors) - 1}
+        if isinstance(value, Record):
+            fields = dataclasses.fields(value)  # pyright: ignore[reportArgumentType]
+            inner = {f.name: walk(getattr(value, f.name), f.metadata.get("kind", "values")) for f in fields}
+            return {"r": type(value).__name__, "f": inner}
+        if isinstance(value, Mapping):
+            entries = typing.cast(Mapping[Any, Any], value)
+            integer = bool(entries) and all(isinstance(key, int) for key in entries)
+            return {"i" if integer else "m": {str(key): walk(item, kind) for key, item in entries.items()}}
+        if isinstance(value, tuple):
+            return [walk(item, kind) for item in typing.cast(tuple[Any, ...], value)]
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        raise MessageError(f"{type(record).__qualname__} holds a {type(value).__qualname__}, which cannot travel")
+
+    return walk(record, "values"), tensors
+
+
+def unflatten(skeleton: Any, tensors: list[Tensor], *known: type[Record]) -> Record:
+    """Rebuild the record of `flatten`; only the classes ``known`` and those that their fields declare are built.
+
+    Raises:
+        MessageError: the skeleton names another class, another field, or a tensor that is not there.
+    """
+    classes: dict[str, type[Record]] = {}
+    for cls in known:
+        classes |= {cls.__name__: cls, **cls.nested}
+
+    def build(node: Any) -> Any:
+        if isinstance(node, list):
+            return tuple(build(item) for item in typing.cast(list[Any], node))
+        if not isinstance(node, dict):
+            return node
+        entries = typing.cast(dict[str, Any], node)
+        if "t" in entries:
+            return tensors[entries["t"]]
+        if "m" in entries:
+            return {key: build(item) for key, item in entries["m"].items()}
+        if "i" in entries:
+            return {int(key): build(item) for key, item in entries["i"].items()}
+        cls = classes.get(entries["r"])
+        if cls is None:
+            raise MessageError(f"got a {entries['r']!r}; expected one of {', '.join(sorted(classes))}")
+        got, expected = set(entries["f"]), {f.name for f in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
+        if got != expected:
+            raise MessageError(f"{cls.__qualname__} came with fields {sorted(got)}; expected {sorted(expected)}")
+        return cls(**{key: build(item) for key, item in entries["f"].items()})
+
+    try:
+        built = build(skeleton)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise MessageError(f"the structure of the message is damaged ({type(error).__name__}: {error})") from error
+    if not isinstance(built, Record):
+        raise MessageError(f"the message is a {type(built).__name__}; expected one of {', '.join(sorted(classes))}")
+    return built
+
+
+def _layout(message: Message) -> tuple[bytes, list[tuple[str, Tensor]]]:
+    if not isinstance(message, Message):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise MessageError(f"{type(message).__qualname__} is not a Message: it must not leave its owner")
+    skeleton, tensors = flatten(message)
+    table = [[str(tensor.dtype).removeprefix("torch."), list(tensor.shape)] for _, tensor in tensors]
+    header = json.dumps({"tree": skeleton, "tensors": table}, separators=(",", ":")).encode()
+    return header + b" " * (-len(header) % 8), tensors
+
+
+def size(message: Message) -> Size:
+    """How many bytes `encode` would write, told apart, without writing them."""
+    header, tensors = _layout(message)
+    count = {"values": 0, "indices": 0}
+    padding = 0
+    for kind, tensor in tensors:
+        nbytes = tensor.numel() * tensor.element_size()
+        count[kind] += nbytes
+        padding += -nbytes % 8
+    return Size(header=_PREFIX.size + len(header) + padding, **count)
+
+
+def encode(message: Message) -> bytes:
+    """The bytes of a message.
+
+    Raises:
+        MessageError: the value is not a `Message` (a `State`, say), or holds what cannot travel.
+    """
+    header, tensors = _layout(message)
+    return b"".join(_chunks(header, tensors))
+
+
+def _chunks(header: bytes, tensors: list[tuple[str, Tensor]]) -> Iterator[bytes | memoryview]:
+    yield _PREFIX.pack(MAGIC, len(header))
+    yield header
+    for _, tensor in tensors:
+        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        yield memoryview(raw.numpy())
+        yield b"\0" * (-raw.numel() % 8)
+
+
+def decode(data: bytes, *known: type[Message], limit: int | None = None) -> Message:
+    """Rebuild a message from its bytes.
+
+    Args:
+        data: what `encode` wrote.
+        known: the message classes that may arrive here; nothing else is built.
+        limit: the most bytes that are accepted.
+
+    Returns:
+        The message; its tensors are views of one private copy of ``data``.
+
+    Raises:
+        MessageError: foreign, truncated, oversized or damaged bytes, or a message that is not one of ``known``.
+    """
+    if limit is not None and len(data) > limit:
+        raise MessageError(f"got {len(data):,} bytes; the limit is {limit:,} (raise it in the configuration)")
+    if len(data) < _PREFIX.size or data[:8] != MAGIC:
+        raise MessageError(f"not a polyfed message of this version: starts with {bytes(data[:8])!r}, expected {MAGIC!r}")
+    _, header_size = _PREFIX.unpack_from(data)
+    start = _PREFIX.size + header_size
+    if start > len(data):
+        raise MessageError(f"truncated: the header needs {header_size:,} bytes, {len(data) - _PREFIX.size:,} came")
+    try:
+        header = json.loads(bytes(data[_PREFIX.size : start]))
+        table = [(_DTYPES[name], tuple(int(n) for n in shape)) for name, shape in header["tensors"]]
+        skeleton = header["tree"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise MessageError(f"the header is damaged ({type(error).__name__}: {error})") from error
+    buffer = bytearray(memoryview(data)[start:])  # one writable copy, shared by all tensors
+    tensors: list[Tensor] = []
+    offset = 0
+    for dtype, shape in table:
+        count = math.prod(shape)
+        nbytes = count * dtype.itemsize
+        if count < 0 or any(n < 0 for n in shape) or offset + nbytes > len(buffer):
+            raise MessageError(
+                f"truncated: tensor {len(tensors)} of shape {shape} needs {nbytes:,} bytes at {offset:,}, "
+                f"{len(buffer):,} came"
+            )
+        flat = torch.frombuffer(buffer, dtype=dtype, count=count, offset=offset) if count else torch.empty(0, dtype=dtype)
+        tensors.append(flat.reshape(shape))
+        offset += nbytes + (-nbytes % 8)
+    if offset != len(buffer):
+        raise MessageError(f"{len(buffer) - offset:,} bytes too many after the last tensor")
+    message = unflatten(skeleton, tensors, *known)
+    if type(message) not in known:
+        raise MessageError(
+            f"got a {type(message).__qualname__}; expected one of {', '.join(cls.__qualname__ for cls in known)}"
+        )
+    return typing.cast(Message, message)

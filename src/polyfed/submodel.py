@@ -1,0 +1,119 @@
+"""Submodels chosen weight by weight: masks, and the sparse form in which they travel."""
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from polyfed.errors import MessageError
+from polyfed.message import Record, indices
+from polyfed.typing import Params
+
+#: One bool per weight for the tensors that are masked; a tensor that is not named is held whole.
+Mask: TypeAlias = Mapping[str, Tensor]
+
+
+def top_k_threshold(params: Params, capacity: float) -> float:
+    """The magnitude of the k-th largest weight, k = floor(capacity * d), over all of ``params`` together.
+
+    Args:
+        params: the d weights that compete.
+        capacity: the fraction of them that fits, in (0, 1]; 1 gives the threshold 0, which keeps everything.
+
+    Raises:
+        ValueError: capacity outside (0, 1], or so small that not one weight fits.
+    """
+    if not 0.0 < capacity <= 1.0:
+        raise ValueError(f"capacity is {capacity}; expected a fraction in (0, 1]")
+    if capacity == 1.0:
+        return 0.0
+    magnitudes = torch.cat([value.detach().abs().reshape(-1) for value in params.values()])
+    k = int(capacity * magnitudes.numel())
+    if k == 0:
+        raise ValueError(f"capacity {capacity} of {magnitudes.numel()} weights keeps none; expected at least one")
+    # np.partition: 47 ms at 11 million weights, where torch.topk takes 160 and torch.kthvalue 135.
+    return float(np.partition(magnitudes.cpu().numpy(), magnitudes.numel() - k)[magnitudes.numel() - k])
+
+
+def above(params: Params, threshold: Mapping[str, float]) -> dict[str, Tensor]:
+    """M(x) = 1[|x| >= threshold] for the tensors that have a threshold; ties are kept."""
+    return {name: value.abs() >= threshold[name] for name, value in params.items() if name in threshold}
+
+
+def kept(params: Params, mask: Mask) -> dict[str, Tensor]:
+    """The values that the mask keeps, one flat tensor per name; what is not masked, whole."""
+    return {name: value[mask[name]] if name in mask else value for name, value in params.items()}
+
+
+def spread(values: Params, mask: Mask) -> dict[str, Tensor]:
+    """The inverse of `kept`: the values in their places, zero elsewhere.
+
+    Raises:
+        MessageError: a tensor does not hold as many values as the mask keeps.
+    """
+    out: dict[str, Tensor] = {}
+    for name, value in values.items():
+        if name not in mask:
+            out[name] = value
+            continue
+        where = mask[name]
+        count = int(where.sum())
+        if value.shape != (count,):
+            raise MessageError(f"{name!r} came with shape {tuple(value.shape)}; its mask keeps {count} weights")
+        out[name] = torch.zeros(where.shape, dtype=value.dtype, device=value.device)
+        out[name][where] = value
+    return out
+
+
+class Sparse(Record):
+    """Some weights of a model and where they belong, as they travel: positions once for all masked tensors.
+
+    Positions are a bitmap (1 bit per weight) or int32 indices (4 bytes per kept weight), whichever is shorter:
+    indices below 1 weight in 32.
+    """
+
+    values: Mapping[str, Tensor]
+    positions: Tensor = indices()  # (ceil(d / 8),) uint8 bitmap, or (k,) int32
+    masked: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def take(cls, params: Params, mask: Mask) -> "Sparse":
+        """The part of ``params`` that ``mask`` keeps."""
+        masked = tuple(name for name in params if name in mask)
+        flat = torch.cat([mask[name].reshape(-1) for name in masked]).cpu() if masked else torch.zeros(0, dtype=torch.bool)
+        count = int(flat.sum())
+        if flat.numel() < 2**31 and 4 * count < (flat.numel() + 7) // 8:
+            positions = flat.nonzero().reshape(-1).to(torch.int32)
+        else:
+            positions = torch.from_numpy(np.packbits(flat.numpy()))
+        shapes = tuple(tuple(params[name].shape) for name in masked)
+        return cls(kept(params, mask), positions, masked, shapes)
+
+    def mask(self) -> dict[str, Tensor]:
+        """One bool per weight of the masked tensors.
+
+        Raises:
+            MessageError: the positions do not fit the shapes.
+        """
+        sizes = [int(np.prod(shape, dtype=np.int64)) for shape in self.shapes]
+        total = sum(sizes)
+        if self.positions.dtype == torch.uint8:
+            if self.positions.numel() != (total + 7) // 8:
+                raise MessageError(f"a bitmap of {self.positions.numel()} bytes came for {total} weights")
+            flat = torch.from_numpy(np.unpackbits(self.positions.cpu().numpy(), count=total)).bool()
+        else:
+            where = self.positions.long().cpu()
+            if where.numel() and not 0 <= int(where.min()) <= int(where.max()) < total:
+                raise MessageError(f"positions up to {int(where.max())} came for {total} weights")
+            flat = torch.zeros(total, dtype=torch.bool)
+            flat[where] = True
+        pieces = torch.split(flat, sizes)
+        return {name: piece.reshape(shape) for name, shape, piece in zip(self.masked, self.shapes, pieces, strict=True)}
+
+    def dense(self) -> dict[str, Tensor]:
+        """All tensors at full shape, zero where nothing was sent."""
+        device = next(iter(self.values.values())).device if self.values else torch.device("cpu")
+        return spread(self.values, {name: where.to(device) for name, where in self.mask().items()})
