@@ -1,4 +1,7 @@
-"""Which networks there are and how one is asked for. Free of torch: a configuration is checked before it loads."""
+"""Which networks there are and how one is asked for.
+
+Free of torch, so that a configuration is checked before torch is loaded.
+"""
 
 from __future__ import annotations
 
@@ -12,26 +15,26 @@ from typing import TypeAlias, cast
 from polyfed.errors import ModelError
 
 #: What an option may be: a string, number, truth value, None, or a tuple of these.
-Option: TypeAlias = "str | int | float | bool | None | tuple[Option, ...]"
+Option: TypeAlias = "str | int | float | bool | tuple[Option, ...] | None"
 
-#: name -> one line about it.
+#: name -> one line about it; parameters are for 10 classes of 32x32 colour images.
 MODELS: Mapping[str, str] = MappingProxyType(
     {
-        "cnn1": "FedMRL's CNN-1, the largest: 2,621,558 parameters for 10 classes of 32x32 colour images",
+        "cnn1": "FedMRL's CNN-1, the largest: 2,621,558 parameters",
         "cnn2": "FedMRL's CNN-2: as CNN-1 with half the channels, 1,815,142 parameters",
         "cnn3": "FedMRL's CNN-3: dense layer of 1000, 1,320,558 parameters",
         "cnn4": "FedMRL's CNN-4: dense layer of 800, 1,060,358 parameters",
         "cnn5": "FedMRL's CNN-5, the smallest: dense layer of 500, 670,058 parameters",
-        "resnet18": "ResNet-18 for 32x32 images (3x3 stem, no max-pooling): 11,173,962 parameters for 10 classes",
+        "resnet18": "ResNet-18 for small images (3x3 stem, no max-pooling): 11,173,962 parameters",
         "resnet8": "small relative of resnet18: one block per stage, 16-32-64 channels, 78,042 parameters",
         "in-resnet10": "ImageNet-style ResNet (7x7 stem, max-pooling), blocks 1-1-1-1: 4,910,922 parameters",
         "in-resnet14": "ImageNet-style ResNet, blocks 1-1-2-2: 10,812,234 parameters",
         "in-resnet18": "ImageNet-style ResNet, blocks 2-2-2-2: 11,181,642 parameters",
         "in-resnet22": "ImageNet-style ResNet, blocks 2-2-3-3: 17,082,954 parameters",
         "in-resnet26": "ImageNet-style ResNet, blocks 3-3-3-3: 17,452,362 parameters",
-        "in-resnet10-small": "small relative of in-resnet10: 3x3 stem, 16-32-64-128 channels",
-        "in-resnet14-small": "small relative of in-resnet14, shares stem and classifier shapes with the other two",
-        "in-resnet18-small": "small relative of in-resnet18, shares stem and classifier shapes with the other two",
+        "in-resnet10-small": "small relative of in-resnet10, same stem and head: 308,826 parameters",
+        "in-resnet14-small": "small relative of in-resnet14, same stem and head: 678,234 parameters",
+        "in-resnet18-small": "small relative of in-resnet18, same stem and head: 701,466 parameters",
         "mlp": "dense layers with ReLU, for images or plain features",
     }
 )
@@ -52,7 +55,7 @@ OPTIONS: Mapping[str, Mapping[str, Option]] = MappingProxyType({name: _defaults(
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A request for a model: a name of the catalogue, or "package.module:attribute" for your own, with options.
+    """A request for a model: a name of the catalogue, or "package.module:attribute", with options.
 
     Args:
         name: a key of ``MODELS``, or where your own class or function is.
@@ -99,7 +102,7 @@ class ModelSpec:
         return ":" in self.name
 
     def check(self) -> None:
-        """Raise ModelError unless the name is known and takes these options. Your own code is not looked at."""
+        """Raise ModelError unless the name is known and takes these options; your own code is not read."""
         if self.own:
             module, _, attribute = self.name.partition(":")
             if not all(part.isidentifier() for part in (*module.split("."), *attribute.split("."))):
@@ -148,7 +151,7 @@ def _positive(value: Option) -> bool:
 
 def _parse_text(text: str) -> ModelSpec:
     name, bracket, rest = text.strip().partition("(")
-    fault = f"cannot read the model {text!r}; expected a name, or a name with options such as resnet18(norm=group)"
+    fault = f"cannot read the model {text!r}; expected a name, with options or without: resnet18(norm=group)"
     if not name or (bracket and not rest.endswith(")")):
         raise ModelError(fault)
     if not bracket:
@@ -179,7 +182,8 @@ def _option(name: str, key: str, value: object) -> Option:
     if isinstance(value, (list, tuple)):
         return tuple(_option(name, key, item) for item in cast("list[object]", value))
     raise ModelError(
-        f"model {name!r}: option {key!r} is {value!r}, expected a string, a number, true or false, or a list of these"
+        f"model {name!r}: option {key!r} is {value!r}, expected a string, a number, true or false, or a list "
+        "of these"
     )
 
 

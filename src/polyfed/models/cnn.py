@@ -42,8 +42,9 @@ class CNN(nn.Module):
     ) -> None:
         if len(input_shape) != 3 or min(input_shape[1:]) < _SMALLEST:
             raise ModelError(
-                f"the CNNs take images (C, H, W) of at least {_SMALLEST}x{_SMALLEST} pixels, got {input_shape}: two "
-                "unpadded 5x5 convolutions and two poolings leave nothing of a smaller one"
+                f"the CNNs take images (C, H, W) of at least {_SMALLEST}x{_SMALLEST} pixels, got "
+                f"{input_shape}: two unpadded 5x5 convolutions and two poolings leave nothing of a smaller "
+                "one"
             )
         super().__init__()
         channels, *sides = input_shape

@@ -34,7 +34,7 @@ class MLP(nn.Module):
 
 
 class Projector(nn.Module):
-    """From a representation ``(B, d_in)`` to another ``(B, d_out)``: one layer, or two with a ReLU between them."""
+    """From a representation ``(B, d_in)`` to another ``(B, d_out)``: one layer, or two with a ReLU."""
 
     def __init__(self, d_in: int, d_out: int, *, kind: str) -> None:
         super().__init__()

@@ -13,9 +13,10 @@ def norm2d(kind: str, channels: int) -> nn.Module:
     """A normalisation layer for ``(B, channels, H, W)``.
 
     Args:
-        kind: "batch": BatchNorm; "static": BatchNorm without running statistics, which uses the batch's own in
-            evaluation too; "group": GroupNorm with 32 groups where that leaves two channels or more to a group, else
-            the largest number that divides 32 and does so (a group of one channel would turn 1x1 maps into zeros).
+        kind: "batch": BatchNorm; "static": BatchNorm without running statistics, which uses the batch's own
+            in evaluation too; "group": GroupNorm with 32 groups where that leaves two channels or more to a
+            group, else the largest number that divides 32 and does so (a group of one channel would turn 1x1
+            maps into zeros).
         channels: width of the map.
     """
     match kind:

@@ -31,9 +31,9 @@ def load(
     """
     target = _find(name)
     try:
-        takes = inspect.signature(target).parameters
+        takes = dict(inspect.signature(target).parameters)
     except (TypeError, ValueError):  # builtins have none
-        takes = {}
+        takes = dict[str, inspect.Parameter]()
     ours = {"input_shape": input_shape, "num_classes": num_classes}
     arguments = {key: value for key, value in ours.items() if key in takes} | options
     anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
@@ -56,8 +56,8 @@ def _find(name: str) -> Callable[..., Any]:
     except ModuleNotFoundError as error:
         if error.name is not None and (path == error.name or path.startswith(f"{error.name}.")):
             raise ModelError(
-                f"model {name!r}: module {error.name!r} was not found; is its folder on PYTHONPATH, or its package "
-                "installed?"
+                f"model {name!r}: module {error.name!r} was not found; is its folder on PYTHONPATH, or its "
+                "package installed?"
             ) from error
         raise ModelError(
             f"model {name!r}: its module {path!r} needs {error.name!r}, which is not installed"
@@ -68,11 +68,11 @@ def _find(name: str) -> Callable[..., Any]:
         ) from error
     for part in attribute.split("."):
         if not hasattr(value, part):
-            public = [key for key in vars(value) if not key.startswith("_")]
+            public = [key for key in dir(value) if not key.startswith("_")]
             near = get_close_matches(part, public, n=3, cutoff=0.4) or public[:8]
             raise ModelError(
-                f"model {name!r}: {path!r} was found but has no {part!r}; "
-                f"nearest: {', '.join(map(repr, near)) or 'nothing'}"
+                f"model {name!r}: {path!r} was found but has no {part!r}; nearest: "
+                f"{', '.join(map(repr, near)) or 'nothing'}"
             )
         value = getattr(value, part)
     if not callable(value):

@@ -1,8 +1,8 @@
 """Residual networks of basic blocks.
 
-One class for the networks for small images (3x3 stem, as in FIARSE's experiments) and for those with the stem made
-for ImageNet (as in FedIN's family). A deeper network has all the names of a shallower one and more, so that the
-layers that two of them share can be told by name.
+One class for the networks for small images (3x3 stem, as in FIARSE's experiments) and for those with the stem
+made for ImageNet (as in FedIN's family). A deeper network has all the names of a shallower one and more, so
+that the layers that two of them share can be told by name.
 
 References:
     He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, https://arxiv.org/abs/1512.03385.
@@ -64,8 +64,8 @@ class ResNet(nn.Module):
 
     Args:
         input_shape: ``(C, H, W)``.
-        stem: "plain": 3x3, stride 1; "imagenet": 7x7, stride 2, and 3x3 max-pooling of stride 2; "small": the same
-            with a 3x3 convolution.
+        stem: "plain": 3x3, stride 1; "imagenet": 7x7, stride 2, and 3x3 max-pooling of stride 2; "small": the
+            same with a 3x3 convolution.
         blocks: number of blocks of each stage.
         width: channels of the stem and the first stage.
         norm: see :func:`polyfed.models.norm.norm2d`.

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from difflib import get_close_matches
-from types import MappingProxyType
+from collections.abc import Callable, Hashable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from polyfed.errors import ModelError
+from polyfed.models.binding import Binding, places, some
 from polyfed.models.trace import Piece, Pieces, cut, find_submodule
 from polyfed.rng import Rng
 from polyfed.typing import Params
-
-_NORMS = (
-    nn.modules.batchnorm._NormBase,  # pyright: ignore[reportPrivateUsage]  # all BatchNorm and InstanceNorm
-    nn.GroupNorm,
-    nn.LayerNorm,
-    nn.RMSNorm,
-)
 
 
 class SplitModel:
@@ -29,19 +21,20 @@ class SplitModel:
 
     .. math:: logits = classify(r), \quad r = intermediate(s_{in}), \quad s_{in} = extract(x)
 
-    cut at named submodules; its forward is not rewritten. Weights are a mapping from names to tensors: leaves that
-    require grad, plain tensors, or tensors wrapped by ``torch.func.grad`` and ``torch.func.vmap``.
+    cut at named submodules; its forward is not rewritten. Weights are a mapping from names to tensors: leaves
+    that require grad, plain tensors, or tensors wrapped by ``torch.func.grad`` and ``torch.func.vmap``.
 
-    A call puts the tensors into the module only when the mapping is another object than the one of the last call,
-    so a mapping must not be changed between calls: make a new one. Changing tensors in place is fine (an optimiser
-    does). In training mode the forward moves BatchNorm's statistics inside the mapping it was given;
-    :func:`keep_statistics` prevents that. One thread at a time; the model starts in eval mode.
+    A call puts the tensors into the module only when the mapping is another object than the one of the last
+    call, so a mapping must not be changed between calls: make a new one. Changing tensors in place is fine
+    (an optimiser does). In training mode the forward moves BatchNorm's statistics inside the mapping it was
+    given; :func:`keep_statistics` prevents that. One thread at a time; the model starts in eval mode.
 
     Args:
         name: what messages call it.
         factory: builds a NEW module at each call.
         input_shape: shape of one sample, ``(C, H, W)`` or ``(F,)``.
-        classifier: dotted name of the classifier's FIRST submodule: its input is the representation ``(B, rep_dim)``.
+        classifier: dotted name of the classifier's FIRST submodule: its input is the representation
+            ``(B, rep_dim)``.
             None: the model is not cut and only ``__call__`` works.
         extractor: dotted name of the extractor's LAST submodule: its output is ``s_in``.
         signature: equal exactly for models of the same architecture, which may then be stacked. Default: the
@@ -82,7 +75,8 @@ class SplitModel:
     ) -> None:
         if extractor is not None and classifier is None:
             raise ModelError(
-                f"model {name!r} names an extractor ({extractor!r}) but no classifier; name both cuts, or none"
+                f"model {name!r} names an extractor ({extractor!r}) but no classifier; name both cuts, or "
+                "none"
             )
         self.name = name
         self.input_shape = tuple(input_shape)
@@ -90,12 +84,15 @@ class SplitModel:
             signature if signature is not None else (name, factory, self.input_shape, classifier, extractor)
         )
         self._factory = factory
-        self._bound: Params | None = None
         with self._probe_rng().fork():
             self._module = self._build()
         self._module.eval()
         self._training = False
-        self._survey()
+        self._binding = Binding(self._module, name)
+        self.shapes = self._binding.shapes
+        self.parameter_names = self._binding.parameter_names
+        self.buffer_names = self._binding.buffer_names
+        self.norm_names = self._binding.norm_names
         self._pieces: dict[bool, Pieces] | None = None
         if classifier is not None:
             self._cut(classifier, extractor)
@@ -110,7 +107,7 @@ class SplitModel:
     # ------------------------------------------------------------------------------------------------ weights
 
     def init(self, rng: Rng) -> dict[str, Tensor]:
-        """Fresh weights and buffers, the same for the same ``rng``; torch's global generator is left as it was."""
+        """Fresh weights and buffers, the same for the same ``rng``; no global generator moves."""
         with rng.fork():
             module = self._build()
         if module is self._module:
@@ -118,9 +115,9 @@ class SplitModel:
                 f"the factory of model {self.name!r} returned the same module twice; it must build a new one"
             )
         tensors: dict[str, Tensor] = {}
-        for _, _, full, tensor, _ in _places(module):
-            tensors.setdefault(full, tensor.detach().contiguous())
-        self._check(tensors)
+        for place in places(module):
+            tensors.setdefault(place.name, place.tensor.detach().contiguous())
+        self._binding.check(tensors)
         return tensors
 
     @property
@@ -129,7 +126,7 @@ class SplitModel:
         return self._training
 
     def train(self, mode: bool) -> None:
-        """Let BatchNorm and dropout behave as in training (True) or evaluation (False) from the next call on."""
+        """Let BatchNorm and dropout behave as in training (True) or evaluation (False) from now on."""
         if mode != self._training:
             self._module.train(mode)
             self._training = mode
@@ -138,8 +135,8 @@ class SplitModel:
 
     def __call__(self, params: Params, x: Tensor) -> Tensor:
         """Logits ``(B, num_classes)`` of ``x``, ``(B, *input_shape)``."""
-        if params is not self._bound:
-            self._bind(params)
+        if params is not self._binding.bound:
+            self._binding.bind(params)
         return self._module(x.clone() if "whole" in self._clobbers else x)
 
     def represent(self, params: Params, x: Tensor) -> Tensor:
@@ -202,46 +199,9 @@ class SplitModel:
     # ------------------------------------------------------------------------------------------------ private
 
     def _run(self, which: str, piece: Piece, params: Params, value: Tensor) -> Tensor:
-        if params is not self._bound:
-            self._bind(params)
+        if params is not self._binding.bound:
+            self._binding.bind(params)
         return piece.run(self._module, value.clone() if which in self._clobbers else value)
-
-    def _bind(self, params: Params) -> None:
-        self._check(params)
-        self._bound = None  # should anything below fail, nothing counts as bound
-        for owner, local, full in self._slots:
-            owner[local] = params[full]
-        for rnn in self._rnns:  # they keep a second list of their weights
-            rnn._flat_weights = [getattr(rnn, weight, None) for weight in rnn._flat_weights_names]
-        self._bound = params
-
-    def _check(self, params: Params) -> None:
-        # Runs once per mapping; about 0.2 microseconds per tensor.
-        for name, shape in self.shapes.items():
-            tensor = params.get(name)
-            if tensor is None:
-                raise ModelError(self._wrong_names(params))
-            if tensor.shape != shape:
-                raise ModelError(
-                    f"{name!r} given to model {self.name!r} has shape {tuple(tensor.shape)}, expected {tuple(shape)}; "
-                    "are these the weights of another model, or of a submodel that was not put back?"
-                )
-        if len(params) != len(self.shapes):
-            raise ModelError(self._wrong_names(params))
-
-    def _wrong_names(self, params: Params) -> str:
-        missing = [name for name in self.shapes if name not in params]
-        extra = [name for name in params if name not in self.shapes]
-        faults: list[str] = []
-        if missing:
-            near = get_close_matches(missing[0], extra or list(params), n=1)
-            faults.append(f"lack {_some(missing)}" + (f" (nearest: {near[0]!r})" if near else ""))
-        if extra:
-            faults.append(f"have {_some(extra)}, which it does not know")
-        return (
-            f"weights given to model {self.name!r} {' and '.join(faults)}; expected exactly its "
-            f"{len(self.shapes)} parameters and buffers: are they another model's, or a part of this one's?"
-        )
 
     def _build(self) -> nn.Module:
         try:
@@ -258,24 +218,6 @@ class SplitModel:
             )
         return module
 
-    def _survey(self) -> None:
-        """Where each tensor lives, once for all."""
-        places = list(_places(self._module))
-        self._slots = [(owner, local, full) for owner, local, full, _, _ in places]
-        self._aliases = [(alias, full) for _, _, full, _, alias in places]
-        self.shapes = MappingProxyType({full: tensor.shape for _, _, full, tensor, _ in places})
-        parameters = {id(parameter) for parameter in self._module.parameters()}
-        self.parameter_names = frozenset(full for _, _, full, tensor, _ in places if id(tensor) in parameters)
-        self.buffer_names = frozenset(self.shapes) - self.parameter_names
-        norms = {
-            id(parameter)
-            for child in self._module.modules()
-            if isinstance(child, _NORMS)
-            for parameter in child.parameters(recurse=False)
-        }
-        self.norm_names = frozenset(full for _, _, full, tensor, _ in places if id(tensor) in norms)
-        self._rnns = [child for child in self._module.modules() if isinstance(child, nn.RNNBase)]
-
     def _cut(self, classifier: str, extractor: str | None) -> None:
         classifier = find_submodule(self._module, classifier, "classifier", self.name)
         if extractor is not None:
@@ -289,14 +231,15 @@ class SplitModel:
                     self._module, classifier=classifier, extractor=extractor, model=self.name
                 )
         both = self._pieces.values()
-        head = self._owned(*(pieces.classify for pieces in both))
-        body = self._owned(*(pieces.intermediate for pieces in both))
-        front = self._owned(*(pieces.extract for pieces in both if pieces.extract is not None))
+        owned = self._binding.owned
+        head = owned(target for pieces in both for target in pieces.classify.targets)
+        body = owned(target for pieces in both for target in pieces.intermediate.targets)
+        front = owned(target for pieces in both if pieces.extract for target in pieces.extract.targets)
         shared = (head & body) | (head & front) | (body & front)
         if shared:
             raise ModelError(
-                f"model {self.name!r} cannot be cut there: {_some(sorted(shared))} would belong to two pieces; "
-                "untie the weight, or cut where both uses are on one side"
+                f"model {self.name!r} cannot be cut there: {some(sorted(shared))} would belong to two "
+                "pieces; untie the weight, or cut where both uses are on one side"
             )
         self._names = {
             "extractor": front,
@@ -304,18 +247,11 @@ class SplitModel:
             "intermediate": frozenset(self.shapes) - head - front,  # with what the forward never uses
         }
 
-    def _owned(self, *pieces: Piece) -> frozenset[str]:
-        targets = {target for piece in pieces for target in piece.targets}
-        return frozenset(
-            full
-            for alias, full in self._aliases
-            if any(alias == target or alias.startswith(f"{target}.") for target in targets)
-        )
-
     def _cuts(self) -> Pieces:
         if self._pieces is None:
             raise ModelError(
-                f"model {self.name!r} has no classifier cut, so it has no representation; name the classifier's "
+                f"model {self.name!r} has no classifier cut, so it has no representation; name the "
+                "classifier's "
                 'first submodule (classifier = "...")'
             )
         return self._pieces[self._training]
@@ -324,7 +260,8 @@ class SplitModel:
         piece = self._cuts().extract
         if piece is None:
             raise ModelError(
-                f'model {self.name!r} has no extractor cut; name the extractor\'s last submodule (extractor = "...")'
+                f"model {self.name!r} has no extractor cut; name the extractor's last submodule (extractor "
+                '= "...")'
             )
         return piece
 
@@ -342,15 +279,15 @@ class SplitModel:
                 logits = self._module(x)
             except Exception as error:  # user code
                 raise ModelError(
-                    f"model {self.name!r} fails on an input of shape {tuple(x.shape)}: {type(error).__name__}: "
-                    f"{error}; does it accept samples of shape {self.input_shape}?"
+                    f"model {self.name!r} fails on an input of shape {tuple(x.shape)}: "
+                    f"{type(error).__name__}: {error}; does it accept samples of shape {self.input_shape}?"
                 ) from error
         clobbers = {"whole"} if x._version != before else set[str]()
         if not isinstance(logits, Tensor) or logits.dim() < 2 or logits.shape[0] != 2:
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ModelError(
-                f"model {self.name!r} returned {got} for an input of shape {tuple(x.shape)}, expected one tensor "
-                "(2, L): a row of logits per sample"
+                f"model {self.name!r} returned {got} for an input of shape {tuple(x.shape)}, expected one "
+                "tensor (2, L): a row of logits per sample"
             )
         self.num_classes = int(logits.shape[1])
         if self._pieces is not None:
@@ -380,16 +317,16 @@ class SplitModel:
                 self._s_in_shape = self._shape_at_cut(value)
         if not torch.allclose(value, logits, rtol=0, atol=0, equal_nan=True):
             raise ModelError(
-                f"model {self.name!r} cannot be cut there: its pieces in a row differ from its forward; does the "
-                "forward write into tensors in place, or use randomness in eval mode?"
+                f"model {self.name!r} cannot be cut there: its pieces in a row differ from its forward; does "
+                "the forward write into tensors in place, or use randomness in eval mode?"
             )
 
     def _shape_at_cut(self, s_in: object) -> tuple[int, ...]:
         if not isinstance(s_in, Tensor) or s_in.dim() < 1 or s_in.shape[0] != 2:
             got = tuple(s_in.shape) if isinstance(s_in, Tensor) else type(s_in).__name__
             raise ModelError(
-                f"model {self.name!r}: the extractor's output is {got} for 2 samples, expected one tensor (2, ...); "
-                "name a submodule that returns one"
+                f"model {self.name!r}: the extractor's output is {got} for 2 samples, expected one tensor "
+                "(2, ...); name a submodule that returns one"
             )
         return tuple(s_in.shape[1:])
 
@@ -397,15 +334,16 @@ class SplitModel:
         if not isinstance(r, Tensor) or r.dim() != 2 or r.shape[0] != 2:
             got = tuple(r.shape) if isinstance(r, Tensor) else type(r).__name__
             raise ModelError(
-                f"model {self.name!r}: the representation, the classifier's input, is {got} for 2 samples, expected "
-                "(2, rep_dim); flatten it before the classifier, or name the submodule that follows the flattening"
+                f"model {self.name!r}: the representation, the classifier's input, is {got} for 2 samples, "
+                "expected (2, rep_dim); flatten it before the classifier, or name the submodule that "
+                "follows the flattening"
             )
         return int(r.shape[1])
 
     def _draws(self, x: Tensor) -> bool:
         """Whether a training forward moves torch's generator: exact, whatever way the numbers are drawn."""
         self._module.train()
-        before_places = [owner[local] for owner, local, _ in self._slots]
+        held = self._binding.tensors()
         try:
             with self._probe_rng().fork():
                 before = torch.get_rng_state()
@@ -418,11 +356,11 @@ class SplitModel:
             )
         finally:
             self._module.eval()
-        for (owner, local, full), old in zip(self._slots, before_places, strict=True):
-            if owner[local] is not old:
+        for name, tensor in self._binding.tensors().items():
+            if tensor is not held[name]:
                 raise ModelError(
-                    f"model {self.name!r} replaces {full!r} during its forward, so the change would be lost; write "
-                    "into it instead: self.buffer.copy_(value)"
+                    f"model {self.name!r} replaces {name!r} during its forward, so the change would be lost; "
+                    "write into it instead: self.buffer.copy_(value)"
                 )
         return moved
 
@@ -471,27 +409,6 @@ def _classifier_shapes(model: SplitModel) -> dict[str, tuple[int, ...]]:
 def _same(what: str, first: str, a: object, second: str, b: object) -> None:
     if a != b:
         raise ModelError(
-            f"models {first!r} and {second!r} do not fit: {what} is {a} in {first!r} but {b} in {second!r}; choose "
-            "models, or cuts, where they are equal"
+            f"models {first!r} and {second!r} do not fit: {what} is {a} in {first!r} but {b} in {second!r}; "
+            "choose models, or cuts, where they are equal"
         )
-
-
-def _places(
-    module: nn.Module,
-) -> Iterator[tuple[dict[str, Tensor | None], str, str, Tensor, str]]:
-    """Each place of each parameter and buffer: (owner's dict, local name, full name, tensor, name of the place).
-
-    A tensor in several places, such as a tied weight, has the full name of its first.
-    """
-    first: dict[int, str] = {}
-    for path, child in module.named_modules():
-        for owner in (child._parameters, child._buffers):
-            for local, tensor in owner.items():
-                if tensor is not None:
-                    alias = f"{path}.{local}" if path else local
-                    yield owner, local, first.setdefault(id(tensor), alias), tensor, alias
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(map(repr, names[:3])) + more

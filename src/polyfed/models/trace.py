@@ -1,18 +1,19 @@
 """Cutting a forward pass into pieces, without rewriting it.
 
-The module is traced symbolically; a piece of the graph is turned back into Python source and run with the module
-itself as ``self``. So a piece holds no weights: it reads whatever is bound to the module at the time of the call.
-Only the modules that contain a cut are looked into. All others stay one call, whatever their own code does.
+The module is traced symbolically; a piece of the graph is turned back into Python source and run with the
+module itself as ``self``. So a piece holds no weights: it reads whatever is bound to the module at the time
+of the call. Only the modules that contain a cut are looked into. All others stay one call, whatever their own
+code does.
 """
 
 from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -50,7 +51,8 @@ def find_submodule(module: nn.Module, name: str, role: str, model: str) -> str:
     Raises:
         ModelError: the module has no such submodule; the message names the nearest ones.
     """
-    known = {path: child for path, child in module.named_modules(remove_duplicate=False) if path}
+    named = cast("Iterable[tuple[str, nn.Module]]", module.named_modules(remove_duplicate=False))
+    known = {path: child for path, child in named if path}
     if name not in known:
         near = get_close_matches(name, known, n=3, cutoff=0.4) or list(known)[:8]
         raise ModelError(
@@ -75,8 +77,8 @@ def cut(module: nn.Module, *, classifier: str, extractor: str | None, model: str
     """
     if extractor is not None and _nested(classifier, extractor):
         raise ModelError(
-            f"model {model!r}: the extractor {extractor!r} and the classifier {classifier!r} must be two separate "
-            "submodules, but one is or contains the other; name submodules that follow one another"
+            f"model {model!r}: the extractor {extractor!r} and the classifier {classifier!r} must be two "
+            "separate submodules, but one is or contains the other; name submodules that follow one another"
         )
     graph = _trace(module, [name for name in (classifier, extractor) if name is not None], model)
     _refuse_lost_writes(graph, model)
@@ -84,15 +86,16 @@ def cut(module: nn.Module, *, classifier: str, extractor: str | None, model: str
     end = next(node for node in graph.nodes if node.op == "output").args[0]
     if not isinstance(end, fx.Node):
         raise ModelError(
-            f"model {model!r} returns {type(end).__name__}, expected one tensor (B, L); return the logits only"
+            f"model {model!r} returns {type(end).__name__}, expected one tensor (B, L); return the logits "
+            "only"
         )
     head = _only_call(graph, classifier, "classifier", model)
     inputs = head.all_input_nodes
     if len(inputs) != 1:
         raise ModelError(
             f"model {model!r}: the classifier {classifier!r} takes {len(inputs)} tensors "
-            f"({', '.join(map(_describe, inputs))}), expected one, the representation; "
-            "join them before the classifier, or name a later submodule"
+            f"({', '.join(map(_describe, inputs))}), expected one, the representation; join them before the "
+            "classifier, or name a later submodule"
         )
     r = inputs[0]
     _must_separate(graph, start, r, end, f"the classifier cut (the input of {classifier!r})", model)
@@ -141,13 +144,14 @@ def _trace(module: nn.Module, cuts: list[str], model: str) -> fx.Graph:
     except Exception as error:  # user code runs here: anything may come
         raise ModelError(
             f"model {model!r} cannot be cut at {', '.join(map(repr, cuts))}: its forward cannot be traced "
-            f"({type(error).__name__}: {error}); a forward that contains a cut may not branch on its data: move the "
-            "branching into a submodule that contains no cut, or do without a classifier cut"
+            f"({type(error).__name__}: {error}); a forward that contains a cut may not branch on its data: "
+            "move the branching into a submodule that contains no cut, or do without a classifier cut"
         ) from error
     if not torch.equal(state, torch.get_rng_state()):
         raise ModelError(
-            f"model {model!r} cannot be cut: its forward draws a random tensor that does not depend on the input, "
-            "which would be drawn once for ever; draw it in a submodule, or with torch.rand_like of an activation"
+            f"model {model!r} cannot be cut: its forward draws a random tensor that does not depend on the "
+            "input, which would be drawn once for ever; draw it in a submodule, or with torch.rand_like of "
+            "an activation"
         )
     if not any(node.op == "placeholder" for node in graph.nodes):
         raise ModelError(f"model {model!r}: its forward takes no input; expected forward(self, x)")
@@ -162,8 +166,8 @@ def _only_call(graph: fx.Graph, name: str, role: str, model: str) -> fx.Node:
     calls = [node for node in graph.nodes if node.op == "call_module" and node.target == name]
     if len(calls) != 1:
         raise ModelError(
-            f"model {model!r}: its forward calls the {role} {name!r} {len(calls)} times, expected once; "
-            "name a submodule that is called exactly once, or give this use a submodule of its own"
+            f"model {model!r}: its forward calls the {role} {name!r} {len(calls)} times, expected once; name "
+            "a submodule that is called exactly once, or give this use a submodule of its own"
         )
     return calls[0]
 
