@@ -1,0 +1,54 @@
+"""Names of data sets and partitions with one-line summaries; imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+#: Name of a data set -> one line about it.
+DATASETS: Mapping[str, str] = MappingProxyType(
+    {
+        "digits": "UCI optical digits, 1,797 grey images of 8x8 shown as 32x32, 10 classes; comes with polyfed",
+        "mnist": "MNIST handwritten digits, 60,000 + 10,000 grey images of 28x28 padded to 32x32, 10 classes",
+        "fashion-mnist": "Fashion-MNIST clothing, 60,000 + 10,000 grey images of 28x28 padded to 32x32, 10 classes",
+        "cifar10": "CIFAR-10 photographs, 50,000 + 10,000 colour images of 32x32, 10 classes",
+        "cifar100": "CIFAR-100 photographs, 50,000 + 10,000 colour images of 32x32, 100 classes",
+        "npz": "your own arrays: x and y, optionally test, groups and classes, in one .npz file",
+        "csv": "your own table: one .csv file, or a folder with one .csv file per client",
+    }
+)
+
+#: Name of a data set -> options of ``load_dataset`` beyond path, cache and image_size.
+DATASET_OPTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "digits": (),
+        "mnist": (),
+        "fashion-mnist": (),
+        "cifar10": (),
+        "cifar100": (),
+        "npz": ("flip",),
+        "csv": ("header", "label", "missing", "categorical", "group", "delimiter"),
+    }
+)
+
+#: Kind of partition -> one line about it.
+PARTITIONS: Mapping[str, str] = MappingProxyType(
+    {
+        "iid": "rows dealt at random, equal numbers for all clients",
+        "classes": "each client holds classes_per_client classes, of uneven shares",
+        "dirichlet": "each class is spread over the clients by Dirichlet(alpha); sizes differ",
+        "balanced-dirichlet": "each client draws its class mix from Dirichlet(alpha); equal sizes",
+        "natural": "one client per group of the data set, such as a hospital or a person",
+    }
+)
+
+#: Kind of partition -> its own options of ``make_partition``.
+PARTITION_OPTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "iid": (),
+        "classes": ("classes_per_client",),
+        "dirichlet": ("alpha",),
+        "balanced-dirichlet": ("alpha",),
+        "natural": ("groups",),
+    }
+)

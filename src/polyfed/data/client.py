@@ -1,0 +1,212 @@
+"""What one client sees: its own rows of the data set, as normalised batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from polyfed.data.dataset import Dataset
+from polyfed.data.partition import Partition
+from polyfed.errors import DataError
+
+_PAD = 4  # pixels that a random crop may shift an image by
+
+
+@dataclass(frozen=True, eq=False)
+class Standardise:
+    """Feature standardisation ``(x - mean) * inverse``, fitted on training rows only.
+
+    Args:
+        mean: ``(F,)`` float64; also what a missing value is replaced by.
+        inverse: ``(F,)`` float64, 1 / standard deviation; 0 for a constant column, which therefore becomes 0.
+    """
+
+    mean: Tensor
+    inverse: Tensor
+
+    @classmethod
+    def fit(cls, x: Tensor) -> Standardise:
+        """Statistics of the columns of ``x`` ``(n, F)``, ignoring NaN; a column without any value counts as 0."""
+        values = x.double()
+        there = ~torch.isnan(values)
+        count = there.sum(dim=0).clamp(min=1)
+        mean = torch.where(there, values, 0).sum(dim=0) / count
+        std = (torch.where(there, values - mean, 0).square().sum(dim=0) / count).sqrt()
+        # float32 features have 24 significant bits: a smaller spread than that is rounding, not information
+        constant = std <= 1e-6 * mean.abs()
+        return cls(mean, torch.where(constant, 0, 1 / torch.where(constant, 1, std)))
+
+    def apply(self, x: Tensor) -> Tensor:
+        """``x`` ``(B, F)`` imputed and standardised, as float64."""
+        values = x.double()
+        mean = self.mean.to(x.device)
+        return (torch.where(torch.isnan(values), mean, values) - mean) * self.inverse.to(x.device)
+
+
+class ClientData:
+    """One client's rows of a data set: a view by row number, without a copy of the pixels.
+
+    Args:
+        dataset: the data set, on any device.
+        rows: ``(n,)`` int64 row numbers of this client.
+        augment: whether batches drawn with a generator are augmented (images only).
+        stats: how features are standardised; None fits on ``rows``. Not used for images, which are normalised with
+            the data set's mean and std.
+
+    Raises:
+        DataError: no rows, or a row number out of range.
+    """
+
+    def __init__(
+        self, dataset: Dataset, rows: NDArray[np.int64] | Tensor, *, augment: bool, stats: Standardise | None = None
+    ) -> None:
+        self.dataset = dataset
+        # a copy: rows may be a read-only view of a partition, which torch cannot share safely
+        self.rows = rows.cpu().clone() if isinstance(rows, Tensor) else torch.tensor(np.asarray(rows))
+        if self.rows.dim() != 1 or self.rows.dtype != torch.int64 or len(self.rows) == 0:
+            raise DataError(
+                f"rows of a client: shape {tuple(self.rows.shape)}, type {self.rows.dtype}; expected (n,) torch.int64 "
+                "with at least one row; was the partition made for another data set?"
+            )
+        low, high = int(self.rows.min()), int(self.rows.max())
+        if low < 0 or high >= len(dataset):
+            raise DataError(
+                f"rows of a client run from {low} to {high}; expected 0 to {len(dataset) - 1} for {dataset.name!r}; "
+                "was the partition made for another data set?"
+            )
+        self.augment = augment and dataset.is_image
+        self._mean = torch.tensor(dataset.mean)[:, None, None]  # (C, 1, 1)
+        self._std = torch.tensor(dataset.std)[:, None, None]  # (C, 1, 1)
+        self.stats = stats
+        if not dataset.is_image and stats is None:
+            self.stats = Standardise.fit(dataset.x[self.rows.to(dataset.x.device)])
+
+    def __len__(self) -> int:
+        """Number of rows, n."""
+        return len(self.rows)
+
+    @property
+    def labels(self) -> Tensor:
+        """``(n,)`` int64 class numbers, in the order of the rows."""
+        return self.dataset.y[self.rows.to(self.dataset.y.device)]
+
+    def batch(
+        self,
+        positions: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> tuple[Tensor, Tensor]:
+        """Normalised inputs and labels of some of the client's rows.
+
+        With a generator, and if the client augments, each image is shifted by up to 4 pixels each way (what enters
+        is 0 after normalisation) and, where the data set allows it, mirrored with probability 1/2. Without a
+        generator nothing is random: use that for evaluation.
+
+        Args:
+            positions: ``(B,)`` int64, from 0 to n - 1, into this client's rows.
+            generator: where the augmentation's randomness comes from; None means no augmentation.
+            dtype: floating type of the inputs.
+            device: where the batch is wanted; pixels travel as uint8.
+
+        Returns:
+            x ``(B, C, H, W)`` or ``(B, F)`` of ``dtype``, and y ``(B,)`` int64, both on ``device``.
+        """
+        source = self.dataset.x.device
+        rows = self.rows[positions.cpu()].to(source)
+        x = self.dataset.x[rows].to(device)
+        y = self.dataset.y[rows.to(self.dataset.y.device)].to(device)
+        if self.stats is not None and not self.dataset.is_image:
+            return self.stats.apply(x).to(dtype), y
+        x = (x.float() / 255 - self._mean.to(device)) / self._std.to(device)
+        if generator is not None and self.augment:
+            x = augment_images(x, generator, flip=self.dataset.flip)
+        return x.to(dtype), y
+
+
+def augment_images(x: Tensor, generator: torch.Generator, *, flip: bool) -> Tensor:
+    """Images ``(B, C, H, W)`` each shifted by up to 4 pixels, filled with 0, and perhaps mirrored.
+
+    The whole batch is one gather: row ``i`` of an output image is row ``i + dy`` of its padded input, and so on.
+
+    Args:
+        x: the batch; it is not written to.
+        generator: source of the random shifts and mirrorings.
+        flip: whether images are mirrored with probability 1/2.
+    """
+    batch, _, height, width = x.shape
+    shape = (batch, 1)
+    dy = torch.randint(0, 2 * _PAD + 1, shape, generator=generator, device=generator.device).to(x.device)
+    dx = torch.randint(0, 2 * _PAD + 1, shape, generator=generator, device=generator.device).to(x.device)
+    down = torch.arange(height, device=x.device) + dy  # (B, H)
+    across = torch.arange(width, device=x.device).expand(batch, width)  # (B, W)
+    if flip:
+        mirrored = torch.randint(0, 2, shape, generator=generator, device=generator.device).to(x.device).bool()
+        across = torch.where(mirrored, width - 1 - across, across)
+    across = across + dx
+    padded = functional.pad(x, (_PAD, _PAD, _PAD, _PAD)).permute(0, 2, 3, 1)  # (B, H+8, W+8, C)
+    image = torch.arange(batch, device=x.device)[:, None, None]
+    picked = padded[image, down[:, :, None], across[:, None, :]]  # (B, H, W, C)
+    return picked.permute(0, 3, 1, 2).contiguous()  # (B, C, H, W)
+
+
+class FederatedData:
+    """A data set together with who holds which rows.
+
+    Args:
+        dataset: the data set.
+        partition: whose rows are whose; made for this data set.
+        augment: whether training batches drawn with a generator are augmented.
+
+    Raises:
+        DataError: the partition was made for a data set of another size.
+    """
+
+    def __init__(self, dataset: Dataset, partition: Partition, *, augment: bool) -> None:
+        rows = partition.about.get("rows", len(dataset))
+        if rows != len(dataset):
+            raise DataError(
+                f"the partition was made for {rows} rows of {partition.about.get('dataset')!r}, but {dataset.name!r} "
+                f"has {len(dataset)}; make the partition again or load the data set it was made for"
+            )
+        self.dataset = dataset
+        self.partition = partition
+        self.augment = augment
+
+    @property
+    def num_clients(self) -> int:
+        """Number of clients."""
+        return self.partition.num_clients
+
+    def train_size(self, client: int) -> int:
+        """Number of training rows of a client."""
+        return len(self.partition.train(client))
+
+    def train(self, client: int) -> ClientData:
+        """A client's training rows; features are standardised with their own statistics."""
+        return ClientData(self.dataset, self.partition.train(client), augment=self.augment, stats=self._stats(client))
+
+    def test(self, client: int) -> ClientData:
+        """A client's test rows, never augmented; features are standardised with its training rows' statistics."""
+        return ClientData(self.dataset, self.partition.test(client), augment=False, stats=self._stats(client))
+
+    def global_test(self) -> ClientData:
+        """The test rows of all clients, in the order of the data set, never augmented.
+
+        Features are standardised with the statistics of the training rows of ALL clients together. No single client
+        knows these: read a global test on features as a bound by an observer, not as something a client could do.
+        """
+        stats = None if self.dataset.is_image else self._fit(self.partition.train_rows)
+        return ClientData(self.dataset, np.sort(self.partition.test_rows), augment=False, stats=stats)
+
+    def _stats(self, client: int) -> Standardise | None:
+        return None if self.dataset.is_image else self._fit(self.partition.train(client))
+
+    def _fit(self, rows: NDArray[np.int64]) -> Standardise:
+        return Standardise.fit(self.dataset.x[torch.tensor(rows, device=self.dataset.x.device)])

@@ -1,0 +1,134 @@
+"""A labelled data set in memory, checked when it is made."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from polyfed.errors import DataError
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Images or features with labels; official test rows and natural groups where the source has them.
+
+    Args:
+        name: how the data set is called in configurations and reports.
+        x: ``(N, C, H, W)`` uint8 pixels, or ``(N, F)`` float32 features as read (not standardised; NaN = missing).
+        y: ``(N,)`` int64 class numbers in ``[0, num_classes)``.
+        classes: the name of each class.
+        mean: per channel, of pixels / 255; empty for features.
+        std: per channel, of pixels / 255; empty for features.
+        test_rows: int64 rows of the official test split; None if the source has none.
+        groups: ``(N,)`` int64 group number of each row for the natural partition; None if there is none.
+        group_names: the name of each group number; may be empty.
+        flip: whether a horizontally flipped image keeps its class.
+
+    Raises:
+        DataError: a field of the wrong type or length, or a value out of range.
+    """
+
+    name: str
+    x: Tensor
+    y: Tensor
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    test_rows: NDArray[np.int64] | None = None
+    groups: NDArray[np.int64] | None = None
+    group_names: tuple[str, ...] = ()
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse anything a later step would trip over."""
+        self._check_x()
+        self._check_y()
+        if self.test_rows is not None:
+            self._check_test_rows(self.test_rows)
+        if self.groups is not None:
+            self._check_groups(self.groups)
+
+    def __len__(self) -> int:
+        """Number of rows, N."""
+        return len(self.y)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, whether or not all of them occur."""
+        return len(self.classes)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one row: ``(C, H, W)`` or ``(F,)``."""
+        return tuple(self.x.shape[1:])
+
+    @property
+    def is_image(self) -> bool:
+        """Whether rows are images (otherwise feature vectors)."""
+        return self.x.dim() == 4
+
+    def to(self, device: torch.device | str) -> Dataset:
+        """The same data set with ``x`` and ``y`` on a device, so that batches need no transfer."""
+        return replace(self, x=self.x.to(device), y=self.y.to(device))
+
+    def _check_x(self) -> None:
+        shape = tuple(self.x.shape)
+        images = self.x.dim() == 4 and self.x.dtype == torch.uint8
+        features = self.x.dim() == 2 and self.x.dtype == torch.float32
+        if not (images or features) or 0 in shape:
+            raise DataError(
+                f"{self.name}: x has shape {shape} and type {self.x.dtype}; expected (N, C, H, W) torch.uint8 "
+                "pixels or (N, F) torch.float32 features, none of them empty; convert x before making the Dataset"
+            )
+        channels = shape[1] if images else 0
+        if len(self.mean) != channels or len(self.std) != channels:
+            raise DataError(
+                f"{self.name}: got {len(self.mean)} means and {len(self.std)} standard deviations for x of shape "
+                f"{shape}; expected {channels} of each (one per channel, none for features)"
+            )
+        if not all(map(math.isfinite, (*self.mean, *self.std))) or any(s <= 0 for s in self.std):
+            raise DataError(f"{self.name}: mean {self.mean} or std {self.std} is not usable; std must be above 0")
+        if features and bool(torch.isinf(self.x).any()):
+            row = int(torch.isinf(self.x).any(dim=1).nonzero()[0])
+            raise DataError(f"{self.name}: row {row} has an infinite feature; mark missing values as NaN instead")
+
+    def _check_y(self) -> None:
+        if self.y.dtype != torch.int64 or tuple(self.y.shape) != (len(self.x),):
+            raise DataError(
+                f"{self.name}: y has shape {tuple(self.y.shape)} and type {self.y.dtype}; expected "
+                f"({len(self.x)},) torch.int64, one label for each row of x"
+            )
+        if self.num_classes < 2:
+            raise DataError(f"{self.name}: {self.num_classes} classes {self.classes}; at least 2 are needed")
+        low, high = int(self.y.min()), int(self.y.max())
+        if low < 0 or high >= self.num_classes:
+            raise DataError(
+                f"{self.name}: labels run from {low} to {high}; expected 0 to {self.num_classes - 1} "
+                f"for {self.num_classes} classes; renumber the labels or name more classes"
+            )
+
+    def _check_test_rows(self, rows: NDArray[np.int64]) -> None:
+        good = rows.dtype == np.int64 and rows.ndim == 1 and 0 < len(rows) < len(self)
+        if not good or rows.min() < 0 or rows.max() >= len(self) or len(np.unique(rows)) != len(rows):
+            raise DataError(
+                f"{self.name}: test_rows has shape {rows.shape} and type {rows.dtype}; expected different int64 row "
+                f"numbers from 0 to {len(self) - 1}, at least one and not all rows"
+            )
+
+    def _check_groups(self, groups: NDArray[np.int64]) -> None:
+        if groups.dtype != np.int64 or groups.shape != (len(self),):
+            raise DataError(
+                f"{self.name}: groups has shape {groups.shape} and type {groups.dtype}; expected "
+                f"({len(self)},) int64, one group for each row"
+            )
+        low, high = int(groups.min()), int(groups.max())
+        if low < 0 or (self.group_names and high >= len(self.group_names)):
+            raise DataError(
+                f"{self.name}: group numbers run from {low} to {high}; expected 0 to "
+                f"{len(self.group_names) - 1 if self.group_names else 'any'}; renumber or name more groups"
+            )

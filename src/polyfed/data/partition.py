@@ -1,0 +1,391 @@
+"""Which rows belong to which client, for training and for testing."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from polyfed.data.catalogue import PARTITION_OPTIONS, PARTITIONS
+from polyfed.data.dataset import Dataset
+from polyfed.data.files import read_npz, replacing
+from polyfed.data.kinds import deal_balanced, deal_classes, deal_dirichlet, deal_groups, deal_iid, deal_like
+from polyfed.data.strata import Bools, Ints, cap_rows, pick_test, test_total
+from polyfed.errors import ConfigError, DataError, StorageError
+from polyfed.rng import Rng
+
+_ARRAYS = ("train_rows", "train_offsets", "test_rows", "test_offsets")
+
+
+@dataclass(frozen=True, eq=False)
+class Partition:
+    """Rows of each client as two flat arrays with offsets: client k has ``rows[offsets[k]:offsets[k + 1]]``.
+
+    Args:
+        train_rows: ``(n,)`` int64 row numbers for training, client after client, ascending within a client.
+        train_offsets: ``(clients + 1,)`` int64, from 0 to n.
+        test_rows: ``(m,)`` int64 row numbers for testing.
+        test_offsets: ``(clients + 1,)`` int64, from 0 to m.
+        about: how the partition was made: data set, number of rows, kind, options, seed; JSON values only.
+
+    Raises:
+        DataError: offsets that do not fit the rows, or a row that two clients hold.
+    """
+
+    train_rows: NDArray[np.int64]
+    train_offsets: NDArray[np.int64]
+    test_rows: NDArray[np.int64]
+    test_offsets: NDArray[np.int64]
+    about: Mapping[str, object]
+
+    def __post_init__(self) -> None:
+        """Check the arrays and make them read-only copies."""
+        for name in _ARRAYS:
+            array = np.array(getattr(self, name))
+            if array.ndim != 1 or array.dtype != np.int64:
+                raise DataError(
+                    f"partition: {name} has shape {array.shape} and type {array.dtype}; expected flat int64"
+                )
+            array.setflags(write=False)
+            object.__setattr__(self, name, array)
+        for part in ("train", "test"):
+            rows, offsets = getattr(self, f"{part}_rows"), getattr(self, f"{part}_offsets")
+            if len(offsets) < 2 or offsets[0] != 0 or offsets[-1] != len(rows) or (np.diff(offsets) < 0).any():
+                raise DataError(
+                    f"partition: {part}_offsets do not rise from 0 to {len(rows)}, the number of {part} rows; "
+                    "make the partition again"
+                )
+        if len(self.train_offsets) != len(self.test_offsets):
+            raise DataError(
+                f"partition: {len(self.train_offsets) - 1} clients train but {len(self.test_offsets) - 1} test; "
+                "expected the same clients"
+            )
+        rows = np.concatenate([self.train_rows, self.test_rows])
+        if len(np.unique(rows)) != len(rows) or (len(rows) and rows.min() < 0):
+            raise DataError(
+                "partition: a row number is negative or held twice; expected each row at most once; "
+                "make the partition again"
+            )
+        object.__setattr__(self, "about", MappingProxyType(json.loads(_json(self.about))))
+
+    @property
+    def num_clients(self) -> int:
+        """Number of clients."""
+        return len(self.train_offsets) - 1
+
+    def train(self, client: int) -> NDArray[np.int64]:
+        """Training rows of a client, ascending; a read-only view."""
+        self._check_client(client)
+        return self.train_rows[self.train_offsets[client] : self.train_offsets[client + 1]]
+
+    def test(self, client: int) -> NDArray[np.int64]:
+        """Test rows of a client, ascending; a read-only view."""
+        self._check_client(client)
+        return self.test_rows[self.test_offsets[client] : self.test_offsets[client + 1]]
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 (hex) over the arrays and ``about``: equal if and only if two partitions are the same."""
+        digest = hashlib.sha256(b"polyfed partition 1\n")
+        about = _json(self.about).encode()
+        for content in (about, *(getattr(self, name).astype("<i8").tobytes() for name in _ARRAYS)):
+            digest.update(len(content).to_bytes(8, "little") + content)
+        return digest.hexdigest()
+
+    def counts(self, y: ArrayLike, num_classes: int, which: str = "train") -> NDArray[np.int64]:
+        """``(clients, classes)`` number of rows of each class that each client holds.
+
+        Args:
+            y: ``(N,)`` classes of all rows of the data set (array or CPU tensor).
+            num_classes: number of classes.
+            which: "train" or "test".
+        """
+        if which not in ("train", "test"):
+            raise ConfigError(f"which: got {which!r}; expected 'train' or 'test'")
+        rows = self.train_rows if which == "train" else self.test_rows
+        offsets = self.train_offsets if which == "train" else self.test_offsets
+        client = np.repeat(np.arange(self.num_clients), np.diff(offsets))
+        flat = np.bincount(client * num_classes + np.asarray(y)[rows], minlength=self.num_clients * num_classes)
+        return flat.reshape(self.num_clients, num_classes).astype(np.int64)
+
+    def save(self, path: Path) -> None:
+        """Write the partition to an .npz file, whole or not at all.
+
+        Raises:
+            StorageError: the file cannot be written; what was there before is intact.
+        """
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        try:
+            with replacing(Path(path)) as handle:
+                np.savez_compressed(handle, about=np.array(_json(self.about)), hash=np.array(self.hash), **arrays)
+        except OSError as error:
+            raise StorageError(f"{path}: the partition could not be written ({error}); free space or change the path") from error
+
+    @classmethod
+    def load(cls, path: Path) -> Partition:
+        """Read what ``save`` wrote.
+
+        Raises:
+            DataError: the file is missing or damaged, or its content does not have the hash it names.
+        """
+        arrays = read_npz(Path(path))
+        if arrays.keys() != {*_ARRAYS, "about", "hash"}:
+            raise DataError(
+                f"{path}: holds {', '.join(sorted(arrays)) or 'nothing'}; expected a partition written by polyfed"
+            )
+        try:
+            about = json.loads(str(arrays["about"]))
+        except ValueError as error:
+            raise DataError(f"{path}: 'about' is not JSON ({error}); the file is damaged, make it again") from error
+        if not isinstance(about, dict):
+            raise DataError(f"{path}: 'about' is a {type(about).__name__}; expected a JSON object")
+        partition = cls(*(arrays[name] for name in _ARRAYS), about)
+        if partition.hash != str(arrays["hash"]):
+            raise DataError(
+                f"{path}: content has hash {partition.hash[:12]}, the file says {str(arrays['hash'])[:12]}; it was "
+                "changed or damaged, make the partition again"
+            )
+        return partition
+
+    def _check_client(self, client: int) -> None:
+        if not 0 <= client < self.num_clients:
+            raise IndexError(f"client {client}; expected 0 to {self.num_clients - 1}")
+
+
+def make_partition(
+    dataset: Dataset,
+    *,
+    kind: str,
+    num_clients: int | None,
+    rng: Rng,
+    test_fraction: float = 0.2,
+    split: str = "pooled",
+    min_samples: int = 2,
+    samples_per_client: int | None = None,
+    **options: Any,
+) -> Partition:
+    """Deal the rows of a data set to clients.
+
+    With ``split="pooled"`` official training and test rows are one pool; each client's part of it is split into train
+    and test, class by class. With ``split="official"`` training rows come from the official training part, and the
+    official test rows are dealt in each client's own class proportions (for "natural": by group).
+
+    Args:
+        dataset: the data set.
+        kind: one of ``catalogue.PARTITIONS``.
+        num_clients: number of clients; None or 0 means one per group, for "natural" only.
+        rng: names the randomness; the same name gives the same partition.
+        test_fraction: fraction of a client's rows for testing, above 0 and below 1; for "pooled" only.
+        split: "pooled" or "official".
+        min_samples: the fewest training rows of a client; each client also has at least one test row.
+        samples_per_client: the most train and test rows together of a client, in its own class proportions; None
+            for no limit.
+        options: of the kind: ``classes_per_client`` for "classes", ``alpha`` for both Dirichlet kinds, and for
+            "natural" ``groups="largest"``, which permits fewer clients than groups.
+
+    Raises:
+        ConfigError: an unknown kind or option, or a value out of range; all faults at once.
+        DataError: the data set lacks what the kind needs, or has too few rows.
+    """
+    settings = _check_settings(
+        dataset, kind, num_clients, test_fraction, split, min_samples, samples_per_client, options
+    )
+    y = dataset.y.cpu().numpy()
+    pool = np.arange(len(y), dtype=np.int64)
+    if split == "official":
+        if dataset.test_rows is None:
+            raise DataError(f"split 'official': {dataset.name!r} has no official test rows; use split='pooled'")
+        pool = np.setdiff1d(pool, dataset.test_rows)
+    clients = num_clients or 0
+    extra: dict[str, object] = {}
+    owner = np.full(len(y), -1, dtype=np.int64)
+    if kind == "natural":
+        by_group, names = _natural(dataset, pool, clients, options.get("groups"))
+        clients = len(names)
+        extra["group_names"] = names
+        owner[pool] = by_group[pool]
+    else:
+        if len(pool) < clients:
+            raise DataError(f"{dataset.name!r} has {len(pool)} rows for {clients} clients; lower num_clients")
+
+        def enough(sizes: Ints) -> Bools:
+            test = test_total(sizes, test_fraction) if split == "pooled" else 0
+            return sizes - test >= min_samples
+
+        owner[pool] = _deal(kind, y[pool], dataset.num_classes, clients, options, enough, rng)
+    train = owner >= 0
+    test = np.zeros(len(y), dtype=np.bool_)
+    if split == "official" and dataset.test_rows is not None:
+        rows = dataset.test_rows
+        if kind == "natural":
+            owner[rows] = by_group[rows]
+        else:
+            held = np.bincount(owner[train] * dataset.num_classes + y[train], minlength=clients * dataset.num_classes)
+            held = held.reshape(clients, dataset.num_classes)
+            owner[rows] = deal_like(held, y[rows], rng.at("test").numpy())
+        test[rows] = owner[rows] >= 0
+    if samples_per_client is not None:
+        train, test = _cap(owner, y, train, test, clients, samples_per_client, rng)
+    if split == "pooled":
+        rows = np.flatnonzero(train)
+        test[rows] = pick_test(owner[rows], y[rows], clients, test_fraction, rng.at("split").numpy())
+        train &= ~test
+    about = {
+        "dataset": dataset.name,
+        "rows": len(dataset),
+        "kind": kind,
+        "num_clients": clients,
+        "seed": list(rng.key),
+        **settings,
+        **extra,
+    }
+    partition = Partition(*_grouped(owner, train, clients), *_grouped(owner, test, clients), about)
+    _check_sizes(partition, kind, min_samples)
+    return partition
+
+
+def _deal(
+    kind: str, y: Ints, num_classes: int, clients: int, options: Mapping[str, Any], enough: Any, rng: Rng
+) -> Ints:
+    draw = rng.at("deal").numpy()
+    if kind == "iid":
+        return deal_iid(len(y), clients, draw)
+    if kind == "classes":
+        return deal_classes(y, num_classes, clients, options["classes_per_client"], draw)
+    if kind == "dirichlet":
+        return deal_dirichlet(y, num_classes, clients, options["alpha"], enough, draw)
+    return deal_balanced(y, num_classes, clients, options["alpha"], draw)
+
+
+def _natural(dataset: Dataset, pool: Ints, clients: int, choice: str | None) -> tuple[Ints, list[str]]:
+    """Client of each row of the whole data set (-1: none), and the name of each client's group."""
+    if dataset.groups is None:
+        raise DataError(
+            f"partition 'natural': {dataset.name!r} has no groups; choose another kind, or read the data with a "
+            "group column (csv) or a 'groups' array (npz)"
+        )
+    available = len(np.unique(dataset.groups[pool]))
+    wanted = clients or available
+    if wanted > available or (wanted < available and choice != "largest"):
+        raise ConfigError(
+            f"num_clients: got {wanted}, but {dataset.name!r} has {available} groups; set it to {available}"
+            + (", or set groups='largest' to keep the largest ones only" if wanted < available else " or fewer")
+        )
+    dealt, kept = deal_groups(dataset.groups[pool], wanted, largest=choice == "largest")
+    client_of = np.full(int(dataset.groups.max()) + 1, -1, dtype=np.int64)
+    client_of[dataset.groups[pool]] = dealt
+    names = [dataset.group_names[g] if dataset.group_names else str(g) for g in kept]
+    return client_of[dataset.groups], names
+
+
+def _cap(
+    owner: Ints, y: Ints, train: Bools, test: Bools, clients: int, cap: int, rng: Rng
+) -> tuple[Bools, Bools]:
+    """Train and test masks with at most ``cap`` rows per client, shared between the two as all rows are."""
+    fraction = test.sum() / max(1, (train | test).sum())
+    for_test = max(1, int(fraction * cap + 0.5)) if test.any() else 0
+    out: list[Bools] = []
+    for name, mask, limit in (("cap train", train, cap - for_test), ("cap test", test, for_test)):
+        rows = np.flatnonzero(mask)
+        kept = np.zeros_like(mask)
+        kept[rows] = cap_rows(owner[rows], y[rows], clients, limit, rng.at(name).numpy())
+        out.append(kept)
+    return out[0], out[1]
+
+
+def _grouped(owner: Ints, mask: Bools, clients: int) -> tuple[Ints, Ints]:
+    """Rows of the mask, client after client, and offsets."""
+    rows = np.flatnonzero(mask)
+    order = np.argsort(owner[rows], kind="stable")  # stable: ascending rows within a client
+    sizes = np.bincount(owner[rows], minlength=clients)
+    return rows[order].astype(np.int64), np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+
+
+def _check_sizes(partition: Partition, kind: str, min_samples: int) -> None:
+    train, test = np.diff(partition.train_offsets), np.diff(partition.test_offsets)
+    bad = np.flatnonzero((train < min_samples) | (test < 1))
+    if len(bad):
+        k = int(bad[0])
+        advice = {
+            "natural": "lower min_samples, or keep only large groups with groups='largest' and fewer clients",
+            "dirichlet": "raise alpha, or lower num_clients or min_samples",
+        }.get(kind, "lower num_clients or min_samples, or raise samples_per_client")
+        raise DataError(
+            f"partition {kind!r}: client {k} has {train[k]} training and {test[k]} test rows; expected at least "
+            f"{min_samples} and 1 ({len(bad)} of {partition.num_clients} clients have too few); {advice}"
+        )
+
+
+def _check_settings(
+    dataset: Dataset,
+    kind: str,
+    num_clients: int | None,
+    test_fraction: float,
+    split: str,
+    min_samples: int,
+    samples_per_client: int | None,
+    options: Mapping[str, Any],
+) -> dict[str, object]:
+    """The settings as they go into ``about``; every fault is reported at once."""
+    if kind not in PARTITIONS:
+        close = difflib.get_close_matches(kind, PARTITIONS, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ConfigError(f"kind: got {kind!r}; expected one of {', '.join(PARTITIONS)}{hint}")
+    known = PARTITION_OPTIONS[kind]
+    faults = [
+        f"{name}: not an option of partition {kind!r}; it has {', '.join(known) or 'none'}"
+        for name in sorted(options.keys() - set(known))
+    ]
+    unlimited = kind == "natural" and num_clients in (None, 0)
+    if not unlimited and not _whole(num_clients, 1):
+        faults.append(f"num_clients: got {num_clients!r}; expected a whole number of at least 1")
+    if split not in ("pooled", "official"):
+        faults.append(f"split: got {split!r}; expected 'pooled' or 'official'")
+    if not 0 < test_fraction < 1:
+        faults.append(f"test_fraction: got {test_fraction!r}; expected a fraction above 0 and below 1")
+    if not _whole(min_samples, 1):
+        faults.append(f"min_samples: got {min_samples!r}; expected a whole number of at least 1")
+    elif samples_per_client is not None and not _whole(samples_per_client, min_samples + 1):
+        faults.append(
+            f"samples_per_client: got {samples_per_client!r}; expected a whole number of at least {min_samples + 1} "
+            "(min_samples for training and one for testing)"
+        )
+    if "classes_per_client" in known:
+        k = options.get("classes_per_client")
+        if not _whole(k, 1) or k > dataset.num_classes:
+            faults.append(
+                f"classes_per_client: got {k!r}; expected a whole number from 1 to {dataset.num_classes}, the classes "
+                f"of {dataset.name!r}"
+            )
+    if "alpha" in known:
+        alpha = options.get("alpha")
+        if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 1e-3 <= alpha <= 1e6:
+            faults.append(f"alpha: got {alpha!r}; expected a number from 0.001 (very uneven) to 1000000 (even)")
+    if "groups" in known and options.get("groups") not in (None, "largest"):
+        faults.append(f"groups: got {options['groups']!r}; expected 'largest', or leave it out")
+    if faults:
+        raise ConfigError(*faults)
+    return {
+        "split": split,
+        "test_fraction": test_fraction if split == "pooled" else None,
+        "min_samples": min_samples,
+        "samples_per_client": samples_per_client,
+        "options": dict(options),
+    }
+
+
+def _whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _json(about: Mapping[str, object]) -> str:
+    return json.dumps(dict(about), sort_keys=True, separators=(",", ":"), allow_nan=False)

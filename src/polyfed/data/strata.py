@@ -1,0 +1,122 @@
+"""Fair whole numbers, and stratified picks of rows.
+
+Used by all kinds of partition; everything is done with sorting instead of loops over clients, so that a hundred
+thousand clients cost seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+
+def apportion(
+    group: Ints, want: Floats, totals: Ints, rng: np.random.Generator, *, cap: Ints | None = None
+) -> Ints:
+    """Whole numbers near ``want`` that sum to ``totals`` in each group (largest remainder, ties at random).
+
+    Args:
+        group: ``(m,)`` group of each share, from 0.
+        want: ``(m,)`` shares as real numbers; in each group they sum to about its total.
+        totals: ``(groups,)`` what each group must sum to.
+        rng: breaks ties.
+        cap: ``(m,)`` the most that each share may be; a group whose caps are reached stays below its total.
+    """
+    out = np.floor(want + 1e-9).astype(np.int64)
+    rest = want - out
+    if cap is not None:
+        out = np.minimum(out, cap)
+        rest = np.where(out < cap, rest, -np.inf)
+    lacking = totals - np.bincount(group, weights=out, minlength=len(totals)).astype(np.int64)
+    order = np.lexsort((rng.random(len(want)), -rest, group))
+    ordered = group[order]
+    rank = np.arange(len(want)) - np.searchsorted(ordered, ordered)
+    extra = (rank < lacking[ordered]) & (rest[order] > -np.inf)
+    out[order] += extra
+    return out
+
+
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """Rows sorted by owner and class, in random order within each (owner, class) cell.
+
+    Args:
+        order: ``(n,)`` positions of the rows, sorted.
+        owner: ``(cells,)`` client of each cell.
+        klass: ``(cells,)`` class of each cell.
+        size: ``(cells,)`` number of rows of each cell, at least 1.
+    """
+
+    order: Ints
+    owner: Ints
+    klass: Ints
+    size: Ints
+
+    @classmethod
+    def of(cls, owner: Ints, y: Ints, rng: np.random.Generator) -> Cells:
+        """The cells of rows with these owners and classes."""
+        order = np.lexsort((rng.random(len(y)), y, owner))
+        first = np.ones(len(y), dtype=np.bool_)
+        first[1:] = (np.diff(owner[order]) != 0) | (np.diff(y[order]) != 0)
+        starts = np.flatnonzero(first)
+        size = np.diff(np.append(starts, len(y)))
+        return cls(order, owner[order][starts], y[order][starts], size)
+
+    def pick(self, quota: Ints) -> Bools:
+        """``(n,)`` true for the first ``quota`` rows of each cell, at random because cells are shuffled."""
+        rank = np.arange(len(self.order)) - np.repeat(np.cumsum(self.size) - self.size, self.size)
+        picked = np.zeros(len(self.order), dtype=np.bool_)
+        picked[self.order] = rank < np.repeat(quota, self.size)
+        return picked
+
+
+def cap_rows(owner: Ints, y: Ints, clients: int, cap: int, rng: np.random.Generator) -> Bools:
+    """``(n,)`` true for the rows to keep: at most ``cap`` per client, classes in the client's own proportions."""
+    cells = Cells.of(owner, y, rng)
+    total = np.bincount(owner, minlength=clients)
+    keep = np.minimum(total, cap)
+    want = cells.size * (keep / np.maximum(total, 1))[cells.owner]
+    return cells.pick(apportion(cells.owner, want, keep, rng, cap=cells.size))
+
+
+def test_total(total: Ints, fraction: float) -> Ints:
+    """How many of a client's rows are for testing: the rounded fraction, at least one."""
+    return np.maximum(1, np.floor(fraction * total + 0.5)).astype(np.int64)
+
+
+def pick_test(owner: Ints, y: Ints, clients: int, fraction: float, rng: np.random.Generator) -> Bools:
+    """``(n,)`` true for test rows: about ``fraction`` of each client's rows of each class.
+
+    A class of which a client has several rows keeps at least one for training, and a single row is for training; only
+    a client all of whose rows are single gives one of them to testing.
+    """
+    cells = Cells.of(owner, y, rng)
+    total = test_total(np.bincount(owner, minlength=clients), fraction)
+    quota = apportion(cells.owner, cells.size * fraction, total, rng, cap=cells.size - 1)
+    got = np.bincount(cells.owner, weights=quota, minlength=clients)
+    _, first_cell = np.unique(cells.owner, return_index=True)
+    quota[first_cell] += got[cells.owner[first_cell]] == 0
+    return cells.pick(quota)
+
+
+def deal(counts: Ints, y: Ints, rng: np.random.Generator) -> Ints:
+    """Owner of each row when client k gets ``counts[k, c]`` random rows of class c; -1 for rows left over.
+
+    Args:
+        counts: ``(clients, classes)``; no class may be promised more often than it has rows.
+        y: ``(n,)`` classes.
+        rng: chooses the rows.
+    """
+    owner = np.full(len(y), -1, dtype=np.int64)
+    order = np.lexsort((rng.random(len(y)), y))
+    starts = np.searchsorted(y[order], np.arange(counts.shape[1]))
+    for c, start in enumerate(starts):
+        owners = np.repeat(np.arange(len(counts)), counts[:, c])
+        owner[order[start : start + len(owners)]] = owners
+    return owner
