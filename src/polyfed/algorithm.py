@@ -70,6 +70,8 @@ class Algorithm(ABC):
     name: ClassVar[str]
     #: One line for `polyfed list algorithms`.
     summary: ClassVar[str]
+    #: Whether `broadcast` depends on the client's id, not only on its capacity and architecture.
+    personal_broadcast: ClassVar[bool] = False
     #: The message classes that may travel.
     messages: ClassVar[tuple[type[Message], ...]] = ()
     #: The state classes that may be checkpointed.

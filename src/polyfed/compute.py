@@ -48,6 +48,12 @@ class Net:
             raise TypeError("this part has tensors but no model: Algorithm.models() does not name it")
         return self.model
 
+    def names(self, piece: Literal["extractor", "intermediate", "classifier"]) -> frozenset[str]:
+        """The names of a piece's weights and buffers."""
+        model = self._model()
+        pieces = {"extractor": model.extractor_names, "intermediate": model.intermediate_names}
+        return pieces.get(piece, model.classifier_names)
+
     def __call__(self, x: Tensor) -> Tensor:
         """The whole network: (B, ...) -> (B, L)."""
         return self._model()(self.params, x)

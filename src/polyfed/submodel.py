@@ -42,6 +42,21 @@ def above(params: Params, threshold: Mapping[str, float]) -> dict[str, Tensor]:
     return {name: value.abs() >= threshold[name] for name, value in params.items() if name in threshold}
 
 
+def by_name(masked: tuple[str, ...], threshold: tuple[float, ...]) -> dict[str, float]:
+    """The threshold of each masked tensor; one number stands for all."""
+    return dict(zip(masked, threshold if len(threshold) > 1 else threshold * len(masked), strict=True))
+
+
+def bias_factor(x: Tensor, theta: Tensor, bias: bool) -> Tensor | float:
+    """1 + 2 |x| theta / (|x| + theta)^2 (FIARSE, Eq. 3): 1.5 at |x| = theta, towards 1 far above it, 1 at theta = 0.
+
+    It is the derivative of x * clip((|x| - theta) / (|x| + theta), 0, 1) taken for the mask's; without ``bias``, 1.
+    """
+    if not bias:
+        return 1.0
+    return 1.0 + 2.0 * x.abs() * theta / (x.abs() + theta).square().clamp_min(torch.finfo(x.dtype).tiny)
+
+
 def kept(params: Params, mask: Mask) -> dict[str, Tensor]:
     """The values that the mask keeps, one flat tensor per name; what is not masked, whole."""
     return {name: value[mask[name]] if name in mask else value for name, value in params.items()}

@@ -3,15 +3,12 @@
     Y.-H. Chan, Z. Jiang, J. Deng, E. C.-H. Ngai: FedIN: Federated Intermediate Layers Learning for Model
     Heterogeneity. 2023. https://arxiv.org/abs/2304.00759
 
-Neither the body of the paper nor authors' code was at hand: what is known comes from its abstracts and from the same
-group's InCo Aggregation (ICLR 2024). Every choice that fills a gap is a parameter or is named in
-docs/algorithms/fedin.md; do not quote these results as the paper's.
+Known from its abstracts and the same group's InCo Aggregation (ICLR 2024) only: every choice that fills a gap is a
+parameter or stands in docs/algorithms/fedin.md. Do not quote these results as the paper's.
 
-A network is extractor | intermediate | classifier; extractor and classifier have one shape everywhere, intermediate
-layers differ in depth. A client sends one batch of pairs (s_in, s_out), the extractor's output and the classifier's
-input; another client trains its intermediate layers to map the one to the other (IN training). Where that pull
-opposes the gradient of its own loss, the smallest change that ends the conflict is made. Layers are averaged by name
-over the clients that own them.
+A network is extractor | intermediate | classifier; only the depth of the intermediate layers differs. A client sends
+one batch of pairs (s_in, s_out), the extractor's output and the classifier's input; another trains its intermediate
+layers to map the one to the other (IN training), without opposing its own loss. Layers are averaged by name.
 """
 
 from collections.abc import Mapping
@@ -24,6 +21,7 @@ from torch import Tensor
 from polyfed import tree
 from polyfed.aggregate import by_name_mean
 from polyfed.algorithm import Algorithm, Task
+from polyfed.align import Align, combine
 from polyfed.compute import Batch, ClientInfo, Cohort, Every, Grad, LocalClient, Net, Nets, Steps, exchange, fit, reduce
 from polyfed.losses import cross_entropy, mean_squared_error
 from polyfed.message import Message, Nothing, Record, State
@@ -57,7 +55,7 @@ class FedIN(Algorithm):
     name = "fedin"
     summary = "models of different depth learn from each other's features (a reconstruction)"
 
-    align: Literal["none", "local_primary", "in_primary_sum", "always"] = "in_primary_sum"
+    align: Align = "in_primary_sum"
     weight: float = 1.0
     every: Every = "epoch"
     feature_batch: int = 64
@@ -137,15 +135,12 @@ class FedIN(Algorithm):
         if not due:
             return local
         foreign = grad(self.in_loss)["model"]
-        model = nets["model"].model
-        assert model is not None
-        aligned = {
-            name: combine(g, foreign[name], self.align, self.weight)
-            if name in model.intermediate_names and g.dim() > 1
-            else g
-            for name, g in local["model"].items()
-        }
-        return {"model": aligned}
+        inner = nets["model"].names("intermediate")
+        step = dict(local["model"])
+        for name, g in step.items():
+            if name in inner and g.dim() > 1:
+                step[name] = combine(g, foreign[name], self.align, self.weight)
+        return {"model": step}
 
     def local_loss(self, nets: Nets, batch: Batch) -> Tensor:
         """L_loc: cross-entropy of the whole network."""
@@ -172,32 +167,5 @@ class FedIN(Algorithm):
 
     def global_nets(self, server: Server, task: Task) -> Mapping[str, Nets]:
         """One network of each architecture."""
-        return {
-            name: {"model": Net(model, tree.pick(server.layers, server.owns[name]))}
-            for name, model in task.family().items()
-        }
-
-
-def combine(g_local: Tensor, g_in: Tensor, align: str, weight: float) -> Tensor:
-    """One step from two gradients of a tensor.
-
-    ``none``: their weighted sum. ``local_primary``: the local one, made not to oppose the other. ``in_primary_sum``:
-    the local one plus the other made not to oppose it. ``always``: the local one less its component along the other.
-    """
-    if align == "none":
-        return g_local + weight * g_in
-    if align == "local_primary":
-        return nearest_unopposed(g_local, g_in)
-    if align == "in_primary_sum":
-        return g_local + weight * nearest_unopposed(g_in, g_local)
-    return g_local - (g_local * g_in).sum() / ((g_in * g_in).sum() + EPS) * g_in
-
-
-def nearest_unopposed(g: Tensor, r: Tensor) -> Tensor:
-    """argmin_z ||g - z||^2 subject to <z, r> >= 0: z = g where b = <g, r> >= 0, else g - (b / <r, r>) r."""
-    b = (g * r).sum()
-    return g - b.clamp(max=0.0) / ((r * r).sum() + EPS) * r
-
-
-#: Keeps a zero reference from dividing by zero.
-EPS = 1e-7
+        family = task.family().items()
+        return {name: {"model": Net(model, tree.pick(server.layers, server.owns[name]))} for name, model in family}

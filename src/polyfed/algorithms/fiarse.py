@@ -26,7 +26,7 @@ from polyfed.losses import cross_entropy
 from polyfed.message import Message, Nothing, State
 from polyfed.models.split import SplitModel
 from polyfed.rng import Rng
-from polyfed.submodel import Sparse, above, kept, spread, top_k_threshold
+from polyfed.submodel import Sparse, above, bias_factor, by_name, kept, spread, top_k_threshold
 from polyfed.typing import Params, Parts
 
 
@@ -122,7 +122,7 @@ class FIARSE(Algorithm):
         w = {name: value * M[name] if name in M else value for name, value in x.items()}
         g = grad(self.loss, model=w)["model"]
         bias = self.gate == "biased"
-        return {"model": {n: v * M[n] * factor(x[n], theta[n], bias) if n in M else v for n, v in g.items()}}
+        return {"model": {n: v * M[n] * bias_factor(x[n], theta[n], bias) if n in M else v for n, v in g.items()}}
 
     def loss(self, nets: Nets, batch: Batch) -> Tensor:
         """Cross-entropy of the submodel."""
@@ -151,15 +151,3 @@ class FIARSE(Algorithm):
         theta = by_name(server.masked, self.threshold(server, size))
         gate = {name: torch.tensor(value, dtype=server.model[name].dtype) for name, value in theta.items()}
         return {"model": Net(model, server.model), "gate": Net(None, gate)}
-
-
-def by_name(masked: tuple[str, ...], threshold: tuple[float, ...]) -> dict[str, float]:
-    """The threshold of each masked tensor."""
-    return dict(zip(masked, threshold if len(threshold) > 1 else threshold * len(masked), strict=True))
-
-
-def factor(x: Tensor, theta: Tensor, bias: bool) -> Tensor | float:
-    """1 + 2 |x| theta / (|x| + theta)^2: 1.5 at |x| = theta, towards 1 far above it; 1 where theta = 0."""
-    if not bias:
-        return 1.0
-    return 1.0 + 2.0 * x.abs() * theta / (x.abs() + theta).square().clamp_min(torch.finfo(x.dtype).tiny)

@@ -1,0 +1,116 @@
+"""A configuration made real: data, partition, networks and clients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from polyfed.algorithm import Algorithm, Task
+from polyfed.compute import ClientInfo, LocalClient
+from polyfed.config import Config, load_algorithm
+from polyfed.data.client import FederatedData
+from polyfed.data.dataset import Dataset
+from polyfed.data.partition import Partition, make_partition
+from polyfed.data.sources import load_dataset
+from polyfed.models.catalogue import ModelSpec
+from polyfed.models.split import SplitModel
+from polyfed.plan import LocalSGD
+from polyfed.rng import Rng
+from polyfed.typing import ClientId
+
+
+@dataclass(frozen=True)
+class Federation:
+    """Everything that does not change during a run. Clients are described by formula, not by a list.
+
+    Args:
+        config: what was asked for.
+        dataset: all examples.
+        partition: whose they are.
+        algorithm: the way to train together.
+    """
+
+    config: Config
+    dataset: Dataset
+    partition: Partition
+    algorithm: Algorithm
+
+    @cached_property
+    def data(self) -> FederatedData:
+        """Each client's examples, by index."""
+        return FederatedData(self.dataset, self.partition, augment=self.config.data.augment)
+
+    @cached_property
+    def specs(self) -> tuple[ModelSpec, ...]:
+        """The architectures, dealt to clients in turn."""
+        return tuple(ModelSpec.parse(model) for model in self.config.clients.models)
+
+    @cached_property
+    def task(self) -> Task:
+        """What every party knows."""
+        used = self.specs[: self.config.clients.count]
+        return Task(
+            input_shape=self.dataset.input_shape,
+            num_classes=self.dataset.num_classes,
+            num_clients=self.config.clients.count,
+            rounds=self.config.run.rounds,
+            architectures=tuple(dict.fromkeys(used)),
+            capacities=tuple(sorted(set(self.config.clients.capacities[: self.config.clients.count]), reverse=True)),
+        )
+
+    @cached_property
+    def plan(self) -> LocalSGD:
+        """How clients train."""
+        return LocalSGD(**self.config.train.model_dump())
+
+    @cached_property
+    def rng(self) -> Rng:
+        """The root of all randomness but the partition's."""
+        return Rng((self.config.run.seed,))
+
+    def info(self, client: ClientId) -> ClientInfo:
+        """What the server knows of a client."""
+        capacities = self.config.clients.capacities
+        return ClientInfo(client, capacities[client % len(capacities)], str(self.specs[client % len(self.specs)]))
+
+    def own(self, client: ClientId) -> SplitModel:
+        """A client's network."""
+        return self.task.build(self.specs[client % len(self.specs)])
+
+    def local(self, client: ClientId, round_: int) -> LocalClient:
+        """A client at work in a round; round 0 is its creation, before its first."""
+        rng = self.rng.at("client", client) if round_ == 0 else self.rng.at("round", round_, "client", client)
+        models = self.algorithm.models(self.task, self.own(client))
+        return LocalClient(self.info(client), models, self.data.train(client), self.plan, rng, round_)
+
+
+def prepare(config: Config) -> Federation:
+    """Load the data, deal them, and check that the algorithm can train these networks.
+
+    Raises:
+        PolyfedError: what cannot be loaded, dealt or trained, and why.
+    """
+    dataset = load_dataset(
+        config.data.dataset,
+        path=Path(config.data.path) if config.data.path else None,
+        image_size=config.data.image_size,
+        **config.data.options,
+    )
+    settings = config.partition.model_dump(exclude_none=True, exclude={"kind", "seed"})
+    seed = config.run.seed if config.partition.seed is None else config.partition.seed
+    partition = make_partition(
+        dataset,
+        kind=config.partition.kind,
+        num_clients=config.clients.count,
+        rng=Rng((seed, "partition")),
+        test_fraction=config.data.test_fraction,
+        split=config.data.split,
+        **settings,
+    )
+    name, keys = config.algorithm.name, config.algorithm.keys
+    federation = Federation(config, dataset, partition, load_algorithm(name, keys))
+    federation.algorithm.check(federation.task)
+    for model in federation.task.family().values():
+        federation.algorithm.models(federation.task, model)
+    return federation

@@ -1,0 +1,75 @@
+"""Files that are whole or absent: written beside their place, flushed to the disk, then renamed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from polyfed.errors import CheckpointError, MessageError, StorageError
+from polyfed.message import Record, State, flatten, unflatten
+
+
+def write(path: Path, data: bytes) -> str:
+    """Write ``data`` atomically; returns its SHA-256.
+
+    Raises:
+        StorageError: the disk is full or the place not writable; a file that was there before is intact.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StorageError(
+            f"could not write {path} ({len(data):,} bytes): {error.strerror or error}; what was there before is intact. "
+            "Make room or choose another --out, then resume"
+        ) from error
+    return hashlib.sha256(data).hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as JSON, atomically."""
+    write(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def dump(state: State) -> bytes:
+    """A state as a safetensors file, its structure in the metadata."""
+    skeleton, tensors = flatten(state)
+    # Tensors that share memory are refused by safetensors, hence copies.
+    named: dict[str, Tensor] = {str(i): tensor.detach().cpu().clone() for i, (_, tensor) in enumerate(tensors)}
+    return safetensors.torch.save(named, metadata={"structure": json.dumps(skeleton)})
+
+
+def load(path: Path, sha256: str, *known: type[Record]) -> Any:
+    """Read back what `dump` wrote.
+
+    Raises:
+        CheckpointError: the file is missing, is not the one that was written, or holds another state.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"checkpoint file {path} cannot be read: {error.strerror or error}") from error
+    found = hashlib.sha256(data).hexdigest()
+    if found != sha256:
+        raise CheckpointError(
+            f"checkpoint file {path} is damaged: its SHA-256 is {found[:12]}..., the manifest says {sha256[:12]}..."
+        )
+    try:
+        named = safetensors.torch.load(data)
+        length = int.from_bytes(data[:8], "little")
+        structure = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["structure"])
+        return unflatten(structure, [named[str(i)] for i in range(len(named))], *known)
+    except (MessageError, KeyError, ValueError) as error:
+        raise CheckpointError(f"checkpoint file {path} holds no state of this algorithm: {error}") from error

@@ -1,0 +1,173 @@
+"""What a run has cost and reached so far: the numbers of summary.json, kept up round by round."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from typing import Any
+
+from polyfed.message import Size
+from polyfed.runtime.evaluate import Evaluation
+from polyfed.runtime.federation import Federation
+from polyfed.runtime.round import Played, total
+
+
+class Ledger:
+    """Sums over rounds. `progress` is all of it, as JSON, for the checkpoint."""
+
+    def __init__(self, federation: Federation, progress: dict[str, Any] | None = None) -> None:
+        self.federation = federation
+        self.progress: dict[str, Any] = progress or {
+            "bytes": {"up": _size(Size()), "down": _size(Size()), "evaluation_down": 0},
+            "flops": 0,
+            "flops_evaluation": 0,
+            "seconds": 0.0,
+            "seconds_evaluation": 0.0,
+            "by_model": {},
+            "targets": [None for _ in federation.config.run.targets],
+            "best": None,
+            "last": None,
+        }
+
+    def round(self, played: Played, seconds: float) -> dict[str, Any]:
+        """Enter a round's training; returns the training half of its line in rounds.jsonl."""
+        reports = played.reports.values()
+        up, down = total([r.up for r in reports]), total([r.down for r in reports])
+        flops = sum(r.work.flops for r in reports)
+        p = self.progress
+        p["bytes"]["up"], p["bytes"]["down"] = _plus(p["bytes"]["up"], up), _plus(p["bytes"]["down"], down)
+        p["flops"] += flops
+        p["seconds"] += seconds
+        for client, report in played.reports.items():
+            family = p["by_model"].setdefault(self.federation.info(client).architecture, _family())
+            family["bytes_up"] += report.up.total
+            family["bytes_down"] += report.down.total
+            family["flops"] += report.work.flops
+            family["seconds"] += report.work.seconds
+            family["step_peak"] = max(family["step_peak"], report.work.peak_bytes)
+        losses = [r.work.loss for r in reports if r.work.loss is not None]
+        return {
+            "cohort": [client.id for client in played.cohort],
+            "loss": sum(losses) / len(losses) if losses else None,
+            "bytes": {"up": up.total, "down": down.total},
+            "flops": flops,
+            "seconds": seconds,
+        }
+
+    def evaluation(self, round_: int, found: Evaluation) -> dict[str, Any]:
+        """Enter an evaluation; returns the accuracy half of the round's line."""
+        p = self.progress
+        p["bytes"]["evaluation_down"] += found.down
+        p["flops_evaluation"] += found.flops
+        p["seconds_evaluation"] += found.seconds
+        mean = found.mean()
+        for i, target in enumerate(self.federation.config.run.targets):
+            if p["targets"][i] is None and mean >= target:
+                p["targets"][i] = {"accuracy": target, "round": round_, **self.totals()}
+        if p["best"] is None or mean > p["best"]["mean"]:
+            p["best"] = {"mean": mean, "round": round_}
+        accuracy = {
+            "mean": mean,
+            "worst_decile": found.worst_decile(),
+            "predictors": {name: found.mean(name) for name in found.predictors},
+            "by_model": self._by(found, lambda k: self.federation.info(k).architecture),
+            "by_capacity": self._by(found, lambda k: f"{self.federation.info(k).capacity:g}"),
+            "official": found.official,
+            "global": {name: pooled for name, (pooled, _) in found.whole.items()},
+            "global_local": {name: local for name, (_, local) in found.whole.items()},
+            "clients": len(found.scores),
+        }
+        p["last"] = accuracy
+        return {"accuracy": accuracy, "evaluation_down": found.down, "seconds_evaluation": found.seconds}
+
+    def _by(self, found: Evaluation, kind: Any) -> dict[str, float]:
+        groups: dict[str, list[int]] = {}
+        for client in found.scores:
+            groups.setdefault(kind(client), []).append(client)
+        return {name: found.mean(clients=clients) for name, clients in sorted(groups.items())}
+
+    def totals(self) -> dict[str, Any]:
+        """Training's bytes, FLOPs and seconds so far."""
+        p = self.progress
+        return {
+            "bytes_up": p["bytes"]["up"]["total"],
+            "bytes_down": p["bytes"]["down"]["total"],
+            "flops": p["flops"],
+            "seconds": p["seconds"],
+        }
+
+    def summary(self, run_dir: str, trained: int) -> dict[str, Any]:
+        """The content of summary.json; docs/run-directory.md explains each key."""
+        p, config = self.progress, self.federation.config
+        up, down = p["bytes"]["up"], p["bytes"]["down"]
+        return {
+            "algorithm": self.federation.algorithm.name,
+            "name": config.run.name,
+            "seed": config.run.seed,
+            "rounds": config.run.rounds,
+            "run_dir": run_dir,
+            "accuracy": {**(p["last"] or {}), "best": p["best"]},
+            "bytes": {
+                "up": up["total"],
+                "down": down["total"],
+                **{f"up_{kind}": up[kind] for kind in ("values", "indices", "header")},
+                **{f"down_{kind}": down[kind] for kind in ("values", "indices", "header")},
+                "evaluation_down": p["bytes"]["evaluation_down"],
+            },
+            **{key: p[key] for key in ("flops", "flops_evaluation", "seconds", "seconds_evaluation")},
+            "memory": {
+                "process_peak": process_peak(),
+                "step_peak": {name: family["step_peak"] for name, family in p["by_model"].items()},
+            },
+            "by_model": p["by_model"],
+            "targets": p["targets"],
+            "clients": {"count": config.clients.count, "trained": trained},
+            "partition_hash": self.federation.partition.hash,
+            "config_hash": config.hash(),
+        }
+
+
+def process_peak() -> int:
+    """The largest resident memory of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def client_rows(federation: Federation, round_: int, played: Played | None, found: Evaluation | None) -> list[dict[str, Any]]:
+    """The lines of clients.jsonl for a round: who trained, who was tested, and with what result."""
+    trained = played.reports if played else {}
+    tested = found.scores if found else {}
+    rows: list[dict[str, Any]] = []
+    for client in sorted({*trained, *tested}):
+        info = federation.info(client)
+        row: dict[str, Any] = {"round": round_, "client": client, "model": info.architecture, "capacity": info.capacity}
+        if client in trained:
+            report = trained[client]
+            row |= {
+                "steps": report.work.steps,
+                "loss": report.work.loss,
+                "bytes_up": report.up.total,
+                "bytes_down": report.down.total,
+                "flops": report.work.flops,
+                "seconds": report.work.seconds,
+                "step_peak": report.work.peak_bytes,
+            }
+        if client in tested:
+            score = tested[client]
+            row |= {"examples": score.examples, "correct": score.correct, "accuracy": score.accuracy()}
+        rows.append(row)
+    return rows
+
+
+def _size(size: Size) -> dict[str, int]:
+    return {"values": size.values, "indices": size.indices, "header": size.header, "total": size.total}
+
+
+def _plus(sums: dict[str, int], size: Size) -> dict[str, int]:
+    return {kind: sums[kind] + more for kind, more in _size(size).items()}
+
+
+def _family() -> dict[str, Any]:
+    return {"bytes_up": 0, "bytes_down": 0, "flops": 0, "seconds": 0.0, "step_peak": 0}
+
+

@@ -1,0 +1,79 @@
+"""One round: draw the cohort, run the server's coroutine, add up what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from polyfed.compute import Cohort, Exchange, drive
+from polyfed.execute.drivers import Driver, Work
+from polyfed.message import Size, State
+from polyfed.runtime.clients import Clients, Report
+from polyfed.runtime.federation import Federation
+from polyfed.typing import ClientId
+
+
+@dataclass(frozen=True)
+class Played:
+    """The outcome of a round.
+
+    Args:
+        server: the new state.
+        cohort: who took part.
+        reports: what it cost each client, all exchanges of the round together.
+    """
+
+    server: State
+    cohort: Cohort
+    reports: dict[ClientId, Report]
+
+
+def draw_cohort(federation: Federation, round_: int) -> Cohort:
+    """max(1, round(C * N)) different clients, uniformly."""
+    clients = federation.config.clients
+    rng = federation.rng.at("round", round_)
+    count = max(1, round(clients.participation * clients.count))
+    chosen = (
+        range(clients.count)
+        if count == clients.count
+        else sorted(int(k) for k in rng.at("cohort").numpy().choice(clients.count, count, replace=False))
+    )
+    return Cohort(tuple(federation.info(k) for k in chosen), round_, federation.config.run.rounds, rng.at("server"))
+
+
+def play_round(federation: Federation, server: Any, round_: int, clients: Clients, driver: Driver) -> Played:
+    """Play one round. What the clients keep is not theirs until `Clients.commit`."""
+    cohort = draw_cohort(federation, round_)
+    reports: dict[ClientId, Report] = {}
+
+    def perform(request: Any) -> Any:
+        if not isinstance(request, Exchange):
+            return driver.perform(request)
+        replies, costs = clients.exchange(request.cohort, request.down)
+        for client, report in costs.items():
+            reports[client] = join(reports[client], report) if client in reports else report
+        return replies
+
+    after = drive(federation.algorithm.server_round(server, cohort), perform)
+    return Played(after, cohort, reports)
+
+
+def join(a: Report, b: Report) -> Report:
+    """Two exchanges of one client."""
+    work = Work(
+        flops=a.work.flops + b.work.flops,
+        seconds=a.work.seconds + b.work.seconds,
+        peak_bytes=max(a.work.peak_bytes, b.work.peak_bytes),
+        steps=a.work.steps + b.work.steps,
+        loss=b.work.loss if b.work.loss is not None else a.work.loss,
+        parts=b.work.parts or a.work.parts,
+    )
+    return Report(work, a.down + b.down, a.up + b.up)
+
+
+def total(sizes: Sequence[Size]) -> Size:
+    """All together."""
+    return sum(sizes, Size())
+
+

@@ -1,0 +1,191 @@
+"""A run from its first round to its summary: rounds, evaluations, logs, checkpoints; and its resumption."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import polyfed
+from polyfed.config import Config
+from polyfed.data.partition import Partition
+from polyfed.errors import CheckpointError, PolyfedError, RunDirError
+from polyfed.execute.drivers import make_driver
+from polyfed.execute.place import Place
+from polyfed.runtime import files
+from polyfed.runtime.clients import LocalClients
+from polyfed.runtime.evaluate import Evaluation, Evaluator
+from polyfed.runtime.federation import Federation, prepare
+from polyfed.runtime.ledger import Ledger, client_rows
+from polyfed.runtime.round import Played, play_round
+from polyfed.runtime.rundir import RunDir
+from polyfed.runtime.store import Store
+from polyfed.runtime.watch import Interrupted, Quiet, Watch
+
+
+def simulate(config: Config, *, out: Path | None = None, watch: Watch | None = None) -> dict[str, Any]:
+    """Run a configuration from the start.
+
+    Args:
+        config: what to run.
+        out: the run directory, new or empty; by default ``runs/<name>-<algorithm>-<time>``.
+        watch: who looks on.
+
+    Returns:
+        What summary.json holds; docs/run-directory.md explains each key.
+
+    Raises:
+        PolyfedError: bad input, a diverging loss, a full disk.
+        Interrupted: Ctrl-C, after a checkpoint.
+    """
+    config = resolve(config)
+    # Everything that can be wrong with the input is found before a file is written.
+    federation = prepare(config)
+    folder = out or Path("runs") / f"{config.run.name}-{config.algorithm.name.split(':')[-1]}-{datetime.now():%Y%m%d-%H%M%S}"
+    if (folder / "config.toml").exists():
+        raise RunDirError(f"{folder} already holds a run; go on with `polyfed resume {folder}`, or choose another --out")
+    with _held(folder) as run_dir:
+        files.write_json(run_dir.file("environment.json"), environment(config))
+        federation.partition.save(run_dir.file("partition.npz"))
+        files.write(run_dir.file("config.toml"), config.to_toml().encode())  # last: it marks the directory as a run
+        return _Run(federation, run_dir, watch or Quiet()).play()
+
+
+def resume(folder: Path, *, watch: Watch | None = None) -> dict[str, Any]:
+    """Go on with a run from its last checkpoint; a complete run returns its summary.
+
+    Raises:
+        RunDirError: there is no run, or another process holds it.
+        CheckpointError: the checkpoint is damaged or foreign, or the data are not those of the run.
+    """
+    if not (folder / "config.toml").exists():
+        raise RunDirError(f"{folder} holds no run: there is no config.toml in it")
+    with _held(folder) as run_dir:
+        federation = prepare(Config.load(folder / "config.toml"))
+        stored = Partition.load(run_dir.file("partition.npz"))
+        if stored.hash != federation.partition.hash:
+            raise CheckpointError(
+                f"the data or the partition changed since {folder} was started (partition {federation.partition.hash[:12]}, "
+                f"the run has {stored.hash[:12]}); give it the same data, or start a new run"
+            )
+        return _Run(federation, run_dir, watch or Quiet()).play()
+
+
+def resolve(config: Config) -> Config:
+    """Fill in what depends on this machine, so that it is stored with the run and found again by `resume`."""
+    if config.run.threads is None:
+        return config.replace(run={"threads": len(os.sched_getaffinity(0))})
+    return config
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[RunDir]:
+    run_dir = RunDir(folder)
+    try:
+        yield run_dir
+    finally:
+        run_dir.close()
+
+
+@contextmanager
+def _settings(config: Config, place: Place) -> Iterator[None]:
+    """Pin what the numbers depend on, and give it back."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(config.run.threads or threads)
+    try:
+        with place.defaults():
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+class _Run:
+    """The loop over rounds and what it carries from one to the next."""
+
+    def __init__(self, federation: Federation, run_dir: RunDir, watch: Watch) -> None:
+        self.federation, self.run_dir, self.watch = federation, run_dir, watch
+        config = federation.config
+        self.place = Place.of(config.run.device, config.run.precision)
+        self.driver = make_driver(config.run.driver, self.place)
+        states = federation.algorithm.states
+        self.store = Store(run_dir.states, states, resident=config.run.store == "memory")
+        self.clients = LocalClients(federation, self.driver, self.store)
+        self.evaluator = Evaluator(federation, self.place, self.driver.costs)
+        self.identity = f"{config.hash()[:16]}-{federation.partition.hash[:16]}"
+
+    def play(self) -> dict[str, Any]:
+        run, algorithm = self.federation.config.run, self.federation.algorithm
+        with _settings(self.federation.config, self.place):
+            found = self.run_dir.restore(self.store, algorithm.states, self.identity)
+            self.round, self.server, progress = found or (0, None, None)
+            self.ledger = Ledger(self.federation, progress)
+            self.watch.started(self.run_dir.path, self.federation.config, self.round + 1)
+            self.whole = found is not None  # server, store, ledger and logs agree on self.round
+            try:
+                if self.server is None:
+                    self.server = algorithm.init_server(self.federation.task, self.federation.rng.at("server"))
+                    self._record(None, 0.0)
+                    self.whole = True
+                for round_ in range(self.round + 1, run.rounds + 1):
+                    started = time.perf_counter()
+                    played = play_round(self.federation, self.server, round_, self.clients, self.driver)
+                    self.whole = False
+                    self.clients.commit()
+                    self.server, self.round = played.server, round_
+                    self._record(played, time.perf_counter() - started)
+                    self.whole = True
+                    if round_ % run.checkpoint_every == 0 or round_ == run.rounds:
+                        self._save()
+            except (KeyboardInterrupt, PolyfedError) as error:
+                # What is in memory is worth keeping only if it is all of one round.
+                if self.whole:
+                    self._save()
+                if isinstance(error, KeyboardInterrupt):
+                    raise Interrupted(self.run_dir.path) from None
+                raise
+        summary = self.ledger.summary(str(self.run_dir.path), len(self.store))
+        files.write_json(self.run_dir.file("summary.json"), summary)
+        self.watch.ended(summary)
+        return summary
+
+    def _save(self) -> None:
+        self.run_dir.save(self.round, self.server, self.store, self.ledger.progress, self.identity)
+
+    def _record(self, played: Played | None, seconds: float) -> None:
+        """Enter a round into ledger and logs; evaluate if it is time."""
+        run = self.federation.config.run
+        row: dict[str, Any] = {"round": self.round, "rounds": run.rounds}
+        if played is not None:
+            row |= self.ledger.round(played, seconds)
+        found: Evaluation | None = None
+        if self.round % run.eval_every == 0 or self.round == run.rounds:
+            found = self.evaluator.evaluate(self.server, self.clients, self.round, played.reports if played else None)
+            row |= self.ledger.evaluation(self.round, found)
+        row["totals"] = self.ledger.totals()
+        self.run_dir.append("rounds.jsonl", [row])
+        self.run_dir.append("clients.jsonl", client_rows(self.federation, self.round, played, found))
+        self.watch.round_ended(row)
+
+
+def environment(config: Config) -> dict[str, Any]:
+    """Versions and hardware, for whoever wants to repeat the run."""
+    return {
+        "polyfed": polyfed.__version__,
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": config.run.threads,
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+    }

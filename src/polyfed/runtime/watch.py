@@ -1,0 +1,58 @@
+"""Who may look on while a run goes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from polyfed.config import Config
+
+
+class Watch(Protocol):
+    """Sees what happens and changes nothing."""
+
+    def started(self, run_dir: Path, config: Config, first_round: int) -> None:
+        """The run is about to play ``first_round`` (1 for a new run)."""
+        ...
+
+    def round_ended(self, row: Mapping[str, Any]) -> None:
+        """A round is over; ``row`` is its line of rounds.jsonl."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Something worth a line."""
+        ...
+
+    def ended(self, summary: Mapping[str, Any]) -> None:
+        """The run is over; ``summary`` is summary.json."""
+        ...
+
+
+class Quiet:
+    """Looks on and says nothing."""
+
+    def started(self, run_dir: Path, config: Config, first_round: int) -> None:
+        """Say nothing."""
+
+    def round_ended(self, row: Mapping[str, Any]) -> None:
+        """Say nothing."""
+
+    def note(self, text: str) -> None:
+        """Say nothing."""
+
+    def ended(self, summary: Mapping[str, Any]) -> None:
+        """Say nothing."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, after the checkpoint was written.
+
+    Args:
+        run_dir: what `polyfed resume` goes on with.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        super().__init__(str(run_dir))
+        self.run_dir = run_dir
