@@ -34,8 +34,7 @@ class SplitModel:
         factory: builds a NEW module at each call.
         input_shape: shape of one sample, ``(C, H, W)`` or ``(F,)``.
         classifier: dotted name of the classifier's FIRST submodule: its input is the representation
-            ``(B, rep_dim)``.
-            None: the model is not cut and only ``__call__`` works.
+            ``(B, rep_dim)``. None: the model is not cut and only ``__call__`` works.
         extractor: dotted name of the extractor's LAST submodule: its output is ``s_in``.
         signature: equal exactly for models of the same architecture, which may then be stacked. Default: the
             factory itself, with the shape and the cuts.
@@ -75,8 +74,7 @@ class SplitModel:
     ) -> None:
         if extractor is not None and classifier is None:
             raise ModelError(
-                f"model {name!r} names an extractor ({extractor!r}) but no classifier; name both cuts, or "
-                "none"
+                f"model {name!r} names an extractor ({extractor!r}) but no classifier; name both, or none"
             )
         self.name = name
         self.input_shape = tuple(input_shape)
@@ -250,9 +248,8 @@ class SplitModel:
     def _cuts(self) -> Pieces:
         if self._pieces is None:
             raise ModelError(
-                f"model {self.name!r} has no classifier cut, so it has no representation; name the "
-                "classifier's "
-                'first submodule (classifier = "...")'
+                f"model {self.name!r} has no classifier cut, so it has no representation; "
+                'name the first submodule of its classifier (classifier = "...")'
             )
         return self._pieces[self._training]
 
@@ -260,8 +257,8 @@ class SplitModel:
         piece = self._cuts().extract
         if piece is None:
             raise ModelError(
-                f"model {self.name!r} has no extractor cut; name the extractor's last submodule (extractor "
-                '= "...")'
+                f"model {self.name!r} has no extractor cut; "
+                'name the last submodule of its extractor (extractor = "...")'
             )
         return piece
 
@@ -292,34 +289,37 @@ class SplitModel:
         self.num_classes = int(logits.shape[1])
         if self._pieces is not None:
             # Anew, for the forward above may have written into x.
-            self._probe_pieces(torch.randn(x.shape, generator=rng.torch()), logits, clobbers)
+            x = torch.randn(x.shape, generator=rng.torch())
+            s_in, r, again = self._walk(x, clobbers)
+            if s_in is not None:
+                self._s_in_shape = self._shape_at_cut(s_in)
+            self._rep_dim = self._width(r)
+            if not torch.allclose(again, logits, rtol=0, atol=0, equal_nan=True):
+                raise ModelError(
+                    f"model {self.name!r} cannot be cut there: its pieces in a row differ from its forward; "
+                    "does the forward write into tensors in place, or use randomness in eval mode?"
+                )
+        self.random = self._probe_training(x, clobbers)
         self._clobbers = frozenset(clobbers)
-        self.random = self._draws(x)
 
-    def _probe_pieces(self, x: Tensor, logits: Tensor, clobbers: set[str]) -> None:
-        pieces = self._cuts()
-        value = x
-        for which, piece in (
-            ("extract", pieces.extract),
-            ("intermediate", pieces.intermediate),
-            ("classify", pieces.classify),
-        ):
-            if piece is None:
-                continue
-            if which == "classify":
-                self._rep_dim = self._width(value)
-            given = value.clone()  # a copy: a piece may return its input, or write into it
+    def _walk(self, x: Tensor, clobbers: set[str]) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Run the pieces in a row: (s_in, r, logits). ``clobbers`` gets those that write into x."""
+        pieces, bare, s_in = self._cuts(), self._module, None
+
+        def run(which: str, piece: Piece, value: Tensor) -> Tensor:
+            given = value.clone()  # for a piece may write into its input, or return it
             before = given._version
-            value = piece.run(self._module, given)
+            result = piece.run(bare, given)
             if given._version != before:
                 clobbers.add(which)
-            if which == "extract":
-                self._s_in_shape = self._shape_at_cut(value)
-        if not torch.allclose(value, logits, rtol=0, atol=0, equal_nan=True):
-            raise ModelError(
-                f"model {self.name!r} cannot be cut there: its pieces in a row differ from its forward; does "
-                "the forward write into tensors in place, or use randomness in eval mode?"
-            )
+            return result
+
+        if pieces.extract is not None:
+            x = s_in = run("extract", pieces.extract, x)
+            self._shape_at_cut(s_in)
+        r = run("intermediate", pieces.intermediate, x)
+        self._width(r)
+        return s_in, r, run("classify", pieces.classify, r)
 
     def _shape_at_cut(self, s_in: object) -> tuple[int, ...]:
         if not isinstance(s_in, Tensor) or s_in.dim() < 1 or s_in.shape[0] != 2:
@@ -340,22 +340,26 @@ class SplitModel:
             )
         return int(r.shape[1])
 
-    def _draws(self, x: Tensor) -> bool:
+    def _probe_training(self, x: Tensor, clobbers: set[str]) -> bool:
         """Whether a training forward moves torch's generator: exact, whatever way the numbers are drawn."""
-        self._module.train()
         held = self._binding.tensors()
+        self.train(True)
         try:
             with self._probe_rng().fork():
-                before = torch.get_rng_state()
+                before, version = torch.get_rng_state(), x._version
                 self._module(x)
                 moved = not torch.equal(before, torch.get_rng_state())
+                if x._version != version:
+                    clobbers.add("whole")
+                if self._pieces is not None:
+                    self._walk(x, clobbers)
         except Exception:  # two samples may be too few for its training mode: believe its layers
             moved = any(
                 isinstance(child, nn.RReLU) or getattr(child, "p", 0) or getattr(child, "dropout", 0)
                 for child in self._module.modules()
             )
         finally:
-            self._module.eval()
+            self.train(False)
         for name, tensor in self._binding.tensors().items():
             if tensor is not held[name]:
                 raise ModelError(

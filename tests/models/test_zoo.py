@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from polyfed.errors import ModelError
+from polyfed.models.catalogue import MODELS, ModelSpec
+from polyfed.models.norm import groups
+from polyfed.models.split import SplitModel, check_cuts_fit
+from polyfed.models.zoo import build, projector
+from polyfed.rng import Rng
+
+SMALL = ["cnn2", "cnn5", "resnet8", "in-resnet10-small", "in-resnet14-small", "in-resnet18-small", "mlp"]
+
+
+def image(spec: str, num_classes: int = 10, shape: tuple[int, ...] = (3, 32, 32)) -> SplitModel:
+    return build(spec, input_shape=shape, num_classes=num_classes)
+
+
+def size(model: SplitModel) -> int:
+    return sum(model.shapes[name].numel() for name in model.parameter_names)
+
+
+@pytest.mark.parametrize(
+    ("spec", "ten", "hundred"),
+    [
+        ("cnn1", 2_621_558, 2_666_648),
+        ("cnn2", 1_815_142, 1_860_232),
+        ("cnn3", 1_320_558, 1_365_648),
+        ("cnn4", 1_060_358, 1_105_448),
+        ("cnn5", 670_058, 715_148),
+        ("cnn5(rep_dim=100)", 465_658, 474_748),
+        ("resnet18", 11_173_962, 11_220_132),
+        ("resnet8", 78_042, 83_892),
+        ("in-resnet10-small", 308_826, 320_436),
+    ],
+)
+def test_sizes_of_fedmrl_and_fiarse(spec: str, ten: int, hundred: int) -> None:
+    assert size(image(spec)) == ten
+    assert size(image(spec, 100)) == hundred
+
+
+def test_cnn_representation_is_after_the_relu_of_fc2() -> None:
+    model = image("cnn5")
+    params = model.init(Rng((0,)))
+    r = model.represent(params, torch.randn(4, 3, 32, 32))
+    assert r.shape == (4, 500)
+    assert r.min() == 0
+    assert model.s_in_shape == (32, 5, 5)
+    assert model.classifier_names == {"fc3.weight", "fc3.bias"}
+
+
+def test_the_masked_part_of_resnet18() -> None:
+    model = image("resnet18")
+    norms = sum(model.shapes[name].numel() for name in model.norm_names)
+    assert (norms, size(model) - norms) == (9_600, 11_164_362)
+    model = image("resnet18(norm=static)")
+    assert size(model) == 11_173_962
+    assert model.buffer_names == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "statistics", "counters"),
+    [
+        ("in-resnet10", 4_910_922, 5_760, 12),
+        ("in-resnet14", 10_812_234, 8_832, 16),
+        ("in-resnet18", 11_181_642, 9_600, 20),
+        ("in-resnet22", 17_082_954, 12_672, 24),
+        ("in-resnet26", 17_452_362, 13_440, 28),
+    ],
+)
+def test_sizes_of_fedin(name: str, parameters: int, statistics: int, counters: int) -> None:
+    model = image(name)
+    assert size(model) == parameters
+    counts = [name for name in model.buffer_names if name.endswith("num_batches_tracked")]
+    assert len(counts) == counters
+    assert sum(model.shapes[name].numel() for name in model.buffer_names) - counters == statistics
+    assert (model.s_in_shape, model.rep_dim) == ((64, 8, 8), 512)
+    assert sum(model.shapes[name].numel() for name in model.extractor_names & model.parameter_names) == 9_536
+    assert sum(model.shapes[name].numel() for name in model.classifier_names) == 5_130
+    assert image(f"{name}(cut=stage1)").s_in_shape == (64, 8, 8)
+
+
+def test_which_network_of_fedin_owns_which_block() -> None:
+    family = (10, 14, 18, 22, 26)
+    names = {depth: set(image(f"in-resnet{depth}").shapes) for depth in family}
+
+    def owners(prefix: str) -> list[int]:
+        return [depth for depth in family if any(name.startswith(f"{prefix}.") for name in names[depth])]
+
+    for prefix in (
+        "conv1",
+        "bn1",
+        "fc",
+        "layer1.0",
+        "layer2.0",
+        "layer3.0",
+        "layer4.0",
+        "layer4.0.downsample",
+    ):
+        assert owners(prefix) == list(family)
+    for stage in (1, 2):
+        assert owners(f"layer{stage}.1") == [18, 22, 26]
+        assert owners(f"layer{stage}.2") == [26]
+    for stage in (3, 4):
+        assert owners(f"layer{stage}.1") == [14, 18, 22, 26]
+        assert owners(f"layer{stage}.2") == [22, 26]
+    for shallow, deep in pairwise(family):
+        assert names[shallow] < names[deep]
+        a, b = image(f"in-resnet{shallow}").shapes, image(f"in-resnet{deep}").shapes
+        assert all(a[name] == b[name] for name in a)
+
+
+def test_the_small_family_fits_together() -> None:
+    models = {name: image(name) for name in SMALL if name.startswith("in-")}
+    check_cuts_fit(models)
+    with pytest.raises(ModelError, match=r"'cnn' and 'mlp' do not fit: extractor output .*\(32, 5, 5\)"):
+        check_cuts_fit({"cnn": image("cnn5"), "mlp": image("mlp")})
+
+
+@pytest.mark.parametrize("spec", [*SMALL, "resnet8(norm=group)", "resnet8(norm=static)", "mlp(hidden=())"])
+def test_each_small_model_trains_and_its_pieces_are_the_whole(spec: str) -> None:
+    model = image(spec, 7, (1, 16, 16))
+    params = model.init(Rng((0,)))
+    for name in model.parameter_names:
+        params[name].requires_grad_()
+    x = torch.randn(4, 1, 16, 16, generator=Rng((1,)).torch())
+    model.train(True)
+    model(params, x).logsumexp(1).sum().backward()
+    assert all(params[name].grad is not None for name in model.parameter_names)
+    model.train(False)
+    with torch.no_grad():
+        assert torch.equal(model.classify(params, model.represent(params, x)), model(params, x))
+    assert model.num_classes == 7
+    assert not model.random
+
+
+def test_group_norm_never_has_one_channel_to_a_group() -> None:
+    assert [groups(channels) for channels in (1, 3, 6, 16, 32, 64, 512)] == [1, 1, 1, 8, 16, 32, 32]
+
+
+def test_static_norm_uses_the_batch_in_evaluation_too() -> None:
+    model = image("resnet8(norm=static)")
+    params, x = model.init(Rng((0,))), torch.randn(6, 3, 32, 32)
+    evaluated = model(params, x)
+    assert not torch.allclose(evaluated[:3], model(params, x[:3]))
+    model.train(True)
+    assert torch.equal(model(params, x), evaluated)
+    model.train(False)
+
+
+def test_other_inputs() -> None:
+    assert image("cnn5", shape=(1, 28, 28)).s_in_shape == (32, 4, 4)
+    assert image("cnn1", shape=(1, 16, 20)).s_in_shape == (32, 1, 2)
+    assert image("mlp", shape=(12,)).rep_dim == 100
+    with pytest.raises(ModelError, match=r"at least 16x16 pixels, got \(1, 15, 32\)"):
+        image("cnn1", shape=(1, 15, 32))
+    with pytest.raises(ModelError, match=r"images \(C, H, W\), got samples of shape \(12,\)"):
+        image("resnet8", shape=(12,))
+    with pytest.raises(ModelError, match=r"at least 16x16 pixels, got \(12,\)"):
+        image("cnn1", shape=(12,))
+
+
+def test_equal_requests_share_one_model() -> None:
+    assert image("resnet8") is image("resnet8(norm=batch)") is image("resnet8(cut=stem, norm=batch)")
+    assert image("resnet8") is build(ModelSpec("resnet8"), input_shape=(3, 32, 32), num_classes=10)
+    assert image("resnet8").signature != image("resnet8(norm=group)").signature
+    assert image("resnet8").name == "resnet8"
+    assert image("resnet8(norm=group)").name == "resnet8(norm=group)"
+    assert projector(600, 500) is projector(600, 500)
+
+
+def test_projector() -> None:
+    linear, mlp = projector(6, 5), projector(6, 5, "mlp")
+    assert (size(linear), size(mlp)) == (35, 65)
+    params, r = linear.init(Rng((0,))), torch.randn(3, 6)
+    expected = torch.nn.functional.linear(r, params["fc1.weight"], params["fc1.bias"])
+    assert torch.equal(linear(params, r), expected)
+    assert mlp(mlp.init(Rng((0,))), r).shape == (3, 5)
+    assert linear.input_shape == (6,)
+    with pytest.raises(ModelError, match="unknown kind of projector 'cubic'; expected linear or mlp"):
+        projector(6, 5, "cubic")
+
+
+def test_every_model_of_the_catalogue_is_tested_above() -> None:
+    tested = {"cnn1", "cnn3", "cnn4", "resnet18", *(f"in-resnet{depth}" for depth in (10, 14, 18, 22, 26))}
+    assert tested | set(SMALL) == set(MODELS)
