@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from polyfed.models.split import SplitModel
 from polyfed.rng import Rng
@@ -77,8 +77,8 @@ class Branches(nn.Module):
 
 class FunctionalDropout(Plain):
     def forward(self, x: Tensor) -> Tensor:
-        h = F.dropout(torch.relu(self.b(self.a(x))), 0.5, self.training)
-        return F.dropout(self.fc(h), 0.5, self.training)
+        h = functional.dropout(torch.relu(self.b(self.a(x))), 0.5, self.training)
+        return functional.dropout(self.fc(h), 0.5, self.training)
 
 
 class Norm(nn.Module):

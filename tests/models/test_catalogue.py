@@ -13,11 +13,7 @@ from polyfed.models.catalogue import MODELS, OPTIONS, ModelSpec
 
 words = st.from_regex(r"[a-z][a-z_0-9]{0,8}", fullmatch=True)
 values = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.text(max_size=5)
-    | st.floats(allow_nan=False, allow_infinity=False),
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.floats(allow_nan=False, allow_infinity=False),
     lambda inner: st.lists(inner, max_size=3).map(tuple),
     max_leaves=4,
 )

@@ -59,9 +59,7 @@ def test_the_whole_is_functional_call_bitwise(case: tuple[type[nn.Module], Split
 
 
 @pytest.mark.parametrize("mode", [False, True])
-def test_the_pieces_in_a_row_are_the_whole_bitwise(
-    case: tuple[type[nn.Module], SplitModel], mode: bool
-) -> None:
+def test_the_pieces_in_a_row_are_the_whole_bitwise(case: tuple[type[nn.Module], SplitModel], mode: bool) -> None:
     _, model = case
     model.train(mode)
     params, x = weights(model), batch(model)
@@ -225,11 +223,11 @@ def test_init_is_a_function_of_its_rng() -> None:
     model = split(Norm, input_shape=(1, 8, 8))
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    numbers = np.random.get_state()[1].tolist()  # noqa: NPY002
+    numbers = list(np.random.get_state()[1])  # type: ignore[index]  # noqa: NPY002
     one, again, other = weights(model), weights(model), weights(model, 1)
     split(Plain)
     assert torch.equal(torch.get_rng_state(), state)
-    assert np.random.get_state()[1].tolist() == numbers  # noqa: NPY002
+    assert list(np.random.get_state()[1]) == numbers  # type: ignore[index]  # noqa: NPY002
     assert all(torch.equal(one[name], again[name]) for name in one)
     assert not torch.equal(one["conv.weight"], other["conv.weight"])
     assert one["conv.weight"].data_ptr() != again["conv.weight"].data_ptr()
@@ -271,9 +269,7 @@ def test_control_flow_inside_an_uncut_submodule_is_no_matter() -> None:
 
 def test_a_cut_may_be_nested_and_may_be_a_whole_block() -> None:
     def net() -> nn.Module:
-        return nn.Sequential(
-            Plain(), nn.Sequential(nn.ReLU(), nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)))
-        )
+        return nn.Sequential(Plain(), nn.Sequential(nn.ReLU(), nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))))
 
     for classifier, rep_dim in (("1.1.1", 4), ("1.1", 3), ("1", 3)):
         model = split(net, classifier, "0.a")

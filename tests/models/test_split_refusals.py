@@ -8,7 +8,7 @@ import pytest
 import torch
 from peculiar_nets import Branches, ControlFlow, Norm, Plain, Residual, Tied, batch, split, weights
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from polyfed.errors import ModelError
 from polyfed.models.split import SplitModel, check_cuts_fit
@@ -124,7 +124,7 @@ def test_two_tensors_into_the_classifier() -> None:
 def test_a_write_whose_result_is_dropped() -> None:
     def forward(s: Plain, x: Tensor) -> Tensor:
         h = s.b(s.a(x))
-        F.relu_(h)
+        functional.relu_(h)
         return s.fc(h)
 
     with pytest.raises(ModelError) as error:

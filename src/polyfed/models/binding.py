@@ -116,10 +116,7 @@ class Binding:
 
     def tensors(self) -> dict[str, Tensor | None]:
         """What the module holds now, by the names of the places."""
-        return {
-            alias: owner[local]
-            for (owner, local, _), (alias, _) in zip(self._slots, self._aliases, strict=True)
-        }
+        return {alias: owner[local] for (owner, local, _), (alias, _) in zip(self._slots, self._aliases, strict=True)}
 
     def _wrong_names(self, params: Params) -> str:
         missing = [name for name in self.shapes if name not in params]

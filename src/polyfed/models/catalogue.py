@@ -106,9 +106,7 @@ class ModelSpec:
         if self.own:
             module, _, attribute = self.name.partition(":")
             if not all(part.isidentifier() for part in (*module.split("."), *attribute.split("."))):
-                raise ModelError(
-                    f"{self.name!r} does not name your own model; expected package.module:attribute"
-                )
+                raise ModelError(f"{self.name!r} does not name your own model; expected package.module:attribute")
             return
         if self.name not in OPTIONS:
             near = get_close_matches(self.name, MODELS, n=3)
@@ -167,9 +165,7 @@ def _parse_text(text: str) -> ModelSpec:
         if keyword.arg is None:
             raise ModelError(fault)
         try:  # a bare word is a string
-            value = (
-                keyword.value.id if isinstance(keyword.value, ast.Name) else ast.literal_eval(keyword.value)
-            )
+            value = keyword.value.id if isinstance(keyword.value, ast.Name) else ast.literal_eval(keyword.value)
         except ValueError as error:
             raise ModelError(fault) from error
         options[keyword.arg] = _option(name, keyword.arg, value)
@@ -182,8 +178,7 @@ def _option(name: str, key: str, value: object) -> Option:
     if isinstance(value, (list, tuple)):
         return tuple(_option(name, key, item) for item in cast("list[object]", value))
     raise ModelError(
-        f"model {name!r}: option {key!r} is {value!r}, expected a string, a number, true or false, or a list "
-        "of these"
+        f"model {name!r}: option {key!r} is {value!r}, expected a string, a number, true or false, or a list of these"
     )
 
 

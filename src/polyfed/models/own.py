@@ -59,13 +59,9 @@ def _find(name: str) -> Callable[..., Any]:
                 f"model {name!r}: module {error.name!r} was not found; is its folder on PYTHONPATH, or its "
                 "package installed?"
             ) from error
-        raise ModelError(
-            f"model {name!r}: its module {path!r} needs {error.name!r}, which is not installed"
-        ) from error
+        raise ModelError(f"model {name!r}: its module {path!r} needs {error.name!r}, which is not installed") from error
     except Exception as error:  # user code
-        raise ModelError(
-            f"model {name!r}: importing {path!r} raised {type(error).__name__}: {error}"
-        ) from error
+        raise ModelError(f"model {name!r}: importing {path!r} raised {type(error).__name__}: {error}") from error
     for part in attribute.split("."):
         if not hasattr(value, part):
             public = [key for key in dir(value) if not key.startswith("_")]

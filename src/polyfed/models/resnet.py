@@ -49,9 +49,7 @@ class BasicBlock(nn.Module):
         self.bn2 = norm2d(norm, width)
         self.downsample = nn.Sequential()
         if stride != 1 or channels != width:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(channels, width, 1, stride, bias=False), norm2d(norm, width)
-            )
+            self.downsample = nn.Sequential(nn.Conv2d(channels, width, 1, stride, bias=False), norm2d(norm, width))
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, channels, H, W)`` -> ``(B, width, H / stride, W / stride)``."""

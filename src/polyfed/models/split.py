@@ -73,9 +73,7 @@ class SplitModel:
         signature: Hashable | None = None,
     ) -> None:
         if extractor is not None and classifier is None:
-            raise ModelError(
-                f"model {name!r} names an extractor ({extractor!r}) but no classifier; name both, or none"
-            )
+            raise ModelError(f"model {name!r} names an extractor ({extractor!r}) but no classifier; name both, or none")
         self.name = name
         self.input_shape = tuple(input_shape)
         self.signature = (
@@ -211,9 +209,7 @@ class SplitModel:
                 f"model {self.name!r} cannot be built: its constructor raised {type(error).__name__}: {error}"
             ) from error
         if not isinstance(module, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ModelError(
-                f"the factory of model {self.name!r} returned {type(module).__name__}, not nn.Module"
-            )
+            raise ModelError(f"the factory of model {self.name!r} returned {type(module).__name__}, not nn.Module")
         return module
 
     def _cut(self, classifier: str, extractor: str | None) -> None:
@@ -225,9 +221,7 @@ class SplitModel:
         with self._probe_rng().fork():
             for mode in (True, False):
                 self._module.train(mode)
-                self._pieces[mode] = cut(
-                    self._module, classifier=classifier, extractor=extractor, model=self.name
-                )
+                self._pieces[mode] = cut(self._module, classifier=classifier, extractor=extractor, model=self.name)
         both = self._pieces.values()
         owned = self._binding.owned
         head = owned(target for pieces in both for target in pieces.classify.targets)

@@ -86,8 +86,7 @@ def cut(module: nn.Module, *, classifier: str, extractor: str | None, model: str
     end = next(node for node in graph.nodes if node.op == "output").args[0]
     if not isinstance(end, fx.Node):
         raise ModelError(
-            f"model {model!r} returns {type(end).__name__}, expected one tensor (B, L); return the logits "
-            "only"
+            f"model {model!r} returns {type(end).__name__}, expected one tensor (B, L); return the logits only"
         )
     head = _only_call(graph, classifier, "classifier", model)
     inputs = head.all_input_nodes
@@ -194,9 +193,7 @@ def _depend_on(graph: fx.Graph, source: fx.Node) -> set[fx.Node]:
     return reached
 
 
-def _must_separate(
-    graph: fx.Graph, start: fx.Node, at: fx.Node, end: fx.Node, where: str, model: str
-) -> None:
+def _must_separate(graph: fx.Graph, start: fx.Node, at: fx.Node, end: fx.Node, where: str, model: str) -> None:
     """Raise unless every path from ``start`` to ``end`` passes through ``at``."""
     needed = _needed(end, at)
     if at not in needed:

@@ -66,16 +66,12 @@ def _build(
         factory = own.load(name, given, input_shape=input_shape, num_classes=num_classes)
     elif name in cnn.SIZES:
         channels2, width1 = cnn.SIZES[name]
-        factory = partial(
-            cnn.CNN, input_shape, channels2=channels2, width1=width1, num_classes=num_classes, **given
-        )
+        factory = partial(cnn.CNN, input_shape, channels2=channels2, width1=width1, num_classes=num_classes, **given)
         classifier, extractor = "fc3", "pool2"
     elif name in resnet.SIZES:
         stem, blocks = resnet.SIZES[name]
         classifier, extractor = "fc", resnet.extractor(stem, given.pop("cut"))
-        factory = partial(
-            resnet.ResNet, input_shape, stem=stem, blocks=blocks, num_classes=num_classes, **given
-        )
+        factory = partial(resnet.ResNet, input_shape, stem=stem, blocks=blocks, num_classes=num_classes, **given)
     else:
         hidden = given["hidden"]
         factory = partial(mlp.MLP, input_shape, hidden=hidden, num_classes=num_classes)
