@@ -1,0 +1,42 @@
+"""A run as it was asked for: typed sections, read from TOML, all faults found at once.
+
+Free of torch and numpy; only `load_algorithm`, `algorithm_fields` and what checks or hashes an algorithm's
+keys load them, when called.
+
+    config = Config.load("experiment.toml", ["run.rounds=5"])
+
+Modules: ``sections`` (what can be said), ``reading`` (TOML in and out, overrides), ``loading`` (`Config`),
+``methods`` (algorithms by name), ``faults`` (how a fault is told).
+"""
+
+from polyfed.config.loading import Config
+from polyfed.config.methods import (
+    AlgorithmField,
+    algorithm_class,
+    algorithm_fields,
+    canonical_name,
+    load_algorithm,
+)
+from polyfed.config.sections import (
+    AlgorithmSection,
+    ClientsSection,
+    DataSection,
+    PartitionSection,
+    RunSection,
+    TrainSection,
+)
+
+__all__ = [
+    "AlgorithmField",
+    "AlgorithmSection",
+    "ClientsSection",
+    "Config",
+    "DataSection",
+    "PartitionSection",
+    "RunSection",
+    "TrainSection",
+    "algorithm_class",
+    "algorithm_fields",
+    "canonical_name",
+    "load_algorithm",
+]

@@ -1,0 +1,125 @@
+"""How a fault is told: the key, what was got, what was expected, and the nearest valid key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+_LONG = 80  # characters of a value that a message repeats
+
+#: pydantic's error type -> what was expected, filled from the error's context.
+_EXPECTED: Mapping[str, str] = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "string_type": "a string",
+    "tuple_type": "a list",
+    "dict_type": "a table",
+    "model_type": "a table",
+    "model_attributes_type": "a table",
+    "greater_than": "more than {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than": "less than {lt:g}",
+    "less_than_equal": "at most {le:g}",
+    "literal_error": "{expected}",
+    "string_too_short": "a string that is not empty",
+}
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """``"; did you mean 'x'?"`` where a known word is near, else nothing."""
+    near = get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def hint(word: str, known: Iterable[str]) -> str:
+    """`nearest`, or a mere semicolon, for a list of what is known to follow."""
+    return nearest(word, known) or ";"
+
+
+def shown(value: object) -> str:
+    """A value as a message repeats it: as TOML would write it, shortened."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        text = f"[{', '.join(shown(item) for item in value)}]"  # pyright: ignore[reportUnknownVariableType]
+    elif isinstance(value, Mapping):
+        text = f"{{{', '.join(f'{k} = {shown(v)}' for k, v in value.items())}}}"  # pyright: ignore[reportUnknownVariableType]
+    else:
+        text = repr(value)
+    return text if len(text) <= _LONG else text[: _LONG - 3] + "..."
+
+
+def told(error: ErrorDetails) -> str:
+    """What was got and what was expected, of one pydantic error."""
+    kind, context = error["type"], error.get("ctx", {})
+    if kind == "missing":
+        last = error["loc"][-1] if error["loc"] else ""
+        return f"got {shown(error['input'])}; expected a list of {last + 1}" if isinstance(last, int) else "missing"
+    if kind == "value_error":  # our own validators: the message is a sentence already
+        return str(context.get("error", error["msg"]))
+    if kind in _EXPECTED:
+        expected = _EXPECTED[kind].format(**context)
+    elif kind == "too_short":
+        expected = f"a list of at least {context['min_length']}"
+    elif kind in ("tuple_length", "too_long"):
+        expected = f"a list of {context.get('max_length', context.get('expected_length', 'another length'))}"
+    else:
+        expected = error["msg"].removeprefix("Input should be ")
+    return f"got {shown(error['input'])}; expected {expected}"
+
+
+def dotted(*parts: str | int) -> str:
+    """``("clients", "models", 2)`` -> ``"clients.models[2]"``; a key that is no bare TOML key is quoted."""
+    text = ""
+    for part in parts:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            key = part if part.replace("-", "").replace("_", "").isalnum() else f'"{part}"'
+            text += f".{key}" if text else key
+    return text
+
+
+def by_key(error: ValidationError) -> dict[tuple[str | int, ...], list[ErrorDetails]]:
+    """The errors of a validation, grouped by the key they are about.
+
+    What a union tried is one key, and so is a list that is too short, for which pydantic names each missing item.
+    """
+    grouped: dict[tuple[str | int, ...], list[ErrorDetails]] = {}
+    for detail in error.errors(include_url=False):
+        # pydantic appends the name of each alternative it tried; ours are int, str, tuple[...] and so on
+        where = tuple(part for part in detail["loc"] if isinstance(part, int) or not _alternative(part))
+        if detail["type"] == "too_short" and len(detail["input"]) >= detail.get("ctx", {})["min_length"]:
+            continue  # long enough, but for items that have a fault of their own
+        if detail["type"] == "missing" and where and isinstance(where[-1], int):
+            grouped[where[:-1]] = [detail]
+        else:
+            grouped.setdefault(where, []).append(detail)
+    return grouped
+
+
+def _alternative(part: str) -> bool:
+    return part in ("int", "float", "str", "bool", "none") or "[" in part
+
+
+def sentence(details: list[ErrorDetails]) -> str:
+    """One sentence for all that was found about one key."""
+    first, *others = (told(detail) for detail in details)
+    tail = (text.partition("; expected ")[2] for text in others)
+    return " or ".join([first, *(text for text in tail if text and text not in first)])
+
+
+def facts(value: Any) -> Any:
+    """Lists become tuples, all the way down, as frozen values want it."""
+    if isinstance(value, (list, tuple)):
+        return tuple(facts(item) for item in value)  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(value, Mapping):
+        return {key: facts(item) for key, item in value.items()}  # pyright: ignore[reportUnknownVariableType]
+    return value

@@ -1,0 +1,274 @@
+"""The sections of a configuration: what can be said, its defaults and its ranges."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic.functional_serializers import model_serializer
+from pydantic_core import core_schema
+
+from polyfed.config.faults import facts, hint, shown
+from polyfed.data.catalogue import DATASET_OPTIONS, DATASETS, PARTITION_OPTIONS, PARTITIONS
+from polyfed.errors import ModelError
+from polyfed.models.catalogue import ModelSpec
+
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+def _spec(value: object) -> ModelSpec:
+    try:
+        spec = ModelSpec.parse(value)  # pyright: ignore[reportArgumentType]
+        spec.check()
+    except ModelError as error:
+        raise ValueError(str(error)) from error
+    return spec
+
+
+def _one_of(known: Mapping[str, Any], what: str) -> Any:
+    def check(value: object) -> object:
+        if isinstance(value, str) and value not in known:
+            raise ValueError(f"unknown {what} {value!r}{hint(value, known)} known: {', '.join(known)}")
+        return value
+
+    return BeforeValidator(check)
+
+
+def _device(value: object) -> object:
+    head, _, number = value.partition(":") if isinstance(value, str) else ("cpu", "", "")
+    if head not in ("auto", "cpu", "cuda") or (number and (head != "cuda" or not number.isdecimal())):
+        raise ValueError(f"got {value!r}; expected 'auto', 'cpu', 'cuda' or 'cuda:1'")
+    return value
+
+
+def _plain_name(value: object) -> object:
+    if isinstance(value, str) and (not value or value.startswith(".") or set(value) & set("/\\\0\n")):
+        raise ValueError(f"got {value!r}; expected a name that can be a folder: no slash, no leading dot")
+    return value
+
+
+class _AsSpec:
+    """Reads and writes a ModelSpec as its text; pydantic would stumble over the recursive type of its options."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> core_schema.CoreSchema:
+        text = core_schema.plain_serializer_function_ser_schema(str)
+        return core_schema.no_info_plain_validator_function(_spec, serialization=text)
+
+
+Model = Annotated[ModelSpec, _AsSpec]
+
+
+class Section(BaseModel):
+    """Base of the sections: frozen, unknown keys forbidden, no value silently converted."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lists_are_tuples(cls, value: Any) -> Any:
+        return facts(value)
+
+
+class RunSection(Section):
+    """How long, where and how exactly.
+
+    Args:
+        name: of the run; part of the default run directory.
+        seed: of everything random but, if ``partition.seed`` is given, the partition.
+        rounds: how many.
+        eval_every: rounds between two evaluations; the last round is always evaluated.
+        eval_clients: evaluate a sample of this many clients instead of all.
+        driver: how client work is executed; "auto" batches where it can.
+        device: "auto", "cpu", "cuda" or "cuda:1".
+        precision: of the training's arithmetic.
+        threads: of torch on the CPU; None takes the cores at hand; the resolved configuration says which.
+        checkpoint_every: rounds between two checkpoints.
+        targets: accuracies, as fractions, whose first round, bytes and FLOPs the summary tells.
+        store: where the clients' private states live.
+        controls: after the run, also run the ``[controls]`` on the same splits.
+    """
+
+    name: Annotated[str, BeforeValidator(_plain_name)] = "run"
+    seed: Count = 0
+    rounds: Positive = 100
+    eval_every: Positive = 10
+    eval_clients: Positive | None = None
+    driver: Literal["auto", "sequential", "batched"] = "auto"
+    device: Annotated[str, BeforeValidator(_device)] = "cpu"
+    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
+    threads: Positive | None = None
+    checkpoint_every: Positive = 10
+    targets: tuple[Fraction, ...] = ()
+    store: Literal["memory", "disk"] = "memory"
+    controls: bool = False
+
+
+class DataSection(Section):
+    """Which data.
+
+    Args:
+        dataset: a name of `polyfed list datasets`.
+        path: file or folder; None looks in $POLYFED_DATA, then downloads. Relative to the configuration file.
+        test_fraction: part of a client's examples for its test, above 0 and below 1.
+        split: "pooled" divides each client's examples; "official" deals the official test rows.
+        augment: random crops and flips while training, where the data set has any.
+        image_size: side of the images in pixels; None leaves the choice to the data set.
+        options: of the reader, such as ``label`` and ``header`` of a CSV file.
+    """
+
+    dataset: Annotated[str, _one_of(DATASETS, "data set")] = "digits"
+    path: str | None = None
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    split: Literal["pooled", "official"] = "pooled"
+    augment: bool = True
+    image_size: Positive | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    def misfits(self) -> list[tuple[str, str]]:
+        """(key, fault) for what does not go together."""
+        faults: list[tuple[str, str]] = []
+        takes = DATASET_OPTIONS[self.dataset]
+        for key in self.options:
+            if key not in takes:
+                has = f"{hint(key, takes)} it has {', '.join(takes) or 'none'}"
+                faults.append((f"options.{key}", f"unknown option of data set {self.dataset!r}{has}"))
+        if self.dataset in ("npz", "csv") and self.path is None:
+            faults.append(("path", f"missing; data set {self.dataset!r} needs the path of your file"))
+        if self.dataset == "digits" and self.path is not None:
+            faults.append(("path", f"got {self.path!r}; data set 'digits' comes with polyfed and takes none"))
+        if self.dataset == "csv" and self.image_size is not None:
+            faults.append(("image_size", f"got {self.image_size}; data set 'csv' has no images"))
+        return faults
+
+
+#: What a kind's own keys are when not given.
+_PARTITION_DEFAULTS: Mapping[str, Any] = {"classes_per_client": 2, "alpha": 0.5}
+
+
+class PartitionSection(Section):
+    """Who holds which examples.
+
+    Args:
+        kind: a name of `polyfed list partitions`.
+        seed: None takes ``run.seed``.
+        min_samples: fewest training examples of a client.
+        samples_per_client: most training and test examples of a client together.
+        classes_per_client: of kind "classes"; 2 if not given.
+        alpha: of the Dirichlet kinds; 0.5 if not given. Small is uneven.
+        groups: of kind "natural"; "largest" permits fewer clients than groups.
+    """
+
+    kind: Annotated[str, _one_of(PARTITIONS, "partition")] = "classes"
+    seed: Count | None = None
+    min_samples: Positive = 2
+    samples_per_client: Positive | None = None
+    classes_per_client: Positive | None = None
+    alpha: Rate | None = None
+    groups: Literal["largest"] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_kind(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        kind = value.get("kind", "classes")  # pyright: ignore[reportUnknownVariableType,reportUnknownMemberType]
+        takes = PARTITION_OPTIONS.get(kind, ()) if isinstance(kind, str) else ()
+        return {key: _PARTITION_DEFAULTS[key] for key in takes if key in _PARTITION_DEFAULTS} | dict(value)  # pyright: ignore[reportUnknownArgumentType]
+
+    def misfits(self) -> list[tuple[str, str]]:
+        """(key, fault) for keys of another kind."""
+        takes = PARTITION_OPTIONS[self.kind]
+        faults: list[tuple[str, str]] = []
+        for key in sorted({key for keys in PARTITION_OPTIONS.values() for key in keys}):
+            if key not in takes and getattr(self, key, None) is not None:
+                kinds = " and ".join(repr(kind) for kind, keys in PARTITION_OPTIONS.items() if key in keys)
+                text = f"got {shown(getattr(self, key))}; it belongs to kind {kinds}, not to {self.kind!r}"
+                faults.append((key, text))
+        return faults
+
+
+class ClientsSection(Section):
+    """Who takes part. Client i has ``models[i % len]`` and ``capacities[i % len]``.
+
+    Args:
+        count: number of clients.
+        participation: fraction of the clients that train in a round.
+        models: names of `polyfed list models`, tables of a name and options, or "package.module:attribute".
+        capacities: fractions of a full-size model that clients can hold.
+    """
+
+    count: Positive = 10
+    participation: Fraction = 1.0
+    models: Annotated[tuple[Model, ...], Field(min_length=1)] = (ModelSpec("cnn5"),)
+    capacities: Annotated[tuple[Fraction, ...], Field(min_length=1)] = (1.0,)
+
+    def model(self, client: int) -> ModelSpec:
+        """The network of a client."""
+        return self.models[client % len(self.models)]
+
+    def capacity(self, client: int) -> float:
+        """The fraction of a full-size model that a client can hold."""
+        return self.capacities[client % len(self.capacities)]
+
+
+class TrainSection(Section):
+    """How a client trains; the fields of `polyfed.plan.LocalSGD`, where they are described."""
+
+    epochs: Positive | None = None
+    steps: Positive | None = None
+    batch_size: Positive = 64
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    lr: Rate = 0.01
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    weight_decay: Weight = 0.0
+    clip: Weight = 0.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_epoch_unless_told(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and value.get("epochs") is None and value.get("steps") is None:  # pyright: ignore[reportUnknownMemberType]
+            return {**value, "epochs": 1}
+        return value  # pyright: ignore[reportUnknownVariableType]
+
+    def misfits(self) -> list[tuple[str, str]]:
+        """(key, fault) for what does not go together."""
+        faults: list[tuple[str, str]] = []
+        if self.epochs is not None and self.steps is not None:
+            text = f"got {self.steps} beside epochs = {self.epochs}; expected one of the two"
+            faults.append(("steps", text))
+        if self.optimizer == "adam" and self.momentum:
+            text = f'got {self.momentum}; it belongs to optimizer = "sgd", not to "adam"'
+            faults.append(("momentum", text))
+        return faults
+
+
+class AlgorithmSection(Section):
+    """An algorithm by name, with its own keys, which `load_algorithm` checks.
+
+    Args:
+        name: of `polyfed list algorithms`, or "package.module:Class".
+        keys: hyper-parameters. In TOML they stand beside the name.
+    """
+
+    name: Annotated[str, Field(min_length=1)] = "fedmrl"
+    keys: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keys_stand_beside_the_name(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        rest = facts(value)
+        if isinstance(rest.get("keys"), Mapping) and rest.keys() <= {"name", "keys"}:  # from Python
+            return rest
+        return {"keys": rest} if "name" not in rest else {"name": rest.pop("name"), "keys": rest}
+
+    @model_serializer
+    def _flat(self) -> dict[str, Any]:
+        return {"name": self.name, **self.keys}
