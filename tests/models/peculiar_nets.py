@@ -41,6 +41,8 @@ class Plain(nn.Module):
 class Residual(Plain):
     """With a parameter and a buffer that the root's own forward uses, and a norm."""
 
+    shift: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.rand(4))
