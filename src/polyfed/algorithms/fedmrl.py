@@ -94,7 +94,8 @@ class FedMRL(Algorithm):
         return {"G": G, "F": own, "P": projector(G.rep_dim + d2, d2, self.projector)}
 
     def _auxiliary(self, task: Task) -> SplitModel:
-        return task.build(ModelSpec.parse({"name": self.auxiliary, "rep_dim": self.rep_dim}))
+        spec = ModelSpec.parse(self.auxiliary)
+        return task.build(ModelSpec(spec.name, (*spec.options, ("rep_dim", self.rep_dim))))
 
     def init_server(self, task: Task, rng: Rng) -> Server:
         """theta^0."""

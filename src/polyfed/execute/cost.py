@@ -7,6 +7,7 @@ are affine in its batch size, so two sizes tell them for all.
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -68,29 +69,35 @@ class StepCost:
 
 
 def _affine(count: Callable[[int], int], examples: int) -> tuple[float, float]:
-    """Offset and slope of ``count`` from its values at ``examples`` and at half as many."""
-    low = max(1, examples // 2) if examples > 1 else 2
-    high_flops, low_flops = count(examples), count(low)
-    slope = (high_flops - low_flops) / (examples - low)
-    return high_flops - slope * examples, slope
+    """Offset and slope of ``count`` from its values at ``examples`` and at about half as many.
+
+    Never at one, which BatchNorm refuses, unless a batch of one is what was seen.
+    """
+    other = examples // 2 if examples >= 4 else examples + 1
+    flops = count(examples)
+    slope = (flops - count(other)) / (examples - other)
+    return flops - slope * examples, slope
 
 
 @dataclass
 class CostCounter:
-    """Remembers what each kind of step costs."""
+    """Remembers what each kind of step costs; ``seconds`` is the time it spent on finding out."""
 
     place: Place
     known: dict[object, StepCost] = field(default_factory=dict[object, StepCost])
+    seconds: float = 0.0
 
     def step(self, key: object, fit: Fit, examples: int, due: bool) -> StepCost:
         """The cost of a training step: forward, backward and the optimizer's update, at that batch size."""
         key = (key, due)
         if key not in self.known:
+            started = time.perf_counter()
             with fit.client.rng.at("cost").fork():  # dropout in this step must not move anyone's stream
                 for model in fit.client.models.values():
                     model.train(True)
                 fixed, slope = _affine(lambda n: self._flops(fit, n, due), examples)
                 self.known[key] = StepCost(fixed, slope, self._peak(fit, examples, due))
+            self.seconds += time.perf_counter() - started
         return self.known[key]
 
     def _batch(self, fit: Fit, examples: int) -> Batch:
@@ -115,6 +122,7 @@ class CostCounter:
     def forward(self, key: object, run: Callable[[Tensor], Mapping[str, Tensor]], x: Tensor) -> StepCost:
         """The FLOPs of a forward pass."""
         if key not in self.known:
+            started = time.perf_counter()
 
             def count(examples: int) -> int:
                 with FlopCounterMode(display=False) as counter:
@@ -122,4 +130,5 @@ class CostCounter:
                 return counter.get_total_flops()
 
             self.known[key] = StepCost(*_affine(count, len(x)), peak_bytes=0)
+            self.seconds += time.perf_counter() - started
         return self.known[key]

@@ -93,12 +93,13 @@ class Evaluator:
         self, server: Any, clients: Clients, round_: int, reports: Mapping[ClientId, Report] | None = None
     ) -> Evaluation:
         """Test all clients (or the configured sample) after aggregation, the cohort before it, and the server's models."""
-        started = time.perf_counter()
+        started, counting = time.perf_counter(), self.costs.seconds
         self._flops = 0
         official = self._official(reports or {})
         scores = self._clients(server, clients, round_)
         whole = self._whole(server)
-        return Evaluation(scores, official, whole, self._flops, time.perf_counter() - started)
+        seconds = time.perf_counter() - started - (self.costs.seconds - counting)
+        return Evaluation(scores, official, whole, self._flops, seconds)
 
     def _sample(self, round_: int) -> list[int]:
         count, sample = self.federation.config.clients.count, self.federation.config.run.eval_clients

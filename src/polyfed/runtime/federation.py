@@ -44,7 +44,7 @@ class Federation:
     @cached_property
     def specs(self) -> tuple[ModelSpec, ...]:
         """The architectures, dealt to clients in turn."""
-        return tuple(ModelSpec.parse(model) for model in self.config.clients.models)
+        return self.config.clients.models
 
     @cached_property
     def task(self) -> Task:

@@ -47,7 +47,7 @@ def simulate(config: Config, *, out: Path | None = None, watch: Watch | None = N
         PolyfedError: bad input, a diverging loss, a full disk.
         Interrupted: Ctrl-C, after a checkpoint.
     """
-    config = resolve(config)
+    config = config.resolved()
     # Everything that can be wrong with the input is found before a file is written.
     federation = prepare(config)
     folder = out or Path("runs") / f"{config.run.name}-{config.algorithm.name.split(':')[-1]}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -78,13 +78,6 @@ def resume(folder: Path, *, watch: Watch | None = None) -> dict[str, Any]:
                 f"the run has {stored.hash[:12]}); give it the same data, or start a new run"
             )
         return _Run(federation, run_dir, watch or Quiet()).play()
-
-
-def resolve(config: Config) -> Config:
-    """Fill in what depends on this machine, so that it is stored with the run and found again by `resume`."""
-    if config.run.threads is None:
-        return config.replace(run={"threads": len(os.sched_getaffinity(0))})
-    return config
 
 
 @contextmanager
@@ -136,12 +129,13 @@ class _Run:
                     self._record(None, 0.0)
                     self.whole = True
                 for round_ in range(self.round + 1, run.rounds + 1):
-                    started = time.perf_counter()
+                    started, counting = time.perf_counter(), self.driver.costs.seconds
                     played = play_round(self.federation, self.server, round_, self.clients, self.driver)
                     self.whole = False
                     self.clients.commit()
                     self.server, self.round = played.server, round_
-                    self._record(played, time.perf_counter() - started)
+                    counting = self.driver.costs.seconds - counting  # finding out costs is not a cost of the run
+                    self._record(played, time.perf_counter() - started - counting)
                     self.whole = True
                     if round_ % run.checkpoint_every == 0 or round_ == run.rounds:
                         self._save()
