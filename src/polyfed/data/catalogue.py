@@ -8,9 +8,9 @@ from types import MappingProxyType
 #: Name of a data set -> one line about it.
 DATASETS: Mapping[str, str] = MappingProxyType(
     {
-        "digits": "UCI optical digits, 1,797 grey images of 8x8 shown as 32x32, 10 classes; comes with polyfed",
-        "mnist": "MNIST handwritten digits, 60,000 + 10,000 grey images of 28x28 padded to 32x32, 10 classes",
-        "fashion-mnist": "Fashion-MNIST clothing, 60,000 + 10,000 grey images of 28x28 padded to 32x32, 10 classes",
+        "digits": "UCI optical digits, 1,797 grey images of 8x8 shown as 32x32; comes with polyfed",
+        "mnist": "MNIST handwritten digits, 60,000 + 10,000 grey images of 28x28 padded to 32x32",
+        "fashion-mnist": "Fashion-MNIST clothing, 60,000 + 10,000 grey images of 28x28 padded to 32x32",
         "cifar10": "CIFAR-10 photographs, 50,000 + 10,000 colour images of 32x32, 10 classes",
         "cifar100": "CIFAR-100 photographs, 50,000 + 10,000 colour images of 32x32, 100 classes",
         "npz": "your own arrays: x and y, optionally test, groups and classes, in one .npz file",

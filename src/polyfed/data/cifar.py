@@ -1,7 +1,7 @@
 """The binary version of CIFAR-10 and CIFAR-100: a folder of .bin files, or the official tar.gz.
 
-A record is one label byte (CIFAR-100: coarse label, then fine label) and 3,072 pixel bytes, channels first. The
-"python version" holds pickled objects and is refused: unpickling runs code from the file.
+A record is one label byte (CIFAR-100: coarse label, then fine label) and 3,072 pixel bytes, channels first.
+The "python version" holds pickled objects and is refused: unpickling runs code from the file.
 """
 
 from __future__ import annotations
@@ -53,16 +53,16 @@ def decode_records(raw: bytes, where: str, layout: CifarLayout) -> tuple[NDArray
     record = layout.label_bytes + _PIXELS
     if not raw or len(raw) % record:
         raise DataError(
-            f"{where}: {len(raw)} bytes; expected a multiple of {record} (one record), more than 0; "
-            "the file is truncated or damaged, fetch it again"
+            f"{where}: {len(raw)} bytes; expected a multiple of {record} (one record), more than 0; the file "
+            "is truncated or damaged, fetch it again"
         )
     table = np.frombuffer(raw, dtype=np.uint8).reshape(-1, record)
     y = table[:, layout.label_bytes - 1].astype(np.int64)
     if y.max() >= layout.num_classes:
         bad = int(np.argmax(y >= layout.num_classes))
         raise DataError(
-            f"{where}: record {bad} has label {y[bad]}; expected 0 to {layout.num_classes - 1}; the file is damaged "
-            "or belongs to another data set"
+            f"{where}: record {bad} has label {y[bad]}; expected 0 to {layout.num_classes - 1}; the file is "
+            "damaged or belongs to another data set"
         )
     return table[:, layout.label_bytes :].reshape(-1, 3, 32, 32), y
 
@@ -105,8 +105,8 @@ def read_cifar_archive(archive: Path, layout: CifarLayout) -> tuple[NDArray[np.u
     missing = sorted(wanted - files.keys())
     if missing:
         raise DataError(
-            f"{archive}: {', '.join(missing)} not found inside; expected the binary version, {layout.archive} "
-            "(the python version holds pickled objects and is not read)"
+            f"{archive}: {', '.join(missing)} not found inside; expected the binary version, "
+            f"{layout.archive} (the python version holds pickled objects and is not read)"
         )
     return _assemble(files, str(archive), layout)
 

@@ -31,7 +31,7 @@ class Standardise:
 
     @classmethod
     def fit(cls, x: Tensor) -> Standardise:
-        """Statistics of the columns of ``x`` ``(n, F)``, ignoring NaN; a column without any value counts as 0."""
+        """Statistics of the columns of ``x`` ``(n, F)``, ignoring NaN; a column without a value has mean 0."""
         values = x.double()
         there = ~torch.isnan(values)
         count = there.sum(dim=0).clamp(min=1)
@@ -55,29 +55,35 @@ class ClientData:
         dataset: the data set, on any device.
         rows: ``(n,)`` int64 row numbers of this client.
         augment: whether batches drawn with a generator are augmented (images only).
-        stats: how features are standardised; None fits on ``rows``. Not used for images, which are normalised with
-            the data set's mean and std.
+        stats: how features are standardised; None fits on ``rows``. Not used for images, which are normalised
+            with the data set's mean and std.
 
     Raises:
         DataError: no rows, or a row number out of range.
     """
 
     def __init__(
-        self, dataset: Dataset, rows: NDArray[np.int64] | Tensor, *, augment: bool, stats: Standardise | None = None
+        self,
+        dataset: Dataset,
+        rows: NDArray[np.int64] | Tensor,
+        *,
+        augment: bool,
+        stats: Standardise | None = None,
     ) -> None:
+        """Check the rows against the data set."""
         self.dataset = dataset
         # a copy: rows may be a read-only view of a partition, which torch cannot share safely
         self.rows = rows.cpu().clone() if isinstance(rows, Tensor) else torch.tensor(np.asarray(rows))
         if self.rows.dim() != 1 or self.rows.dtype != torch.int64 or len(self.rows) == 0:
             raise DataError(
-                f"rows of a client: shape {tuple(self.rows.shape)}, type {self.rows.dtype}; expected (n,) torch.int64 "
-                "with at least one row; was the partition made for another data set?"
+                f"rows of a client: shape {tuple(self.rows.shape)}, type {self.rows.dtype}; expected (n,) "
+                "torch.int64 with at least one row; was the partition made for another data set?"
             )
         low, high = int(self.rows.min()), int(self.rows.max())
         if low < 0 or high >= len(dataset):
             raise DataError(
-                f"rows of a client run from {low} to {high}; expected 0 to {len(dataset) - 1} for {dataset.name!r}; "
-                "was the partition made for another data set?"
+                f"rows of a client run from {low} to {high}; expected 0 to {len(dataset) - 1} for "
+                f"{dataset.name!r}; was the partition made for another data set?"
             )
         self.augment = augment and dataset.is_image
         self._mean = torch.tensor(dataset.mean)[:, None, None]  # (C, 1, 1)
@@ -105,9 +111,9 @@ class ClientData:
     ) -> tuple[Tensor, Tensor]:
         """Normalised inputs and labels of some of the client's rows.
 
-        With a generator, and if the client augments, each image is shifted by up to 4 pixels each way (what enters
-        is 0 after normalisation) and, where the data set allows it, mirrored with probability 1/2. Without a
-        generator nothing is random: use that for evaluation.
+        With a generator, and if the client augments, each image is shifted by up to 4 pixels each way (what
+        enters is 0 after normalisation) and, where the data set allows it, mirrored with probability 1/2.
+        Without a generator nothing is random: use that for evaluation.
 
         Args:
             positions: ``(B,)`` int64, from 0 to n - 1, into this client's rows.
@@ -133,14 +139,15 @@ class ClientData:
 def augment_images(x: Tensor, generator: torch.Generator, *, flip: bool) -> Tensor:
     """Images ``(B, C, H, W)`` each shifted by up to 4 pixels, filled with 0, and perhaps mirrored.
 
-    The whole batch is one gather: row ``i`` of an output image is row ``i + dy`` of its padded input, and so on.
+    The whole batch is one gather: row ``i`` of an output image is row ``i + dy`` of its padded input, and so
+    on; this is several times faster on a CPU than indexing with lists of rows and columns.
 
     Args:
         x: the batch; it is not written to.
         generator: source of the random shifts and mirrorings.
         flip: whether images are mirrored with probability 1/2.
     """
-    batch, _, height, width = x.shape
+    batch, channels, height, width = x.shape
     shape = (batch, 1)
     dy = torch.randint(0, 2 * _PAD + 1, shape, generator=generator, device=generator.device).to(x.device)
     dx = torch.randint(0, 2 * _PAD + 1, shape, generator=generator, device=generator.device).to(x.device)
@@ -150,10 +157,9 @@ def augment_images(x: Tensor, generator: torch.Generator, *, flip: bool) -> Tens
         mirrored = torch.randint(0, 2, shape, generator=generator, device=generator.device).to(x.device).bool()
         across = torch.where(mirrored, width - 1 - across, across)
     across = across + dx
-    padded = functional.pad(x, (_PAD, _PAD, _PAD, _PAD)).permute(0, 2, 3, 1)  # (B, H+8, W+8, C)
-    image = torch.arange(batch, device=x.device)[:, None, None]
-    picked = padded[image, down[:, :, None], across[:, None, :]]  # (B, H, W, C)
-    return picked.permute(0, 3, 1, 2).contiguous()  # (B, C, H, W)
+    padded = functional.pad(x, (_PAD, _PAD, _PAD, _PAD)).reshape(batch, channels, -1)  # (B, C, (H+8)(W+8))
+    flat = (down[:, :, None] * (width + 2 * _PAD) + across[:, None, :]).reshape(batch, 1, -1)  # (B, 1, HW)
+    return padded.gather(2, flat.expand(batch, channels, -1)).reshape(x.shape)  # (B, C, H, W)
 
 
 class FederatedData:
@@ -169,11 +175,13 @@ class FederatedData:
     """
 
     def __init__(self, dataset: Dataset, partition: Partition, *, augment: bool) -> None:
+        """Check that the partition fits the data set."""
         rows = partition.about.get("rows", len(dataset))
         if rows != len(dataset):
             raise DataError(
-                f"the partition was made for {rows} rows of {partition.about.get('dataset')!r}, but {dataset.name!r} "
-                f"has {len(dataset)}; make the partition again or load the data set it was made for"
+                f"the partition was made for {rows} rows of {partition.about.get('dataset')!r}, but "
+                f"{dataset.name!r} has {len(dataset)}; make the partition again or load the data set it was "
+                "made for"
             )
         self.dataset = dataset
         self.partition = partition
@@ -193,14 +201,15 @@ class FederatedData:
         return ClientData(self.dataset, self.partition.train(client), augment=self.augment, stats=self._stats(client))
 
     def test(self, client: int) -> ClientData:
-        """A client's test rows, never augmented; features are standardised with its training rows' statistics."""
+        """A client's test rows, never augmented; features are standardised as its training rows are."""
         return ClientData(self.dataset, self.partition.test(client), augment=False, stats=self._stats(client))
 
     def global_test(self) -> ClientData:
         """The test rows of all clients, in the order of the data set, never augmented.
 
-        Features are standardised with the statistics of the training rows of ALL clients together. No single client
-        knows these: read a global test on features as a bound by an observer, not as something a client could do.
+        Features are standardised with the statistics of the training rows of ALL clients together. No single
+        client knows these: read a global test on features as a bound by an observer, not as something a
+        client could do.
         """
         stats = None if self.dataset.is_image else self._fit(self.partition.train_rows)
         return ClientData(self.dataset, np.sort(self.partition.test_rows), augment=False, stats=stats)

@@ -19,7 +19,8 @@ class Dataset:
 
     Args:
         name: how the data set is called in configurations and reports.
-        x: ``(N, C, H, W)`` uint8 pixels, or ``(N, F)`` float32 features as read (not standardised; NaN = missing).
+        x: ``(N, C, H, W)`` uint8 pixels, or ``(N, F)`` float32 features as read (not standardised; NaN =
+            missing).
         y: ``(N,)`` int64 class numbers in ``[0, num_classes)``.
         classes: the name of each class.
         mean: per channel, of pixels / 255; empty for features.
@@ -82,14 +83,15 @@ class Dataset:
         features = self.x.dim() == 2 and self.x.dtype == torch.float32
         if not (images or features) or 0 in shape:
             raise DataError(
-                f"{self.name}: x has shape {shape} and type {self.x.dtype}; expected (N, C, H, W) torch.uint8 "
-                "pixels or (N, F) torch.float32 features, none of them empty; convert x before making the Dataset"
+                f"{self.name}: x has shape {shape} and type {self.x.dtype}; expected (N, C, H, W) "
+                "torch.uint8 pixels or (N, F) torch.float32 features, none of them empty; convert x before "
+                "making the Dataset"
             )
         channels = shape[1] if images else 0
         if len(self.mean) != channels or len(self.std) != channels:
             raise DataError(
-                f"{self.name}: got {len(self.mean)} means and {len(self.std)} standard deviations for x of shape "
-                f"{shape}; expected {channels} of each (one per channel, none for features)"
+                f"{self.name}: got {len(self.mean)} means and {len(self.std)} standard deviations for x of "
+                f"shape {shape}; expected {channels} of each (one per channel, none for features)"
             )
         if not all(map(math.isfinite, (*self.mean, *self.std))) or any(s <= 0 for s in self.std):
             raise DataError(f"{self.name}: mean {self.mean} or std {self.std} is not usable; std must be above 0")
@@ -108,16 +110,16 @@ class Dataset:
         low, high = int(self.y.min()), int(self.y.max())
         if low < 0 or high >= self.num_classes:
             raise DataError(
-                f"{self.name}: labels run from {low} to {high}; expected 0 to {self.num_classes - 1} "
-                f"for {self.num_classes} classes; renumber the labels or name more classes"
+                f"{self.name}: labels run from {low} to {high}; expected 0 to {self.num_classes - 1} for "
+                f"{self.num_classes} classes; renumber the labels or name more classes"
             )
 
     def _check_test_rows(self, rows: NDArray[np.int64]) -> None:
         good = rows.dtype == np.int64 and rows.ndim == 1 and 0 < len(rows) < len(self)
         if not good or rows.min() < 0 or rows.max() >= len(self) or len(np.unique(rows)) != len(rows):
             raise DataError(
-                f"{self.name}: test_rows has shape {rows.shape} and type {rows.dtype}; expected different int64 row "
-                f"numbers from 0 to {len(self) - 1}, at least one and not all rows"
+                f"{self.name}: test_rows has shape {rows.shape} and type {rows.dtype}; expected different "
+                f"int64 row numbers from 0 to {len(self) - 1}, at least one and not all rows"
             )
 
     def _check_groups(self, groups: NDArray[np.int64]) -> None:

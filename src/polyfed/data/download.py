@@ -24,7 +24,7 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file, the place it comes from and its MD5 as published (it guards against damage, not against malice).
+    """A file, where it comes from, and its published MD5 (a guard against damage, not against malice).
 
     Args:
         name: file name in the cache.
@@ -123,8 +123,9 @@ def fetch(file: RemoteFile, folder: Path, *, opener: Opener | None = None) -> Pa
                 handle.write(chunk)
             if digest.hexdigest() != file.md5:  # inside the block, so that the file never gets its name
                 raise DataError(
-                    f"{file.url}: {size} bytes with md5 {digest.hexdigest()}; expected md5 {file.md5}; the download "
-                    "was cut short or the file changed; try again, or fetch it by hand and set the data path"
+                    f"{file.url}: {size} bytes with md5 {digest.hexdigest()}; expected md5 {file.md5}; the "
+                    "download was cut short or the file changed; try again, or fetch it by hand and set the "
+                    "data path"
                 )
     except (OSError, http.client.HTTPException) as error:
         raise DataError(f"{file.url}: could not be downloaded to {target} ({error})") from error

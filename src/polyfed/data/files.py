@@ -32,7 +32,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         OSError: the folder cannot be made or written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A name of our own in the same folder: two processes may write the same path, and rename needs one filesystem.
+    # A name of our own, as two processes may write the same path; in the same folder, so that rename is atomic.
     handle = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False)  # noqa: SIM115
     try:
         with handle:
@@ -52,18 +52,24 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
         DataError: the file is missing, damaged, not an .npz, or holds pickled objects.
     """
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if not isinstance(loaded, np.lib.npyio.NpzFile):
-            raise DataError(f"{path}: holds a single array; expected an .npz file, written by numpy.savez")
-        with loaded:
-            return {name: loaded[name] for name in loaded.files}
+        with path.open("rb") as handle:  # ours, because np.load forgets to close a damaged file
+            loaded = np.load(handle, allow_pickle=False)
+            if not isinstance(loaded, np.lib.npyio.NpzFile):
+                raise DataError(f"{path}: holds a single array; expected an .npz file, written by numpy.savez")
+            with loaded:
+                return {name: loaded[name] for name in loaded.files}
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file; expected an .npz file; correct the path") from error
     except _DAMAGED as error:
         raise DataError(
-            f"{path}: cannot be read as an .npz file without pickled objects ({error}); it is damaged or foreign, "
-            "write it again with numpy.savez"
+            f"{path}: cannot be read as an .npz file without pickled objects ({error}); it is damaged or "
+            "foreign, write it again with numpy.savez"
         ) from error
+
+
+def _save(handle: IO[bytes], arrays: Arrays) -> None:
+    values: dict[str, Any] = dict(arrays)
+    np.savez(handle, **values)
 
 
 def fingerprint(*parts: object, files: Sequence[Path] = ()) -> str:
@@ -78,7 +84,8 @@ def fingerprint(*parts: object, files: Sequence[Path] = ()) -> str:
 def cached_arrays(path: Path | None, build: Callable[[], Arrays], usable: Callable[[Arrays], bool]) -> Arrays:
     """The arrays kept at ``path``; built, and kept for the next time, if they are absent or not usable.
 
-    A cache is a convenience: a damaged file is built anew, and a folder that cannot be written only means no caching.
+    A cache is a convenience: a damaged file is built anew, and a folder that cannot be written only means no
+    caching.
 
     Args:
         path: where the arrays are kept; None switches the cache off.
@@ -93,5 +100,5 @@ def cached_arrays(path: Path | None, build: Callable[[], Arrays], usable: Callab
     arrays = build()
     if path is not None:
         with contextlib.suppress(OSError), replacing(path) as handle:
-            np.savez(handle, **dict(arrays))
+            _save(handle, arrays)
     return arrays

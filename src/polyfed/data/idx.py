@@ -1,7 +1,7 @@
 """The IDX format of MNIST and its relatives, plain or gzipped.
 
-An IDX file is: two zero bytes, a type byte (8 = uint8), the number of dimensions, each dimension as a big-endian
-uint32, then the values.
+An IDX file is: two zero bytes, a type byte (8 = uint8), the number of dimensions, each dimension as a
+big-endian uint32, then the values.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def read_idx(path: Path, ndim: int) -> NDArray[np.uint8]:
     expected = bytes((0, 0, 8, ndim))
     if raw[:4] != expected:
         raise DataError(
-            f"{path}: begins with bytes {raw[:4].hex() or 'none'}; expected {expected.hex()} (IDX, uint8, {ndim} "
-            "dimensions); is it another file under this name?"
+            f"{path}: begins with bytes {raw[:4].hex() or 'none'}; expected {expected.hex()} (IDX, uint8, "
+            f"{ndim} dimensions); is it another file under this name?"
         )
     start = 4 + 4 * ndim
     if len(raw) < start:
@@ -50,8 +50,8 @@ def read_idx(path: Path, ndim: int) -> NDArray[np.uint8]:
     shape = struct.unpack(f">{ndim}I", raw[4:start])
     if len(raw) - start != math.prod(shape) or 0 in shape:
         raise DataError(
-            f"{path}: holds {len(raw) - start} bytes of values; expected {math.prod(shape)} (more than 0) for shape "
-            f"{shape}; the file is truncated or damaged, fetch it again"
+            f"{path}: holds {len(raw) - start} bytes of values; expected {math.prod(shape)} (more than 0) "
+            f"for shape {shape}; the file is truncated or damaged, fetch it again"
         )
     return np.frombuffer(raw, dtype=np.uint8, offset=start).reshape(shape)
 
@@ -74,8 +74,8 @@ def read_mnist_layout(folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64
     missing = [f"{name}[.gz]" for name, path in zip(IDX_NAMES, paths, strict=True) if path is None]
     if missing:
         raise DataError(
-            f"{folder}: {', '.join(missing)} not found; expected the four IDX files of the MNIST layout; "
-            "add them or correct the path"
+            f"{folder}: {', '.join(missing)} not found; expected the four IDX files of the MNIST layout; add "
+            "them or correct the path"
         )
     found = [path for path in paths if path is not None]
     images, labels = [], []
@@ -83,15 +83,15 @@ def read_mnist_layout(folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64
         image, label = read_idx(image_path, 3), read_idx(label_path, 1)
         if len(image) != len(label):
             raise DataError(
-                f"{image_path} has {len(image)} images but {label_path.name} has {len(label)} labels; "
-                "the files do not belong together, fetch both again"
+                f"{image_path} has {len(image)} images but {label_path.name} has {len(label)} labels; the "
+                "files do not belong together, fetch both again"
             )
         images.append(image)
         labels.append(label)
     if images[0].shape[1:] != images[1].shape[1:]:
         raise DataError(
-            f"{folder}: training images are {images[0].shape[1:]} pixels but test images {images[1].shape[1:]}; "
-            "the files do not belong together"
+            f"{folder}: training images are {images[0].shape[1:]} pixels but test images "
+            f"{images[1].shape[1:]}; the files do not belong together"
         )
     x = np.concatenate(images)[:, None]  # (N, 1, H, W)
     return x, np.concatenate(labels).astype(np.int64), len(images[0])

@@ -47,8 +47,8 @@ def pad_or_resize(x: Tensor, side: int) -> Tensor:
 def pixel_stats(x: Tensor, rows: NDArray[np.int64] | None = None) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel of pixels / 255, over ``rows`` (default: all).
 
-    Counted as a histogram of the 256 grey levels, so the result is exact and the same on every machine. A channel of
-    one grey level has standard deviation 1, so that dividing by it is harmless.
+    Counted as a histogram of the 256 grey levels, so the result is exact and the same on every machine. A
+    channel of one grey level has standard deviation 1, so that dividing by it is harmless.
     """
     pixels = x.numpy()
     chosen = np.arange(len(x)) if rows is None else rows

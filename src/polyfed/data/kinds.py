@@ -24,10 +24,11 @@ def deal_iid(rows: int, clients: int, rng: np.random.Generator) -> Ints:
 def deal_classes(y: Ints, num_classes: int, clients: int, per_client: int, rng: np.random.Generator) -> Ints:
     """Each client holds exactly ``per_client`` different classes (the pathological partition of FedMRL).
 
-    Each class is cut into floor(k N / L) shards, of which some classes get one more so that there are k N in all;
-    the shards of a class are uneven, in proportions drawn from U(0.4, 0.6). Each client in turn takes the k classes
-    with the most shards left, ties at random. Taking the largest always succeeds (Gale and Ryser), so no client is
-    ever given the same class twice; the authors' code can do that when L is no multiple of k.
+    Each class is cut into floor(k N / L) shards, of which some classes get one more so that there are k N in
+    all; the shards of a class are uneven, in proportions drawn from U(0.4, 0.6). Each client in turn takes
+    the k classes with the most shards left, ties at random. Taking the largest always succeeds (Gale and
+    Ryser), so no client is ever given the same class twice; the authors' code can do that when L is no
+    multiple of k.
 
     Raises:
         DataError: fewer classes with rows than ``per_client``, or a class with fewer rows than shards.
@@ -36,8 +37,8 @@ def deal_classes(y: Ints, num_classes: int, clients: int, per_client: int, rng: 
     present = np.flatnonzero(in_class)
     if per_client > len(present):
         raise DataError(
-            f"partition 'classes': classes_per_client is {per_client}, but only {len(present)} classes have rows; "
-            "lower it"
+            f"partition 'classes': classes_per_client is {per_client}, but only {len(present)} classes have "
+            "rows; lower it"
         )
     shards, more = divmod(per_client * clients, len(present))
     left = np.full(len(present), shards)
@@ -46,8 +47,8 @@ def deal_classes(y: Ints, num_classes: int, clients: int, per_client: int, rng: 
     if len(short):
         c = int(present[short[0]])
         raise DataError(
-            f"partition 'classes': class {c} has {in_class[c]} rows for {left[short[0]]} clients; "
-            "use fewer clients or fewer classes_per_client"
+            f"partition 'classes': class {c} has {in_class[c]} rows for {left[short[0]]} clients; use fewer "
+            "clients or fewer classes_per_client"
         )
     held = np.zeros((clients, len(present)), dtype=np.bool_)
     for client in range(clients):
@@ -68,9 +69,14 @@ def deal_classes(y: Ints, num_classes: int, clients: int, per_client: int, rng: 
 
 
 def deal_dirichlet(
-    y: Ints, num_classes: int, clients: int, alpha: float, enough: Callable[[Ints], Bools], rng: np.random.Generator
+    y: Ints,
+    num_classes: int,
+    clients: int,
+    alpha: float,
+    enough: Callable[[Ints], Bools],
+    rng: np.random.Generator,
 ) -> Ints:
-    """Each class spread over the clients by a draw from Dirichlet(alpha); redrawn until all clients have enough.
+    """Each class spread over the clients by a draw from Dirichlet(alpha), until all clients have enough.
 
     Args:
         y: ``(n,)`` classes.
@@ -95,17 +101,18 @@ def deal_dirichlet(
             return deal(counts, y, rng)
         fewest = max(fewest, int(enough(sizes).sum()))
     raise DataError(
-        f"partition 'dirichlet': in {_REDRAWS} draws with alpha {alpha} at best {fewest} of {clients} clients got "
-        f"enough of the {len(y)} rows; raise alpha, lower min_samples or num_clients, or use 'balanced-dirichlet'"
+        f"partition 'dirichlet': in {_REDRAWS} draws with alpha {alpha} at best {fewest} of {clients} "
+        f"clients got enough of the {len(y)} rows; raise alpha, lower min_samples or num_clients, or use "
+        "'balanced-dirichlet'"
     )
 
 
 def deal_balanced(y: Ints, num_classes: int, clients: int, alpha: float, rng: np.random.Generator) -> Ints:
     """Clients of equal size (within one row), each with a class mix drawn from Dirichlet(alpha).
 
-    All clients draw the classes of their rows at once; where a class is asked for more often than it has rows,
-    random requests win, and the others are drawn again among the classes that have rows left. Each repetition either
-    finishes or exhausts a class, so there are at most as many as classes.
+    All clients draw the classes of their rows at once; where a class is asked for more often than it has
+    rows, random requests win, and the others are drawn again among the classes that have rows left. Each
+    repetition either finishes or exhausts a class, so there are at most as many as classes.
     """
     left = np.bincount(y, minlength=num_classes)
     prior: Floats = rng.dirichlet(np.full(num_classes, alpha), size=clients)  # (clients, classes)
@@ -147,8 +154,8 @@ def deal_groups(groups: Ints, clients: int, largest: bool) -> tuple[Ints, Ints]:
 def deal_like(train_counts: Ints, y: Ints, rng: np.random.Generator) -> Ints:
     """Owner of official test rows: each class is dealt in proportion to the clients' training rows of it.
 
-    A client that rounding leaves without a test row takes one of its most frequent class from the client with the
-    most.
+    A client that rounding leaves without a test row takes one of its most frequent class from the client with
+    the most.
     """
     clients, num_classes = train_counts.shape
     in_train = train_counts.sum(axis=0)

@@ -1,6 +1,7 @@
 """A user's own arrays in one .npz file.
 
-Arrays: ``x`` and ``y``; optionally ``test`` (N,) bool, ``groups`` (N,) whole numbers or strings, ``classes`` names.
+Arrays: ``x`` and ``y``; optionally ``test`` (N,) bool, ``groups`` (N,) whole numbers or strings, ``classes``
+names.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ _KNOWN = ("x", "y", "test", "groups", "classes")
 def load_npz(path: Path, *, image_size: int | None = None, flip: bool = False) -> Dataset:
     """The data set of an .npz file.
 
-    ``x`` is uint8 ``(N, H, W)`` or ``(N, C, H, W)`` pixels, or any numbers ``(N, F)`` as features (NaN = missing).
-    Pixel mean and deviation are taken over the rows that are not flagged as test.
+    ``x`` is uint8 ``(N, H, W)`` or ``(N, C, H, W)`` pixels, or any numbers ``(N, F)`` as features (NaN =
+    missing). Pixel mean and deviation are taken over the rows that are not flagged as test.
 
     Args:
         path: the file.
@@ -39,8 +40,8 @@ def load_npz(path: Path, *, image_size: int | None = None, flip: bool = False) -
     unknown = sorted(arrays.keys() - set(_KNOWN))
     if "x" not in arrays or "y" not in arrays or unknown:
         raise DataError(
-            f"{path}: holds the arrays {', '.join(sorted(arrays)) or 'none'}; expected x and y, and none besides "
-            f"{', '.join(_KNOWN[2:])}; rename them"
+            f"{path}: holds the arrays {', '.join(sorted(arrays)) or 'none'}; expected x and y, and none "
+            f"besides {', '.join(_KNOWN[2:])}; rename them"
         )
     x, y = _read_x(arrays["x"], path), _read_y(arrays["y"], path)
     test_rows = _read_test(arrays["test"], len(y), path) if "test" in arrays else None
@@ -104,8 +105,8 @@ def _read_test(test: NDArray[Any], rows: int, path: Path) -> NDArray[np.int64]:
 def _read_groups(groups: NDArray[Any], rows: int, path: Path) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     if groups.shape != (rows,) or groups.dtype.kind not in "iuU":
         raise DataError(
-            f"{path}: groups has shape {groups.shape} and type {groups.dtype}; expected ({rows},) whole numbers "
-            "or strings"
+            f"{path}: groups has shape {groups.shape} and type {groups.dtype}; expected ({rows},) whole "
+            "numbers or strings"
         )
     names, numbers = np.unique(groups, return_inverse=True)
     return numbers.astype(np.int64), tuple(str(name) for name in names)

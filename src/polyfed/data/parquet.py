@@ -1,7 +1,7 @@
 """Image data sets as parquet files in the layout of the Hugging Face hub.
 
-Files are called ``train-00000-of-00002.parquet``; a row has an image column ``{bytes, path}`` holding a JPEG or PNG
-file, and an integer label column.
+Files are called ``train-00000-of-00002.parquet``; a row has an image column ``{bytes, path}`` holding a JPEG
+or PNG file, and an integer label column.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SHARD = re.compile(r"(train|test)-(\d+)-of-(\d+)\.parquet")
 
 
 def find_parquet(folder: Path) -> dict[str, list[Path]]:
-    """The train and test files of a folder or of one folder below it, in order; empty lists if there are none.
+    """The train and test files of a folder, or of a known one below it, in order; empty lists if none.
 
     Raises:
         DataError: some of the numbered files of a split are missing.
@@ -36,8 +36,9 @@ def find_parquet(folder: Path) -> dict[str, list[Path]]:
             count = max((int(m[3]) for m, _ in shards if m[1] == split), default=1)
             if len(paths) != count:
                 raise DataError(
-                    f"{place}: {len(paths)} {split} parquet files ({', '.join(p.name for p in paths) or 'none'}); "
-                    f"expected {count}; fetch the missing ones"
+                    f"{place}: {len(paths)} {split} parquet files "
+                    f"({', '.join(p.name for p in paths) or 'none'}); expected {count}; fetch the missing "
+                    "ones"
                 )
         break
     return found
@@ -52,8 +53,8 @@ def read_images(path: Path, label: str, shape: tuple[int, int]) -> tuple[NDArray
         shape: the ``(H, W)`` that every image must have, in pixels.
 
     Raises:
-        DataError: pyarrow or Pillow is not installed, the file is damaged, a column is missing, or an image does not
-            decode to the expected size.
+        DataError: pyarrow or Pillow is not installed, the file is damaged, a column is missing, or an image
+            does not decode to the expected size.
     """
     try:
         import pyarrow as pa
@@ -69,8 +70,8 @@ def read_images(path: Path, label: str, shape: tuple[int, int]) -> tuple[NDArray
             image = next((name for name in ("img", "image") if name in names), None)
             if image is None or label not in names:
                 raise DataError(
-                    f"{path}: has columns {', '.join(names)}; expected 'img' or 'image', and {label!r}; "
-                    "is it another data set?"
+                    f"{path}: has columns {', '.join(names)}; expected 'img' or 'image', and {label!r}; is "
+                    "it another data set?"
                 )
             pixels: list[NDArray[np.uint8]] = []
             labels: list[int] = []

@@ -19,7 +19,7 @@ from polyfed.data.catalogue import PARTITION_OPTIONS, PARTITIONS
 from polyfed.data.dataset import Dataset
 from polyfed.data.files import read_npz, replacing
 from polyfed.data.kinds import deal_balanced, deal_classes, deal_dirichlet, deal_groups, deal_iid, deal_like
-from polyfed.data.strata import Bools, Ints, cap_rows, pick_test, test_total
+from polyfed.data.strata import Bools, Ints, cap_rows, pick_test, size_of_test
 from polyfed.errors import ConfigError, DataError, StorageError
 from polyfed.rng import Rng
 
@@ -61,19 +61,19 @@ class Partition:
             rows, offsets = getattr(self, f"{part}_rows"), getattr(self, f"{part}_offsets")
             if len(offsets) < 2 or offsets[0] != 0 or offsets[-1] != len(rows) or (np.diff(offsets) < 0).any():
                 raise DataError(
-                    f"partition: {part}_offsets do not rise from 0 to {len(rows)}, the number of {part} rows; "
-                    "make the partition again"
+                    f"partition: {part}_offsets do not rise from 0 to {len(rows)}, the number of {part} "
+                    "rows; make the partition again"
                 )
         if len(self.train_offsets) != len(self.test_offsets):
             raise DataError(
-                f"partition: {len(self.train_offsets) - 1} clients train but {len(self.test_offsets) - 1} test; "
-                "expected the same clients"
+                f"partition: {len(self.train_offsets) - 1} clients train but {len(self.test_offsets) - 1} "
+                "test; expected the same clients"
             )
         rows = np.concatenate([self.train_rows, self.test_rows])
         if len(np.unique(rows)) != len(rows) or (len(rows) and rows.min() < 0):
             raise DataError(
-                "partition: a row number is negative or held twice; expected each row at most once; "
-                "make the partition again"
+                "partition: a row number is negative or held twice; expected each row at most once; make "
+                "the partition again"
             )
         object.__setattr__(self, "about", MappingProxyType(json.loads(_json(self.about))))
 
@@ -128,7 +128,9 @@ class Partition:
             with replacing(Path(path)) as handle:
                 np.savez_compressed(handle, about=np.array(_json(self.about)), hash=np.array(self.hash), **arrays)
         except OSError as error:
-            raise StorageError(f"{path}: the partition could not be written ({error}); free space or change the path") from error
+            raise StorageError(
+                f"{path}: the partition could not be written ({error}); free space or change the path"
+            ) from error
 
     @classmethod
     def load(cls, path: Path) -> Partition:
@@ -148,11 +150,17 @@ class Partition:
             raise DataError(f"{path}: 'about' is not JSON ({error}); the file is damaged, make it again") from error
         if not isinstance(about, dict):
             raise DataError(f"{path}: 'about' is a {type(about).__name__}; expected a JSON object")
-        partition = cls(*(arrays[name] for name in _ARRAYS), about)
+        partition = cls(
+            arrays["train_rows"],
+            arrays["train_offsets"],
+            arrays["test_rows"],
+            arrays["test_offsets"],
+            about,
+        )
         if partition.hash != str(arrays["hash"]):
             raise DataError(
-                f"{path}: content has hash {partition.hash[:12]}, the file says {str(arrays['hash'])[:12]}; it was "
-                "changed or damaged, make the partition again"
+                f"{path}: content has hash {partition.hash[:12]}, the file says {str(arrays['hash'])[:12]}; "
+                "it was changed or damaged, make the partition again"
             )
         return partition
 
@@ -175,9 +183,10 @@ def make_partition(
 ) -> Partition:
     """Deal the rows of a data set to clients.
 
-    With ``split="pooled"`` official training and test rows are one pool; each client's part of it is split into train
-    and test, class by class. With ``split="official"`` training rows come from the official training part, and the
-    official test rows are dealt in each client's own class proportions (for "natural": by group).
+    With ``split="pooled"`` official training and test rows are one pool; each client's part of it is split
+    into train and test, class by class. With ``split="official"`` training rows come from the official
+    training part, and the official test rows are dealt in each client's own class proportions (for
+    "natural": by group).
 
     Args:
         dataset: the data set.
@@ -187,10 +196,10 @@ def make_partition(
         test_fraction: fraction of a client's rows for testing, above 0 and below 1; for "pooled" only.
         split: "pooled" or "official".
         min_samples: the fewest training rows of a client; each client also has at least one test row.
-        samples_per_client: the most train and test rows together of a client, in its own class proportions; None
-            for no limit.
-        options: of the kind: ``classes_per_client`` for "classes", ``alpha`` for both Dirichlet kinds, and for
-            "natural" ``groups="largest"``, which permits fewer clients than groups.
+        samples_per_client: the most train and test rows together of a client, in its own class proportions;
+            None for no limit.
+        options: of the kind: ``classes_per_client`` for "classes", ``alpha`` for both Dirichlet kinds, and
+            for "natural" ``groups="largest"``, which permits fewer clients than groups.
 
     Raises:
         ConfigError: an unknown kind or option, or a value out of range; all faults at once.
@@ -208,6 +217,7 @@ def make_partition(
     clients = num_clients or 0
     extra: dict[str, object] = {}
     owner = np.full(len(y), -1, dtype=np.int64)
+    by_group = owner
     if kind == "natural":
         by_group, names = _natural(dataset, pool, clients, options.get("groups"))
         clients = len(names)
@@ -218,7 +228,7 @@ def make_partition(
             raise DataError(f"{dataset.name!r} has {len(pool)} rows for {clients} clients; lower num_clients")
 
         def enough(sizes: Ints) -> Bools:
-            test = test_total(sizes, test_fraction) if split == "pooled" else 0
+            test = size_of_test(sizes, test_fraction) if split == "pooled" else 0
             return sizes - test >= min_samples
 
         owner[pool] = _deal(kind, y[pool], dataset.num_classes, clients, options, enough, rng)
@@ -270,8 +280,8 @@ def _natural(dataset: Dataset, pool: Ints, clients: int, choice: str | None) -> 
     """Client of each row of the whole data set (-1: none), and the name of each client's group."""
     if dataset.groups is None:
         raise DataError(
-            f"partition 'natural': {dataset.name!r} has no groups; choose another kind, or read the data with a "
-            "group column (csv) or a 'groups' array (npz)"
+            f"partition 'natural': {dataset.name!r} has no groups; choose another kind, or read the data "
+            "with a group column (csv) or a 'groups' array (npz)"
         )
     available = len(np.unique(dataset.groups[pool]))
     wanted = clients or available
@@ -287,9 +297,7 @@ def _natural(dataset: Dataset, pool: Ints, clients: int, choice: str | None) -> 
     return client_of[dataset.groups], names
 
 
-def _cap(
-    owner: Ints, y: Ints, train: Bools, test: Bools, clients: int, cap: int, rng: Rng
-) -> tuple[Bools, Bools]:
+def _cap(owner: Ints, y: Ints, train: Bools, test: Bools, clients: int, cap: int, rng: Rng) -> tuple[Bools, Bools]:
     """Train and test masks with at most ``cap`` rows per client, shared between the two as all rows are."""
     fraction = test.sum() / max(1, (train | test).sum())
     for_test = max(1, int(fraction * cap + 0.5)) if test.any() else 0
@@ -320,8 +328,9 @@ def _check_sizes(partition: Partition, kind: str, min_samples: int) -> None:
             "dirichlet": "raise alpha, or lower num_clients or min_samples",
         }.get(kind, "lower num_clients or min_samples, or raise samples_per_client")
         raise DataError(
-            f"partition {kind!r}: client {k} has {train[k]} training and {test[k]} test rows; expected at least "
-            f"{min_samples} and 1 ({len(bad)} of {partition.num_clients} clients have too few); {advice}"
+            f"partition {kind!r}: client {k} has {train[k]} training and {test[k]} test rows; expected at "
+            f"least {min_samples} and 1 ({len(bad)} of {partition.num_clients} clients have too few); "
+            f"{advice}"
         )
 
 
@@ -356,15 +365,15 @@ def _check_settings(
         faults.append(f"min_samples: got {min_samples!r}; expected a whole number of at least 1")
     elif samples_per_client is not None and not _whole(samples_per_client, min_samples + 1):
         faults.append(
-            f"samples_per_client: got {samples_per_client!r}; expected a whole number of at least {min_samples + 1} "
-            "(min_samples for training and one for testing)"
+            f"samples_per_client: got {samples_per_client!r}; expected a whole number of at least "
+            f"{min_samples + 1} (min_samples for training and one for testing)"
         )
     if "classes_per_client" in known:
         k = options.get("classes_per_client")
-        if not _whole(k, 1) or k > dataset.num_classes:
+        if not _whole(k, 1) or int(k or 0) > dataset.num_classes:
             faults.append(
-                f"classes_per_client: got {k!r}; expected a whole number from 1 to {dataset.num_classes}, the classes "
-                f"of {dataset.name!r}"
+                f"classes_per_client: got {k!r}; expected a whole number from 1 to {dataset.num_classes}, "
+                f"the classes of {dataset.name!r}"
             )
     if "alpha" in known:
         alpha = options.get("alpha")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,8 +19,8 @@ _MOST_COLOURS = 20
 def picture(partition: Partition, y: ArrayLike, num_classes: int, path: Path) -> None:
     """Write a PNG of the class counts of each client, train and test rows together.
 
-    Up to 20 classes are stacked bars, so that sizes and mixes show; more classes than can be told apart by colour are
-    a map of clients by classes. Beyond 200 clients the first 200 are shown, as the title says.
+    Up to 20 classes are stacked bars, so that sizes and mixes show; more classes than can be told apart by
+    colour are a map of clients by classes. Beyond 200 clients the first 200 are shown, as the title says.
 
     Args:
         partition: the partition.
@@ -34,6 +35,7 @@ def picture(partition: Partition, y: ArrayLike, num_classes: int, path: Path) ->
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
     except ImportError as error:
         raise DataError(f"a picture needs matplotlib ({error}); run: pip install matplotlib") from error
     shown = min(partition.num_clients, _MOST_CLIENTS)
@@ -52,7 +54,7 @@ def picture(partition: Partition, y: ArrayLike, num_classes: int, path: Path) ->
     axes.set_title(f"{partition.about.get('dataset', '')}: {partition.about.get('kind', 'partition')}, {several}")
     axes.set_xlabel("client")
     axes.set_xlim(-0.6, shown - 0.4)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     try:
         with replacing(Path(path)) as handle:
             figure.savefig(handle, format="png", dpi=120)
@@ -60,22 +62,27 @@ def picture(partition: Partition, y: ArrayLike, num_classes: int, path: Path) ->
         raise StorageError(f"{path}: the picture could not be written ({error})") from error
 
 
-def _bars(axes: object, counts: NDArray[np.int64]) -> None:
+def _bars(axes: Any, counts: NDArray[np.int64]) -> None:
     import matplotlib
 
-    colours = matplotlib.colormaps["tab10" if counts.shape[1] <= 10 else "tab20"].colors
+    colours = matplotlib.colormaps["tab10" if counts.shape[1] <= 10 else "tab20"]  # called with a whole number
     base = np.zeros(len(counts))
     for c in range(counts.shape[1]):
-        axes.bar(np.arange(len(counts)), counts[:, c], bottom=base, width=0.85, color=colours[c], label=str(c))
+        axes.bar(np.arange(len(counts)), counts[:, c], bottom=base, width=0.85, color=colours(c), label=str(c))
         base += counts[:, c]
     axes.set_ylabel("rows, train and test")
     axes.legend(
-        title="class", loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small", frameon=False, reverse=True
+        title="class",
+        loc="center left",
+        bbox_to_anchor=(1.0, 0.5),
+        fontsize="small",
+        frameon=False,
+        reverse=True,
     )
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _map(figure: object, axes: object, counts: NDArray[np.int64]) -> None:
+def _map(figure: Any, axes: Any, counts: NDArray[np.int64]) -> None:
     blank = np.ma.masked_equal(counts.T, 0)  # white: none
     image = axes.imshow(blank, aspect="auto", interpolation="nearest", cmap="viridis_r")
     axes.set_ylabel("class")

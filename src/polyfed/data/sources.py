@@ -1,8 +1,8 @@
 """``load_dataset``: from a name to a checked ``Dataset``.
 
-Files of the public data sets are looked for in this order, and the first place that exists is used: the ``path``
-given; ``$POLYFED_DATA/<name>``; the cache (``~/.cache/polyfed``, or ``$POLYFED_CACHE``), into which missing files are
-downloaded.
+Files of the public data sets are looked for in this order, and the first place that exists is used: the
+``path`` given; ``$POLYFED_DATA/<name>``; the cache (``~/.cache/polyfed``, or ``$POLYFED_CACHE``), into which
+missing files are downloaded.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from numpy.typing import NDArray
 
 from polyfed.data.catalogue import DATASET_OPTIONS, DATASETS
 from polyfed.data.cifar import CIFAR10, CIFAR100, CifarLayout, read_cifar_archive, read_cifar_folder
-from polyfed.data.table import load_csv
 from polyfed.data.dataset import Dataset
 from polyfed.data.digits import load_digits
 from polyfed.data.download import OFFICIAL_FILES, fetch
@@ -29,6 +29,7 @@ from polyfed.data.images import check_image_size, pad_or_resize, pixel_stats, re
 from polyfed.data.names import CIFAR10_CLASSES, CIFAR100_CLASSES, FASHION_CLASSES
 from polyfed.data.npz import load_npz
 from polyfed.data.parquet import find_parquet, read_images
+from polyfed.data.table import load_csv
 from polyfed.errors import ConfigError, DataError
 
 _CACHE_VERSION = 1  # raise it when decoding changes, so that older caches are left alone
@@ -48,8 +49,8 @@ def load_dataset(
         name: one of ``catalogue.DATASETS``.
         path: folder or file to read; required for "npz" and "csv".
         cache: folder for downloads and decoded pixels; None takes ``$POLYFED_CACHE`` or ``~/.cache/polyfed``.
-        image_size: side of the images in pixels. None: 32 for the named image sets (28x28 images get a black frame
-            of 2 pixels; 28 keeps them raw, any other side resizes), as stored for "npz".
+        image_size: side of the images in pixels. None: 32 for the named image sets (28x28 images get a black
+            frame of 2 pixels; 28 keeps them raw, any other side resizes), as stored for "npz".
         options: as listed in ``catalogue.DATASET_OPTIONS``; see ``load_npz`` and ``load_csv``.
 
     Raises:
@@ -124,8 +125,8 @@ def _find(name: str, path: Path | None, root: Path) -> Path:
     except DataError as error:
         looked.append(str(folder))
         raise DataError(
-            f"dataset {name!r} was not found in {' or '.join(looked)}, and the download failed: {error}. "
-            f"Set the data path to a folder with its files, or POLYFED_DATA to a folder that holds {name}/"
+            f"dataset {name!r} was not found in {' or '.join(looked)}, and the download failed: {error}. Set "
+            f"the data path to a folder with its files, or POLYFED_DATA to a folder that holds {name}/"
         ) from error
     return fetched[0] if name.startswith("cifar") else folder
 
@@ -147,8 +148,8 @@ def _load_cifar(
         pixels = resize(torch.from_numpy(x.copy()), side)
         if y.min() < 0 or y.max() >= len(classes):
             raise DataError(
-                f"{place}: labels run from {y.min()} to {y.max()}; expected 0 to {len(classes) - 1}; "
-                "is it another data set?"
+                f"{place}: labels run from {y.min()} to {y.max()}; expected 0 to {len(classes) - 1}; is it "
+                "another data set?"
             )
         mean, std = pixel_stats(pixels[:n_train])
         stats = np.asarray([mean, std])
@@ -170,7 +171,14 @@ def _load_cifar(
     arrays = cached_arrays(root / "decoded" / f"{name}-{side}-{key}.npz", build, usable)
     mean, std = (tuple(float(v) for v in row) for row in arrays["stats"])
     return _official(
-        name, torch.from_numpy(arrays["x"]), arrays["y"], int(arrays["n_train"]), classes, mean, std, flip=True
+        name,
+        torch.from_numpy(arrays["x"]),
+        arrays["y"],
+        int(arrays["n_train"]),
+        classes,
+        mean,
+        std,
+        flip=True,
     )
 
 
@@ -193,13 +201,13 @@ def _cifar_reader(
     for folder in (place, *sorted(p for p in place.iterdir() if p.is_dir())):
         if (folder / layout.test).is_file():
             found = [folder / file for file in (*layout.train, layout.test)]
-            return [p for p in found if p.is_file()], lambda: read_cifar_folder(folder, layout)
+            return [p for p in found if p.is_file()], partial(read_cifar_folder, folder, layout)
     archive = place / layout.archive
     if archive.is_file():
         return [archive], lambda: read_cifar_archive(archive, layout)
     raise DataError(
-        f"{place}: no files of {name!r}; expected train-*.parquet and test-*.parquet, or {layout.test} and its "
-        f"companions, or {layout.archive}; correct the path"
+        f"{place}: no files of {name!r}; expected train-*.parquet and test-*.parquet, or {layout.test} and "
+        f"its companions, or {layout.archive}; correct the path"
     )
 
 

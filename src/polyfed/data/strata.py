@@ -1,7 +1,7 @@
 """Fair whole numbers, and stratified picks of rows.
 
-Used by all kinds of partition; everything is done with sorting instead of loops over clients, so that a hundred
-thousand clients cost seconds.
+Used by all kinds of partition; everything is done with sorting instead of loops over clients, so that a
+hundred thousand clients cost seconds.
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 
-def apportion(
-    group: Ints, want: Floats, totals: Ints, rng: np.random.Generator, *, cap: Ints | None = None
-) -> Ints:
+def apportion(group: Ints, want: Floats, totals: Ints, rng: np.random.Generator, *, cap: Ints | None = None) -> Ints:
     """Whole numbers near ``want`` that sum to ``totals`` in each group (largest remainder, ties at random).
 
     Args:
@@ -77,15 +75,15 @@ class Cells:
 
 
 def cap_rows(owner: Ints, y: Ints, clients: int, cap: int, rng: np.random.Generator) -> Bools:
-    """``(n,)`` true for the rows to keep: at most ``cap`` per client, classes in the client's own proportions."""
+    """``(n,)`` true for the rows kept: at most ``cap`` per client, in the client's own class proportions."""
     cells = Cells.of(owner, y, rng)
     total = np.bincount(owner, minlength=clients)
     keep = np.minimum(total, cap)
-    want = cells.size * (keep / np.maximum(total, 1))[cells.owner]
+    want = np.asarray(cells.size * (keep / np.maximum(total, 1))[cells.owner], dtype=np.float64)
     return cells.pick(apportion(cells.owner, want, keep, rng, cap=cells.size))
 
 
-def test_total(total: Ints, fraction: float) -> Ints:
+def size_of_test(total: Ints, fraction: float) -> Ints:
     """How many of a client's rows are for testing: the rounded fraction, at least one."""
     return np.maximum(1, np.floor(fraction * total + 0.5)).astype(np.int64)
 
@@ -93,12 +91,13 @@ def test_total(total: Ints, fraction: float) -> Ints:
 def pick_test(owner: Ints, y: Ints, clients: int, fraction: float, rng: np.random.Generator) -> Bools:
     """``(n,)`` true for test rows: about ``fraction`` of each client's rows of each class.
 
-    A class of which a client has several rows keeps at least one for training, and a single row is for training; only
-    a client all of whose rows are single gives one of them to testing.
+    A class of which a client has several rows keeps at least one for training, and a single row is for
+    training; only a client all of whose rows are single gives one of them to testing.
     """
     cells = Cells.of(owner, y, rng)
-    total = test_total(np.bincount(owner, minlength=clients), fraction)
-    quota = apportion(cells.owner, cells.size * fraction, total, rng, cap=cells.size - 1)
+    total = size_of_test(np.bincount(owner, minlength=clients), fraction)
+    want = cells.size.astype(np.float64) * fraction
+    quota = apportion(cells.owner, want, total, rng, cap=cells.size - 1)
     got = np.bincount(cells.owner, weights=quota, minlength=clients)
     _, first_cell = np.unique(cells.owner, return_index=True)
     quota[first_cell] += got[cells.owner[first_cell]] == 0

@@ -1,8 +1,8 @@
 """A user's own table: one csv file, or a folder with one csv file per client.
 
-Cells are stripped. A cell equal to one of the ``missing`` tokens becomes NaN; a column with any other cell that is
-not a number is categorical and becomes one column per category (all NaN where the category is missing, so that
-imputation gives the category's frequency).
+Cells are stripped. A cell equal to one of the ``missing`` tokens becomes NaN; a column with any other cell
+that is not a number is categorical and becomes one column per category (all NaN where the category is
+missing, so that imputation gives the category's frequency).
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def load_csv(
     Args:
         path: a file, or a folder of ``*.csv`` files of the same columns, one per client (file name = group).
         header: whether the first line names the columns; None finds out.
-        label: column of the class, by name or by number from 0 (negative from the end). Whole numbers are sorted as
-            numbers, anything else as text, and numbered from 0.
+        label: column of the class, by name or by number from 0 (negative from the end). Whole numbers are
+            sorted as numbers, anything else as text, and numbered from 0.
         missing: cells that stand for a missing value.
         categorical: columns to treat as categories although their cells are numbers; text columns always are.
         group: column of the natural group (who collected the row), by name or number; it is not a feature.
@@ -77,7 +77,9 @@ def load_csv(
                 f"{', '.join(tables[0].columns)}"
             )
     table = _Table(
-        tables[0].columns, [row for t in tables for row in t.cells], [place for t in tables for place in t.where]
+        tables[0].columns,
+        [row for t in tables for row in t.cells],
+        [place for t in tables for place in t.where],
     )
     label_at = _column(table, label, "label", path)
     group_at = None if group is None else _column(table, group, "group", path)
@@ -179,9 +181,7 @@ def _column(table: _Table, column: str | int, option: str, path: Path) -> int:
     )
 
 
-def _labels(
-    table: _Table, at: int, missing: frozenset[str], path: Path
-) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+def _labels(table: _Table, at: int, missing: frozenset[str], path: Path) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Class numbers and class names of the label column."""
     texts = [row[at] for row in table.cells]
     for text, where in zip(texts, table.where, strict=True):
@@ -192,15 +192,15 @@ def _labels(
         wholes = [round(number) for number in numbers if number is not None and number.is_integer()]
         if len(wholes) != len(numbers):
             raise DataError(
-                f"{path}: the label {table.columns[at]!r} holds fractions; expected classes (whole numbers or names); "
-                "choose another label column or bin the values"
+                f"{path}: the label {table.columns[at]!r} holds fractions; expected classes (whole numbers "
+                "or names); choose another label column or bin the values"
             )
         texts = [str(whole) for whole in wholes]
         classes = tuple(str(whole) for whole in sorted(set(wholes)))
     else:
         classes = tuple(sorted(set(texts)))
-    if len(classes) < 2:
-        raise DataError(f"{path}: one class only, {classes[0]!r}, in {table.columns[at]!r}; at least 2 are needed")
+    if len(set(texts)) < 2:
+        raise DataError(f"{path}: one class only, {texts[0]!r}, in {table.columns[at]!r}; at least 2 are needed")
     code = {name: number for number, name in enumerate(classes)}
     return np.asarray([code[text] for text in texts], dtype=np.int64), classes
 

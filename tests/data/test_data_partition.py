@@ -1,0 +1,402 @@
+"""Every kind of partition: laws that hold for any settings, and faults that are named."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data_helpers import image_dataset, labelled
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from polyfed.data.catalogue import PARTITION_OPTIONS, PARTITIONS
+from polyfed.data.dataset import Dataset
+from polyfed.data.partition import Partition, make_partition
+from polyfed.data.picture import picture
+from polyfed.errors import ConfigError, DataError, StorageError
+from polyfed.rng import Rng
+
+OPTIONS = {
+    "iid": {},
+    "classes": {"classes_per_client": 3},
+    "dirichlet": {"alpha": 0.5},
+    "balanced-dirichlet": {"alpha": 0.5},
+    "natural": {},
+}
+
+
+def some_labels(rows: int = 1200, classes: int = 6, *, official: int = 0, clients: int = 8) -> Dataset:
+    rng = np.random.default_rng(7)
+    return labelled(
+        rng.integers(0, classes, rows),
+        classes,
+        test_rows=np.arange(rows - official, rows) if official else None,
+        groups=rng.integers(0, clients, rows),
+    )
+
+
+def check_laws(partition: Partition, dataset: Dataset, min_samples: int = 2) -> None:
+    """What holds for every partition."""
+    rows = np.concatenate([partition.train_rows, partition.test_rows])
+    assert len(np.unique(rows)) == len(rows)
+    assert rows.min() >= 0
+    assert rows.max() < len(dataset)
+    for client in range(partition.num_clients):
+        train, test = partition.train(client), partition.test(client)
+        assert len(train) >= min_samples
+        assert len(test) >= 1
+        assert (np.diff(train) > 0).all()
+        assert (np.diff(test) > 0).all()
+    assert sum(len(partition.train(k)) for k in range(partition.num_clients)) == len(partition.train_rows)
+
+
+def check_split(partition: Partition, dataset: Dataset, fraction: float) -> None:
+    """What holds for a pooled split: proportions, and classes that can be learnt."""
+    train = partition.counts(dataset.y, dataset.num_classes)
+    test = partition.counts(dataset.y, dataset.num_classes, "test")
+    both = train + test
+    assert (train[both >= 2] >= 1).all()
+    # a client of single rows only must give one of them away; otherwise a single row is for training
+    single = (both == 1) & (test == 1)
+    assert (both[single.any(axis=1)] <= 1).all()
+    off = test - both * fraction
+    assert (np.abs(off[both >= 2 / min(fraction, 1 - fraction)]) < 1 + 1e-6).all()
+    assert (test.sum(axis=1) <= np.maximum(1, both.sum(axis=1) * fraction + 0.5)).all()
+
+
+@pytest.mark.parametrize("kind", PARTITIONS)
+@pytest.mark.parametrize("split", ["pooled", "official"])
+def test_laws_and_determinism(kind: str, split: str) -> None:
+    dataset = some_labels(official=300)
+
+    def make(seed: int) -> Partition:
+        return make_partition(dataset, kind=kind, num_clients=8, rng=Rng((seed,)), split=split, **OPTIONS[kind])
+
+    one = make(0)
+    check_laws(one, dataset)
+    assert one.hash == make(0).hash
+    assert one.hash != make(1).hash
+    assert len(one.train_rows) + len(one.test_rows) == len(dataset)  # every row is used
+    if split == "pooled":
+        check_split(one, dataset, 0.2)
+        assert not np.array_equal(one.train_rows, make(1).train_rows)
+    else:
+        assert one.train_rows.max() < 900
+        assert one.test_rows.min() >= 900
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.integers(0, 60), min_size=2, max_size=7).filter(lambda sizes: sum(sizes) > 0),
+    st.sampled_from(["iid", "classes", "dirichlet", "balanced-dirichlet"]),
+    st.integers(1, 7),
+    st.sampled_from([0.05, 0.2, 0.5, 0.9]),
+    st.sampled_from([0.001, 0.1, 1.0, 1000.0]),
+    st.integers(0, 3),
+)
+def test_any_class_sizes(sizes: list[int], kind: str, clients: int, fraction: float, alpha: float, seed: int) -> None:
+    y = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
+    dataset = labelled(y, len(sizes))
+    options = {"classes": {"classes_per_client": 1 + seed % len(sizes)}, "iid": {}}.get(kind, {"alpha": alpha})
+    try:
+        partition = make_partition(
+            dataset, kind=kind, num_clients=clients, rng=Rng((seed,)), test_fraction=fraction, min_samples=1, **options
+        )
+    except DataError:  # too few rows for the settings: an answer, as long as it comes as this error
+        return
+    assert partition.num_clients == clients
+    check_laws(partition, dataset, min_samples=1)
+    check_split(partition, dataset, fraction)
+
+
+def test_iid_sizes() -> None:
+    dataset = some_labels(1003)
+    partition = make_partition(dataset, kind="iid", num_clients=10, rng=Rng((0,)))
+    sizes = np.diff(partition.train_offsets) + np.diff(partition.test_offsets)
+    assert sorted(sizes) == [100] * 7 + [101] * 3
+    shares = partition.counts(dataset.y, 6).sum(axis=1)
+    assert shares.min() > 75
+    assert not np.array_equal(np.sort(partition.train(0)), np.arange(len(partition.train(0))))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 12), st.integers(1, 20), st.integers(1, 12), st.integers(0, 5))
+def test_classes_gives_each_client_exactly_k_different_classes(classes: int, clients: int, k: int, seed: int) -> None:
+    k = min(k, classes)
+    dataset = labelled(np.arange(classes * 60) % classes, classes)
+    partition = make_partition(
+        dataset, kind="classes", num_clients=clients, rng=Rng((seed,)), classes_per_client=k, min_samples=1
+    )
+    both = partition.counts(dataset.y, classes) + partition.counts(dataset.y, classes, "test")
+    assert ((both > 0).sum(axis=1) == k).all()
+    holders = (both > 0).sum(axis=0)
+    assert holders.max() - holders.min() <= 1  # the remainder of k N / L is spread
+    if k * clients >= classes:
+        assert holders.min() >= 1
+        assert both.sum() == len(dataset)
+    else:
+        assert (holders > 0).sum() == k * clients
+
+
+def test_classes_shares_are_mildly_uneven() -> None:
+    dataset = labelled(np.arange(20000) % 10, 10)
+    partition = make_partition(dataset, kind="classes", num_clients=50, rng=Rng((0,)), classes_per_client=2)
+    both = partition.counts(dataset.y, 10) + partition.counts(dataset.y, 10, "test")
+    held = both[both > 0]  # 100 shards of about 200
+    assert 1.2 < held.max() / held.min() < 1.6  # U(0.4, 0.6) spans a factor of 1.5
+    assert held.std() / held.mean() == pytest.approx(0.115, abs=0.03)
+
+
+def test_dirichlet_alpha_sets_the_unevenness() -> None:
+    dataset = labelled(np.arange(20000) % 10, 10)
+
+    def spread(kind: str, alpha: float) -> float:
+        partition = make_partition(dataset, kind=kind, num_clients=20, rng=Rng((3,)), alpha=alpha)
+        counts = partition.counts(dataset.y, 10) / 80
+        return float(counts.std())
+
+    for kind in ("dirichlet", "balanced-dirichlet"):
+        assert spread(kind, 0.2) > 2 * spread(kind, 2.0) > 4 * spread(kind, 200.0)
+
+
+def test_dirichlet_is_per_class_and_redrawn() -> None:
+    dataset = labelled(np.arange(3000) % 3, 3)
+    partition = make_partition(dataset, kind="dirichlet", num_clients=20, rng=Rng((0,)), alpha=0.5, min_samples=20)
+    sizes = np.diff(partition.train_offsets)
+    assert sizes.min() >= 20
+    assert sizes.max() > 2 * sizes.min()
+    with pytest.raises(DataError, match=r"100 draws with alpha 0.01 .* raise alpha"):
+        make_partition(dataset, kind="dirichlet", num_clients=100, rng=Rng((0,)), alpha=0.01)
+
+
+def test_balanced_sizes_and_end() -> None:
+    dataset = labelled(np.repeat(np.arange(4), [10, 20, 30, 943]), 4)
+    for alpha in (0.001, 0.1, 1e6):
+        partition = make_partition(dataset, kind="balanced-dirichlet", num_clients=10, rng=Rng((0,)), alpha=alpha)
+        sizes = np.diff(partition.train_offsets) + np.diff(partition.test_offsets)
+        assert sorted(sizes) == [100] * 7 + [101] * 3
+
+
+def test_balanced_is_fast_enough() -> None:
+    dataset = labelled(np.arange(60000) % 100, 100)
+    start = time.process_time()
+    make_partition(dataset, kind="balanced-dirichlet", num_clients=100, rng=Rng((0,)), alpha=0.3)
+    assert time.process_time() - start < 5
+
+
+def test_many_clients() -> None:
+    dataset = labelled(np.arange(200_000) % 10, 10)
+    start = time.process_time()
+    for kind in ("iid", "balanced-dirichlet"):
+        partition = make_partition(dataset, kind=kind, num_clients=20_000, rng=Rng((0,)), **OPTIONS[kind])
+        assert partition.num_clients == 20_000
+    assert time.process_time() - start < 20
+
+
+def test_official_test_rows_follow_training_proportions() -> None:
+    dataset = some_labels(6000, official=1500)
+    for kind in ("classes", "dirichlet", "balanced-dirichlet"):
+        partition = make_partition(dataset, kind=kind, num_clients=8, rng=Rng((1,)), split="official", **OPTIONS[kind])
+        train, test = partition.counts(dataset.y, 6), partition.counts(dataset.y, 6, "test")
+        expected = train / train.sum(axis=0) * test.sum(axis=0)
+        assert np.abs(test - expected).max() <= 1
+        assert (test[train == 0] == 0).all()
+
+
+def test_official_gives_every_client_a_test_row() -> None:
+    y = np.concatenate([np.arange(300) % 2, np.arange(30) % 2])
+    dataset = labelled(y, 2, test_rows=np.arange(300, 330))
+    for seed in range(20):
+        partition = make_partition(
+            dataset, kind="dirichlet", num_clients=12, rng=Rng((seed,)), split="official", alpha=0.5
+        )
+        check_laws(partition, dataset)
+
+
+def test_a_client_of_single_rows_gives_one_to_testing() -> None:
+    dataset = labelled(np.arange(4), 4)
+    partition = make_partition(dataset, kind="iid", num_clients=1, rng=Rng((0,)))
+    assert (len(partition.train(0)), len(partition.test(0))) == (3, 1)
+
+
+@pytest.mark.parametrize("split", ["pooled", "official"])
+def test_cap_keeps_the_mix(split: str) -> None:
+    dataset = some_labels(6000, official=1000)
+    settings_ = {"kind": "dirichlet", "num_clients": 8, "rng": Rng((1,)), "split": split, "alpha": 1.0}
+    whole = make_partition(dataset, **settings_)
+    capped = make_partition(dataset, **settings_, samples_per_client=60)
+    check_laws(capped, dataset)
+    sizes = np.diff(capped.train_offsets) + np.diff(capped.test_offsets)
+    assert (sizes == 60).all()
+    assert set(capped.train_rows) | set(capped.test_rows) <= set(whole.train_rows) | set(whole.test_rows)
+    mix = whole.counts(dataset.y, 6) / np.diff(whole.train_offsets)[:, None]
+    small = capped.counts(dataset.y, 6) / np.diff(capped.train_offsets)[:, None]
+    assert np.abs(mix - small).max() < 2.5 / 48
+    fraction = 1 / 6 if split == "official" else 0.2
+    assert np.diff(capped.test_offsets).mean() == pytest.approx(60 * fraction, abs=0.5)
+
+
+def test_natural_follows_groups() -> None:
+    dataset = some_labels(600, clients=5)
+    assert dataset.groups is not None
+    for number in (None, 0, 5):
+        partition = make_partition(dataset, kind="natural", num_clients=number, rng=Rng((0,)))
+        assert partition.num_clients == 5
+        for client in range(5):
+            rows = np.concatenate([partition.train(client), partition.test(client)])
+            assert set(rows) == set(np.flatnonzero(dataset.groups == client))
+    with pytest.raises(ConfigError, match=r"got 3, but 'labels' has 5 groups.* groups='largest'"):
+        make_partition(dataset, kind="natural", num_clients=3, rng=Rng((0,)))
+    with pytest.raises(ConfigError, match="5 or fewer"):
+        make_partition(dataset, kind="natural", num_clients=6, rng=Rng((0,)))
+    largest = make_partition(dataset, kind="natural", num_clients=3, rng=Rng((0,)), groups="largest")
+    top = np.sort(np.argsort(-np.bincount(dataset.groups), kind="stable")[:3])
+    assert largest.about["group_names"] == [str(g) for g in top]
+    assert set(dataset.groups[largest.train(0)]) == {top[0]}
+
+
+def test_natural_with_gaps_and_tiny_groups() -> None:
+    groups = np.repeat([0, 4, 9], [10, 1, 10])
+    dataset = labelled(np.arange(21) % 2, 2, groups=groups, group_names=tuple("abcdefghij"))
+    with pytest.raises(DataError, match=r"client 1 has 0 training .* \(1 of 3 clients have too few\); lower min_samp"):
+        make_partition(dataset, kind="natural", num_clients=None, rng=Rng((0,)))
+    kept = make_partition(dataset, kind="natural", num_clients=2, rng=Rng((0,)), groups="largest")
+    assert kept.about["group_names"] == ["a", "j"]
+
+
+@pytest.mark.parametrize(
+    ("settings_", "faults"),
+    [
+        ({"kind": "iids"}, ["did you mean 'iid'"]),
+        ({"kind": "iid", "alpha": 1.0}, ["alpha: not an option"]),
+        ({"kind": "dirichlet"}, ["alpha: got None"]),
+        ({"kind": "dirichlet", "alpha": float("nan")}, ["alpha: got nan"]),
+        ({"kind": "dirichlet", "alpha": -1, "test_fraction": 1.0, "min_samples": 0}, ["test_fr", "min_s", "alpha"]),
+        ({"kind": "classes", "classes_per_client": 7}, ["from 1 to 6"]),
+        ({"kind": "classes"}, ["classes_per_client: got None"]),
+        ({"kind": "iid", "num_clients": 0}, ["num_clients: got 0"]),
+        ({"kind": "iid", "split": "both"}, ["split: got 'both'"]),
+        ({"kind": "iid", "samples_per_client": 2}, ["at least 3"]),
+        ({"kind": "natural", "groups": "first"}, ["groups: got 'first'"]),
+    ],
+)
+def test_settings_are_checked_together(settings_: dict, faults: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_partition(some_labels(), **{"num_clients": 8, "rng": Rng((0,)), **settings_})
+    assert len(caught.value.faults) == len(faults)
+    for said, fault in zip(caught.value.faults, faults, strict=True):
+        assert fault in said
+
+
+def test_too_few_rows() -> None:
+    def fails(says: str, dataset: Dataset, **more) -> None:
+        with pytest.raises(DataError, match=says):
+            make_partition(dataset, **{"rng": Rng((0,)), "kind": "iid", **more})
+
+    fails("10 rows for 11 clients", labelled(np.arange(10) % 2, 2), num_clients=11)
+    fails(
+        r"client 0 has 1 training and 1 test rows; .* lower num_clients", labelled(np.arange(10) % 2, 2), num_clients=5
+    )
+    fails(
+        "class 1 has 2 rows for 4 clients",
+        labelled(np.repeat([0, 1], [50, 2]), 2),
+        num_clients=4,
+        kind="classes",
+        classes_per_client=2,
+    )
+    fails(
+        "only 2 classes have rows", labelled(np.arange(90) % 2, 3), num_clients=4, kind="classes", classes_per_client=3
+    )
+    fails("no official test rows", some_labels(), num_clients=2, split="official")
+    fails("has no groups", image_dataset(), num_clients=None, kind="natural")
+
+
+def test_save_and_load(tmp_path: Path) -> None:
+    dataset = some_labels()
+    partition = make_partition(dataset, kind="dirichlet", num_clients=8, rng=Rng((0, "partition")), alpha=0.5)
+    path = tmp_path / "below" / "partition.npz"
+    partition.save(path)
+    loaded = Partition.load(path)
+    assert loaded.hash == partition.hash
+    assert dict(loaded.about) == dict(partition.about)
+    assert loaded.about["seed"] == [0, "partition"]
+    assert np.array_equal(loaded.test(3), partition.test(3))
+    assert [p.name for p in path.parent.iterdir()] == ["partition.npz"]
+
+
+def test_tampering_and_damage(tmp_path: Path) -> None:
+    partition = make_partition(some_labels(), kind="iid", num_clients=4, rng=Rng((0,)))
+    path = tmp_path / "p.npz"
+    partition.save(path)
+    whole = path.read_bytes()
+    with np.load(path) as file:
+        arrays = dict(file)
+
+    def refused(says: str, **changed: np.ndarray) -> None:
+        np.savez(path, **{**arrays, **changed})
+        with pytest.raises(DataError, match=says):
+            Partition.load(path)
+
+    swapped = arrays["train_rows"].copy()
+    swapped[[0, -1]] = swapped[[-1, 0]]
+    refused("was changed or damaged", train_rows=swapped)
+    refused("was changed or damaged", about=np.array('{"kind":"iid"}'))
+    refused("not JSON", about=np.array("{"))
+    refused("JSON object", about=np.array("[]"))
+    refused("held twice", train_rows=np.zeros_like(swapped))
+    refused("do not rise", train_offsets=arrays["train_offsets"][::-1])
+    refused("do not rise", test_rows=arrays["test_rows"][:-1])
+    refused("flat int64", train_rows=swapped.astype(np.int32))
+    refused("expected a partition", extra=np.zeros(1))
+    for damaged in (whole[:-40], b"", whole[:200] + bytes(100) + whole[300:]):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=str(path)):
+            Partition.load(path)
+    with pytest.raises(DataError, match="no such file"):
+        Partition.load(tmp_path / "none.npz")
+
+
+def test_save_that_fails_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    partition = make_partition(some_labels(), kind="iid", num_clients=4, rng=Rng((0,)))
+    with pytest.raises(StorageError, match="could not be written"):
+        partition.save(tmp_path / "file" / "p.npz")
+
+
+def test_a_partition_cannot_be_changed() -> None:
+    rows = np.arange(4)
+    partition = Partition(rows, np.array([0, 4]), np.array([4]), np.array([0, 1]), {"kind": "x"})
+    rows[0] = 9
+    assert partition.train(0).tolist() == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match="read-only"):
+        partition.train(0)[0] = 5
+    with pytest.raises(TypeError):
+        partition.about["kind"] = "y"  # type: ignore[index]
+
+
+def test_counts() -> None:
+    partition = Partition(np.array([0, 2, 1]), np.array([0, 2, 3]), np.array([3, 4]), np.array([0, 1, 2]), {})
+    y = [0, 1, 0, 2, 1]
+    assert partition.counts(y, 3).tolist() == [[2, 0, 0], [0, 1, 0]]
+    assert partition.counts(y, 3, "test").tolist() == [[0, 0, 1], [0, 1, 0]]
+    with pytest.raises(ConfigError, match="which"):
+        partition.counts(y, 3, "all")
+
+
+def test_options_and_summaries_name_the_same_kinds() -> None:
+    assert PARTITIONS.keys() == PARTITION_OPTIONS.keys() == OPTIONS.keys()
+
+
+@pytest.mark.parametrize("classes", [6, 30])
+def test_picture(tmp_path: Path, classes: int) -> None:
+    image = pytest.importorskip("matplotlib.image")
+    dataset = some_labels(4000, classes)
+    partition = make_partition(dataset, kind="iid", num_clients=100, rng=Rng((0,)))
+    picture(partition, dataset.y, classes, tmp_path / "p.png")
+    pixels = image.imread(tmp_path / "p.png")
+    assert pixels.shape[1] > pixels.shape[0] > 300
+    assert len(np.unique(pixels.reshape(-1, pixels.shape[2]), axis=0)) > 20
+    with pytest.raises(StorageError):
+        picture(partition, dataset.y, classes, tmp_path / "p.png" / "q.png")
