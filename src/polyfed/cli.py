@@ -1,0 +1,313 @@
+"""The command `polyfed`. Heavy modules are imported by the command that needs them, so that help comes at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from polyfed.errors import PolyfedError
+
+if TYPE_CHECKING:
+    from polyfed.runtime.federation import Federation
+
+INTERRUPTED = 130
+
+_EPILOG = """\b
+Exit codes:
+  0  done
+  1  an error of its own kind, or a bug (with its traceback)
+  2  configuration or command line: every fault is listed
+  3  data: missing, damaged, or too few
+  4  model: cannot be built, cut or matched with the others
+  5  message: bytes that do not decode
+  6  checkpoint: damaged, foreign or missing
+  7  run directory: in use, or not a run
+  8  diverged: a loss or weight is not finite
+  9  storage: a write failed
+  130  Ctrl-C; a checkpoint was written, and the way to go on is told
+"""
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,  # rich's help takes a tenth of a second to load
+    pretty_exceptions_enable=False,  # a bug shows its plain traceback
+    no_args_is_help=True,
+    help="Federated learning where every party's model may differ.",
+    epilog=_EPILOG,
+)
+
+_Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one key, such as run.rounds=5. May be repeated."),
+]
+_Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A TOML file.")]
+
+
+class Kind(StrEnum):
+    """What can be listed."""
+
+    algorithms = "algorithms"
+    datasets = "datasets"
+    models = "models"
+    partitions = "partitions"
+
+
+@contextmanager
+def _reported(go_on: str = "") -> Generator[None]:
+    """Tell errors that polyfed raises on purpose by their message and exit code; a bug keeps its traceback.
+
+    Args:
+        go_on: the command that goes on after Ctrl-C, where the exception does not know the run directory.
+    """
+    try:
+        yield
+    except PolyfedError as error:
+        faults = str(error).splitlines() or [type(error).__name__]
+        several = len(faults) > 1
+        text = "\n".join([f"error: {len(faults)} faults", *(f"  {fault}" for fault in faults)])
+        typer.echo(text if several else f"error: {faults[0]}", err=True)
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt as interrupt:
+        run_dir = getattr(interrupt, "run_dir", None)
+        command = go_on or (f"polyfed resume {shlex.quote(str(run_dir))}" if run_dir is not None else "")
+        typer.echo(f"\ninterrupted{f'; go on with: {command}' if command else ''}", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from polyfed import __version__
+
+        typer.echo(f"polyfed {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None: ...
+
+
+@app.command()
+def run(
+    config: Annotated[
+        Path | None,
+        typer.Argument(metavar="[CONFIG]", help="A TOML file; without one, FedMRL on handwritten digits."),
+    ] = None,
+    overrides: _Set = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory, new or empty. Default: below runs/.")] = None,
+) -> None:
+    """Run a configuration, and its controls if it has any."""
+    from rich.console import Console
+
+    from polyfed.config import Config
+    from polyfed.report import show, watch_of
+
+    with _reported():
+        settings = Config.load(config, overrides or ())
+        from polyfed.compare import run_with_controls
+
+        console = Console()
+        show(console, run_with_controls(settings, out=out, watches=watch_of(console)))
+
+
+@app.command()
+def resume(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The directory of an interrupted run.")],
+) -> None:
+    """Go on with an interrupted run, and with its controls."""
+    from rich.console import Console
+
+    from polyfed.report import show, watch_of
+
+    with _reported():
+        from polyfed.compare import resume_with_controls
+
+        console = Console()
+        show(console, resume_with_controls(run_dir, watches=watch_of(console)))
+
+
+@app.command()
+def validate(config: _Config, overrides: _Set = None) -> None:
+    """Check a configuration, its algorithm's keys and its models; the data are not read."""
+    from polyfed.config import Config
+
+    with _reported():
+        settings = Config.load(config, overrides or ())
+        clients, run = settings.clients, settings.run
+        models = ", ".join(dict.fromkeys(str(clients.model(client)) for client in range(clients.count)))
+        typer.echo(
+            f"{config} is valid: {settings.algorithm.name} on {settings.data.dataset}, {clients.count} clients "
+            f"({models}), {run.rounds} rounds"
+        )
+
+
+@app.command(name="list")
+def list_(
+    kind: Annotated[Kind, typer.Argument(help="What to list.")],
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON list of objects.")] = False,
+) -> None:
+    """List what can be named in a configuration."""
+    rows = _listed(kind)
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    width = max(len(row["name"]) for row in rows)
+    for row in rows:
+        typer.echo(f"{row['name']:<{width}}  {row['summary']}")
+
+
+def _listed(kind: Kind) -> list[dict[str, Any]]:
+    from polyfed.algorithms.catalogue import ALGORITHMS, ALIASES
+    from polyfed.data.catalogue import DATASET_OPTIONS, DATASETS, PARTITION_OPTIONS, PARTITIONS
+    from polyfed.models.catalogue import MODELS, OPTIONS
+
+    def rows(summaries: Mapping[str, str], options: Mapping[str, Any]) -> list[dict[str, Any]]:
+        return [{"name": name, "summary": text, "options": options[name]} for name, text in summaries.items()]
+
+    if kind is Kind.algorithms:
+        return [
+            {
+                "name": name,
+                "summary": summary,
+                "class": path,
+                "aliases": [alias for alias, meant in ALIASES.items() if meant == name],
+            }
+            for name, (path, summary) in ALGORITHMS.items()
+        ]
+    if kind is Kind.datasets:
+        return rows(DATASETS, DATASET_OPTIONS)
+    if kind is Kind.models:
+        return rows(MODELS, {name: dict(options) for name, options in OPTIONS.items()})
+    return rows(PARTITIONS, PARTITION_OPTIONS)
+
+
+@app.command()
+def partition(
+    config: _Config,
+    overrides: _Set = None,
+    out: Annotated[Path, typer.Option(help="Directory of partition.png.")] = Path(),
+) -> None:
+    """Show which client holds how many examples of which class: a table, and a picture."""
+    from rich.console import Console
+
+    from polyfed.config import Config
+
+    with _reported():
+        settings = Config.load(config, overrides or ())
+        from polyfed.data.picture import picture
+        from polyfed.errors import StorageError
+        from polyfed.runtime.federation import prepare
+
+        federation = prepare(settings)
+        _show_partition(Console(), federation)
+        path = out / "partition.png"
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"{out} cannot be a directory: {error.strerror or error}") from error
+        picture(federation.partition, federation.dataset.y.numpy(), federation.dataset.num_classes, path)
+        typer.echo(f"partition {federation.partition.hash}\npicture in {path}")
+
+
+_ROWS, _COLUMNS = 50, 20  # clients and classes that a table may show
+
+
+def _show_partition(console: Any, federation: Federation) -> None:
+    from rich.table import Table
+
+    dataset, dealt = federation.dataset, federation.partition
+    y, classes = dataset.y.numpy(), dataset.num_classes
+    train, test = dealt.counts(y, classes, "train"), dealt.counts(y, classes, "test")
+    both = train + test
+    wide = classes > _COLUMNS
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("client", "train", "test", *(["classes held"] if wide else map(str, dataset.classes))):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for client in range(min(len(both), _ROWS)):
+        held = [str((both[client] > 0).sum())] if wide else [str(n) if n else "." for n in both[client]]
+        table.add_row(str(client), str(train[client].sum()), str(test[client].sum()), *held)
+    # A pipe has no width; a table cut to 80 columns would lose its numbers.
+    console.print(table, width=None if console.is_terminal else 16 * (classes + 3), markup=False, highlight=False)
+    if len(both) > _ROWS:
+        typer.echo(f"... and {len(both) - _ROWS} more clients; the picture shows the first 200")
+
+
+@app.command()
+def compare(
+    config: _Config,
+    algorithms: Annotated[
+        str, typer.Option(help="Names with commas between; fedmrl:share=false changes a key of one.")
+    ],
+    seeds: Annotated[str, typer.Option(help="Numbers with commas between.")] = "0,1,2",
+    overrides: _Set = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Directory of the runs; complete ones in it are not run again.")
+    ] = None,
+) -> None:
+    """Run several algorithms on the same splits; one table with a paired test against the best baseline."""
+    from datetime import datetime
+
+    from rich.console import Console
+
+    from polyfed.config import Config
+    from polyfed.report import watch_of
+
+    with _reported():
+        numbers = _numbers(seeds)
+        settings = Config.load(config, overrides or ())
+        folder = out or Path("runs") / f"{settings.run.name}-compare-{datetime.now():%Y%m%d-%H%M%S}"
+    words = ["polyfed", "compare", str(config), "--algorithms", algorithms, "--seeds", seeds]
+    words += [word for override in overrides or () for word in ("--set", override)]
+    with _reported(shlex.join([*words, "--out", str(folder)])):
+        from polyfed import compare as comparison
+
+        console = Console()
+        entries = [entry.strip() for entry in algorithms.split(",") if entry.strip()]
+        table = comparison.compare(settings, entries, numbers, folder, watches=watch_of(console))
+        _show_comparison(console, table)
+
+
+def _numbers(text: str) -> list[int]:
+    from polyfed.errors import ConfigError
+
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not words or not all(word.isdecimal() for word in words):
+        raise ConfigError(f"--seeds: got {text!r}; expected whole numbers with commas between, such as 0,1,2")
+    return [int(word) for word in words]
+
+
+def _show_comparison(console: Any, comparison: Any) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in comparison.headings:
+        left = heading in ("algorithm", "against")
+        table.add_column(heading, justify="left" if left else "right", no_wrap=not left)
+    for cells in comparison.cells():
+        table.add_row(*cells)
+    width = None if console.is_terminal else max(console.width, 180)
+    console.print()
+    console.print(table, width=width, markup=False, highlight=False)
+    console.print()
+    for note in comparison.notes:
+        console.print(note, soft_wrap=True, markup=False, highlight=False)
+    console.print(f"Runs, table.md and table.csv lie in {comparison.out}", soft_wrap=True, markup=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The entry point of the command `polyfed`."""
+    if os.getcwd() not in sys.path:  # your own algorithms and models, as `python -m polyfed` finds them
+        sys.path.append(os.getcwd())
+    app(args=None if arguments is None else list(arguments), prog_name="polyfed")

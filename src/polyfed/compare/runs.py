@@ -1,0 +1,112 @@
+"""A run in a directory, whether it is new, interrupted or complete; and a run with its controls."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from polyfed.config import Config, canonical_name
+from polyfed.errors import RunDirError
+from polyfed.report import close
+from polyfed.runtime.simulate import resume, simulate
+from polyfed.runtime.watch import Interrupted, Quiet, Watch
+
+#: A maker of watches, by what is running.
+Watches = Callable[[str], Watch]
+
+
+def quiet(label: str) -> Watch:
+    """A watch that says nothing."""
+    return Quiet()
+
+
+def summary_of(run_dir: Path) -> dict[str, Any] | None:
+    """summary.json of a complete run, None while there is none.
+
+    Raises:
+        RunDirError: it is not JSON.
+    """
+    path = run_dir / "summary.json"
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise RunDirError(f"{path} cannot be read: {error}; remove it and resume the run") from error
+
+
+def run_or_go_on(config: Config, out: Path, watch: Watch) -> dict[str, Any]:
+    """The summary of ``config`` in ``out``: the one that is there, or of a run resumed or begun.
+
+    Raises:
+        RunDirError: a run of another configuration lies there.
+    """
+    stored = out / "config.toml"
+    try:
+        if not stored.exists():
+            return simulate(config, out=out, watch=watch)
+        if Config.load(stored).hash() != config.hash():
+            raise RunDirError(f"{out} holds a run of another configuration; choose another --out")
+        return summary_of(out) or resume(out, watch=watch)
+    finally:
+        close(watch)
+
+
+def described(name: str, keys: Mapping[str, Any]) -> str:
+    """An algorithm as one says it: ``fedmrl share=false``."""
+    told = (f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in keys.items())
+    return " ".join([canonical_name(name), *told])
+
+
+def run_with_controls(
+    config: Config, *, out: Path | None = None, watches: Watches = quiet
+) -> dict[str, dict[str, Any]]:
+    """Run a configuration and then, if ``run.controls`` is set, its controls on the same splits.
+
+    Args:
+        config: what to run.
+        out: the run directory; each control gets ``controls/<label>`` in it.
+        watches: who looks on.
+
+    Returns:
+        The summary of each run by a label for people, the main one first.
+
+    Raises:
+        Interrupted: Ctrl-C; names the main run's directory, which `resume_with_controls` goes on with.
+    """
+    label = described(config.algorithm.name, config.algorithm.keys)
+    watch = watches(label)
+    try:
+        summary = simulate(config, out=out, watch=watch)
+    finally:
+        close(watch)
+    return {label: summary} | _controls(config, Path(summary["run_dir"]), watches)
+
+
+def resume_with_controls(run_dir: Path, *, watches: Watches = quiet) -> dict[str, dict[str, Any]]:
+    """Go on with what `run_with_controls` began, wherever it stopped; same arguments and results."""
+    if not (run_dir / "config.toml").exists():
+        raise RunDirError(f"{run_dir} holds no run: there is no config.toml in it")
+    config = Config.load(run_dir / "config.toml")
+    label = canonical_name(config.algorithm.name)
+    watch = watches(label)
+    try:
+        summary = summary_of(run_dir) or resume(run_dir, watch=watch)
+    finally:
+        close(watch)
+    return {label: summary} | _controls(config, run_dir, watches)
+
+
+def _controls(config: Config, run_dir: Path, watches: Watches) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for name, section in config.controls.items() if config.run.controls else ():
+        told = described(section.name, section.keys)
+        label = told if told == name else f"{name} ({told})"
+        control = config.with_algorithm(section.name, section.keys)
+        try:
+            found[label] = run_or_go_on(control, run_dir / "controls" / name, watches(label))
+        except Interrupted:
+            raise Interrupted(run_dir) from None
+    return found

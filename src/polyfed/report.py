@@ -1,0 +1,258 @@
+"""What a person sees of a run: progress while it goes, a table when it is over. Free of torch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from polyfed.config import Config
+    from polyfed.runtime.watch import Watch
+
+Summary = Mapping[str, Any]
+Row = Mapping[str, Any]
+
+_LINES = 20  # about as many plain lines as a run may print
+_NOTEWORTHY = 0.01  # share of the bytes that are not values above which the table's notes tell them apart
+
+
+def percent(fraction: float | None, digits: int = 1) -> str:
+    """0.8312 -> "83.1 %"; None, of what was not measured, -> "-"."""
+    return "-" if fraction is None else f"{100 * fraction:.{digits}f} %"
+
+
+def size(count: float) -> str:
+    """Bytes for people, in powers of 1000: 1234567 -> "1.23 MB"."""
+    return _scaled(count, "B")
+
+
+def flops(count: float) -> str:
+    """Floating-point operations for people: 1.2e12 -> "1.2 TFLOP"."""
+    return _scaled(count, "FLOP")
+
+
+def _scaled(count: float, unit: str) -> str:
+    if count < 1000:
+        return f"{count:.0f} {unit}"
+    power = 1
+    while count >= 999.5 * 1000**power and power < 6:  # 999.6 kB is 1 MB, not 1e+03 kB
+        power += 1
+    return f"{count / 1000**power:.3g} {' kMGTPE'[power]}{unit}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: 3725 -> "1 h 02 min"; 95 -> "1 min 35 s"; 8.25 -> "8.2 s"."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+class _Clock:
+    """How far a run is and when it will be over, by the wall clock, evaluation included."""
+
+    def __init__(self, first_round: int, now: Callable[[], float]) -> None:
+        self._done, self._now, self._start = first_round - 1, now, now()
+
+    def elapsed(self) -> float:
+        """Seconds since this process took up the run."""
+        return self._now() - self._start
+
+    def eta(self, row: Row) -> str:
+        """The time left, as text; empty before the first round is over."""
+        played = row["round"] - self._done
+        if played <= 0:
+            return ""
+        return duration(self.elapsed() / played * (row["rounds"] - row["round"]))
+
+
+def _traffic(row: Row) -> int:
+    totals = row.get("totals", {})
+    return int(totals.get("bytes_up", 0)) + int(totals.get("bytes_down", 0))
+
+
+class Lines:
+    """Progress as plain lines, at most about 20 per run, for logs and pipes.
+
+    Args:
+        console: where to.
+        label: what is running.
+        now: a clock in seconds.
+    """
+
+    def __init__(self, console: Console, label: str, now: Callable[[], float] = time.monotonic) -> None:
+        self._console, self._label, self._now = console, label, now
+        self._clock = _Clock(1, now)
+        self._last: int | None = None
+
+    def _say(self, text: str) -> None:
+        # One record is one line: never wrapped, never coloured, brackets in paths left alone.
+        self._console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+    def started(self, run_dir: Path, config: Config, first_round: int) -> None:
+        """Say what begins, and where it is written."""
+        self._clock = _Clock(first_round, self._now)
+        goes_on = f", from round {first_round}" if first_round > 1 else ""
+        self._say(f"{self._label}: {config.run.rounds} rounds{goes_on}, in {run_dir}")
+
+    def round_ended(self, row: Row) -> None:
+        """A line for an evaluated round, unless the one before was only a moment ago."""
+        accuracy = row.get("accuracy")
+        if accuracy is None:
+            return
+        last, rounds = row["round"] == row["rounds"], row["rounds"]
+        if self._last is not None and not last and row["round"] - self._last < rounds / _LINES:
+            return
+        self._last = row["round"]
+        parts = [
+            f"round {row['round']:>{len(str(rounds))}}/{rounds}",
+            f"accuracy {percent(accuracy['mean'])}",
+            f"{size(_traffic(row))} up and down",
+            duration(self._clock.elapsed()),
+        ]
+        eta = self._clock.eta(row)
+        self._say(f"{self._label}: {'  '.join(parts)}{f'  ETA {eta}' if eta and not last else ''}")
+
+    def note(self, text: str) -> None:
+        """A line of its own."""
+        self._say(f"{self._label}: {text}")
+
+    def ended(self, summary: Summary) -> None:
+        """Nothing: the last round had its line, and the table follows."""
+
+
+class Live:
+    """Progress as one line that is drawn anew, for a terminal.
+
+    Args:
+        console: the terminal.
+        label: what is running.
+        now: a clock in seconds.
+    """
+
+    def __init__(self, console: Console, label: str, now: Callable[[], float] = time.monotonic) -> None:
+        self._label, self._now = label, now
+        self._clock = _Clock(1, now)
+        self._accuracy = "-"
+        self._bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.fields[told]}"),
+            console=console,
+        )
+        self._task: TaskID | None = None
+
+    def started(self, run_dir: Path, config: Config, first_round: int) -> None:
+        """Draw the bar."""
+        self._clock = _Clock(first_round, self._now)
+        done = first_round - 1
+        self._task = self._bar.add_task(self._label, total=config.run.rounds, completed=done, told="")
+        self._bar.start()
+
+    def round_ended(self, row: Row) -> None:
+        """Move the bar."""
+        if self._task is None:
+            return
+        if "accuracy" in row:
+            self._accuracy = percent(row["accuracy"]["mean"])
+        eta = self._clock.eta(row)
+        told = f"accuracy {self._accuracy}  {size(_traffic(row))}  {duration(self._clock.elapsed())}"
+        told += f"  ETA {eta}" if eta else ""
+        self._bar.update(self._task, completed=row["round"], told=told)
+
+    def note(self, text: str) -> None:
+        """A line above the bar."""
+        self._bar.console.print(text, markup=False, highlight=False)
+
+    def ended(self, summary: Summary) -> None:
+        """Leave the finished bar where it is."""
+        self.close()
+
+    def close(self) -> None:
+        """Give the terminal back, also after an error."""
+        self._bar.stop()
+
+
+def watch_of(console: Console) -> Callable[[str], Watch]:
+    """A maker of watches, by what is running: live for a terminal, plain lines otherwise."""
+    return lambda label: Live(console, label) if console.is_terminal else Lines(console, label)
+
+
+def close(watch: Watch) -> None:
+    """Let a watch give the terminal back, if it holds it."""
+    if isinstance(watch, Live):
+        watch.close()
+
+
+def closing_table(summaries: Mapping[str, Summary]) -> Table:
+    """One row per run, the main one first.
+
+    Args:
+        summaries: summary.json of each run, by label.
+    """
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("algorithm", overflow="fold")
+    for heading in ("mean", "worst tenth", "up", "down", "FLOPs", "seconds", "peak memory"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for label, summary in summaries.items():
+        accuracy, sent = summary["accuracy"], summary["bytes"]
+        table.add_row(
+            label,
+            percent(accuracy["mean"]),
+            percent(accuracy["worst_decile"]),
+            size(sent["up"]),
+            size(sent["down"]),
+            flops(summary["flops"]),
+            duration(summary["seconds"]),
+            size(summary["memory"]["process_peak"]),
+        )
+    return table
+
+
+def remarks(summaries: Mapping[str, Summary]) -> list[str]:
+    """What must be said under the table: who leads the main run, and what the bytes and peaks are.
+
+    Args:
+        summaries: as for `closing_table`; the first is the main run.
+    """
+    (main, first), *others = summaries.items()
+    mean = first["accuracy"]["mean"]
+    said: list[str] = []
+    for label, summary in others:
+        lead = summary["accuracy"]["mean"]
+        if lead > mean:
+            said.append(
+                f"{label} leads {main}: {percent(lead, 2)} against {percent(mean, 2)} in the mean over clients."
+            )
+    for label, summary in summaries.items():
+        for way in ("up", "down"):
+            sent = summary["bytes"]
+            total, values = sent[way], sent.get(f"{way}_values", sent[way])
+            if total and (total - values) / total > _NOTEWORTHY:
+                rest = f"{size(sent.get(f'{way}_indices', 0))} indices, {size(sent.get(f'{way}_header', 0))} header"
+                said.append(f"{label}: of the {size(total)} {way}, {size(values)} are values, {rest}.")
+    if others:
+        said.append("Peak memory is the process's so far: a row's is at least that of the rows above it.")
+    return said
+
+
+def show(console: Console, summaries: Mapping[str, Summary]) -> None:
+    """Print the closing table, the remarks, and where the runs lie."""
+    console.print()
+    # A pipe has no width; a table cut to 80 columns would lose its numbers.
+    width = None if console.is_terminal else max(console.width, 140)
+    console.print(closing_table(summaries), width=width, markup=False, highlight=False)
+    console.print()
+    for remark in remarks(summaries):
+        console.print(remark, soft_wrap=True, markup=False, highlight=False)
+    first = next(iter(summaries.values()))
+    console.print(f"The run lies in {first['run_dir']}", soft_wrap=True, markup=False, highlight=False)
