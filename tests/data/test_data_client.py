@@ -19,7 +19,8 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def partition_of(train: list[list[int]], test: list[list[int]]) -> Partition:
     def flat(parts: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
-        return np.array([row for part in parts for row in part], dtype=np.int64), np.cumsum([0, *map(len, parts)], dtype=np.int64)
+        rows = np.array([row for part in parts for row in part], dtype=np.int64)
+        return rows, np.cumsum([0, *map(len, parts)], dtype=np.int64)
 
     return Partition(*flat(train), *flat(test), {})
 

@@ -79,6 +79,8 @@ def test_laws_and_determinism(kind: str, split: str) -> None:
     assert one.hash == make(0).hash
     assert one.hash != make(1).hash
     assert len(one.train_rows) + len(one.test_rows) == len(dataset)  # every row is used
+    mine, other = (set(p.train(0)) | set(p.test(0)) for p in (one, make(1)))
+    assert (mine == other) == (kind == "natural")  # the seed decides who owns what, not only the split
     if split == "pooled":
         check_split(one, dataset, 0.2)
         assert not np.array_equal(one.train_rows, make(1).train_rows)
