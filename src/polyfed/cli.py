@@ -17,6 +17,10 @@ import typer
 from polyfed.errors import PolyfedError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from polyfed.compare import Comparison
     from polyfed.runtime.federation import Federation
 
 INTERRUPTED = 130
@@ -109,17 +113,15 @@ def run(
     out: Annotated[Path | None, typer.Option(help="Run directory, new or empty. Default: below runs/.")] = None,
 ) -> None:
     """Run a configuration, and its controls if it has any."""
-    from rich.console import Console
-
     from polyfed.config import Config
-    from polyfed.report import show, watch_of
+    from polyfed.report import console, show, watch_of
 
     with _reported():
         settings = Config.load(config, overrides or ())
         from polyfed.compare import run_with_controls
 
-        console = Console()
-        show(console, run_with_controls(settings, out=out, watches=watch_of(console)))
+        terminal = console()
+        show(terminal, run_with_controls(settings, out=out, watches=watch_of(terminal)))
 
 
 @app.command()
@@ -127,15 +129,13 @@ def resume(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The directory of an interrupted run.")],
 ) -> None:
     """Go on with an interrupted run, and with its controls."""
-    from rich.console import Console
-
-    from polyfed.report import show, watch_of
+    from polyfed.report import console, show, watch_of
 
     with _reported():
         from polyfed.compare import resume_with_controls
 
-        console = Console()
-        show(console, resume_with_controls(run_dir, watches=watch_of(console)))
+        terminal = console()
+        show(terminal, resume_with_controls(run_dir, watches=watch_of(terminal)))
 
 
 @app.command()
@@ -200,18 +200,17 @@ def partition(
     out: Annotated[Path, typer.Option(help="Directory of partition.png.")] = Path(),
 ) -> None:
     """Show which client holds how many examples of which class: a table, and a picture."""
-    from rich.console import Console
-
     from polyfed.config import Config
 
     with _reported():
         settings = Config.load(config, overrides or ())
         from polyfed.data.picture import picture
         from polyfed.errors import StorageError
+        from polyfed.report import console
         from polyfed.runtime.federation import prepare
 
         federation = prepare(settings)
-        _show_partition(Console(), federation)
+        _show_partition(console(), federation)
         path = out / "partition.png"
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -224,22 +223,19 @@ def partition(
 _ROWS, _COLUMNS = 50, 20  # clients and classes that a table may show
 
 
-def _show_partition(console: Any, federation: Federation) -> None:
-    from rich.table import Table
+def _show_partition(console: Console, federation: Federation) -> None:
+    from polyfed.report import table_of
 
     dataset, dealt = federation.dataset, federation.partition
     y, classes = dataset.y.numpy(), dataset.num_classes
     train, test = dealt.counts(y, classes, "train"), dealt.counts(y, classes, "test")
     both = train + test
     wide = classes > _COLUMNS
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("client", "train", "test", *(["classes held"] if wide else map(str, dataset.classes))):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = table_of(("client", "train", "test", *(["classes held"] if wide else dataset.classes)), left=())
     for client in range(min(len(both), _ROWS)):
         held = [str((both[client] > 0).sum())] if wide else [str(n) if n else "." for n in both[client]]
         table.add_row(str(client), str(train[client].sum()), str(test[client].sum()), *held)
-    # A pipe has no width; a table cut to 80 columns would lose its numbers.
-    console.print(table, width=None if console.is_terminal else 16 * (classes + 3), markup=False, highlight=False)
+    console.print(table, markup=False, highlight=False)
     if len(both) > _ROWS:
         typer.echo(f"... and {len(both) - _ROWS} more clients; the picture shows the first 200")
 
@@ -259,10 +255,8 @@ def compare(
     """Run several algorithms on the same splits; one table with a paired test against the best baseline."""
     from datetime import datetime
 
-    from rich.console import Console
-
     from polyfed.config import Config
-    from polyfed.report import watch_of
+    from polyfed.report import console, watch_of
 
     with _reported():
         numbers = _numbers(seeds)
@@ -273,10 +267,10 @@ def compare(
     with _reported(shlex.join([*words, "--out", str(folder)])):
         from polyfed import compare as comparison
 
-        console = Console()
+        terminal = console()
         entries = [entry.strip() for entry in algorithms.split(",") if entry.strip()]
-        table = comparison.compare(settings, entries, numbers, folder, watches=watch_of(console))
-        _show_comparison(console, table)
+        table = comparison.compare(settings, entries, numbers, folder, watches=watch_of(terminal))
+        _show_comparison(terminal, table)
 
 
 def _numbers(text: str) -> list[int]:
@@ -288,22 +282,29 @@ def _numbers(text: str) -> list[int]:
     return [int(word) for word in words]
 
 
-def _show_comparison(console: Any, comparison: Any) -> None:
-    from rich.table import Table
+def _show_comparison(console: Console, comparison: Comparison) -> None:
+    from polyfed.report import table_of
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in comparison.headings:
-        left = heading in ("algorithm", "against")
-        table.add_column(heading, justify="left" if left else "right", no_wrap=not left)
-    for cells in comparison.cells():
-        table.add_row(*cells)
-    width = None if console.is_terminal else max(console.width, 180)
+    text = ("algorithm", "against")
+    column = {heading: place for place, heading in enumerate(comparison.headings)}
+
+    def table(headings: Sequence[str]) -> Table:
+        found = table_of(headings, left=text)
+        for cells in comparison.cells():
+            found.add_row(*(cells[column[heading]] for heading in headings))
+        return found
+
+    tables = [table(comparison.headings)]
+    boundless = console.options.update(max_width=10_000)
+    if console.measure(tables[0], options=boundless).maximum > console.width:  # too much for one screen: accuracy, then costs
+        costs = ("up", "down", "FLOPs", "time")
+        tables = [table([heading for heading in column if heading not in costs]), table(("algorithm", *costs))]
+    for part in tables:
+        console.print()
+        console.print(part, markup=False, highlight=False)
     console.print()
-    console.print(table, width=width, markup=False, highlight=False)
-    console.print()
-    for note in comparison.notes:
+    for note in (*comparison.notes, f"Runs, table.md and table.csv lie in {comparison.out}"):
         console.print(note, soft_wrap=True, markup=False, highlight=False)
-    console.print(f"Runs, table.md and table.csv lie in {comparison.out}", soft_wrap=True, markup=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

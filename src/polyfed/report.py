@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,13 +33,13 @@ def size(count: float) -> str:
 
 
 def flops(count: float) -> str:
-    """Floating-point operations for people: 1.2e12 -> "1.2 TFLOP"."""
-    return _scaled(count, "FLOP")
+    """Floating-point operations for people: 1.2e12 -> "1.2 T"."""
+    return _scaled(count, "")
 
 
 def _scaled(count: float, unit: str) -> str:
     if count < 1000:
-        return f"{count:.0f} {unit}"
+        return f"{count:.0f} {unit}".rstrip()
     power = 1
     while count >= 999.5 * 1000**power and power < 6:  # 999.6 kB is 1 MB, not 1e+03 kB
         power += 1
@@ -182,6 +182,28 @@ class Live:
         self._bar.stop()
 
 
+def console() -> Console:
+    """Standard output; wide where it is no terminal, as a pipe has no width that a table should be cut to."""
+    return Console() if Console().is_terminal else Console(width=200)
+
+
+def table_of(headings: Sequence[str], left: Sequence[str]) -> Table:
+    """An empty table; the columns named in ``left`` are text, all others numbers that are never cut.
+
+    Args:
+        headings: one per column; a line break makes a narrow column of a long heading.
+        left: those of text.
+    """
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in headings:
+        text = heading in left
+        if text:
+            table.add_column(heading, overflow="fold", min_width=10)
+        else:
+            table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
 def watch_of(console: Console) -> Callable[[str], Watch]:
     """A maker of watches, by what is running: live for a terminal, plain lines otherwise."""
     return lambda label: Live(console, label) if console.is_terminal else Lines(console, label)
@@ -199,10 +221,8 @@ def closing_table(summaries: Mapping[str, Summary]) -> Table:
     Args:
         summaries: summary.json of each run, by label.
     """
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("algorithm", overflow="fold")
-    for heading in ("mean", "worst tenth", "up", "down", "FLOPs", "seconds", "peak memory"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    numbers = ("mean", "worst\ntenth", "up", "down", "FLOPs", "time", "peak\nmemory")
+    table = table_of(("algorithm", *numbers), left=("algorithm",))
     for label, summary in summaries.items():
         accuracy, sent = summary["accuracy"], summary["bytes"]
         table.add_row(
@@ -248,9 +268,7 @@ def remarks(summaries: Mapping[str, Summary]) -> list[str]:
 def show(console: Console, summaries: Mapping[str, Summary]) -> None:
     """Print the closing table, the remarks, and where the runs lie."""
     console.print()
-    # A pipe has no width; a table cut to 80 columns would lose its numbers.
-    width = None if console.is_terminal else max(console.width, 140)
-    console.print(closing_table(summaries), width=width, markup=False, highlight=False)
+    console.print(closing_table(summaries), markup=False, highlight=False)
     console.print()
     for remark in remarks(summaries):
         console.print(remark, soft_wrap=True, markup=False, highlight=False)

@@ -101,12 +101,14 @@ def resume_with_controls(run_dir: Path, *, watches: Watches = quiet) -> dict[str
 
 def _controls(config: Config, run_dir: Path, watches: Watches) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
-    for name, section in config.controls.items() if config.run.controls else ():
+    controls = list(config.controls.items()) if config.run.controls else []
+    for number, (name, section) in enumerate(controls, start=1):
         told = described(section.name, section.keys)
         label = told if told == name else f"{name} ({told})"
         control = config.with_algorithm(section.name, section.keys)
         try:
-            found[label] = run_or_go_on(control, run_dir / "controls" / name, watches(label))
+            watch = watches(f"control {number} of {len(controls)}, {label}")
+            found[label] = run_or_go_on(control, run_dir / "controls" / name, watch)
         except Interrupted:
             raise Interrupted(run_dir) from None
     return found

@@ -68,7 +68,7 @@ class Comparison:
     @property
     def headings(self) -> tuple[str, ...]:
         """Of `cells`."""
-        return ("algorithm", "mean", "worst tenth", "up", "down", "FLOPs", "seconds", "difference", "against", "p")
+        return ("algorithm", "mean", "worst tenth", "up", "down", "FLOPs", "time", "difference", "against", "p")
 
     def cells(self) -> list[tuple[str, ...]]:
         """The table as text, one tuple per algorithm."""

@@ -24,7 +24,8 @@ from polyfed.config.sections import (
     Section,
     TrainSection,
 )
-from polyfed.errors import ConfigError
+from polyfed.errors import ConfigError, ModelError
+from polyfed.models.catalogue import ModelSpec
 
 #: Keys of ``run`` that change neither what is computed nor what is told of it; threads change rounding only.
 _INCIDENTAL = ("name", "threads", "checkpoint_every", "store", "controls")
@@ -243,6 +244,18 @@ def _told(cls: type[Config], where: tuple[str | int, ...], details: Any) -> str:
     return f"{dotted(*where)}: unknown {what}{near} {place} {', '.join(known)}"
 
 
+def _refusal(spec: ModelSpec) -> str:
+    """Why your own network cannot be had: its module, its name or its options; "" if it can."""
+    from polyfed.models.own import load
+
+    options = {key: value for key, value in spec.options if key not in ("classifier", "extractor")}
+    try:  # nothing is built yet, and the shapes are those of no particular data
+        load(spec.name, options, input_shape=(3, 32, 32), num_classes=10)
+    except ModelError as error:
+        return str(error)
+    return ""
+
+
 def _misfits(sections: Mapping[str, Any]) -> list[str]:
     """Faults that need more than one key; of the sections that are there."""
     faults: list[str] = []
@@ -253,6 +266,9 @@ def _misfits(sections: Mapping[str, Any]) -> list[str]:
     if run and clients and run.eval_clients is not None and run.eval_clients > clients.count:
         text = f"run.eval_clients: got {run.eval_clients}; expected at most clients.count, {clients.count}"
         faults.append(text)
+    for place, spec in enumerate(clients.models if clients else ()):
+        if spec.own and (text := _refusal(spec)):
+            faults.append(f"clients.models[{place}]: {text}")
     main: AlgorithmSection | None = sections.get("algorithm")
     if main is not None:
         faults += [f"algorithm.{key}: {text}" for key, text in try_algorithm(main.name, main.keys)[1]]
