@@ -296,7 +296,9 @@ def _show_comparison(console: Console, comparison: Comparison) -> None:
 
     tables = [table(comparison.headings)]
     boundless = console.options.update(max_width=10_000)
-    if console.measure(tables[0], options=boundless).maximum > console.width:  # too much for one screen: accuracy, then costs
+    if (
+        console.measure(tables[0], options=boundless).maximum > console.width
+    ):  # too much for one screen: accuracy, then costs
         costs = ("up", "down", "FLOPs", "time")
         tables = [table([heading for heading in column if heading not in costs]), table(("algorithm", *costs))]
     for part in tables:

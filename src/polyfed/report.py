@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 if TYPE_CHECKING:
     from polyfed.config import Config
@@ -56,6 +56,13 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def clock(seconds: float) -> str:
+    """Seconds where there is little room: 3725 -> "1:02:05"; 95 -> "1:35"."""
+    minutes, second = divmod(round(seconds), 60)
+    hour, minute = divmod(minutes, 60)
+    return f"{hour}:{minute:02d}:{second:02d}" if hour else f"{minute}:{second:02d}"
+
+
 class _Clock:
     """How far a run is and when it will be over, by the wall clock, evaluation included."""
 
@@ -66,12 +73,10 @@ class _Clock:
         """Seconds since this process took up the run."""
         return self._now() - self._start
 
-    def eta(self, row: Row) -> str:
-        """The time left, as text; empty before the first round is over."""
-        played = row["round"] - self._done
-        if played <= 0:
-            return ""
-        return duration(self.elapsed() / played * (row["rounds"] - row["round"]))
+    def left(self, row: Row) -> float | None:
+        """Seconds to the end; None before the first round is over, and after the last."""
+        played, more = row["round"] - self._done, row["rounds"] - row["round"]
+        return self.elapsed() / played * more if played > 0 and more > 0 else None
 
 
 def _traffic(row: Row) -> int:
@@ -118,8 +123,8 @@ class Lines:
             f"{size(_traffic(row))} up and down",
             duration(self._clock.elapsed()),
         ]
-        eta = self._clock.eta(row)
-        self._say(f"{self._label}: {'  '.join(parts)}{f'  ETA {eta}' if eta and not last else ''}")
+        left = self._clock.left(row)
+        self._say(f"{self._label}: {'  '.join(parts)}{'' if left is None else f'  ETA {duration(left)}'}")
 
     def note(self, text: str) -> None:
         """A line of its own."""
@@ -143,8 +148,9 @@ class Live:
         self._clock = _Clock(1, now)
         self._accuracy = "-"
         self._bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
+            # What is running gives way first where 80 columns are too few.
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, max_width=24)),
+            BarColumn(bar_width=8),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
             TextColumn("{task.fields[told]}"),
             console=console,
@@ -164,9 +170,9 @@ class Live:
             return
         if "accuracy" in row:
             self._accuracy = percent(row["accuracy"]["mean"])
-        eta = self._clock.eta(row)
-        told = f"accuracy {self._accuracy}  {size(_traffic(row))}  {duration(self._clock.elapsed())}"
-        told += f"  ETA {eta}" if eta else ""
+        left = self._clock.left(row)
+        told = f"accuracy {self._accuracy}  {size(_traffic(row))}  {clock(self._clock.elapsed())}"
+        told += "" if left is None else f"  ETA {clock(left)}"
         self._bar.update(self._task, completed=row["round"], told=told)
 
     def note(self, text: str) -> None:

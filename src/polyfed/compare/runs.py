@@ -107,7 +107,7 @@ def _controls(config: Config, run_dir: Path, watches: Watches) -> dict[str, dict
         label = told if told == name else f"{name} ({told})"
         control = config.with_algorithm(section.name, section.keys)
         try:
-            watch = watches(f"control {number} of {len(controls)}, {label}")
+            watch = watches(f"control {number}/{len(controls)} {name}")
             found[label] = run_or_go_on(control, run_dir / "controls" / name, watch)
         except Interrupted:
             raise Interrupted(run_dir) from None

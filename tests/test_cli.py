@@ -1,0 +1,244 @@
+"""The command: what it prints, its exit codes, and that help and lists come without torch."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+import polyfed as polyfed_package
+from polyfed import __version__, errors
+from polyfed.compare import runs
+from polyfed.errors import DivergedError, PolyfedError
+from polyfed.runtime.watch import Interrupted
+
+with warnings.catch_warnings():
+    # typer 0.29 names things that click 8.4 deprecates; here warnings are errors, for a user they are silent.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from typer.testing import CliRunner
+
+    from polyfed import cli
+
+TINY = """
+[run]
+name = "tiny"
+rounds = 2
+eval_every = 1
+threads = 1
+[partition]
+classes_per_client = 5
+samples_per_client = 20
+[clients]
+count = 3
+models = ["mlp(hidden=(8,))"]
+[train]
+batch_size = 8
+lr = 0.05
+[algorithm]
+name = "fedavg"
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY)
+    return path
+
+
+def polyfed(*arguments):
+    """The outcome of a command line, in this process."""
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+def fresh(*arguments, after=""):
+    """The outcome of a command line in a process of its own, which may report on itself ``after``."""
+    code = f"import atexit, sys; atexit.register(lambda: {after or None}); from polyfed.cli import main; main()"
+    return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True)
+
+
+HEAVY = "sys.stderr.write(repr([m for m in ('torch', 'numpy', 'scipy', 'pydantic', 'rich') if m in sys.modules]))"
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("run", "--help"), ("--version",)])
+def test_help_and_version_load_nothing_heavy(arguments):
+    done = fresh(*arguments, after=HEAVY)
+    assert (done.returncode, done.stderr) == (0, "[]")
+
+
+@pytest.mark.parametrize("kind", ["algorithms", "datasets", "models", "partitions"])
+def test_lists_are_json_objects_with_name_and_summary_and_come_without_torch(kind):
+    done = fresh("list", kind, "--json", after="sys.stderr.write(str('torch' in sys.modules))")
+    assert (done.returncode, done.stderr) == (0, "False")
+    rows = json.loads(done.stdout)
+    assert all(row["name"] and row["summary"] for row in rows)
+    text = polyfed("list", kind).output
+    assert [line.split()[0] for line in text.splitlines()] == [row["name"] for row in rows]
+
+
+def test_the_listed_algorithms_are_the_five():
+    names = {row["name"] for row in json.loads(polyfed("list", "algorithms", "--json").output)}
+    assert names >= {"fedmrl", "fiarse", "fedin", "fedavg", "standalone"}
+
+
+def test_an_unknown_list_is_a_usage_error():
+    assert polyfed("list", "algoritms").exit_code == 2
+
+
+def test_version():
+    assert polyfed("--version").output == f"polyfed {__version__}\n"
+
+
+def test_help_documents_the_exit_code_of_every_error():
+    text = polyfed("--help").output
+    codes = {int(code) for code in re.findall(r"^ +(\d+)  \w", text, re.MULTILINE)}
+    kinds = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, PolyfedError)]
+    assert codes == {0, cli.INTERRUPTED} | {kind.exit_code for kind in kinds}
+
+
+def test_python_dash_m():
+    done = subprocess.run([sys.executable, "-m", "polyfed", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("polyfed ")
+
+
+def test_validate(tiny):
+    done = polyfed("validate", tiny, "--set", "run.rounds=7")
+    assert done.exit_code == 0
+    assert "is valid: fedavg on digits, 3 clients (mlp(hidden=(8,))), 7 rounds" in done.output
+
+
+def test_validate_lists_every_fault_on_stderr_without_a_traceback(tiny):
+    done = polyfed("validate", tiny, "--set", "run.rounds=0", "--set", "algorithm.nme=3")
+    assert done.exit_code == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: 2 faults\n")
+    assert "--set: run.rounds: got 0" in done.stderr
+    assert "algorithm.nme: unknown key" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_run_its_progress_its_table_and_its_resumption(tiny, tmp_path):
+    out = tmp_path / "r"
+    controls = ["--set", "run.controls=true", "--set", 'controls={alone={name="standalone"}}']
+    done = polyfed("run", tiny, "--out", out, *controls)
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    assert lines[0] == f"fedavg: 2 rounds, in {out}"
+    assert re.fullmatch(
+        r"fedavg: round 1/2  accuracy [\d.]+ %  [\d.]+ kB up and down  [\d.]+ s  ETA [\d.]+ s", lines[2]
+    )
+    assert lines[4].startswith("control 1/1 alone: 2 rounds")
+    assert any(re.match(r"fedavg +[\d.]+ % +[\d.]+ % +[\d.]+ kB", line) for line in lines)
+    assert any(re.match(r"alone \(standalone\) +[\d.]+ % +[\d.]+ % +0 B +0 B", line) for line in lines)
+    assert lines[-1] == f"The run lies in {out}"
+    summary = json.loads((out / "summary.json").read_text())
+    control = json.loads((out / "controls" / "alone" / "summary.json").read_text())
+    assert summary["partition_hash"] == control["partition_hash"]
+    again = polyfed("resume", out)
+    assert again.exit_code == 0
+    table = [line for line in lines if " % " in line and "round" not in line]
+    assert table == [line for line in again.stdout.splitlines() if " % " in line and "round" not in line]
+    twice = polyfed("run", tiny, "--out", out)
+    assert twice.exit_code == 7
+    assert "polyfed resume" in twice.stderr
+
+
+def test_run_without_a_configuration_is_the_main_job_with_its_controls(monkeypatch):
+    seen = []
+
+    def simulate(config, *, out=None, watch=None):
+        seen.append(config)
+        raise DivergedError("enough")
+
+    monkeypatch.setattr(runs, "simulate", simulate)
+    assert polyfed("run", "--set", "run.rounds=3").exit_code == 8
+    assert (seen[0].algorithm.name, seen[0].data.dataset, seen[0].run.rounds) == ("fedmrl", "digits", 3)
+    assert len(seen[0].controls) == 2
+
+
+@pytest.mark.parametrize(
+    "kind", [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, PolyfedError)]
+)
+def test_errors_are_a_message_and_an_exit_code(kind, monkeypatch, tiny):
+    def simulate(config, *, out=None, watch=None):
+        raise kind("what was got and what was expected")
+
+    monkeypatch.setattr(runs, "simulate", simulate)
+    done = polyfed("run", tiny)
+    assert (done.exit_code, done.stderr) == (kind.exit_code, "error: what was got and what was expected\n")
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch, tiny):
+    def simulate(config, *, out=None, watch=None):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(runs, "simulate", simulate)
+    assert isinstance(polyfed("run", tiny).exception, ZeroDivisionError)
+
+
+def test_ctrl_c_says_how_to_go_on_and_exits_130(monkeypatch, tiny, tmp_path):
+    def simulate(config, *, out=None, watch=None):
+        raise Interrupted(tmp_path / "a run")
+
+    monkeypatch.setattr(runs, "simulate", simulate)
+    done = polyfed("run", tiny)
+    assert done.exit_code == 130
+    assert f"go on with: polyfed resume '{tmp_path}/a run'" in done.stderr
+    done = polyfed("compare", tiny, "--algorithms", "fedavg:server_lr=1", "--seeds", "4", "--out", tmp_path / "c")
+    assert done.exit_code == 2  # fedavg has no such key: told before anything runs
+    done = polyfed(
+        "compare", tiny, "--algorithms", "fedavg", "--seeds", "4", "--set", "run.rounds=3", "--out", tmp_path
+    )
+    assert done.exit_code == 130
+    command = f"polyfed compare {tiny} --algorithms fedavg --seeds 4 --set run.rounds=3 --out {tmp_path}"
+    assert f"go on with: {command}\n" in done.stderr
+
+
+def test_partition_shows_a_table_and_writes_a_picture(tiny, tmp_path):
+    done = polyfed("partition", tiny, "--out", tmp_path / "p")
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    assert lines[0].split() == ["client", "train", "test", *"0123456789"]
+    for line in lines[1:4]:
+        _, train, test, *classes = line.split()
+        assert sum(int(n) for n in classes if n != ".") == int(train) + int(test) == 20
+        assert sum(n != "." for n in classes) == 5
+    assert (tmp_path / "p" / "partition.png").read_bytes().startswith(b"\x89PNG")
+    assert re.fullmatch(r"partition [0-9a-f]{64}", lines[4])
+
+
+def test_compare_prints_the_table(tiny, tmp_path):
+    arguments = ("--algorithms", "fedavg, standalone", "--seeds", "0,1", "--out", tmp_path / "c")
+    done = polyfed("compare", tiny, "--set", "run.rounds=1", *arguments)
+    assert done.exit_code == 0, done.output
+    assert re.search(r"^fedavg +[\d.]+ ± [\d.]+ % .* standalone +-$", done.stdout, re.MULTILINE)
+    assert "No test was made" in done.stdout
+    assert (tmp_path / "c" / "table.md").exists()
+
+
+def test_seeds_must_be_numbers(tiny):
+    done = polyfed("compare", tiny, "--algorithms", "fedavg", "--seeds", "0,x")
+    assert (done.exit_code, "--seeds: got '0,x'" in done.stderr) == (2, True)
+
+
+def test_ones_own_algorithm_and_model_are_found_in_the_working_directory(tiny, tmp_path):
+    (tmp_path / "mine_for_cli.py").write_text(
+        "from dataclasses import dataclass\nfrom polyfed.algorithms.fedavg import FedAvg\n"
+        "@dataclass(frozen=True, kw_only=True)\nclass Mine(FedAvg):\n    strength: float = 1.0\n"
+    )
+    (tmp_path / "net_for_cli.py").write_text("def net(width: int):\n    raise AssertionError('built too early')\n")
+    overrides = [
+        "algorithm.name=mine_for_cli:Mine",
+        "algorithm.strength=2",
+        "clients.models=[net_for_cli:net(width=3)]",
+    ]
+    sets = [word for override in overrides for word in ("--set", override)]
+    # -P: as for the installed command, the working directory is not on the path of itself.
+    command = [sys.executable, "-P", "-c", "from polyfed.cli import main; main()", "validate", str(tiny)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(polyfed_package.__file__).parents[1])}
+    done = subprocess.run([*command, *sets], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
