@@ -56,5 +56,3 @@ def coverage_mean(deltas: Sequence[Params], masks: Sequence[Mask]) -> dict[str, 
             count += mask[name].to(like.device) if name in mask else 1
         out[name] = (total / count.clamp(min=1)).to(like.dtype if like.is_floating_point() else torch.float64)
     return out
-
-

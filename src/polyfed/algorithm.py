@@ -9,12 +9,14 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from polyfed.compute import ClientInfo, Cohort, LocalClient, Nets, Steps
+from polyfed.compute import Answer, Steps
 from polyfed.errors import ModelError
 from polyfed.message import Message, Nothing, State
 from polyfed.models.catalogue import ModelSpec
 from polyfed.models.split import SplitModel
 from polyfed.models.zoo import build
+from polyfed.nets import Nets
+from polyfed.parties import ClientInfo, Cohort, LocalClient
 from polyfed.rng import Rng
 from polyfed.typing import Parts
 
@@ -68,8 +70,6 @@ class Algorithm(ABC):
 
     #: Lower-case name for configuration and results.
     name: ClassVar[str]
-    #: One line for `polyfed list algorithms`.
-    summary: ClassVar[str]
     #: Whether `broadcast` depends on the client's id, not only on its capacity and architecture.
     personal_broadcast: ClassVar[bool] = False
     #: The message classes that may travel.
@@ -104,7 +104,7 @@ class Algorithm(ABC):
         """One round at the server: usually broadcast, `exchange`, aggregate. Returns the new state."""
 
     @abstractmethod
-    def client_round(self, private: Any, msg: Any, client: LocalClient) -> Steps[tuple[State, Message | None]]:
+    def client_round(self, private: Any, msg: Any, client: LocalClient) -> Steps[Answer]:
         """One round at a client. Returns what it keeps, first, and what it sends; None sends nothing."""
 
     @abstractmethod

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
+
+from polyfed.nets import Batch, Nets
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """Mean over the batch of -log softmax(logits)[y]. ``logits`` (B, L), ``y`` (B,) int64."""
-    return F.cross_entropy(logits, y)
+    return functional.cross_entropy(logits, y)
 
 
 def mean_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean over all elements of (prediction - target)^2; both of the same shape."""
-    return F.mse_loss(prediction, target)
+    return functional.mse_loss(prediction, target)
+
+
+def supervised(nets: Nets, batch: Batch) -> Tensor:
+    """Cross-entropy of the part ``model``: plain local training."""
+    x, y = batch
+    return cross_entropy(nets["model"](x), y)

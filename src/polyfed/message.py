@@ -20,8 +20,8 @@ import struct
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, dataclass_transform, get_args, get_origin
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, dataclass_transform, get_args, get_origin
 
 import torch
 from torch import Tensor
@@ -39,9 +39,8 @@ _DTYPES: dict[str, torch.dtype] = {
 }
 
 
-def indices() -> Any:
-    """Mark a tensor field as positions, so that its bytes are counted apart from the values'."""
-    return field(metadata={"kind": "indices"})
+#: ``positions: Annotated[Tensor, INDICES]`` marks a field whose bytes are positions, counted apart from values.
+INDICES = "indices"
 
 
 @dataclass_transform(frozen_default=True)
@@ -79,6 +78,8 @@ class Nothing(State):
 def _check_type(hint: Any, where: str, found: dict[str, type[Record]]) -> None:
     """Accept ``hint`` as a field's type or raise; collect the record classes in it into ``found``."""
     origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _check_type(args[0], where, found)
     if hint in (int, float, str, bool, Tensor, type(None)):
         return
     if isinstance(hint, str):
@@ -102,6 +103,10 @@ def _check_type(hint: Any, where: str, found: dict[str, type[Record]]) -> None:
         f"{where} has type {hint!r}, which cannot travel; use Tensor, Params, int, float, bool, str, a Record, or a "
         "tuple or mapping of them"
     )
+
+
+def _kind(hint: Any) -> str:
+    return "indices" if get_origin(hint) is Annotated and INDICES in get_args(hint) else "values"
 
 
 @dataclass(frozen=True)
@@ -137,7 +142,7 @@ def flatten(record: Record) -> tuple[Any, list[tuple[str, Tensor]]]:
             return {"t": len(tensors) - 1}
         if isinstance(value, Record):
             fields = dataclasses.fields(value)  # pyright: ignore[reportArgumentType]
-            inner = {f.name: walk(getattr(value, f.name), f.metadata.get("kind", "values")) for f in fields}
+            inner = {f.name: walk(getattr(value, f.name), _kind(f.type)) for f in fields}
             return {"r": type(value).__name__, "f": inner}
         if isinstance(value, Mapping):
             entries = typing.cast(Mapping[Any, Any], value)
@@ -227,7 +232,7 @@ def _chunks(header: bytes, tensors: list[tuple[str, Tensor]]) -> Iterator[bytes 
     yield header
     for _, tensor in tensors:
         raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        yield memoryview(raw.numpy())
+        yield memoryview(raw.numpy().data)
         yield b"\0" * (-raw.numel() % 8)
 
 
@@ -248,7 +253,9 @@ def decode(data: bytes, *known: type[Message], limit: int | None = None) -> Mess
     if limit is not None and len(data) > limit:
         raise MessageError(f"got {len(data):,} bytes; the limit is {limit:,} (raise it in the configuration)")
     if len(data) < _PREFIX.size or data[:8] != MAGIC:
-        raise MessageError(f"not a polyfed message of this version: starts with {bytes(data[:8])!r}, expected {MAGIC!r}")
+        raise MessageError(
+            f"not a polyfed message of this version: starts with {bytes(data[:8])!r}, expected {MAGIC!r}"
+        )
     _, header_size = _PREFIX.unpack_from(data)
     start = _PREFIX.size + header_size
     if start > len(data):
@@ -270,7 +277,9 @@ def decode(data: bytes, *known: type[Message], limit: int | None = None) -> Mess
                 f"truncated: tensor {len(tensors)} of shape {shape} needs {nbytes:,} bytes at {offset:,}, "
                 f"{len(buffer):,} came"
             )
-        flat = torch.frombuffer(buffer, dtype=dtype, count=count, offset=offset) if count else torch.empty(0, dtype=dtype)
+        flat = (
+            torch.frombuffer(buffer, dtype=dtype, count=count, offset=offset) if count else torch.empty(0, dtype=dtype)
+        )
         tensors.append(flat.reshape(shape))
         offset += nbytes + (-nbytes % 8)
     if offset != len(buffer):

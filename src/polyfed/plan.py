@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from polyfed.rng import Rng
+
+#: At which steps of a local training something extra is due.
+Every: TypeAlias = Literal["never", "step", "epoch", "round"]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ in one place moves no number elsewhere.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -51,7 +51,7 @@ class Rng:
         return np.random.default_rng(self.seed())
 
     @contextmanager
-    def fork(self) -> Iterator[None]:
+    def fork(self) -> Generator[None]:
         """Inside the block torch's global generator follows this stream; outside it is as it was.
 
         For code that cannot be handed a generator: ``nn.Module`` constructors and dropout layers.

@@ -1,14 +1,14 @@
 """Submodels chosen weight by weight: masks, and the sparse form in which they travel."""
 
 from collections.abc import Mapping
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from polyfed.errors import MessageError
-from polyfed.message import Record, indices
+from polyfed.message import INDICES, Record
 from polyfed.typing import Params
 
 #: One bool per weight for the tensors that are masked; a tensor that is not named is held whole.
@@ -90,7 +90,7 @@ class Sparse(Record):
     """
 
     values: Mapping[str, Tensor]
-    positions: Tensor = indices()  # (ceil(d / 8),) uint8 bitmap, or (k,) int32
+    positions: Annotated[Tensor, INDICES]  # (ceil(d / 8),) uint8 bitmap, or (k,) int32
     masked: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
 
@@ -98,7 +98,9 @@ class Sparse(Record):
     def take(cls, params: Params, mask: Mask) -> "Sparse":
         """The part of ``params`` that ``mask`` keeps."""
         masked = tuple(name for name in params if name in mask)
-        flat = torch.cat([mask[name].reshape(-1) for name in masked]).cpu() if masked else torch.zeros(0, dtype=torch.bool)
+        flat = (
+            torch.cat([mask[name].reshape(-1) for name in masked]).cpu() if masked else torch.zeros(0, dtype=torch.bool)
+        )
         count = int(flat.sum())
         if flat.numel() < 2**31 and 4 * count < (flat.numel() + 7) // 8:
             positions = flat.nonzero().reshape(-1).to(torch.int32)

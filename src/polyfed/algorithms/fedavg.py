@@ -16,9 +16,11 @@ from torch import Tensor
 
 from polyfed.aggregate import weighted_mean
 from polyfed.algorithm import Algorithm, Task
-from polyfed.compute import Batch, ClientInfo, Cohort, LocalClient, Net, Nets, Steps, exchange, fit
-from polyfed.losses import cross_entropy
+from polyfed.compute import Answer, Steps, exchange, fit
+from polyfed.losses import supervised
 from polyfed.message import Message, Nothing, State
+from polyfed.nets import Net, Nets
+from polyfed.parties import ClientInfo, Cohort, LocalClient
 from polyfed.rng import Rng
 from polyfed.typing import Params, Parts
 
@@ -28,7 +30,6 @@ class FedAvg(Algorithm):
     """No hyper-parameters beyond the local training's."""
 
     name = "fedavg"
-    summary = "one model for all, averaged over clients"
 
     class Server(State):
         """The global model w."""
@@ -59,18 +60,13 @@ class FedAvg(Algorithm):
         replies = yield from exchange(cohort, self.Broadcast(server.model))
         return self.Server(weighted_mean(replies.all("model"), replies.all("num_examples")))
 
-    def client_round(self, private: Nothing, msg: Broadcast, client: LocalClient) -> Steps[tuple[State, Message]]:
+    def client_round(self, private: Nothing, msg: Broadcast, client: LocalClient) -> Steps[Answer]:
         """E epochs of cross-entropy from w."""
-        fitted = yield from fit(client, {"model": msg.model}, loss=self.loss)
+        fitted = yield from fit(client, {"model": msg.model}, loss=supervised)
         return private, self.Upload(fitted.parts["model"], len(client.train))
 
-    def loss(self, nets: Nets, batch: Batch) -> Tensor:
-        """Cross-entropy."""
-        x, y = batch
-        return cross_entropy(nets["model"](x), y)
-
     def broadcast(self, server: Server, client: ClientInfo) -> Broadcast:
-        """w."""
+        """W."""
         return self.Broadcast(server.model)
 
     def parts(self, private: Nothing, msg: Broadcast, client: LocalClient) -> Parts:

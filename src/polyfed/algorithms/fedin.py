@@ -4,15 +4,14 @@
     Heterogeneity. 2023. https://arxiv.org/abs/2304.00759
 
 Known from its abstracts and the same group's InCo Aggregation (ICLR 2024) only: every choice that fills a gap is a
-parameter or stands in docs/algorithms/fedin.md. Do not quote these results as the paper's.
-
-A network is extractor | intermediate | classifier; only the depth of the intermediate layers differs. A client sends
-one batch of pairs (s_in, s_out), the extractor's output and the classifier's input; another trains its intermediate
-layers to map the one to the other (IN training), without opposing its own loss. Layers are averaged by name.
+parameter or stands in docs/algorithms/fedin.md. Do not quote these results as the paper's. Networks are extractor |
+intermediate | classifier and differ in the depth of the intermediate layers. A client sends a batch of pairs (s_in,
+s_out), the extractor's output and the classifier's input; another trains its intermediate layers to map the one to
+the other (IN training), without opposing its own loss. Layers are averaged by name.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -22,10 +21,13 @@ from polyfed import tree
 from polyfed.aggregate import by_name_mean
 from polyfed.algorithm import Algorithm, Task
 from polyfed.align import Align, combine
-from polyfed.compute import Batch, ClientInfo, Cohort, Every, Grad, LocalClient, Net, Nets, Steps, exchange, fit, reduce
-from polyfed.losses import cross_entropy, mean_squared_error
+from polyfed.compute import Answer, Steps, exchange, fit, reduce
+from polyfed.losses import mean_squared_error, supervised
 from polyfed.message import Message, Nothing, Record, State
 from polyfed.models.split import check_cuts_fit
+from polyfed.nets import Batch, Grad, Net, Nets
+from polyfed.parties import ClientInfo, Cohort, LocalClient
+from polyfed.plan import Every
 from polyfed.rng import Rng
 from polyfed.typing import Params, Parts
 
@@ -45,15 +47,13 @@ class FedIN(Algorithm):
     Args:
         align: how the two gradients of an intermediate tensor become one step; see `combine`.
         weight: lambda, of the IN gradient.
-        every: how often a local training takes an IN step: at each ``"step"``, ``"epoch"`` or ``"round"``, or
-            ``"never"``, which is layer-wise averaging alone.
+        every: when a client takes an IN step; ``"never"`` is layer-wise averaging alone.
         feature_batch: B_f, examples in the pair that a client sends.
         max_age: rounds after which a pair leaves the server's bank.
-        weighting: of clients when layers are averaged: by numbers of examples, or all alike.
+        weighting: of clients when layers are averaged.
     """
 
     name = "fedin"
-    summary = "models of different depth learn from each other's features (a reconstruction)"
 
     align: Align = "in_primary_sum"
     weight: float = 1.0
@@ -63,7 +63,7 @@ class FedIN(Algorithm):
     weighting: Literal["examples", "uniform"] = "examples"
 
     class Server(State):
-        """All layers by name, the names that each architecture has, and the latest pairs of each client."""
+        """All layers by name, the names that each architecture owns, and each client's latest pairs."""
 
         layers: Params
         owns: Mapping[str, tuple[str, ...]]
@@ -76,10 +76,10 @@ class FedIN(Algorithm):
         pairs: tuple[Features, ...]
 
     class Upload(Message):
-        """The layers as trained, this client's pairs, and n_k."""
+        """The layers as trained, this client's pairs (none if no IN steps are taken), and n_k."""
 
         layers: Params
-        pairs: Features
+        pairs: tuple[Features, ...]
         num_examples: int
 
     def check(self, task: Task) -> None:
@@ -95,44 +95,35 @@ class FedIN(Algorithm):
         return self.Server(layers, {name: tuple(model.shapes) for name, model in family}, {})
 
     def server_round(self, server: Server, cohort: Cohort) -> Steps[State]:
-        """Deal layers and foreign pairs, exchange, average layer by layer over their owners, renew the bank."""
-        replies = yield from exchange(
-            cohort, lambda client: self.Broadcast(self.own(server, client), self.draw(server, client, cohort))
-        )
+        """Deal layers and foreign pairs, exchange, average each layer over its owners, renew the bank."""
+        pairs = {client.id: self.draw(server, client, cohort) for client in cohort}
+        replies = yield from exchange(cohort, lambda c: replace(self.broadcast(server, c), pairs=pairs[c.id]))
         weights = replies.all("num_examples") if self.weighting == "examples" else [1] * len(replies)
         layers = by_name_mean(replies.all("layers"), weights, default=server.layers)
-        bank = {**server.bank, **{reply.client.id: reply.message.pairs for reply in replies}}
-        bank = {k: pairs for k, pairs in bank.items() if cohort.round - pairs.round < self.max_age}
+        bank = {**server.bank, **{reply.client.id: p for reply in replies for p in reply.message.pairs}}
+        bank = {k: p for k, p in bank.items() if cohort.round - p.round < self.max_age}
         return self.Server(layers, server.owns, bank)
 
-    def own(self, server: Server, client: ClientInfo) -> dict[str, Tensor]:
-        """The layers of the client's architecture."""
-        return tree.pick(server.layers, server.owns[client.architecture])
-
     def draw(self, server: Server, client: ClientInfo, cohort: Cohort) -> tuple[Features, ...]:
-        """The pairs of one other client, uniformly; none while there are none, or none are used."""
-        others = sorted(k for k in server.bank if k != client.id)
-        if not others or self.every == "never":
-            return ()
-        return (server.bank[others[int(cohort.rng.at("pair", client.id).numpy().integers(len(others)))]],)
+        """The pairs of one other client, uniformly; none while there are none."""
+        others = sorted(server.bank.keys() - {client.id})
+        return tuple(server.bank[int(k)] for k in cohort.rng.at("pair", client.id).numpy().permutation(others)[:1])
 
-    def client_round(self, private: Nothing, msg: Broadcast, client: LocalClient) -> Steps[tuple[State, Message]]:
+    def client_round(self, private: Nothing, msg: Broadcast, client: LocalClient) -> Steps[Answer]:
         """Local training with IN steps in between; then capture one batch of pairs, unaugmented, in eval mode."""
-        pair = {"pair": {"s_in": p.s_in, "s_out": p.s_out} for p in msg.pairs}
-        every = self.every if pair else "never"
-        fitted = yield from fit(client, {"model": msg.layers}, gradient=self.gradient, frozen=pair, every=every)
-        order = torch.randperm(len(client.train), generator=client.rng.at("features").torch())
-        pairs = yield from reduce(client, fitted.parts, self.capture, rows=order[: self.feature_batch])
-        features = Features(pairs["s_in"], pairs["s_out"], client.round)
-        return private, self.Upload(fitted.parts["model"], features, len(client.train))
+        pair = {"pair": {"s_in": msg.pairs[0].s_in, "s_out": msg.pairs[0].s_out}} if msg.pairs else {}
+        fitted = yield from fit(client, {"model": msg.layers}, gradient=self.gradient, frozen=pair, every=self.every)
+        pairs: tuple[Features, ...] = ()
+        if self.every != "never":
+            order = torch.randperm(len(client.train), generator=client.rng.at("features").torch())
+            made = yield from reduce(client, fitted.parts, self.capture, rows=order[: self.feature_batch])
+            pairs = (Features(made["s_in"], made["s_out"], client.round),)
+        return private, self.Upload(fitted.parts["model"], pairs, len(client.train))
 
     def gradient(self, grad: Grad, nets: Nets, batch: Batch, due: bool) -> Parts:
-        """The gradient of the local loss; at an IN step, combined with that of the IN loss where both reach.
-
-        Norm layers and biases keep the local gradient: they have one number per channel and no direction to align.
-        """
-        local = grad(self.local_loss)
-        if not due:
+        """The local gradient; at an IN step, aligned with the IN one in intermediate weights (norms, biases apart)."""
+        local = grad(supervised)  # L_loc
+        if not due or "pair" not in nets:
             return local
         foreign = grad(self.in_loss)["model"]
         inner = nets["model"].names("intermediate")
@@ -141,11 +132,6 @@ class FedIN(Algorithm):
             if name in inner and g.dim() > 1:
                 step[name] = combine(g, foreign[name], self.align, self.weight)
         return {"model": step}
-
-    def local_loss(self, nets: Nets, batch: Batch) -> Tensor:
-        """L_loc: cross-entropy of the whole network."""
-        x, y = batch
-        return cross_entropy(nets["model"](x), y)
 
     def in_loss(self, nets: Nets, batch: Batch) -> Tensor:
         """L_IN = mean ||m(s_in) - s_out||^2 with batch statistics, leaving the running ones alone."""
@@ -159,10 +145,10 @@ class FedIN(Algorithm):
 
     def broadcast(self, server: Server, client: ClientInfo) -> Broadcast:
         """The layers alone: predicting needs no features."""
-        return self.Broadcast(self.own(server, client), ())
+        return self.Broadcast(tree.pick(server.layers, server.owns[client.architecture]), ())
 
     def parts(self, private: Nothing, msg: Broadcast, client: LocalClient) -> Parts:
-        """The network made of the received layers."""
+        """The received layers."""
         return {"model": msg.layers}
 
     def global_nets(self, server: Server, task: Task) -> Mapping[str, Nets]:

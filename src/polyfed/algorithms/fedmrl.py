@@ -4,10 +4,9 @@
     NeurIPS 2024. https://arxiv.org/abs/2406.00488, Algorithm 1. Equation numbers below are the paper's.
 
 Client k keeps a private model F_k of any architecture and a private projector P_k; all share one small auxiliary
-model G, and only G travels. The representations of both are fused by P_k into d2 numbers; G's header classifies the
-first d1 of them, F_k's header all d2. One backward pass of the summed losses trains all three.
-
-Differences from the paper: none known. From LipingYi/FedMRL@8b90f41: docs/algorithms/fedmrl.md.
+model G, and only G travels. P_k fuses both representations into d2 numbers; G's header classifies the first d1 of
+them, F_k's header all d2; one backward pass of the summed losses trains all three. Differences from the paper: none
+known; from LipingYi/FedMRL@8b90f41: docs/algorithms/fedmrl.md.
 """
 
 from collections.abc import Mapping
@@ -20,13 +19,15 @@ from torch import Tensor
 from polyfed import tree
 from polyfed.aggregate import weighted_mean
 from polyfed.algorithm import Algorithm, Task
-from polyfed.compute import Batch, ClientInfo, Cohort, LocalClient, Nets, Steps, exchange, fit
+from polyfed.compute import Answer, Steps, exchange, fit
 from polyfed.errors import ModelError
 from polyfed.losses import cross_entropy
 from polyfed.message import Message, State
 from polyfed.models.catalogue import ModelSpec
 from polyfed.models.split import SplitModel
 from polyfed.models.zoo import projector
+from polyfed.nets import Batch, Nets
+from polyfed.parties import ClientInfo, Cohort, LocalClient
 from polyfed.rng import Rng
 from polyfed.typing import Params, Parts
 
@@ -39,16 +40,13 @@ class FedMRL(Algorithm):
         auxiliary: the architecture of G, the same for every client.
         rep_dim: d1, the width of G's representation; at most d2, that of every private model.
         weights: m_G and m_F, of the coarse and the fine loss.
-        lr_auxiliary: learning rate of G; ``train.lr`` if not given. Likewise ``lr_private`` and ``lr_projector``.
-        lr_private: of F_k.
-        lr_projector: of P_k.
+        lr_auxiliary, lr_private, lr_projector: learning rates of G, F_k and P_k; ``train.lr`` if not given.
         projector: one linear layer, or ``"mlp"``, two with a ReLU between.
         mrl: false is the paper's ablation: no slice, no coarse loss, and G's header neither learns nor travels.
         share: false is the local-only control: the same three modules, and nothing travels.
     """
 
     name = "fedmrl"
-    summary = "a small shared model beside each private one"
 
     auxiliary: str = "cnn5"
     rep_dim: int = 100
@@ -85,23 +83,19 @@ class FedMRL(Algorithm):
 
     def models(self, task: Task, own: SplitModel) -> Mapping[str, SplitModel]:
         """G, the client's F, and P: (d1 + d2) -> d2."""
-        G, d2 = self._auxiliary(task), own.rep_dim
-        if G.rep_dim > d2:
-            raise ModelError(
-                f"fedmrl: algorithm.rep_dim (d1) is {G.rep_dim}, but {own.name} represents an example by d2 = {d2} "
-                f"numbers; d1 must not exceed d2: set algorithm.rep_dim <= {d2}"
-            )
-        return {"G": G, "F": own, "P": projector(G.rep_dim + d2, d2, self.projector)}
+        d1, d2 = self.rep_dim, own.rep_dim
+        if d1 > d2:
+            raise ModelError(f"{own.name} has a representation of d2 = {d2}; set algorithm.rep_dim (d1 = {d1}) <= {d2}")
+        return {"G": self.small(task), "F": own, "P": projector(d1 + d2, d2, self.projector)}
 
-    def _auxiliary(self, task: Task) -> SplitModel:
-        spec = ModelSpec.parse(self.auxiliary)
-        return task.build(ModelSpec(spec.name, (*spec.options, ("rep_dim", self.rep_dim))))
+    def small(self, task: Task) -> SplitModel:
+        """G's network."""
+        return task.build(ModelSpec.parse(self.auxiliary).having(rep_dim=self.rep_dim))
 
     def init_server(self, task: Task, rng: Rng) -> Server:
-        """theta^0."""
-        G = self._auxiliary(task)
-        params = G.init(rng.at("G"))
-        return self.Server({} if not self.share else params if self.mrl else tree.drop(params, G.classifier_names))
+        """theta^0; of it, what travels."""
+        G = self.small(task)
+        return self.Server(tree.drop(G.init(rng.at("G")), () if self.mrl else G.classifier_names) if self.share else {})
 
     def init_client(self, client: LocalClient) -> Private:
         """A client's own draws; what arrives as G later takes the place of this one."""
@@ -114,9 +108,7 @@ class FedMRL(Algorithm):
             return server
         return self.Server(weighted_mean(replies.all("G"), replies.all("num_examples")))
 
-    def client_round(
-        self, private: Private, msg: Broadcast | None, client: LocalClient
-    ) -> Steps[tuple[State, Message | None]]:
+    def client_round(self, private: Private, msg: Broadcast | None, client: LocalClient) -> Steps[Answer]:
         """Train G, F_k and P_k together; keep F_k and P_k, send G."""
         rates = {"G": self.lr_auxiliary, "F": self.lr_private, "P": self.lr_projector}
         lr = {part: rate for part, rate in rates.items() if rate is not None}
@@ -128,8 +120,7 @@ class FedMRL(Algorithm):
 
     def fuse(self, nets: Nets, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Both representations and their fusion."""
-        small = nets["G"].represent(x)  # (B, d1)
-        large = nets["F"].represent(x)  # (B, d2)
+        small, large = nets["G"].represent(x), nets["F"].represent(x)  # (B, d1), (B, d2)
         R = torch.cat([small, large], dim=1)  # (B, d1 + d2)                                     Eq. 3
         return small, large, nets["P"](R)  # (B, d2)                                             Eq. 4
 

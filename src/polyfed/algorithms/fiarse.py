@@ -21,10 +21,12 @@ from torch import Tensor
 from polyfed import tree
 from polyfed.aggregate import coverage_mean
 from polyfed.algorithm import Algorithm, Task
-from polyfed.compute import Batch, ClientInfo, Cohort, Grad, LocalClient, Net, Nets, Steps, exchange, fit
-from polyfed.losses import cross_entropy
+from polyfed.compute import Answer, Steps, exchange, fit
+from polyfed.losses import supervised
 from polyfed.message import Message, Nothing, State
 from polyfed.models.split import SplitModel
+from polyfed.nets import Batch, Grad, Net, Nets
+from polyfed.parties import ClientInfo, Cohort, LocalClient
 from polyfed.rng import Rng
 from polyfed.submodel import Sparse, above, bias_factor, by_name, kept, spread, top_k_threshold
 from polyfed.typing import Params, Parts
@@ -43,7 +45,6 @@ class FIARSE(Algorithm):
     """
 
     name = "fiarse"
-    summary = "each client trains the largest weights that its capacity allows"
 
     gate: Literal["biased", "released", "frozen"] = "biased"
     scope: Literal["model", "layer"] = "model"
@@ -51,7 +52,7 @@ class FIARSE(Algorithm):
     unseen_sizes: tuple[float, ...] = (0.5, 0.125, 0.03125)
 
     class Server(State):
-        """The global model x; and the names of its masked tensors, as the server has no network at hand."""
+        """The global model x, and the names of its masked tensors."""
 
         model: Params
         masked: tuple[str, ...]
@@ -106,7 +107,7 @@ class FIARSE(Algorithm):
         """M_i(x) = 1[|x| >= theta_i]."""
         return above(server.model, by_name(server.masked, threshold))
 
-    def client_round(self, private: Nothing, msg: Broadcast, client: LocalClient) -> Steps[tuple[State, Message]]:
+    def client_round(self, private: Nothing, msg: Broadcast, client: LocalClient) -> Steps[Answer]:
         """K steps of the threshold-controlled gradient; the difference goes back."""
         parts = self.parts(private, msg, client)
         mask = msg.submodel.mask()
@@ -120,14 +121,9 @@ class FIARSE(Algorithm):
         x, theta, held = nets["model"].params, nets["gate"].params, nets["mask"].params
         M = held if self.gate == "frozen" else {name: x[name].abs() >= theta[name] for name in held}
         w = {name: value * M[name] if name in M else value for name, value in x.items()}
-        g = grad(self.loss, model=w)["model"]
+        g = grad(supervised, model=w)["model"]
         bias = self.gate == "biased"
         return {"model": {n: v * M[n] * bias_factor(x[n], theta[n], bias) if n in M else v for n, v in g.items()}}
-
-    def loss(self, nets: Nets, batch: Batch) -> Tensor:
-        """Cross-entropy of the submodel."""
-        x, y = batch
-        return cross_entropy(nets["model"](x), y)
 
     def parts(self, private: Nothing, msg: Broadcast, client: LocalClient) -> Parts:
         """The submodel at full shape, and its thresholds."""

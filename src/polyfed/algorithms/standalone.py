@@ -12,9 +12,11 @@ from typing import Any
 from torch import Tensor
 
 from polyfed.algorithm import Algorithm, Task
-from polyfed.compute import Batch, ClientInfo, Cohort, LocalClient, Nets, Steps, exchange, fit
-from polyfed.losses import cross_entropy
-from polyfed.message import Message, Nothing, State
+from polyfed.compute import Answer, Steps, exchange, fit
+from polyfed.losses import supervised
+from polyfed.message import Nothing, State
+from polyfed.nets import Nets
+from polyfed.parties import ClientInfo, Cohort, LocalClient
 from polyfed.rng import Rng
 from polyfed.typing import Params, Parts
 
@@ -24,7 +26,6 @@ class Standalone(Algorithm):
     """No hyper-parameters beyond the local training's."""
 
     name = "standalone"
-    summary = "every client trains alone"
 
     class Private(State):
         """The client's model."""
@@ -44,15 +45,10 @@ class Standalone(Algorithm):
         yield from exchange(cohort, None)
         return server
 
-    def client_round(self, private: Private, msg: None, client: LocalClient) -> Steps[tuple[State, Message | None]]:
+    def client_round(self, private: Private, msg: None, client: LocalClient) -> Steps[Answer]:
         """E epochs of cross-entropy."""
-        fitted = yield from fit(client, self.parts(private, msg, client), loss=self.loss)
+        fitted = yield from fit(client, self.parts(private, msg, client), loss=supervised)
         return self.Private(fitted.parts["model"]), None
-
-    def loss(self, nets: Nets, batch: Batch) -> Tensor:
-        """Cross-entropy of the client's model."""
-        x, y = batch
-        return cross_entropy(nets["model"](x), y)
 
     def broadcast(self, server: Nothing, client: ClientInfo) -> None:
         """Nothing is needed to predict."""

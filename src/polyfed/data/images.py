@@ -20,7 +20,7 @@ def check_image_size(image_size: int | None, default: int) -> int:
         ConfigError: a side that is not a whole number from 4 to 1024.
     """
     side = default if image_size is None else image_size
-    if isinstance(side, bool) or not isinstance(side, int) or not 4 <= side <= 1024:
+    if isinstance(side, bool) or not isinstance(side, int) or not 4 <= side <= 1024:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ConfigError(f"image_size: got {side!r}; expected a whole number of pixels from 4 to 1024")
     return side
 

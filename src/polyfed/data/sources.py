@@ -156,7 +156,7 @@ def _load_cifar(
         return {"x": pixels.numpy(), "y": y, "n_train": np.asarray(n_train), "stats": stats}
 
     def usable(arrays: Arrays) -> bool:
-        if arrays.keys() != {"x", "y", "n_train", "stats"}:
+        if set(arrays) != {"x", "y", "n_train", "stats"}:
             return False
         x, y = arrays["x"], arrays["y"]
         return (

@@ -18,9 +18,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from polyfed.compute import Batch, Fit
+from polyfed.compute import Fit
 from polyfed.execute.fitting import Local
 from polyfed.execute.place import Place
+from polyfed.nets import Batch
 
 
 class PeakMemory(TorchDispatchMode):

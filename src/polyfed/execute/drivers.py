@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from polyfed.compute import Fit, Fitted, Reduce, Steps, drive, finished
+from polyfed.compute import Answer, Fit, Fitted, Reduce, Steps, drive, finished
 from polyfed.execute.cost import CostCounter
 from polyfed.execute.fitting import run_fit, run_reduce
 from polyfed.execute.place import Place
@@ -42,7 +42,7 @@ class Work:
 
 
 #: A client's coroutine, by client.
-Calls = Mapping[ClientId, Steps[tuple[State, Message | None]]]
+Calls = Mapping[ClientId, Steps[Answer]]
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class Batched(Sequential):
                 except StopIteration as stop:
                     ended[client] = finished(stop.value)
             answers = self._answer(requests, works)
-        return {client: Outcome(*ended[client], works[client]) for client in works}
+        return {client: Outcome(ended[client][0], ended[client][1], works[client]) for client in works}
 
     def _answer(self, requests: Mapping[ClientId, Any], works: Mapping[ClientId, Work]) -> dict[ClientId, Any]:
         groups: dict[object, list[ClientId]] = {}

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from polyfed import tree
-from polyfed.compute import Batch, Fit, Fitted, Loss, Net, Nets, Reduce
+from polyfed.compute import Fit, Fitted, Reduce
 from polyfed.errors import DivergedError
 from polyfed.execute.place import Place
 from polyfed.models.split import SplitModel
+from polyfed.nets import Batch, Loss, Net, Nets
 from polyfed.plan import LocalSGD
 from polyfed.typing import Params, Parts
 
@@ -52,15 +53,16 @@ class Local:
         for part, params in self.fit.parts.items():
             fixed = buffers(models, part)
             self.parts[part] = {
-                name: value.detach().to(place.device, copy=True).requires_grad_(
-                    name not in fixed and value.is_floating_point()
-                )
+                name: value.detach()
+                .to(place.device, copy=True)
+                .requires_grad_(name not in fixed and value.is_floating_point())
                 for name, value in params.items()
             }
         # A frozen network in training mode moves its running statistics too, hence copies of its buffers.
         frozen = {
             part: {
-                name: value.detach().to(place.device, copy=name in buffers(models, part)) for name, value in params.items()
+                name: value.detach().to(place.device, copy=name in buffers(models, part))
+                for name, value in params.items()
             }
             for part, params in self.fit.frozen.items()
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -37,7 +37,9 @@ class Place:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if device.startswith("cuda") and not torch.cuda.is_available():
-            raise ConfigError(f"run.device is {device!r}, but torch {torch.__version__} sees no GPU; use \"cpu\" or \"auto\"")
+            raise ConfigError(
+                f'run.device is {device!r}, but torch {torch.__version__} sees no GPU; use "cpu" or "auto"'
+            )
         return cls(torch.device(device), precision)
 
     @property
@@ -50,7 +52,7 @@ class Place:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
     @contextmanager
-    def defaults(self) -> Iterator[None]:
+    def defaults(self) -> Generator[None]:
         """Inside the block, new floating-point tensors have this precision."""
         before = torch.get_default_dtype()
         torch.set_default_dtype(self.dtype)

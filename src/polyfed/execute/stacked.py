@@ -8,15 +8,17 @@ masked: unequal numbers of examples change nothing but speed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from polyfed import tree
-from polyfed.compute import Batch, Fit, Fitted, Loss, Nets
+from polyfed.compute import Fit, Fitted
 from polyfed.execute.fitting import Grads, bind, buffers, clip, finish
 from polyfed.execute.place import Place
+from polyfed.nets import Batch, Loss, Nets
 from polyfed.plan import LocalSGD
 from polyfed.typing import Params, Parts
 
@@ -48,9 +50,7 @@ def run_stacked(fits: Sequence[Fit], place: Place) -> list[Fitted]:
     for model in first.client.models.values():
         model.train(True)
     stack = Stack(fits, place)
-    schedules = [
-        fit.client.plan.schedule(len(fit.client.train), fit.client.rng.at("batches")) for fit in fits
-    ]
+    schedules = [fit.client.plan.schedule(len(fit.client.train), fit.client.rng.at("batches")) for fit in fits]
     augment = [fit.client.rng.at("augment").torch() for fit in fits]
     while True:
         groups: dict[tuple[int, bool], list[tuple[int, Batch]]] = {}
@@ -96,8 +96,8 @@ class Stack:
         """One gradient and one update of the clients ``members``."""
         rows = None if len(members) == len(self.fits) else torch.tensor(members, device=self.place.device)
         state = tuple(_rows(parts, rows) for parts in (self.weights, self.fixed, self.frozen))
-        one = torch.func.vmap(lambda w, b, f, x, y: self._one(w, b, f, (x, y), due))
-        grads, moved, losses = one(*state, *batch)
+        one: Any = torch.func.vmap(partial(self._one, due))
+        grads, moved, losses = one(*state, batch)
         self.update.step(self.weights, grads, rows)
         for part, params in moved.items():
             for name, value in params.items():
@@ -108,7 +108,7 @@ class Stack:
         for k, loss in zip(members, losses.unbind(), strict=True):
             self.losses[k].append(loss)
 
-    def _one(self, weights: Grads, fixed: Grads, frozen: Grads, batch: Batch, due: bool) -> Any:
+    def _one(self, due: bool, weights: Grads, fixed: Grads, frozen: Grads, batch: Batch) -> Any:
         """The step of one client, as vmap sees it: its gradients, its moved buffers, its loss."""
         client = self.fits[0].client
         fixed = tree.map_parts(torch.clone, fixed)

@@ -44,7 +44,7 @@ def _defaults(name: str) -> Mapping[str, Option]:
     if name.startswith("cnn"):
         return {"rep_dim": 500}
     if name == "mlp":
-        return {"hidden": (200, 100)}
+        return {"hidden": (200, 100), "rep_dim": None}
     small = name == "resnet8" or name.endswith("-small")
     return {"norm": "batch", "width": 16 if small else 64, "cut": "stem"}
 
@@ -96,6 +96,10 @@ class ModelSpec:
             return self.name
         return f"{self.name}({', '.join(f'{key}={_text(value)}' for key, value in self.options)})"
 
+    def having(self, **options: Option) -> ModelSpec:
+        """This request with options added or replaced."""
+        return ModelSpec.parse({"name": self.name, **dict(self.options), **options})
+
     @property
     def own(self) -> bool:
         """Whether it names your own code instead of an entry of the catalogue."""
@@ -139,7 +143,7 @@ def _check_value(name: str, key: str, value: Option) -> None:
     elif key == "hidden":
         if not isinstance(value, tuple) or not all(map(_positive, value)):
             raise ModelError(where + "the widths of the hidden layers, such as (200, 100)")
-    elif not _positive(value):
+    elif not _positive(value) and not (name == "mlp" and value is None):  # None: the last hidden layer as it is
         raise ModelError(where + "a positive integer")
 
 

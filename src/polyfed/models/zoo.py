@@ -73,7 +73,8 @@ def _build(
         classifier, extractor = "fc", resnet.extractor(stem, given.pop("cut"))
         factory = partial(resnet.ResNet, input_shape, stem=stem, blocks=blocks, num_classes=num_classes, **given)
     else:
-        hidden = given["hidden"]
+        rep_dim: int | None = given["rep_dim"]
+        hidden = given["hidden"] if rep_dim is None else (*given["hidden"][:-1], rep_dim)
         factory = partial(mlp.MLP, input_shape, hidden=hidden, num_classes=num_classes)
         classifier, extractor = f"fc{len(hidden) + 1}", "act1" if hidden else None
     shown = tuple((key, value) for key, value in options if OPTIONS.get(name, {}).get(key, ...) != value)

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from polyfed.compute import Cohort, Replies, Reply
 from polyfed.execute.drivers import Driver, Work
 from polyfed.message import Message, Size, State, size
+from polyfed.parties import Cohort, Replies, Reply
 from polyfed.runtime.federation import Federation
 from polyfed.runtime.store import Store
 from polyfed.typing import ClientId
@@ -32,7 +32,9 @@ class Report:
 class Clients(Protocol):
     """Where messages of the server go."""
 
-    def exchange(self, cohort: Cohort, down: Mapping[ClientId, Message | None]) -> tuple[Replies, dict[ClientId, Report]]:
+    def exchange(
+        self, cohort: Cohort, down: Mapping[ClientId, Message | None]
+    ) -> tuple[Replies, dict[ClientId, Report]]:
         """Send each client its message and bring back the replies."""
         ...
 
@@ -63,7 +65,9 @@ class LocalClients:
         state = self.store.get(client)
         return self.federation.algorithm.init_client(self.federation.local(client, 0)) if state is None else state
 
-    def exchange(self, cohort: Cohort, down: Mapping[ClientId, Message | None]) -> tuple[Replies, dict[ClientId, Report]]:
+    def exchange(
+        self, cohort: Cohort, down: Mapping[ClientId, Message | None]
+    ) -> tuple[Replies, dict[ClientId, Report]]:
         """Run the client's side of the round for each message."""
         algorithm = self.federation.algorithm
         calls = {

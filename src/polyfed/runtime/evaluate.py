@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polyfed.compute import ClientData, Nets
 from polyfed.execute.cost import CostCounter
 from polyfed.execute.fitting import EVAL_BATCH, bind, tree_to
 from polyfed.execute.place import Place
 from polyfed.message import Message, Nothing
+from polyfed.nets import Nets
+from polyfed.parties import ClientData
 from polyfed.runtime.clients import Clients, Report, measure
 from polyfed.runtime.federation import Federation
 from polyfed.typing import ClientId, Parts
@@ -92,7 +93,7 @@ class Evaluator:
     def evaluate(
         self, server: Any, clients: Clients, round_: int, reports: Mapping[ClientId, Report] | None = None
     ) -> Evaluation:
-        """Test all clients (or the configured sample) after aggregation, the cohort before it, and the server's models."""
+        """Test clients (all, or the sample) after aggregation, the cohort before it, and the server's models."""
         started, counting = time.perf_counter(), self.costs.seconds
         self._flops = 0
         official = self._official(reports or {})

@@ -7,7 +7,6 @@ from functools import cached_property
 from pathlib import Path
 
 from polyfed.algorithm import Algorithm, Task
-from polyfed.compute import ClientInfo, LocalClient
 from polyfed.config import Config, load_algorithm
 from polyfed.data.client import FederatedData
 from polyfed.data.dataset import Dataset
@@ -15,6 +14,7 @@ from polyfed.data.partition import Partition, make_partition
 from polyfed.data.sources import load_dataset
 from polyfed.models.catalogue import ModelSpec
 from polyfed.models.split import SplitModel
+from polyfed.parties import ClientInfo, LocalClient
 from polyfed.plan import LocalSGD
 from polyfed.rng import Rng
 from polyfed.typing import ClientId

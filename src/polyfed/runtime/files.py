@@ -32,8 +32,8 @@ def write(path: Path, data: bytes) -> str:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise StorageError(
-            f"could not write {path} ({len(data):,} bytes): {error.strerror or error}; what was there before is intact. "
-            "Make room or choose another --out, then resume"
+            f"could not write {path} ({len(data):,} bytes): {error.strerror or error}; what was there before "
+            "is intact. Make room or choose another --out, then resume"
         ) from error
     return hashlib.sha256(data).hexdigest()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
-from typing import Any
+from typing import Any, Literal
 
 from polyfed.message import Size
 from polyfed.runtime.evaluate import Evaluation
@@ -70,8 +70,8 @@ class Ledger:
             "mean": mean,
             "worst_decile": found.worst_decile(),
             "predictors": {name: found.mean(name) for name in found.predictors},
-            "by_model": self._by(found, lambda k: self.federation.info(k).architecture),
-            "by_capacity": self._by(found, lambda k: f"{self.federation.info(k).capacity:g}"),
+            "by_model": self._by(found, "architecture"),
+            "by_capacity": self._by(found, "capacity"),
             "official": found.official,
             "global": {name: pooled for name, (pooled, _) in found.whole.items()},
             "global_local": {name: local for name, (_, local) in found.whole.items()},
@@ -80,10 +80,12 @@ class Ledger:
         p["last"] = accuracy
         return {"accuracy": accuracy, "evaluation_down": found.down, "seconds_evaluation": found.seconds}
 
-    def _by(self, found: Evaluation, kind: Any) -> dict[str, float]:
+    def _by(self, found: Evaluation, what: Literal["architecture", "capacity"]) -> dict[str, float]:
         groups: dict[str, list[int]] = {}
         for client in found.scores:
-            groups.setdefault(kind(client), []).append(client)
+            info = self.federation.info(client)
+            kind = info.architecture if what == "architecture" else f"{info.capacity:g}"
+            groups.setdefault(kind, []).append(client)
         return {name: found.mean(clients=clients) for name, clients in sorted(groups.items())}
 
     def totals(self) -> dict[str, Any]:
@@ -133,7 +135,9 @@ def process_peak() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def client_rows(federation: Federation, round_: int, played: Played | None, found: Evaluation | None) -> list[dict[str, Any]]:
+def client_rows(
+    federation: Federation, round_: int, played: Played | None, found: Evaluation | None
+) -> list[dict[str, Any]]:
     """The lines of clients.jsonl for a round: who trained, who was tested, and with what result."""
     trained = played.reports if played else {}
     tested = found.scores if found else {}
@@ -169,5 +173,3 @@ def _plus(sums: dict[str, int], size: Size) -> dict[str, int]:
 
 def _family() -> dict[str, Any]:
     return {"bytes_up": 0, "bytes_down": 0, "flops": 0, "seconds": 0.0, "step_peak": 0}
-
-

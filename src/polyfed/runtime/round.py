@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from polyfed.compute import Cohort, Exchange, drive
+from polyfed.compute import Exchange, drive
 from polyfed.execute.drivers import Driver, Work
 from polyfed.message import Size, State
+from polyfed.parties import Cohort
 from polyfed.runtime.clients import Clients, Report
 from polyfed.runtime.federation import Federation
 from polyfed.typing import ClientId
@@ -75,5 +76,3 @@ def join(a: Report, b: Report) -> Report:
 def total(sizes: Sequence[Size]) -> Size:
     """All together."""
     return sum(sizes, Size())
-
-

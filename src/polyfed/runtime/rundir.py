@@ -58,7 +58,7 @@ class RunDir:
         self._logs = {name: self._open(name) for name in LOGS}
 
     def _open(self, name: str) -> Any:
-        return open(self.path / name, "ab")  # noqa: SIM115 - held until close()
+        return open(self.path / name, "ab")
 
     def close(self) -> None:
         """Let go of the directory."""
@@ -140,8 +140,8 @@ class RunDir:
             raise CheckpointError(f"{path} is damaged: its checksum does not match its content")
         if manifest["identity"] != identity:
             raise CheckpointError(
-                f"{path} belongs to another configuration or partition ({manifest['identity']}; this run is {identity}); "
-                "resume with the config.toml that lies beside it"
+                f"{path} belongs to another configuration or partition ({manifest['identity']}; this run is "
+                f"{identity}); resume with the config.toml that lies beside it"
             )
         name, sha256 = manifest["server"]
         server = files.load(path.parent / name, sha256, *states)

@@ -6,7 +6,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -21,6 +21,7 @@ from polyfed.data.partition import Partition
 from polyfed.errors import CheckpointError, PolyfedError, RunDirError
 from polyfed.execute.drivers import make_driver
 from polyfed.execute.place import Place
+from polyfed.message import Nothing, State
 from polyfed.runtime import files
 from polyfed.runtime.clients import LocalClients
 from polyfed.runtime.evaluate import Evaluation, Evaluator
@@ -50,9 +51,13 @@ def simulate(config: Config, *, out: Path | None = None, watch: Watch | None = N
     config = config.resolved()
     # Everything that can be wrong with the input is found before a file is written.
     federation = prepare(config)
-    folder = out or Path("runs") / f"{config.run.name}-{config.algorithm.name.split(':')[-1]}-{datetime.now():%Y%m%d-%H%M%S}"
+    folder = (
+        out or Path("runs") / f"{config.run.name}-{config.algorithm.name.split(':')[-1]}-{datetime.now():%Y%m%d-%H%M%S}"
+    )
     if (folder / "config.toml").exists():
-        raise RunDirError(f"{folder} already holds a run; go on with `polyfed resume {folder}`, or choose another --out")
+        raise RunDirError(
+            f"{folder} already holds a run; go on with `polyfed resume {folder}`, or choose another --out"
+        )
     with _held(folder) as run_dir:
         files.write_json(run_dir.file("environment.json"), environment(config))
         federation.partition.save(run_dir.file("partition.npz"))
@@ -74,14 +79,14 @@ def resume(folder: Path, *, watch: Watch | None = None) -> dict[str, Any]:
         stored = Partition.load(run_dir.file("partition.npz"))
         if stored.hash != federation.partition.hash:
             raise CheckpointError(
-                f"the data or the partition changed since {folder} was started (partition {federation.partition.hash[:12]}, "
-                f"the run has {stored.hash[:12]}); give it the same data, or start a new run"
+                f"the data or the partition changed since {folder} was started (its partition is {stored.hash[:12]}, "
+                f"now it is {federation.partition.hash[:12]}); give it the same data, or start a new run"
             )
         return _Run(federation, run_dir, watch or Quiet()).play()
 
 
 @contextmanager
-def _held(folder: Path) -> Iterator[RunDir]:
+def _held(folder: Path) -> Generator[RunDir]:
     run_dir = RunDir(folder)
     try:
         yield run_dir
@@ -90,7 +95,7 @@ def _held(folder: Path) -> Iterator[RunDir]:
 
 
 @contextmanager
-def _settings(config: Config, place: Place) -> Iterator[None]:
+def _settings(config: Config, place: Place) -> Generator[None]:
     """Pin what the numbers depend on, and give it back."""
     threads = torch.get_num_threads()
     torch.set_num_threads(config.run.threads or threads)
@@ -113,18 +118,20 @@ class _Run:
         self.store = Store(run_dir.states, states, resident=config.run.store == "memory")
         self.clients = LocalClients(federation, self.driver, self.store)
         self.evaluator = Evaluator(federation, self.place, self.driver.costs)
+        self.round = 0
+        self.server: State = Nothing()
         self.identity = f"{config.hash()[:16]}-{federation.partition.hash[:16]}"
 
     def play(self) -> dict[str, Any]:
         run, algorithm = self.federation.config.run, self.federation.algorithm
         with _settings(self.federation.config, self.place):
             found = self.run_dir.restore(self.store, algorithm.states, self.identity)
-            self.round, self.server, progress = found or (0, None, None)
+            self.round, self.server, progress = found or (0, Nothing(), None)
             self.ledger = Ledger(self.federation, progress)
             self.watch.started(self.run_dir.path, self.federation.config, self.round + 1)
             self.whole = found is not None  # server, store, ledger and logs agree on self.round
             try:
-                if self.server is None:
+                if found is None:
                     self.server = algorithm.init_server(self.federation.task, self.federation.rng.at("server"))
                     self._record(None, 0.0)
                     self.whole = True

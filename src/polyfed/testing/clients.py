@@ -1,0 +1,105 @@
+"""Clients of this process whose traffic is written down, or goes through bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from polyfed.execute.drivers import Driver
+from polyfed.message import Message, Size, State, decode, encode, size
+from polyfed.parties import Cohort, Replies, Reply
+from polyfed.runtime.clients import LocalClients, Report
+from polyfed.runtime.federation import Federation
+from polyfed.runtime.store import Store
+from polyfed.testing.compare import digest
+from polyfed.typing import ClientId
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One client's part in one exchange.
+
+    Args:
+        round: from 1.
+        client: its number.
+        before: its private state when the message arrived.
+        down: what it received.
+        after: its private state when it answered.
+        up: what it sent.
+        report: what that cost; ``report.work.parts`` is what its last fit ended with.
+        seen: the digests of ``before`` and ``down`` on arrival, and of ``after`` and ``up`` on departure.
+    """
+
+    round: int
+    client: ClientId
+    before: State
+    down: Message | None
+    after: State
+    up: Message | None
+    report: Report
+    seen: tuple[str, str, str, str]
+
+    def written(self) -> list[str]:
+        """Which of the four values are no longer what they were."""
+        values = {"private": self.before, "received": self.down, "kept": self.after, "sent": self.up}
+        return [name for (name, value), was in zip(values.items(), self.seen, strict=True) if digest(value) != was]
+
+
+class Watched(LocalClients):
+    """Clients of this process; every visit is written down."""
+
+    def __init__(self, federation: Federation, driver: Driver, store: Store) -> None:
+        super().__init__(federation, driver, store)
+        self.visits: list[Visit] = []
+
+    def exchange(
+        self, cohort: Cohort, down: Mapping[ClientId, Message | None]
+    ) -> tuple[Replies, dict[ClientId, Report]]:
+        """Pass the messages on and write down what came and what went."""
+        before: dict[ClientId, Any] = {client: self.private(client) for client in down}
+        arrived = {client: (digest(before[client]), digest(down[client])) for client in down}
+        # What a client has not got in its store it would make anew for the round, and this one would not be the same
+        # object: it could be written to unseen.
+        self._kept = {client: (state, cohort.round) for client, state in before.items()} | self._kept
+        replies, reports = super().exchange(cohort, down)
+        for reply in replies:
+            client = reply.client.id
+            after = self.private(client)
+            self.visits.append(
+                Visit(
+                    cohort.round,
+                    client,
+                    before[client],
+                    down[client],
+                    after,
+                    reply.message,
+                    reports[client],
+                    (*arrived[client], digest(after), digest(reply.message)),
+                )
+            )
+        return replies, reports
+
+
+class Wired(LocalClients):
+    """Clients of this process that are met through bytes only: each message is what `decode` makes of `encode`'s."""
+
+    def __init__(self, federation: Federation, driver: Driver, store: Store) -> None:
+        super().__init__(federation, driver, store)
+        #: For each message: its class, its size as told, and its length as encoded.
+        self.sizes: list[tuple[str, Size, int]] = []
+
+    def _through(self, message: Message | None) -> Message | None:
+        if message is None:
+            return None
+        data = encode(message)
+        self.sizes.append((type(message).__qualname__, size(message), len(data)))
+        return decode(data, *self.federation.algorithm.messages)
+
+    def exchange(
+        self, cohort: Cohort, down: Mapping[ClientId, Message | None]
+    ) -> tuple[Replies, dict[ClientId, Report]]:
+        """Encode and decode both ways."""
+        replies, reports = super().exchange(cohort, {client: self._through(msg) for client, msg in down.items()})
+        back = tuple(Reply(reply.client, self._through(reply.message)) for reply in replies)
+        return Replies(back, replies.failed), reports

@@ -1,0 +1,192 @@
+"""Clients in a process of their own: only bytes cross, and private states stay where they are.
+
+What a deployment does, without a network: the other process builds its federation from the configuration, keeps the
+private states, and runs the clients' coroutines; this one runs the server's. A frame is a header in JSON and, for
+each message, what `encode` wrote. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import polyfed.errors
+from polyfed.config import Config
+from polyfed.errors import MessageError, PolyfedError
+from polyfed.execute.drivers import Work, make_driver
+from polyfed.execute.place import Place
+from polyfed.message import Message, State, decode, encode
+from polyfed.parties import Cohort, Replies, Reply
+from polyfed.runtime.clients import LocalClients, Report, measure
+from polyfed.runtime.federation import Federation, prepare
+from polyfed.runtime.store import Store
+from polyfed.testing.compare import digest
+from polyfed.typing import ClientId
+
+
+class Child:
+    """A process that serves clients until it is closed; one serves any number of runs, one after another."""
+
+    def __init__(self) -> None:
+        self._connection, there = Pipe()
+        # The same modules must be importable there, an algorithm beside the tests among them.
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        code = f"from polyfed.testing.process import serve; serve({there.fileno()})"
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code], pass_fds=[there.fileno()], env=environment, stdin=subprocess.DEVNULL
+        )
+        there.close()
+
+    def ask(self, header: Mapping[str, Any], frames: Sequence[bytes] = ()) -> tuple[dict[str, Any], list[bytes]]:
+        """Send a request and wait for the answer.
+
+        Raises:
+            PolyfedError: what the other process raised, of the same class.
+            RuntimeError: it raised something else, or ended.
+        """
+        try:
+            _send(self._connection, header, frames)
+            answer, back = _receive(self._connection)
+        except (EOFError, OSError) as error:
+            raise RuntimeError(f"the clients' process ended (exit code {self._process.wait()})") from error
+        if "error" in answer:
+            name, text = answer["error"]
+            raised = getattr(polyfed.errors, name, None)
+            raise raised(text) if raised else RuntimeError(f"{name} in the clients' process: {text}")
+        return answer, back
+
+    def close(self) -> None:
+        """End the process."""
+        self._connection.close()
+        self._process.wait()
+
+
+class ProcessClients:
+    """The clients of a federation, living in a `Child`. A `polyfed.runtime.clients.Clients`.
+
+    Args:
+        child: where they live; what lived there before is gone.
+        federation: the server's view; the other process makes its own from the configuration.
+        place: device and precision of the clients' work.
+        driver: by which they run.
+    """
+
+    def __init__(self, child: Child, federation: Federation, place: Place, driver: str = "sequential") -> None:
+        self.child, self.federation = child, federation
+        answer, _ = child.ask(
+            {
+                "do": "open",
+                "config": federation.config.to_dict(),
+                "place": [str(place.device), place.precision],
+                "driver": driver,
+                "threads": torch.get_num_threads(),
+            }
+        )
+        if answer["partition"] != federation.partition.hash:
+            raise PolyfedError("the clients' process dealt the data differently; does it read the same files?")
+
+    def exchange(
+        self, cohort: Cohort, down: Mapping[ClientId, Message | None]
+    ) -> tuple[Replies, dict[ClientId, Report]]:
+        """Send each client its bytes and bring back theirs."""
+        told = [client for client, message in down.items() if message is not None]
+        answer, frames = self.child.ask(
+            {"do": "exchange", "round": cohort.round, "rounds": cohort.rounds, "clients": list(down), "told": told},
+            [encode(message) for message in down.values() if message is not None],
+        )
+        known = self.federation.algorithm.messages
+        up = {client: decode(frame, *known) for client, frame in zip(answer["told"], frames, strict=True)}
+        works = {int(client): Work(**work) for client, work in answer["works"].items()}
+        replies = Replies(tuple(Reply(info, up.get(info.id)) for info in cohort if info.id in works))
+        return replies, {k: Report(work, measure(down[k]), measure(up.get(k))) for k, work in works.items()}
+
+    def commit(self) -> None:
+        """The round is complete there too."""
+        self.child.ask({"do": "commit"})
+
+    def private(self, client: ClientId) -> State:
+        """Refused: it does not leave its process."""
+        raise MessageError(f"the private state of client {client} stays in its own process; ask for its digest")
+
+    def digests(self) -> dict[ClientId, str]:
+        """A hash of every client's private state."""
+        answer, _ = self.child.ask({"do": "digests"})
+        return {int(client): value for client, value in answer["digests"].items()}
+
+
+def serve(descriptor: int) -> None:
+    """The other process: answer requests until the connection closes."""
+    connection = Connection(descriptor)
+    served: _Served | None = None
+    while True:
+        try:
+            header, frames = _receive(connection)
+        except EOFError:
+            return
+        answer: tuple[dict[str, Any], list[bytes]]
+        try:
+            if header["do"] == "open":
+                served = _Served(header)
+                answer = {"partition": served.clients.federation.partition.hash}, []
+            else:
+                assert served is not None, "nothing is open"
+                answer = served.answer(header, frames)
+        except Exception as error:  # whatever an algorithm raises belongs to the process that asked
+            answer = {"error": [type(error).__name__, str(error)]}, []
+        _send(connection, *answer)
+
+
+class _Served:
+    """The clients of one run, in the other process."""
+
+    def __init__(self, header: Mapping[str, Any]) -> None:
+        torch.set_num_threads(header["threads"])
+        self.place = Place.of(*header["place"])
+        federation = prepare(Config.parse(header["config"]))
+        store = Store(Path("never-written"), federation.algorithm.states, resident=True)
+        self.clients = LocalClients(federation, make_driver(header["driver"], self.place), store)
+
+    def answer(self, header: Mapping[str, Any], frames: list[bytes]) -> tuple[dict[str, Any], list[bytes]]:
+        with self.place.defaults():
+            if header["do"] == "exchange":
+                return self._exchange(header, frames)
+            if header["do"] == "commit":
+                self.clients.commit()
+                return {}, []
+            everyone = range(self.clients.federation.config.clients.count)
+            return {"digests": {client: digest(self.clients.private(client)) for client in everyone}}, []
+
+    def _exchange(self, header: Mapping[str, Any], frames: list[bytes]) -> tuple[dict[str, Any], list[bytes]]:
+        federation = self.clients.federation
+        rng = federation.rng.at("unused")  # the cohort's is the server's
+        cohort = Cohort(tuple(map(federation.info, header["clients"])), header["round"], header["rounds"], rng)
+        known = federation.algorithm.messages
+        came = {client: decode(frame, *known) for client, frame in zip(header["told"], frames, strict=True)}
+        replies, reports = self.clients.exchange(cohort, {client: came.get(client) for client in header["clients"]})
+        works = {
+            client: {key: getattr(report.work, key) for key in ("flops", "seconds", "peak_bytes", "steps", "loss")}
+            for client, report in reports.items()
+        }
+        told = [reply for reply in replies if reply.message is not None]
+        frames = [encode(reply.message) for reply in told]
+        return {"works": works, "told": [reply.client.id for reply in told]}, frames
+
+
+def _send(connection: Any, header: Mapping[str, Any], frames: Sequence[bytes]) -> None:
+    connection.send_bytes(json.dumps({**header, "frames": len(frames)}).encode())
+    for frame in frames:
+        connection.send_bytes(frame)
+
+
+def _receive(connection: Any) -> tuple[dict[str, Any], list[bytes]]:
+    header = json.loads(connection.recv_bytes())
+    return header, [connection.recv_bytes() for _ in range(header.pop("frames"))]

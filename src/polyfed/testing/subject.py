@@ -1,0 +1,171 @@
+"""A small federation for an algorithm under test, and runs of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from polyfed.algorithm import Algorithm
+from polyfed.config import Config, algorithm_class
+from polyfed.data.digits import load_digits
+from polyfed.errors import ModelError
+from polyfed.execute.drivers import Batched, Calls, Outcome, Sequential
+from polyfed.execute.place import Place, Precision
+from polyfed.message import State
+from polyfed.runtime.clients import Clients, LocalClients
+from polyfed.runtime.federation import Federation, prepare
+from polyfed.runtime.round import play_round
+from polyfed.runtime.store import Store
+from polyfed.testing.clients import Watched, Wired
+from polyfed.testing.process import Child, ProcessClients
+from polyfed.testing.settings import BASE, CAPACITIES, FAMILIES, FEW, KEYS, LEARNING, MORE, merged
+from polyfed.typing import ClientId
+
+C = TypeVar("C", bound=Clients)
+Tables = Mapping[str, Mapping[str, Any]]
+
+
+class Backwards(Sequential):
+    """One client after another, the last first."""
+
+    def play(self, calls: Calls) -> dict[ClientId, Outcome]:
+        """Run each to its end, in descending order of id."""
+        out: dict[ClientId, Outcome] = {}
+        for client in sorted(calls, reverse=True):
+            out |= super().play({client: calls[client]})
+        return {client: out[client] for client in sorted(out)}
+
+
+DRIVERS: Mapping[str, type[Sequential]] = {"sequential": Sequential, "batched": Batched, "backwards": Backwards}
+
+
+@dataclass(frozen=True)
+class Run(Generic[C]):
+    """What a few rounds led to.
+
+    Args:
+        federation: what was run.
+        driver: by what.
+        clients: where.
+        servers: the server's states, the initial one first.
+    """
+
+    federation: Federation
+    driver: Sequential
+    clients: C
+    servers: tuple[State, ...]
+
+    @cached_property
+    def privates(self) -> dict[ClientId, State]:
+        """Every client's private state at the end."""
+        with self.driver.place.defaults():
+            return {client: self.clients.private(client) for client in range(self.federation.config.clients.count)}
+
+
+def play(
+    federation: Federation,
+    clients: Callable[[Federation, Sequential], C],
+    *,
+    rounds: int = 3,
+    driver: str = "sequential",
+    precision: Precision = "fp32",
+) -> Run[C]:
+    """The first rounds of a run, without its directory and its evaluations."""
+    works = DRIVERS[driver](Place.of("cpu", precision))
+    met = clients(federation, works)
+    with works.place.defaults():
+        servers = [federation.algorithm.init_server(federation.task, federation.rng.at("server"))]
+        for round_ in range(1, rounds + 1):
+            servers.append(play_round(federation, servers[-1], round_, met, works).server)
+            met.commit()
+    return Run(federation, works, met, tuple(servers))
+
+
+def memory(federation: Federation) -> Store:
+    """A store that never writes."""
+    return Store(Path("never-written"), federation.algorithm.states, resident=True)
+
+
+def local(federation: Federation, driver: Sequential) -> LocalClients:
+    """Clients of this process, for `play`."""
+    return LocalClients(federation, driver, memory(federation))
+
+
+def watched(federation: Federation, driver: Sequential) -> Watched:
+    """Clients whose visits are written down, for `play`."""
+    return Watched(federation, driver, memory(federation))
+
+
+def wired(federation: Federation, driver: Sequential) -> Wired:
+    """Clients met through bytes, for `play`."""
+    return Wired(federation, driver, memory(federation))
+
+
+def elsewhere(child: Child) -> Callable[[Federation, Sequential], ProcessClients]:
+    """Clients in another process, for `play`."""
+    return lambda federation, driver: ProcessClients(child, federation, driver.place)
+
+
+class Subject:
+    """An algorithm under test: its small federation, and runs of it that several laws look at.
+
+    Args:
+        name: of the catalogue, or "package.module:Class".
+        folder: for the pictures and for run directories.
+        given: tables of a configuration that go on top of everything, as ``--law-config`` reads them.
+
+    Raises:
+        ModelError: the algorithm takes none of the networks; says why, for each.
+    """
+
+    def __init__(self, name: str, folder: Path, given: Tables | None = None) -> None:
+        self.name, self.folder = name, folder
+        self.cls: type[Algorithm] = algorithm_class(name)
+        self._given = merged({"algorithm": {"name": name, **KEYS.get(name, {})}}, given or {})
+        self._runs: dict[object, Run[Any]] = {}
+        self._clients = self._accepted()
+
+    def _accepted(self) -> dict[str, Any]:
+        refused: list[str] = []
+        for models in FAMILIES:
+            for capacities in CAPACITIES:
+                self._clients = {"models": list(models), "capacities": list(capacities)}
+                try:
+                    prepare(self.config())
+                except ModelError as error:
+                    refused.append(f"{', '.join(models)} with capacities {capacities}: {error}")
+                else:
+                    return self._clients
+        raise ModelError(
+            f"{self.name} takes none of the laws' networks; name some in a file for --law-config:\n  "
+            + "\n  ".join(refused)
+        )
+
+    def config(self, *layers: Tables, pictures: int = FEW) -> Config:
+        """The laws' configuration for this algorithm, with ``layers`` of changes."""
+        path = self.folder / f"digits-{pictures}.npz"
+        if not path.exists():
+            digits = load_digits(16)
+            np.savez(path, x=digits.x[:pictures].numpy(), y=digits.y[:pictures].numpy())
+        tables = merged(BASE, {"data": {"path": str(path)}, "clients": self._clients}, *layers, self._given)
+        return Config.parse(tables, source="the laws' configuration")
+
+    def federation(self, *layers: Tables) -> Federation:
+        """A federation of new objects."""
+        return prepare(self.config(*layers))
+
+    def learning(self) -> Federation:
+        """The federation of the problem to learn."""
+        return prepare(self.config(LEARNING, pictures=MORE))
+
+    def run(self, driver: str = "sequential", precision: Precision = "fp64") -> Run[Watched]:
+        """Three rounds, played once however often they are asked for."""
+        key = (driver, precision)
+        if key not in self._runs:
+            self._runs[key] = play(self.federation(), watched, driver=driver, precision=precision)
+        return self._runs[key]
