@@ -1,0 +1,156 @@
+"""A federation small enough to follow by hand, played with the drivers; shared by the tests of the core and above."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from polyfed.algorithm import Algorithm
+from polyfed.config import Config
+from polyfed.data.dataset import Dataset
+from polyfed.data.partition import Partition
+from polyfed.execute.drivers import Sequential, make_driver
+from polyfed.execute.place import Place, Precision
+from polyfed.runtime.clients import LocalClients
+from polyfed.runtime.federation import Federation
+from polyfed.runtime.round import Played, play_round
+from polyfed.runtime.store import Store
+
+MLP = "mlp(hidden=(12, 6))"
+
+
+def dataset(shape: tuple[int, ...], rows: int, classes: int, seed: int = 0) -> Dataset:
+    """Random examples: images if ``shape`` has three sides, else features."""
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.arange(rows) % classes
+    image = len(shape) == 3
+    return Dataset(
+        name="toy",
+        x=torch.randint(0, 256, (rows, *shape), generator=generator).to(torch.uint8)
+        if image
+        else torch.randn(rows, *shape, generator=generator),
+        y=y,
+        classes=tuple(map(str, range(classes))),
+        mean=(0.5,) * shape[0] if image else (),
+        std=(0.25,) * shape[0] if image else (),
+        **({"flip": False} if image else {}),
+    )
+
+
+def partition(train: Sequence[int], test: int, clients: int) -> Partition:
+    """Client k has ``train[k]`` rows to train on and ``test`` to be tested on."""
+    starts = np.cumsum([0, *(n + test for n in train)])
+    return Partition(
+        train_rows=np.concatenate([np.arange(s, s + n) for s, n in zip(starts, train, strict=False)]).astype(np.int64),
+        train_offsets=np.cumsum([0, *train]).astype(np.int64),
+        test_rows=np.concatenate([np.arange(s + n, s + n + test) for s, n in zip(starts, train, strict=False)]).astype(
+            np.int64
+        ),
+        test_offsets=(np.arange(clients + 1) * test).astype(np.int64),
+        about={"dataset": "toy", "rows": int(starts[-1])},
+    )
+
+
+def federation(
+    algorithm: Algorithm,
+    *,
+    models: Sequence[str] = (MLP,),
+    sizes: Sequence[int] = (11, 8, 5),
+    shape: tuple[int, ...] = (7,),
+    classes: int = 4,
+    test: int = 6,
+    train: Mapping[str, Any] | None = None,
+    clients: Mapping[str, Any] | None = None,
+    run: Mapping[str, Any] | None = None,
+) -> Federation:
+    """Clients with ``sizes`` training examples of random data."""
+    settings = {"epochs": 2, "batch_size": 4, "lr": 0.1, **(train or {})}
+    config = Config.parse(
+        {
+            "run": {"rounds": 3, "threads": 1, **(run or {})},
+            "data": {"augment": False},
+            "clients": {"count": len(sizes), "models": list(models), **(clients or {})},
+            "train": {key: value for key, value in settings.items() if value is not None},
+            "algorithm": {"name": algorithm.name},
+        }
+    )
+    data = dataset(shape, sum(sizes) + test * len(sizes), classes)
+    return Federation(config, data, partition(sizes, test, len(sizes)), algorithm)
+
+
+@dataclass
+class Game:
+    """A federation at play: server, clients, and everything that each round told."""
+
+    federation: Federation
+    driver: Sequential
+    clients: LocalClients
+    server: Any
+    played: list[Played] = field(default_factory=list)
+    sent: list[dict[int, Any]] = field(default_factory=list)
+    got: list[dict[int, Any]] = field(default_factory=list)
+
+    def round(self) -> Game:
+        """Play one more round."""
+        number = len(self.played) + 1
+        with self.driver.place.defaults():
+            played = play_round(self.federation, self.server, number, self, self.driver)
+            self.clients.commit()
+        self.played.append(played)
+        self.server = played.server
+        return self
+
+    def exchange(self, cohort: Any, down: Any) -> Any:
+        """Pass on and note what travels."""
+        replies, reports = self.clients.exchange(cohort, down)
+        self.sent.append(dict(down))
+        self.got.append({reply.client.id: reply.message for reply in replies})
+        return replies, reports
+
+    def private(self, client: int) -> Any:
+        """A client's state."""
+        return self.clients.private(client)
+
+    def commit(self) -> None:
+        """Keep what the clients keep."""
+        self.clients.commit()
+
+    def local(self, client: int, round_: int | None = None) -> Any:
+        """A client as it works in a round, the last by default."""
+        return self.federation.local(client, len(self.played) if round_ is None else round_)
+
+
+def play(
+    fed: Federation, rounds: int = 0, *, driver: str = "sequential", precision: Precision = "fp32", folder: Any = None
+) -> Game:
+    """Set up a federation and play some rounds."""
+    place = Place(torch.device("cpu"), precision)
+    made = make_driver(driver, place)
+    store = Store(Path(folder or "/nonexistent"), fed.algorithm.states, resident=True)
+    with place.defaults():
+        server = fed.algorithm.init_server(fed.task, fed.rng.at("server"))
+    game = Game(fed, made, LocalClients(fed, made, store), server)
+    for _ in range(rounds):
+        game.round()
+    return game
+
+
+def copy(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same values in tensors of their own."""
+    return {name: value.clone() for name, value in params.items()}
+
+
+def close(got: Mapping[str, Tensor], expected: Mapping[str, Tensor], tolerance: float) -> None:
+    """Assert equal names and, for each tensor, a difference below ``tolerance`` of its norm."""
+    assert sorted(got) == sorted(expected)
+    for name, value in expected.items():
+        assert got[name].shape == value.shape, name
+        assert got[name].dtype == value.dtype, name
+        difference = float((got[name].double() - value.double()).norm())
+        assert difference <= tolerance * max(float(value.double().norm()), 1e-3), f"{name}: {difference}"
