@@ -60,6 +60,9 @@ class Record:
         found: dict[str, type[Record]] = {}
         for f in dataclasses.fields(cls):  # pyright: ignore[reportArgumentType]
             _check_type(f.type, f"{cls.__qualname__}.{f.name}", found)
+        private = [name for name, inner in found.items() if issubclass(inner, State)]
+        if private and issubclass(cls, Message):
+            raise TypeError(f"{cls.__qualname__} is a Message but holds {private[0]}, a State, which is private")
         cls.nested = found
 
 
@@ -140,6 +143,8 @@ def flatten(record: Record) -> tuple[Any, list[tuple[str, Tensor]]]:
         if isinstance(value, Tensor):
             tensors.append((kind, value))
             return {"t": len(tensors) - 1}
+        if isinstance(value, State) and isinstance(record, Message):
+            raise MessageError(f"{type(value).__qualname__} is a State: it must not leave its owner")
         if isinstance(value, Record):
             fields = dataclasses.fields(value)  # pyright: ignore[reportArgumentType]
             inner = {f.name: walk(getattr(value, f.name), _kind(f.type)) for f in fields}
@@ -189,7 +194,7 @@ def unflatten(skeleton: Any, tensors: list[Tensor], *known: type[Record]) -> Rec
 
     try:
         built = build(skeleton)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise MessageError(f"the structure of the message is damaged ({type(error).__name__}: {error})") from error
     if not isinstance(built, Record):
         raise MessageError(f"the message is a {type(built).__name__}; expected one of {', '.join(sorted(classes))}")
@@ -264,7 +269,7 @@ def decode(data: bytes, *known: type[Message], limit: int | None = None) -> Mess
         header = json.loads(bytes(data[_PREFIX.size : start]))
         table = [(_DTYPES[name], tuple(int(n) for n in shape)) for name, shape in header["tensors"]]
         skeleton = header["tree"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise MessageError(f"the header is damaged ({type(error).__name__}: {error})") from error
     buffer = bytearray(memoryview(data)[start:])  # one writable copy, shared by all tensors
     tensors: list[Tensor] = []
@@ -272,7 +277,7 @@ def decode(data: bytes, *known: type[Message], limit: int | None = None) -> Mess
     for dtype, shape in table:
         count = math.prod(shape)
         nbytes = count * dtype.itemsize
-        if count < 0 or any(n < 0 for n in shape) or offset + nbytes > len(buffer):
+        if not all(0 <= n < 2**63 for n in shape) or offset + nbytes > len(buffer):
             raise MessageError(
                 f"truncated: tensor {len(tensors)} of shape {shape} needs {nbytes:,} bytes at {offset:,}, "
                 f"{len(buffer):,} came"
