@@ -148,7 +148,7 @@ def drive(steps: Steps[T], perform: Callable[[Any], Any]) -> T:
         TypeError: it returned a coroutine that nobody drove: a ``yield from`` is missing.
     """
     if not isinstance(steps, GeneratorType):  # an algorithm's method without any yield returns its value at once
-        return steps  # pyright: ignore[reportReturnType]
+        return finished(steps)
     answer: Any = None
     while True:
         try:
