@@ -62,7 +62,8 @@ class LocalSGD:
     def _cuts(self, examples: int) -> list[int]:
         starts = list(range(0, examples, self.batch_size))
         # BatchNorm cannot normalise a single example, so a last batch of one is left out of its epoch.
-        return starts[:-1] if len(starts) > 1 and examples - starts[-1] == 1 else starts
+        lone = examples - starts[-1] == 1 and 1 < self.batch_size < examples
+        return starts[:-1] if lone else starts
 
     def schedule(self, examples: int, rng: Rng) -> Iterator[Step]:
         """The steps of one participation: a fresh permutation for every epoch, the last partial batch kept."""
