@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import GeneratorType
 from typing import Any, Protocol
 
 from polyfed.compute import Answer, Fit, Fitted, Reduce, Steps, drive, finished
@@ -56,6 +57,9 @@ class Outcome:
 
 class Driver(Protocol):
     """Runs the coroutines of a cohort."""
+
+    place: Place
+    costs: CostCounter
 
     def play(self, calls: Calls) -> dict[ClientId, Outcome]:
         """Run each to its end, in order of client id."""
@@ -140,8 +144,9 @@ class Batched(Sequential):
     def play(self, calls: Calls) -> dict[ClientId, Outcome]:
         """Advance all coroutines to their next request, do the requests by groups, and so on until all have ended."""
         works = {client: Work() for client in sorted(calls)}
-        answers: dict[ClientId, Any] = dict.fromkeys(works)
-        ended: dict[ClientId, Any] = {}
+        # A client's method without any yield returned its value at once.
+        ended = {client: finished(call) for client, call in calls.items() if not isinstance(call, GeneratorType)}
+        answers: dict[ClientId, Any] = {client: None for client in works if client not in ended}
         while answers:
             requests: dict[ClientId, Any] = {}
             for client, answer in answers.items():
