@@ -321,18 +321,18 @@ def test_a_state_never_gets_bytes() -> None:
 
 def test_a_state_inside_a_message_never_gets_bytes_either() -> None:
     """Catches a private state that travels in a field, declared so or put there against the declaration."""
-    with pytest.raises(TypeError, match="private"):
+    with pytest.raises(TypeError, match="holds Secret, a State, which is private"):
 
         class Leak(Message):
             secret: Secret
 
-    with pytest.raises(TypeError, match="private"):
+    with pytest.raises(TypeError, match="holds Secret, a State, which is private"):
 
         class DeepLeak(Message):
             secrets: Mapping[str, tuple[Secret, ...]]
 
     for smuggled in (Secret(torch.zeros(2)), (Secret(torch.zeros(2)),), {"a": Secret(torch.zeros(2))}):
-        with pytest.raises(MessageError, match="must not leave its owner"):
+        with pytest.raises(MessageError, match="State: it must not leave its owner"):
             encode(Small(smuggled, 1))  # type: ignore[arg-type]
 
 
