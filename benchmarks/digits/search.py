@@ -24,10 +24,10 @@ MODELS = ["cnn1", "cnn2", "cnn3", "cnn4", "cnn5"]
 #: name -> (classes per client, test fraction, lr, momentum, batch, epochs, rounds); a client has about 180 examples.
 SETTINGS: dict[str, tuple[int, float, float, float, int, int, int]] = {
     "c5-t80-lr05-b16": (5, 0.8, 0.05, 0.0, 16, 2, 30),
-    "c5-t80-lr10-b16": (5, 0.8, 0.1, 0.0, 16, 2, 30),
-    "c5-t80-lr02-b16-m9": (5, 0.8, 0.02, 0.9, 16, 2, 30),
-    "c5-t90-lr10-b16": (5, 0.9, 0.1, 0.0, 16, 2, 30),
-    "c10-t80-lr10-b16": (10, 0.8, 0.1, 0.0, 16, 2, 30),
+    "c5-t90-lr10-b16": (5, 0.9, 0.1, 0.0, 16, 2, 40),
+    "c10-t90-lr10-b16": (10, 0.9, 0.1, 0.0, 16, 2, 40),
+    "c5-t95-lr10-b8-e5": (5, 0.95, 0.1, 0.0, 8, 5, 30),
+    "c5-t90-lr05-b10-m5": (5, 0.9, 0.05, 0.5, 10, 2, 30),
 }
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "fedmrl": {"name": "fedmrl"},

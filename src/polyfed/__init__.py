@@ -1,7 +1,7 @@
 """polyfed: federated learning where every party's model may differ.
 
     import polyfed
-    config = polyfed.Config.parse({"clients": {"count": 10, "models": ["cnn1", "cnn5"]}, "algorithm": {"name": "fedmrl"}})
+    config = polyfed.Config.parse({"clients": {"models": ["cnn1", "cnn5"]}, "algorithm": {"name": "fedmrl"}})
     summary = polyfed.simulate(config)
 
 Names are imported on first use, so that ``import polyfed`` and ``polyfed --help`` do not wait for torch.

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from polyfed.execute.drivers import Driver, Work
-from polyfed.message import Message, Size, State, size
+from polyfed.execute.fitting import bind, tree_to
+from polyfed.message import Message, Nothing, Size, State, size
 from polyfed.parties import Cohort, Replies, Reply
 from polyfed.runtime.federation import Federation
+from polyfed.runtime.scoring import Score, Scorer
 from polyfed.runtime.store import Store
-from polyfed.typing import ClientId
+from polyfed.typing import ClientId, Parts
+
+#: Messages by client; None sends nothing.
+Down = Mapping[ClientId, Message | None]
 
 
 @dataclass(frozen=True)
@@ -22,28 +27,28 @@ class Report:
         work: computing.
         down: bytes that it received.
         up: bytes that it sent.
+        score: its test just after its training, before aggregation, if that was asked for.
     """
 
     work: Work
     down: Size
     up: Size
+    score: Score | None = None
 
 
 class Clients(Protocol):
-    """Where messages of the server go."""
+    """Where the server's messages go."""
 
-    def exchange(
-        self, cohort: Cohort, down: Mapping[ClientId, Message | None]
-    ) -> tuple[Replies, dict[ClientId, Report]]:
-        """Send each client its message and bring back the replies."""
+    def exchange(self, cohort: Cohort, down: Down, *, score: bool = False) -> tuple[Replies, dict[ClientId, Report]]:
+        """Send each client its message and bring back the replies; with ``score``, have them tested, too."""
         ...
 
     def commit(self) -> None:
         """The round is complete: what the clients of it keep becomes their state."""
         ...
 
-    def private(self, client: ClientId) -> State:
-        """A client's state, made if it has none."""
+    def evaluate(self, round_: int, down: Down) -> dict[ClientId, Score]:
+        """Send each client what it needs to predict and have it tested on its own test data."""
         ...
 
 
@@ -56,6 +61,7 @@ class LocalClients:
 
     def __init__(self, federation: Federation, driver: Driver, store: Store) -> None:
         self.federation, self.driver, self.store = federation, driver, store
+        self.scorer = Scorer(federation.algorithm, driver.place, driver.costs)
         self._kept: dict[ClientId, tuple[State, int]] = {}
 
     def private(self, client: ClientId) -> Any:
@@ -65,9 +71,7 @@ class LocalClients:
         state = self.store.get(client)
         return self.federation.algorithm.init_client(self.federation.local(client, 0)) if state is None else state
 
-    def exchange(
-        self, cohort: Cohort, down: Mapping[ClientId, Message | None]
-    ) -> tuple[Replies, dict[ClientId, Report]]:
+    def exchange(self, cohort: Cohort, down: Down, *, score: bool = False) -> tuple[Replies, dict[ClientId, Report]]:
         """Run the client's side of the round for each message."""
         algorithm = self.federation.algorithm
         calls = {
@@ -78,7 +82,12 @@ class LocalClients:
         replies = tuple(Reply(info, outcomes[info.id].upload) for info in cohort if info.id in outcomes)
         self._kept |= {client: (outcome.private, cohort.round) for client, outcome in outcomes.items()}
         reports = {
-            client: Report(outcome.work, measure(down[client]), measure(outcome.upload))
+            client: Report(
+                outcome.work,
+                measure(down[client]),
+                measure(outcome.upload),
+                self._score(client, cohort.round, outcome.work.parts) if score and outcome.work.parts else None,
+            )
             for client, outcome in outcomes.items()
         }
         return Replies(replies), reports
@@ -88,6 +97,24 @@ class LocalClients:
         for client, (state, round_) in self._kept.items():
             self.store.put(client, state, round_)
         self._kept.clear()
+
+    def evaluate(self, round_: int, down: Down) -> dict[ClientId, Score]:
+        """Test each client on its own test data, with what it keeps and what it receives."""
+        shared: dict[object, Parts] = {}
+        out: dict[ClientId, Score] = {}
+        for client, message in down.items():
+            private, local = self.private(client), self.federation.local(client, round_)
+            # Clients that keep nothing and receive the same message have the same model.
+            kind = (id(message), replace(local.info, id=0)) if isinstance(private, Nothing) else client
+            if kind not in shared:
+                shared = {} if kind is client else shared
+                shared[kind] = tree_to(self.federation.algorithm.parts(private, message, local), self.driver.place)
+            out[client] = self._score(client, round_, shared[kind])
+        return out
+
+    def _score(self, client: ClientId, round_: int, parts: Parts) -> Score:
+        nets = bind(self.federation.local(client, round_).models, tree_to(parts, self.driver.place))
+        return self.scorer.score(nets, self.federation.data.test(client))
 
 
 def measure(message: Message | None) -> Size:

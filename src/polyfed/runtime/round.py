@@ -43,15 +43,17 @@ def draw_cohort(federation: Federation, round_: int) -> Cohort:
     return Cohort(tuple(federation.info(k) for k in chosen), round_, federation.config.run.rounds, rng.at("server"))
 
 
-def play_round(federation: Federation, server: Any, round_: int, clients: Clients, driver: Driver) -> Played:
-    """Play one round. What the clients keep is not theirs until `Clients.commit`."""
+def play_round(
+    federation: Federation, server: Any, round_: int, clients: Clients, driver: Driver, *, score: bool = False
+) -> Played:
+    """Play one round; with ``score``, test the cohort before aggregation. `Clients.commit` must follow."""
     cohort = draw_cohort(federation, round_)
     reports: dict[ClientId, Report] = {}
 
     def perform(request: Any) -> Any:
         if not isinstance(request, Exchange):
             return driver.perform(request)
-        replies, costs = clients.exchange(request.cohort, request.down)
+        replies, costs = clients.exchange(request.cohort, request.down, score=score)
         for client, report in costs.items():
             reports[client] = join(reports[client], report) if client in reports else report
         return replies
@@ -70,7 +72,7 @@ def join(a: Report, b: Report) -> Report:
         loss=b.work.loss if b.work.loss is not None else a.work.loss,
         parts=b.work.parts or a.work.parts,
     )
-    return Report(work, a.down + b.down, a.up + b.up)
+    return Report(work, a.down + b.down, a.up + b.up, b.score or a.score)
 
 
 def total(sizes: Sequence[Size]) -> Size:

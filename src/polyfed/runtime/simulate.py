@@ -137,7 +137,9 @@ class _Run:
                     self.whole = True
                 for round_ in range(self.round + 1, run.rounds + 1):
                     started, counting = time.perf_counter(), self.driver.costs.seconds
-                    played = play_round(self.federation, self.server, round_, self.clients, self.driver)
+                    played = play_round(
+                        self.federation, self.server, round_, self.clients, self.driver, score=self._due(round_)
+                    )
                     self.whole = False
                     self.clients.commit()
                     self.server, self.round = played.server, round_
@@ -161,6 +163,11 @@ class _Run:
     def _save(self) -> None:
         self.run_dir.save(self.round, self.server, self.store, self.ledger.progress, self.identity)
 
+    def _due(self, round_: int) -> bool:
+        """Whether the round is evaluated."""
+        run = self.federation.config.run
+        return round_ % run.eval_every == 0 or round_ == run.rounds
+
     def _record(self, played: Played | None, seconds: float) -> None:
         """Enter a round into ledger and logs; evaluate if it is time."""
         run = self.federation.config.run
@@ -168,7 +175,7 @@ class _Run:
         if played is not None:
             row |= self.ledger.round(played, seconds)
         found: Evaluation | None = None
-        if self.round % run.eval_every == 0 or self.round == run.rounds:
+        if self._due(self.round):
             found = self.evaluator.evaluate(self.server, self.clients, self.round, played.reports if played else None)
             row |= self.ledger.evaluation(self.round, found)
         row["totals"] = self.ledger.totals()
