@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from types import GeneratorType
 from typing import Any, Protocol
 
+from torch.utils.flop_counter import FlopCounterMode
+
 from polyfed.compute import Answer, Fit, Fitted, Reduce, Steps, drive, finished
 from polyfed.execute.cost import CostCounter
 from polyfed.execute.fitting import run_fit, run_reduce
@@ -95,8 +97,10 @@ class Sequential:
     def _perform(self, request: Any, work: Work) -> Any:
         started = time.perf_counter()
         if isinstance(request, Reduce):
-            result = run_reduce(request, self.place)
+            with FlopCounterMode(display=False) as counter:  # a forward pass or a few: cheap enough to count as it runs
+                result = run_reduce(request, self.place)
             work.seconds += time.perf_counter() - started
+            work.flops += counter.get_total_flops()
             return result
         if not isinstance(request, Fit):
             raise TypeError(f"a client asked for {type(request).__name__}; it may ask for fit and reduce")
