@@ -3,11 +3,10 @@
     Y.-H. Chan, Z. Jiang, J. Deng, E. C.-H. Ngai: FedIN: Federated Intermediate Layers Learning for Model
     Heterogeneity. 2023. https://arxiv.org/abs/2304.00759
 
-Known from its abstracts and the same group's InCo Aggregation (ICLR 2024) only: every choice that fills a gap is a
-parameter or stands in docs/algorithms/fedin.md. Do not quote these results as the paper's. Networks are extractor |
-intermediate | classifier and differ in the depth of the intermediate layers. A client sends a batch of pairs (s_in,
-s_out), the extractor's output and the classifier's input; another trains its intermediate layers to map the one to
-the other (IN training), without opposing its own loss. Layers are averaged by name.
+Known from its abstracts and a sibling paper only: what fills a gap is a parameter or in docs/algorithms/fedin.md. Do
+not quote these results as the paper's. Networks are extractor | intermediate | classifier and differ in the middle. A
+client sends pairs (s_in, s_out), extractor's output and classifier's input; another trains its intermediate layers to
+map one to the other (IN training), without opposing its own loss. Layers are averaged by name.
 """
 
 from collections.abc import Mapping
@@ -54,7 +53,6 @@ class FedIN(Algorithm):
     """
 
     name = "fedin"
-
     align: Align = "in_primary_sum"
     weight: float = 1.0
     every: Every = "epoch"
@@ -113,12 +111,12 @@ class FedIN(Algorithm):
         """Local training with IN steps in between; then capture one batch of pairs, unaugmented, in eval mode."""
         pair = {"pair": {"s_in": msg.pairs[0].s_in, "s_out": msg.pairs[0].s_out}} if msg.pairs else {}
         fitted = yield from fit(client, {"model": msg.layers}, gradient=self.gradient, frozen=pair, every=self.every)
-        pairs: tuple[Features, ...] = ()
-        if self.every != "never":
-            order = torch.randperm(len(client.train), generator=client.rng.at("features").torch())
-            made = yield from reduce(client, fitted.parts, self.capture, rows=order[: self.feature_batch])
-            pairs = (Features(made["s_in"], made["s_out"], client.round),)
-        return private, self.Upload(fitted.parts["model"], pairs, len(client.train))
+        if self.every == "never":
+            return private, self.Upload(fitted.parts["model"], (), len(client.train))
+        order = torch.randperm(len(client.train), generator=client.rng.at("features").torch())
+        made = yield from reduce(client, fitted.parts, self.capture, rows=order[: self.feature_batch])
+        pairs = Features(made["s_in"], made["s_out"], client.round)
+        return private, self.Upload(fitted.parts["model"], (pairs,), len(client.train))
 
     def gradient(self, grad: Grad, nets: Nets, batch: Batch, due: bool) -> Parts:
         """The local gradient; at an IN step, aligned with the IN one in intermediate weights (norms, biases apart)."""
@@ -127,16 +125,12 @@ class FedIN(Algorithm):
             return local
         foreign = grad(self.in_loss)["model"]
         inner = nets["model"].names("intermediate")
-        step = dict(local["model"])
-        for name, g in step.items():
-            if name in inner and g.dim() > 1:
-                step[name] = combine(g, foreign[name], self.align, self.weight)
-        return {"model": step}
+        both = {n: (g, foreign[n]) for n, g in local["model"].items() if n in inner and g.dim() > 1}
+        return {"model": {**local["model"], **{n: combine(*pair, self.align, self.weight) for n, pair in both.items()}}}
 
     def in_loss(self, nets: Nets, batch: Batch) -> Tensor:
         """L_IN = mean ||m(s_in) - s_out||^2 with batch statistics, leaving the running ones alone."""
-        pair = nets["pair"]
-        return mean_squared_error(nets["model"].still().intermediate(pair["s_in"]), pair["s_out"])
+        return mean_squared_error(nets["model"].still().intermediate(nets["pair"]["s_in"]), nets["pair"]["s_out"])
 
     def capture(self, nets: Nets, batch: Batch) -> Params:
         """The extractor's output and the classifier's input."""
@@ -153,5 +147,4 @@ class FedIN(Algorithm):
 
     def global_nets(self, server: Server, task: Task) -> Mapping[str, Nets]:
         """One network of each architecture."""
-        family = task.family().items()
-        return {name: {"model": Net(model, tree.pick(server.layers, server.owns[name]))} for name, model in family}
+        return {k: {"model": Net(m, tree.pick(server.layers, m.shapes))} for k, m in task.family().items()}

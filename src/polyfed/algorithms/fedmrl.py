@@ -37,7 +37,7 @@ class FedMRL(Algorithm):
     """Hyper-parameters of FedMRL.
 
     Args:
-        auxiliary: the architecture of G, the same for every client.
+        auxiliary: architecture of G.
         rep_dim: d1, the width of G's representation; at most d2, that of every private model.
         weights: m_G and m_F, of the coarse and the fine loss.
         lr_auxiliary, lr_private, lr_projector: learning rates of G, F_k and P_k; ``train.lr`` if not given.
@@ -47,7 +47,6 @@ class FedMRL(Algorithm):
     """
 
     name = "fedmrl"
-
     auxiliary: str = "cnn5"
     rep_dim: int = 100
     weights: tuple[float, float] = (1.0, 1.0)
@@ -89,7 +88,7 @@ class FedMRL(Algorithm):
         return {"G": self.small(task), "F": own, "P": projector(d1 + d2, d2, self.projector)}
 
     def small(self, task: Task) -> SplitModel:
-        """G's network."""
+        """The network of G."""
         return task.build(ModelSpec.parse(self.auxiliary).having(rep_dim=self.rep_dim))
 
     def init_server(self, task: Task, rng: Rng) -> Server:
@@ -137,11 +136,10 @@ class FedMRL(Algorithm):
     def predict(self, nets: Nets, x: Tensor) -> Mapping[str, Tensor]:
         """The paper's four inference modes (appendix C.3); the single ones bypass the projector."""
         small, large, fused = self.fuse(nets, x)
-        modes = {"mix-large": nets["F"].classify(fused), "single-large": nets["F"].classify(large)}
-        if self.mrl:
-            modes["mix-small"] = nets["G"].classify(fused[:, : small.shape[1]])
-            modes["single-small"] = nets["G"].classify(small)
-        return modes
+        G, F = nets["G"].classify, nets["F"].classify
+        modes = {"mix-large": F(fused), "single-large": F(large)}
+        coarse = {"mix-small": G(fused[:, : small.shape[1]]), "single-small": G(small)} if self.mrl else {}
+        return modes | coarse
 
     def broadcast(self, server: Server, client: ClientInfo) -> Broadcast | None:
         """G, to train or to predict with."""
