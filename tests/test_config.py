@@ -144,6 +144,10 @@ def test_one_fault(text, parts, tmp_path):
     only(refused(text, tmp_path), "a.toml: ", *parts)
 
 
+def test_a_mistaken_kind_does_not_make_its_keys_look_wrong(tmp_path):
+    only(refused('[partition]\nkind = "dirichlett"\nalpha = 0.5', tmp_path), "did you mean 'dirichlet'?")
+
+
 def test_a_syntax_error_names_line_and_column(tmp_path):
     only(refused("[run]\nrounds = = 3", tmp_path), "a.toml", "not valid TOML", "line 2, column 10")
 
@@ -353,6 +357,7 @@ class Loose(Standalone.__bases__[0]):
     ("name", "keys", "what"),
     [
         ("my_own:Mine", {}, "algorithm.strength: missing"),
+        ("my_own:Mine", {"strenght": 1}, "did you mean 'strength'? it takes: strength\nalgorithm.strength: missing"),
         ("my_own:Mine", {"strength": -1}, "strength must not be negative"),
         ("my_own:Mien", {}, "did you mean 'Mine'?"),
         ("my_own:Loose", {}, "no frozen dataclass"),
