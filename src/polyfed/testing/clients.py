@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from polyfed.execute.drivers import Driver
 from polyfed.message import Message, Size, State, decode, encode, size
 from polyfed.parties import Cohort, Replies, Reply
-from polyfed.runtime.clients import LocalClients, Report
+from polyfed.runtime.clients import Down, LocalClients, Report
 from polyfed.runtime.federation import Federation
+from polyfed.runtime.scoring import Score
 from polyfed.runtime.store import Store
 from polyfed.testing.compare import digest
 from polyfed.typing import ClientId
@@ -53,16 +53,14 @@ class Watched(LocalClients):
         super().__init__(federation, driver, store)
         self.visits: list[Visit] = []
 
-    def exchange(
-        self, cohort: Cohort, down: Mapping[ClientId, Message | None]
-    ) -> tuple[Replies, dict[ClientId, Report]]:
+    def exchange(self, cohort: Cohort, down: Down, *, score: bool = False) -> tuple[Replies, dict[ClientId, Report]]:
         """Pass the messages on and write down what came and what went."""
         before: dict[ClientId, Any] = {client: self.private(client) for client in down}
         arrived = {client: (digest(before[client]), digest(down[client])) for client in down}
         # What a client has not got in its store it would make anew for the round, and this one would not be the same
         # object: it could be written to unseen.
         self._kept = {client: (state, cohort.round) for client, state in before.items()} | self._kept
-        replies, reports = super().exchange(cohort, down)
+        replies, reports = super().exchange(cohort, down, score=score)
         for reply in replies:
             client = reply.client.id
             after = self.private(client)
@@ -86,20 +84,23 @@ class Wired(LocalClients):
 
     def __init__(self, federation: Federation, driver: Driver, store: Store) -> None:
         super().__init__(federation, driver, store)
-        #: For each message: its class, its size as told, and its length as encoded.
-        self.sizes: list[tuple[str, Size, int]] = []
+        #: For each message: itself, its size as told, and its length as encoded.
+        self.sizes: list[tuple[Message, Size, int]] = []
 
     def _through(self, message: Message | None) -> Message | None:
         if message is None:
             return None
         data = encode(message)
-        self.sizes.append((type(message).__qualname__, size(message), len(data)))
+        self.sizes.append((message, size(message), len(data)))
         return decode(data, *self.federation.algorithm.messages)
 
-    def exchange(
-        self, cohort: Cohort, down: Mapping[ClientId, Message | None]
-    ) -> tuple[Replies, dict[ClientId, Report]]:
+    def exchange(self, cohort: Cohort, down: Down, *, score: bool = False) -> tuple[Replies, dict[ClientId, Report]]:
         """Encode and decode both ways."""
-        replies, reports = super().exchange(cohort, {client: self._through(msg) for client, msg in down.items()})
+        came = {client: self._through(message) for client, message in down.items()}
+        replies, reports = super().exchange(cohort, came, score=score)
         back = tuple(Reply(reply.client, self._through(reply.message)) for reply in replies)
         return Replies(back, replies.failed), reports
+
+    def evaluate(self, round_: int, down: Down) -> dict[ClientId, Score]:
+        """Encode and decode what the clients predict with."""
+        return super().evaluate(round_, {client: self._through(message) for client, message in down.items()})

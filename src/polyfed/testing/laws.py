@@ -8,19 +8,32 @@ Collected by ``pytest --algorithm NAME`` (see `polyfed.testing`), or by a test m
 
 from __future__ import annotations
 
+import json
 import statistics
 import tomllib
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
-from polyfed.execute.drivers import Sequential
-from polyfed.testing.clients import Watched
-from polyfed.testing.compare import differences, furthest, tensors
+from polyfed.compute import Exchange, drive
+from polyfed.errors import DivergedError, MessageError
+from polyfed.execute.fitting import bind
+from polyfed.message import Message, State, encode
+from polyfed.parties import ClientInfo, Cohort, Replies, Reply
+from polyfed.runtime.evaluate import Evaluator
+from polyfed.runtime.round import draw_cohort, play_round
+from polyfed.runtime.simulate import resume, simulate
+from polyfed.runtime.watch import Quiet
+from polyfed.testing.clients import Visit, Watched
+from polyfed.testing.compare import differences, digest, furthest, leaves, tensors
 from polyfed.testing.process import Child
-from polyfed.testing.subject import Run, Subject, local, memory, play
+from polyfed.testing.subject import Run, Subject, elsewhere, local, make_driver, play, watched, wired
+from polyfed.typing import ClientId
 
 __all__ = [
     "child",
@@ -55,7 +68,7 @@ BOTH = pytest.mark.parametrize("driver", ["sequential", "batched"])
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test per algorithm: those that the module names as ``ALGORITHMS``, else those of ``--algorithm``."""
     if "subject" in metafunc.fixturenames:
-        asked: Sequence[str] = metafunc.config.getoption("polyfed_algorithms")
+        asked: Sequence[str] = metafunc.config.getoption("polyfed_algorithms", [])
         names = getattr(metafunc.module, "ALGORITHMS", asked)
         metafunc.parametrize("subject", names, indirect=True, scope="module")
 
@@ -63,7 +76,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(scope="module")
 def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
     """The algorithm under test; shared by all laws, so that they share runs."""
-    path = request.config.getoption("polyfed_law_config")
+    path = request.config.getoption("polyfed_law_config", None)
     given = tomllib.loads(Path(path).read_text(encoding="utf-8")) if path else None
     return Subject(request.param, tmp_path_factory.mktemp("laws"), given)
 
@@ -113,15 +126,11 @@ def test_batched_equals_sequential_in_single_precision(subject: Subject) -> None
     within 5e-3: a ReLU or a mask may flip. Catches what double precision hides, such as sums in half precision.
     """
     federation = subject.federation({"train": {"epochs": None, "steps": 1}})
-    step = [play(federation, watch, rounds=1, driver=d) for d, watch in (("sequential", _watch), ("batched", _watch))]
-    assert max(_gaps(*step)) <= 1e-6, "one step from a common state"
+    step = [play(federation, watched, rounds=1, driver=driver) for driver in ("sequential", "batched")]
+    assert max(_gaps(*step)) <= 1e-6, f"one step from a common state: {sorted(_gaps(*step))}"
     gaps = _gaps(subject.run("sequential", "fp32"), subject.run("batched", "fp32"))
     assert statistics.median(gaps) <= 1e-6, f"the median of {sorted(gaps)}"
     assert max(gaps) <= 5e-3, f"the worst of {sorted(gaps)}"
-
-
-def _watch(federation: Any, driver: Sequential) -> Watched:
-    return Watched(federation, driver, memory(federation))
 
 
 def _gaps(one: Run[Watched], many: Run[Watched]) -> list[float]:
@@ -140,11 +149,10 @@ def _gaps(one: Run[Watched], many: Run[Watched]) -> list[float]:
 def test_same_configuration_same_run(subject: Subject, driver: str) -> None:
     """The same configuration gives bitwise the same run.
 
-    Catches draws from a global generator, from the clock or the order of a set, and state kept on ``self`` or in a
-    module from one run to the next.
+    Catches draws from a global generator, from the clock or the order of a set, and state kept in a module or class
+    from one run to the next.
     """
-    first = subject.run(driver, "fp32")
-    same(play(subject.federation(), local, driver=driver), first)
+    same(play(subject.federation(), local, driver=driver), subject.run(driver, "fp32"))
 
 
 def test_order_of_the_clients_does_not_matter(subject: Subject) -> None:
@@ -157,17 +165,371 @@ def test_order_of_the_clients_does_not_matter(subject: Subject) -> None:
 
 @BOTH
 def test_a_client_does_not_depend_on_who_trained_before(subject: Subject, driver: str) -> None:
-    """Client B after client A keeps and sends what B alone does.
+    """Client B after client A keeps and sends what B alone does; within 1e-9 where they were stacked.
 
     Catches momentum or Adam moments that leak between clients, and results that depend on who else is in the stack.
     """
-    federation = subject.federation()
-    a, b = _alike(subject)[:2]
-    server = subject.run().servers[1]
-    alone = _play_clients(subject, federation, server, [b.id], driver)
-    both = _play_clients(subject, federation, server, [a.id, b.id], driver)
-    assert both[b.id][0] == 0.0 if driver == "sequential" else True
-    for what, (left, right) in {"keeps": (alone, both)}.items():
-        gap, where = furthest(left[b.id][1], right[b.id][1])
+    first, second = [info.id for info in _alike(subject)[:2]]
+    alone = _visits(subject, [second], driver)[second]
+    after = _visits(subject, [first, second], driver)[second]
+    for left, right in ((after.after, alone.after), (after.up, alone.up)):
+        gap, where = furthest(left, right)
         limit = 0.0 if driver == "sequential" else 1e-9
-        assert gap <= limit, f"what client {b.id} {what}: {where} is {gap:.1e} off after client {a.id} trained"
+        assert gap <= limit, f"{where} of client {second} is {gap:.1e} off if client {first} trains before it"
+
+
+def _visits(subject: Subject, clients: list[ClientId], driver: str) -> dict[ClientId, Visit]:
+    """What these clients do in the first exchange of round 2, with the messages that the whole cohort is sent."""
+    federation, server = subject.federation(), subject.run().servers[1]
+    works = make_driver(driver, "fp64")
+    met = watched(federation, works)
+    with works.place.defaults():
+        steps = federation.algorithm.server_round(server, draw_cohort(federation, 2))
+        request = next(steps)
+        while not isinstance(request, Exchange):
+            request = steps.send(works.perform(request))
+        met.exchange(request.cohort, {client: request.down[client] for client in clients})
+        steps.close()
+    return {visit.client: visit for visit in met.visits}
+
+
+# ---------------------------------------------------------------------------------------------------- boundaries
+
+
+def test_through_the_wire_same_run(subject: Subject) -> None:
+    """A run whose every message is what `decode` makes of `encode`'s bytes is bitwise the same run.
+
+    Catches messages that are not declared, values that lose their type or precision, and receivers that write into
+    an object that the sender still holds.
+    """
+    same(_wired(subject), subject.run("sequential", "fp32"))
+
+
+def _wired(subject: Subject) -> Run[Any]:
+    return subject.once("wired", lambda: play(subject.federation(), wired))
+
+
+def test_bytes_are_what_is_encoded(subject: Subject) -> None:
+    """The bytes on the bill are the length of what is encoded, and values and indices the bytes of its tensors.
+
+    Catches traffic that is estimated, and masks or positions that travel free of charge.
+    """
+    for message, told, length in _wired(subject).clients.sizes:
+        kind = type(message).__qualname__
+        assert told.total == length, f"{kind}: size() says {told.total}, encode() writes {length} bytes"
+        inside = sum(leaf.numel() * leaf.element_size() for _, leaf in leaves(message) if isinstance(leaf, Tensor))
+        assert told.values + told.indices == inside, f"{kind}: {told} for {inside} bytes of tensors"
+
+
+def test_other_process_same_run(subject: Subject, child: Child) -> None:
+    """Clients in another process, met through bytes alone, give bitwise the same run.
+
+    Catches whatever server and clients share behind the messages' back: attributes of the algorithm, module globals,
+    the data set, an object both hold.
+    """
+    reference = subject.run("sequential", "fp32")
+    there = play(subject.federation(), elsewhere(child))
+    for round_, (left, right) in enumerate(zip(there.servers, reference.servers, strict=True)):
+        assert not differences(left, right), f"the server's state after round {round_}"
+    expected = {client: digest(state) for client, state in reference.privates.items()}
+    assert there.clients.digests() == expected, "private states"
+    scores = [_evaluated(run) for run in (there, reference)]
+    assert scores[0] == scores[1], "scores"
+
+
+def _evaluated(run: Run[Any]) -> Any:
+    place = run.driver.place
+    with place.defaults():
+        found = Evaluator(run.federation, place, run.driver.costs).evaluate(run.servers[-1], run.clients, 3)
+    return found.scores
+
+
+def test_private_state_is_never_sent(subject: Subject) -> None:
+    """No upload contains a tensor of its sender's private state: neither whole nor in pieces, nor reordered.
+
+    Catches the private model in the upload. A field that travels by design is named in its class:
+    ``public = ("student",)``.
+    """
+    for visit in subject.run().clients.visits:
+        sent = [leaf.reshape(-1) for leaf in tensors(visit.up).values()]
+        if not sent:
+            continue
+        uploaded = torch.cat(sent)
+        for state in (visit.before, visit.after):
+            public: tuple[str, ...] = getattr(type(state), "public", ())
+            for path, leaf in tensors(state).items():
+                values = leaf[leaf != 0].unique()
+                # A few equal numbers, such as a fresh BatchNorm's ones, say nothing.
+                if path.partition(".")[0] in public or len(values) <= 8:
+                    continue
+                share = float(torch.isin(values, uploaded.to(values.dtype)).double().mean())
+                assert share < 0.5, f"client {visit.client} sent {share:.0%} of its private {path}"
+
+
+def test_state_cannot_be_encoded(subject: Subject) -> None:
+    """`encode` refuses what server and clients keep.
+
+    Catches a state class that is also a message, by which private values could leave by mistake.
+    """
+    run = subject.run()
+    for state in (*run.servers, *run.privates.values()):
+        with pytest.raises(MessageError):
+            encode(state)  # pyright: ignore[reportArgumentType]
+
+
+# ------------------------------------------------------------------------------------------------- value semantics
+
+
+@BOTH
+def test_inputs_are_not_written_to(subject: Subject, driver: str) -> None:
+    """Server states, private states and messages are after the run what they were when they were made.
+
+    Catches averages accumulated in the first client's upload, training in place of what was received, and BatchNorm
+    statistics moved in the sender's tensors.
+    """
+    run = subject.run(driver)
+    for visit in run.clients.visits:
+        written = visit.written()
+        assert not written, f"round {visit.round}, client {visit.client}: {', '.join(written)} was written to"
+    for round_, (server, seen) in enumerate(zip(run.servers, run.seen, strict=True)):
+        assert digest(server) == seen, f"the server's state of round {round_} was written to"
+
+
+def test_predicting_writes_nothing(subject: Subject) -> None:
+    """Predicting and evaluating change no state, no message and no parts; every client names the same predictors.
+
+    Catches evaluation in training mode, which moves BatchNorm's statistics, and predictors that only some clients
+    have. A client that never trained predicts too.
+    """
+    run = subject.run()
+    federation, server, place = run.federation, run.servers[-1], run.driver.place
+    algorithm = federation.algorithm
+    names: set[tuple[str, ...]] = set()
+    was = digest(server), {client: digest(state) for client, state in run.privates.items()}
+    with place.defaults(), torch.no_grad():
+        for client, trained in run.privates.items():
+            here = federation.local(client, 3)
+            x, _ = federation.data.test(client).batch(torch.arange(2), dtype=place.dtype)
+            for private in (trained, algorithm.init_client(federation.local(client, 0))):
+                received = algorithm.broadcast(server, here.info)
+                parts = algorithm.parts(private, received, here)
+                before = digest(private), digest(received), digest(parts)
+                for model in here.models.values():
+                    model.train(False)
+                logits = algorithm.predict(bind(here.models, parts), x)
+                assert (digest(private), digest(received), digest(parts)) == before, f"client {client} wrote"
+                names.add(tuple(logits))
+                for name, value in logits.items():
+                    assert value.shape == (2, federation.task.num_classes), f"{name} gives {tuple(value.shape)}"
+        _evaluated(run)
+    assert len(names) == 1, f"clients name different predictors: {names}"
+    assert was == (digest(server), {client: digest(run.clients.private(client)) for client in run.privates})
+
+
+def test_bystanders_keep_their_state(subject: Subject) -> None:
+    """A client's private state changes only in a round in which it trains.
+
+    Catches private tensors that several clients share, and clients that are written to while others train.
+    """
+    federation = subject.federation({"clients": {"participation": 0.5}})
+    driver = make_driver("sequential", "fp32")
+    clients, everyone = local(federation, driver), range(federation.config.clients.count)
+    server: State = federation.algorithm.init_server(federation.task, federation.rng.at("server"))
+    for round_ in (1, 2, 3):
+        before = {client: digest(clients.private(client)) for client in everyone}
+        played = play_round(federation, server, round_, clients, driver)
+        clients.commit()
+        server = played.server
+        for client in set(everyone) - {info.id for info in played.cohort}:
+            assert digest(clients.private(client)) == before[client], f"client {client}, round {round_}"
+
+
+class _KilledError(BaseException):
+    pass
+
+
+class _Killer(Quiet):
+    def round_ended(self, row: Mapping[str, Any]) -> None:
+        if row["round"] == 5:
+            raise _KilledError
+
+
+def test_resumed_run_is_the_same_run(subject: Subject, tmp_path: Path) -> None:
+    """Six rounds are bitwise three, two more that are lost, new objects, and three from the checkpoint.
+
+    Catches state that is in no checkpoint: on ``self``, in a generator, in the order of a mapping.
+    """
+    config = subject.config({"clients": {"participation": 0.5}})
+    simulate(config, out=tmp_path / "straight")
+    with pytest.raises(_KilledError):
+        simulate(config, out=tmp_path / "killed", watch=_Killer())
+    resume(tmp_path / "killed")
+    names = {
+        path.relative_to(tmp_path / "straight")
+        for pattern in ("rounds.jsonl", "clients.jsonl", "summary.json", "states/*/*", "checkpoint/*.safetensors")
+        for path in (tmp_path / "straight").glob(pattern)
+    }
+    assert len(names) >= 4
+    for name in sorted(names):
+        left, right = ((tmp_path / folder / name).read_bytes() for folder in ("straight", "killed"))
+        if name.suffix == ".safetensors":
+            assert left == right, f"{name} differs"
+        else:
+            assert _timeless(left, name.suffix) == _timeless(right, name.suffix), f"{name} differs"
+
+
+def _timeless(data: bytes, suffix: str) -> Any:
+    """JSON, or lines of it, without what the clock and the machine say."""
+
+    def strip(value: Any) -> Any:
+        if isinstance(value, dict):
+            skip = ("seconds", "memory", "run_dir")
+            return {key: strip(item) for key, item in value.items() if not str(key).startswith(skip)}
+        return [strip(item) for item in value] if isinstance(value, list) else value
+
+    return strip([json.loads(line) for line in data.splitlines()] if suffix == ".jsonl" else json.loads(data))
+
+
+# -------------------------------------------------------------------------------------------------------- server
+
+
+def _alike(subject: Subject) -> list[ClientInfo]:
+    """The clients with the first one's network and capacity: each could have sent what another did."""
+    federation = subject.run().federation
+    infos = [federation.info(client) for client in range(federation.config.clients.count)]
+    return [info for info in infos if replace(info, id=0) == replace(infos[0], id=0)]
+
+
+def _sent(subject: Subject) -> list[list[Message]]:
+    """What the clients that are alike sent in round 2, exchange by exchange; empty if nothing travels."""
+    visits = [visit for visit in subject.run().clients.visits if visit.round == 2]
+    ups = [[visit.up for visit in visits if visit.client == info.id] for info in _alike(subject)]
+    return [[up for up in of_one if up is not None] for of_one in ups if None not in of_one]
+
+
+def _aggregate(subject: Subject, answers: Sequence[tuple[ClientInfo, list[Message]]]) -> State:
+    """The server's state after a round 2 in which these clients gave these answers."""
+    run = subject.run()
+    works, rng = make_driver("sequential", "fp64"), run.federation.rng.at("round", 2, "server")
+    cohort = Cohort(tuple(info for info, _ in answers), 2, run.federation.config.run.rounds, rng)
+    turn = iter(range(len(answers[0][1])))
+
+    def perform(request: Any) -> Any:
+        if not isinstance(request, Exchange):
+            return works.perform(request)
+        now = next(turn)
+        return Replies(tuple(Reply(info, of_one[now]) for info, of_one in answers))
+
+    with works.place.defaults():
+        return drive(run.federation.algorithm.server_round(run.servers[1], cohort), perform)
+
+
+def test_equal_answers_count_once(subject: Subject) -> None:
+    """Three clients with one and the same answer lead the server to where one of them leads it.
+
+    Catches sums that are not divided, and means divided by the wrong number.
+    """
+    infos, sent = _alike(subject), _sent(subject)
+    if sent:
+        one = _aggregate(subject, [(infos[0], sent[0])])
+        three = _aggregate(subject, [(info, sent[0]) for info in infos[:3]])
+        gap, where = furthest(three, one, per_client=False)
+        assert gap <= 1e-9, f"{where} is {gap:.1e} off"
+
+
+def test_order_of_the_answers_does_not_matter(subject: Subject) -> None:
+    """Who gave which answer, and who is listed first, does not matter to what the server shares.
+
+    Catches the average that is the last client's model (one state dict accumulated under two names), and streaming
+    means with wrong weights. Where answers change hands, what a server keeps per client (mappings by number) is left
+    out.
+    """
+    infos, sent = _alike(subject), _sent(subject)
+    if sent:
+        plain = _aggregate(subject, list(zip(infos, sent, strict=True)))
+        listed = _aggregate(subject, list(zip(infos[::-1], sent[::-1], strict=True)))
+        gap, where = furthest(listed, plain)
+        assert gap <= 1e-9, f"listed in another order, {where} is {gap:.1e} off"
+        handed = _aggregate(subject, list(zip(infos, [*sent[1:], sent[0]], strict=True)))
+        gap, where = furthest(handed, plain, per_client=False)
+        assert gap <= 1e-9, f"with answers changing hands, {where} is {gap:.1e} off"
+
+
+def test_examples_weigh(subject: Subject) -> None:
+    """An answer that stands for three examples weighs as much as three answers that stand for one each.
+
+    For uploads with a field ``num_examples``. Catches means that forget it, or weigh by the wrong client's number.
+    """
+    infos, sent = _alike(subject), _sent(subject)
+    if not sent or not all(hasattr(message, "num_examples") for of_one in sent for message in of_one):
+        return
+
+    def standing_for(examples: int, answer: list[Message]) -> list[Message]:
+        return [replace(message, num_examples=examples) for message in answer]  # pyright: ignore[reportCallIssue]
+
+    a, b = sent[:2]
+    more = [replace(infos[0], id=infos[-1].id + i) for i in (1, 2)]
+    heavy = _aggregate(subject, [(infos[0], standing_for(1, a)), (infos[1], standing_for(3, b))])
+    many = [(info, standing_for(1, b)) for info in (infos[1], *more)]
+    light = _aggregate(subject, [(infos[0], standing_for(1, a)), *many])
+    gap, where = furthest(heavy, light, per_client=False)
+    assert gap <= 1e-9, f"{where} is {gap:.1e} off"
+
+
+def test_idle_rounds_change_nothing(subject: Subject) -> None:
+    """Where no client's training moves anything, nothing that the server shares moves either (to 1e-9).
+
+    Catches coordinates that nobody holds being set to zero, masked values averaged as zeros, and means that shrink. A
+    method whose uploads are no weights (prototypes, logits) or whose server trains declares itself exempt.
+    """
+    run = play(subject.federation(), local, rounds=1, driver="idle", precision="fp64")
+    gap, where = furthest(run.servers[1], run.servers[0], per_client=False)
+    assert gap <= 1e-9, f"{where} is {gap:.1e} off"
+
+
+def test_broadcast_does_not_depend_on_the_id(subject: Subject) -> None:
+    """What a client receives in order to predict depends on its network and capacity alone.
+
+    Catches a ``personal_broadcast`` that is not declared: evaluation sends one message to all clients of a kind.
+    """
+    run = subject.run()
+    if run.federation.algorithm.personal_broadcast:
+        return
+    for client in run.privates:
+        info = run.federation.info(client)
+        other = replace(info, id=client + 1)
+        mine, theirs = (run.federation.algorithm.broadcast(run.servers[-1], k) for k in (info, other))
+        assert not differences(mine, theirs), f"client {client} under another number; set personal_broadcast = True"
+
+
+# ------------------------------------------------------------------------------------------------------ learning
+
+
+def test_learns(subject: Subject) -> None:
+    """On a small problem, seeded, clients end 0.2 above chance and 0.1 above where they began.
+
+    Catches gradients that do not arrive, steps uphill, updates that are lost on the way, and a forgotten `yield from`.
+    """
+    federation = subject.learning()
+    driver = make_driver("sequential", "fp32")
+    clients, rounds = local(federation, driver), federation.config.run.rounds
+    evaluator = Evaluator(federation, driver.place, driver.costs)
+    server: State = federation.algorithm.init_server(federation.task, federation.rng.at("server"))
+    before = evaluator.evaluate(server, clients, 0).mean()
+    for round_ in range(1, rounds + 1):
+        server = play_round(federation, server, round_, clients, driver).server
+        clients.commit()
+    after, chance = evaluator.evaluate(server, clients, rounds).mean(), 1 / federation.task.num_classes
+    assert after >= chance + 0.2, f"accuracy {after:.3f} after {rounds} rounds; chance is {chance:.3f}"
+    assert after >= before + 0.1, f"accuracy {after:.3f} after {rounds} rounds; {before:.3f} before the first"
+
+
+@BOTH
+def test_divergence_is_named(subject: Subject, driver: str) -> None:
+    """A step so large that numbers overflow ends the round with an error that names client and round.
+
+    Catches NaN that goes on into the average, and from there to everyone.
+    """
+    federation = subject.federation({"train": {"epochs": None, "steps": 4, "lr": 1e30}})
+    with pytest.raises(DivergedError, match=r"client \d+, round 1\b"):
+        play(federation, local, rounds=1, driver=driver)

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -21,13 +22,14 @@ import torch
 
 import polyfed.errors
 from polyfed.config import Config
-from polyfed.errors import MessageError, PolyfedError
+from polyfed.errors import PolyfedError
 from polyfed.execute.drivers import Work, make_driver
 from polyfed.execute.place import Place
-from polyfed.message import Message, State, decode, encode
+from polyfed.message import decode, encode
 from polyfed.parties import Cohort, Replies, Reply
-from polyfed.runtime.clients import LocalClients, Report, measure
+from polyfed.runtime.clients import Down, LocalClients, Report, measure
 from polyfed.runtime.federation import Federation, prepare
+from polyfed.runtime.scoring import Score
 from polyfed.runtime.store import Store
 from polyfed.testing.compare import digest
 from polyfed.typing import ClientId
@@ -94,28 +96,31 @@ class ProcessClients:
         if answer["partition"] != federation.partition.hash:
             raise PolyfedError("the clients' process dealt the data differently; does it read the same files?")
 
-    def exchange(
-        self, cohort: Cohort, down: Mapping[ClientId, Message | None]
-    ) -> tuple[Replies, dict[ClientId, Report]]:
+    def exchange(self, cohort: Cohort, down: Down, *, score: bool = False) -> tuple[Replies, dict[ClientId, Report]]:
         """Send each client its bytes and bring back theirs."""
-        told = [client for client, message in down.items() if message is not None]
-        answer, frames = self.child.ask(
-            {"do": "exchange", "round": cohort.round, "rounds": cohort.rounds, "clients": list(down), "told": told},
-            [encode(message) for message in down.values() if message is not None],
-        )
+        header = {"do": "exchange", "round": cohort.round, "rounds": cohort.rounds, "score": score}
+        answer, frames = self._send(header, down)
         known = self.federation.algorithm.messages
         up = {client: decode(frame, *known) for client, frame in zip(answer["told"], frames, strict=True)}
-        works = {int(client): Work(**work) for client, work in answer["works"].items()}
-        replies = Replies(tuple(Reply(info, up.get(info.id)) for info in cohort if info.id in works))
-        return replies, {k: Report(work, measure(down[k]), measure(up.get(k))) for k, work in works.items()}
+        costs: dict[ClientId, Report] = {}
+        for client, work, found in answer["costs"]:
+            tested = None if found is None else Score(**found)
+            costs[client] = Report(Work(**work), measure(down[client]), measure(up.get(client)), tested)
+        return Replies(tuple(Reply(info, up.get(info.id)) for info in cohort if info.id in costs)), costs
+
+    def evaluate(self, round_: int, down: Down) -> dict[ClientId, Score]:
+        """Send each client what it predicts with; bring back counts."""
+        answer, _ = self._send({"do": "evaluate", "round": round_}, down)
+        return {client: Score(**found) for client, found in answer["scores"]}
+
+    def _send(self, header: Mapping[str, Any], down: Down) -> tuple[dict[str, Any], list[bytes]]:
+        told = [client for client, message in down.items() if message is not None]
+        frames = [encode(message) for message in down.values() if message is not None]
+        return self.child.ask({**header, "clients": list(down), "told": told}, frames)
 
     def commit(self) -> None:
         """The round is complete there too."""
         self.child.ask({"do": "commit"})
-
-    def private(self, client: ClientId) -> State:
-        """Refused: it does not leave its process."""
-        raise MessageError(f"the private state of client {client} stays in its own process; ask for its digest")
 
     def digests(self) -> dict[ClientId, str]:
         """A hash of every client's private state."""
@@ -157,28 +162,36 @@ class _Served:
 
     def answer(self, header: Mapping[str, Any], frames: list[bytes]) -> tuple[dict[str, Any], list[bytes]]:
         with self.place.defaults():
-            if header["do"] == "exchange":
-                return self._exchange(header, frames)
             if header["do"] == "commit":
                 self.clients.commit()
                 return {}, []
-            everyone = range(self.clients.federation.config.clients.count)
-            return {"digests": {client: digest(self.clients.private(client)) for client in everyone}}, []
+            if header["do"] == "digests":
+                everyone = range(self.clients.federation.config.clients.count)
+                return {"digests": {client: digest(self.clients.private(client)) for client in everyone}}, []
+            known = self.clients.federation.algorithm.messages
+            came = {client: decode(frame, *known) for client, frame in zip(header["told"], frames, strict=True)}
+            down = {client: came.get(client) for client in header["clients"]}
+            if header["do"] == "exchange":
+                return self._exchange(header, down)
+            scores = self.clients.evaluate(header["round"], down)
+            return {"scores": [[client, asdict(score)] for client, score in scores.items()]}, []
 
-    def _exchange(self, header: Mapping[str, Any], frames: list[bytes]) -> tuple[dict[str, Any], list[bytes]]:
+    def _exchange(self, header: Mapping[str, Any], down: Down) -> tuple[dict[str, Any], list[bytes]]:
         federation = self.clients.federation
         rng = federation.rng.at("unused")  # the cohort's is the server's
-        cohort = Cohort(tuple(map(federation.info, header["clients"])), header["round"], header["rounds"], rng)
-        known = federation.algorithm.messages
-        came = {client: decode(frame, *known) for client, frame in zip(header["told"], frames, strict=True)}
-        replies, reports = self.clients.exchange(cohort, {client: came.get(client) for client in header["clients"]})
-        works = {
-            client: {key: getattr(report.work, key) for key in ("flops", "seconds", "peak_bytes", "steps", "loss")}
+        cohort = Cohort(tuple(map(federation.info, down)), header["round"], header["rounds"], rng)
+        replies, reports = self.clients.exchange(cohort, down, score=header["score"])
+        costs = [
+            [
+                client,
+                {key: getattr(report.work, key) for key in ("flops", "seconds", "peak_bytes", "steps", "loss")},
+                None if report.score is None else asdict(report.score),
+            ]
             for client, report in reports.items()
-        }
+        ]
         told = [reply for reply in replies if reply.message is not None]
-        frames = [encode(reply.message) for reply in told]
-        return {"works": works, "told": [reply.client.id for reply in told]}, frames
+        answer = {"costs": costs, "told": [reply.client.id for reply in told]}
+        return answer, [encode(reply.message) for reply in told]
 
 
 def _send(connection: Any, header: Mapping[str, Any], frames: Sequence[bytes]) -> None:

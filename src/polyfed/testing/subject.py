@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+import torch
 
 from polyfed.algorithm import Algorithm
+from polyfed.compute import Fit, Fitted, drive
 from polyfed.config import Config, algorithm_class
 from polyfed.data.digits import load_digits
 from polyfed.errors import ModelError
-from polyfed.execute.drivers import Batched, Calls, Outcome, Sequential
+from polyfed.execute.drivers import Batched, Calls, Outcome, Sequential, Work
 from polyfed.execute.place import Place, Precision
 from polyfed.message import State
 from polyfed.runtime.clients import Clients, LocalClients
@@ -22,8 +24,10 @@ from polyfed.runtime.federation import Federation, prepare
 from polyfed.runtime.round import play_round
 from polyfed.runtime.store import Store
 from polyfed.testing.clients import Watched, Wired
+from polyfed.testing.compare import digest
 from polyfed.testing.process import Child, ProcessClients
 from polyfed.testing.settings import BASE, CAPACITIES, FAMILIES, FEW, KEYS, LEARNING, MORE, merged
+from polyfed.tree import map_parts
 from polyfed.typing import ClientId
 
 C = TypeVar("C", bound=Clients)
@@ -41,7 +45,30 @@ class Backwards(Sequential):
         return {client: out[client] for client in sorted(out)}
 
 
-DRIVERS: Mapping[str, type[Sequential]] = {"sequential": Sequential, "batched": Batched, "backwards": Backwards}
+class Idle(Sequential):
+    """Clients go through their rounds, and training moves nothing."""
+
+    def play(self, calls: Calls) -> dict[ClientId, Outcome]:
+        """Run each to its end; a fit ends with what it began with."""
+        return {client: Outcome(*drive(calls[client], self._idle), Work()) for client in sorted(calls)}
+
+    def _idle(self, request: Any) -> Any:
+        if isinstance(request, Fit):
+            return Fitted(map_parts(torch.clone, request.parts), 0, 0.0)
+        return self.perform(request)
+
+
+_DRIVERS: Mapping[str, type[Sequential]] = {
+    "sequential": Sequential,
+    "batched": Batched,
+    "backwards": Backwards,
+    "idle": Idle,
+}
+
+
+def make_driver(name: str, precision: Precision) -> Sequential:
+    """``"sequential"``, ``"batched"`` whether or not it pays, ``"backwards"`` or ``"idle"``; on the CPU."""
+    return _DRIVERS[name](Place.of("cpu", precision))
 
 
 @dataclass(frozen=True)
@@ -53,16 +80,20 @@ class Run(Generic[C]):
         driver: by what.
         clients: where.
         servers: the server's states, the initial one first.
+        seen: their digests when they were made.
     """
 
     federation: Federation
     driver: Sequential
     clients: C
     servers: tuple[State, ...]
+    seen: tuple[str, ...]
 
     @cached_property
     def privates(self) -> dict[ClientId, State]:
-        """Every client's private state at the end."""
+        """Every client's private state at the end, where it is at hand."""
+        if not isinstance(self.clients, LocalClients):
+            raise TypeError("these clients' states stay in another process; ask for their digests")
         with self.driver.place.defaults():
             return {client: self.clients.private(client) for client in range(self.federation.config.clients.count)}
 
@@ -76,14 +107,16 @@ def play(
     precision: Precision = "fp32",
 ) -> Run[C]:
     """The first rounds of a run, without its directory and its evaluations."""
-    works = DRIVERS[driver](Place.of("cpu", precision))
+    works = make_driver(driver, precision)
     met = clients(federation, works)
     with works.place.defaults():
         servers = [federation.algorithm.init_server(federation.task, federation.rng.at("server"))]
+        seen = [digest(servers[0])]
         for round_ in range(1, rounds + 1):
             servers.append(play_round(federation, servers[-1], round_, met, works).server)
+            seen.append(digest(servers[-1]))
             met.commit()
-    return Run(federation, works, met, tuple(servers))
+    return Run(federation, works, met, tuple(servers), tuple(seen))
 
 
 def memory(federation: Federation) -> Store:
@@ -166,6 +199,10 @@ class Subject:
     def run(self, driver: str = "sequential", precision: Precision = "fp64") -> Run[Watched]:
         """Three rounds, played once however often they are asked for."""
         key = (driver, precision)
+        return self.once(key, lambda: play(self.federation(), watched, driver=driver, precision=precision))
+
+    def once(self, key: object, make: Callable[[], Run[Any]]) -> Run[Any]:
+        """``make()``, the first time; the same run from then on."""
         if key not in self._runs:
-            self._runs[key] = play(self.federation(), watched, driver=driver, precision=precision)
+            self._runs[key] = make()
         return self._runs[key]
