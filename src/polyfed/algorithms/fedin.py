@@ -28,7 +28,7 @@ from polyfed.nets import Batch, Grad, Net, Nets
 from polyfed.parties import ClientInfo, Cohort, LocalClient
 from polyfed.plan import Every
 from polyfed.rng import Rng
-from polyfed.typing import Params, Parts
+from polyfed.typing import NonNegative, Params, Parts, Positive
 
 
 class Features(Record):
@@ -54,10 +54,10 @@ class FedIN(Algorithm):
 
     name = "fedin"
     align: Align = "in_primary_sum"
-    weight: float = 1.0
+    weight: NonNegative = 1.0
     every: Every = "epoch"
-    feature_batch: int = 64
-    max_age: int = 10
+    feature_batch: Positive = 64
+    max_age: Positive = 10
     weighting: Literal["examples", "uniform"] = "examples"
 
     class Server(State):

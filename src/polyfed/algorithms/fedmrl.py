@@ -29,7 +29,7 @@ from polyfed.models.zoo import projector
 from polyfed.nets import Batch, Nets
 from polyfed.parties import ClientInfo, Cohort, LocalClient
 from polyfed.rng import Rng
-from polyfed.typing import Params, Parts
+from polyfed.typing import NonNegative, Params, Parts, Positive, Rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +48,11 @@ class FedMRL(Algorithm):
 
     name = "fedmrl"
     auxiliary: str = "cnn5"
-    rep_dim: int = 100
-    weights: tuple[float, float] = (1.0, 1.0)
-    lr_auxiliary: float | None = None
-    lr_private: float | None = None
-    lr_projector: float | None = None
+    rep_dim: Positive = 100
+    weights: tuple[NonNegative, NonNegative] = (1.0, 1.0)
+    lr_auxiliary: Rate | None = None
+    lr_private: Rate | None = None
+    lr_projector: Rate | None = None
     projector: Literal["linear", "mlp"] = "linear"
     mrl: bool = True
     share: bool = True

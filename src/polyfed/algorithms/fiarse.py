@@ -29,7 +29,7 @@ from polyfed.nets import Batch, Grad, Net, Nets
 from polyfed.parties import ClientInfo, Cohort, LocalClient
 from polyfed.rng import Rng
 from polyfed.submodel import Sparse, above, bias_factor, by_name, kept, spread, top_k_threshold
-from polyfed.typing import Params, Parts
+from polyfed.typing import Capacity, Params, Parts, Rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +48,8 @@ class FIARSE(Algorithm):
 
     gate: Literal["biased", "released", "frozen"] = "biased"
     scope: Literal["model", "layer"] = "model"
-    server_lr: float = 1.0
-    unseen_sizes: tuple[float, ...] = (0.5, 0.125, 0.03125)
+    server_lr: Rate = 1.0
+    unseen_sizes: tuple[Capacity, ...] = (0.5, 0.125, 0.03125)
 
     class Server(State):
         """The global model x, and the names of its masked tensors."""
