@@ -16,7 +16,7 @@ def main(rounds: int, seeds: int) -> None:
     """Compare, and print the table."""
     config = Config.parse(
         {
-            "run": {"name": "example", "rounds": rounds, "eval_every": rounds},
+            "run": {"name": "example", "rounds": rounds, "eval_every": rounds, "threads": 1},
             "data": {"image_size": 20},
             "partition": {"kind": "classes", "classes_per_client": 5, "samples_per_client": 43},
             "clients": {"count": 4, "models": ["cnn4", "cnn5"]},

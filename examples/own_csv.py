@@ -35,7 +35,7 @@ def main(rounds: int) -> None:
         path = Path(folder) / "patients.csv"
         write_table(path)
         tables = {
-            "run": {"name": "own-csv", "rounds": rounds, "eval_every": rounds},
+            "run": {"name": "own-csv", "rounds": rounds, "eval_every": rounds, "threads": 1},
             "data": {"dataset": "csv", "path": str(path), "options": {"label": "outcome", "group": "hospital"}},
             "partition": {"kind": "natural"},
             "clients": {"count": 3, "models": ["mlp(hidden=(32, 16))"]},

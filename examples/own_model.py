@@ -36,7 +36,7 @@ def main(rounds: int) -> None:
     own = {"name": "own_model:ResidualNet", "width": 16, "classifier": "head"}
     config = Config.parse(
         {
-            "run": {"name": "own-model", "rounds": rounds, "eval_every": rounds},
+            "run": {"name": "own-model", "rounds": rounds, "eval_every": rounds, "threads": 1},
             "data": {"image_size": 20},
             "partition": {"kind": "classes", "classes_per_client": 5, "samples_per_client": 43},
             "clients": {"count": 4, "models": [own, "cnn5"]},

@@ -1,0 +1,224 @@
+"""The documentation is true: its code runs, configurations are valid, links lead somewhere, nothing is missing."""
+
+import json
+import re
+import runpy
+import shlex
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import MISSING
+from pathlib import Path
+
+import pytest
+import torch
+
+from polyfed.algorithms.catalogue import ALGORITHMS
+from polyfed.config import Config, algorithm_class, algorithm_fields
+from polyfed.data.catalogue import DATASET_OPTIONS, DATASETS, PARTITION_OPTIONS, PARTITIONS
+from polyfed.models.catalogue import MODELS, OPTIONS
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def text(name: str) -> str:
+    return (ROOT / name).read_text()
+
+
+def blocks(*languages: str) -> Iterator[object]:
+    """The fenced blocks of all pages; ``no-run`` behind the language leaves one out."""
+    for page in PAGES:
+        for number, found in enumerate(BLOCK.finditer(page.read_text())):
+            if found[1] in languages and "no-run" not in found[2]:
+                yield pytest.param(found[3], id=f"{page.relative_to(ROOT)}-{number}")
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An empty directory, one thread, and the examples importable."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    for name in ("own_model", "own_csv", "compare_algorithms"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("block", list(blocks("toml")))
+def test_configurations_are_valid(block: str) -> None:
+    Config.parse(tomllib.loads(block))
+
+
+@pytest.mark.parametrize("block", list(blocks("python")))
+def test_python_runs(block: str) -> None:
+    # Under the name of a module of its own, for a class that is asked for by its module.
+    exec(compile(block, "<documentation>", "exec"), {"__name__": "documentation"})
+
+
+def _commands() -> Iterator[object]:
+    for parameter in blocks("sh", "console"):
+        for line in parameter.values[0].splitlines():  # type: ignore[attr-defined]
+            for command in line.split(" && "):
+                if command.startswith("polyfed "):
+                    yield pytest.param(shlex.split(command)[1:], id=command)
+
+
+@pytest.mark.parametrize("arguments", list(_commands()))
+def test_commands_exist(arguments: list[str]) -> None:
+    import typer
+
+    from polyfed.cli import app
+
+    command = typer.main.get_command(app).commands[arguments[0]]  # type: ignore[attr-defined]
+    context = command.make_context(arguments[0], list(arguments[1:]))
+    Config.load(None, context.params.get("overrides") or ())
+
+
+def _anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.*)$", BLOCK.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    prose = re.sub(r"`[^`\n]*`", "", BLOCK.sub("", page.read_text()))
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        there = (page.parent / path).resolve() if path else page
+        assert there.exists(), f"{page.name} links to {target}"
+        assert not anchor or anchor in _anchors(there), f"{page.name} links to {target}"
+
+
+def _row(page: str, key: str) -> list[str]:
+    """The cells of the table row that documents ``key``."""
+    for line in page.splitlines():
+        if line.startswith(f"| `{key}` |"):
+            return [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+    raise AssertionError(f"{key} is not documented")
+
+
+def _default(value: object) -> str:
+    return "none" if value is None or value is MISSING else f"`{json.dumps(value)}`"
+
+
+def test_every_configuration_key_is_documented_with_its_default() -> None:
+    page, defaults = text("docs/configuration.md"), Config()
+    of_kinds = {"classes_per_client": 2, "alpha": 0.5}  # only where the kind takes them
+    for name in ("run", "data", "partition", "clients", "train"):
+        section = getattr(defaults, name)
+        for key, field in type(section).model_fields.items():
+            value = of_kinds.get(key, field.default if field.default_factory is None else {})
+            if key == "models":
+                value = ["cnn5"]
+            assert _row(page, f"{name}.{key}")[2] == _default(value), f"{name}.{key}"
+    for name in ("algorithm", "algorithms", "controls"):
+        assert f"[{name}" in page
+    assert _row(page, "algorithm.name")[2] == _default(defaults.algorithm.name)
+    assert len(Config.model_fields) == 8, "a new section needs a place in docs/configuration.md"
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_algorithm_has_a_page_with_all_its_keys(name: str) -> None:
+    page = text(f"docs/algorithms/{name}.md")
+    cls = algorithm_class(name)
+    for key, field in algorithm_fields(cls).items():
+        assert _row(page, key)[2] == _default(field.default), key
+    for message in (*cls.messages, *cls.states):
+        assert message.__name__ in page or message.__name__ == "Nothing"
+    assert f"`{name}`" in text("README.md")
+    assert "2023" in page or "NeurIPS" in page or "AISTATS" in page or name == "standalone"
+
+
+def test_fedin_is_called_a_reconstruction_in_its_first_line() -> None:
+    assert "reconstruction" in text("docs/algorithms/fedin.md").splitlines()[0]
+
+
+def test_catalogues_are_documented() -> None:
+    data, models = text("docs/data.md"), text("docs/models.md")
+    for name in (*DATASETS, *PARTITIONS):
+        _row(data, name)
+    for option in {
+        option for options in (*DATASET_OPTIONS.values(), *PARTITION_OPTIONS.values()) for option in options
+    }:
+        assert f"`{option}`" in data, option
+    for name, line in MODELS.items():
+        count = re.search(r"([\d,]+) parameters", line)
+        assert not count or _row(models, name)[1] == count[1], name
+    for option in {option for options in OPTIONS.values() for option in options}:
+        assert f"`{option}`" in models, option
+
+
+def test_exit_codes_are_documented() -> None:
+    from polyfed import errors
+
+    page = text("docs/run-directory.md")
+    for cls in vars(errors).values():
+        if isinstance(cls, type) and issubclass(cls, errors.PolyfedError):
+            assert f"| {cls.exit_code} | `{cls.__name__}` |" in page
+
+
+#: Keys below which names of models, predictors and so on stand.
+_NAMED = ("predictors", "by_model", "by_capacity", "global", "global_local", "step_peak", "correct")
+
+
+def _keys(value: object, path: tuple[str, ...] = ()) -> Iterator[str]:
+    if isinstance(value, dict) and value:
+        for key, below in value.items():
+            named = path and path[-1] in _NAMED
+            yield from _keys(below, (*path, "NAME" if named else key))
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        yield from _keys(value[0], path)
+    else:
+        yield ".".join(path)
+
+
+def test_every_key_of_the_results_is_documented() -> None:
+    from polyfed import simulate
+
+    config = Config.parse(
+        {
+            "run": {"rounds": 1, "targets": [0.01]},
+            "data": {"image_size": 16},
+            "partition": {"samples_per_client": 20},
+            "clients": {"count": 2, "models": ["mlp(hidden=(8,))"]},
+            "algorithm": {"name": "fedavg"},
+        }
+    )
+    summary = simulate(config, out=Path("run"))
+    page = text("docs/run-directory.md")
+    sections = {
+        name: page.split(f"## `{name}`")[1].split("\n## ")[0]
+        for name in ("rounds.jsonl", "clients.jsonl", "summary.json")
+    }
+    for name, section in sections.items():
+        lines = (
+            [json.loads(line) for line in Path("run", name).read_text().splitlines()]
+            if name != "summary.json"
+            else [summary]
+        )
+        for key in {key for line in lines for key in _keys(line)}:
+            assert f"`{key}`" in section, f"{name}: {key}"
+    for name in json.loads(Path("run/environment.json").read_text()):
+        assert f"`{name}`" in page
+    for path in Path("run").iterdir():
+        assert f"`{path.name}" in page, path.name
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"), [("own_model", ["1"]), ("own_csv", ["1"]), ("compare_algorithms", ["1", "1"])]
+)
+def test_examples_run(
+    name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
+    runpy.run_path(str(ROOT / "examples" / f"{name}.py"), run_name="__main__")
+    assert "runs" in capsys.readouterr().out
+    assert list(Path("runs").iterdir())
