@@ -13,7 +13,10 @@ from polyfed.aggregate import by_name_mean, coverage_mean, weighted_mean
 def models(seed: int, count: int, dtype: torch.dtype = torch.float32) -> list[dict[str, Tensor]]:
     generator = torch.Generator().manual_seed(seed)
     return [
-        {"w": torch.randn(3, 2, generator=generator, dtype=dtype), "b": torch.randn(2, generator=generator, dtype=dtype)}
+        {
+            "w": torch.randn(3, 2, generator=generator, dtype=dtype),
+            "b": torch.randn(2, generator=generator, dtype=dtype),
+        }
         for _ in range(count)
     ]
 

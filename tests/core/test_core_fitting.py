@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import toy
 import torch
+import toy
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -74,7 +74,9 @@ class Data:
     def __len__(self) -> int:
         return len(self.x)
 
-    def batch(self, positions: Tensor, *, generator: Any = None, dtype: Any = torch.float32, device: Any = "cpu") -> Batch:
+    def batch(
+        self, positions: Tensor, *, generator: Any = None, dtype: Any = torch.float32, device: Any = "cpu"
+    ) -> Batch:
         return self.x[positions].to(dtype), self.labels[positions]
 
 
@@ -87,14 +89,25 @@ def two_parts(nets: Nets, batch: Batch) -> Tensor:
 
 
 def request(
-    plan: LocalSGD, *, k: int = 0, n: int = 11, net: SplitModel | None = None, parts: int = 1, dtype: Any = None, **keys: Any
+    plan: LocalSGD,
+    *,
+    k: int = 0,
+    n: int = 11,
+    net: SplitModel | None = None,
+    parts: int = 1,
+    dtype: Any = None,
+    **keys: Any,
 ) -> Fit:
     """What client ``k`` with ``n`` examples asks for."""
     net = net or model()
     models = {"model": net, "other": net} if parts == 2 else {"model": net}
     client = LocalClient(ClientInfo(k), models, Data(n, k), plan, Rng((0, "client", k)), 1)  # type: ignore[arg-type]
-    start = {part: {name: v.to(dtype) if dtype and v.is_floating_point() else v for name, v in
-                    net.init(Rng((k, part))).items()} for part in models}
+    start = {
+        part: {
+            name: v.to(dtype) if dtype and v.is_floating_point() else v for name, v in net.init(Rng((k, part))).items()
+        }
+        for part in models
+    }
     return next(fit(client, start, loss=two_parts if parts == 2 else a_loss, **keys))  # type: ignore[return-value]
 
 
@@ -111,7 +124,9 @@ def by_hand(asked: Fit, dtype: torch.dtype, fused: bool | None = None) -> dict[s
         optimizer = torch.optim.SGD(groups, momentum=plan.momentum, weight_decay=plan.weight_decay, fused=fused)
     for step in plan.schedule(len(client.train), client.rng.at("batches")):
         x, y = client.train.batch(step.rows, dtype=dtype)
-        logits = torch.stack([module(x) for module in modules.values()]).sum(0) if len(modules) > 1 else modules["model"](x)
+        logits = (
+            torch.stack([module(x) for module in modules.values()]).sum(0) if len(modules) > 1 else modules["model"](x)
+        )
         optimizer.zero_grad()
         F.cross_entropy(logits, y).backward()
         if plan.clip:
@@ -121,7 +136,9 @@ def by_hand(asked: Fit, dtype: torch.dtype, fused: bool | None = None) -> dict[s
     return {part: module.state_dict() for part, module in modules.items()}
 
 
-def check(got: Mapping[str, Mapping[str, Tensor]], expected: Mapping[str, Mapping[str, Tensor]], tolerance: float) -> None:
+def check(
+    got: Mapping[str, Mapping[str, Tensor]], expected: Mapping[str, Mapping[str, Tensor]], tolerance: float
+) -> None:
     assert sorted(got) == sorted(expected)
     for part, params in expected.items():
         toy.close(got[part], params, tolerance)
@@ -158,8 +175,15 @@ def test_what_comes_in_is_not_written(stacked: bool) -> None:
     net = model()
     frozen = {"other": net.init(Rng((9,)))}
     fits = [request(PLANS["momentum"], k=k, net=net, frozen=frozen) for k in (0, 1)]
-    fits = [replace(f, client=replace(f.client, models={"model": net, "other": net}), loss=two_parts,
-                    gradient=lambda grad, nets, batch, due: grad(two_parts)) for f in fits]
+    fits = [
+        replace(
+            f,
+            client=replace(f.client, models={"model": net, "other": net}),
+            loss=two_parts,
+            gradient=lambda grad, nets, batch, due: grad(two_parts),
+        )
+        for f in fits
+    ]
     before = [toy.copy(f.parts["model"]) for f in fits], toy.copy(frozen["other"])
     out = run_stacked(fits, FP32) if stacked else [run_fit(f, FP32) for f in fits]
     for asked, old in zip(fits, before[0], strict=True):
@@ -227,7 +251,8 @@ def test_the_stacked_update_is_torchs_optimizer(plan: str) -> None:
     leaves = {part: [stack[k].clone() * sign for k in range(3)] for part, sign in (("a", 1), ("b", -1))}
     options = {"weight_decay": settings.weight_decay}
     optimizers = [
-        torch.optim.Adam(groups, **options) if settings.optimizer == "adam"
+        torch.optim.Adam(groups, **options)
+        if settings.optimizer == "adam"
         else torch.optim.SGD(groups, momentum=settings.momentum, **options)
         for groups in (
             [{"params": [leaves["a"][k]], "lr": settings.lr}, {"params": [leaves["b"][k]], "lr": 0.5}] for k in range(3)

@@ -65,11 +65,7 @@ class Secret(State):
 def same(a: Any, b: Any) -> bool:
     """Bitwise equality of two values that may travel, types included."""
     if isinstance(a, Tensor):
-        return (
-            isinstance(b, Tensor)
-            and (a.dtype, a.shape) == (b.dtype, b.shape)
-            and torch.equal(raw(a), raw(b))
-        )
+        return isinstance(b, Tensor) and (a.dtype, a.shape) == (b.dtype, b.shape) and torch.equal(raw(a), raw(b))
     if isinstance(a, Record):
         return type(a) is type(b) and all(same(getattr(a, f), getattr(b, f)) for f in a.__dataclass_fields__)
     if isinstance(a, Mapping):
@@ -289,8 +285,10 @@ def test_flipped_bits_in_prefix_and_header_raise_nothing_but_message_errors(flip
 
 trees = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["Small", "x", "0", "float32"]),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.sampled_from(["t", "m", "i", "r", "f", "x", "n", "0"]), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["t", "m", "i", "r", "f", "x", "n", "0"]), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 

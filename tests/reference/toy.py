@@ -106,9 +106,9 @@ class Game:
         self.server = played.server
         return self
 
-    def exchange(self, cohort: Any, down: Any) -> Any:
+    def exchange(self, cohort: Any, down: Any, **more: Any) -> Any:
         """Pass on and note what travels."""
-        replies, reports = self.clients.exchange(cohort, down)
+        replies, reports = self.clients.exchange(cohort, down, **more)
         self.sent.append(dict(down))
         self.got.append({reply.client.id: reply.message for reply in replies})
         return replies, reports
@@ -123,7 +123,8 @@ class Game:
 
     def local(self, client: int, round_: int | None = None) -> Any:
         """A client as it works in a round, the last by default."""
-        return self.federation.local(client, len(self.played) if round_ is None else round_)
+        with self.driver.place.defaults():
+            return self.federation.local(client, len(self.played) if round_ is None else round_)
 
 
 def play(
@@ -146,11 +147,11 @@ def copy(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in params.items()}
 
 
-def close(got: Mapping[str, Tensor], expected: Mapping[str, Tensor], tolerance: float) -> None:
-    """Assert equal names and, for each tensor, a difference below ``tolerance`` of its norm."""
+def close(got: Mapping[str, Tensor], expected: Mapping[str, Tensor], tolerance: float, floor: float = 0.01) -> None:
+    """Assert equal names and, for each tensor, a difference below ``tolerance`` of its norm (or of ``floor``)."""
     assert sorted(got) == sorted(expected)
     for name, value in expected.items():
         assert got[name].shape == value.shape, name
         assert got[name].dtype == value.dtype, name
         difference = float((got[name].double() - value.double()).norm())
-        assert difference <= tolerance * max(float(value.double().norm()), 1e-3), f"{name}: {difference}"
+        assert difference <= tolerance * max(float(value.double().norm()), floor), f"{name}: {difference}"

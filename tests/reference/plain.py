@@ -1,0 +1,286 @@
+"""The five algorithms as one would write them in an afternoon: modules, torch.optim, loops. Nothing of polyfed's
+drivers, aggregation, submodels or alignment is used; only its networks' modules, and the batches that are handed in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Weights = dict[str, Tensor]
+Batches = Sequence[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How clients train."""
+
+    lr: float
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    clip: float = 0.0
+    adam: bool = False
+
+    def optimizer(self, groups: Any) -> torch.optim.Optimizer:
+        """A new optimizer."""
+        if self.adam:
+            return torch.optim.Adam(groups, lr=self.lr, weight_decay=self.weight_decay)
+        return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+
+
+def load(make: Callable[[], nn.Module], weights: Weights) -> nn.Module:
+    """A module in training mode with copies of these weights."""
+    module = make().to(next(v.dtype for v in weights.values() if v.is_floating_point()))
+    module.load_state_dict({name: value.clone() for name, value in weights.items()})
+    return module.train()
+
+
+def saved(module: nn.Module) -> Weights:
+    """Copies of a module's weights and buffers: the released FedMRL's fault B1 was to keep references."""
+    return deepcopy({name: value.detach() for name, value in module.state_dict().items()})
+
+
+def mean(models: Sequence[Weights], shares: Sequence[float]) -> Weights:
+    """The weighted mean, name by name; counters are rounded."""
+    out = {}
+    for name, like in models[0].items():
+        total = sum(share * model[name].double() for share, model in zip(shares, models, strict=True)) / sum(shares)
+        out[name] = total.to(like.dtype) if like.is_floating_point() else total.round().to(like.dtype)
+    return out
+
+
+def local_sgd(make: Callable[[], nn.Module], weights: Weights, batches: Batches, settings: Settings) -> Weights:
+    """Plain training."""
+    module = load(make, weights)
+    optimizer = settings.optimizer(module.parameters())
+    for x, y in batches:
+        optimizer.zero_grad()
+        F.cross_entropy(module(x), y).backward()
+        if settings.clip:
+            nn.utils.clip_grad_norm_(module.parameters(), settings.clip)
+        optimizer.step()
+    return saved(module)
+
+
+# ------------------------------------------------------------------------------------------------------------- FedMRL
+
+
+def represent(cnn: nn.Module, x: Tensor) -> Tensor:
+    """All of a CNN before its last layer."""
+    x = F.max_pool2d(F.relu(cnn.conv1(x)), 2)
+    x = F.max_pool2d(F.relu(cnn.conv2(x)), 2)
+    x = F.relu(cnn.fc1(x.flatten(1)))
+    return F.relu(cnn.fc2(x))
+
+
+def project(P: Weights, R: Tensor) -> Tensor:  # noqa: N803
+    """One linear layer, or two with a ReLU between."""
+    out = R @ P["fc1.weight"].T + P["fc1.bias"]
+    return out if "fc2.weight" not in P else torch.relu(out) @ P["fc2.weight"].T + P["fc2.bias"]
+
+
+def fedmrl_client(
+    make_small: Callable[[], nn.Module],
+    make_large: Callable[[], nn.Module],
+    theta: Weights,
+    w: Weights,
+    phi: Weights,
+    batches: Batches,
+    settings: Settings,
+    *,
+    rates: Sequence[float] | None = None,
+    m: tuple[float, float] = (1.0, 1.0),
+    mrl: bool = True,
+) -> tuple[Weights, Weights, Weights]:
+    """E epochs of l = m_G CE(coarse) + m_F CE(fine) over theta, w and phi together."""
+    small, large = load(make_small, theta), load(make_large, w)
+    P = {name: value.clone().requires_grad_() for name, value in phi.items()}  # noqa: N806
+    learnt = [list(small.parameters()), list(large.parameters()), list(P.values())]
+    rates = rates or [settings.lr] * 3
+    optimizers = [replace_lr(settings, lr).optimizer(params) for lr, params in zip(rates, learnt, strict=True)]
+    for x, y in batches:
+        for params in learnt:
+            for p in params:
+                p.grad = None
+        r_small, r_large = represent(small, x), represent(large, x)
+        fused = project(P, torch.cat([r_small, r_large], dim=1))
+        loss = m[1] * F.cross_entropy(large.fc3(fused), y) if mrl else F.cross_entropy(large.fc3(fused), y)
+        if mrl:
+            loss = loss + m[0] * F.cross_entropy(small.fc3(fused[:, : r_small.shape[1]]), y)
+        loss.backward()
+        for params, optimizer in zip(learnt, optimizers, strict=True):
+            if settings.clip:
+                nn.utils.clip_grad_norm_(params, settings.clip)
+            optimizer.step()
+    return saved(small), saved(large), {name: value.detach() for name, value in P.items()}
+
+
+def replace_lr(settings: Settings, lr: float) -> Settings:
+    """The same with another rate."""
+    return Settings(lr, settings.momentum, settings.weight_decay, settings.clip, settings.adam)
+
+
+# ------------------------------------------------------------------------------------------------------------- FIARSE
+
+
+def norm_names(module: nn.Module) -> set[str]:
+    """Parameters of normalisation layers."""
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
+    return {
+        f"{path}.{name}"
+        for path, child in module.named_modules()
+        if isinstance(child, kinds)
+        for name, _ in child.named_parameters()
+    }
+
+
+def masked_names(module: nn.Module) -> list[str]:
+    """What competes: every parameter but those of norms."""
+    return [name for name, _ in module.named_parameters() if name not in norm_names(module)]
+
+
+def thresholds(x: Weights, masked: Sequence[str], capacity: float, scope: str) -> dict[str, float]:
+    """theta_i for each masked tensor, by torch.topk."""
+
+    def top(values: Tensor) -> float:
+        if capacity == 1.0:
+            return 0.0
+        return float(values.abs().topk(math.floor(capacity * values.numel())).values[-1])
+
+    if scope == "layer":
+        return {name: top(x[name].flatten()) for name in masked}
+    return dict.fromkeys(masked, top(torch.cat([x[name].flatten() for name in masked])))
+
+
+def fiarse_client(
+    make: Callable[[], nn.Module],
+    x0: Weights,
+    theta: dict[str, float],
+    batches: Batches,
+    settings: Settings,
+    gate: str,
+) -> Weights:
+    """K steps from the submodel; returns x_K."""
+    start = {name: (v * (v.abs() >= theta[name]) if name in theta else v) for name, v in x0.items()}
+    held = {name: x0[name].abs() >= theta[name] for name in theta}
+    module = load(make, start)
+    leaves = {name: p.detach().clone().requires_grad_() for name, p in module.named_parameters()}
+    optimizer = settings.optimizer(list(leaves.values()))
+    for x, y in batches:
+        masks = held if gate == "frozen" else {name: leaves[name].detach().abs() >= theta[name] for name in theta}
+        with torch.no_grad():
+            for name, p in module.named_parameters():
+                p.copy_(leaves[name] * masks[name] if name in masks else leaves[name])
+                p.grad = None
+        F.cross_entropy(module(x), y).backward()
+        for name, p in module.named_parameters():
+            g = p.grad
+            assert g is not None
+            if name in masks:
+                g = g * masks[name]
+                if gate == "biased":
+                    a, t = leaves[name].detach().abs(), theta[name]
+                    g = torch.where((a + t) > 0, g * (1 + 2 * a * t / (a + t).square()), g)
+            leaves[name].grad = g
+        optimizer.step()
+    return {**saved(module), **{name: leaf.detach() for name, leaf in leaves.items()}}
+
+
+def fiarse_server(x0: Weights, after: Sequence[Weights], theta: Sequence[dict[str, float]], eta: float) -> Weights:
+    """Each coordinate averaged over the clients whose mask held it at the start, one number at a time."""
+    out = {}
+    for name, value in x0.items():
+        total = torch.zeros(value.shape, dtype=torch.float64).flatten()
+        count = torch.zeros(value.shape).flatten()
+        for ended, t in zip(after, theta, strict=True):
+            held = value.abs() >= t[name] if name in t else torch.ones(value.shape, dtype=torch.bool)
+            start = torch.where(held, value, torch.zeros_like(value))
+            total += ((ended[name] - start).double() * held).flatten()
+            count += held.flatten()
+        step = torch.where(count > 0, total / count.clamp(min=1), torch.zeros_like(total)).reshape(value.shape)
+        rate = eta if name in theta[0] else 1.0
+        moved = value.double() + rate * step
+        out[name] = moved.to(value.dtype) if value.is_floating_point() else moved.round().to(value.dtype)
+    return out
+
+
+# -------------------------------------------------------------------------------------------------------------- FedIN
+
+
+def extract(resnet: nn.Module, x: Tensor) -> Tensor:
+    """The stem."""
+    return resnet.maxpool(resnet.relu(resnet.bn1(resnet.conv1(x))))
+
+
+def inner(resnet: nn.Module, s_in: Tensor) -> Tensor:
+    """The stages, and pooling."""
+    for name in resnet.stages:
+        s_in = getattr(resnet, name)(s_in)
+    return s_in.mean((2, 3))
+
+
+def fedin_client(
+    make: Callable[[], nn.Module],
+    weights: Weights,
+    batches: Sequence[tuple[Tensor, Tensor, bool]],
+    pair: tuple[Tensor, Tensor] | None,
+    settings: Settings,
+    *,
+    align: str,
+    weight: float,
+) -> Weights:
+    """Local steps; where one is due, an IN step with the foreign pair joins it."""
+    module = load(make, weights)
+    optimizer = settings.optimizer(module.parameters())
+    for x, y, due in batches:
+        optimizer.zero_grad()
+        F.cross_entropy(module(x), y).backward()
+        if due and pair is not None:
+            other = deepcopy(module)  # its running statistics may move, the client's must not
+            other.zero_grad()
+            (inner(other, pair[0]) - pair[1]).square().mean().backward()
+            foreign = dict(other.named_parameters())
+            for name, p in module.named_parameters():
+                if name.startswith("layer") and p.dim() > 1:
+                    p.grad = aligned(p.grad, foreign[name].grad, align, weight)
+        optimizer.step()
+    return saved(module)
+
+
+def aligned(g: Tensor | None, r: Tensor | None, align: str, weight: float) -> Tensor:
+    """The four ways of section 2.5 of the method card, with ordinary branches."""
+    assert g is not None
+    assert r is not None
+    b = float((g * r).sum())
+    if align == "none":
+        return g + weight * r
+    if align == "always":
+        return g - b / float((r * r).sum()) * r
+    if align == "local_primary":
+        return g if b >= 0 else g - b / float((r * r).sum()) * r
+    return g + weight * (r if b >= 0 else r - b / float((g * g).sum()) * g)
+
+
+@torch.no_grad()
+def features(make: Callable[[], nn.Module], weights: Weights, x: Tensor) -> tuple[Tensor, Tensor]:
+    """(s_in, s_out) in evaluation mode."""
+    module = load(make, weights).eval()
+    s_in = extract(module, x)
+    return s_in, inner(module, s_in)
+
+
+def fedin_server(layers: Weights, models: Sequence[Weights], shares: Sequence[float]) -> Weights:
+    """Each layer averaged over its owners; one that nobody owns stays."""
+    out = dict(layers)
+    for name in layers:
+        owners = [(m, s) for m, s in zip(models, shares, strict=True) if name in m]
+        if owners:
+            out |= mean([{name: m[name]} for m, _ in owners], [s for _, s in owners])
+    return out
