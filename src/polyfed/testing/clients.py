@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
+from polyfed.execute.cost import CostCounter, StepCost
 from polyfed.execute.drivers import Driver
 from polyfed.message import Message, Size, State, decode, encode, size
 from polyfed.parties import Cohort, Replies, Reply
@@ -14,6 +17,18 @@ from polyfed.runtime.scoring import Score
 from polyfed.runtime.store import Store
 from polyfed.testing.compare import digest
 from polyfed.typing import ClientId
+
+
+class Unpriced(CostCounter):
+    """Everything costs nothing: finding out takes longer than the laws' few steps."""
+
+    def step(self, key: object, fit: Any, examples: int, due: bool) -> StepCost:
+        """Nothing."""
+        return StepCost(0.0, 0.0, 0)
+
+    def forward(self, key: object, run: Any, x: Tensor) -> StepCost:
+        """Nothing."""
+        return StepCost(0.0, 0.0, 0)
 
 
 @dataclass(frozen=True)

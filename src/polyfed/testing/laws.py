@@ -383,7 +383,8 @@ def _timeless(data: bytes, suffix: str) -> Any:
 
     def strip(value: Any) -> Any:
         if isinstance(value, dict):
-            skip = ("seconds", "memory", "run_dir")
+            # A step's memory is measured at the first batch size met, which is another one after a restart.
+            skip = ("seconds", "memory", "run_dir", "step_peak")
             return {key: strip(item) for key, item in value.items() if not str(key).startswith(skip)}
         return [strip(item) for item in value] if isinstance(value, list) else value
 

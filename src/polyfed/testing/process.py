@@ -31,6 +31,7 @@ from polyfed.runtime.clients import Down, LocalClients, Report, measure
 from polyfed.runtime.federation import Federation, prepare
 from polyfed.runtime.scoring import Score
 from polyfed.runtime.store import Store
+from polyfed.testing.clients import Unpriced
 from polyfed.testing.compare import digest
 from polyfed.typing import ClientId
 
@@ -158,7 +159,9 @@ class _Served:
         self.place = Place.of(*header["place"])
         federation = prepare(Config.parse(header["config"]))
         store = Store(Path("never-written"), federation.algorithm.states, resident=True)
-        self.clients = LocalClients(federation, make_driver(header["driver"], self.place), store)
+        driver = make_driver(header["driver"], self.place)
+        driver.costs = Unpriced(self.place)
+        self.clients = LocalClients(federation, driver, store)
 
     def answer(self, header: Mapping[str, Any], frames: list[bytes]) -> tuple[dict[str, Any], list[bytes]]:
         with self.place.defaults():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,15 +24,26 @@ from polyfed.runtime.clients import Clients, LocalClients
 from polyfed.runtime.federation import Federation, prepare
 from polyfed.runtime.round import play_round
 from polyfed.runtime.store import Store
-from polyfed.testing.clients import Watched, Wired
+from polyfed.testing.clients import Unpriced, Watched, Wired
 from polyfed.testing.compare import digest
 from polyfed.testing.process import Child, ProcessClients
-from polyfed.testing.settings import BASE, CAPACITIES, FAMILIES, FEW, KEYS, LEARNING, MORE, merged
+from polyfed.testing.settings import (
+    BASE,
+    CAPACITIES,
+    FAMILIES,
+    FEW,
+    KEYS,
+    LEARNERS,
+    LEARNING,
+    MORE,
+    Tables,
+    merged,
+    without_none,
+)
 from polyfed.tree import map_parts
 from polyfed.typing import ClientId
 
 C = TypeVar("C", bound=Clients)
-Tables = Mapping[str, Mapping[str, Any]]
 
 
 class Backwards(Sequential):
@@ -67,8 +79,10 @@ _DRIVERS: Mapping[str, type[Sequential]] = {
 
 
 def make_driver(name: str, precision: Precision) -> Sequential:
-    """``"sequential"``, ``"batched"`` whether or not it pays, ``"backwards"`` or ``"idle"``; on the CPU."""
-    return _DRIVERS[name](Place.of("cpu", precision))
+    """``"sequential"``, ``"batched"`` whether or not it pays, ``"backwards"`` or ``"idle"``; on the CPU, unpriced."""
+    driver = _DRIVERS[name](Place.of("cpu", precision))
+    driver.costs = Unpriced(driver.place)
+    return driver
 
 
 @dataclass(frozen=True)
@@ -161,32 +175,43 @@ class Subject:
         self.cls: type[Algorithm] = algorithm_class(name)
         self._given = merged({"algorithm": {"name": name, **KEYS.get(name, {})}}, given or {})
         self._runs: dict[object, Run[Any]] = {}
-        self._clients = self._accepted()
 
-    def _accepted(self) -> dict[str, Any]:
-        refused: list[str] = []
-        for models in FAMILIES:
-            for capacities in CAPACITIES:
-                self._clients = {"models": list(models), "capacities": list(capacities)}
-                try:
-                    prepare(self.config())
-                except ModelError as error:
-                    refused.append(f"{', '.join(models)} with capacities {capacities}: {error}")
-                else:
-                    return self._clients
+    @cached_property
+    def _small(self) -> Tables:
+        return self._accepted(FAMILIES, FEW)
+
+    def _accepted(self, families: Sequence[Tables], pictures: int, *layers: Tables) -> Tables:
+        """The layers with the first of the families that the algorithm takes."""
+        refused: dict[str, None] = {}
+        for family, capacities in itertools.product(families, CAPACITIES):
+            tables = merged(*layers, family, {"clients": {"capacities": capacities}})
+            try:
+                prepare(self._config(pictures, tables))
+            except ModelError as error:
+                refused[str(error)] = None
+            else:
+                return tables
         raise ModelError(
             f"{self.name} takes none of the laws' networks; name some in a file for --law-config:\n  "
             + "\n  ".join(refused)
         )
 
-    def config(self, *layers: Tables, pictures: int = FEW) -> Config:
-        """The laws' configuration for this algorithm, with ``layers`` of changes."""
+    def _config(self, pictures: int, *layers: Tables) -> Config:
         path = self.folder / f"digits-{pictures}.npz"
         if not path.exists():
             digits = load_digits(16)
-            np.savez(path, x=digits.x[:pictures].numpy(), y=digits.y[:pictures].numpy())
-        tables = merged(BASE, {"data": {"path": str(path)}, "clients": self._clients}, *layers, self._given)
-        return Config.parse(tables, source="the laws' configuration")
+            x, y = digits.x[:pictures].numpy(), digits.y[:pictures].numpy()
+            if pictures == FEW:
+                # Grain, for the laws that compare numbers: on an even background many activations are equal, and a
+                # rounding error that takes them over a ReLU's edge takes them all.
+                x = np.maximum(x, np.random.default_rng(0).integers(0, 64, x.shape, dtype=np.uint8))
+            np.savez(path, x=x, y=y)
+        tables = merged(BASE, {"data": {"path": str(path)}}, *layers, self._given)
+        return Config.parse(without_none(tables), source="the laws' configuration")
+
+    def config(self, *layers: Tables) -> Config:
+        """The laws' configuration for this algorithm, with ``layers`` of changes."""
+        return self._config(FEW, self._small, *layers)
 
     def federation(self, *layers: Tables) -> Federation:
         """A federation of new objects."""
@@ -194,7 +219,7 @@ class Subject:
 
     def learning(self) -> Federation:
         """The federation of the problem to learn."""
-        return prepare(self.config(LEARNING, pictures=MORE))
+        return prepare(self._config(MORE, self._accepted(LEARNERS, MORE, LEARNING)))
 
     def run(self, driver: str = "sequential", precision: Precision = "fp64") -> Run[Watched]:
         """Three rounds, played once however often they are asked for."""
