@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import Tensor
@@ -18,17 +18,19 @@ from polyfed.runtime.store import Store
 from polyfed.testing.compare import digest
 from polyfed.typing import ClientId
 
+_FREE = StepCost(**{field.name: 0 for field in fields(StepCost)})
+
 
 class Unpriced(CostCounter):
     """Everything costs nothing: finding out takes longer than the laws' few steps."""
 
     def step(self, key: object, fit: Any, examples: int, due: bool) -> StepCost:
         """Nothing."""
-        return StepCost(0.0, 0.0, 0)
+        return _FREE
 
     def forward(self, key: object, run: Any, x: Tensor) -> StepCost:
         """Nothing."""
-        return StepCost(0.0, 0.0, 0)
+        return _FREE
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ BOTH = pytest.mark.parametrize("driver", ["sequential", "batched"])
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test per algorithm: those that the module names as ``ALGORITHMS``, else those of ``--algorithm``."""
     if "subject" in metafunc.fixturenames:
-        asked: Sequence[str] = metafunc.config.getoption("polyfed_algorithms", [])
+        asked: Sequence[str] = metafunc.config.getoption("polyfed_algorithms", None) or ()
         names = getattr(metafunc.module, "ALGORITHMS", asked)
         metafunc.parametrize("subject", names, indirect=True, scope="module")
 
@@ -383,7 +383,7 @@ def _timeless(data: bytes, suffix: str) -> Any:
 
     def strip(value: Any) -> Any:
         if isinstance(value, dict):
-            # A step's memory is measured at the first batch size met, which is another one after a restart.
+            # A step's memory is that of the largest batch met so far, and after a restart less has been met.
             skip = ("seconds", "memory", "run_dir", "step_peak")
             return {key: strip(item) for key, item in value.items() if not str(key).startswith(skip)}
         return [strip(item) for item in value] if isinstance(value, list) else value

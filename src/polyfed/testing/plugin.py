@@ -40,7 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
         pytest.UsageError: an algorithm that cannot be imported, or settings that are not there.
     """
     pytest.register_assert_rewrite("polyfed.testing.laws")
-    names: list[str] = config.getoption("polyfed_algorithms")
+    names: list[str] = config.getoption("polyfed_algorithms") or []
     if not names:
         return
     from polyfed.config import algorithm_class

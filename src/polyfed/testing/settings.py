@@ -16,7 +16,7 @@ _DEEP = {
     "clients": {"models": ["in-resnet10-small(width=8)", "in-resnet14-small(width=8)"]},
     # The last maps are 1x1. Normalised over a batch of two or three, or over groups of two channels, they are signs
     # of differences, and rounding errors grow by orders of magnitude; so all examples make one batch.
-    "train": {"epochs": 2, "batch_size": 64},
+    "train": {"epochs": 2, "batch_size": 64, "lr": 0.001},
 }
 
 #: Networks to try, the most unlike first: dense beside convolutional with BatchNorm and another width of the

@@ -1,0 +1,72 @@
+"""Each law fails on an algorithm with the fault that it is there for: a law that never fails proves nothing."""
+
+import inspect
+
+import pytest
+
+from polyfed.errors import MessageError
+from polyfed.testing import laws
+from polyfed.testing.process import Child
+from polyfed.testing.subject import Subject
+
+
+@pytest.fixture
+def subject(request, tmp_path):
+    return Subject(f"faulty:{request.param}", tmp_path)
+
+
+def fault(name, law, message=".", error=AssertionError, **arguments):
+    return pytest.param(name, law, message, error, arguments, id=f"{name}-{law.removeprefix('test_')}")
+
+
+@pytest.mark.parametrize(
+    ("subject", "law", "message", "error", "arguments"),
+    [
+        fault("LastClient", "test_order_of_the_answers_does_not_matter", "in another order"),
+        fault("SumNotMean", "test_equal_answers_count_once"),
+        fault("Unweighted", "test_examples_weigh"),
+        fault("InPlace", "test_inputs_are_not_written_to", "sent was written to", driver="sequential"),
+        fault("ZeroWhereNobody", "test_idle_rounds_change_nothing", "model.fc.weight"),
+        fault("Momentum", "test_a_client_does_not_depend_on_who_trained_before", driver="sequential"),
+        fault("Momentum", "test_order_of_the_clients_does_not_matter"),
+        fault("GlobalDraws", "test_same_configuration_same_run", driver="sequential"),
+        fault("SendsItAll", "test_private_state_is_never_sent", "100% of its private model"),
+        fault("LastButInOrder", "test_order_of_the_answers_does_not_matter", "changing hands"),
+        fault("Undriven", "test_batched_equals_sequential", "no client trained"),
+        fault("Undriven", "test_learns"),
+        fault("UndrivenFit", "test_batched_equals_sequential", "a `yield from` is missing", TypeError),
+        fault("Remembers", "test_resumed_run_is_the_same_run"),
+        fault("SharedPrivate", "test_bystanders_keep_their_state"),
+        fault("Undeclared", "test_broadcast_does_not_depend_on_the_id", "personal_broadcast = True"),
+        fault("MovesStatistics", "test_predicting_writes_nothing"),
+        fault("UpdateLost", "test_learns"),
+        fault("CountsCalls", "test_batched_equals_sequential", "the server after round 1"),
+        fault("CountsCalls", "test_batched_equals_sequential_in_single_precision"),
+        fault("UndeclaredMessage", "test_through_the_wire_same_run", "got a 'Foreign'", MessageError),
+        fault("StateThatTravels", "test_state_cannot_be_encoded", "DID NOT RAISE", pytest.fail.Exception),
+    ],
+    indirect=["subject"],
+)
+def test_a_law_sees_its_fault(subject, law, message, error, arguments, tmp_path):
+    test = getattr(laws, law)
+    if "tmp_path" in inspect.signature(test).parameters:
+        arguments = {**arguments, "tmp_path": tmp_path}
+    with pytest.raises(error, match=message):
+        test(subject, **arguments)
+
+
+@pytest.mark.parametrize("subject", ["BehindTheBack"], indirect=True)
+def test_another_process_shares_nothing(subject):
+    child = Child()
+    try:
+        with pytest.raises(AssertionError, match="the server's state after round 1"):
+            laws.test_other_process_same_run(subject, child)
+    finally:
+        child.close()
+
+
+def test_every_law_is_listed():
+    """A law that ``__all__`` forgets would run for nobody."""
+    found = {name for name in vars(laws) if name.startswith("test_")}
+    assert found == {name for name in laws.__all__ if name.startswith("test_")}
+    assert all(getattr(laws, name).__doc__ for name in found)
