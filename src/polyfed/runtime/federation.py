@@ -85,11 +85,11 @@ class Federation:
         return LocalClient(self.info(client), models, self.data.train(client), self.plan, rng, round_)
 
 
-def prepare(config: Config) -> Federation:
-    """Load the data, deal them, and check that the algorithm can train these networks.
+def deal(config: Config) -> tuple[Dataset, Partition]:
+    """Load the data and deal them to clients.
 
     Raises:
-        PolyfedError: what cannot be loaded, dealt or trained, and why.
+        PolyfedError: what cannot be loaded or dealt, and why.
     """
     dataset = load_dataset(
         config.data.dataset,
@@ -108,6 +108,16 @@ def prepare(config: Config) -> Federation:
         split=config.data.split,
         **settings,
     )
+    return dataset, partition
+
+
+def prepare(config: Config) -> Federation:
+    """Load the data, deal them, and check that the algorithm can train these networks.
+
+    Raises:
+        PolyfedError: what cannot be loaded, dealt or trained, and why.
+    """
+    dataset, partition = deal(config)
     name, keys = config.algorithm.name, config.algorithm.keys
     federation = Federation(config, dataset, partition, load_algorithm(name, keys))
     federation.algorithm.check(federation.task)
