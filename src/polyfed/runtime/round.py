@@ -44,10 +44,20 @@ def draw_cohort(federation: Federation, round_: int) -> Cohort:
 
 
 def play_round(
-    federation: Federation, server: Any, round_: int, clients: Clients, driver: Driver, *, score: bool = False
+    federation: Federation,
+    server: Any,
+    round_: int,
+    clients: Clients,
+    driver: Driver,
+    *,
+    score: bool = False,
+    cohort: Cohort | None = None,
 ) -> Played:
-    """Play one round; with ``score``, test the cohort before aggregation. `Clients.commit` must follow."""
-    cohort = draw_cohort(federation, round_)
+    """Play one round; with ``score``, test the cohort before aggregation. `Clients.commit` must follow.
+
+    ``cohort`` is drawn unless it is given, as where not every client is there.
+    """
+    cohort = draw_cohort(federation, round_) if cohort is None else cohort
     reports: dict[ClientId, Report] = {}
 
     def perform(request: Any) -> Any:
