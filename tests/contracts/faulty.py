@@ -12,7 +12,7 @@ from polyfed.algorithms.fedavg import FedAvg
 from polyfed.algorithms.standalone import Standalone
 from polyfed.compute import exchange, fit
 from polyfed.losses import supervised
-from polyfed.message import Message, State
+from polyfed.message import Message
 from polyfed.parties import Cohort, LocalClient
 from polyfed.typing import Params
 
@@ -253,11 +253,3 @@ class UndeclaredMessage(FedAvg):
     def client_round(self, private, msg, client: LocalClient):
         fitted = yield from fit(client, {"model": msg.model}, loss=supervised)
         return private, Foreign(fitted.parts["model"], len(client.train))
-
-
-@dataclass(frozen=True, kw_only=True)
-class StateThatTravels(FedAvg):
-    """What the server keeps is a message too."""
-
-    class Server(State, Message):
-        model: Params
