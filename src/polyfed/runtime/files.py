@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from polyfed.errors import CheckpointError, MessageError, StorageError
@@ -71,5 +72,5 @@ def load(path: Path, sha256: str, *known: type[Record]) -> Any:
         length = int.from_bytes(data[:8], "little")
         structure = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["structure"])
         return unflatten(structure, [named[str(i)] for i in range(len(named))], *known)
-    except (MessageError, KeyError, ValueError) as error:
+    except (MessageError, SafetensorError, KeyError, ValueError) as error:
         raise CheckpointError(f"checkpoint file {path} holds no state of this algorithm: {error}") from error

@@ -28,9 +28,12 @@ from polyfed.runtime.evaluate import Evaluation, Evaluator
 from polyfed.runtime.federation import Federation, prepare
 from polyfed.runtime.ledger import Ledger, client_rows
 from polyfed.runtime.round import Played, play_round
-from polyfed.runtime.rundir import RunDir
+from polyfed.runtime.rundir import LOGS, RunDir
 from polyfed.runtime.store import Store
 from polyfed.runtime.watch import Interrupted, Quiet, Watch
+
+#: What a run that was killed before it wrote its config.toml leaves behind.
+STARTED = ("lock", "environment.json", "partition.npz", *LOGS)
 
 
 def simulate(config: Config, *, out: Path | None = None, watch: Watch | None = None) -> dict[str, Any]:
@@ -58,6 +61,9 @@ def simulate(config: Config, *, out: Path | None = None, watch: Watch | None = N
         raise RunDirError(
             f"{folder} already holds a run; go on with `polyfed resume {folder}`, or choose another --out"
         )
+    found = sorted(path.name for path in folder.glob("[!.]*") if path.name not in STARTED)
+    if found:
+        raise RunDirError(f"{folder} is not empty (it holds {found[0]!r}); choose a new or an empty directory for --out")
     with _held(folder) as run_dir:
         files.write_json(run_dir.file("environment.json"), environment(config))
         federation.partition.save(run_dir.file("partition.npz"))
@@ -134,7 +140,6 @@ class _Run:
                 if found is None:
                     self.server = algorithm.init_server(self.federation.task, self.federation.rng.at("server"))
                     self._record(None, 0.0)
-                    self.whole = True
                 for round_ in range(self.round + 1, run.rounds + 1):
                     started, counting = time.perf_counter(), self.driver.costs.seconds
                     played = play_round(
@@ -145,7 +150,6 @@ class _Run:
                     self.server, self.round = played.server, round_
                     counting = self.driver.costs.seconds - counting  # finding out costs is not a cost of the run
                     self._record(played, time.perf_counter() - started - counting)
-                    self.whole = True
                     if round_ % run.checkpoint_every == 0 or round_ == run.rounds:
                         self._save()
             except (KeyboardInterrupt, PolyfedError) as error:
@@ -181,6 +185,7 @@ class _Run:
         row["totals"] = self.ledger.totals()
         self.run_dir.append("rounds.jsonl", [row])
         self.run_dir.append("clients.jsonl", client_rows(self.federation, self.round, played, found))
+        self.whole = True
         self.watch.round_ended(row)
 
 
