@@ -3,7 +3,7 @@
 An algorithm is two coroutines. Between these words they are ordinary Python on immutable values; each word is a
 request that they yield to whoever drives them, who decides where and how the work is done:
 
-    fitted = yield from fit(client, parts, loss=self.loss)            # local training
+    fitted = yield from fit(client, parts, loss=supervised)           # local training
     sums = yield from reduce(client, parts, self.class_sums)          # a sum over the client's data
     replies = yield from exchange(cohort, broadcast)                  # server only: a message to each client, and back
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from polyfed import tree
 from polyfed.errors import MessageError
 from polyfed.message import Message, decode, encode, size
-from polyfed.submodel import Sparse, above, bias_factor, by_name, kept, spread, top_k_threshold
+from polyfed.submodel import Sparse, above, bias_factor, gates, kept, spread, top_k_threshold
 
 
 class Carrier(Message):
@@ -65,16 +65,24 @@ def test_positions_take_the_shorter_form(kept_: int, as_indices: bool) -> None:
     assert sparse.positions.dtype == (torch.int32 if as_indices else torch.uint8)
     told = size(Carrier(sparse))
     assert told.values == 4 * kept_
-    assert told.indices == min(4 * kept_, math.ceil(d / 8))
+    assert told.indices == (0 if kept_ == d else min(4 * kept_, math.ceil(d / 8)))  # all kept: no positions
     assert torch.equal(sparse.mask()["w"], mask)
 
 
 def test_a_bitmap_of_a_number_of_weights_that_is_no_multiple_of_eight() -> None:
     """Catches bits that are read from the padding of the last byte."""
-    mask = torch.ones(13, dtype=torch.bool)
+    mask = torch.arange(13) != 3
     sparse = Sparse.take({"a": torch.ones(5), "b": torch.ones(2, 4)}, {"a": mask[:5], "b": mask[5:].reshape(2, 4)})
     assert sparse.positions.numel() == 2
-    assert all(bool(m.all()) for m in sparse.mask().values())
+    assert torch.equal(torch.cat([m.reshape(-1) for m in sparse.mask().values()]), mask)
+
+
+def test_a_whole_model_travels_without_positions() -> None:
+    """Catches a bitmap of ones that a full-size client pays for, and an empty one that is read as nothing kept."""
+    params = {"a": torch.randn(5), "b": torch.randn(2, 4)}
+    whole = Sparse.take(params, {name: torch.ones_like(value, dtype=torch.bool) for name, value in params.items()})
+    assert whole.positions.numel() == 0
+    assert all(torch.equal(value, params[name]) for name, value in whole.dense().items())
 
 
 def sparse(positions: Tensor, values: int = 2, shape: tuple[int, ...] = (4, 4)) -> Sparse:
@@ -115,15 +123,11 @@ def test_the_threshold_is_the_kth_largest_magnitude(d: int, capacity: float, see
     """Catches an off-by-one in k, a threshold per tensor, signs, and too few kept."""
     generator = torch.Generator().manual_seed(seed)
     params = {"a": torch.randn(d, generator=generator), "b": torch.randn(2, 3, generator=generator)}
-    k = math.floor(capacity * (d + 6))
+    k = max(1, math.floor(capacity * (d + 6)))  # the released code fails where nothing would be left
     everything = torch.cat([params["a"], params["b"].reshape(-1)]).abs().sort(descending=True).values
-    if k == 0:
-        with pytest.raises(ValueError, match="keeps none"):
-            top_k_threshold(params, capacity)
-        return
     theta = top_k_threshold(params, capacity)
     assert theta == (0.0 if capacity == 1.0 else float(everything[k - 1]))
-    mask = above(params, dict.fromkeys(params, theta))
+    mask = above(params, gates(params, ("a", "b"), (theta,)))
     assert sum(int(m.sum()) for m in mask.values()) == (d + 6 if capacity == 1.0 else k)
 
 
@@ -132,14 +136,14 @@ def test_ties_at_the_threshold_are_all_kept() -> None:
     params = {"w": torch.tensor([1.0, -2.0, 2.0, 0.5, 2.0])}
     theta = top_k_threshold(params, 0.2)
     assert theta == 2.0
-    assert above(params, {"w": theta})["w"].tolist() == [False, True, True, False, True]
+    assert above(params, gates(params, ("w",), (theta,)))["w"].tolist() == [False, True, True, False, True]
 
 
 def test_full_capacity_keeps_everything_zeros_too() -> None:
     """Catches the released code's min|x| at capacity 1, and zeros (fresh biases) that are thrown out."""
     params = {"w": torch.tensor([0.0, -1.0, 3.0])}
     assert top_k_threshold(params, 1.0) == 0.0
-    assert bool(above(params, {"w": 0.0})["w"].all())
+    assert bool(above(params, gates(params, ("w",), (0.0,)))["w"].all())
 
 
 @pytest.mark.parametrize("capacity", [0.0, -0.1, 1.0001, float("nan")])
@@ -155,7 +159,7 @@ def test_smaller_submodels_lie_in_larger_ones(seed: int, one: float, other: floa
     """Catches sizes that disagree about which weights matter."""
     low, high = sorted((one, other))
     params = {"w": torch.randn(40, generator=torch.Generator().manual_seed(seed)).round(decimals=1)}
-    small, large = (above(params, {"w": top_k_threshold(params, c)})["w"] for c in (low, high))
+    small, large = (above(params, gates(params, ("w",), (top_k_threshold(params, c),)))["w"] for c in (low, high))
     assert bool((small <= large).all())
 
 
@@ -170,15 +174,17 @@ def test_the_numbers_of_the_method_card() -> None:
 
 def test_one_threshold_stands_for_all_tensors_and_several_for_one_each() -> None:
     """Catches thresholds that are dealt to the wrong tensors, and a count that does not fit."""
-    assert by_name(("a", "b"), (0.5,)) == {"a": 0.5, "b": 0.5}
-    assert by_name(("a", "b"), (0.5, 0.25)) == {"a": 0.5, "b": 0.25}
+    params = {name: torch.zeros(2, dtype=torch.float64) for name in ("a", "b", "c")}
+    assert gates(params, ("a", "b"), (0.5,)) == {"a": 0.5, "b": 0.5}
+    assert gates(params, ("a", "b"), (0.5, 0.25)) == {"a": 0.5, "b": 0.25}
+    assert gates(params, ("a",), (0.1,))["a"].dtype == torch.float64
     with pytest.raises(ValueError, match="shorter"):
-        by_name(("a", "b", "c"), (0.5, 0.25))
+        gates(params, ("a", "b", "c"), (0.5, 0.25))
 
 
 def test_tensors_without_a_threshold_are_not_masked() -> None:
     """Catches norm layers that get a mask."""
-    masks: Mapping[str, Tensor] = above({"w": torch.ones(2), "norm": torch.ones(2)}, {"w": 0.5})
+    masks: Mapping[str, Tensor] = above({"w": torch.ones(2), "norm": torch.ones(2)}, {"w": torch.tensor(0.5)})
     assert list(masks) == ["w"]
 
 

@@ -205,7 +205,7 @@ def fiarse_server(x0: Weights, after: Sequence[Weights], theta: Sequence[dict[st
             total += ((ended[name] - start).double() * held).flatten()
             count += held.flatten()
         step = torch.where(count > 0, total / count.clamp(min=1), torch.zeros_like(total)).reshape(value.shape)
-        rate = eta if name in theta[0] else 1.0
+        rate = 1.0 if "running_" in name or name.endswith("num_batches_tracked") else eta  # statistics: as they are
         moved = value.double() + rate * step
         out[name] = moved.to(value.dtype) if value.is_floating_point() else moved.round().to(value.dtype)
     return out

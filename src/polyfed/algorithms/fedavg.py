@@ -66,7 +66,7 @@ class FedAvg(Algorithm):
         return private, self.Upload(fitted.parts["model"], len(client.train))
 
     def broadcast(self, server: Server, client: ClientInfo) -> Broadcast:
-        """W."""
+        """The global model."""
         return self.Broadcast(server.model)
 
     def parts(self, private: Nothing, msg: Broadcast, client: LocalClient) -> Parts:

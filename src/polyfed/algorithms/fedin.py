@@ -23,7 +23,7 @@ from polyfed.align import Align, combine
 from polyfed.compute import Answer, Steps, exchange, fit, reduce
 from polyfed.losses import mean_squared_error, supervised
 from polyfed.message import Message, Nothing, Record, State
-from polyfed.models.split import check_cuts_fit
+from polyfed.models.split import check_layers_fit
 from polyfed.nets import Batch, Grad, Net, Nets
 from polyfed.parties import ClientInfo, Cohort, LocalClient
 from polyfed.plan import Every
@@ -81,8 +81,8 @@ class FedIN(Algorithm):
         num_examples: int
 
     def check(self, task: Task) -> None:
-        """Networks whose cuts fit."""
-        check_cuts_fit(task.family())
+        """Networks whose cuts fit and whose layers of one name have one shape."""
+        check_layers_fit(task.family())
 
     def init_server(self, task: Task, rng: Rng) -> Server:
         """Every layer from the initialisation of the largest network that has it."""

@@ -12,10 +12,9 @@ calls capacity a FLOPs ratio; its code, and this file, use the fraction of maske
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from polyfed import tree
@@ -28,7 +27,7 @@ from polyfed.models.split import SplitModel
 from polyfed.nets import Batch, Grad, Net, Nets
 from polyfed.parties import ClientInfo, Cohort, LocalClient
 from polyfed.rng import Rng
-from polyfed.submodel import Sparse, above, bias_factor, by_name, kept, spread, top_k_threshold
+from polyfed.submodel import Sparse, above, bias_factor, gates, held, kept, spread, top_k_threshold
 from polyfed.typing import Capacity, Params, Parts, Rate
 
 
@@ -52,10 +51,11 @@ class FIARSE(Algorithm):
     unseen_sizes: tuple[Capacity, ...] = (0.5, 0.125, 0.03125)
 
     class Server(State):
-        """The global model x, and the names of its masked tensors."""
+        """The global model x, the names of its masked tensors, and of its buffers."""
 
         model: Params
         masked: tuple[str, ...]
+        buffers: tuple[str, ...]
 
     class Broadcast(Message):
         """x * M_i(x) and theta_i: one number, or one per masked tensor when the scope is the layer."""
@@ -77,7 +77,7 @@ class FIARSE(Algorithm):
         model = task.common(self.name)
         params = model.init(rng.at("model"))
         masked = model.parameter_names - model.norm_names
-        return self.Server(params, tuple(name for name in params if name in masked))
+        return self.Server(params, tuple(n for n in params if n in masked), tuple(sorted(model.buffer_names)))
 
     def threshold(self, server: Server, capacity: float) -> tuple[float, ...]:
         """theta_i = TopK of |x| at a capacity (line 3 of Algorithm 1)."""
@@ -94,9 +94,8 @@ class FIARSE(Algorithm):
         masks = [mask[reply.client.capacity] for reply in replies]
         deltas = [spread(reply.message.delta, m) for reply, m in zip(replies, masks, strict=True)]
         step = coverage_mean(deltas, masks)  # 0 where nobody holds the weight                  line 13
-        trained = tree.pick(step, server.masked)
-        others = tree.add(server.model, tree.drop(step, server.masked))  # norm layers: held, and averaged, by all
-        return self.Server(tree.add(others, trained, scale=self.server_lr), server.masked)
+        moved = tree.add(server.model, tree.pick(step, server.buffers))  # running statistics are averaged as they are
+        return replace(server, model=tree.add(moved, tree.drop(step, server.buffers), scale=self.server_lr))
 
     def broadcast(self, server: Server, client: ClientInfo) -> Broadcast:
         """The submodel of the client's size."""
@@ -105,7 +104,7 @@ class FIARSE(Algorithm):
 
     def mask(self, server: Server, threshold: tuple[float, ...]) -> dict[str, Tensor]:
         """M_i(x) = 1[|x| >= theta_i]."""
-        return above(server.model, by_name(server.masked, threshold))
+        return above(server.model, gates(server.model, server.masked, threshold))
 
     def client_round(self, private: Nothing, msg: Broadcast, client: LocalClient) -> Steps[Answer]:
         """K steps of the threshold-controlled gradient; the difference goes back."""
@@ -118,25 +117,26 @@ class FIARSE(Algorithm):
 
     def gradient(self, grad: Grad, nets: Nets, batch: Batch, due: bool) -> Parts:
         """g(x) = dF/dw * M(x) * (1 + 2 |x| theta / (|x| + theta)^2) at w = x * M(x).                Eq. 3."""
-        x, theta, held = nets["model"].params, nets["gate"].params, nets["mask"].params
-        M = held if self.gate == "frozen" else {name: x[name].abs() >= theta[name] for name in held}
-        w = {name: value * M[name] if name in M else value for name, value in x.items()}
-        g = grad(supervised, model=w)["model"]
+        x, theta, M = nets["model"].params, nets["gate"].params, self.mask_now(nets)
+        g = grad(supervised, model=held(x, M))["model"]
         bias = self.gate == "biased"
         return {"model": {n: v * M[n] * bias_factor(x[n], theta[n], bias) if n in M else v for n, v in g.items()}}
 
     def parts(self, private: Nothing, msg: Broadcast, client: LocalClient) -> Parts:
         """The submodel at full shape, and its thresholds."""
-        like = next(iter(msg.submodel.values.values()))
-        theta = by_name(msg.submodel.masked, msg.threshold)
-        gate = {name: torch.tensor(value, dtype=like.dtype) for name, value in theta.items()}
-        return {"model": msg.submodel.dense(), "gate": gate}
+        model = msg.submodel.dense()
+        return {"model": model, "gate": gates(model, msg.submodel.masked, msg.threshold)}
 
     def predict(self, nets: Nets, x: Tensor) -> Mapping[str, Tensor]:
         """The submodel's logits; weights that fell below the threshold while training do not take part."""
-        params, gate = nets["model"].params, nets["gate"].params
-        w = {n: v * (v.abs() >= gate[n]) if n in gate else v for n, v in params.items()}
+        w = held(nets["model"].params, self.mask_now(nets))
         return {"submodel": Net(nets["model"].model, w)(x)}
+
+    def mask_now(self, nets: Nets) -> Mapping[str, Tensor]:
+        """M(x) at the current weights; with a frozen gate, that of the round's start as long as the round lasts."""
+        if self.gate == "frozen" and "mask" in nets:
+            return nets["mask"].params
+        return above(nets["model"].params, nets["gate"].params)
 
     def global_nets(self, server: Server, task: Task) -> Mapping[str, Nets]:
         """The submodel of every size that clients have, and of sizes that none has."""
@@ -144,6 +144,5 @@ class FIARSE(Algorithm):
         return {f"size {size:g}": self._net(server, task.common(self.name), size) for size in sizes}
 
     def _net(self, server: Server, model: SplitModel, size: float) -> Nets:
-        theta = by_name(server.masked, self.threshold(server, size))
-        gate = {name: torch.tensor(value, dtype=server.model[name].dtype) for name, value in theta.items()}
+        gate = gates(server.model, server.masked, self.threshold(server, size))
         return {"model": Net(model, server.model), "gate": Net(None, gate)}

@@ -58,11 +58,12 @@ class PeakMemory(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class StepCost:
-    """FLOPs of a step with B examples are ``fixed + per_example * B``; peak bytes as measured at the first B seen."""
+    """FLOPs of a step with B examples are ``fixed + per_example * B``; peak bytes as measured at ``measured_at``."""
 
     fixed: float
     per_example: float
     peak_bytes: int
+    measured_at: int
 
     def flops(self, examples: int) -> int:
         """FLOPs of one step with that many examples."""
@@ -89,15 +90,19 @@ class CostCounter:
     seconds: float = 0.0
 
     def step(self, key: object, fit: Fit, examples: int, due: bool) -> StepCost:
-        """The cost of a training step: forward, backward and the optimizer's update, at that batch size."""
+        """The cost of a training step at that batch size.
+
+        FLOPs are those of products and convolutions, forward and backward: torch's counter knows no others. The peak
+        is of the whole step, the optimizer's state included, at the largest batch asked for so far.
+        """
         key = (key, due)
-        if key not in self.known:
+        if key not in self.known or self.known[key].measured_at < examples:
             started = time.perf_counter()
             with fit.client.rng.at("cost").fork():  # dropout in this step must not move anyone's stream
                 for model in fit.client.models.values():
                     model.train(True)
                 fixed, slope = _affine(lambda n: self._flops(fit, n, due), examples)
-                self.known[key] = StepCost(fixed, slope, self._peak(fit, examples, due))
+                self.known[key] = StepCost(fixed, slope, self._peak(fit, examples, due), examples)
             self.seconds += time.perf_counter() - started
         return self.known[key]
 
@@ -130,6 +135,6 @@ class CostCounter:
                     run(x[torch.arange(examples, device=x.device) % len(x)])
                 return counter.get_total_flops()
 
-            self.known[key] = StepCost(*_affine(count, len(x)), peak_bytes=0)
+            self.known[key] = StepCost(*_affine(count, len(x)), peak_bytes=0, measured_at=len(x))
             self.seconds += time.perf_counter() - started
         return self.known[key]

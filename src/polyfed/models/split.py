@@ -400,6 +400,25 @@ def check_cuts_fit(
             _same("classifier", first, _classifier_shapes(a), other, _classifier_shapes(b))
 
 
+def check_layers_fit(models: Mapping[str, SplitModel]) -> None:
+    """Raise unless the models can share layers by name: all cuts fit, and one name always has one shape.
+
+    Args:
+        models: by the name that a message shall use.
+
+    Raises:
+        ModelError: naming both models, the layer and both shapes; or a model without an extractor cut.
+    """
+    for model in models.values():
+        _ = model.s_in_shape
+    check_cuts_fit(models)
+    owner: dict[str, str] = {}
+    for name, model in models.items():
+        for layer, shape in model.shapes.items():
+            first = owner.setdefault(layer, name)
+            _same(f"layer {layer!r}", first, tuple(models[first].shapes[layer]), name, tuple(shape))
+
+
 def _classifier_shapes(model: SplitModel) -> dict[str, tuple[int, ...]]:
     return {name: tuple(model.shapes[name]) for name in sorted(model.classifier_names)}
 

@@ -78,6 +78,7 @@ class Evaluator:
         whole, flops = self._whole(server)
         flops += sum(score.flops for score in (*before, *scores.values()))
         seconds = time.perf_counter() - started - (self.costs.seconds - counting)
+        seconds += sum(score.seconds for score in before)
         return Evaluation(scores, official, whole, flops, seconds)
 
     def _sample(self, round_: int) -> list[int]:

@@ -88,6 +88,11 @@ class RunDir:
         except OSError as error:
             raise StorageError(f"could not write to {self.path / name}: {error.strerror or error}") from error
 
+    def trained(self) -> int:
+        """How many clients have taken part in a round so far, as rounds.jsonl tells."""
+        rows = (json.loads(line) for line in self.file("rounds.jsonl").read_bytes().splitlines())
+        return len({client for row in rows for client in row.get("cohort", ())})
+
     def save(self, round_: int, server: State, store: Store, progress: Mapping[str, Any], identity: str) -> None:
         """Write a checkpoint of the end of ``round_``; the one before it stays until this one is complete.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -24,12 +25,14 @@ class Score:
         examples: how many test examples.
         correct: right answers of each predictor, the default first.
         flops: of the forward passes.
+        seconds: of testing.
         down: bytes sent to the client for this evaluation.
     """
 
     examples: int
     correct: dict[str, int]
     flops: int = 0
+    seconds: float = 0.0
     down: int = 0
 
     def accuracy(self, predictor: str | None = None) -> float:
@@ -46,8 +49,11 @@ class Scorer:
 
     def score(self, nets: Nets, data: ClientData) -> Score:
         """The counts of every predictor."""
+        started, counting = time.perf_counter(), self.costs.seconds
         right, flops = self.right(nets, data)
-        return Score(len(data), {name: int(found.sum()) for name, found in right.items()}, flops)
+        correct = {name: int(found.sum()) for name, found in right.items()}
+        seconds = time.perf_counter() - started - (self.costs.seconds - counting)
+        return Score(len(data), correct, flops, seconds)
 
     @torch.no_grad()
     def right(self, nets: Nets, data: ClientData) -> tuple[dict[str, Tensor], int]:

@@ -148,8 +148,10 @@ class _Run:
                     self.whole = False
                     self.clients.commit()
                     self.server, self.round = played.server, round_
-                    counting = self.driver.costs.seconds - counting  # finding out costs is not a cost of the run
-                    self._record(played, time.perf_counter() - started - counting)
+                    # Finding out costs is no cost of the run, and testing the cohort is one of evaluation.
+                    other = self.driver.costs.seconds - counting
+                    other += sum(report.score.seconds for report in played.reports.values() if report.score)
+                    self._record(played, time.perf_counter() - started - other)
                     if round_ % run.checkpoint_every == 0 or round_ == run.rounds:
                         self._save()
             except (KeyboardInterrupt, PolyfedError) as error:
@@ -159,7 +161,7 @@ class _Run:
                 if isinstance(error, KeyboardInterrupt):
                     raise Interrupted(self.run_dir.path) from None
                 raise
-        summary = self.ledger.summary(str(self.run_dir.path), len(self.store))
+        summary = self.ledger.summary(str(self.run_dir.path), self.run_dir.trained())
         files.write_json(self.run_dir.file("summary.json"), summary)
         self.watch.ended(summary)
         return summary
