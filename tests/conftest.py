@@ -12,9 +12,17 @@ import pytest
 import torch
 from hypothesis import settings
 
+from polyfed.testing import plugin
+
 torch.set_num_threads(1)
 settings.register_profile("polyfed", deadline=None, derandomize=True, database=None)
 settings.load_profile("polyfed")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Where polyfed is not installed but on PYTHONPATH, no entry point loads its plugin."""
+    if not config.pluginmanager.has_plugin("polyfed"):
+        config.pluginmanager.register(plugin, "polyfed")
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,111 @@
+"""``pytest --algorithm`` in a directory of the user's: what is collected, what passes, what fails, what is said."""
+
+import os
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+import polyfed
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "new_algorithm.py"
+BROKEN = """
+from dataclasses import dataclass
+
+from polyfed import exchange
+from polyfed.algorithms.fedavg import FedAvg
+
+
+@dataclass(frozen=True, kw_only=True)
+class Broken(FedAvg):
+    exempt = {"learns": "it averages nothing", "examples_weigh": "there is no average"}
+
+    def server_round(self, server, cohort):
+        replies = yield from exchange(cohort, self.Broadcast(server.model))
+        return self.Server(replies[-1].message.model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demanding(FedAvg):
+    needed: int
+
+    def check(self, task):
+        super().check(task)
+        assert str(task.architectures[0]) == "mlp(hidden=(5,))"
+"""
+
+
+def pytest_in(folder, *arguments):
+    """Run pytest in ``folder``: installed, the entry point loads the plugin; from source, ``-p`` does."""
+    installed = any(point.value == "polyfed.testing.plugin" for point in entry_points(group="pytest11"))
+    source = str(Path(polyfed.__file__).parents[1])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": source}
+    environment.pop("PYTEST_ADDOPTS", None)
+    load = [] if installed else ["-p", "polyfed.testing.plugin"]
+    command = [sys.executable, "-m", "pytest", *load, "-p", "no:cacheprovider", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "my_pkg").mkdir()
+    (tmp_path / "my_pkg" / "mine.py").write_text(BROKEN)
+    (tmp_path / "new_algorithm.py").write_text(EXAMPLE.read_text())
+    return tmp_path
+
+
+def test_a_good_algorithm_obeys_and_a_broken_one_does_not(folder):
+    """From a directory without any test, against polyfed as it is installed; here with the server's laws only."""
+    laws = ["-k", "answers or examples_weigh or learns"]
+    run = pytest_in(folder, "--algorithm", "new_algorithm:PrivateHead", "--algorithm", "my_pkg.mine:Broken", *laws)
+    assert run.returncode == pytest.ExitCode.TESTS_FAILED, run.stdout + run.stderr
+    failed = {line.split()[1].split("::")[1] for line in run.stdout.splitlines() if line.startswith("FAILED")}
+    assert failed == {"test_order_of_the_answers_does_not_matter[my_pkg.mine:Broken]"}, run.stdout
+    assert "learns does not apply to my_pkg.mine:Broken: it averages nothing" in run.stdout
+    assert "1 failed, 5 passed" in run.stdout, run.stdout
+    assert (
+        pytest_in(folder, "--algorithm", "new_algorithm:PrivateHead", "-k", "answers").returncode == pytest.ExitCode.OK
+    )
+
+
+def test_beside_tests_of_ones_own(folder):
+    """A path that is given is collected too; without one, the laws are all there is."""
+    (folder / "test_mine.py").write_text("def test_mine():\n    pass\n")
+    asked = ["-q", "--algorithm", "new_algorithm:PrivateHead", "--collect-only"]
+    assert "test_mine" not in (alone := pytest_in(folder, *asked).stdout)
+    both = pytest_in(folder, *asked, "test_mine.py").stdout
+    assert "test_mine" in both
+    assert "test_learns[new_algorithm:PrivateHead]" in alone
+    assert "test_learns[new_algorithm:PrivateHead]" in both
+
+
+def test_settings_of_ones_own(folder):
+    """Networks and required keys come from ``--law-config``."""
+    (folder / "laws.toml").write_text('[clients]\nmodels = ["mlp(hidden=(5,))"]\n\n[algorithm]\nneeded = 3\n')
+    run = pytest_in(
+        folder, "-q", "--algorithm", "my_pkg.mine:Demanding", "--law-config", "laws.toml", "-k", "wire or encoded"
+    )
+    assert "3 passed" in run.stdout, run.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--algorithm", "fedavgg"), "did you mean 'fedavg'?"),
+        (("--algorithm", "my_pkg.nowhere:X"), "no module 'my_pkg.nowhere'"),
+        (("--algorithm", "fedavg", "--law-config", "none.toml"), "no file 'none.toml'"),
+    ],
+)
+def test_bad_options_are_named(folder, arguments, message):
+    run = pytest_in(folder, *arguments)
+    assert run.returncode == pytest.ExitCode.USAGE_ERROR
+    assert message in run.stderr
+
+
+def test_the_plugin_is_free_of_torch(folder):
+    """Who merely has polyfed installed pays nothing in other projects."""
+    (folder / "test_other.py").write_text('import sys\n\n\ndef test_other():\n    assert "torch" not in sys.modules\n')
+    run = pytest_in(folder, "-q")
+    assert "1 passed" in run.stdout, run.stdout
