@@ -10,7 +10,7 @@ import torch
 import toy
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import functional as F
+from torch.nn import functional
 
 from polyfed.algorithms.fedavg import FedAvg
 from polyfed.compute import Fit, fit
@@ -81,11 +81,11 @@ class Data:
 
 
 def a_loss(nets: Nets, batch: Batch) -> Tensor:
-    return F.cross_entropy(nets["model"](batch[0]), batch[1])
+    return functional.cross_entropy(nets["model"](batch[0]), batch[1])
 
 
 def two_parts(nets: Nets, batch: Batch) -> Tensor:
-    return F.cross_entropy(nets["model"](batch[0]) + nets["other"](batch[0]), batch[1])
+    return functional.cross_entropy(nets["model"](batch[0]) + nets["other"](batch[0]), batch[1])
 
 
 def request(
@@ -128,7 +128,7 @@ def by_hand(asked: Fit, dtype: torch.dtype, fused: bool | None = None) -> dict[s
             torch.stack([module(x) for module in modules.values()]).sum(0) if len(modules) > 1 else modules["model"](x)
         )
         optimizer.zero_grad()
-        F.cross_entropy(logits, y).backward()
+        functional.cross_entropy(logits, y).backward()
         if plan.clip:
             for module in modules.values():
                 torch.nn.utils.clip_grad_norm_(module.parameters(), plan.clip)
@@ -208,7 +208,7 @@ def test_losses_are_averaged_over_the_steps() -> None:
     module.load_state_dict(dict(asked.parts["model"]))
     schedule = asked.client.plan.schedule(11, asked.client.rng.at("batches"))
     batches = [asked.client.train.batch(step.rows) for step in schedule]
-    expected = sum(float(F.cross_entropy(module(x), y).detach()) for x, y in batches) / 6
+    expected = sum(float(functional.cross_entropy(module(x), y).detach()) for x, y in batches) / 6
     assert out.loss == pytest.approx(expected, abs=1e-2)
     assert run_stacked([asked, asked], FP32)[1].loss == pytest.approx(out.loss, rel=1e-5)
 
@@ -368,10 +368,7 @@ def test_a_weight_that_is_not_finite_names_client_round_and_tensor(stacked: bool
     net = model()
     fits = [request(replace(PLANS["plain"], lr=lr), k=k, net=net) for k, lr in ((4, 1e30), (7, 1e30))]
     with pytest.raises(DivergedError, match=r"client 4, round 1: tensor 'model\.[a-z0-9.]+' is not finite"):
-        if stacked:
-            run_stacked(fits, FP32)
-        else:
-            run_fit(fits[0], FP32)
+        _ = run_stacked(fits, FP32) if stacked else run_fit(fits[0], FP32)
 
 
 def test_reduce_sums_over_all_rows_in_evaluation_mode() -> None:

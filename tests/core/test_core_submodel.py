@@ -199,7 +199,7 @@ def test_the_bias_factor_is_its_formula() -> None:
 
 
 def test_the_bias_factor_is_the_derivative_of_its_surrogate() -> None:
-    """Catches a factor that is right at its ends and wrong between: d/dx of x * (|x| - t) / (|x| + t), the mask kept 1."""
+    """Catches a factor that is right at its ends and wrong between: d/dx of x * (|x| - t) / (|x| + t)."""
     theta = torch.tensor(0.3, dtype=torch.float64)
     x = torch.linspace(0.31, 4.0, 50, dtype=torch.float64).requires_grad_()
     gate = (x.abs() - theta) / (x.abs() + theta)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 Weights = dict[str, Tensor]
 Batches = Sequence[tuple[Tensor, Tensor]]
@@ -62,7 +62,7 @@ def local_sgd(make: Callable[[], nn.Module], weights: Weights, batches: Batches,
     optimizer = settings.optimizer(module.parameters())
     for x, y in batches:
         optimizer.zero_grad()
-        F.cross_entropy(module(x), y).backward()
+        functional.cross_entropy(module(x), y).backward()
         if settings.clip:
             nn.utils.clip_grad_norm_(module.parameters(), settings.clip)
         optimizer.step()
@@ -74,10 +74,10 @@ def local_sgd(make: Callable[[], nn.Module], weights: Weights, batches: Batches,
 
 def represent(cnn: nn.Module, x: Tensor) -> Tensor:
     """All of a CNN before its last layer."""
-    x = F.max_pool2d(F.relu(cnn.conv1(x)), 2)
-    x = F.max_pool2d(F.relu(cnn.conv2(x)), 2)
-    x = F.relu(cnn.fc1(x.flatten(1)))
-    return F.relu(cnn.fc2(x))
+    x = functional.max_pool2d(functional.relu(cnn.conv1(x)), 2)
+    x = functional.max_pool2d(functional.relu(cnn.conv2(x)), 2)
+    x = functional.relu(cnn.fc1(x.flatten(1)))
+    return functional.relu(cnn.fc2(x))
 
 
 def project(P: Weights, R: Tensor) -> Tensor:  # noqa: N803
@@ -111,9 +111,13 @@ def fedmrl_client(
                 p.grad = None
         r_small, r_large = represent(small, x), represent(large, x)
         fused = project(P, torch.cat([r_small, r_large], dim=1))
-        loss = m[1] * F.cross_entropy(large.fc3(fused), y) if mrl else F.cross_entropy(large.fc3(fused), y)
+        loss = (
+            m[1] * functional.cross_entropy(large.fc3(fused), y)
+            if mrl
+            else functional.cross_entropy(large.fc3(fused), y)
+        )
         if mrl:
-            loss = loss + m[0] * F.cross_entropy(small.fc3(fused[:, : r_small.shape[1]]), y)
+            loss = loss + m[0] * functional.cross_entropy(small.fc3(fused[:, : r_small.shape[1]]), y)
         loss.backward()
         for params, optimizer in zip(learnt, optimizers, strict=True):
             if settings.clip:
@@ -179,7 +183,7 @@ def fiarse_client(
             for name, p in module.named_parameters():
                 p.copy_(leaves[name] * masks[name] if name in masks else leaves[name])
                 p.grad = None
-        F.cross_entropy(module(x), y).backward()
+        functional.cross_entropy(module(x), y).backward()
         for name, p in module.named_parameters():
             g = p.grad
             assert g is not None
@@ -241,7 +245,7 @@ def fedin_client(
     optimizer = settings.optimizer(module.parameters())
     for x, y, due in batches:
         optimizer.zero_grad()
-        F.cross_entropy(module(x), y).backward()
+        functional.cross_entropy(module(x), y).backward()
         if due and pair is not None:
             other = deepcopy(module)  # its running statistics may move, the client's must not
             other.zero_grad()

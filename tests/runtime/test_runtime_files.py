@@ -1,0 +1,375 @@
+"""The store, the run directory and the checkpoint: nothing foreign is taken, nothing whole is lost."""
+
+import errno
+import hashlib
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import running
+import torch
+
+from polyfed.errors import CheckpointError, DivergedError, RunDirError, StorageError
+from polyfed.message import Nothing, State
+from polyfed.runtime import files
+from polyfed.runtime.rundir import RunDir
+from polyfed.runtime.simulate import resume, simulate
+from polyfed.runtime.store import Store
+from polyfed.runtime.watch import Interrupted, Quiet
+
+
+class Kept(State):
+    x: torch.Tensor
+    n: int
+
+
+class Other(State):
+    y: torch.Tensor
+
+
+def kept(n: int) -> Kept:
+    return Kept(torch.full((3,), float(n)), n)
+
+
+# ------------------------------------------------------------------------------------------------------------- store
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_a_state_exists_once_its_client_has_trained(tmp_path: Path, resident: bool) -> None:
+    """Catches states made for everybody: a hundred thousand clients of which few are drawn."""
+    store = Store(tmp_path, (Kept,), resident=resident)
+    assert store.get(3) is None
+    assert 3 not in store
+    store.put(3, kept(1), 1)
+    store.put(4, Nothing(), 1)
+    assert (len(store), 3 in store, 4 in store) == (1, True, False)
+    got = store.get(3)
+    assert isinstance(got, Kept)
+    assert got.n == 1
+    assert torch.equal(got.x, torch.ones(3))
+    assert bool(list(tmp_path.glob("*/*"))) is not resident
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_the_files_of_the_last_checkpoint_stay_until_the_next(tmp_path: Path, resident: bool) -> None:
+    """Catches a file that is overwritten while the manifest on disk still names it."""
+    store = Store(tmp_path, (Kept,), resident=resident)
+    store.put(3, kept(1), 1)
+    store.put(5, kept(1), 1)
+    first = store.save()
+    store.put(3, kept(2), 2)
+    again = Store(tmp_path, (Kept,), resident=resident)
+    again._files = {int(k): entry for k, entry in first.items()}
+    assert again.get(3).n == 1
+    second = store.save()
+    assert (tmp_path / first["3"][0]).exists()
+    assert first["5"] == second["5"]
+    store.sweep()
+    assert not (tmp_path / first["3"][0]).exists()
+    assert {str(p.relative_to(tmp_path)) for p in tmp_path.glob("*/*")} == {name for name, _ in second.values()}
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_a_store_goes_back_to_a_manifest(tmp_path: Path, resident: bool) -> None:
+    """Catches states of rounds after the checkpoint that survive a resume."""
+    store = Store(tmp_path, (Kept,), resident=resident)
+    store.put(3, kept(1), 1)
+    entries = store.save()
+    store.put(3, kept(2), 2)
+    store.put(7, kept(2), 2)
+    again = Store(tmp_path, (Kept,), resident=resident)
+    again.restore(json.loads(json.dumps(entries)))
+    assert again.get(3).n == 1
+    assert again.get(7) is None
+    assert again.save() == entries
+    assert len(list(tmp_path.glob("*/*"))) == 1
+
+
+def test_a_state_of_another_algorithm_is_refused(tmp_path: Path) -> None:
+    """Catches a checkpoint that is read as if it were ours."""
+    sha256 = files.write(tmp_path / "a.safetensors", files.dump(kept(1)))
+    with pytest.raises(CheckpointError, match="holds no state of this algorithm"):
+        files.load(tmp_path / "a.safetensors", sha256, Other)
+
+
+def test_bytes_that_are_no_state_are_refused(tmp_path: Path) -> None:
+    """Catches a SafetensorError, or any other, that reaches the user as a traceback."""
+    good = files.dump(kept(1))
+    for number, data in enumerate((b"", b"garbage" * 9, good[:-1], good[:50], b"\xff" * 64)):
+        path = tmp_path / f"{number}.safetensors"
+        path.write_bytes(data)
+        with pytest.raises(CheckpointError):
+            files.load(path, hashlib.sha256(data).hexdigest(), Kept)
+
+
+# ----------------------------------------------------------------------------------------------------- run directory
+
+
+def test_a_directory_that_this_process_holds_is_refused(tmp_path: Path) -> None:
+    """Catches two runs that write into one directory, in one process too."""
+    first = RunDir(tmp_path)
+    with pytest.raises(RunDirError, match=rf"in use by process {os.getpid()};"):
+        RunDir(tmp_path)
+    first.close()
+    RunDir(tmp_path).close()
+
+
+def test_a_directory_that_holds_a_run_is_refused_with_the_way_on(tmp_path: Path) -> None:
+    """Catches a run that is overwritten."""
+    simulate(running.config(run={"rounds": 1}), out=tmp_path)
+    before = (tmp_path / "rounds.jsonl").read_bytes()
+    with pytest.raises(RunDirError, match=rf"polyfed resume {tmp_path}"):
+        simulate(running.config(run={"rounds": 1}), out=tmp_path)
+    assert (tmp_path / "rounds.jsonl").read_bytes() == before
+
+
+def test_a_directory_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+    """Catches a run that settles among somebody's files, and sweeps away those that look like its own."""
+    mine = tmp_path / "states" / "thesis" / "only-copy.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("years of work")
+    with pytest.raises(RunDirError, match="not empty"):
+        simulate(running.config(run={"rounds": 1}), out=tmp_path)
+    assert mine.read_text() == "years of work"
+
+
+def test_only_a_run_can_be_resumed(tmp_path: Path) -> None:
+    """Catches a resume that makes an empty run of a mistyped path."""
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(RunDirError, match=r"holds no run: there is no config\.toml"):
+            resume(folder)
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_path_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    """Catches a traceback instead of an exit code."""
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StorageError, match="cannot use"):
+        simulate(running.config(run={"rounds": 1}), out=tmp_path / "file")
+
+
+# -------------------------------------------------------------------------------------------------------- checkpoint
+
+
+@pytest.fixture
+def paused(tmp_path: Path) -> Path:
+    """A run of four rounds, interrupted after the second."""
+    return pause(tmp_path / "run")
+
+
+class Stop(Quiet):
+    """Presses Ctrl-C after a round."""
+
+    def __init__(self, round_: int) -> None:
+        self.round = round_
+
+    def round_ended(self, row: Any) -> None:
+        """Look whether it is time."""
+        if row["round"] == self.round:
+            raise KeyboardInterrupt
+
+
+def pause(folder: Path, **sections: Any) -> Path:
+    with pytest.raises(Interrupted) as caught:
+        simulate(running.config(**sections), out=folder, watch=Stop(2))
+    assert caught.value.run_dir == folder.resolve()
+    return folder
+
+
+def test_an_interruption_between_rounds_keeps_the_round(tmp_path: Path) -> None:
+    """Catches Ctrl-C while a round is being told, which used up the round's work and saved nothing."""
+    folder = pause(tmp_path / "run", run={"checkpoint_every": 99})
+    assert json.loads((folder / "checkpoint" / "manifest.json").read_text())["manifest"]["round"] == 2
+    resume(folder)
+    simulate(running.config(run={"checkpoint_every": 99}), out=tmp_path / "straight")
+    running.same(folder, tmp_path / "straight")
+
+
+def test_six_rounds_are_three_and_three(tmp_path: Path) -> None:
+    """Catches a resumed run that ends elsewhere."""
+    one = {"run": {"rounds": 6, "eval_every": 1}}
+    with pytest.raises(Interrupted):
+        simulate(running.config(**one), out=tmp_path / "a", watch=Stop(3))
+    resume(tmp_path / "a")
+    simulate(running.config(**one), out=tmp_path / "b")
+    running.same(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_complete_run_resumes_to_its_summary(tmp_path: Path) -> None:
+    """Catches rounds beyond the last."""
+    summary = simulate(running.config(run={"rounds": 2}), out=tmp_path)
+    log = (tmp_path / "rounds.jsonl").read_bytes()
+    assert running.essence(resume(tmp_path)) == running.essence(summary)
+    assert (tmp_path / "rounds.jsonl").read_bytes() == log
+
+
+def damage(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize("how", ["empty", "no JSON", "half", "a list", "another round", "no manifest"])
+def test_a_damaged_manifest_is_refused(paused: Path, how: str) -> None:
+    """Catches a run that goes on from nowhere, or a KeyError."""
+    path = paused / "checkpoint" / "manifest.json"
+    text = path.read_text()
+    path.write_text(
+        {
+            "empty": "",
+            "no JSON": "\xff{",
+            "half": text[: len(text) // 2],
+            "a list": "[]",
+            "another round": text.replace('"round": 2', '"round": 1', 1),
+            "no manifest": '{"sha256": "0"}',
+        }[how]
+    )
+    with pytest.raises(CheckpointError, match=r"manifest\.json is damaged"):
+        resume(paused)
+
+
+@pytest.mark.parametrize("which", ["checkpoint/server-round-*", "states/*/*"])
+@pytest.mark.parametrize("how", ["damaged", "missing"])
+def test_a_damaged_or_missing_file_is_refused_by_name(paused: Path, which: str, how: str) -> None:
+    """Catches weights with a flipped bit, and a state that is silently made anew."""
+    for path in paused.glob(which):
+        damage(path) if how == "damaged" else path.unlink()
+    with pytest.raises(CheckpointError, match="is damaged: its SHA-256" if how == "damaged" else "cannot be read"):
+        resume(paused)
+
+
+def test_a_log_that_lost_lines_is_refused(paused: Path) -> None:
+    """Catches a log with a hole."""
+    (paused / "rounds.jsonl").write_bytes((paused / "rounds.jsonl").read_bytes()[:-30])
+    with pytest.raises(CheckpointError, match="shorter than its checkpoint says"):
+        resume(paused)
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(paused: Path) -> None:
+    """Catches a config.toml that was edited between start and resume."""
+    path = paused / "config.toml"
+    assert "lr = 0.05" in path.read_text()
+    path.write_text(path.read_text().replace("lr = 0.05", "lr = 0.06"))
+    with pytest.raises(CheckpointError, match="belongs to another configuration"):
+        resume(paused)
+
+
+def test_data_that_changed_are_refused(paused: Path) -> None:
+    """Catches a run that goes on with another split."""
+    path = paused / "config.toml"
+    path.write_text(path.read_text().replace("samples_per_client = 16", "samples_per_client = 17"))
+    with pytest.raises(CheckpointError, match="the data or the partition changed"):
+        resume(paused)
+
+
+# ------------------------------------------------------------------------------------------------------- a full disk
+
+
+def full(path: Any) -> OSError:
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+@pytest.mark.parametrize("call", ["replace", "fsync"])
+def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    """Catches files that are written in place, and temporary ones that stay."""
+    path = tmp_path / "file"
+    files.write(path, b"before")
+
+    def fail(*args: Any) -> None:
+        raise full(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, call, fail)
+        with pytest.raises(StorageError, match=r"No space left on device; what was there before is intact"):
+            files.write(path, b"after")
+    assert path.read_bytes() == b"before"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("which", ["server-round-3", "manifest.json", "client-"])
+@pytest.mark.parametrize("store", ["memory", "disk"])
+def test_a_run_goes_on_after_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str, store: str
+) -> None:
+    """Catches a checkpoint that a failed one has spoilt, whichever of its files did not fit any more."""
+    rename, rounds = os.replace, {"run": {"store": store}}
+
+    def fails(source: Any, target: Any) -> None:
+        if which in str(target) and armed:
+            raise full(target)
+        rename(source, target)
+
+    armed: list[int] = []
+
+    class Arm(Quiet):
+        def round_ended(self, row: Any) -> None:
+            if row["round"] == 2:
+                armed.append(1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fails)
+        with pytest.raises(StorageError, match="Make room"):
+            simulate(running.config(**rounds), out=tmp_path / "a", watch=Arm())
+    assert json.loads((tmp_path / "a/checkpoint/manifest.json").read_text())["manifest"]["round"] < 3
+    resume(tmp_path / "a")
+    simulate(running.config(**rounds), out=tmp_path / "b")
+    running.same(tmp_path / "a", tmp_path / "b")
+
+
+def can_mount() -> bool:
+    """Whether this process may have a small disk of its own."""
+    if os.geteuid() != 0:
+        return False
+    target = "/tmp/.polyfed-can-mount"
+    os.makedirs(target, exist_ok=True)
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", target], capture_output=True, check=False)
+    if done.returncode == 0:
+        subprocess.run(["umount", target], check=True)
+    os.rmdir(target)
+    return done.returncode == 0
+
+
+@pytest.mark.parametrize("room", [4, 30, 60, 120] if can_mount() else [])
+def test_a_disk_that_is_really_full(tmp_path: Path, room: int) -> None:
+    """Catches errors that no patched function raises: buffered logs, the lock, the partition."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)]
+    subprocess.run(mount, check=True)
+    try:
+        usage = os.statvfs(disk)
+        filler = disk / "filler"
+        filler.write_bytes(b"\0" * (usage.f_bavail * usage.f_frsize - room * 1024))
+        with pytest.raises(StorageError):
+            simulate(running.config(run={"eval_every": 1}), out=disk / "run")
+        filler.unlink()
+        if (disk / "run" / "config.toml").exists():
+            resume(disk / "run")
+        else:
+            simulate(running.config(run={"eval_every": 1}), out=disk / "run")
+        simulate(running.config(run={"eval_every": 1}), out=tmp_path / "straight")
+        running.same(disk / "run", tmp_path / "straight")
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_diverging_run_keeps_its_last_good_checkpoint(tmp_path: Path) -> None:
+    """Catches NaN that is saved, and a message that does not say whose, when and where."""
+    keys = {"name": "standalone"}
+    config = running.config(
+        train={"lr": 1e12, "momentum": 0.0}, algorithm=keys, run={"checkpoint_every": 99, "rounds": 50}
+    )
+    with pytest.raises(DivergedError, match=r"client \d, round \d+: tensor 'model\.fc\d\.(weight|bias)' is not finite"):
+        simulate(config, out=tmp_path / "run")
+    manifest = json.loads((tmp_path / "run/checkpoint/manifest.json").read_text())["manifest"]
+    assert manifest["round"] == len(running.lines(tmp_path / "run/rounds.jsonl")) - 1
+    for name, sha256 in manifest["states"].values():
+        from polyfed.algorithms.standalone import Standalone
+
+        state = files.load(tmp_path / "run/states" / name, sha256, *Standalone.states)
+        assert all(bool(torch.isfinite(v).all()) for v in state.model.values())
+    with pytest.raises(DivergedError):  # it goes on from there, and comes to the same end
+        resume(tmp_path / "run")
