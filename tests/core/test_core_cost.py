@@ -1,0 +1,195 @@
+"""What a step costs: FLOPs against hand counts, and peak memory against allocations that are known."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import toy
+import torch
+from torch import Tensor
+
+from polyfed.algorithms.fedavg import FedAvg
+from polyfed.algorithms.fedin import FedIN
+from polyfed.algorithms.fedmrl import FedMRL
+from polyfed.algorithms.fiarse import FIARSE
+from polyfed.compute import Fit, fit
+from polyfed.execute.cost import CostCounter, PeakMemory, StepCost
+from polyfed.execute.place import Place
+from polyfed.losses import supervised
+
+FP32 = Place(torch.device("cpu"))
+
+
+def request(spec: str, shape: tuple[int, ...], *, examples: int = 40, classes: int = 4, **train: Any) -> Fit:
+    """The training of one client."""
+    fed = toy.federation(FedAvg(), models=(spec,), shape=shape, sizes=(examples,), classes=classes, train=train)
+    client = fed.local(0, 1)
+    return next(fit(client, {"model": client.models["model"].init(fed.rng)}, loss=supervised))  # type: ignore[return-value]
+
+
+def dense(*widths: int) -> int:
+    """Multiply-adds times two of one example through dense layers: forward, weights, and inputs but the first's."""
+    pairs = list(zip(widths, widths[1:], strict=False))
+    return sum(2 * a * b * (3 if i else 2) for i, (a, b) in enumerate(pairs))
+
+
+def cnn5(classes: int, side: int = 16) -> int:
+    """The same for CNN-5 on one channel."""
+    one, two = side - 4, (side - 4) // 2 - 4
+    conv1 = 2 * one * one * 16 * 25
+    conv2 = 2 * two * two * 32 * 16 * 25
+    flat = 32 * (two // 2) ** 2
+    return 2 * conv1 + 3 * conv2 + 3 * 2 * (flat * 500 + 500 * 500 + 500 * classes)
+
+
+@pytest.mark.parametrize("batch", [4, 7, 16])
+def test_flops_are_the_hand_counts(batch: int) -> None:
+    """Catches a gradient for the input, a missing backward pass, and multiply-adds that count once."""
+    counter = CostCounter(FP32)
+    mlp, cnn = request("mlp(hidden=(12, 6))", (7,)), request("cnn5", (1, 16, 16))
+    assert counter.step("mlp", mlp, batch, False).flops(batch) == batch * dense(7, 12, 6, 4)
+    assert counter.step("cnn", cnn, batch, False).flops(batch) == batch * cnn5(4)
+
+
+@pytest.mark.parametrize("spec", ["mlp(hidden=(12, 6))", "cnn5", "resnet8(width=4)", "in-resnet10-small(width=4)"])
+def test_two_sizes_tell_all(spec: str) -> None:
+    """Catches an affine rule that is wrong at sizes that were never counted."""
+    asked = request(spec, (1, 16, 16))
+    told = CostCounter(FP32).step("a", asked, 16, False)
+    for batch in (2, 5, 9, 33):
+        assert told.flops(batch) == CostCounter(FP32).step("b", asked, batch, False).flops(batch)
+
+
+def test_a_batch_of_one_can_be_counted() -> None:
+    """Catches a counter that needs two examples where a client has one."""
+    asked = request("mlp(hidden=(12, 6))", (7,), examples=1)
+    assert CostCounter(FP32).step("a", asked, 1, False).flops(1) == dense(7, 12, 6, 4)
+
+
+def test_affine_costs_are_rounded_not_cut() -> None:
+    """Catches an operation lost to floating point."""
+    assert StepCost(0.1, 0.3, 0, 1).flops(3) == 1
+
+
+def test_counting_moves_nothing() -> None:
+    """Catches a counter that trains the client's weights, or draws from its streams."""
+    asked = request("in-resnet10-small(width=4)", (1, 16, 16))
+    before, state = toy.copy(asked.parts["model"]), torch.random.get_rng_state()
+    CostCounter(FP32).step("a", asked, 8, False)
+    toy.close(asked.parts["model"], before, 0.0)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_a_step_with_another_part_costs_more() -> None:
+    """Catches one price for steps with and without FedIN's second gradient."""
+    game = toy.play(
+        toy.federation(
+            FedIN(feature_batch=8),
+            models=("in-resnet10-small(width=4)", "in-resnet14-small(width=4)"),
+            shape=(1, 16, 16), sizes=(16, 16), train={"epochs": 1, "batch_size": 8},
+        ),
+        2,
+    )  # fmt: skip
+    first, second = (played.reports[0].work.flops for played in game.played)
+    assert first < second < 2 * first  # one of two steps takes an IN step besides
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "models"),
+    [
+        (FedAvg(), ("mlp(hidden=(12, 6))",)),
+        (FIARSE(), ("mlp(hidden=(12, 6))",)),
+        (FedMRL(auxiliary="cnn5", rep_dim=4), ("cnn5(rep_dim=6)",)),
+        (FedIN(feature_batch=4), ("in-resnet10-small(width=4)",)),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_both_drivers_report_the_same_costs(algorithm: Any, models: tuple[str, ...]) -> None:
+    """Catches a driver with an account of its own, also where clients have unequal numbers of examples."""
+    found = []
+    for driver in ("sequential", "batched"):
+        game = toy.play(
+            toy.federation(algorithm, models=models, shape=(1, 16, 16), sizes=(8, 12, 6)), 2, driver=driver
+        )
+        assert ("stacked" in game.driver.paths) is (driver == "batched")
+        found.append(
+            [
+                (k, r.work.flops, r.work.peak_bytes, r.work.steps, r.up, r.down)
+                for played in game.played
+                for k, r in played.reports.items()
+            ]
+        )
+    assert found[0] == found[1]
+    assert all(flops > 0 and peak > 0 and steps > 0 for _, flops, peak, steps, *_ in found[0])
+
+
+# ----------------------------------------------------------------------------------------------------------- memory
+
+MIB = 2**20
+
+
+def floats(mib: int) -> Tensor:
+    return torch.empty(mib * MIB // 4)
+
+
+def keeps_two() -> None:
+    a = floats(2)
+    b = floats(3)
+    del a, b
+
+
+def one_after_another() -> None:
+    a = floats(2)
+    del a
+    b = floats(3)
+    del b
+
+
+def a_view() -> None:
+    a = floats(4)
+    views = [a[:10], a.reshape(-1, 4), a.detach()]
+    del a, views
+
+
+def held_by_a_view() -> None:
+    a = floats(4)
+    a = a[:1]
+    b = floats(2)
+    del a, b
+
+
+def a_temporary() -> None:
+    a = floats(2)
+    a = a + 1 + 1  # two temporaries and a are alive in turn
+    del a
+
+
+def held_by_autograd() -> None:
+    a = torch.empty(MIB // 4, requires_grad=True)
+    b = a.exp()  # kept for backward
+    c = b.exp()  # kept for backward
+    del b
+    del c
+
+
+@pytest.mark.parametrize(
+    ("pattern", "peak"),
+    [(keeps_two, 5), (one_after_another, 3), (a_view, 4), (held_by_a_view, 6), (a_temporary, 6), (held_by_autograd, 3)],
+)
+def test_the_peak_is_that_of_the_live_tensors(pattern: Callable[[], None], peak: int) -> None:
+    """Catches memory that is never given back, given back too soon, or counted twice for views."""
+    with PeakMemory() as memory:
+        pattern()
+    assert memory.peak == peak * MIB
+    assert memory.live == 0
+
+
+def test_what_was_there_before_counts_once_it_is_followed() -> None:
+    """Catches weights that the account begins without."""
+    weights = floats(2)
+    with PeakMemory() as memory:
+        memory.follow(weights)
+        memory.follow(weights.view(2, -1))
+        assert memory.live == 2 * MIB
+        _ = floats(1)
+    assert memory.peak == 3 * MIB
