@@ -1,0 +1,172 @@
+"""What belongs to a deployment and not to the experiment: deploy.toml at the server, node settings at a client."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from polyfed.config.faults import by_key, dotted, hint, sentence
+from polyfed.config.reading import apply, parse_override, read_toml, to_toml
+from polyfed.config.sections import Count, Positive
+from polyfed.errors import ConfigError
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
+Megabytes = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_T = TypeVar("_T", bound=BaseModel)
+
+
+class Rounds(BaseModel):
+    """Section ``[rounds]`` of deploy.toml: what a round survives.
+
+    Args:
+        min_clients: clients that must be there before round 1; None is ``clients.count``.
+        start_timeout: seconds to wait for them.
+        min_replies: with fewer good replies a round is void: the server's state stays what it was.
+        deadline: seconds after which a round ends with the replies that came.
+        oversample: share of further clients asked in a round, which ends when enough have answered.
+        on_error: of a client that fails: "skip" it, "retry" once within the deadline, or "abort" the run.
+        max_void: void rounds in a row after which the run stops, to be resumed once the cause is found.
+        max_message: largest message that the server accepts from a client, in MB.
+        poll: seconds between two looks for replies.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    min_clients: Positive | None = None
+    start_timeout: Seconds = 600.0
+    min_replies: Positive = 1
+    deadline: Seconds = 600.0
+    oversample: Share = 0.0
+    on_error: Literal["skip", "retry", "abort"] = "skip"
+    max_void: Positive = 3
+    max_message: Megabytes = 1024.0
+    poll: Seconds = 0.2
+
+
+class Server(BaseModel):
+    """Section ``[server]`` of deploy.toml: where the server is, and its identity.
+
+    Args:
+        address: host:port at which clients and commands reach it.
+        certificates: folder with ca.crt, server.crt and server.key; None is without TLS, for loopback only.
+        node_keys: only nodes whose public key was registered may join; needs TLS.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    address: str = "127.0.0.1:8000"
+    certificates: str | None = None
+    node_keys: bool = False
+
+
+class Deployment(BaseModel):
+    """The whole of deploy.toml."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    server: Server = Server()
+    rounds: Rounds = Rounds()
+
+    @classmethod
+    def load(cls, path: Path | None, overrides: Sequence[str] = ()) -> Deployment:
+        """Read deploy.toml with overrides such as ``"rounds.deadline=60"`` on top; None takes the defaults.
+
+        Raises:
+            ConfigError: all faults at once.
+        """
+        tables: dict[str, Any] = {} if path is None else read_toml(path)
+        for override in overrides:
+            key, value = parse_override(override)
+            apply(tables, key, value)
+        found = parsed(cls, tables, str(path or "deploy"))
+        if found.server.node_keys and found.server.certificates is None:
+            raise ConfigError(f"{path}: server.node_keys: needs TLS; set server.certificates, or run with --tls")
+        if found.server.certificates is not None and path is not None:
+            folder = str((path.parent / found.server.certificates).absolute())
+            found = found.model_copy(update={"server": found.server.model_copy(update={"certificates": folder})})
+        return found
+
+    def to_toml(self) -> str:
+        """TOML text; `load` reads it back."""
+        return to_toml(self.model_dump(exclude_none=True))
+
+
+class NodeSettings(BaseModel):
+    """What a client says of itself, and says to nobody else but where it is told below.
+
+    Args:
+        client: its number, from 0; told to the server.
+        state_dir: folder of its private state, made for its owner alone.
+        data: a .csv or .npz file of its own; None takes its part of the configured data set.
+        data_options: of the reader of that file, such as ``{"label": "diagnosis"}``.
+        path: where the configured data set lies here, if elsewhere than at the server.
+        model: its own network, "package.module:attribute" or a name of `polyfed list models`; None takes the one of
+            the configuration. It is not told to the server.
+        capacity: the fraction of a full-size model that it can hold; None takes the configuration's; told.
+        device: None takes the configuration's.
+        threads: of torch; None takes the configuration's.
+        tell: what the server may learn beside the declared messages: "scores" are counts of right answers on local
+            test data and the mean training loss; "costs" are FLOPs, seconds, steps and memory, which hint at the
+            network's size. None tells scores, and costs unless the network is the client's own.
+        max_message: largest message accepted from the server, in MB.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    client: Count
+    state_dir: str
+    data: str | None = None
+    data_options: dict[str, Any] = Field(default_factory=dict)
+    path: str | None = None
+    model: str | None = None
+    capacity: Annotated[float, Field(gt=0, le=1)] | None = None
+    device: str | None = None
+    threads: Positive | None = None
+    tell: tuple[Literal["scores", "costs"], ...] | None = None
+    max_message: Megabytes = 1024.0
+
+    @property
+    def tells_scores(self) -> bool:
+        """Whether the server learns counts and losses."""
+        return self.tell is None or "scores" in self.tell
+
+    @property
+    def tells_costs(self) -> bool:
+        """Whether the server learns FLOPs, seconds, steps and memory."""
+        return self.model is None if self.tell is None else "costs" in self.tell
+
+    @classmethod
+    def load(cls, path: Path) -> NodeSettings:
+        """Read node.toml."""
+        return parsed(cls, read_toml(path), str(path))
+
+    def to_toml(self) -> str:
+        """TOML text; `load` reads it back."""
+        return to_toml(self.model_dump(exclude_none=True, exclude_defaults=True) | {"client": self.client})
+
+
+def parsed(cls: type[_T], tables: Mapping[str, Any], source: str) -> _T:
+    """``tables`` as a ``cls``.
+
+    Raises:
+        ConfigError: all faults at once, each with the nearest valid key.
+    """
+    try:
+        return cls.model_validate(dict(tables))
+    except ValidationError as error:
+        faults: list[str] = []
+        for where, details in by_key(error).items():
+            known = cls.model_fields
+            for part in where[:-1]:
+                inner = known[str(part)].annotation if str(part) in known else None
+                known = inner.model_fields if isinstance(inner, type) and issubclass(inner, BaseModel) else {}
+            unknown = details[0]["type"] == "extra_forbidden"
+            text = (
+                f"unknown key{hint(str(where[-1]), known)} known: {', '.join(known)}" if unknown else sentence(details)
+            )
+            faults.append(f"{source}: {dotted(*where)}: {text}")
+        raise ConfigError(*faults) from error

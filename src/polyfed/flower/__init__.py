@@ -1,0 +1,1 @@
+"""Flower carries the messages of a deployment. The only package that imports ``flwr``; names in docs/deploy/."""

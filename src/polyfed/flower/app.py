@@ -1,0 +1,56 @@
+"""The two apps that Flower starts: one process per message at a client, one per run at the server.
+
+The bundle that `polyfed deploy init` writes imports `client_app` and `server_app` from here and holds nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+
+from polyfed.flower.grid import GridTransport, pack, unpack
+
+client_app = ClientApp()
+server_app = ServerApp()
+
+
+def _answer(message: Message, context: Context) -> Message:
+    import time
+
+    started = time.perf_counter()
+    import torch  # noqa: F401 - its import is the larger part of a small round, and told apart
+
+    imported = time.perf_counter() - started
+    from polyfed.deploy.node import answer
+    from polyfed.deploy.settings import NodeSettings
+
+    settings = NodeSettings.load(Path(str(context.node_config["polyfed-settings"])))
+    header, body = unpack(message.content)
+    return Message(pack(*answer(header, body, settings, imported=imported)), reply_to=message)
+
+
+@client_app.query()
+def _describe(message: Message, context: Context) -> Message:
+    return _answer(message, context)
+
+
+@client_app.train()
+def _train(message: Message, context: Context) -> Message:
+    return _answer(message, context)
+
+
+@client_app.evaluate()
+def _evaluate(message: Message, context: Context) -> Message:
+    return _answer(message, context)
+
+
+@server_app.main()
+def _serve(grid: Grid, context: Context) -> None:
+    from polyfed.deploy.server import serve
+
+    for folder in str(context.run_config["run-dirs"]).split(os.pathsep):
+        serve(Path(folder), GridTransport(grid))

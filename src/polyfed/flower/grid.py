@@ -1,0 +1,80 @@
+"""`polyfed.deploy.transport.Transport` by Flower's Grid: one array of bytes and one header per message."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+
+from polyfed.deploy.transport import Incoming, Outgoing
+
+_TYPES = {"describe": MessageType.QUERY, "train": MessageType.TRAIN, "evaluate": MessageType.EVALUATE}
+#: How the bytes are called where Flower asks for a serialization: they are not an array that it could read.
+_STYPE = "polyfed"
+
+
+def pack(header: str, body: bytes | None) -> RecordDict:
+    """A frame as Flower carries it."""
+    records = RecordDict({"polyfed": ConfigRecord({"header": header})})
+    if body is not None:
+        records["body"] = ArrayRecord({"0": Array("uint8", (len(body),), _STYPE, body)})
+    return records
+
+
+def unpack(records: RecordDict) -> tuple[str, bytes | None]:
+    """The frame of `pack`."""
+    header = records.config_records["polyfed"]["header"]
+    if not isinstance(header, str):
+        raise TypeError(f"the header is a {type(header).__name__}")
+    arrays = records.array_records.get("body")
+    return header, None if arrays is None else bytes(arrays["0"].data)
+
+
+class GridTransport:
+    """Frames over a Grid.
+
+    Args:
+        grid: the ServerApp's.
+    """
+
+    def __init__(self, grid: Grid) -> None:
+        self.grid = grid
+
+    def nodes(self) -> list[int]:
+        """Who is connected now; read anew at each call."""
+        return sorted(self.grid.get_node_ids())
+
+    def push(self, messages: Sequence[Outgoing]) -> list[str | None]:
+        """Send; a ticket for each."""
+        if not messages:
+            return []
+        told = [
+            Message(
+                pack(message.header, message.body),
+                message.node,
+                _TYPES[message.kind],
+                ttl=message.ttl,
+                group_id=message.group,
+            )
+            for message in messages
+        ]
+        tickets: list[str | None] = [ticket or None for ticket in self.grid.push_messages(told)]
+        return tickets if len(tickets) == len(told) else [None] * len(told)  # too large together: nothing was taken
+
+    def pull(self, tickets: Sequence[str]) -> list[Incoming]:
+        """The replies that are there."""
+        found: list[Incoming] = []
+        for message in self.grid.pull_messages(list(tickets)):
+            ticket = message.metadata.reply_to_message_id
+            if message.has_error():
+                error = message.error
+                found.append(Incoming(ticket, error=f"Flower reports error {error.code}: {error.reason}"))
+                continue
+            try:
+                header, body = unpack(message.content)
+            except (KeyError, TypeError, ValueError) as error:
+                found.append(Incoming(ticket, error=f"a message without header came ({type(error).__name__}: {error})"))
+            else:
+                found.append(Incoming(ticket, header, body))
+        return found
