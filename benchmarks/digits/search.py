@@ -1,85 +1,113 @@
 """The search for the setting of `polyfed run`: is sharing worth something on the embedded digits?
 
-Each cell is one setting and seed: FedMRL, its local-only control and Standalone on the same splits. Finished cells
-are read back from results.jsonl, so the search may be interrupted at any moment and goes on where it was.
+Each cell is one setting, algorithm and seed: FedMRL, its local-only control and Standalone on the same splits.
+Finished cells are read back from results.jsonl, so that the search may be interrupted at any moment.
 
-    python benchmarks/digits/search.py [--threads 1] [--only NAME ...]
+    python benchmarks/digits/search.py [--only NAME ...] [--seeds 0 1 2 3 4] [--threads 2]
+    python benchmarks/digits/search.py --table          what results.jsonl holds, as Markdown
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from polyfed.config import Config
+from polyfed.errors import DivergedError
 from polyfed.runtime.simulate import simulate
 
-HERE = Path(__file__).parent
-RESULTS = HERE / "results.jsonl"
+RESULTS = Path(__file__).parent / "results.jsonl"
 MODELS = ["cnn1", "cnn2", "cnn3", "cnn4", "cnn5"]
 
-#: name -> (classes per client, test fraction, lr, momentum, batch, epochs, rounds); a client has about 180 examples.
-SETTINGS: dict[str, tuple[int, float, float, float, int, int, int]] = {
-    "c5-t80-lr05-b16": (5, 0.8, 0.05, 0.0, 16, 2, 30),
-    "c5-t90-lr10-b16": (5, 0.9, 0.1, 0.0, 16, 2, 40),
-    "c10-t90-lr10-b16": (10, 0.9, 0.1, 0.0, 16, 2, 40),
-    "c5-t95-lr10-b8-e5": (5, 0.95, 0.1, 0.0, 8, 5, 30),
-    "c5-t90-lr05-b10-m5": (5, 0.9, 0.05, 0.5, 10, 2, 30),
+
+def sgd(lr: float, momentum: float, batch: int, epochs: int = 2) -> dict[str, Any]:
+    """A [train] section with SGD."""
+    return {"epochs": epochs, "batch_size": batch, "lr": lr, "momentum": momentum}
+
+
+ADAM = {"epochs": 2, "batch_size": 9, "optimizer": "adam", "lr": 0.001}
+
+#: name -> (classes per client, test fraction, rounds, [train], keys of FedMRL). A client has about 180 examples.
+SETTINGS: dict[str, tuple[int, float, int, dict[str, Any], dict[str, Any]]] = {
+    "c5-t80-sgd": (5, 0.8, 30, sgd(0.05, 0.0, 16), {}),
+    "c5-t80-sgd-fast": (5, 0.8, 50, sgd(0.05, 0.9, 32), {}),
+    "c5-t90-sgd": (5, 0.9, 60, sgd(0.05, 0.0, 16), {}),
+    "c5-t90-sgd-momentum": (5, 0.9, 40, sgd(0.02, 0.9, 16), {}),
+    "c5-t95-sgd-momentum": (5, 0.95, 40, sgd(0.02, 0.9, 8, epochs=4), {}),
+    "c10-t90-sgd-momentum": (10, 0.9, 40, sgd(0.02, 0.9, 16), {}),
+    "c10-t90-adam-d100": (10, 0.9, 20, ADAM, {}),
+    "c10-t90-adam-d400": (10, 0.9, 20, ADAM, {"rep_dim": 400, "lr_private": 2e-4, "lr_projector": 2e-4}),
+    "c10-t90-adam-d500": (10, 0.9, 20, ADAM, {"rep_dim": 500, "lr_private": 1e-4, "lr_projector": 2e-4}),
 }
-ALGORITHMS: dict[str, dict[str, Any]] = {
-    "fedmrl": {"name": "fedmrl"},
-    "local-only": {"name": "fedmrl", "share": False},
-    "standalone": {"name": "standalone"},
-}
+ALGORITHMS = ("fedmrl", "local-only", "standalone")
 
 
 def cell(name: str, algorithm: str, seed: int, threads: int) -> dict[str, Any]:
-    """Run one algorithm at one setting and seed; its accuracies every ten rounds."""
-    classes, test_fraction, lr, momentum, batch, epochs, rounds = SETTINGS[name]
+    """Run one algorithm at one setting and seed; its mean accuracy every five rounds."""
+    classes, test_fraction, rounds, train, keys = SETTINGS[name]
+    chosen = {"name": "fedmrl", "share": algorithm == "fedmrl", **keys}
     config = Config.parse(
         {
-            "run": {"seed": seed, "rounds": rounds, "eval_every": 10, "threads": threads, "checkpoint_every": rounds},
+            "run": {"seed": seed, "rounds": rounds, "eval_every": 5, "threads": threads, "checkpoint_every": rounds},
             "data": {"dataset": "digits", "test_fraction": test_fraction, "augment": False},
             "partition": {"kind": "classes", "classes_per_client": classes},
             "clients": {"count": 10, "models": MODELS},
-            "train": {"epochs": epochs, "batch_size": batch, "lr": lr, "momentum": momentum},
-            "algorithm": ALGORITHMS[algorithm],
+            "train": train,
+            "algorithm": chosen if algorithm != "standalone" else {"name": "standalone"},
         }
     )
+    row: dict[str, Any] = {"setting": name, "algorithm": algorithm, "seed": seed}
     with tempfile.TemporaryDirectory() as folder:
-        summary = simulate(config, out=Path(folder) / "run")
-        rows = [json.loads(line) for line in (Path(folder) / "run" / "rounds.jsonl").read_text().splitlines()]
-    curve = {row["round"]: row["accuracy"]["mean"] for row in rows if "accuracy" in row}
-    return {
-        "setting": name,
-        "algorithm": algorithm,
-        "seed": seed,
-        "curve": curve,
-        "worst_decile": summary["accuracy"]["worst_decile"],
-        "seconds": summary["seconds"],
-    }
+        try:
+            simulate(config, out=Path(folder) / "run")
+        except DivergedError as error:
+            return row | {"diverged": str(error)}
+        lines = (Path(folder) / "run" / "rounds.jsonl").read_text().splitlines()
+    measured = [row for row in map(json.loads, lines) if "accuracy" in row]
+    return row | {"curve": {str(row["round"]): round(row["accuracy"]["mean"], 4) for row in measured}}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Final accuracies per setting: mean and standard deviation over the seeds that were run."""
+    lines = ["| setting | seeds | FedMRL | local-only | Standalone |", "| --- | --- | --- | --- | --- |"]
+    for name in SETTINGS:
+        cells: list[str] = []
+        seeds: set[int] = set()
+        for algorithm in ALGORITHMS:
+            found = [row for row in rows if row["setting"] == name and row["algorithm"] == algorithm]
+            final = [100 * list(row["curve"].values())[-1] for row in found if "curve" in row]
+            seeds |= {row["seed"] for row in found}
+            spread = f" ± {statistics.stdev(final):.1f}" if len(final) > 1 else ""
+            cells.append(f"{statistics.mean(final):.1f}{spread}" if final else "diverged" if found else "")
+        lines.append(f"| `{name}` | {len(seeds)} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    """Run what is not in results.jsonl yet."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Run what is not in results.jsonl yet, or print the table of what is."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--only", nargs="*", default=list(SETTINGS))
+    parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
-    known = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-    done = {(row["setting"], row["algorithm"], row["seed"]) for row in known}
+    rows = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    if options.table:
+        sys.stdout.write(table(rows))
+        return
+    done = {(row["setting"], row["algorithm"], row["seed"]) for row in rows}
     for seed in options.seeds:
         for name in options.only:
             for algorithm in ALGORITHMS:
-                if (name, algorithm, seed) in done:
-                    continue
-                row = cell(name, algorithm, seed, options.threads)
-                with RESULTS.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+                if (name, algorithm, seed) not in done:
+                    line = json.dumps(cell(name, algorithm, seed, options.threads))
+                    with RESULTS.open("a") as file:
+                        file.write(line + "\n")
 
 
 if __name__ == "__main__":

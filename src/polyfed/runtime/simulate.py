@@ -63,7 +63,7 @@ def simulate(config: Config, *, out: Path | None = None, watch: Watch | None = N
         )
     found = sorted(path.name for path in folder.glob("[!.]*") if path.name not in STARTED)
     if found:
-        raise RunDirError(f"{folder} is not empty (it holds {found[0]!r}); choose a new or an empty directory for --out")
+        raise RunDirError(f"{folder} is not empty (it holds {found[0]!r}); choose a new or an empty one for --out")
     with _held(folder) as run_dir:
         files.write_json(run_dir.file("environment.json"), environment(config))
         federation.partition.save(run_dir.file("partition.npz"))
