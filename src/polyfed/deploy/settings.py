@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -141,12 +141,20 @@ class NodeSettings(BaseModel):
 
     @classmethod
     def load(cls, path: Path) -> NodeSettings:
-        """Read node.toml."""
-        return parsed(cls, read_toml(path), str(path))
+        """Read node.toml.
+
+        Raises:
+            ConfigError: all faults at once.
+        """
+        tables = read_toml(path)
+        node = tables.get("node")
+        if not isinstance(node, dict) or len(tables) != 1:
+            raise ConfigError(f"{path}: expected one section, [node]; got {', '.join(tables) or 'none'}")
+        return parsed(cls, cast("dict[str, Any]", node), f"{path}: [node]")
 
     def to_toml(self) -> str:
         """TOML text; `load` reads it back."""
-        return to_toml(self.model_dump(exclude_none=True, exclude_defaults=True) | {"client": self.client})
+        return to_toml({"node": self.model_dump(exclude_none=True, exclude_defaults=True)})
 
 
 def parsed(cls: type[_T], tables: Mapping[str, Any], source: str) -> _T:

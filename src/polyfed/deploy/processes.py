@@ -1,0 +1,171 @@
+"""Processes that are ended together, whatever happens: every one that a deployment on this machine started."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from polyfed.deploy.commands import Command
+from polyfed.errors import PolyfedError
+
+_MARK = "POLYFED_DEPLOYMENT"
+
+
+class ProcessEnded(PolyfedError):
+    """A process of the deployment ended before its time."""
+
+
+def free_ports(count: int) -> list[int]:
+    """Different ports on loopback that nobody uses at the moment."""
+    held = [socket.socket() for _ in range(count)]
+    try:
+        for one in held:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in held]
+    finally:
+        for one in held:
+            one.close()
+
+
+def listening(address: str, seconds: float = 0.5) -> bool:
+    """Whether somebody answers at host:port."""
+    host, _, port = address.rpartition(":")
+    with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=seconds):
+        return True
+    return False
+
+
+def _with_parent() -> None:  # pragma: no cover - runs in the child, before its program
+    """Let the kernel end this process with its parent, also where that is killed."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG; Linux only
+
+
+class Processes:
+    """Starts processes and ends all of them, with whatever they started, at the end of a ``with`` block.
+
+    Each is marked by a variable in its environment, which its children inherit; on Linux the marked ones are found
+    even where they left their process group.
+
+    Args:
+        logs: folder of their output, one file each.
+    """
+
+    def __init__(self, logs: Path) -> None:
+        self.logs = logs
+        self.mark = secrets.token_hex(8)
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> Processes:
+        self.logs.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.end_all()
+
+    def start(self, name: str, command: Command, more: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+        """Start a process of its own session, its output going to a log of its name."""
+        environment = {**command.full_environment(more), _MARK: self.mark}
+        with open(self.logs / f"{name}.log", "ab") as out:
+            process = subprocess.Popen(
+                command.argv,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the others in order
+                preexec_fn=_with_parent if sys.platform == "linux" else None,
+            )
+        self.running[name] = process
+        return process
+
+    def call(self, command: Command, seconds: float = 60.0, more: Mapping[str, str] | None = None) -> str:
+        """Run a short command; returns its standard output.
+
+        Raises:
+            ProcessEnded: it failed, with what it said.
+        """
+        environment = {**command.full_environment(more), _MARK: self.mark}
+        try:
+            done = subprocess.run(
+                command.argv, env=environment, capture_output=True, text=True, timeout=seconds, check=False
+            )
+        except subprocess.TimeoutExpired as error:
+            raise ProcessEnded(f"`{command}` did not end within {seconds:g} s") from error
+        if done.returncode:
+            raise ProcessEnded(f"`{command}` ended with {done.returncode}: {(done.stdout + done.stderr).strip()[-800:]}")
+        return done.stdout
+
+    def check(self, *names: str) -> None:
+        """See that these (or all) processes still run.
+
+        Raises:
+            ProcessEnded: one does not; with the end of its log.
+        """
+        for name in names or tuple(self.running):
+            code = self.running[name].poll()
+            if code is not None:
+                raise ProcessEnded(f"{name} ended with {code}; the end of its log:\n{self.tail(name)}")
+
+    def tail(self, name: str, lines: int = 15) -> str:
+        """The end of a log."""
+        path = self.logs / f"{name}.log"
+        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else ""
+
+    def kill(self, name: str) -> None:
+        """End one process at once, as a power cut would; what it started notices by itself."""
+        process = self.running.pop(name)
+        process.kill()
+        process.wait()
+
+    def marked(self) -> list[int]:
+        """The processes that bear the mark, except this one."""
+        found: list[int] = []
+        if sys.platform != "linux":
+            return [process.pid for process in self.running.values() if process.poll() is None]
+        wanted = f"{_MARK}={self.mark}".encode()
+        for folder in Path("/proc").iterdir():
+            if folder.name.isdecimal() and int(folder.name) != os.getpid():
+                with contextlib.suppress(OSError):
+                    if wanted in (folder / "environ").read_bytes().split(b"\0"):
+                        found.append(int(folder.name))
+        return found
+
+    def end_all(self, patience: float = 5.0) -> None:
+        """Ask all to end, then make them."""
+        before: Any = None
+        with contextlib.suppress(ValueError):  # only the main thread may; a second Ctrl-C must not leave them behind
+            before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            for how, wait in ((signal.SIGTERM, patience), (signal.SIGKILL, patience)):
+                end = time.monotonic() + wait
+                _send(self.marked(), how)
+                while time.monotonic() < end:
+                    for process in self.running.values():
+                        process.poll()
+                    if not self.marked():
+                        break
+                    time.sleep(0.1)
+            self.running.clear()
+        finally:
+            if before is not None:
+                signal.signal(signal.SIGINT, before)
+
+
+def _send(pids: list[int], how: signal.Signals) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, how)
