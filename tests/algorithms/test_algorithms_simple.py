@@ -1,8 +1,8 @@
 """FedAvg and Standalone: the two ends between which the others lie."""
 
 import pytest
-import toy
 import torch
+import toy
 
 from polyfed import tree
 from polyfed.algorithms.fedavg import FedAvg
@@ -52,7 +52,9 @@ def test_fedavg_averages_counters_and_statistics_too() -> None:
 def test_fedavg_refuses_networks_that_differ() -> None:
     """Catches a mean of what cannot be averaged."""
     fed = toy.federation(FedAvg(), models=(toy.MLP, "mlp(hidden=(5,))"))
-    with pytest.raises(ModelError, match=r"fedavg needs one architecture.*mlp\(hidden=\(12, 6\)\), mlp\(hidden=\(5,\)\)"):
+    with pytest.raises(
+        ModelError, match=r"fedavg needs one architecture.*mlp\(hidden=\(12, 6\)\), mlp\(hidden=\(5,\)\)"
+    ):
         fed.algorithm.check(fed.task)
 
 

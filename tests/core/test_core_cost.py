@@ -1,11 +1,12 @@
 """What a step costs: FLOPs against hand counts, and peak memory against allocations that are known."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-import toy
 import torch
+import toy
 from torch import Tensor
 
 from polyfed.algorithms.fedavg import FedAvg
@@ -29,7 +30,7 @@ def request(spec: str, shape: tuple[int, ...], *, examples: int = 40, classes: i
 
 def dense(*widths: int) -> int:
     """Multiply-adds times two of one example through dense layers: forward, weights, and inputs but the first's."""
-    pairs = list(zip(widths, widths[1:], strict=False))
+    pairs = list(itertools.pairwise(widths))
     return sum(2 * a * b * (3 if i else 2) for i, (a, b) in enumerate(pairs))
 
 
@@ -108,9 +109,7 @@ def test_both_drivers_report_the_same_costs(algorithm: Any, models: tuple[str, .
     """Catches a driver with an account of its own, also where clients have unequal numbers of examples."""
     found = []
     for driver in ("sequential", "batched"):
-        game = toy.play(
-            toy.federation(algorithm, models=models, shape=(1, 16, 16), sizes=(8, 12, 6)), 2, driver=driver
-        )
+        game = toy.play(toy.federation(algorithm, models=models, shape=(1, 16, 16), sizes=(8, 12, 6)), 2, driver=driver)
         assert ("stacked" in game.driver.paths) is (driver == "batched")
         found.append(
             [

@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from polyfed.algorithms.fedavg import FedAvg
-from polyfed.compute import Fit, fit
+from polyfed.compute import Fit, Reduce, fit
 from polyfed.errors import DivergedError
 from polyfed.execute.drivers import Batched, convolutions_do_not_pay, make_driver
 from polyfed.execute.fitting import clip, run_fit, run_reduce
@@ -378,8 +378,6 @@ def test_reduce_sums_over_all_rows_in_evaluation_mode() -> None:
 
     def count(nets: Nets, batch: Batch) -> dict[str, Tensor]:
         return {"n": torch.tensor(len(batch[0])), "logits": nets["model"](batch[0]).sum(0)}
-
-    from polyfed.compute import Reduce
 
     everything = run_reduce(Reduce(asked.client, asked.parts, count, None), FP32)
     assert int(everything["n"]) == 1203

@@ -12,6 +12,7 @@ import pytest
 import running
 import torch
 
+from polyfed.algorithms.standalone import Standalone
 from polyfed.errors import CheckpointError, DivergedError, RunDirError, StorageError
 from polyfed.message import Nothing, State
 from polyfed.runtime import files
@@ -367,8 +368,6 @@ def test_a_diverging_run_keeps_its_last_good_checkpoint(tmp_path: Path) -> None:
     manifest = json.loads((tmp_path / "run/checkpoint/manifest.json").read_text())["manifest"]
     assert manifest["round"] == len(running.lines(tmp_path / "run/rounds.jsonl")) - 1
     for name, sha256 in manifest["states"].values():
-        from polyfed.algorithms.standalone import Standalone
-
         state = files.load(tmp_path / "run/states" / name, sha256, *Standalone.states)
         assert all(bool(torch.isfinite(v).all()) for v in state.model.values())
     with pytest.raises(DivergedError):  # it goes on from there, and comes to the same end

@@ -1,0 +1,261 @@
+"""FedIN: whose pairs, which layers, which statistics, and who owns what; the method card's acceptance tests."""
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+import toy
+from torch import Tensor
+
+from polyfed import tree
+from polyfed.algorithms.fedin import Features, FedIN
+from polyfed.compute import Reduce
+from polyfed.errors import ModelError
+from polyfed.execute.fitting import bind, run_reduce
+from polyfed.execute.place import Place
+from polyfed.models.zoo import build
+from polyfed.parties import ClientInfo, Cohort
+from polyfed.rng import Rng
+
+SMALL = ("in-resnet10-small(width=4)", "in-resnet14-small(width=4)", "in-resnet18-small(width=4)")
+IMAGE = (1, 16, 16)
+
+
+def federation(models: tuple[str, ...] = SMALL, sizes: tuple[int, ...] = (8, 12, 8), **keys: Any) -> Any:
+    train = keys.pop("train", {"epochs": 1, "lr": 0.01})
+    clients = keys.pop("clients", None)
+    return toy.federation(
+        FedIN(**{"feature_batch": 6, **keys}), models=models, shape=IMAGE, sizes=sizes, train=train, clients=clients
+    )
+
+
+def test_cut_tensors_have_one_shape_at_all_depths() -> None:
+    """Catches a cut that moves with the depth (card, a), at the paper's size too."""
+    five = [build(f"in-resnet{n}", input_shape=(3, 32, 32), num_classes=10) for n in (10, 14, 18)]
+    assert {model.s_in_shape for model in five} == {(64, 8, 8)}
+    assert {model.s_out_shape for model in five} == {(512,)}
+    game = toy.play(federation(), 1)
+    assert {tuple(p.s_in.shape) for p in game.server.bank.values()} == {(6, 4, 4, 4)}
+    assert {tuple(p.s_out.shape) for p in game.server.bank.values()} == {(6, 32)}
+
+
+def test_a_pair_is_what_the_trained_client_makes_of_one_unaugmented_batch_in_eval_mode() -> None:
+    """Catches pairs captured before training, in training mode, or shuffled against each other (card, c)."""
+    fed = federation()
+    game = toy.play(fed, 1)
+    for k in range(3):
+        local = fed.local(k, 1)
+        model, w = local.models["model"], game.got[0][k].layers
+        (pair,) = game.got[0][k].pairs
+        model.train(False)
+        with torch.no_grad():
+            assert torch.allclose(model.intermediate(w, pair.s_in), pair.s_out, rtol=1e-6, atol=1e-7)
+            everything = model.extract(w, local.train.batch(torch.arange(len(local.train)))[0])
+        distances = torch.cdist(pair.s_in.flatten(1), everything.flatten(1))
+        nearest = distances.argmin(1).tolist()
+        assert len(set(nearest)) == 6  # different examples of the client's own
+        assert float(distances.min(1).values.max()) < 1e-4
+        assert pair.round == 1
+
+
+def losses(nets: Any, fed: Any, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
+    value = fed.algorithm.in_loss(nets, None)
+    names = [n for n, v in leaves.items() if v.requires_grad]
+    grads = torch.autograd.grad(value, [leaves[n] for n in names], allow_unused=True)
+    return {n: g for n, g in zip(names, grads, strict=True) if g is not None}
+
+
+def test_the_in_loss_reaches_intermediate_layers_alone_and_moves_no_statistics() -> None:
+    """Catches gradients to stem or head (card, d), and running statistics polluted by foreign features (card, e)."""
+    fed = federation()
+    game = toy.play(fed, 1)
+    local = fed.local(0, 2)
+    model = local.models["model"]
+    leaves = {n: v.clone().requires_grad_(n in model.parameter_names) for n, v in game.sent[0][0].layers.items()}
+    pair = game.server.bank[1]
+    nets = bind(local.models, {"model": leaves, "pair": {"s_in": pair.s_in, "s_out": pair.s_out}})
+    model.train(True)
+    before = {n: leaves[n].clone() for n in model.buffer_names}
+    found = losses(nets, fed, leaves)
+    assert set(found) == {n for n in model.intermediate_names if n in model.parameter_names}
+    assert all(torch.equal(leaves[n], before[n]) for n in before)
+    model.train(False)
+
+
+def test_the_in_loss_of_ones_own_pair_is_zero() -> None:
+    """Catches a loss that is not zero where the mapping is already right (card, c)."""
+    fed = federation()
+    game = toy.play(fed, 1)
+    local, mine = fed.local(0, 1), game.got[0][0]
+    pair = {"s_in": mine.pairs[0].s_in, "s_out": mine.pairs[0].s_out}
+    nets = bind(local.models, {"model": mine.layers, "pair": pair})
+    local.models["model"].train(False)
+    assert float(fed.algorithm.in_loss(nets, None)) < 1e-12
+
+
+def names(spec: str) -> set[str]:
+    return set(build(spec, input_shape=IMAGE, num_classes=4).shapes)
+
+
+def test_owners_are_those_of_the_card() -> None:
+    """Catches layers matched by position instead of by name (card, f): what only R18 or R14 and R18 have."""
+    r10, r14, r18 = map(names, SMALL)
+    assert r10 < r14 < r18
+    assert {n.rsplit(".", 2)[0] for n in r14 - r10 if n.endswith("conv1.weight")} == {"layer3.1", "layer4.1"}
+    assert {n.rsplit(".", 2)[0] for n in r18 - r14 if n.endswith("conv1.weight")} == {"layer1.1", "layer2.1"}
+
+
+@pytest.mark.parametrize("weighting", ["examples", "uniform"])
+def test_a_layer_is_averaged_over_its_owners(weighting: Any) -> None:
+    """Catches a mean over all clients, and weights that are not the setting's."""
+    game = toy.play(federation(weighting=weighting), 1)
+    sizes = (8, 12, 8) if weighting == "examples" else (1, 1, 1)
+    for name, value in game.server.layers.items():
+        owners = [k for k in range(3) if name in game.got[0][k].layers]
+        total = sum(sizes[k] * game.got[0][k].layers[name].double() for k in owners) / sum(sizes[k] for k in owners)
+        expected = total.to(value.dtype) if value.is_floating_point() else total.round().to(value.dtype)
+        assert torch.allclose(value.double(), expected.double(), rtol=1e-6, atol=1e-8), name
+    assert {len([k for k in range(3) if n in game.got[0][k].layers]) for n in game.server.layers} == {1, 2, 3}
+
+
+def test_a_layer_without_owner_in_the_round_stays() -> None:
+    """Catches layers that vanish or move while nobody trains them (card, j)."""
+    fed = federation(clients={"participation": 0.34})
+    game, unowned = toy.play(fed), 0
+    for _ in range(4):
+        before = game.server.layers
+        game.round()
+        (drawn,) = game.got[-1]
+        for name, value in before.items():
+            if name not in game.got[-1][drawn].layers:
+                unowned += 1
+                assert torch.equal(game.server.layers[name], value)
+        assert game.server.layers.keys() == before.keys()
+    assert unowned > 0
+
+
+def test_nobody_ever_gets_its_own_pair() -> None:
+    """Catches self-distillation (card, k); pairs come from all others and change."""
+    game = toy.play(federation(sizes=(8, 8, 8)))
+    donors: dict[int, set[int]] = {k: set() for k in range(3)}
+    for round_ in range(1, 7):
+        bank = dict(game.server.bank)
+        game.round()
+        for k, message in game.sent[-1].items():
+            assert len(message.pairs) == (0 if round_ == 1 else 1)
+            for pair in message.pairs:
+                (whose,) = [j for j, p in bank.items() if p is pair]
+                donors[k].add(whose)
+    assert all(k not in whose for k, whose in donors.items())
+    assert {len(whose) for whose in donors.values()} == {2}
+
+
+def test_a_single_client_has_nobody_to_learn_from() -> None:
+    """Catches a draw from an empty bank."""
+    game = toy.play(federation(models=SMALL[:1], sizes=(8,)), 3)
+    assert all(message.pairs == () for sent in game.sent for message in sent.values())
+
+
+@pytest.mark.parametrize("max_age", [1, 2])
+def test_old_pairs_leave_the_bank(max_age: int) -> None:
+    """Catches pairs that are used long after the models that made them, and an age that is off by one."""
+    fed = federation(clients={"participation": 0.34}, max_age=max_age)
+    game = toy.play(fed)
+    for round_ in range(1, 9):
+        game.round()
+        ages = {k: round_ - pair.round for k, pair in game.server.bank.items()}
+        assert all(age < max_age for age in ages.values())
+        trained = {k for n in range(max(0, round_ - max_age), round_) for k in game.got[n]}
+        assert set(game.server.bank) == trained
+
+
+def test_bytes_are_the_formula_of_the_card() -> None:
+    """Catches features that travel in vain, twice, or with the evaluation (card, h)."""
+    fed = federation(models=SMALL[:2])
+    game = toy.play(fed, 2)
+    for k in range(3):
+        model = fed.local(k, 1).models["model"]
+        layers = 0
+        for name, shape in model.shapes.items():
+            layers += shape.numel() * (8 if name.endswith("num_batches_tracked") else 4)
+        pair = 4 * 6 * (torch.Size(model.s_in_shape).numel() + model.rep_dim)
+        first, second = (played.reports[k] for played in game.played)
+        assert first.down.values == layers
+        assert first.up.values == second.up.values == second.down.values == layers + pair
+    assert fed.algorithm.broadcast(game.server, fed.info(0)).pairs == ()
+
+
+def test_without_in_steps_no_features_travel_and_it_is_layerwise_averaging() -> None:
+    """Catches an ablation that is none (card, i): every = never equals weight 0, bitwise in round 1 of both."""
+    off, on = toy.play(federation(every="never"), 1), toy.play(federation(), 1)
+    assert tree.same(off.server.layers, on.server.layers)
+    assert off.server.bank == {}
+    off.round()
+    assert all(m.pairs == () for m in (*off.sent[1].values(), *off.got[1].values()))
+    on.round()
+    assert not tree.same(off.server.layers, on.server.layers)
+    zero = toy.play(federation(weight=0.0), 2)
+    toy.close(zero.server.layers, off.server.layers, 1e-6)
+
+
+@pytest.mark.parametrize(("every", "due"), [("step", 4), ("epoch", 2), ("round", 1)])
+def test_in_steps_are_as_frequent_as_asked(every: Any, due: int) -> None:
+    """Catches a cadence that is another, or counts epochs from one."""
+    fed = federation(every=every, sizes=(8, 8, 8), train={"epochs": 2, "lr": 0.01})
+    game = toy.play(fed, 1)
+    calls = []
+    algorithm, loss = fed.algorithm, fed.algorithm.in_loss
+    object.__setattr__(algorithm, "in_loss", lambda nets, batch: calls.append(1) or loss(nets, batch))
+    charge = game.driver.charge
+    game.driver.charge = lambda *args: None  # type: ignore[method-assign]  # counting costs takes steps of its own
+    game.round()
+    game.driver.charge = charge  # type: ignore[method-assign]
+    assert len(calls) == 3 * due
+
+
+def test_every_layer_starts_as_in_the_largest_network_that_has_it() -> None:
+    """Catches sub-models that start apart: what R10 gets first is cut from R18."""
+    fed = federation()
+    game = toy.play(fed)
+    largest = build(SMALL[2], input_shape=IMAGE, num_classes=4).init(fed.rng.at("server").at("layers"))
+    assert tree.same(game.server.layers, largest)
+    game.round()
+    for k in range(3):
+        assert set(game.sent[0][k].layers) == names(SMALL[k])
+        assert all(torch.equal(v, largest[n]) for n, v in game.sent[0][k].layers.items())
+
+
+def test_cuts_that_do_not_fit_are_refused_with_both_shapes() -> None:
+    """Catches features of one network that another cannot take."""
+    fed = federation(models=("in-resnet10-small(width=4)", "in-resnet14-small(width=8)"))
+    with pytest.raises(ModelError, match=r"width=4.*width=8"):
+        fed.algorithm.check(fed.task)
+
+
+def test_the_donor_depends_on_seed_round_and_client_alone() -> None:
+    """Catches a draw that moves with the order of clients or with who else takes part."""
+    server = FedIN.Server({}, {}, {k: Features(torch.zeros(1), torch.zeros(1), 1) for k in range(6)})
+    algorithm = FedIN()
+
+    def donors(clients: tuple[int, ...], round_: int) -> dict[int, Any]:
+        cohort = Cohort(tuple(ClientInfo(k) for k in clients), round_, 9, Rng((0, "round", round_)))
+        return {c.id: algorithm.draw(server, c, cohort)[0] for c in cohort}
+
+    all_, some = donors((0, 1, 2, 3), 2), donors((1, 3), 2)
+    assert all(all_[k] is some[k] for k in some)
+    found = [tuple(id(p) for p in donors((0, 1, 2, 3), n).values()) for n in range(2, 8)]
+    assert any(a != b for a, b in pairwise(found))
+
+
+def test_captured_features_are_not_augmented() -> None:
+    """Catches pairs made of shifted images: reduce hands the client's rows as they are."""
+    fed = federation()
+    local = fed.local(0, 1)
+    w = local.models["model"].init(fed.rng)
+    request = Reduce(local, {"model": w}, fed.algorithm.capture, torch.tensor([2, 0]))
+    made = run_reduce(request, Place(torch.device("cpu")))
+    local.models["model"].train(False)
+    with torch.no_grad():
+        expected = local.models["model"].extract(w, local.train.batch(torch.tensor([2, 0]))[0])
+    assert torch.equal(made["s_in"], expected)

@@ -1,0 +1,272 @@
+"""FIARSE: the gradient, the masks, the mean over holders, the bytes, and the sizes nobody has."""
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+import toy
+from torch import Tensor
+from torch.nn import functional
+
+from polyfed import tree
+from polyfed.algorithms.fedavg import FedAvg
+from polyfed.algorithms.fiarse import FIARSE
+from polyfed.errors import ModelError
+from polyfed.execute.fitting import bind
+from polyfed.parties import Cohort, Replies, Reply
+from polyfed.submodel import above
+
+RESNET = "resnet8(norm=group, width=4)"
+
+
+def federation(sizes: tuple[float, ...] = (0.25, 0.5, 1.0), *, net: str = "mlp", train: Any = None, **keys: Any) -> Any:
+    spec, shape = (toy.MLP, (7,)) if net == "mlp" else (net, (1, 8, 8))
+    algorithm = FIARSE(**{"unseen_sizes": (), **keys})
+    return toy.federation(
+        algorithm, models=(spec,), shape=shape, sizes=(11, 8, 6), train=train, clients={"capacities": list(sizes)}
+    )
+
+
+def stepped(gate: str, x: dict[str, Tensor], theta: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The gradient of a step at weights ``x``, and dF/dw at w = x * M(x), the latter by hand."""
+    fed = federation(gate=gate)
+    local = fed.local(0, 1)
+    batch = local.train.batch(torch.arange(5), dtype=torch.float64)
+    gates = {name: torch.tensor(theta, dtype=torch.float64) for name in x}
+    held = {name: v.abs() >= 2 * theta for name, v in x.items()}  # of the round's start: larger weights only
+    nets = bind(local.models, {"model": x, "gate": gates, "mask": held})
+    masks = held if gate == "frozen" else {name: v.abs() >= theta for name, v in x.items()}
+
+    def derivative(loss: Any, **replace: Any) -> dict[str, dict[str, Tensor]]:
+        w = {name: v.clone().requires_grad_() for name, v in replace["model"].items()}
+        value = loss(bind(local.models, {"model": w}), batch)
+        return {"model": dict(zip(w, torch.autograd.grad(value, list(w.values())), strict=True))}
+
+    w = {name: (v * masks[name]).requires_grad_() for name, v in x.items()}
+    r = batch[0]
+    for layer in ("fc1", "fc2"):
+        r = torch.relu(r @ w[f"{layer}.weight"].T + w[f"{layer}.bias"])
+    loss = functional.cross_entropy(r @ w["fc3.weight"].T + w["fc3.bias"], batch[1])
+    dense = dict(zip(w, torch.autograd.grad(loss, list(w.values())), strict=True))
+    got = fed.algorithm.gradient(derivative, nets, batch, False)["model"]
+    return dict(got), {name: g * masks[name] for name, g in dense.items()}
+
+
+def weights(theta: float) -> dict[str, Tensor]:
+    """Some weights, of which one of each tensor sits exactly at the threshold and one at zero."""
+    fed = federation()
+    x = {n: v.double() for n, v in fed.local(0, 1).models["model"].init(fed.rng).items()}
+    for value in x.values():
+        value.view(-1)[0] = -theta
+        value.view(-1)[-1] = 0.0
+    return x
+
+
+def test_the_biased_gradient_is_equation_3() -> None:
+    """Catches a factor on the wrong weights, and the released code's no-op (card 1.15, 1)."""
+    theta = 0.1
+    x = weights(theta)
+    got, dense = stepped("biased", x, theta)
+    for name, v in x.items():
+        factor = 1 + 2 * v.abs() * theta / (v.abs() + theta) ** 2
+        assert torch.allclose(got[name], dense[name] * factor, rtol=1e-12, atol=1e-15), name
+    first = {name: (got[name].view(-1)[0], dense[name].view(-1)[0]) for name in x}
+    assert any(float(d) != 0 for _, d in first.values())
+    assert all(float(g) == pytest.approx(1.5 * float(d), rel=1e-12) for g, d in first.values())
+
+
+def test_at_threshold_zero_the_factor_is_one() -> None:
+    """Catches NaN from 0 / 0 at weights that are zero."""
+    x = weights(0.0)
+    got, dense = stepped("biased", x, 0.0)
+    for name in x:
+        assert torch.allclose(got[name], dense[name], rtol=1e-12, atol=1e-16)
+
+
+def test_the_released_gradient_is_masked_and_no_more() -> None:
+    """Catches a bias factor that the released code never runs."""
+    x = weights(0.1)
+    got, dense = stepped("released", x, 0.1)
+    for name in x:
+        assert torch.allclose(got[name], dense[name], rtol=1e-12, atol=1e-16)
+
+
+def test_the_frozen_gradient_keeps_the_mask_of_the_start() -> None:
+    """Catches a mask that follows the weights all the same: here it is smaller than theirs."""
+    x = weights(0.1)
+    got, dense = stepped("frozen", x, 0.1)
+    dropped = 0
+    for name, v in x.items():
+        assert torch.allclose(got[name], dense[name], rtol=1e-12, atol=1e-16)
+        outside = (v.abs() >= 0.1) & (v.abs() < 0.2)
+        dropped += int(outside.sum())
+        assert not got[name][outside].any()
+    assert dropped > 0
+
+
+@pytest.mark.parametrize("scope", ["model", "layer"])
+def test_smaller_submodels_lie_in_larger_ones(scope: Any) -> None:
+    """Catches sizes that disagree about what matters; and a scope that is the other one."""
+    fed = federation(scope=scope)
+    game = toy.play(fed, 1)
+    masks = [
+        fed.algorithm.mask(game.server, fed.algorithm.threshold(game.server, size)) for size in (0.1, 0.25, 0.5, 1.0)
+    ]
+    total = sum(m.numel() for m in masks[0].values())
+    for size, small, large in zip((0.1, 0.25, 0.5), masks, masks[1:], strict=False):
+        assert all(bool((small[n] <= large[n]).all()) for n in small)
+        kept = {n: int(m.sum()) for n, m in small.items()}
+        each = {n: max(1, math.floor(size * m.numel())) for n, m in small.items()} if scope == "layer" else None
+        assert kept == each if each else sum(kept.values()) == math.floor(size * total)
+    assert all(bool(m.all()) for m in masks[-1].values())
+
+
+@pytest.mark.parametrize("gate", ["biased", "released"])
+def test_within_a_round_a_mask_only_shrinks(gate: Any) -> None:
+    """Catches weights that come back into the submodel during plain SGD, and masks that never move."""
+    fed = federation((0.25, 0.25, 0.25), gate=gate, train={"epochs": 4, "lr": 0.3})
+    game = toy.play(fed)
+    algorithm = fed.algorithm
+    seen: list[dict[str, Tensor]] = []
+
+    def noting(grad: Any, nets: Any, batch: Any, due: bool) -> Any:
+        seen.append({n: m.clone() for n, m in algorithm.mask_now(nets).items()})
+        return type(algorithm).gradient(algorithm, grad, nets, batch, due)
+
+    object.__setattr__(algorithm, "gradient", noting)
+    game.driver.charge = lambda *args: None  # type: ignore[method-assign]  # counting costs takes steps of its own
+    game.round()
+    steps = [seen[:12], seen[12:20], seen[20:]]
+    for masks in steps:
+        for before, after in itertools.pairwise(masks):
+            assert all(bool((after[n] <= before[n]).all()) for n in after)
+    assert any(not torch.equal(s[0][n], s[-1][n]) for s in steps for n in s[0])
+
+
+def test_what_nobody_holds_stays_bitwise_as_it_was() -> None:
+    """Catches decay, momentum or rounding on weights that were not sent to anybody."""
+    fed = federation((0.25, 0.5, 0.25), train={"epochs": 2, "momentum": 0.9, "weight_decay": 0.1})
+    game = toy.play(fed)
+    for _ in range(3):
+        before = game.server
+        game.round()
+        mask = fed.algorithm.mask(before, fed.algorithm.threshold(before, 0.5))
+        outside = {n: ~m for n, m in mask.items()}
+        assert sum(int(o.sum()) for o in outside.values()) > 0
+        for name, nobody in outside.items():
+            assert torch.equal(game.server.model[name][nobody], before.model[name][nobody])
+            assert not torch.equal(game.server.model[name], before.model[name]) or not mask[name].any()
+
+
+def test_the_mean_counts_masks_not_movements() -> None:
+    """Catches the released count of non-zero deltas: a holder that did not move halves the step of the other."""
+    fed = federation((1.0, 1.0, 1.0))
+    algorithm = fed.algorithm
+    game = toy.play(fed)
+    server = game.server
+    cohort = Cohort(tuple(fed.info(k) for k in range(2)), 1, 3, fed.rng)
+    round_ = algorithm.server_round(server, cohort)
+    next(round_)
+    delta = {n: torch.ones_like(v).reshape(-1) if n in server.masked else v * 0 for n, v in server.model.items()}
+    still = {n: torch.zeros_like(v) for n, v in delta.items()}
+    replies = Replies(tuple(Reply(c, algorithm.Upload(d)) for c, d in zip(cohort, (delta, still), strict=True)))
+    with pytest.raises(StopIteration) as stop:
+        round_.send(replies)
+    after = stop.value.value
+    for name in server.masked:
+        assert torch.allclose(after.model[name], server.model[name] + 0.5, rtol=0, atol=1e-6)
+
+
+def test_norm_layers_are_held_and_averaged_by_all() -> None:
+    """Catches norm weights that compete, or are averaged over large clients alone."""
+    fed = federation((0.05, 0.05, 1.0), net=RESNET)
+    game = toy.play(fed)
+    before = game.server
+    norms = [n for n in before.model if "bn" in n or "downsample.1" in n]
+    assert norms
+    assert not set(norms) & set(before.masked)
+    game.round()
+    for name in norms:
+        assert all(game.sent[0][k].submodel.values[name].shape == before.model[name].shape for k in range(3))
+        mean = torch.stack([game.got[0][k].delta[name].double() for k in range(3)]).mean(0)
+        assert torch.allclose(
+            game.server.model[name], (before.model[name].double() + mean).float(), rtol=1e-6, atol=1e-7
+        )
+        assert bool(mean.any())
+
+
+@pytest.mark.parametrize(("capacity", "form"), [(0.5, "bitmap"), (0.02, "indices"), (1.0, "nothing")])
+def test_the_bytes_are_those_of_the_card(capacity: float, form: str) -> None:
+    """Catches positions that travel up, values at full size, and the dearer form of positions (card 1.8)."""
+    fed = federation((capacity,) * 3, net=RESNET)
+    game = toy.play(fed, 1)
+    start = toy.play(fed).server
+    d = sum(start.model[n].numel() for n in start.masked)
+    u = sum(v.numel() for n, v in start.model.items() if n not in start.masked)
+    k = d if capacity == 1.0 else math.floor(capacity * d)
+    for report in game.played[0].reports.values():
+        assert report.down.values == report.up.values == 4 * (k + u)
+        assert report.up.indices == 0
+        assert report.down.indices == {"bitmap": math.ceil(d / 8), "indices": 4 * k, "nothing": 0}[form]
+        assert report.down.indices <= min(math.ceil(d / 8), 4 * k)
+
+
+def test_a_client_gets_the_largest_weights_and_nothing_else() -> None:
+    """Catches a submodel that is not x * M(x), and thresholds that do not say what was kept."""
+    fed = federation((0.25, 0.5, 1.0))
+    game = toy.play(fed)
+    x = game.server.model
+    game.round()
+    everything = torch.cat([x[n].flatten() for n in game.server.masked]).abs().sort(descending=True).values
+    for k, size in enumerate((0.25, 0.5, 1.0)):
+        message = game.sent[0][k]
+        theta = 0.0 if size == 1.0 else float(everything[math.floor(size * len(everything)) - 1])
+        assert message.threshold == (theta,)
+        for name, value in message.submodel.dense().items():
+            assert torch.equal(value, x[name] * (x[name].abs() >= theta))
+
+
+@pytest.mark.parametrize("gate", ["biased", "released", "frozen"])
+def test_at_full_capacity_it_is_fedavg_with_equal_weights(gate: Any) -> None:
+    """Catches anything that FIARSE does besides: at capacity 1 nothing is dropped and the factor is 1."""
+    settings: dict[str, Any] = {"models": (toy.MLP,), "sizes": (8, 8, 8), "train": {"epochs": 2, "lr": 0.1}}
+    one = toy.play(toy.federation(FIARSE(gate=gate), clients={"capacities": [1.0]}, **settings))
+    two = toy.play(toy.federation(FedAvg(), **settings))
+    assert tree.same(one.server.model, two.server.model)
+    for _ in range(2):
+        toy.close(one.round().server.model, two.round().server.model, 1e-6)
+
+
+def test_the_server_rate_scales_the_step() -> None:
+    """Catches eta_s that is ignored."""
+    full, half = (toy.play(federation(server_lr=rate)) for rate in (1.0, 0.5))
+    x = full.server.model
+    one, two = full.round().server.model, half.round().server.model
+    for name in full.server.masked:
+        assert torch.allclose(two[name] - x[name], 0.5 * (one[name] - x[name]), rtol=1e-4, atol=1e-7)
+
+
+def test_sizes_that_nobody_has_are_tested_too() -> None:
+    """Catches a report of trained sizes only, and a size that is tested with more weights than it holds."""
+    fed = federation((0.25, 0.5, 0.25), unseen_sizes=(1.0, 0.1))
+    game = toy.play(fed, 1)
+    found = fed.algorithm.global_nets(game.server, fed.task)
+    assert list(found) == ["size 1", "size 0.5", "size 0.25", "size 0.1"]
+    x, batch = game.server.model, fed.local(0, 1).train.batch(torch.arange(5))[0]
+    d = sum(x[n].numel() for n in game.server.masked)
+    for name, nets in found.items():
+        size = float(name.split()[1])
+        masks = above(nets["model"].params, nets["gate"].params)
+        assert sum(int(m.sum()) for m in masks.values()) == (d if size == 1.0 else math.floor(size * d))
+        w = {n: v * masks[n] for n, v in x.items()}
+        expected = fed.local(0, 1).models["model"](w, batch)
+        assert torch.equal(fed.algorithm.predict(nets, batch)["submodel"], expected)
+
+
+def test_networks_that_differ_are_refused() -> None:
+    """Catches submodels of two models."""
+    fed = toy.federation(FIARSE(), models=(toy.MLP, "mlp(hidden=(5,))"))
+    with pytest.raises(ModelError, match="fiarse needs one architecture"):
+        fed.algorithm.check(fed.task)
