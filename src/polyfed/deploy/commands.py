@@ -41,8 +41,8 @@ clientapp = "polyfed_app.client_app:app"
 run-dirs = ""
 """,
     "polyfed_app/__init__.py": '"""The bundle of a polyfed deployment."""\n',
-    "polyfed_app/client_app.py": "from polyfed.flower.app import client_app as app\n\n__all__ = [\"app\"]\n",
-    "polyfed_app/server_app.py": "from polyfed.flower.app import server_app as app\n\n__all__ = [\"app\"]\n",
+    "polyfed_app/client_app.py": 'from polyfed.flower.app import client_app as app\n\n__all__ = ["app"]\n',
+    "polyfed_app/server_app.py": 'from polyfed.flower.app import server_app as app\n\n__all__ = ["app"]\n',
 }
 
 
@@ -64,9 +64,13 @@ class Command:
         Raises:
             ConfigError: Flower is not installed.
         """
+        if self.words[0] == "python":
+            return [sys.executable, *self.words[1:]]
         program = Path(sys.executable).parent / self.words[0]
         if not program.exists():
-            raise ConfigError(f"{self.words[0]} is not installed beside {sys.executable}; pip install 'polyfed[deploy]'")
+            raise ConfigError(
+                f"{self.words[0]} is not installed beside {sys.executable}; pip install 'polyfed[deploy]'"
+            )
         return [str(program), *self.words[1:]]
 
     def full_environment(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -90,7 +94,13 @@ def write_app(folder: Path) -> Path:
 def write_connection(home: Path, deployment: Deployment) -> None:
     """Flower's config.toml: how commands reach the server."""
     server = deployment.server
-    lines = ["[superlink]", f'default = "{CONNECTION}"', "", f"[superlink.{CONNECTION}]", f'address = "{server.address}"']
+    lines = [
+        "[superlink]",
+        f'default = "{CONNECTION}"',
+        "",
+        f"[superlink.{CONNECTION}]",
+        f'address = "{server.address}"',
+    ]
     if server.certificates is None:
         lines.append("insecure = true")
     else:
@@ -117,7 +127,14 @@ def superlink(home: Path, deployment: Deployment, database: Path | None) -> Comm
 
 
 def supernode(
-    home: Path, address: str, settings: Path, *, port: int, ca: Path | None = None, key: Path | None = None
+    home: Path,
+    address: str,
+    settings: Path,
+    *,
+    port: int,
+    ca: Path | None = None,
+    key: Path | None = None,
+    worker: Path | None = None,
 ) -> Command:
     """A client.
 
@@ -128,13 +145,20 @@ def supernode(
         port: on loopback, for Flower's own processes at the client; one per client on a machine.
         ca: certificate of the authority that signed the server's; None is without TLS.
         key: its private key.
+        worker: socket of its worker; None has every message answered in a process of its own.
     """
     words = ["flower-supernode", "--superlink", address, "--host", "127.0.0.1", "--port", str(port)]
     words += ["--insecure"] if ca is None else ["--root-certificates", str(ca.absolute())]
     if key is not None:
         words += ["--auth-supernode-private-key", str(key.absolute())]
-    words += ["--node-config", f'polyfed-settings="{settings.absolute()}"']
+    told = f'polyfed-settings="{settings.absolute()}"'
+    words += ["--node-config", told if worker is None else f'{told} polyfed-worker="{worker}"']
     return Command(tuple(words), environment(home))
+
+
+def worker(socket: Path, settings: Path) -> Command:
+    """The process that answers a client's messages."""
+    return Command(("python", "-m", "polyfed.deploy.worker", str(socket), str(settings.absolute())))
 
 
 def run(home: Path, app: Path, run_dirs: Sequence[Path]) -> Command:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -34,6 +35,7 @@ class Local(AbstractContextManager["Local"]):
         environment: of single clients' processes.
         say: told each command.
         database: keep the server's records on disk.
+        workers: keep torch and data loaded in one process per client; else each message has a process of its own.
     """
 
     folder: Path
@@ -44,11 +46,14 @@ class Local(AbstractContextManager["Local"]):
     environment: Mapping[int, Mapping[str, str]] = field(default_factory=dict[int, Mapping[str, str]])
     say: Callable[[str], None] = lambda text: None
     database: bool = False
+    workers: bool = True
 
     def __post_init__(self) -> None:
         self.folder = self.folder.absolute()
         self.home = self.folder / "flwr"
         self.processes = Processes(self.folder / "logs")
+        # Not in the folder: the name of a socket is at most 107 bytes long.
+        self.sockets = Path(tempfile.mkdtemp(prefix="polyfed-")) if self.workers else None
         server, *self.ports = free_ports(self.count + 1)
         self.deployment = Deployment.load(None, [f'server.address="127.0.0.1:{server}"'])
         if self.tls:
@@ -61,14 +66,19 @@ class Local(AbstractContextManager["Local"]):
         try:
             self._start()
         except BaseException:
-            self.processes.end_all()
+            self._end()
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._end()
+
+    def _end(self) -> None:
         self.processes.end_all()
+        if self.sockets is not None:
+            shutil.rmtree(self.sockets, ignore_errors=True)
 
     def _start(self) -> None:
         self.app = commands.write_app(self.folder)
@@ -112,8 +122,17 @@ class Local(AbstractContextManager["Local"]):
         told = {"client": client, "state_dir": str(path.parent / "state"), **self.settings.get(client, {})}
         files.write(path, NodeSettings.model_validate(told).to_toml().encode())
         arguments: dict[str, Any] = {"port": self.ports[client]}
+        if self.sockets is not None:
+            arguments["worker"] = self.sockets / f"{client}.sock"
         if self.tls:
-            arguments |= {"ca": self.folder / "certificates" / "ca.crt", "key": self.folder / "keys" / f"client-{client}"}
+            arguments |= {
+                "ca": self.folder / "certificates" / "ca.crt",
+                "key": self.folder / "keys" / f"client-{client}",
+            }
+        if self.sockets is not None and f"worker-{client}" not in self.processes.running:
+            served = commands.worker(self.sockets / f"{client}.sock", path)
+            self.say(str(served))
+            self.processes.start(f"worker-{client}", served, self.environment.get(client))
         home = path.parent / "flwr"
         command = commands.supernode(home, self.deployment.server.address, path, **{**arguments, **changed})
         self.say(str(command))
@@ -125,14 +144,6 @@ class Local(AbstractContextManager["Local"]):
         self.say(str(command))
         told = json.loads(self.processes.call(command))
         return str(told["run-id"])
-
-    def follow(self, run_dir: Path, seen: Callable[[str, dict[str, Any]], None], *, timeout: float | None = None) -> None:
-        """Watch a run until it ends; ``seen`` gets ``"row"`` and ``"event"`` lines as they are written.
-
-        Raises:
-            ProcessEnded: the run failed, or a process that it needs ended.
-        """
-        follow(run_dir, seen, check=lambda: self.processes.check("server"), timeout=timeout)
 
     def engine_bytes(self, run_id: str) -> dict[str, int]:
         """What Flower counted for a run."""
@@ -153,44 +164,62 @@ def engine_bytes(listing: str, run_id: str) -> dict[str, int]:
     return {}
 
 
-def follow(
-    run_dir: Path,
-    seen: Callable[[str, dict[str, Any]], None],
-    *,
-    check: Callable[[], None] = lambda: None,
-    timeout: float | None = None,
-) -> None:
-    """Watch the files of a run until it ends.
+class Following:
+    """Watches the files of a run; made before the run is submitted.
 
-    Raises:
-        ProcessEnded: it failed, or its process is gone.
+    Args:
+        run_dir: of the run.
+        seen: gets ``"row"`` and ``"event"`` lines as they are written.
     """
-    began = time.time()
-    places = {name: _end(run_dir / name) for name in ("rounds.jsonl", "events.jsonl")}
-    while True:
-        status = _json(run_dir / "status.json")
-        fresh = status.get("time", 0) >= began - 1
+
+    def __init__(self, run_dir: Path, seen: Callable[[str, dict[str, Any]], None] = lambda kind, row: None) -> None:
+        self.run_dir, self.seen, self.began = run_dir, seen, time.time()
+        self.places = {name: _end(run_dir / name) for name in ("events.jsonl", "rounds.jsonl")}
+
+    def until_ended(self, check: Callable[[], None] = lambda: None, *, timeout: float | None = None) -> None:
+        """Watch until the run ends.
+
+        Args:
+            check: raises where a process that the run needs is gone.
+            timeout: seconds.
+
+        Raises:
+            ProcessEnded: it failed, or its process is gone.
+        """
+        while not self.look():
+            check()
+            if timeout is not None and time.time() - self.began > timeout:
+                raise ProcessEnded(f"the run did not end within {timeout:g} s")
+            time.sleep(0.25)
+
+    def look(self) -> bool:
+        """Tell what is new; whether the run has ended well.
+
+        Raises:
+            ProcessEnded: it failed, or its process is gone.
+        """
+        status = _json(self.run_dir / "status.json")
         for name, kind in (("events.jsonl", "event"), ("rounds.jsonl", "row")):
-            path = run_dir / name
-            if path.exists():
-                with open(path, encoding="utf-8") as file:
-                    file.seek(min(places[name], path.stat().st_size))
-                    for line in file:
-                        if line.endswith("\n"):
-                            places[name] += len(line.encode())
-                            seen(kind, json.loads(line))
-        if fresh and status.get("state") == "finished":
-            return
-        if fresh and status.get("state") == "failed":
+            self._lines(self.run_dir / name, kind)
+        if status.get("time", 0) < self.began:  # of an earlier start
+            if time.time() - self.began > _START:
+                raise ProcessEnded(f"the run did not begin within {_START:g} s; see the log of the server")
+            return False
+        if status["state"] == "failed":
             raise ProcessEnded(f"the run ended: {status.get('error')}")
-        if fresh and not Path(f"/proc/{status['pid']}").exists() and Path("/proc").exists():
+        if status["state"] != "finished" and Path("/proc").exists() and not Path(f"/proc/{status['pid']}").exists():
             raise ProcessEnded("the server's process of the run is gone; go on with `polyfed deploy resume`")
-        check()
-        if not fresh and time.time() - began > _START:
-            raise ProcessEnded(f"the run did not begin within {_START:g} s; see the log of the server")
-        if timeout is not None and time.time() - began > timeout:
-            raise ProcessEnded(f"the run did not end within {timeout:g} s")
-        time.sleep(0.25)
+        return status["state"] == "finished"
+
+    def _lines(self, path: Path, kind: str) -> None:
+        if not path.exists():
+            return
+        with open(path, "rb") as file:
+            file.seek(min(self.places[path.name], path.stat().st_size))
+            for line in file:
+                if line.endswith(b"\n"):
+                    self.places[path.name] += len(line)
+                    self.seen(kind, json.loads(line))
 
 
 def _end(path: Path) -> int:

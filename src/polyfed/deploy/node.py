@@ -20,6 +20,7 @@ import torch
 from polyfed.compute import Fit, Fitted
 from polyfed.config import Config
 from polyfed.deploy import wire
+from polyfed.deploy.frames import Frame, pack, unpack
 from polyfed.deploy.settings import NodeSettings
 from polyfed.deploy.site import Site, task_of
 from polyfed.deploy.vault import Vault, private_folder
@@ -33,9 +34,6 @@ from polyfed.runtime.scoring import Scorer
 from polyfed.typing import Parts
 
 log = logging.getLogger(__name__)
-
-#: A header and, where something is sent, the bytes of a message.
-Frame = tuple[str, bytes | None]
 
 
 class _Uncounted(Sequential):
@@ -244,16 +242,3 @@ class _Node:
             found = scorer.score(nets, self.site.test())
             flops = found.flops if self.settings.tells_costs else 0
             return Counts(examples=found.examples, correct=found.correct, flops=flops)
-
-
-def pack(header: str, body: bytes | None) -> bytes:
-    """A frame as one piece."""
-    head = header.encode()
-    return len(head).to_bytes(8, "little") + head + (b"-" if body is None else b"+" + body)
-
-
-def unpack(data: bytes) -> Frame:
-    """The frame of `pack`."""
-    length = int.from_bytes(data[:8], "little")
-    rest = data[8 + length :]
-    return data[8 : 8 + length].decode(), None if rest[:1] == b"-" else rest[1:]

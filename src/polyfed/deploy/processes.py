@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import secrets
 import signal
@@ -17,6 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from polyfed.deploy.commands import Command
+from polyfed.deploy.parent import with_parent
 from polyfed.errors import PolyfedError
 
 _MARK = "POLYFED_DEPLOYMENT"
@@ -44,12 +44,6 @@ def listening(address: str, seconds: float = 0.5) -> bool:
     with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=seconds):
         return True
     return False
-
-
-def _with_parent() -> None:  # pragma: no cover - runs in the child, before its program
-    """Let the kernel end this process with its parent, also where that is killed."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG; Linux only
 
 
 class Processes:
@@ -87,7 +81,7 @@ class Processes:
                 stderr=subprocess.STDOUT,
                 env=environment,
                 start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the others in order
-                preexec_fn=_with_parent if sys.platform == "linux" else None,
+                preexec_fn=with_parent if sys.platform == "linux" else None,
             )
         self.running[name] = process
         return process
@@ -106,7 +100,9 @@ class Processes:
         except subprocess.TimeoutExpired as error:
             raise ProcessEnded(f"`{command}` did not end within {seconds:g} s") from error
         if done.returncode:
-            raise ProcessEnded(f"`{command}` ended with {done.returncode}: {(done.stdout + done.stderr).strip()[-800:]}")
+            raise ProcessEnded(
+                f"`{command}` ended with {done.returncode}: {(done.stdout + done.stderr).strip()[-800:]}"
+            )
         return done.stdout
 
     def check(self, *names: str) -> None:

@@ -170,7 +170,7 @@ class RemoteClients:
             again = self.rounds.on_error == "retry" and client not in retried and left > 0 and kind == "train"
             self.tell("failed", client=client, kind=kind, round=key[0], reason=reason, again=again)
             if self.rounds.on_error == "abort" and kind == "train":
-                raise ClientFailed(f"client {client}, round {key[0]}: {reason}; rounds.on_error is \"abort\"")
+                raise ClientFailed(f'client {client}, round {key[0]}: {reason}; rounds.on_error is "abort"')
             if again:
                 retried.add(client)
                 self.roster.refresh()

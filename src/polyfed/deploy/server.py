@@ -122,7 +122,9 @@ class Journal:
 
 def told(row: dict[str, Any]) -> str:
     """An event as a line."""
-    rest = "  ".join(f"{key} {value}" for key, value in row.items() if key not in ("event", "time") and value is not False)
+    rest = "  ".join(
+        f"{key} {value}" for key, value in row.items() if key not in ("event", "time") and value is not False
+    )
     return f"{row['event']}: {rest}"
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import tomllib
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 from polyfed.algorithm import Algorithm, Task
@@ -31,6 +34,32 @@ def task_of(config: Config, facts: TaskFacts) -> Task:
         architectures=tuple(ModelSpec.parse(name) for name in facts.architectures),
         capacities=facts.capacities,
     )
+
+
+@lru_cache(maxsize=1)  # a worker answers many messages of one run
+def _shared(config: str) -> tuple[Dataset, Partition]:
+    """The configured data set, dealt as everywhere; the configuration as text."""
+    return deal(Config.parse(tomllib.loads(config)))
+
+
+@lru_cache(maxsize=1)
+def _own(path: Path, stamp: int, options: str, client: int, text: str) -> tuple[Dataset, Partition]:
+    """A client's own file, all of whose rows are its own; ``stamp`` changes with the file."""
+    config = Config.parse(tomllib.loads(text))
+    kind = path.suffix.removeprefix(".")
+    side = config.data.image_size if kind == "npz" else None
+    dataset = load_dataset(kind, path=path, image_size=side, **json.loads(options))
+    seed = config.run.seed if config.partition.seed is None else config.partition.seed
+    partition = make_partition(
+        dataset,
+        kind="iid",
+        num_clients=1,
+        rng=Rng((seed, "partition", "client", client)),
+        test_fraction=config.data.test_fraction,
+        split="pooled" if dataset.test_rows is None else "official",
+        min_samples=config.partition.min_samples,
+    )
+    return dataset, partition
 
 
 @dataclass(frozen=True)
@@ -66,26 +95,14 @@ class Site:
             )
         algorithm = load_algorithm(config.algorithm.name, config.algorithm.keys)
         if settings.data is None:
-            if settings.path is not None:
-                config = config.replace("data", path=settings.path)
-            dataset, partition = deal(config)
+            at_home = config if settings.path is None else config.replace("data", path=settings.path)
+            dataset, partition = _shared(at_home.to_toml())
             return cls(settings, config, dataset, partition, settings.client, algorithm)
         path = Path(settings.data).expanduser()
         if path.suffix not in (".csv", ".npz"):
             raise DataError(f"{path}: expected a .csv or .npz file; see `polyfed list datasets`")
-        kind = path.suffix.removeprefix(".")
-        side = config.data.image_size if kind == "npz" else None
-        dataset = load_dataset(kind, path=path, image_size=side, **settings.data_options)
-        seed = config.run.seed if config.partition.seed is None else config.partition.seed
-        partition = make_partition(
-            dataset,
-            kind="iid",
-            num_clients=1,
-            rng=Rng((seed, "partition", "client", settings.client)),
-            test_fraction=config.data.test_fraction,
-            split="pooled" if dataset.test_rows is None else "official",
-            min_samples=config.partition.min_samples,
-        )
+        stamp = path.stat().st_mtime_ns if path.exists() else 0
+        dataset, partition = _own(path, stamp, json.dumps(settings.data_options), settings.client, config.to_toml())
         return cls(settings, config, dataset, partition, 0, algorithm)
 
     @property

@@ -6,6 +6,7 @@ The bundle that `polyfed deploy init` writes imports `client_app` and `server_ap
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 from flwr.app import Context, Message
@@ -19,18 +20,21 @@ server_app = ServerApp()
 
 
 def _answer(message: Message, context: Context) -> Message:
-    import time
+    frame = unpack(message.content)
+    worker = str(context.node_config.get("polyfed-worker", ""))
+    if worker:
+        from polyfed.deploy.worker import ask
 
+        return Message(pack(*ask(Path(worker), *frame)), reply_to=message)
     started = time.perf_counter()
-    import torch  # noqa: F401 - its import is the larger part of a small round, and told apart
+    import torch  # noqa: F401 - the larger part of a small round, and told apart
 
     imported = time.perf_counter() - started
     from polyfed.deploy.node import answer
     from polyfed.deploy.settings import NodeSettings
 
     settings = NodeSettings.load(Path(str(context.node_config["polyfed-settings"])))
-    header, body = unpack(message.content)
-    return Message(pack(*answer(header, body, settings, imported=imported)), reply_to=message)
+    return Message(pack(*answer(*frame, settings, imported=imported)), reply_to=message)
 
 
 @client_app.query()

@@ -1,0 +1,473 @@
+"""`polyfed deploy`: the commands of a deployment. Each prints the plain Flower command that it stands for."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from polyfed.errors import ConfigError, PolyfedError, RunDirError
+
+if TYPE_CHECKING:
+    from polyfed.deploy.commands import Command
+    from polyfed.deploy.local import Following
+    from polyfed.deploy.settings import Deployment
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    help="Run the same algorithm on real machines, over Flower. Start with: polyfed deploy local CONFIG --clients 3",
+)
+
+_Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the configuration. May be repeated."),
+]
+_Rule = Annotated[
+    list[str] | None,
+    typer.Option("--rule", metavar="KEY=VALUE", help="Change one key of deploy.toml, such as rounds.deadline=60."),
+]
+_Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="The TOML file that `polyfed run` takes, too.")]
+_Dir = Annotated[Path, typer.Option("--dir", help="The folder that `polyfed deploy init` made.")]
+
+
+@contextmanager
+def _reported(go_on: Callable[[], str] = lambda: "") -> Generator[None]:
+    """Tell errors that polyfed raises on purpose by their message and exit code."""
+    try:
+        yield
+    except PolyfedError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        command = go_on()
+        typer.echo(f"\ninterrupted{f'; go on with: {command}' if command else ''}", err=True)
+        raise typer.Exit(130) from None
+
+
+def _say(command: Command | str) -> None:
+    typer.echo(f"$ {command}")
+
+
+_DEPLOY = """\
+# What belongs to this deployment and not to the experiment. polyfed deploy server, run and status read it.
+
+[server]
+address = "{address}"  # host:port at which clients and commands reach the server
+{certificates}
+node_keys = {node_keys}  # only nodes whose public key was registered may join; needs certificates
+
+[rounds]
+# min_clients = 3        # clients that must be there before round 1; by default clients.count
+start_timeout = 600.0    # seconds to wait for them
+min_replies = 1          # with fewer good replies a round is void: the server's state stays what it was
+deadline = 600.0         # seconds after which a round ends with the replies that came
+oversample = 0.0         # share of further clients asked in a round, which ends when enough have answered
+on_error = "skip"        # of a client that fails: "skip" it, "retry" once, or "abort" the run
+max_void = 3             # void rounds in a row after which the run stops, to be resumed
+max_message = 1024.0     # MB; largest message accepted from a client
+poll = 0.2               # seconds between two looks for replies
+"""
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="New or empty.")],
+    host: Annotated[str, typer.Option(help="Name or address at which clients reach the server.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    tls: Annotated[
+        bool, typer.Option("--tls", help="Make an authority, the server's certificate and node keys.")
+    ] = False,
+    clients: Annotated[int, typer.Option(min=1, help="With --tls: for how many clients keys are made.")] = 3,
+) -> None:
+    """Make the folder of a deployment: Flower's app bundle, deploy.toml, and with --tls certificates and keys."""
+    with _reported():
+        from polyfed.deploy import commands
+        from polyfed.deploy.settings import Deployment
+        from polyfed.runtime import files
+
+        if (folder / "deploy.toml").exists():
+            raise RunDirError(
+                f"{folder} holds a deployment already; choose another folder, or change deploy.toml there"
+            )
+        commands.write_app(folder)
+        told = (
+            'certificates = "certificates"'
+            if tls
+            else "# certificates = ...    # folder of ca.crt, server.crt, server.key"
+        )
+        text = _DEPLOY.format(address=f"{host}:{port}", certificates=told, node_keys=str(tls).lower())
+        if tls:
+            from polyfed.deploy import keys
+
+            hosts = list(dict.fromkeys([host, "localhost", "127.0.0.1"]))
+            keys.authority(folder / "certificates", hosts)
+            for client in range(clients):
+                keys.node_key(folder / "keys" / f"client-{client}")
+        files.write(folder / "deploy.toml", text.encode())
+        commands.write_connection(folder / "flwr", Deployment.load(folder / "deploy.toml"))
+        typer.echo(f"{folder} holds deploy.toml and Flower's app bundle.")
+        if tls:
+            typer.echo(
+                f"Give each client its own {folder / 'keys'}/client-K and a copy of {folder / 'certificates'}/ca.crt; "
+                "ca.key and server.key stay here."
+            )
+        dir_ = shlex.quote(str(folder))
+        typer.echo(f"Next, on this machine: polyfed deploy server --dir {dir_}")
+
+
+@app.command()
+def server(
+    folder: _Dir,
+    listen: Annotated[
+        str | None, typer.Option(help="Address to listen on, such as 0.0.0.0; by default the host.")
+    ] = None,
+) -> None:
+    """Start the server, in the foreground. Node keys in DIR/keys/*.pub are registered."""
+    with _reported():
+        from polyfed.deploy import commands
+        from polyfed.deploy.processes import Processes, listening
+
+        deployment = _deployment(folder)
+        commands.write_connection(folder / "flwr", deployment)
+        command = commands.superlink(folder / "flwr", deployment, folder / "superlink.db")
+        if listen is not None:
+            words = list(command.words)
+            words[words.index("--host") + 1] = listen
+            command = commands.Command(tuple(words), command.environment)
+        _say(command)
+        with Processes(folder / "logs") as processes, _terminable():
+            processes.start("server", command, {"PYTHONPATH": _path()})
+            while not listening(deployment.server.address):
+                processes.check("server")
+                time.sleep(0.2)
+            if deployment.server.node_keys:
+                for key in sorted((folder / "keys").glob("*.pub")):
+                    _register(processes, commands.register(folder / "flwr", key))
+            typer.echo(
+                f"the server answers at {deployment.server.address}; its log is {folder / 'logs' / 'server.log'}"
+            )
+            processes.running["server"].wait()
+            processes.check("server")
+
+
+def _register(processes: Any, command: Command) -> None:
+    from polyfed.deploy.processes import ProcessEnded
+
+    _say(command)
+    try:
+        processes.call(command)
+    except ProcessEnded as error:
+        if "already" not in str(error).lower():  # after a restart; the database knows it
+            raise
+
+
+@app.command()
+def client(
+    server_: Annotated[str, typer.Option("--server", help="host:port of the server.")],
+    number: Annotated[int, typer.Option("--client", min=0, help="This client's number, from 0.")],
+    state: Annotated[Path, typer.Option(help="Folder for private state; made for its owner alone.")],
+    data: Annotated[
+        Path | None, typer.Option(help="A .csv or .npz file; without it, a part of the configured data set.")
+    ] = None,
+    data_option: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Of the reader of --data, such as label=diagnosis.")
+    ] = None,
+    path: Annotated[Path | None, typer.Option(help="Where the configured data set lies here.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help='Own network, "my_pkg.nets:SecretNet"; nobody else is told its name.')
+    ] = None,
+    capacity: Annotated[
+        float | None, typer.Option(help="Fraction of a full-size model that this client can hold.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1; by default the configuration's.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of torch.")] = None,
+    tell: Annotated[
+        str | None, typer.Option(help="What the server may learn: scores, costs, scores,costs or nothing.")
+    ] = None,
+    ca: Annotated[Path | None, typer.Option(help="ca.crt of the deployment; without it, no TLS.")] = None,
+    key: Annotated[Path | None, typer.Option(help="This client's private key.")] = None,
+    port: Annotated[
+        int | None, typer.Option(help="On loopback, for Flower's own processes here. Default: 9094 + number.")
+    ] = None,
+) -> None:
+    """Start a client, in the foreground: its node, and a worker that keeps torch and data loaded."""
+    with _reported():
+        from polyfed.config.reading import apply, parse_override
+        from polyfed.deploy import commands
+        from polyfed.deploy.processes import Processes
+        from polyfed.deploy.settings import NodeSettings, parsed
+        from polyfed.deploy.vault import private_folder
+        from polyfed.runtime import files
+
+        options: dict[str, Any] = {}
+        for one in data_option or ():
+            where, value = parse_override(f"options.{one}")
+            apply(options, where, value)
+        told: dict[str, Any] = {
+            "client": number,
+            "state_dir": str(state.absolute()),
+            "data": None if data is None else str(data.absolute()),
+            "data_options": options.get("options", {}),
+            "path": None if path is None else str(path.absolute()),
+            "model": model,
+            "capacity": capacity,
+            "device": device,
+            "threads": threads,
+            "tell": None if tell is None else () if tell == "nothing" else tuple(tell.split(",")),
+        }
+        settings = parsed(NodeSettings, {k: v for k, v in told.items() if v is not None}, "polyfed deploy client")
+        if data is not None and not data.exists():
+            raise ConfigError(f"--data: {data}: no such file")
+        private_folder(state)
+        file = state.absolute() / "node.toml"
+        files.write(file, settings.to_toml().encode())
+        sockets = Path(tempfile.mkdtemp(prefix="polyfed-"))
+        socket = sockets / "worker.sock"
+        worker = commands.worker(socket, file)
+        home = state.absolute() / "flwr"
+        node = commands.supernode(home, server_, file, port=port or 9094 + number, ca=ca, key=key, worker=socket)
+        _say(worker)
+        _say(node)
+        try:
+            with Processes(state / "logs") as processes, _terminable():
+                processes.start("worker", worker, {"PYTHONPATH": _path()})
+                processes.start("node", node, {"PYTHONPATH": _path()})
+                typer.echo(
+                    f"client {number} runs; its logs are in {state / 'logs'}, errors in {state / 'errors.jsonl'}"
+                )
+                while True:
+                    processes.check()
+                    time.sleep(0.5)
+        finally:
+            shutil.rmtree(sockets, ignore_errors=True)
+
+
+@app.command()
+def run(
+    config: _Config,
+    folder: _Dir,
+    overrides: _Set = None,
+    rules: _Rule = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory on the server's machine, new or empty.")] = None,
+) -> None:
+    """Submit a configuration, on the server's machine, and follow it."""
+    run_dir = out or _default(config)
+    with _reported(lambda: f"polyfed deploy resume {shlex.quote(str(run_dir))} --dir {shlex.quote(str(folder))}"):
+        from polyfed.config import Config
+        from polyfed.deploy.server import create
+
+        deployment = _deployment(folder, rules)
+        create(run_dir, Config.load(config, overrides or ()), deployment)
+        _submit(folder, run_dir)
+
+
+@app.command()
+def resume(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")],
+    folder: Annotated[
+        Path | None, typer.Option("--dir", help="The folder of the deployment; not for a local one.")
+    ] = None,
+) -> None:
+    """Go on with a run at the round that was due, after the server was killed or the run stopped."""
+    with _reported(lambda: f"polyfed deploy resume {shlex.quote(str(run_dir))}"):
+        if not (run_dir / "deployed.json").exists():
+            raise RunDirError(f"{run_dir} holds no deployed run: there is no deployed.json in it")
+        if folder is not None:
+            _submit(folder, run_dir)
+            return
+        told = json.loads((run_dir / "deployed.json").read_text())
+        if "local" not in told:
+            raise ConfigError("--dir: missing; it is the folder of the deployment, where deploy.toml is")
+        _play_locally(run_dir, told["local"]["clients"], told["local"]["tls"])
+
+
+@app.command()
+def status(
+    folder: Annotated[
+        Path | None, typer.Option("--dir", help="The folder of the deployment: its nodes and runs.")
+    ] = None,
+    run_dir: Annotated[Path | None, typer.Option("--run", help="A run directory: its round and events.")] = None,
+) -> None:
+    """Show which nodes are connected, what runs, and what happened last."""
+    with _reported():
+        if folder is None and run_dir is None:
+            raise ConfigError("status: give --dir, --run, or both")
+        if folder is not None:
+            from polyfed.deploy import commands
+            from polyfed.deploy.processes import Processes
+
+            with Processes(folder / "logs") as processes:
+                for command in (commands.nodes(folder / "flwr"), commands.listing(folder / "flwr")):
+                    _say(command)
+                    found = json.loads(processes.call(command))
+                    for row in found.get("nodes", []):
+                        typer.echo(f"  node {row.get('node-id')}  {row.get('status')}")
+                    for row in found.get("runs", []):
+                        typer.echo(f"  run {row.get('run-id')}  {row.get('status')}")
+        if run_dir is not None:
+            from polyfed.deploy.server import told
+
+            if not (run_dir / "status.json").exists():
+                raise RunDirError(f"{run_dir} holds no deployed run that has begun")
+            typer.echo(
+                "  ".join(
+                    f"{k} {v}" for k, v in json.loads((run_dir / "status.json").read_text()).items() if k != "time"
+                )
+            )
+            events = run_dir / "events.jsonl"
+            for line in events.read_text().splitlines()[-10:] if events.exists() else ():
+                row = json.loads(line)
+                typer.echo(f"  {row['time']}  {told(row)}")
+
+
+@app.command()
+def local(
+    config: _Config,
+    clients: Annotated[int, typer.Option(min=1, help="How many.")] = 3,
+    overrides: _Set = None,
+    rules: _Rule = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory, new or empty.")] = None,
+    tls: Annotated[bool, typer.Option("--tls", help="With TLS and node keys.")] = False,
+) -> None:
+    """Server and clients as real processes on this machine, in one command; nothing is left behind."""
+    run_dir = out or _default(config)
+    with _reported(lambda: f"polyfed deploy resume {shlex.quote(str(run_dir))}"):
+        from polyfed.config import Config
+        from polyfed.deploy.server import create
+        from polyfed.deploy.settings import Deployment
+        from polyfed.runtime import files
+
+        settings = Config.load(config, [*(overrides or ()), f"clients.count={clients}"])
+        experiment = create(run_dir, settings, Deployment.load(None, rules or ()))
+        files.write_json(
+            run_dir / "deployed.json", {"experiment": experiment, "local": {"clients": clients, "tls": tls}}
+        )
+        _play_locally(run_dir, clients, tls)
+
+
+def _play_locally(run_dir: Path, clients: int, tls: bool) -> None:
+    from polyfed.deploy.local import Local
+
+    with _terminable(), Local(run_dir / "deployment", clients, tls=tls, say=_say) as there:
+        with _watched(run_dir) as following:
+            number = there.submit([run_dir])
+            following.until_ended(lambda: there.processes.check("server"))
+        found = there.engine_bytes(number)
+    _ended(run_dir, found)
+
+
+def _submit(folder: Path, run_dir: Path) -> None:
+    from polyfed.deploy import commands
+    from polyfed.deploy.local import engine_bytes
+    from polyfed.deploy.processes import Processes
+
+    home = folder / "flwr"
+    with Processes(folder / "logs") as processes:
+        command = commands.run(home, folder / "app", [run_dir])
+        _say(command)
+        with _watched(run_dir) as following:
+            number = str(json.loads(processes.call(command))["run-id"])
+            try:
+                following.until_ended()
+            except KeyboardInterrupt:
+                command = commands.stop(home, number)
+                _say(command)
+                processes.call(command)
+                raise
+        found = engine_bytes(processes.call(commands.listing(home)), number)
+    _ended(run_dir, found)
+
+
+@contextmanager
+def _watched(run_dir: Path) -> Generator[Following]:
+    """Live progress of a run that is about to be submitted."""
+    from polyfed.config import Config
+    from polyfed.deploy.local import Following
+    from polyfed.deploy.server import told
+    from polyfed.report import close, console, watch_of
+
+    settings = Config.load(run_dir / "config.toml")
+    watch = watch_of(console())(f"{settings.algorithm.name} deployed")
+    begun = False
+
+    def seen(kind: str, row: dict[str, Any]) -> None:
+        nonlocal begun
+        if kind == "event":
+            watch.note(told(row))
+            return
+        if not begun:
+            begun = True
+            watch.started(run_dir, settings, max(1, row["round"]))
+        if "rounds" in row:
+            watch.round_ended(row)
+
+    try:
+        yield Following(run_dir, seen)
+    finally:
+        close(watch)
+
+
+def _ended(run_dir: Path, engine: dict[str, int]) -> None:
+    """The closing table, and our bytes beside Flower's."""
+    from polyfed.report import console, show, size
+    from polyfed.runtime import files
+
+    summary = json.loads((run_dir / "summary.json").read_text())
+    ours = summary["deployed"]["traffic"]
+    summary["deployed"]["engine"] = engine
+    files.write_json(run_dir / "summary.json", summary)
+    if "mean" in summary["accuracy"]:
+        show(console(), {summary["algorithm"]: summary})
+    else:
+        typer.echo(f"nobody told a score; the run lies in {run_dir}")
+    if engine:
+        typer.echo(
+            f"Messages to clients: {size(ours['sent'])}, from them {size(ours['received'])}; Flower counts "
+            f"{size(engine.get('outbound', 0))} out and {size(engine.get('inbound', 0))} in. Its own envelopes come on "
+            "top of ours; equal chunks of a broadcast are stored once but travel to each client."
+        )
+
+
+def _deployment(folder: Path, rules: list[str] | None = None) -> Deployment:
+    from polyfed.deploy.settings import Deployment
+
+    if not (folder / "deploy.toml").exists():
+        raise ConfigError(f"--dir: {folder} holds no deploy.toml; make one with `polyfed deploy init {folder}`")
+    return Deployment.load(folder / "deploy.toml", rules or ())
+
+
+def _default(config: Path) -> Path:
+    return Path("runs") / f"{config.stem}-deployed-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def _path() -> str:
+    """PYTHONPATH with the working directory, as `polyfed` itself has it: your own algorithms and networks."""
+    return os.pathsep.join(part for part in (os.getcwd(), os.environ.get("PYTHONPATH", "")) if part)
+
+
+@contextmanager
+def _terminable() -> Generator[None]:
+    """SIGTERM ends the processes that were started, as Ctrl-C does."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
