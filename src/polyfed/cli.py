@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from polyfed.deploy.cli import app as deploy_app
 from polyfed.errors import PolyfedError
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ app = typer.Typer(
     help="Federated learning where every party's model may differ.",
     epilog=_EPILOG,
 )
+app.add_typer(deploy_app, name="deploy")
 
 _Set = Annotated[
     list[str] | None,
