@@ -165,12 +165,12 @@ def server(
 
 
 def _register(processes: Any, command: Command) -> None:
-    from polyfed.deploy.processes import ProcessEnded
+    from polyfed.deploy.processes import ProcessEndedError
 
     _say(command)
     try:
         processes.call(command)
-    except ProcessEnded as error:
+    except ProcessEndedError as error:
         if "already" not in str(error).lower():  # after a restart; the database knows it
             raise
 

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from polyfed.deploy import commands
-from polyfed.deploy.processes import ProcessEnded, Processes, free_ports, listening
+from polyfed.deploy.processes import ProcessEndedError, Processes, free_ports, listening
 from polyfed.deploy.settings import Deployment, NodeSettings
 from polyfed.runtime import files
 
@@ -109,7 +109,9 @@ class Local(AbstractContextManager["Local"]):
         while not listening(self.deployment.server.address):
             self.processes.check("server")
             if time.monotonic() > end:
-                raise ProcessEnded(f"the server did not answer within {_START:g} s:\n{self.processes.tail('server')}")
+                raise ProcessEndedError(
+                    f"the server did not answer within {_START:g} s:\n{self.processes.tail('server')}"
+                )
             time.sleep(0.1)
 
     def node_file(self, client: int) -> Path:
@@ -184,31 +186,31 @@ class Following:
             timeout: seconds.
 
         Raises:
-            ProcessEnded: it failed, or its process is gone.
+            ProcessEndedError: it failed, or its process is gone.
         """
         while not self.look():
             check()
             if timeout is not None and time.time() - self.began > timeout:
-                raise ProcessEnded(f"the run did not end within {timeout:g} s")
+                raise ProcessEndedError(f"the run did not end within {timeout:g} s")
             time.sleep(0.25)
 
     def look(self) -> bool:
         """Tell what is new; whether the run has ended well.
 
         Raises:
-            ProcessEnded: it failed, or its process is gone.
+            ProcessEndedError: it failed, or its process is gone.
         """
         status = _json(self.run_dir / "status.json")
         for name, kind in (("events.jsonl", "event"), ("rounds.jsonl", "row")):
             self._lines(self.run_dir / name, kind)
         if status.get("time", 0) < self.began:  # of an earlier start
             if time.time() - self.began > _START:
-                raise ProcessEnded(f"the run did not begin within {_START:g} s; see the log of the server")
+                raise ProcessEndedError(f"the run did not begin within {_START:g} s; see the log of the server")
             return False
         if status["state"] == "failed":
-            raise ProcessEnded(f"the run ended: {status.get('error')}")
+            raise ProcessEndedError(f"the run ended: {status.get('error')}")
         if status["state"] != "finished" and Path("/proc").exists() and not Path(f"/proc/{status['pid']}").exists():
-            raise ProcessEnded("the server's process of the run is gone; go on with `polyfed deploy resume`")
+            raise ProcessEndedError("the server's process of the run is gone; go on with `polyfed deploy resume`")
         return status["state"] == "finished"
 
     def _lines(self, path: Path, kind: str) -> None:

@@ -22,7 +22,7 @@ from polyfed.errors import PolyfedError
 _MARK = "POLYFED_DEPLOYMENT"
 
 
-class ProcessEnded(PolyfedError):
+class ProcessEndedError(PolyfedError):
     """A process of the deployment ended before its time."""
 
 
@@ -90,7 +90,7 @@ class Processes:
         """Run a short command; returns its standard output.
 
         Raises:
-            ProcessEnded: it failed, with what it said.
+            ProcessEndedError: it failed, with what it said.
         """
         environment = {**command.full_environment(more), _MARK: self.mark}
         try:
@@ -98,9 +98,9 @@ class Processes:
                 command.argv, env=environment, capture_output=True, text=True, timeout=seconds, check=False
             )
         except subprocess.TimeoutExpired as error:
-            raise ProcessEnded(f"`{command}` did not end within {seconds:g} s") from error
+            raise ProcessEndedError(f"`{command}` did not end within {seconds:g} s") from error
         if done.returncode:
-            raise ProcessEnded(
+            raise ProcessEndedError(
                 f"`{command}` ended with {done.returncode}: {(done.stdout + done.stderr).strip()[-800:]}"
             )
         return done.stdout
@@ -109,12 +109,12 @@ class Processes:
         """See that these (or all) processes still run.
 
         Raises:
-            ProcessEnded: one does not; with the end of its log.
+            ProcessEndedError: one does not; with the end of its log.
         """
         for name in names or tuple(self.running):
             code = self.running[name].poll()
             if code is not None:
-                raise ProcessEnded(f"{name} ended with {code}; the end of its log:\n{self.tail(name)}")
+                raise ProcessEndedError(f"{name} ended with {code}; the end of its log:\n{self.tail(name)}")
 
     def tail(self, name: str, lines: int = 15) -> str:
         """The end of a log."""

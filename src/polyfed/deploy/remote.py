@@ -23,11 +23,11 @@ from polyfed.runtime.scoring import Score
 from polyfed.typing import ClientId
 
 
-class TooFewReplies(PolyfedError):
+class TooFewRepliesError(PolyfedError):
     """A round ended with fewer good replies than ``rounds.min_replies``: it is void."""
 
 
-class ClientFailed(PolyfedError):
+class ClientFailedError(PolyfedError):
     """A client failed and ``rounds.on_error`` is "abort"."""
 
 
@@ -100,15 +100,15 @@ class RemoteClients:
         """Send each client its message, wait until all, enough, or no more can answer.
 
         Raises:
-            TooFewReplies: fewer than ``min_replies`` answered well.
-            ClientFailed: one failed, and that ends the run.
+            TooFewRepliesError: fewer than ``min_replies`` answered well.
+            ClientFailedError: one failed, and that ends the run.
         """
         self._phase += 1
         key = (cohort.round, self.attempt, self._phase)
         infos = {client.id: client for client in cohort}
         found = self._ask("train", key, down, infos, score=score, enough=self.wanted)
         if len(found.answers) < self.rounds.min_replies:
-            raise TooFewReplies(
+            raise TooFewRepliesError(
                 f"round {cohort.round}: {len(found.answers)} of {len(down)} clients answered; "
                 f"rounds.min_replies is {self.rounds.min_replies}"
             )
@@ -170,7 +170,7 @@ class RemoteClients:
             again = self.rounds.on_error == "retry" and client not in retried and left > 0 and kind == "train"
             self.tell("failed", client=client, kind=kind, round=key[0], reason=reason, again=again)
             if self.rounds.on_error == "abort" and kind == "train":
-                raise ClientFailed(f'client {client}, round {key[0]}: {reason}; rounds.on_error is "abort"')
+                raise ClientFailedError(f'client {client}, round {key[0]}: {reason}; rounds.on_error is "abort"')
             if again:
                 retried.add(client)
                 self.roster.refresh()

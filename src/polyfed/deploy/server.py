@@ -24,7 +24,7 @@ import torch
 
 from polyfed.algorithm import Algorithm, Task
 from polyfed.config import Config, load_algorithm
-from polyfed.deploy.remote import ClientFailed, RemoteClients, info_of
+from polyfed.deploy.remote import ClientFailedError, RemoteClients, info_of
 from polyfed.deploy.roster import Roster
 from polyfed.deploy.settings import Deployment
 from polyfed.deploy.site import task_of
@@ -49,7 +49,7 @@ from polyfed.typing import ClientId
 log = logging.getLogger(__name__)
 
 
-class TooFewClients(PolyfedError):
+class TooFewClientsError(PolyfedError):
     """Too few clients connected, or too many rounds in a row were void."""
 
 
@@ -251,7 +251,7 @@ class _Served:
             self.void += 1
             if self.void >= self.rules.max_void:
                 self.run_dir.append("rounds.jsonl", [{"round": round_, "void": True, "events": self.journal.take()}])
-                raise TooFewClients(
+                raise TooFewClientsError(
                     f"round {round_}: {self.void} attempts in a row were void (see {self.journal.path}); when the "
                     f"cause is removed, go on with `polyfed deploy resume {self.run_dir.path}`"
                 )
@@ -276,7 +276,7 @@ class _Served:
                 score=self._due(round_),
                 cohort=cohort,
             )
-        except ClientFailed:
+        except ClientFailedError:
             raise
         except Exception as error:  # too few replies, or replies that the algorithm cannot put together
             if not isinstance(error, PolyfedError):
@@ -307,7 +307,7 @@ class _Served:
         """Wait until the clients of the start are there.
 
         Raises:
-            TooFewClients: they did not come in time, and not even ``min_replies`` did.
+            TooFewClientsError: they did not come in time, and not even ``min_replies`` did.
         """
         needed = self.rules.min_clients or self.view.config.clients.count
         self.status("waiting", needed=needed)
@@ -315,7 +315,7 @@ class _Served:
             return
         there = len(self.roster.present)
         if there < self.rules.min_replies:
-            raise TooFewClients(
+            raise TooFewClientsError(
                 f"{there} of {needed} clients connected within {self.rules.start_timeout:g} s, and rounds.min_replies "
                 f"is {self.rules.min_replies}; are their nodes running, and is {self.journal.path} telling a reason?"
             )

@@ -18,7 +18,7 @@ VERSION = 1
 #: The longest header that is read; a configuration and the task are some kB.
 HEADER_LIMIT = 1_000_000
 
-#: (round, attempt, phase): which exchange of a run. Attempts count void rounds played again, phases a round's exchanges.
+#: (round, attempt, phase): which exchange of a run; attempts at a round that was void, phases of a round.
 Key: TypeAlias = tuple[int, int, int]
 _Count = Annotated[int, Field(ge=0, le=2**53)]
 _Key = tuple[_Count, _Count, _Count]

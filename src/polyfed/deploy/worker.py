@@ -24,7 +24,7 @@ from polyfed.deploy.parent import with_parent
 from polyfed.errors import PolyfedError
 
 
-class WorkerGone(PolyfedError):
+class WorkerGoneError(PolyfedError):
     """The worker ended while it was working on a message."""
 
 
@@ -32,7 +32,7 @@ def ask(path: Path, header: str, body: bytes | None) -> Frame:
     """Have the worker behind a socket answer.
 
     Raises:
-        WorkerGone: it ended before it did.
+        WorkerGoneError: it ended before it did.
     """
     with socket.socket(socket.AF_UNIX) as connection:
         try:
@@ -40,7 +40,7 @@ def ask(path: Path, header: str, body: bytes | None) -> Frame:
             _send(connection, pack(header, body))
             return unpack(_receive(connection))
         except (EOFError, OSError) as error:
-            raise WorkerGone("the client's worker ended while it was working on this message") from error
+            raise WorkerGoneError("the client's worker ended while it was working on this message") from error
 
 
 def _send(connection: socket.socket, data: bytes) -> None:
