@@ -284,7 +284,7 @@ def test_the_hash_is_of_what_determines_the_numbers():
     same = [
         base.resolved(),
         base.replace("run", name="other", threads=7, checkpoint_every=3, store="disk", controls=False),
-        base.replace("algorithm", rep_dim=100),
+        base.replace("algorithm", auxiliary="cnn5"),
         base.with_algorithm("fedmrl"),
         base.replace("partition", seed=base.run.seed),
     ]
