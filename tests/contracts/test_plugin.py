@@ -65,9 +65,6 @@ def test_a_good_algorithm_obeys_and_a_broken_one_does_not(folder):
     assert failed == {"test_order_of_the_answers_does_not_matter[my_pkg.mine:Broken]"}, run.stdout
     assert "learns does not apply to my_pkg.mine:Broken: it averages nothing" in run.stdout
     assert "1 failed, 5 passed" in run.stdout, run.stdout
-    assert (
-        pytest_in(folder, "--algorithm", "new_algorithm:PrivateHead", "-k", "answers").returncode == pytest.ExitCode.OK
-    )
 
 
 def test_beside_tests_of_ones_own(folder):

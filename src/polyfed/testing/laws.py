@@ -125,10 +125,10 @@ def test_batched_equals_sequential_in_single_precision(subject: Subject) -> None
     One step from a common state stays within 1e-6. After three rounds the median client does so too, and the worst is
     within 5e-3: a ReLU or a mask may flip. Catches what double precision hides, such as sums in half precision.
     """
-    federation = subject.federation({"train": {"epochs": None, "steps": 1}})
-    step = [play(federation, watched, rounds=1, driver=driver) for driver in ("sequential", "batched")]
-    assert max(_gaps(*step)) <= 1e-6, f"one step from a common state: {sorted(_gaps(*step))}"
-    gaps = _gaps(subject.run("sequential", "fp32"), subject.run("batched", "fp32"))
+    one_step = subject.calm({"train": {"epochs": None, "steps": 1}})
+    gaps = _gaps(*(play(one_step, watched, rounds=1, driver=driver) for driver in ("sequential", "batched")))
+    assert max(gaps) <= 1e-6, f"one step from a common state: {sorted(gaps)}"
+    gaps = _gaps(*(play(subject.calm(), watched, driver=driver) for driver in ("sequential", "batched")))
     assert statistics.median(gaps) <= 1e-6, f"the median of {sorted(gaps)}"
     assert max(gaps) <= 5e-3, f"the worst of {sorted(gaps)}"
 

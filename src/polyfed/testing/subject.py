@@ -29,6 +29,7 @@ from polyfed.testing.compare import digest
 from polyfed.testing.process import Child, ProcessClients
 from polyfed.testing.settings import (
     BASE,
+    CALM,
     CAPACITIES,
     FAMILIES,
     FEW,
@@ -180,6 +181,10 @@ class Subject:
     def _small(self) -> Tables:
         return self._accepted(FAMILIES, FEW)
 
+    @cached_property
+    def _calm(self) -> Tables:
+        return self._accepted(CALM, FEW)
+
     def _accepted(self, families: Sequence[Tables], pictures: int, *layers: Tables) -> Tables:
         """The layers with the first of the families that the algorithm takes."""
         refused: dict[str, None] = {}
@@ -216,6 +221,10 @@ class Subject:
     def federation(self, *layers: Tables) -> Federation:
         """A federation of new objects."""
         return prepare(self.config(*layers))
+
+    def calm(self, *layers: Tables) -> Federation:
+        """The federation in which rounding stays what it is."""
+        return prepare(self._config(FEW, self._calm, *layers))
 
     def learning(self) -> Federation:
         """The federation of the problem to learn."""
