@@ -53,12 +53,13 @@ def folder(tmp_path):
     (tmp_path / "my_pkg").mkdir()
     (tmp_path / "my_pkg" / "mine.py").write_text(BROKEN)
     (tmp_path / "new_algorithm.py").write_text(EXAMPLE.read_text())
+    (tmp_path / "test_mine.py").write_text("def test_mine():\n    pass\n")
     return tmp_path
 
 
 def test_a_good_algorithm_obeys_and_a_broken_one_does_not(folder):
-    """From a directory without any test, against polyfed as it is installed; here with the server's laws only."""
-    laws = ["-k", "answers or examples_weigh or learns"]
+    """Where no path is given the laws are all there is; here the server's, and one test that would pass."""
+    laws = ["-k", "answers or examples_weigh or learns or test_mine"]
     run = pytest_in(folder, "--algorithm", "new_algorithm:PrivateHead", "--algorithm", "my_pkg.mine:Broken", *laws)
     assert run.returncode == pytest.ExitCode.TESTS_FAILED, run.stdout + run.stderr
     failed = {line.split()[1].split("::")[1] for line in run.stdout.splitlines() if line.startswith("FAILED")}
@@ -68,14 +69,10 @@ def test_a_good_algorithm_obeys_and_a_broken_one_does_not(folder):
 
 
 def test_beside_tests_of_ones_own(folder):
-    """A path that is given is collected too; without one, the laws are all there is."""
-    (folder / "test_mine.py").write_text("def test_mine():\n    pass\n")
-    asked = ["-q", "--algorithm", "new_algorithm:PrivateHead", "--collect-only"]
-    assert "test_mine" not in (alone := pytest_in(folder, *asked).stdout)
-    both = pytest_in(folder, *asked, "test_mine.py").stdout
-    assert "test_mine" in both
-    assert "test_learns[new_algorithm:PrivateHead]" in alone
-    assert "test_learns[new_algorithm:PrivateHead]" in both
+    """A path that is given is collected too."""
+    run = pytest_in(folder, "-q", "--algorithm", "new_algorithm:PrivateHead", "--collect-only", "test_mine.py")
+    assert "test_mine.py::test_mine" in run.stdout
+    assert "test_learns[new_algorithm:PrivateHead]" in run.stdout
 
 
 def test_settings_of_ones_own(folder):
@@ -104,5 +101,5 @@ def test_bad_options_are_named(folder, arguments, message):
 def test_the_plugin_is_free_of_torch(folder):
     """Who merely has polyfed installed pays nothing in other projects."""
     (folder / "test_other.py").write_text('import sys\n\n\ndef test_other():\n    assert "torch" not in sys.modules\n')
-    run = pytest_in(folder, "-q")
+    run = pytest_in(folder, "-q", "test_other.py")
     assert "1 passed" in run.stdout, run.stdout
