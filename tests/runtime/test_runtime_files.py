@@ -81,12 +81,12 @@ def test_a_store_goes_back_to_a_manifest(tmp_path: Path, resident: bool) -> None
     entries = store.save()
     store.put(3, kept(2), 2)
     store.put(7, kept(2), 2)
-    again = Store(tmp_path, (Kept,), resident=resident)
-    again.restore(json.loads(json.dumps(entries)))
-    assert again.get(3).n == 1
-    assert again.get(7) is None
-    assert again.save() == entries
-    assert len(list(tmp_path.glob("*/*"))) == 1
+    for again in (store, Store(tmp_path, (Kept,), resident=resident)):
+        again.restore(json.loads(json.dumps(entries)))
+        assert again.get(3).n == 1
+        assert again.get(7) is None
+        assert again.save() == entries
+        assert len(list(tmp_path.glob("*/*"))) == 1
 
 
 def test_a_state_of_another_algorithm_is_refused(tmp_path: Path) -> None:
