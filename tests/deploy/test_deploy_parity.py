@@ -1,0 +1,40 @@
+"""Deployed is the same computation: server, private states and scores equal the in-process sequential run bitwise."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from deploy_toy import Run, config, same
+from safetensors.torch import load_file
+
+from polyfed.algorithms.catalogue import ALGORITHMS
+from polyfed.runtime.simulate import simulate
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_two_rounds_deployed_equal_two_rounds_in_process(algorithm: str, tmp_path: Path) -> None:
+    settings = config(algorithm)
+    here = simulate(settings, out=tmp_path / "here")
+    run = Run(tmp_path, settings)
+    there = run.serve()
+    assert same(run.server(), load_file(tmp_path / "here" / "checkpoint" / "server-round-2.safetensors"))
+    manifest = json.loads((tmp_path / "here" / "checkpoint" / "manifest.json").read_text())["manifest"]
+    private = {int(k): load_file(tmp_path / "here" / "states" / name) for k, (name, _) in manifest["states"].items()}
+    deployed = {client: state for client, state in run.private().items() if state}
+    assert deployed.keys() == private.keys()
+    assert all(same(deployed[client], private[client]) for client in private)
+    for key in ("mean", "predictors", "official", "best"):
+        assert there["accuracy"][key] == here["accuracy"][key]
+    assert there["bytes"] == here["bytes"]
+
+
+def test_a_part_of_the_clients_is_drawn_as_in_process(tmp_path: Path) -> None:
+    settings = config("fedavg", "clients.count=5", "clients.participation=0.4")
+    simulate(settings, out=tmp_path / "here")
+    run = Run(tmp_path, settings)
+    run.serve()
+    rows = [json.loads(line) for line in (tmp_path / "here" / "rounds.jsonl").read_text().splitlines()]
+    assert [row.get("cohort") for row in run.rows] == [row.get("cohort") for row in rows]
+    assert same(run.server(), load_file(tmp_path / "here" / "checkpoint" / "server-round-2.safetensors"))

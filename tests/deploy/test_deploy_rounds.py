@@ -1,0 +1,339 @@
+"""Rounds that survive: whatever a client does, the round ends, it is told, and the training goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from deploy_toy import Run, config, same
+
+from polyfed.deploy.frames import Frame
+from polyfed.deploy.remote import ClientFailedError
+from polyfed.deploy.server import TooFewClientsError
+from polyfed.deploy.settings import NodeSettings
+from polyfed.deploy.transport import Incoming, Outgoing
+from polyfed.message import Message, decode, encode
+
+Go = Callable[[], Frame]
+
+
+def round_of(message: Outgoing) -> int:
+    return json.loads(message.header)["key"][0]
+
+
+def in_round(number: int, node: int, then: Callable[[Outgoing, Go], Frame | str | None]):
+    """``then`` for one node's training of one round; all else is answered."""
+
+    def instead(message: Outgoing, go: Go) -> Frame | str | None:
+        hit = message.kind == "train" and message.node == node and round_of(message) == number
+        return then(message, go) if hit else go()
+
+    return instead
+
+
+def changed(run: Run, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]):
+    """A reply whose tensors were changed on the way."""
+    from polyfed.algorithms.fedavg import FedAvg
+
+    def then(message: Outgoing, go: Go) -> Frame:
+        header, body = go()
+        assert body is not None
+        upload: Message = decode(body, *FedAvg.messages)
+        return header, encode(FedAvg.Upload(change(dict(upload.model)), upload.num_examples))  # type: ignore[attr-defined]
+
+    return then
+
+
+def test_an_error_of_the_engine_is_told_and_the_round_goes_on(tmp_path: Path) -> None:
+    run = Run(tmp_path, config("fedavg"))
+    run.memory.instead = in_round(1, 101, lambda message, go: "Flower reports error 5: node unavailable")
+    run.serve()
+    told = run.event("failed")
+    assert told["client"] == 1
+    assert "error 5" in told["reason"]
+    assert [row.get("replies") for row in run.rows] == [None, 2, 3]
+    assert run.rows[1]["events"][0]["event"] == "failed"
+
+
+def test_a_client_that_raises_keeps_its_state_and_its_secrets(tmp_path: Path) -> None:
+    run = Run(tmp_path, config("fedmrl"))
+    straight = Run(tmp_path / "straight", config("fedmrl", "run.rounds=1"))
+    straight.serve()
+
+    def broken(message: Outgoing, go: Go) -> Frame:
+        header = json.loads(message.header)
+        header["config"]["train"]["lr"] = 1e30  # diverges: raises in mid-training
+        from polyfed.deploy.node import answer
+
+        return answer(json.dumps(header), message.body, run.memory.settings[message.node])
+
+    run.memory.instead = in_round(2, 101, broken)
+    run.serve()
+    assert run.event("failed")["reason"].startswith("DivergedError")
+    assert "not finite" not in json.dumps(run.events)  # the text could name layers
+    assert "not finite" in (Path(run.memory.settings[101].state_dir) / "errors.jsonl").read_text()
+    assert same(run.private()[1], straight.private()[1])
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda w: {**w, "fc1.weight": w["fc1.weight"] * float("nan")}, "not finite"),
+        (lambda w: {**w, "fc1.weight": w["fc1.weight"][:, :3]}, "shape"),
+        (lambda w: {**w, "fc1.weight": w["fc1.weight"].double()}, "float64"),
+        (lambda w: {name: v for name, v in w.items() if name != "fc1.bias"}, "other names"),
+    ],
+)
+def test_wrong_numbers_shapes_types_and_names_are_not_aggregated(change, reason: str, tmp_path: Path) -> None:
+    run = Run(tmp_path, config("fedavg"))
+    run.memory.instead = in_round(1, 100, changed(run, change))
+    run.serve()
+    assert reason in run.event("failed")["reason"]
+    assert [row.get("replies") for row in run.rows] == [None, 2, 3]
+    assert all(bool(torch.isfinite(value).all()) for value in run.server().values())
+
+
+@pytest.mark.parametrize("body", [b"", b"not a message", b"PLYF\x01\0\0\0" + b"\xff" * 20, b"\x80\x04\x95"])
+def test_bytes_that_do_not_decode_are_a_told_failure(body: bytes, tmp_path: Path) -> None:
+    run = Run(tmp_path, config("fedavg"))
+    run.memory.instead = in_round(1, 100, lambda message, go: (go()[0], body))
+    run.serve()
+    assert run.event("failed")["client"] == 0
+
+
+@pytest.mark.parametrize("header", ["", "{}", "[1]", '{"kind": "train", "more": 1}', "x" * 2_000_000])
+def test_a_damaged_header_is_a_told_failure(header: str, tmp_path: Path) -> None:
+    run = Run(tmp_path, config("fedavg"))
+    run.memory.instead = in_round(1, 100, lambda message, go: (header, None))
+    run.serve()
+    assert "header" in run.event("failed")["reason"]
+
+
+def test_an_answer_to_another_round_is_not_used(tmp_path: Path) -> None:
+    run = Run(tmp_path, config("fedavg"))
+    kept: list[Frame] = []
+
+    def instead(message: Outgoing, go: Go) -> Frame:
+        frame = go()
+        if message.kind == "train" and message.node == 100:
+            kept.append(frame)
+            return kept[0]
+        return frame
+
+    run.memory.instead = instead
+    run.serve()
+    assert "came instead" in run.event("failed")["reason"]
+
+
+def test_messages_above_the_limit_are_refused(tmp_path: Path) -> None:
+    run = Run(tmp_path, config("fedavg", "run.rounds=3"), ["rounds.max_message=0.001"])
+    with pytest.raises(TooFewClientsError, match="3 attempts in a row were void"):
+        run.serve()
+    assert "limit" in run.event("failed")["reason"]
+
+
+def test_silence_ends_with_the_deadline_and_a_late_reply_is_not_used(tmp_path: Path) -> None:
+    run = Run(tmp_path, config("fedavg"), ["rounds.deadline=0.5"])
+
+    def silent(message: Outgoing, go: Go) -> None:
+        ticket = f"ticket-{run.memory.log.index(message) + 1}"
+        run.memory.late[ticket] = Incoming(ticket, *go())
+        return None
+
+    calls = [0]
+    pull = run.memory.pull
+
+    def slow(tickets):
+        calls[0] += 1
+        late = dict(run.memory.late) if round_of(run.memory.log[-1]) == 1 else {}
+        for ticket in late:
+            del run.memory.late[ticket]
+        found = pull(tickets)
+        run.memory.late |= late
+        return found
+
+    run.memory.pull = slow  # type: ignore[method-assign]
+    run.memory.instead = in_round(1, 102, silent)
+    run.serve()
+    assert "no reply within" in run.event("failed")["reason"]
+    assert run.event("late")["client"] == 2
+    assert [row.get("replies") for row in run.rows] == [None, 2, 3]
+
+
+def test_too_few_replies_make_a_round_void_and_leave_all_states(tmp_path: Path) -> None:
+    run = Run(tmp_path, config("fedmrl", "run.rounds=3"), ["rounds.min_replies=2"])
+    only = Run(tmp_path / "without", config("fedmrl", "run.rounds=1"))
+    only.serve()
+    before = only.server()
+
+    def instead(message: Outgoing, go: Go) -> Frame | str:
+        return "gone" if message.kind == "train" and message.node != 100 and round_of(message) == 2 else go()
+
+    seen: list[bool] = []
+
+    def watch(message: Outgoing, go: Go) -> Frame | str | None:
+        if message.kind == "train" and round_of(message) == 3 and not seen:
+            seen.append(same(run.server(), before))
+        return instead(message, go)
+
+    run.memory.instead = watch
+    run.serve()
+    assert seen == [True]
+    assert run.rows[2]["void"] is True
+    assert run.event("void")["reason"].startswith("TooFewRepliesError")
+    # Client 0 did train in the void round; what it kept then does not count.
+    third = [json.loads(m.header) for m in run.memory.log if m.kind == "train" and round_of(m) == 3]
+    assert all(header["since"] == [1, 1, 1] for header in third)
+
+
+def test_retry_plays_a_void_round_again_and_gets_the_same_numbers(tmp_path: Path) -> None:
+    straight = Run(tmp_path / "straight", config("fedmrl"))
+    straight.serve()
+    run = Run(tmp_path, config("fedmrl"), ["rounds.min_replies=3", 'rounds.on_error="retry"'])
+    failed: list[int] = []
+
+    def twice(message: Outgoing, go: Go) -> Frame | str:
+        failed.append(1)
+        return "gone" if len(failed) <= 2 else go()  # the first message and its retry
+
+    run.memory.instead = in_round(1, 101, twice)
+    run.serve()
+    assert run.event("void")["attempt"] == 1
+    assert same(run.server(), straight.server())
+    assert all(same(run.private()[k], straight.private()[k]) for k in range(3))
+
+
+def test_a_lost_reply_is_asked_for_again_and_answered_without_training(tmp_path: Path) -> None:
+    straight = Run(tmp_path / "straight", config("fiarse"))
+    straight.serve()
+    run = Run(tmp_path, config("fiarse"), ['rounds.on_error="retry"'])
+    lost: list[Frame] = []
+
+    def lose(message: Outgoing, go: Go) -> Frame | str:
+        frame = go()
+        lost.append(frame)
+        return "the reply was lost" if len(lost) == 1 else frame
+
+    run.memory.instead = in_round(1, 102, lose)
+    run.serve()
+    first, second = (json.loads(header) for header, _ in lost)
+    assert first["work"] == second["work"]  # seconds and all: it was kept, not computed
+    assert lost[0][1] == lost[1][1]
+    assert run.event("failed")["again"] is True
+    assert same(run.server(), straight.server())  # with the mask that this round gave to whom
+
+
+def test_abort_ends_the_run_at_the_first_failure(tmp_path: Path) -> None:
+    run = Run(tmp_path, config("fedavg"), ['rounds.on_error="abort"'])
+    run.memory.instead = in_round(2, 101, lambda message, go: "gone")
+    with pytest.raises(ClientFailedError, match="client 1, round 2: gone"):
+        run.serve()
+    assert json.loads((run.folder / "status.json").read_text())["state"] == "failed"
+
+
+def test_an_over_sampled_round_ends_when_enough_have_answered(tmp_path: Path) -> None:
+    run = Run(tmp_path, config("fedavg", "clients.participation=0.67"), ["rounds.oversample=0.5"])
+    run.serve()
+    assert [row.get("replies") for row in run.rows] == [None, 2, 2]
+    assert run.event("surplus")["round"] == 1
+
+
+def test_a_client_may_join_late_leave_and_come_back_elsewhere(tmp_path: Path) -> None:
+    run = Run(tmp_path, config("fedmrl", "run.rounds=6"), ["rounds.min_clients=2"])
+    run.memory.online = {100, 101}
+
+    def instead(message: Outgoing, go: Go) -> Frame | str:
+        if message.kind == "train" and round_of(message) == 1:
+            run.memory.online |= {102}
+        if message.kind == "train" and round_of(message) == 3:  # client 1's node dies, and starts anew
+            run.memory.settings[201] = run.memory.settings[101]
+            run.memory.online = {100, 102, 201}
+        return go()
+
+    run.memory.instead = instead
+    run.serve()
+    assert run.rows[1]["cohort"] == [0, 1]
+    assert run.rows[-1]["cohort"] == [0, 1, 2]
+    joined = [(row["client"], row["again"]) for row in run.events if row["event"] == "joined"]
+    assert (2, False) in joined
+    assert (1, True) in joined
+    last = [json.loads(m.header) for m in run.memory.log if m.kind == "train" and m.node == 201]
+    assert last[0]["since"] is not None  # its private state was where it left it
+    assert not [row for row in run.events if row["event"] == "lost-state"]
+
+
+def test_replies_that_cannot_be_put_together_make_the_round_void(tmp_path: Path, monkeypatch) -> None:
+    from polyfed.algorithms import fedavg
+
+    run = Run(tmp_path, config("fedavg"))
+    real, calls = fedavg.weighted_mean, []
+
+    def broken(*arguments):
+        calls.append(1)
+        if len(calls) == 1:
+            raise RuntimeError("sizes differ")
+        return real(*arguments)
+
+    monkeypatch.setattr(fedavg, "weighted_mean", broken)
+    run.serve()
+    assert "RuntimeError: sizes differ" in run.event("void")["reason"]
+    assert [row.get("void") for row in run.rows] == [None, True, None]
+
+
+def test_nobody_answers_stops_the_run_and_resume_goes_on(tmp_path: Path) -> None:
+    straight = Run(tmp_path / "straight", config("fedmrl"))
+    straight.serve()
+    run = Run(tmp_path, config("fedmrl"), ['rounds.on_error="retry"'])
+    run.memory.instead = lambda message, go: "gone" if message.kind == "train" and round_of(message) == 2 else go()
+    with pytest.raises(TooFewClientsError, match="polyfed deploy resume"):
+        run.serve()
+    run.memory.instead = lambda message, go: go()
+    run.serve()
+    assert same(run.server(), straight.server())
+    assert all(same(run.private()[k], straight.private()[k]) for k in range(3))
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_a_killed_server_goes_on_at_the_round_that_was_due(kind: str, tmp_path: Path) -> None:
+    settings = config("fedmrl", "run.rounds=3", "run.eval_every=1")
+    straight = Run(tmp_path / "straight", settings)
+    expected = straight.serve()
+    run = Run(tmp_path, settings)
+
+    def killed(message: Outgoing, go: Go) -> Frame:
+        if message.kind == kind and message.node == 102 and round_of(message) == 2:
+            go()
+            raise KeyboardInterrupt
+        return go()
+
+    run.memory.instead = killed
+    with pytest.raises(KeyboardInterrupt):
+        run.serve()
+    run.memory.instead = lambda message, go: go()
+    found = run.serve()
+    assert run.event("resumed")["round"] == 1
+    assert [row["round"] for row in run.rows] == [0, 1, 2, 3]
+    assert same(run.server(), straight.server())
+    assert all(same(run.private()[k], straight.private()[k]) for k in range(3))
+    assert found["accuracy"]["mean"] == expected["accuracy"]["mean"]
+
+
+def test_too_few_clients_at_the_start_is_an_error_that_says_so(tmp_path: Path) -> None:
+    run = Run(tmp_path, config("fedavg"), ["rounds.min_replies=3"])
+    run.memory.online = {100}
+    with pytest.raises(TooFewClientsError, match="1 of 3 clients"):
+        run.serve()
+
+
+def test_a_client_that_does_not_fit_is_refused_with_the_reason(tmp_path: Path) -> None:
+    run = Run(tmp_path, config("fedavg"))
+    run.memory.settings[104] = NodeSettings(client=7, state_dir=str(tmp_path / "site-7"))
+    run.memory.online.add(104)
+    run.serve()
+    assert run.event("refused")["reason"]
+    assert run.rows[-1]["cohort"] == [0, 1, 2]
+
+
