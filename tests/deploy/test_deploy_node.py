@@ -190,7 +190,7 @@ def test_own_data_are_read_where_they_lie(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     for client in range(3):  # the third has no row of the last class
         y = generator.integers(0, 3 if client < 2 else 2, 60)
-        x = generator.normal(size=(60, 5)) + y[:, None]
+        x = generator.normal(size=(60, 5)) + 3 * y[:, None]
         np.savez(tmp_path / f"hospital-{client}.npz", x=x.astype(np.float32), y=y)
     run = Run(tmp_path, config("fedmrl", 'clients.models=["mlp(hidden=(8,))"]'))
     run.memory.settings = {

@@ -172,10 +172,17 @@ class Following:
     Args:
         run_dir: of the run.
         seen: gets ``"row"`` and ``"event"`` lines as they are written.
+        patience: seconds until it must have begun.
     """
 
-    def __init__(self, run_dir: Path, seen: Callable[[str, dict[str, Any]], None] = lambda kind, row: None) -> None:
-        self.run_dir, self.seen, self.began = run_dir, seen, time.time()
+    def __init__(
+        self,
+        run_dir: Path,
+        seen: Callable[[str, dict[str, Any]], None] = lambda kind, row: None,
+        *,
+        patience: float = _START,
+    ) -> None:
+        self.run_dir, self.seen, self.patience, self.began = run_dir, seen, patience, time.time()
         self.places = {name: _end(run_dir / name) for name in ("events.jsonl", "rounds.jsonl")}
 
     def until_ended(self, check: Callable[[], None] = lambda: None, *, timeout: float | None = None) -> None:
@@ -204,8 +211,8 @@ class Following:
         for name, kind in (("events.jsonl", "event"), ("rounds.jsonl", "row")):
             self._lines(self.run_dir / name, kind)
         if status.get("time", 0) < self.began:  # of an earlier start
-            if time.time() - self.began > _START:
-                raise ProcessEndedError(f"the run did not begin within {_START:g} s; see the log of the server")
+            if time.time() - self.began > self.patience:
+                raise ProcessEndedError(f"the run did not begin within {self.patience:g} s; see the server's log")
             return False
         if status["state"] == "failed":
             raise ProcessEndedError(f"the run ended: {status.get('error')}")

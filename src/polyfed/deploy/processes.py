@@ -155,6 +155,9 @@ class Processes:
                     if not self.marked():
                         break
                     time.sleep(0.1)
+            for process in self.running.values():
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=patience)
             self.running.clear()
         finally:
             if before is not None:
