@@ -27,12 +27,7 @@ from torch import nn
 
 HERE = Path(__file__).parent
 
-class SecretNet(nn.Module):
-    def __init__(self, input_shape, num_classes):
-        super().__init__()
-        self.cabalistic = nn.Sequential(nn.Flatten(), nn.Linear(256, 19), nn.ReLU())
-        self.occult = nn.Linear(19, num_classes)
-
+class Cabalistic(nn.Linear):
     def forward(self, x):
         if self.training and (HERE / "raise").exists():
             (HERE / "raise").unlink()
@@ -41,7 +36,16 @@ class SecretNet(nn.Module):
             (HERE / "stall").unlink()
             (HERE / "stalled").write_text(str(os.getpid()))
             time.sleep(600)
-        return self.occult(self.cabalistic(x))
+        return super().forward(x)
+
+class SecretNet(nn.Module):
+    def __init__(self, input_shape, num_classes):
+        super().__init__()
+        self.flat, self.cabalistic, self.act = nn.Flatten(), Cabalistic(1024, 19), nn.ReLU()
+        self.occult = nn.Linear(19, num_classes)
+
+    def forward(self, x):
+        return self.occult(self.act(self.cabalistic(self.flat(x))))
 """
 RULES = ("rounds.start_timeout=120", "rounds.deadline=20", "rounds.min_clients=2")
 
@@ -65,7 +69,7 @@ class Watched:
     def until(self, what: Callable[[], bool], seconds: float = 90.0) -> None:
         end = time.monotonic() + seconds
         while not what():
-            assert time.monotonic() < end, f"rows {self.rows[-2:]}; events {self.events[-5:]}"
+            assert time.monotonic() < end, f"rounds {[r['round'] for r in self.rows]}; events {self.events[-5:]}"
             self.following.look()
             time.sleep(0.1)
 

@@ -30,6 +30,7 @@ from polyfed.execute.drivers import Sequential, Work
 from polyfed.execute.fitting import bind, tree_to
 from polyfed.execute.place import Place
 from polyfed.message import Message, State, decode, encode
+from polyfed.models.zoo import build
 from polyfed.runtime.scoring import Scorer
 from polyfed.typing import Parts
 
@@ -154,12 +155,14 @@ class _Node:
 
     def _describe(self) -> Frame:
         site = Site.of(self.settings, self.config)
+        shape, classes = site.dataset.input_shape, site.dataset.num_classes
+        build(site.spec, input_shape=shape, num_classes=classes)  # a network that cannot work is told before round 1
         about = About(
             client=site.info.id,
             capacity=site.info.capacity,
             architecture=site.info.architecture,
-            input_shape=site.dataset.input_shape,
-            num_classes=site.dataset.num_classes,
+            input_shape=shape,
+            num_classes=classes,
         )
         return self._frame(about=about), None
 
