@@ -13,6 +13,8 @@ import pytest
 import polyfed as polyfed_package
 from polyfed import __version__, errors
 from polyfed.compare import runs
+from polyfed.data.catalogue import DATASETS
+from polyfed.data.digits import load_digits
 from polyfed.errors import DivergedError, PolyfedError
 from polyfed.runtime.watch import Interrupted
 
@@ -108,7 +110,29 @@ def test_python_dash_m():
 def test_validate(tiny):
     done = polyfed("validate", tiny, "--set", "run.rounds=7")
     assert done.exit_code == 0
-    assert "is valid: fedavg on digits, 3 clients (mlp(hidden=(8,))), 7 rounds" in done.output
+    assert "is valid: fedavg on digits, 3 clients (mlp(hidden=(8,))), 7 rounds; not checked" in done.output
+    assert done.output.endswith("not checked before a run: the data\n")
+
+
+def test_validate_asks_the_algorithm_about_the_networks_where_the_shape_is_known(tiny, tmp_path):
+    models = ("--set", 'clients.models=["mlp(hidden=(8,))", "cnn5"]')
+    for dataset in ("digits", "cifar100"):
+        done = polyfed("validate", tiny, "--set", f"data.dataset={dataset}", *models)
+        assert (done.exit_code, "fedavg needs one architecture" in done.stderr) == (4, True)
+    own = ("--set", "data.dataset=npz", "--set", f"data.path={tmp_path / 'none.npz'}")
+    done = polyfed("validate", tiny, *own, *models)
+    assert done.exit_code == 0
+    assert done.output.endswith("not checked before a run: the data and whether the networks fit them\n")
+    small = ("--set", "data.image_size=8", "--set", "clients.models=[cnn5]")
+    assert polyfed("validate", tiny, *small).exit_code == 4  # two 5x5 convolutions do not fit 8x8
+
+
+@pytest.mark.parametrize("side", [None, 12])
+def test_the_shape_of_digits_is_known(side):
+    data = load_digits(side)
+    channels, classes = cli._SHAPES["digits"]
+    assert (data.input_shape, data.num_classes) == ((channels, side or 32, side or 32), classes)
+    assert set(cli._SHAPES) == set(DATASETS) - {"npz", "csv"}
 
 
 def test_validate_lists_every_fault_on_stderr_without_a_traceback(tiny):
@@ -131,17 +155,17 @@ def test_a_run_its_progress_its_table_and_its_resumption(tiny, tmp_path):
     assert re.fullmatch(
         r"fedavg: round 1/2  accuracy [\d.]+ %  [\d.]+ kB up and down  [\d.]+ s  ETA [\d.]+ s", lines[2]
     )
-    assert lines[4].startswith("control 1/1 alone: 2 rounds")
+    assert lines[4].startswith("alone: 2 rounds")
     assert any(re.match(r"fedavg +[\d.]+ % +[\d.]+ % +[\d.]+ kB", line) for line in lines)
-    assert any(re.match(r"alone \(standalone\) +[\d.]+ % +[\d.]+ % +0 B +0 B", line) for line in lines)
+    assert any(re.match(r"alone +[\d.]+ % +[\d.]+ % +0 B +0 B", line) for line in lines)
+    assert "alone is standalone." in lines
     assert lines[-1] == f"The run lies in {out}"
     summary = json.loads((out / "summary.json").read_text())
     control = json.loads((out / "controls" / "alone" / "summary.json").read_text())
     assert summary["partition_hash"] == control["partition_hash"]
     again = polyfed("resume", out)
     assert again.exit_code == 0
-    table = [line for line in lines if " % " in line and "round" not in line]
-    assert table == [line for line in again.stdout.splitlines() if " % " in line and "round" not in line]
+    assert again.stdout.splitlines() == lines[lines.index("") :]  # the same table and notes, and no more rounds
     twice = polyfed("run", tiny, "--out", out)
     assert twice.exit_code == 7
     assert "polyfed resume" in twice.stderr
@@ -209,6 +233,16 @@ def test_partition_shows_a_table_and_writes_a_picture(tiny, tmp_path):
         assert sum(n != "." for n in classes) == 5
     assert (tmp_path / "p" / "partition.png").read_bytes().startswith(b"\x89PNG")
     assert re.fullmatch(r"partition [0-9a-f]{64}", lines[4])
+    assert lines[5] == f"picture in {tmp_path / 'p' / 'partition.png'}"
+
+
+def test_partition_overwrites_nothing_and_builds_no_network(tiny, tmp_path):
+    (tmp_path / "partition.png").write_text("mine")
+    done = polyfed("partition", tiny, "--out", tmp_path)
+    assert (done.exit_code, "is there already" in done.stderr) == (9, True)
+    assert (tmp_path / "partition.png").read_text() == "mine"
+    mixed = ("--set", 'clients.models=["mlp(hidden=(8,))", "cnn5"]')  # fedavg could not train these together
+    assert polyfed("partition", tiny, *mixed, "--out", tmp_path / "p").exit_code == 0
 
 
 def test_compare_prints_the_table(tiny, tmp_path):
@@ -218,6 +252,16 @@ def test_compare_prints_the_table(tiny, tmp_path):
     assert re.search(r"^fedavg +[\d.]+ ± [\d.]+ % .* standalone +-$", done.stdout, re.MULTILINE)
     assert "No test was made" in done.stdout
     assert (tmp_path / "c" / "table.md").exists()
+    assert "training time" in done.stdout
+    assert "Training time is wall clock without evaluation" in done.stdout
+
+
+def test_compare_prints_where_the_tables_lie_as_run_does_in_full(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    less = ("--set", "run.rounds=1")
+    done = polyfed("compare", tiny, *less, "--algorithms", "fedavg", "--seeds", "0", "--out", "c")
+    assert done.stdout.splitlines()[-1] == f"Runs, table.md and table.csv lie in {tmp_path / 'c'}"
+    assert polyfed("run", tiny, *less, "--out", "r").stdout.splitlines()[-1] == f"The run lies in {tmp_path / 'r'}"
 
 
 def test_seeds_must_be_numbers(tiny):
@@ -230,7 +274,10 @@ def test_ones_own_algorithm_and_model_are_found_in_the_working_directory(tiny, t
         "from dataclasses import dataclass\nfrom polyfed.algorithms.fedavg import FedAvg\n"
         "@dataclass(frozen=True, kw_only=True)\nclass Mine(FedAvg):\n    strength: float = 1.0\n"
     )
-    (tmp_path / "net_for_cli.py").write_text("def net(width: int):\n    raise AssertionError('built too early')\n")
+    (tmp_path / "net_for_cli.py").write_text(
+        "from torch import nn\n\ndef net(width: int):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(1024, width), nn.Linear(width, 10))\n"
+    )
     overrides = [
         "algorithm.name=mine_for_cli:Mine",
         "algorithm.strength=2",

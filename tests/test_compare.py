@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from scipy.stats import ttest_rel
 
-from polyfed.compare import compare, paired_p, resume_with_controls, run_with_controls, runs, tabulate
+from polyfed.compare import compare, meanings, paired_p, resume_with_controls, run_with_controls, runs, tabulate
 from polyfed.compare.grid import Entry
 from polyfed.config import Config
 from polyfed.errors import ConfigError, DataError, RunDirError
+from polyfed.report import TRAINING_TIME
 from polyfed.runtime.watch import Interrupted
 
 ROUNDS = {"run": {"name": "t", "rounds": 2, "eval_every": 2, "threads": 1}}
@@ -68,7 +69,7 @@ def test_differences_without_spread_make_no_test_and_say_so():
 def test_one_algorithm_alone_is_compared_with_nobody():
     found = table(a=[0.5, 0.6, 0.7])
     assert (found.lines[0].against, found.lines[0].difference) == ("", None)
-    assert len(found.notes) == 1
+    assert found.notes[1:] == (TRAINING_TIME,)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +198,7 @@ CONTROLLED = Config.parse(
 
 def test_controls_run_below_the_main_run_and_only_when_asked_for(runtime, tmp_path):
     found = run_with_controls(CONTROLLED, out=tmp_path / "r")
-    assert list(found) == ["fedavg", "alone (standalone)", "again (fedavg)"]
+    assert list(found) == ["fedavg", "alone", "again"]
     assert runtime.played[1:] == [tmp_path / "r" / "controls" / name for name in ("alone", "again")]
     assert list(run_with_controls(CONTROLLED.replace("run", controls=False), out=tmp_path / "s")) == ["fedavg"]
 
@@ -208,9 +209,45 @@ def test_an_interrupted_control_is_resumed_through_the_main_run(runtime, tmp_pat
         run_with_controls(CONTROLLED, out=tmp_path / "r")
     assert caught.value.run_dir == tmp_path / "r"
     found = resume_with_controls(tmp_path / "r")
-    assert list(found) == ["fedavg", "alone (standalone)", "again (fedavg)"]
+    assert list(found) == ["fedavg", "alone", "again"]
     assert runtime.resumed == [tmp_path / "r" / "controls" / "alone"]
     assert len(runtime.played) == 3
+
+
+MAIN_JOB = Config.parse(
+    {
+        "run": {**ROUNDS["run"], "controls": True},
+        "algorithm": {"name": "fedmrl", "rep_dim": 50, "lr_private": 0.1},
+        "controls": {
+            "fedmrl": {"name": "fedmrl", "rep_dim": 50, "share": False, "lr_private": 0.2},
+            "standalone": {"name": "standalone"},
+        },
+        "clients": {"models": ["mlp(rep_dim=100)"]},
+    }
+)
+
+
+def test_labels_are_short_and_the_same_for_run_and_resume_and_what_differs_is_told_once(monkeypatch, tmp_path):
+    seen = []
+
+    def simulate(config, *, out=None, watch=None):
+        out.mkdir(parents=True)
+        (out / "config.toml").write_text(config.resolved().to_toml())
+        (out / "summary.json").write_text(json.dumps(summary(0.5, run_dir=str(out))))
+        return json.loads((out / "summary.json").read_text())
+
+    def watches(label):
+        seen.append(label)
+        return runs.quiet(label)
+
+    monkeypatch.setattr(runs, "simulate", simulate)
+    labels = ["fedmrl", "fedmrl (control)", "standalone"]
+    assert list(run_with_controls(MAIN_JOB, out=tmp_path / "r", watches=watches)) == labels
+    assert list(resume_with_controls(tmp_path / "r", watches=watches)) == labels
+    assert seen == labels * 2
+    told = ["fedmrl (control) is fedmrl share=false lr_private=0.2."]
+    assert meanings(MAIN_JOB) == meanings(Config.load(tmp_path / "r" / "config.toml")) == told
+    assert meanings(MAIN_JOB.replace("run", controls=False)) == []
 
 
 def test_there_must_be_a_run_to_go_on_with(tmp_path):

@@ -1,6 +1,7 @@
 """Progress and tables, from rows and summaries as the runtime writes them."""
 
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from rich.console import Console
 
 from polyfed.config import Config
 from polyfed.report import (
+    TRAINING_TIME,
     Lines,
     Live,
     clock,
@@ -16,11 +18,13 @@ from polyfed.report import (
     duration,
     flops,
     percent,
+    print_table,
     remarks,
     show,
     size,
     watch_of,
 )
+from polyfed.report import console as report_console
 
 
 class Ticks:
@@ -153,13 +157,43 @@ def test_the_terminal_is_given_back_after_an_error():
 
 def test_the_table_has_all_that_was_promised_also_in_80_columns():
     for console in (pipe(), terminal(80)):
-        console.print(
-            closing_table({"fedmrl": summary(0.8312, 0.611), "local-only (fedmrl share=false)": summary(0.7)})
-        )
+        closing_table(console, {"fedmrl": summary(0.8312, 0.611), "local-only": summary(0.7)})
         text = written(console)
         for cell in ("83.1 %", "61.1 %", "1 MB", "2 MB", "3.5 T", "1 min 05 s", "512 MB", "fedmrl"):
             assert cell in text, cell
         assert "…" not in text
+        assert text.count("fedmrl") == 1  # one table
+
+
+@pytest.mark.parametrize("width", [60, 40, 20])
+def test_a_narrow_terminal_gets_two_tables_and_every_number_whole(width):
+    console = terminal(width)
+    label = "a-rather-long-name-of-a-control"
+    closing_table(console, {"fedmrl": summary(0.8312, 0.611), label: summary(0.7)})
+    text = written(console)
+    assert re.search(r"^fedmrl +83\.1 % +61\.1 %$", text.replace(" \n", "\n"), re.MULTILINE)
+    assert re.search(r"^fedmrl +1 MB +2 MB +3\.5 T +1 min 05 s +512 MB *$", text, re.MULTILINE)
+    assert "…" not in text
+    assert "training" in text.partition("\n\n")[2]
+    if width == 60:
+        assert max(map(len, text.splitlines())) <= 60
+
+
+def test_a_pipe_gets_one_table_however_wide():
+    console = Console(file=io.StringIO(), width=report_console().width)
+    print_table(console, ["algorithm", *map(str, range(100))], [["a" * 300, *["123 MB"] * 100]], left=["algorithm"])
+    text = written(console)
+    assert len(text.splitlines()) == 2
+    assert text.count("123 MB") == 100
+
+
+def test_the_time_is_called_what_it_is():
+    console = pipe()
+    show(console, {"fedmrl": summary(0.8)}, ["local-only is fedmrl share=false."])
+    text = written(console)
+    assert "training" in text.splitlines()[1]
+    assert "Training time is wall clock without evaluation" in text
+    assert "\nlocal-only is fedmrl share=false.\n" in text
 
 
 def test_a_leading_standalone_is_said_plainly():
@@ -176,9 +210,9 @@ def test_nobody_is_said_to_lead_when_the_main_run_does_or_they_are_equal():
 def test_bytes_that_are_not_values_are_told_when_they_matter():
     sent = {"up": 1_000_000, "up_values": 950_000, "up_indices": 30_000, "up_header": 20_000, "down": 0}
     said = remarks({"fiarse": summary(0.8, bytes=sent)})
-    assert said == ["fiarse: of the 1 MB up, 950 kB are values, 30 kB indices, 20 kB header."]
+    assert said == ["fiarse: of the 1 MB up, 950 kB are values, 30 kB indices, 20 kB header.", TRAINING_TIME]
     sent = {**sent, "up_values": 995_000}
-    assert remarks({"fiarse": summary(0.8, bytes=sent)}) == []
+    assert remarks({"fiarse": summary(0.8, bytes=sent)}) == [TRAINING_TIME]
 
 
 def test_the_end_of_a_run_says_where_it_lies():

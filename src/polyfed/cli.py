@@ -19,10 +19,11 @@ from polyfed.errors import PolyfedError
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
     from polyfed.compare import Comparison
-    from polyfed.runtime.federation import Federation
+    from polyfed.config import Config
+    from polyfed.data.dataset import Dataset
+    from polyfed.data.partition import Partition
 
 INTERRUPTED = 130
 
@@ -38,7 +39,7 @@ Exit codes:
   7  run directory: in use, or not a run
   8  diverged: a loss or weight is not finite
   9  storage: a write failed
-  130  Ctrl-C; a checkpoint was written, and the way to go on is told
+  130  Ctrl-C; the way to go on is told
 """
 
 app = typer.Typer(
@@ -120,10 +121,10 @@ def run(
 
     with _reported():
         settings = Config.load(config, overrides or ())
-        from polyfed.compare import run_with_controls
+        from polyfed.compare import meanings, run_with_controls
 
         terminal = console()
-        show(terminal, run_with_controls(settings, out=out, watches=watch_of(terminal)))
+        show(terminal, run_with_controls(settings, out=out, watches=watch_of(terminal)), meanings(settings))
 
 
 @app.command()
@@ -131,28 +132,65 @@ def resume(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The directory of an interrupted run.")],
 ) -> None:
     """Go on with an interrupted run, and with its controls."""
+    from polyfed.config import Config
     from polyfed.report import console, show, watch_of
 
     with _reported():
-        from polyfed.compare import resume_with_controls
+        from polyfed.compare import meanings, resume_with_controls
 
         terminal = console()
-        show(terminal, resume_with_controls(run_dir, watches=watch_of(terminal)))
+        found = resume_with_controls(run_dir, watches=watch_of(terminal))
+        show(terminal, found, meanings(Config.load(run_dir / "config.toml")))
 
 
 @app.command()
 def validate(config: _Config, overrides: _Set = None) -> None:
-    """Check a configuration, its algorithm's keys and its models; the data are not read."""
+    """Check a configuration and its algorithm's keys; the data are not read.
+
+    With digits, mnist, fashion-mnist, cifar10 or cifar100, whose shape is known, the networks are built and cut, and
+    the algorithm says whether it can train them together. With npz and csv that is checked when a run begins, as it is
+    always checked only then whether the data are there and suffice for the partition.
+    """
     from polyfed.config import Config
 
     with _reported():
         settings = Config.load(config, overrides or ())
+        unchecked = "the data" if _check_networks(settings) else "the data and whether the networks fit them"
         clients, run = settings.clients, settings.run
         models = ", ".join(dict.fromkeys(str(clients.model(client)) for client in range(clients.count)))
         typer.echo(
             f"{config} is valid: {settings.algorithm.name} on {settings.data.dataset}, {clients.count} clients "
-            f"({models}), {run.rounds} rounds"
+            f"({models}), {run.rounds} rounds; not checked before a run: {unchecked}"
         )
+
+
+# Channels and classes of the data sets whose images are 32 pixels a side unless data.image_size says otherwise.
+_SHAPES = {"digits": (1, 10), "mnist": (1, 10), "fashion-mnist": (1, 10), "cifar10": (3, 10), "cifar100": (3, 100)}
+
+
+def _check_networks(config: Config) -> bool:
+    """Build the networks and ask the algorithm whether it can train them; False if that takes the data."""
+    from polyfed.algorithm import Task
+    from polyfed.config import load_algorithm
+
+    if config.data.dataset not in _SHAPES:
+        return False
+    (channels, classes), side = _SHAPES[config.data.dataset], config.data.image_size or 32
+    clients = config.clients
+    count = clients.count
+    task = Task(
+        input_shape=(channels, side, side),
+        num_classes=classes,
+        num_clients=count,
+        rounds=config.run.rounds,
+        architectures=tuple(dict.fromkeys(clients.models[:count])),
+        capacities=tuple(sorted(set(clients.capacities[:count]), reverse=True)),
+    )
+    algorithm = load_algorithm(config.algorithm.name, config.algorithm.keys)
+    algorithm.check(task)
+    for model in task.family().values():
+        algorithm.models(task, model)
+    return True
 
 
 @app.command(name="list")
@@ -199,9 +237,14 @@ def _listed(kind: Kind) -> list[dict[str, Any]]:
 def partition(
     config: _Config,
     overrides: _Set = None,
-    out: Annotated[Path, typer.Option(help="Directory of partition.png.")] = Path(),
+    out: Annotated[
+        Path, typer.Option(help="Directory of partition.png; a file that is there is not overwritten.")
+    ] = Path(),
 ) -> None:
-    """Show which client holds how many examples of which class: a table, and a picture."""
+    """Show which client holds how many examples of which class: a table, and a picture.
+
+    The networks are not built.
+    """
     from polyfed.config import Config
 
     with _reported():
@@ -209,35 +252,36 @@ def partition(
         from polyfed.data.picture import picture
         from polyfed.errors import StorageError
         from polyfed.report import console
-        from polyfed.runtime.federation import prepare
+        from polyfed.runtime.federation import deal
 
-        federation = prepare(settings)
-        _show_partition(console(), federation)
-        path = out / "partition.png"
+        path = (out / "partition.png").absolute()
+        if path.exists():
+            raise StorageError(f"{path} is there already; remove it, or choose another --out")
+        dataset, dealt = deal(settings)
+        _show_partition(console(), dataset, dealt)
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StorageError(f"{out} cannot be a directory: {error.strerror or error}") from error
-        picture(federation.partition, federation.dataset.y.numpy(), federation.dataset.num_classes, path)
-        typer.echo(f"partition {federation.partition.hash}\npicture in {path}")
+        picture(dealt, dataset.y.numpy(), dataset.num_classes, path)
+        typer.echo(f"partition {dealt.hash}\npicture in {path}")
 
 
 _ROWS, _COLUMNS = 50, 20  # clients and classes that a table may show
 
 
-def _show_partition(console: Console, federation: Federation) -> None:
-    from polyfed.report import table_of
+def _show_partition(console: Console, dataset: Dataset, dealt: Partition) -> None:
+    from polyfed.report import print_table
 
-    dataset, dealt = federation.dataset, federation.partition
     y, classes = dataset.y.numpy(), dataset.num_classes
     train, test = dealt.counts(y, classes, "train"), dealt.counts(y, classes, "test")
     both = train + test
     wide = classes > _COLUMNS
-    table = table_of(("client", "train", "test", *(["classes held"] if wide else dataset.classes)), left=())
+    rows: list[tuple[str, ...]] = []
     for client in range(min(len(both), _ROWS)):
         held = [str((both[client] > 0).sum())] if wide else [str(n) if n else "." for n in both[client]]
-        table.add_row(str(client), str(train[client].sum()), str(test[client].sum()), *held)
-    console.print(table, markup=False, highlight=False)
+        rows.append((str(client), str(train[client].sum()), str(test[client].sum()), *held))
+    print_table(console, ("client", "train", "test", *(["classes held"] if wide else dataset.classes)), rows)
     if len(both) > _ROWS:
         typer.echo(f"... and {len(both) - _ROWS} more clients; the picture shows the first 200")
 
@@ -285,29 +329,13 @@ def _numbers(text: str) -> list[int]:
 
 
 def _show_comparison(console: Console, comparison: Comparison) -> None:
-    from polyfed.report import table_of
+    from polyfed.compare.table import COSTS
+    from polyfed.report import print_table
 
-    text = ("algorithm", "against")
-    column = {heading: place for place, heading in enumerate(comparison.headings)}
-
-    def table(headings: Sequence[str]) -> Table:
-        found = table_of(headings, left=text)
-        for cells in comparison.cells():
-            found.add_row(*(cells[column[heading]] for heading in headings))
-        return found
-
-    tables = [table(comparison.headings)]
-    boundless = console.options.update(max_width=10_000)
-    if (
-        console.measure(tables[0], options=boundless).maximum > console.width
-    ):  # too much for one screen: accuracy, then costs
-        costs = ("up", "down", "FLOPs", "time")
-        tables = [table([heading for heading in column if heading not in costs]), table(("algorithm", *costs))]
-    for part in tables:
-        console.print()
-        console.print(part, markup=False, highlight=False)
     console.print()
-    for note in (*comparison.notes, f"Runs, table.md and table.csv lie in {comparison.out}"):
+    print_table(console, comparison.headings, comparison.cells(), left=("algorithm", "against"), costs=COSTS)
+    console.print()
+    for note in (*comparison.notes, f"Runs, table.md and table.csv lie in {comparison.out.absolute()}"):
         console.print(note, soft_wrap=True, markup=False, highlight=False)
 
 

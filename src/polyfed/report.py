@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column, Table
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
 Summary = Mapping[str, Any]
 Row = Mapping[str, Any]
 
+TRAINING_TIME = "Training time is wall clock without evaluation, and FLOPs are of training alone."
+
+_BOUNDLESS = 10_000  # columns
+_GAP = 2  # columns between columns
+_FOLDED = 10  # columns to which text may be folded
 _LINES = 20  # about as many plain lines as a run may print
 _NOTEWORTHY = 0.01  # share of the bytes that are not values above which the table's notes tell them apart
 
@@ -189,25 +195,68 @@ class Live:
 
 
 def console() -> Console:
-    """Standard output; wide where it is no terminal, as a pipe has no width that a table should be cut to."""
-    return Console() if Console().is_terminal else Console(width=200)
+    """Standard output; where it is no terminal, as wide as any table: a pipe has no width to cut it to."""
+    return Console() if Console().is_terminal else Console(width=_BOUNDLESS)
 
 
-def table_of(headings: Sequence[str], left: Sequence[str]) -> Table:
-    """An empty table; the columns named in ``left`` are text, all others numbers that are never cut.
+def print_table(
+    console: Console,
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    left: Sequence[str] = (),
+    costs: Sequence[str] = (),
+) -> None:
+    """Print a table, as two where the console is too narrow for it: first without the costs, then these alone.
+
+    Text may be folded, numbers are never cut: what is too wide even so is left to the terminal to wrap.
 
     Args:
+        console: where to.
         headings: one per column; a line break makes a narrow column of a long heading.
-        left: those of text.
+        rows: cells as text.
+        left: headings of the columns of text.
+        costs: headings of the columns of the second table; none keeps it in one.
     """
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in headings:
-        text = heading in left
-        if text:
-            table.add_column(heading, overflow="fold", min_width=10)
-        else:
-            table.add_column(heading, justify="right", no_wrap=True)
-    return table
+    whole = _Part(headings, rows, left)
+    parts = [whole]
+    if costs and whole.width > console.width:
+        chosen = [heading for heading in headings if heading not in costs], [headings[0], *costs]
+        parts = [_Part(some, [[row[headings.index(name)] for name in some] for row in rows], left) for some in chosen]
+    for number, part in enumerate(parts):
+        if number:
+            console.print()
+        room = console if part.least <= console.width else Console(file=console.file, width=part.least)
+        room.print(part.table(), markup=False, highlight=False)
+
+
+class _Part:
+    """A table and how wide it is.
+
+    Attributes:
+        width: with nothing folded.
+        least: with the text folded as far as it may be.
+    """
+
+    def __init__(self, headings: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[str]) -> None:
+        self._headings, self._rows, self._left = headings, rows, left
+        cells = [[line for cell in column for line in cell.split("\n")] for column in zip(headings, *rows, strict=True)]
+        wide = [max(map(cell_len, column)) for column in cells]
+        text = [heading in left for heading in headings]
+        gaps = _GAP * len(headings)
+        self.width = sum(wide) + gaps
+        self.least = sum(min(w, _FOLDED) if t else w for w, t in zip(wide, text, strict=True)) + gaps
+
+    def table(self) -> Table:
+        table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0))
+        for heading in self._headings:
+            if heading in self._left:
+                table.add_column(heading, overflow="fold")
+            else:
+                table.add_column(heading, justify="right", no_wrap=True)
+        for row in self._rows:
+            table.add_row(*row)
+        return table
 
 
 def watch_of(console: Console) -> Callable[[str], Watch]:
@@ -221,31 +270,34 @@ def close(watch: Watch) -> None:
         watch.close()
 
 
-def closing_table(summaries: Mapping[str, Summary]) -> Table:
-    """One row per run, the main one first.
+def closing_table(console: Console, summaries: Mapping[str, Summary]) -> None:
+    """Print one row per run, the main one first.
 
     Args:
+        console: where to.
         summaries: summary.json of each run, by label.
     """
-    numbers = ("mean", "worst\ntenth", "up", "down", "FLOPs", "time", "peak\nmemory")
-    table = table_of(("algorithm", *numbers), left=("algorithm",))
+    costs = ("up", "down", "FLOPs", "training\ntime", "peak\nmemory")
+    rows: list[tuple[str, ...]] = []
     for label, summary in summaries.items():
         accuracy, sent = summary["accuracy"], summary["bytes"]
-        table.add_row(
-            label,
-            percent(accuracy["mean"]),
-            percent(accuracy["worst_decile"]),
-            size(sent["up"]),
-            size(sent["down"]),
-            flops(summary["flops"]),
-            duration(summary["seconds"]),
-            size(summary["memory"]["process_peak"]),
+        rows.append(
+            (
+                label,
+                percent(accuracy["mean"]),
+                percent(accuracy["worst_decile"]),
+                size(sent["up"]),
+                size(sent["down"]),
+                flops(summary["flops"]),
+                duration(summary["seconds"]),
+                size(summary["memory"]["process_peak"]),
+            )
         )
-    return table
+    print_table(console, ("algorithm", "mean", "worst\ntenth", *costs), rows, left=("algorithm",), costs=costs)
 
 
 def remarks(summaries: Mapping[str, Summary]) -> list[str]:
-    """What must be said under the table: who leads the main run, and what the bytes and peaks are.
+    """What must be said under the table: who leads the main run, and what the bytes, times and peaks are.
 
     Args:
         summaries: as for `closing_table`; the first is the main run.
@@ -266,17 +318,24 @@ def remarks(summaries: Mapping[str, Summary]) -> list[str]:
             if total and (total - values) / total > _NOTEWORTHY:
                 rest = f"{size(sent.get(f'{way}_indices', 0))} indices, {size(sent.get(f'{way}_header', 0))} header"
                 said.append(f"{label}: of the {size(total)} {way}, {size(values)} are values, {rest}.")
+    said.append(TRAINING_TIME)
     if others:
         said.append("Peak memory is the process's so far: a row's is at least that of the rows above it.")
     return said
 
 
-def show(console: Console, summaries: Mapping[str, Summary]) -> None:
-    """Print the closing table, the remarks, and where the runs lie."""
+def show(console: Console, summaries: Mapping[str, Summary], notes: Sequence[str] = ()) -> None:
+    """Print the closing table, the notes, the remarks, and where the runs lie.
+
+    Args:
+        console: where to.
+        summaries: as for `closing_table`.
+        notes: what the labels stand for.
+    """
     console.print()
-    console.print(closing_table(summaries), markup=False, highlight=False)
+    closing_table(console, summaries)
     console.print()
-    for remark in remarks(summaries):
+    for remark in (*notes, *remarks(summaries)):
         console.print(remark, soft_wrap=True, markup=False, highlight=False)
     first = next(iter(summaries.values()))
-    console.print(f"The run lies in {first['run_dir']}", soft_wrap=True, markup=False, highlight=False)
+    console.print(f"The run lies in {Path(first['run_dir']).absolute()}", soft_wrap=True, markup=False, highlight=False)

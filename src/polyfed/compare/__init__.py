@@ -6,13 +6,14 @@ Modules: ``runs`` (one run, its controls), ``grid`` (`compare`), ``table`` (the 
 """
 
 from polyfed.compare.grid import compare
-from polyfed.compare.runs import resume_with_controls, run_or_go_on, run_with_controls, summary_of
+from polyfed.compare.runs import meanings, resume_with_controls, run_or_go_on, run_with_controls, summary_of
 from polyfed.compare.table import Comparison, Line, paired_p, tabulate
 
 __all__ = [
     "Comparison",
     "Line",
     "compare",
+    "meanings",
     "paired_p",
     "resume_with_controls",
     "run_or_go_on",

@@ -55,7 +55,7 @@ def run_or_go_on(config: Config, out: Path, watch: Watch) -> dict[str, Any]:
 
 
 def described(name: str, keys: Mapping[str, Any]) -> str:
-    """An algorithm as one says it: ``fedmrl share=false``."""
+    """An algorithm with its keys: ``fedmrl share=false``."""
     told = (f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in keys.items())
     return " ".join([canonical_name(name), *told])
 
@@ -71,12 +71,12 @@ def run_with_controls(
         watches: who looks on.
 
     Returns:
-        The summary of each run by a label for people, the main one first.
+        The summary of each run by its label, the main one first: the algorithm's name, and the controls' own labels.
 
     Raises:
         Interrupted: Ctrl-C; names the main run's directory, which `resume_with_controls` goes on with.
     """
-    label = described(config.algorithm.name, config.algorithm.keys)
+    label = _main(config)
     watch = watches(label)
     try:
         summary = simulate(config, out=out, watch=watch)
@@ -90,7 +90,7 @@ def resume_with_controls(run_dir: Path, *, watches: Watches = quiet) -> dict[str
     if not (run_dir / "config.toml").exists():
         raise RunDirError(f"{run_dir} holds no run: there is no config.toml in it")
     config = Config.load(run_dir / "config.toml")
-    label = canonical_name(config.algorithm.name)
+    label = _main(config)
     watch = watches(label)
     try:
         summary = summary_of(run_dir) or resume(run_dir, watch=watch)
@@ -99,16 +99,37 @@ def resume_with_controls(run_dir: Path, *, watches: Watches = quiet) -> dict[str
     return {label: summary} | _controls(config, run_dir, watches)
 
 
+def meanings(config: Config) -> list[str]:
+    """What the labels of controls stand for, with the keys that differ; a line for each that does not say it itself."""
+    if not config.run.controls:
+        return []
+    main = config.resolved().algorithm  # all its keys
+    lines: list[str] = []
+    for name, section in config.controls.items():
+        known = main.keys if canonical_name(section.name) == main.name else {}
+        keys = {key: value for key, value in section.keys.items() if key not in known or known[key] != value}
+        if (text := described(section.name, keys)) != name:
+            lines.append(f"{_control(config, name)} is {text}.")
+    return lines
+
+
+def _main(config: Config) -> str:
+    """The label of the main run: the algorithm's name, of your own the class's."""
+    return canonical_name(config.algorithm.name).rpartition(":")[2]
+
+
+def _control(config: Config, name: str) -> str:
+    """The label of a control: its name, told apart from the main run's."""
+    return f"{name} (control)" if name == _main(config) else name
+
+
 def _controls(config: Config, run_dir: Path, watches: Watches) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
-    controls = list(config.controls.items()) if config.run.controls else []
-    for number, (name, section) in enumerate(controls, start=1):
-        told = described(section.name, section.keys)
-        label = told if told == name else f"{name} ({told})"
+    for name, section in config.controls.items() if config.run.controls else ():
+        label = _control(config, name)
         control = config.with_algorithm(section.name, section.keys)
         try:
-            watch = watches(f"control {number}/{len(controls)} {name}")
-            found[label] = run_or_go_on(control, run_dir / "controls" / name, watch)
+            found[label] = run_or_go_on(control, run_dir / "controls" / name, watches(label))
         except Interrupted:
             raise Interrupted(run_dir) from None
     return found

@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from polyfed.report import Summary, duration, flops, percent, size
+from polyfed.report import TRAINING_TIME, Summary, duration, flops, percent, size
+
+COSTS = ("up", "down", "FLOPs", "training time")  # headings
 
 _FEW = 3  # seeds below which a paired t-test is not shown: with two it has one degree of freedom
 
@@ -68,7 +70,7 @@ class Comparison:
     @property
     def headings(self) -> tuple[str, ...]:
         """Of `cells`."""
-        return ("algorithm", "mean", "worst tenth", "up", "down", "FLOPs", "time", "difference", "against", "p")
+        return ("algorithm", "mean", "worst tenth", *COSTS, "difference", "against", "p")
 
     def cells(self) -> list[tuple[str, ...]]:
         """The table as text, one tuple per algorithm."""
@@ -166,7 +168,8 @@ def _line(label: str, summaries: Sequence[Summary]) -> Line:
 
 def _notes(algorithms: int, seeds: int) -> list[str]:
     over = "1 seed" if seeds == 1 else f"{seeds} seeds, mean ± standard deviation"
-    notes = [f"Accuracy over clients on the same splits for all algorithms; {over}; costs are means over seeds."]
+    splits = f"Accuracy over clients on the same splits for all algorithms; {over}; costs are means over seeds."
+    notes = [splits, TRAINING_TIME]
     if algorithms > 1:
         notes.append("Difference: percentage points to the best of the other algorithms, which is named.")
         if seeds < _FEW:
