@@ -16,7 +16,7 @@ import numpy as np
 
 HERE = Path(__file__).parent
 PICTURE = HERE.parents[1] / "docs" / "images" / "digits.png"
-SETTING = "c10-t90-adam-d500"
+SETTING = "c10-t90-adam-d400"
 STYLES = {
     "fedmrl": ("FedMRL: the small network is shared", "#0b6e4f", "-"),
     "local-only": ("local-only: the same modules, nothing shared", "#8f2d56", "--"),

@@ -17,7 +17,12 @@ def weighted_mean(models: Sequence[Params], weights: Sequence[float]) -> dict[st
     Args:
         models: at least one; all with the same names and shapes.
         weights: one positive number per model, usually its number of training examples.
+
+    Raises:
+        ValueError: no model, or models with different names.
     """
+    if not models or any(model.keys() != models[0].keys() for model in models):
+        raise ValueError(f"weighted_mean got {len(models)} models; expected at least one, all with the same names")
     return by_name_mean(models, weights, default={})
 
 

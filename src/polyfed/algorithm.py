@@ -70,6 +70,8 @@ class Algorithm(ABC):
 
     #: Lower-case name for configuration and results.
     name: ClassVar[str]
+    #: Laws of `polyfed.testing` that do not apply, each with the reason.
+    exempt: ClassVar[Mapping[str, str]] = {}
     #: Whether `broadcast` depends on the client's id, not only on its capacity and architecture.
     personal_broadcast: ClassVar[bool] = False
     #: The message classes that may travel.

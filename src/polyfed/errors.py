@@ -10,7 +10,8 @@
     ├── DivergedError            8   a loss or a weight that is not finite
     └── StorageError             9   a write that failed (disk full, no permission)
 
-Ctrl-C ends with 130, as a shell expects. A message says what was got, what was expected, where, and what to do.
+Ctrl-C ends with 130, as a shell expects, and the way to go on is told. A message
+says what was got, what was expected, where, and what to do.
 """
 
 from __future__ import annotations

@@ -162,6 +162,26 @@ def flatten(record: Record) -> tuple[Any, list[tuple[str, Tensor]]]:
     return walk(record, "values"), tensors
 
 
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a decoded value is of the type that its field declares."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _fits(value, args[0])
+    if origin in (types.UnionType, typing.Union):
+        return any(_fits(value, arg) for arg in args)
+    if origin is tuple:
+        each = [args[0]] * len(value) if args[-1] is Ellipsis and isinstance(value, tuple) else list(args)
+        return isinstance(value, tuple) and len(value) == len(each) and all(map(_fits, value, each))
+    if origin in (dict, Mapping):
+        entries = typing.cast(Mapping[Any, Any], value)
+        return isinstance(value, Mapping) and all(
+            isinstance(key, args[0]) and _fits(item, args[1]) for key, item in entries.items()
+        )
+    if hint is float:
+        return isinstance(value, float | int) and not isinstance(value, bool)
+    return type(value) is hint if hint in (int, bool, str) else isinstance(value, hint)
+
+
 def unflatten(skeleton: Any, tensors: list[Tensor], *known: type[Record]) -> Record:
     """Rebuild the record of `flatten`; only the classes ``known`` and those that their fields declare are built.
 
@@ -190,7 +210,14 @@ def unflatten(skeleton: Any, tensors: list[Tensor], *known: type[Record]) -> Rec
         got, expected = set(entries["f"]), {f.name for f in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
         if got != expected:
             raise MessageError(f"{cls.__qualname__} came with fields {sorted(got)}; expected {sorted(expected)}")
-        return cls(**{key: build(item) for key, item in entries["f"].items()})
+        values = {key: build(item) for key, item in entries["f"].items()}
+        for f in dataclasses.fields(cls):  # pyright: ignore[reportArgumentType]
+            if not _fits(values[f.name], f.type):
+                kind = type(values[f.name]).__name__
+                raise MessageError(
+                    f"{cls.__qualname__}.{f.name} came as {kind}, which is not what it declares: {f.type}"
+                )
+        return cls(**values)
 
     try:
         built = build(skeleton)

@@ -69,7 +69,7 @@ def test_a_batch_of_one_can_be_counted() -> None:
 
 def test_affine_costs_are_rounded_not_cut() -> None:
     """Catches an operation lost to floating point."""
-    assert StepCost(0.1, 0.3, 0, 1).flops(3) == 1
+    assert StepCost(0.1, 0.3).flops(3) == 1
 
 
 def test_counting_moves_nothing() -> None:

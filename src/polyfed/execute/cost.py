@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,12 +59,10 @@ class PeakMemory(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class StepCost:
-    """FLOPs of a step with B examples are ``fixed + per_example * B``; peak bytes as measured at ``measured_at``."""
+    """FLOPs of a step with B examples are ``fixed + per_example * B``."""
 
     fixed: float
     per_example: float
-    peak_bytes: int
-    measured_at: int
 
     def flops(self, examples: int) -> int:
         """FLOPs of one step with that many examples."""
@@ -87,24 +86,37 @@ class CostCounter:
 
     place: Place
     known: dict[object, StepCost] = field(default_factory=dict[object, StepCost])
+    peaks: dict[object, int] = field(default_factory=dict[object, int])
     seconds: float = 0.0
 
     def step(self, key: object, fit: Fit, examples: int, due: bool) -> StepCost:
         """The cost of a training step at that batch size.
 
-        FLOPs are those of products and convolutions, forward and backward: torch's counter knows no others. The peak
-        is of the whole step, the optimizer's state included, at the largest batch asked for so far.
+        FLOPs are those of products and convolutions, forward and backward: torch's counter knows no others.
         """
         key = (key, due)
-        if key not in self.known or self.known[key].measured_at < examples:
-            started = time.perf_counter()
-            with fit.client.rng.at("cost").fork():  # dropout in this step must not move anyone's stream
-                for model in fit.client.models.values():
-                    model.train(True)
-                fixed, slope = _affine(lambda n: self._flops(fit, n, due), examples)
-                self.known[key] = StepCost(fixed, slope, self._peak(fit, examples, due), examples)
-            self.seconds += time.perf_counter() - started
+        if key not in self.known:
+            with self._aside(fit):
+                self.known[key] = StepCost(*_affine(lambda n: self._flops(fit, n, due), examples))
         return self.known[key]
+
+    def peak(self, key: object, fit: Fit, examples: int, due: bool) -> int:
+        """The largest sum of live tensors, in bytes, of a whole step at that batch size, the optimizer included."""
+        key = (key, due, examples)
+        if key not in self.peaks:
+            with self._aside(fit):
+                self.peaks[key] = self._peak(fit, examples, due)
+        return self.peaks[key]
+
+    @contextmanager
+    def _aside(self, fit: Fit) -> Generator[None]:
+        """Run a step of the counter's own: on the clock of counting, and moving nobody's random stream."""
+        started = time.perf_counter()
+        for model in fit.client.models.values():
+            model.train(True)
+        with fit.client.rng.at("cost").fork():
+            yield
+        self.seconds += time.perf_counter() - started
 
     def _batch(self, fit: Fit, examples: int) -> Batch:
         rows = torch.arange(examples) % len(fit.client.train)
@@ -135,6 +147,6 @@ class CostCounter:
                     run(x[torch.arange(examples, device=x.device) % len(x)])
                 return counter.get_total_flops()
 
-            self.known[key] = StepCost(*_affine(count, len(x)), peak_bytes=0, measured_at=len(x))
+            self.known[key] = StepCost(*_affine(count, len(x)))
             self.seconds += time.perf_counter() - started
         return self.known[key]

@@ -114,10 +114,10 @@ class Sequential:
         """Put what a fit cost on its client's account."""
         client = fit.client
         kind = signature(fit)
-        for (examples, due), steps in _steps(fit).items():
-            cost = self.costs.step(kind, fit, examples, due)
-            work.flops += steps * cost.flops(examples)
-            work.peak_bytes = max(work.peak_bytes, cost.peak_bytes)
+        for number, ((examples, due), steps) in enumerate(_steps(fit).items()):
+            work.flops += steps * self.costs.step(kind, fit, examples, due).flops(examples)
+            if number == 0:  # the largest batch
+                work.peak_bytes = max(work.peak_bytes, self.costs.peak(kind, fit, examples, due))
         work.steps += fitted.steps
         work.loss = fitted.loss
         work.parts = {**fit.frozen, **fitted.parts}
@@ -137,13 +137,20 @@ class Batched(Sequential):
 
     Args:
         place: device and precision.
-        pays: tells of a group whether stacking is the faster way; by default it always is.
+        pays: tells of a group the reason for which stacking is not the faster way; by default there is none.
+        say: told, once each, the reasons for which clients run one by one.
     """
 
-    def __init__(self, place: Place, pays: Callable[[Sequence[Fit]], str | None] = lambda group: None) -> None:
+    def __init__(
+        self,
+        place: Place,
+        pays: Callable[[Sequence[Fit]], str | None] = lambda group: None,
+        say: Callable[[str], None] = log.info,
+    ) -> None:
         super().__init__(place)
-        self.pays = pays
+        self.pays, self.say = pays, say
         self._said: set[str] = set()
+        self._refused: dict[object, str] = {}  # signatures that vmap cannot run, and why
 
     def play(self, calls: Calls) -> dict[ClientId, Outcome]:
         """Advance all coroutines to their next request, do the requests by groups, and so on until all have ended."""
@@ -168,8 +175,9 @@ class Batched(Sequential):
         answers: dict[ClientId, Any] = {}
         for clients in groups.values():
             fits = [requests[client] for client in clients]
-            if isinstance(fits[0], Fit) and self._stack(fits):
-                answers |= zip(clients, self._together(fits, [works[c] for c in clients]), strict=True)
+            fitted = self._together(fits, [works[c] for c in clients]) if isinstance(fits[0], Fit) else None
+            if fitted is not None:
+                answers |= zip(clients, fitted, strict=True)
             else:
                 answers |= {client: self._perform(requests[client], works[client]) for client in clients}
         return {client: answers[client] for client in requests}
@@ -177,16 +185,25 @@ class Batched(Sequential):
     def _stack(self, fits: Sequence[Fit]) -> bool:
         if len(fits) == 1:
             return False
-        reason = why_not(fits[0]) or self.pays(fits)
+        reason = why_not(fits[0]) or self.pays(fits) or self._refused.get(signature(fits[0]))
         if reason and reason not in self._said:
             self._said.add(reason)
-            log.info("clients run one by one: %s", reason)
+            self.say(f"clients run one by one: {reason}")
         return reason is None
 
-    def _together(self, fits: Sequence[Fit], works: Sequence[Work]) -> list[Fitted]:
+    def _together(self, fits: Sequence[Fit], works: Sequence[Work]) -> list[Fitted] | None:
+        """The fits as one stack; None where they have to run one by one."""
+        if not self._stack(fits):
+            return None
         started = time.perf_counter()
+        try:
+            fitted = run_stacked(fits, self.place)
+        except (RuntimeError, NotImplementedError) as error:  # vmap's refusals; nothing outside the stack has moved
+            names = ", ".join(dict.fromkeys(model.name for model in fits[0].client.models.values()))
+            self._refused[signature(fits[0])] = f"{names} cannot be stacked ({str(error).strip().splitlines()[0]})"
+            self._stack(fits)  # says why
+            return None
         self.paths["stacked"] += len(fits)
-        fitted = run_stacked(fits, self.place)
         share = (time.perf_counter() - started) / len(fits)
         for fit, result, work in zip(fits, fitted, works, strict=True):
             work.seconds += share
@@ -202,8 +219,8 @@ def convolutions_do_not_pay(fits: Sequence[Fit]) -> str | None:
     return None
 
 
-def make_driver(name: str, place: Place) -> Sequential:
+def make_driver(name: str, place: Place, say: Callable[[str], None] = log.info) -> Sequential:
     """The driver called ``name``: ``sequential``, ``batched`` or ``auto``."""
     if name == "sequential":
         return Sequential(place)
-    return Batched(place, convolutions_do_not_pay) if name == "auto" else Batched(place)
+    return Batched(place, convolutions_do_not_pay, say) if name == "auto" else Batched(place, say=say)

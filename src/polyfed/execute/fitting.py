@@ -147,6 +147,8 @@ def run_fit(fit: Fit, place: Place) -> Fitted:
 
 def finish(fit: Fit, parts: Grads, losses: list[Tensor]) -> Fitted:
     """The outcome, once it is known to be finite."""
+    # States and messages live on the CPU, wherever the work was done.
+    parts = tree.map_parts(lambda value: value.cpu(), parts)
     mean = float(torch.stack(losses).double().mean()) if losses else 0.0
     bad = tree.first_not_finite(parts)
     if bad is not None or mean != mean or mean in (float("inf"), float("-inf")):
@@ -172,7 +174,7 @@ def run_reduce(request: Reduce, place: Place) -> dict[str, Tensor]:
         with place.autocast():
             part = request.fn(nets, batch)
         out = {name: out[name] + value if name in out else value for name, value in part.items()}
-    return out
+    return {name: value.cpu() for name, value in out.items()}
 
 
 def tree_to(parts: Parts, place: Place) -> Parts:

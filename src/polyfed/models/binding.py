@@ -58,7 +58,8 @@ class Binding:
         self.binds = 0
         self._model = model
         found = list(places(module))
-        parameters = {id(parameter) for parameter in module.parameters()}
+        # A parameter that its owner froze is carried along like a buffer.
+        parameters = {id(parameter) for parameter in module.parameters() if parameter.requires_grad}
         norms = {
             id(parameter)
             for child in module.modules()

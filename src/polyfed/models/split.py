@@ -409,8 +409,10 @@ def check_layers_fit(models: Mapping[str, SplitModel]) -> None:
     Raises:
         ModelError: naming both models, the layer and both shapes; or a model without an extractor cut.
     """
-    for model in models.values():
+    for name, model in models.items():
         _ = model.s_in_shape
+        if not model.intermediate_names & model.parameter_names:
+            raise ModelError(f"model {name!r} has nothing to train between its cuts; move the extractor's cut forward")
     check_cuts_fit(models)
     owner: dict[str, str] = {}
     for name, model in models.items():

@@ -129,6 +129,8 @@ class RunDir:
         Raises:
             CheckpointError: the checkpoint is damaged or belongs to another configuration.
         """
+        for leftover in self.path.rglob(".*.tmp"):  # of a write that was killed
+            leftover.unlink(missing_ok=True)
         path = self.path / "checkpoint" / "manifest.json"
         if not path.exists():
             for name in LOGS:

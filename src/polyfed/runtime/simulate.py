@@ -18,7 +18,7 @@ import torch
 import polyfed
 from polyfed.config import Config
 from polyfed.data.partition import Partition
-from polyfed.errors import CheckpointError, PolyfedError, RunDirError
+from polyfed.errors import CheckpointError, RunDirError
 from polyfed.execute.drivers import make_driver
 from polyfed.execute.place import Place
 from polyfed.message import Nothing, State
@@ -119,7 +119,7 @@ class _Run:
         self.federation, self.run_dir, self.watch = federation, run_dir, watch
         config = federation.config
         self.place = Place.of(config.run.device, config.run.precision)
-        self.driver = make_driver(config.run.driver, self.place)
+        self.driver = make_driver(config.run.driver, self.place, say=watch.note)
         states = federation.algorithm.states
         self.store = Store(run_dir.states, states, resident=config.run.store == "memory")
         self.clients = LocalClients(federation, self.driver, self.store)
@@ -139,23 +139,26 @@ class _Run:
             try:
                 if found is None:
                     self.server = algorithm.init_server(self.federation.task, self.federation.rng.at("server"))
-                    self._record(None, 0.0)
+                    self._record(None, 0.0, self._evaluate(self.server, 0, None))
                 for round_ in range(self.round + 1, run.rounds + 1):
                     started, counting = time.perf_counter(), self.driver.costs.seconds
                     played = play_round(
                         self.federation, self.server, round_, self.clients, self.driver, score=self._due(round_)
                     )
-                    self.whole = False
-                    self.clients.commit()
-                    self.server, self.round = played.server, round_
                     # Finding out costs is no cost of the run, and testing the cohort is one of evaluation.
                     other = self.driver.costs.seconds - counting
                     other += sum(report.score.seconds for report in played.reports.values() if report.score)
-                    self._record(played, time.perf_counter() - started - other)
+                    seconds = time.perf_counter() - started - other
+                    found = self._evaluate(played.server, round_, played)  # before anything is final: it takes time
+                    self.whole = False
+                    self.clients.commit()
+                    self.server, self.round = played.server, round_
+                    self._record(played, seconds, found)
                     if round_ % run.checkpoint_every == 0 or round_ == run.rounds:
                         self._save()
-            except (KeyboardInterrupt, PolyfedError) as error:
-                # What is in memory is worth keeping only if it is all of one round.
+            except BaseException as error:
+                # Whatever ended the run: the last complete round is worth keeping. Only a moment between two rounds,
+                # in which memory holds half of one, leaves nothing but the checkpoint before.
                 if self.whole:
                     self._save()
                 if isinstance(error, KeyboardInterrupt):
@@ -174,15 +177,17 @@ class _Run:
         run = self.federation.config.run
         return round_ % run.eval_every == 0 or round_ == run.rounds
 
-    def _record(self, played: Played | None, seconds: float) -> None:
-        """Enter a round into ledger and logs; evaluate if it is time."""
-        run = self.federation.config.run
-        row: dict[str, Any] = {"round": self.round, "rounds": run.rounds}
+    def _evaluate(self, server: State, round_: int, played: Played | None) -> Evaluation | None:
+        """Evaluate if it is time."""
+        reports = played.reports if played else None
+        return self.evaluator.evaluate(server, self.clients, round_, reports) if self._due(round_) else None
+
+    def _record(self, played: Played | None, seconds: float, found: Evaluation | None) -> None:
+        """Enter a round into ledger and logs."""
+        row: dict[str, Any] = {"round": self.round, "rounds": self.federation.config.run.rounds}
         if played is not None:
             row |= self.ledger.round(played, seconds)
-        found: Evaluation | None = None
-        if self._due(self.round):
-            found = self.evaluator.evaluate(self.server, self.clients, self.round, played.reports if played else None)
+        if found is not None:
             row |= self.ledger.evaluation(self.round, found)
         row["totals"] = self.ledger.totals()
         self.run_dir.append("rounds.jsonl", [row])

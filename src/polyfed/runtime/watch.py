@@ -47,7 +47,7 @@ class Quiet:
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, after the checkpoint was written.
+    """Ctrl-C; the last complete round is in the checkpoint, or, rarely, the one of the checkpoint before.
 
     Args:
         run_dir: what `polyfed resume` goes on with.

@@ -385,8 +385,7 @@ def _timeless(data: bytes, suffix: str) -> Any:
 
     def strip(value: Any) -> Any:
         if isinstance(value, dict):
-            # A step's memory is that of the largest batch met so far, and after a restart less has been met.
-            skip = ("seconds", "memory", "run_dir", "step_peak")
+            skip = ("seconds", "memory", "run_dir")
             return {key: strip(item) for key, item in value.items() if not str(key).startswith(skip)}
         return [strip(item) for item in value] if isinstance(value, list) else value
 
