@@ -23,8 +23,8 @@ from polyfed.deploy.local import Following, Local
 from polyfed.deploy.server import create
 from polyfed.deploy.settings import Deployment
 
-#: Size of a message -> width of the one hidden layer; (256 + 10 + 1) float32 per unit.
-SIZES = {1: 936, 10: 9_363, 50: 46_816}
+#: Size of a message -> width of the one hidden layer; (1024 + 10 + 1) float32 per unit.
+SIZES = {1: 241, 10: 2_415, 50: 12_077}
 OURS = ("config", "data", "decode", "load", "init", "encode", "save")
 HERE = Path(__file__).parent
 
@@ -35,11 +35,9 @@ def measured(nodes: int, *, tls: bool, workers: bool, sizes: tuple[int, ...], ro
     try:
         runs = [folder / f"{size}mb" for size in sizes]
         for size, run in zip(sizes, runs, strict=True):
-            keys = (
-                ["algorithm.name=fedavg", f'clients.models=["mlp(hidden=({SIZES[size]},))"]', "train.steps=1"]
-                + ["train.batch_size=8", f"run.rounds={rounds}", f"run.eval_every={rounds}", "run.threads=1"]
-                + [f"clients.count={nodes}", "partition.samples_per_client=30"]
-            )
+            keys = ["algorithm.name=fedavg", f'clients.models=["mlp(hidden=({SIZES[size]},))"]', "train.steps=1"]
+            keys += ["train.batch_size=8", f"run.rounds={rounds}", f"run.eval_every={rounds}", "run.threads=1"]
+            keys += [f"clients.count={nodes}", "partition.samples_per_client=30"]
             rules = ["rounds.start_timeout=300", "rounds.deadline=300"]
             create(run, Config.load(HERE / "overhead.toml", keys), Deployment.load(None, rules))
         with Local(folder / "deployment", nodes, tls=tls, workers=workers) as there:

@@ -90,7 +90,13 @@ def test_node_keys_need_tls() -> None:
 
 def test_node_settings_come_back_as_they_were(tmp_path: Path) -> None:
     told = NodeSettings(
-        client=0, state_dir="/s", data="/a.csv", data_options={"label": "y"}, model="m:N", capacity=0.5, tell=("scores",)
+        client=0,
+        state_dir="/s",
+        data="/a.csv",
+        data_options={"label": "y"},
+        model="m:N",
+        capacity=0.5,
+        tell=("scores",),
     )
     (tmp_path / "node.toml").write_text(told.to_toml())
     assert NodeSettings.load(tmp_path / "node.toml") == told
@@ -133,21 +139,26 @@ def test_what_is_missing_is_said(words: list[str], code: int, says: str, tmp_pat
 def test_processes_end_with_all_that_they_started(tmp_path: Path) -> None:
     code = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], "
     code += "start_new_session=True); time.sleep(600)"
-    with pytest.raises(RuntimeError, match="stop"), Processes(tmp_path) as processes:
-        processes.start("sleeper", Command(("python", "-c", code)))
-        end = time.monotonic() + 20
-        while len(processes.marked()) < 2 and time.monotonic() < end:
-            time.sleep(0.05)
-        found = processes.marked()
-        assert len(found) == 2
-        raise RuntimeError("stop")
+    processes = Processes(tmp_path)
+
+    def body() -> None:
+        with processes:
+            processes.start("sleeper", Command(("python", "-c", code)))
+            end = time.monotonic() + 20
+            while len(processes.marked()) < 2 and time.monotonic() < end:
+                time.sleep(0.05)
+            assert len(processes.marked()) == 2
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        body()
     assert processes.marked() == []
 
 
 def test_a_process_that_ends_is_told_with_the_end_of_its_log(tmp_path: Path) -> None:
     with Processes(tmp_path) as processes:
         processes.start("short", Command(("python", "-c", "print('the reason'); raise SystemExit(3)"))).wait()
-        with pytest.raises(ProcessEndedError, match="short ended with 3(.|\n)*the reason"):
+        with pytest.raises(ProcessEndedError, match=r"short ended with 3(.|\n)*the reason"):
             processes.check()
         with pytest.raises(ProcessEndedError, match="ended with 1"):
             processes.call(Command(("python", "-c", "raise SystemExit(1)")))

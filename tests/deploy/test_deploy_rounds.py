@@ -335,5 +335,3 @@ def test_a_client_that_does_not_fit_is_refused_with_the_reason(tmp_path: Path) -
     run.serve()
     assert run.event("refused")["reason"]
     assert run.rows[-1]["cohort"] == [0, 1, 2]
-
-

@@ -53,8 +53,8 @@ RULES = ("rounds.start_timeout=120", "rounds.deadline=20", "rounds.min_clients=2
 class Watched:
     """A run that is looked at until something has happened."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, there: Local) -> None:
+        self.folder, self.there = folder, there
         self.rows: list[dict[str, Any]] = []
         self.events: list[dict[str, Any]] = []
         self.again()
@@ -71,6 +71,8 @@ class Watched:
         while not what():
             assert time.monotonic() < end, f"rounds {[r['round'] for r in self.rows]}; events {self.events[-5:]}"
             self.following.look()
+            if "server" in self.there.processes.running:
+                self.there.tend()
             time.sleep(0.1)
 
     def row(self, after: int = -1) -> int:
@@ -113,7 +115,7 @@ def test_whatever_happens_the_training_goes_on(tmp_path: Path) -> None:
         tmp_path / "deployment", 3, tls=True, late=[2], settings=secret, environment={1: {"PYTHONPATH": path}}
     ) as there:
         intruders(there)
-        run = Watched(run_dir)
+        run = Watched(run_dir, there)
         there.submit([run_dir])
         run.until(lambda: run.row() >= 1)
         assert run.rows[1]["cohort"] == [0, 1]
@@ -164,7 +166,11 @@ def test_whatever_happens_the_training_goes_on(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (run_dir / "rounds.jsonl").read_text().splitlines()]
     assert [row["round"] for row in lines] == list(range(len(lines)))
     assert not [row for row in run.events if row["event"] == "lost-state"]
-    at_server = [*run_dir.rglob("*"), *tmp_path.glob("deployment/superlink.db*"), *tmp_path.glob("deployment/logs/server*")]
+    at_server = [
+        *run_dir.rglob("*"),
+        *tmp_path.glob("deployment/superlink.db*"),
+        *tmp_path.glob("deployment/logs/server*"),
+    ]
     for file in at_server:
         if file.is_file():
             for word in (b"occult", b"SecretNet", b"cabalistic"):

@@ -27,9 +27,7 @@ def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 
 def test_two_rounds_of_three_algorithms_equal_those_in_process(tmp_path: Path) -> None:
     folders = {name: tmp_path / name for name in ALGORITHMS}
-    experiments = {
-        name: create(folder, config(name), Deployment.load(None, RULES)) for name, folder in folders.items()
-    }
+    experiments = {name: create(folder, config(name), Deployment.load(None, RULES)) for name, folder in folders.items()}
     with Local(tmp_path / "deployment", 3) as there:
         following = [Following(folder, patience=300) for folder in folders.values()]
         number = there.submit(list(folders.values()))
@@ -42,7 +40,8 @@ def test_two_rounds_of_three_algorithms_equal_those_in_process(tmp_path: Path) -
         here = simulate(config(name), out=tmp_path / f"{name}-here")
         deployed = json.loads((folder / "summary.json").read_text())
         there_, here_ = (
-            load_file(path / "checkpoint" / "server-round-2.safetensors") for path in (folder, tmp_path / f"{name}-here")
+            load_file(path / "checkpoint" / "server-round-2.safetensors")
+            for path in (folder, tmp_path / f"{name}-here")
         )
         assert distance(there_, here_) <= 1e-6
         assert deployed["accuracy"]["mean"] == here["accuracy"]["mean"]

@@ -250,7 +250,10 @@ def client(
                     f"client {number} runs; its logs are in {state / 'logs'}, errors in {state / 'errors.jsonl'}"
                 )
                 while True:
-                    processes.check()
+                    processes.check("worker")
+                    ended = processes.tend("node")
+                    if ended:
+                        typer.echo(f"the node ended and is started again; the end of its log:\n{ended}", err=True)
                     time.sleep(0.5)
         finally:
             shutil.rmtree(sockets, ignore_errors=True)
@@ -365,7 +368,7 @@ def _play_locally(run_dir: Path, clients: int, tls: bool) -> None:
     with _terminable(), Local(run_dir / "deployment", clients, tls=tls, say=_say) as there:
         with _watched(run_dir) as following:
             number = there.submit([run_dir])
-            following.until_ended(lambda: there.processes.check("server"))
+            following.until_ended(there.tend)
         found = there.engine_bytes(number)
     _ended(run_dir, found)
 

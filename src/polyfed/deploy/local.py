@@ -147,6 +147,17 @@ class Local(AbstractContextManager["Local"]):
         told = json.loads(self.processes.call(command))
         return str(told["run-id"])
 
+    def tend(self) -> None:
+        """See that the server runs, and that every client that was started does.
+
+        Raises:
+            ProcessEndedError: the server ended, or a client does not stay up.
+        """
+        self.processes.check("server")
+        for client in range(self.count):
+            if f"client-{client}" in self.processes.running:
+                self.processes.tend(f"client-{client}")
+
     def engine_bytes(self, run_id: str) -> dict[str, int]:
         """What Flower counted for a run."""
         return engine_bytes(self.processes.call(commands.listing(self.home)), run_id)

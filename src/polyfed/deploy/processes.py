@@ -60,6 +60,8 @@ class Processes:
         self.logs = logs
         self.mark = secrets.token_hex(8)
         self.running: dict[str, subprocess.Popen[bytes]] = {}
+        self._started: dict[str, tuple[Command, Mapping[str, str] | None, float]] = {}
+        self._down: dict[str, float] = {}  # since when a process has not stayed up
 
     def __enter__(self) -> Processes:
         self.logs.mkdir(parents=True, exist_ok=True)
@@ -84,7 +86,37 @@ class Processes:
                 preexec_fn=with_parent if sys.platform == "linux" else None,
             )
         self.running[name] = process
+        self._started[name] = (command, more, time.monotonic())
         return process
+
+    def tend(self, name: str, *, pause: float = 5.0, patience: float = 180.0) -> str:
+        """Start a process anew that has ended, as a service manager would; call it again and again.
+
+        Flower refuses a node with a key for about a minute after the same node was killed.
+
+        Args:
+            name: of a process that was started here.
+            pause: seconds from an end to the next start.
+            patience: seconds without a process that stays up, after which to give up.
+
+        Returns:
+            The end of its log, once, when it has ended; else "".
+
+        Raises:
+            ProcessEndedError: it does not stay up.
+        """
+        now = time.monotonic()
+        command, more, started = self._started[name]
+        if self.running[name].poll() is None:
+            if now - started > 30.0:
+                self._down.pop(name, None)
+            return ""
+        first = self._down.setdefault(name, now)
+        if now - first > patience:
+            self.check(name)
+        if now - max(started, first) > pause:
+            self.start(name, command, more)
+        return self.tail(name) if first == now else ""
 
     def call(self, command: Command, seconds: float = 60.0, more: Mapping[str, str] | None = None) -> str:
         """Run a short command; returns its standard output.
