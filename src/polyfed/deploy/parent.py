@@ -1,13 +1,35 @@
-"""A process that ends with the one that started it."""
+"""Processes that end with the ones that started them."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import signal
+import threading
+import time
+from collections.abc import Callable
 
 
 def with_parent() -> None:  # pragma: no cover - runs in the child, before its program
     """Let the kernel end this process with its parent, also where that is killed."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG; Linux only
+
+
+def watch_parent(last: Callable[[], None], every: float = 0.5) -> None:
+    """End this process soon after its parent has ended, ``last`` being the last thing that it does.
+
+    For a run whose server was killed: it would try for a long time to reach it, holding its run directory.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(every)
+        try:
+            last()
+        finally:
+            os._exit(1)
+
+    threading.Thread(target=watch, name="polyfed-parent", daemon=True).start()

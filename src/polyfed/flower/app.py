@@ -55,7 +55,12 @@ def _evaluate(message: Message, context: Context) -> Message:
 
 @server_app.main()
 def _serve(grid: Grid, context: Context) -> None:
-    from polyfed.deploy.server import serve
+    from polyfed.deploy.parent import watch_parent
+    from polyfed.deploy.server import Status, serve
 
-    for folder in str(context.run_config["run-dirs"]).split(os.pathsep):
-        serve(Path(folder), GridTransport(grid))
+    folders = [Path(folder) for folder in str(context.run_config["run-dirs"]).split(os.pathsep)]
+    playing = list(folders)
+    watch_parent(lambda: Status(playing[0] / "status.json")("failed", error="the server ended; start it, and resume"))
+    for folder in folders:
+        serve(folder, GridTransport(grid))
+        playing.pop(0)
