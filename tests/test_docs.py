@@ -16,6 +16,7 @@ import torch
 from polyfed.algorithms.catalogue import ALGORITHMS
 from polyfed.config import Config, algorithm_class, algorithm_fields
 from polyfed.data.catalogue import DATASET_OPTIONS, DATASETS, PARTITION_OPTIONS, PARTITIONS
+from polyfed.deploy.settings import Deployment
 from polyfed.models.catalogue import MODELS, OPTIONS
 
 ROOT = Path(__file__).parents[1]
@@ -52,7 +53,11 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 
 @pytest.mark.parametrize("block", list(blocks("toml")))
 def test_configurations_are_valid(block: str) -> None:
-    Config.parse(tomllib.loads(block))
+    tables = tomllib.loads(block)
+    if tables.keys() & {"rounds", "server"}:  # a deploy.toml
+        Deployment.model_validate(tables)
+    else:
+        Config.parse(tables)
 
 
 @pytest.mark.parametrize("block", list(blocks("python")))
