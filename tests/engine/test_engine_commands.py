@@ -10,6 +10,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+
+from polyfed.deploy.processes import free_ports
+
 CONFIG = """
 [run]
 rounds = 3
@@ -80,6 +84,60 @@ def test_local_interrupted_and_resumed(tmp_path: Path) -> None:
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert [json.loads(line)["round"] for line in rounds.read_text().splitlines()] == [0, 1, 2, 3]
     assert summary["deployed"]["engine"]["total"] > 0
-    shown = subprocess.run([*words, "status", "--run", "run"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    shown = subprocess.run(
+        [*words, "status", "--run", "run"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert "state finished" in shown.stdout
+    assert left(tmp_path) == []
+
+
+def test_two_hospitals_and_a_centre_each_with_its_commands(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for k in range(2):
+        y = generator.integers(0, 3, 60)
+        x = generator.normal(size=(60, 5)) + 3 * y[:, None]
+        np.savez(tmp_path / f"hospital-{k}.npz", x=x.astype(np.float32), y=y)
+    text = CONFIG.replace('dataset = "digits"', "").replace("rounds = 3\neval_every = 3", "rounds = 1\neval_every = 1")
+    (tmp_path / "study.toml").write_text(text + "\n")
+    words = [sys.executable, "-m", "polyfed", "deploy"]
+    (port,) = free_ports(1)
+
+    def call(*more: str) -> str:
+        done = subprocess.run([*words, *more], cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    call("init", "centre", "--port", str(port), "--tls", "--clients", "2")
+    running: list[subprocess.Popen[bytes]] = []
+    logs = [open(tmp_path / f"log-{k}.txt", "wb") for k in range(3)]
+    try:
+        start = {"cwd": tmp_path, "stderr": subprocess.STDOUT}
+        running.append(subprocess.Popen([*words, "server", "--dir", "centre"], stdout=logs[0], **start))
+        end = time.monotonic() + 90
+        while b"the server answers" not in (tmp_path / "log-0.txt").read_bytes():
+            assert time.monotonic() < end, (tmp_path / "log-0.txt").read_text()
+            assert running[0].poll() is None, (tmp_path / "log-0.txt").read_text()
+            time.sleep(0.2)
+        for k in range(2):
+            mine = ["--client", str(k), "--state", f"state-{k}", "--data", f"hospital-{k}.npz"]
+            mine += ["--ca", "centre/certificates/ca.crt", "--key", f"centre/keys/client-{k}"]
+            mine += ["--port", str(free_ports(1)[0])] + (["--model", "mlp(hidden=(10,))"] if k else [])
+            command = [*words, "client", "--server", f"127.0.0.1:{port}", *mine]
+            running.append(subprocess.Popen(command, stdout=logs[1 + k], **start))
+        said = call("run", "study.toml", "--dir", "centre", "--out", "run", "--set", "clients.count=2")
+        assert "$ FLWR_HOME=" in said
+        assert "fedmrl" in said
+        listed = call("status", "--dir", "centre", "--run", "run")
+        assert listed.count("online") == 2, listed
+        assert "state finished" in listed
+    finally:
+        for process in reversed(running):
+            process.send_signal(signal.SIGTERM)
+        for process in running:
+            process.wait(timeout=60)
+        for log in logs:
+            log.close()
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["clients"] == {"count": 2, "trained": 2}
+    assert summary["accuracy"]["clients"] == 2
     assert left(tmp_path) == []
