@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -91,6 +93,13 @@ def test_local_interrupted_and_resumed(tmp_path: Path) -> None:
     assert left(tmp_path) == []
 
 
+def stop(running: list[subprocess.Popen[bytes]]) -> None:
+    for process in reversed(running):
+        process.send_signal(signal.SIGTERM)
+    for process in running:
+        process.wait(timeout=60)
+
+
 def test_two_hospitals_and_a_centre_each_with_its_commands(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     for k in range(2):
@@ -109,9 +118,10 @@ def test_two_hospitals_and_a_centre_each_with_its_commands(tmp_path: Path) -> No
 
     call("init", "centre", "--port", str(port), "--tls", "--clients", "2")
     running: list[subprocess.Popen[bytes]] = []
-    logs = [open(tmp_path / f"log-{k}.txt", "wb") for k in range(3)]
-    try:
-        start = {"cwd": tmp_path, "stderr": subprocess.STDOUT}
+    with ExitStack() as stack:
+        logs = [stack.enter_context(open(tmp_path / f"log-{k}.txt", "wb")) for k in range(3)]
+        stack.callback(stop, running)
+        start: dict[str, Any] = {"cwd": tmp_path, "stderr": subprocess.STDOUT}
         running.append(subprocess.Popen([*words, "server", "--dir", "centre"], stdout=logs[0], **start))
         end = time.monotonic() + 90
         while b"the server answers" not in (tmp_path / "log-0.txt").read_bytes():
@@ -130,13 +140,6 @@ def test_two_hospitals_and_a_centre_each_with_its_commands(tmp_path: Path) -> No
         listed = call("status", "--dir", "centre", "--run", "run")
         assert listed.count("online") == 2, listed
         assert "state finished" in listed
-    finally:
-        for process in reversed(running):
-            process.send_signal(signal.SIGTERM)
-        for process in running:
-            process.wait(timeout=60)
-        for log in logs:
-            log.close()
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["clients"] == {"count": 2, "trained": 2}
     assert summary["accuracy"]["clients"] == 2
