@@ -328,6 +328,24 @@ def test_too_few_clients_at_the_start_is_an_error_that_says_so(tmp_path: Path) -
         run.serve()
 
 
+def test_a_client_that_is_mended_is_asked_again_and_takes_part(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("polyfed.deploy.roster._AGAIN", 0.0)
+    run = Run(tmp_path, config("fedmrl", "run.rounds=6"), ["rounds.min_clients=2"])
+    good = run.memory.settings[102]
+    run.memory.settings[102] = good.model_copy(update={"data": str(tmp_path / "missing.csv")})
+
+    def instead(message: Outgoing, go: Go) -> Frame:
+        if message.kind == "train" and round_of(message) == 2:
+            run.memory.settings[102] = good
+        return go()
+
+    run.memory.instead = instead
+    run.serve()
+    assert run.event("refused")["reason"].startswith("DataError")
+    assert run.rows[1]["cohort"] == [0, 1]
+    assert run.rows[-1]["cohort"] == [0, 1, 2]
+
+
 def test_a_client_that_does_not_fit_is_refused_with_the_reason(tmp_path: Path) -> None:
     run = Run(tmp_path, config("fedavg"))
     run.memory.settings[104] = NodeSettings(client=7, state_dir=str(tmp_path / "site-7"))

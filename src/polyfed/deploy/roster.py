@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,7 @@ from polyfed.typing import ClientId
 #: Told of everything that is worth a line: a kind and its particulars.
 Events = Callable[..., None]
 
+_AGAIN = 60.0  # seconds after which a node that was refused is asked again
 _TTL = 300.0  # seconds in which a node must say who it is, before it is asked again
 
 
@@ -44,7 +46,7 @@ class Roster:
         self.node: dict[ClientId, int] = {}  # the node of each client, connected or not
         self.about: dict[ClientId, About] = {}
         self._asked: dict[str, tuple[int, float]] = {}  # ticket -> node, and when it was asked
-        self._refused: set[int] = set()
+        self._refused: dict[int, float] = {}  # node -> when it may be asked again
         self._online: set[int] = set()
 
     @property
@@ -63,7 +65,9 @@ class Roster:
         self._online = online
         self._hear()
         waiting = {node for node, asked in self._asked.values() if time.monotonic() - asked < _TTL}
-        known = {*self.node.values(), *waiting, *self._refused}
+        self._refused = {node: until for node, until in self._refused.items() if node in online}
+        refused = {node for node, until in self._refused.items() if time.monotonic() < until}
+        known = {*self.node.values(), *waiting, *refused}
         new = sorted(online - known)
         if not new:
             return
@@ -92,7 +96,7 @@ class Roster:
                 self._enter(node, answer.about)
 
     def _refuse(self, node: int, reason: str, **more: Any) -> None:
-        self._refused.add(node)
+        self._refused[node] = time.monotonic() + _AGAIN  # what it lacks may be mended by then
         self.tell("refused", node=str(node), reason=reason, **more)
 
     def _enter(self, node: int, about: About) -> None:
@@ -105,7 +109,7 @@ class Roster:
         else:
             moved = before is not None and before != node
             if moved and before is not None:
-                self._refused.add(before)  # one client has one place: the one that it last spoke from
+                self._refused[before] = math.inf  # one client has one place: the one that it last spoke from
             self.node[client], self.about[client] = node, about
             self.tell("joined", client=client, again=moved)
 

@@ -105,8 +105,8 @@ def serve(descriptor: int, settings: Path) -> None:
     with socket.socket(fileno=descriptor) as listener:
         while True:
             connection, _ = listener.accept()
-            # Whoever asked may be gone: what was done is kept, and told when it asks again.
-            with connection, contextlib.suppress(EOFError, OSError):
+            # Whoever asked may be gone (what was done is kept, and told when it asks again), or talk nonsense.
+            with connection, contextlib.suppress(EOFError, OSError, ValueError, PolyfedError):
                 frame = unpack(_receive(connection))
                 _send(connection, pack(*answer(*frame, NodeSettings.load(settings))))
 
