@@ -29,6 +29,7 @@ for _base in (
     "submodel",
     "aggregate",
     "align",
+    "classes",
     "losses",
     "plan",
     "rng",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from polyfed.errors import ModelError
 from polyfed.submodel import Mask
 from polyfed.typing import Params
 
@@ -30,10 +31,19 @@ def by_name_mean(models: Sequence[Params], weights: Sequence[float], *, default:
     """For each name the weighted mean over the models that own it; ``default`` where no model does.
 
     Integer tensors (BatchNorm's counter) are averaged and rounded to their type.
+
+    Raises:
+        ModelError: one name has different shapes.
     """
     out: dict[str, Tensor] = dict(default)
     for name in dict.fromkeys(name for model in models for name in model):
         owners = [(model[name], weight) for model, weight in zip(models, weights, strict=True) if name in model]
+        shapes = {tuple(value.shape) for value, _ in owners}
+        if len(shapes) > 1:
+            raise ModelError(
+                f"{name!r} came with the shapes {sorted(shapes)} from different clients; expected one shape: "
+                "choose models, or cuts, where they are equal"
+            )
         total = float(sum(weight for _, weight in owners))
         mean = torch.zeros_like(owners[0][0], dtype=torch.float64)
         for value, weight in owners:

@@ -18,6 +18,16 @@ def mean_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
     return functional.mse_loss(prediction, target)
 
 
+def kl_divergence(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean over the batch of KL(softmax(target) || softmax(logits)): a sum over classes, not a mean.
+
+    Both (B, L), both logits. Neither is detached: write ``target.detach()`` where the target is not to learn from it.
+    (torch calls this ``batchmean``; its default divides by L as well, which makes the term L times weaker.)
+    """
+    p, q = functional.log_softmax(target, dim=1), functional.log_softmax(logits, dim=1)
+    return functional.kl_div(q, p, reduction="batchmean", log_target=True)
+
+
 def supervised(nets: Nets, batch: Batch) -> Tensor:
     """Cross-entropy of the part ``model``: plain local training."""
     x, y = batch

@@ -8,7 +8,7 @@ import torch
 from polyfed.errors import ModelError
 from polyfed.models.catalogue import MODELS, ModelSpec
 from polyfed.models.norm import groups
-from polyfed.models.split import SplitModel, check_cuts_fit
+from polyfed.models.split import SplitModel, check_cuts_fit, check_heads_fit
 from polyfed.models.zoo import build, projector
 from polyfed.rng import Rng
 
@@ -111,6 +111,26 @@ def test_which_network_of_fedin_owns_which_block() -> None:
         assert names[shallow] < names[deep]
         a, b = image(f"in-resnet{shallow}").shapes, image(f"in-resnet{deep}").shapes
         assert all(a[name] == b[name] for name in a)
+
+
+def test_heads_are_shared_whatever_they_are_called() -> None:
+    """Catches heads that fit but are refused for their modules' names, or put where they do not belong."""
+    models = {name: image(name) for name in ("cnn5(rep_dim=20)", "resnet8(width=5)", "mlp(hidden=(9, 20))")}
+    check_heads_fit(models)
+    cnn, resnet, _ = models.values()
+    theirs, own = cnn.init(Rng((0,))), resnet.init(Rng((1,)))
+    head = cnn.head(theirs)
+    assert head.keys() == {"weight", "bias"}
+    joined = resnet.with_head(own, head)
+    assert joined.keys() == own.keys()
+    assert joined["fc.weight"] is theirs["fc3.weight"]
+    body = {name: value for name, value in own.items() if name not in resnet.classifier_names}
+    assert resnet.with_head(body, head).keys() == own.keys()
+    assert all(joined[name] is value for name, value in body.items())
+    with pytest.raises(ModelError, match=r"'resnet8.*was given a head \{'weight': \(10, 500\).*\(10, 20\)"):
+        resnet.with_head(own, image("cnn5").head(image("cnn5").init(Rng((0,)))))
+    with pytest.raises(ModelError, match=r"'cnn5' and 'mlp' do not fit: classifier is .*\(10, 500\).*\(10, 100\)"):
+        check_heads_fit({"cnn5": image("cnn5"), "mlp": image("mlp")})
 
 
 def test_the_small_family_fits_together() -> None:

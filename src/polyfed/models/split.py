@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
+from itertools import takewhile
 
 import torch
 from torch import Tensor, nn
@@ -191,6 +192,40 @@ class SplitModel:
         """Names of the classifier's parameters and buffers."""
         self._cuts()
         return self._names["classifier"]
+
+    def head(self, params: Params) -> dict[str, Tensor]:
+        """The classifier's tensors under names that do not tell where it sits: ``weight`` for ``fc3.weight``.
+
+        So that networks which call their classifiers differently can share them.
+        """
+        return {short: params[name] for short, name in self._head_names().items()}
+
+    def with_head(self, params: Params, head: Params) -> dict[str, Tensor]:
+        """``params``, which may lack a classifier, with the tensors of ``head`` as its classifier.
+
+        Raises:
+            ModelError: ``head`` does not have this classifier's names and shapes.
+        """
+        names = self._head_names()
+        expected, got = self.head_shapes, {short: tuple(value.shape) for short, value in head.items()}
+        if got != expected:
+            raise ModelError(
+                f"model {self.name!r} was given a head {got}, its classifier is {expected}; "
+                "choose models, or cuts, with equal classifiers"
+            )
+        return {**params, **{names[short]: value for short, value in head.items()}}
+
+    def _head_names(self) -> dict[str, str]:
+        """Short name -> name of each tensor of the classifier."""
+        names = [name.split(".") for name in self.shapes if name in self.classifier_names]
+        levels = zip(*(name[:-1] for name in names), strict=False)
+        same = sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, levels))
+        return {".".join(name[same:]): ".".join(name) for name in names}
+
+    @property
+    def head_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the classifier's tensors, by the names of `head`."""
+        return {short: tuple(self.shapes[name]) for short, name in self._head_names().items()}
 
     # ------------------------------------------------------------------------------------------------ private
 
@@ -398,6 +433,21 @@ def check_cuts_fit(
             _same("representation width", first, a.rep_dim, other, b.rep_dim)
         if classifier:
             _same("classifier", first, _classifier_shapes(a), other, _classifier_shapes(b))
+
+
+def check_heads_fit(models: Mapping[str, SplitModel]) -> None:
+    """Raise unless all classifiers have equal tensors, by `SplitModel.head`'s names; their modules' names may differ.
+
+    Args:
+        models: by the name that a message shall use.
+
+    Raises:
+        ModelError: naming both models and both classifiers.
+    """
+    heads = {name: model.head_shapes for name, model in models.items()}
+    for other in list(heads)[1:]:
+        first = next(iter(heads))
+        _same("classifier", first, heads[first], other, heads[other])
 
 
 def check_layers_fit(models: Mapping[str, SplitModel]) -> None:

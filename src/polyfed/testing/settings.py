@@ -20,10 +20,11 @@ _DEEP: Tables = {
 }
 
 #: Networks to try, the most unlike first: dense beside convolutional with BatchNorm and another width of the
-#: representation; two depths of one family, for methods that average layers by name; one for all. Odd widths, so that
-#: messages need their padding.
+#: representation; the same with equal widths, for methods that share heads or prototypes; two depths of one family, for
+#: methods that average layers by name; one for all. Odd widths, so that messages need their padding.
 FAMILIES: tuple[Tables, ...] = (
     {"clients": {"models": ["mlp(hidden=(24, 21))", "resnet8(width=5)"]}},
+    {"clients": {"models": ["mlp(hidden=(24, 20))", "resnet8(width=5)"]}},
     _DEEP,
     {"clients": {"models": ["resnet8(width=5)"]}},
 )
@@ -31,12 +32,14 @@ FAMILIES: tuple[Tables, ...] = (
 #: By averaging, a flip at one client reaches all.
 CALM: tuple[Tables, ...] = (
     {"clients": {"models": ["mlp(hidden=(24,))", "mlp(hidden=(24, 21))"]}},
+    {"clients": {"models": ["mlp(hidden=(21,))", "mlp(hidden=(24, 21))"]}},
     {**_DEEP, "train": {**_DEEP["train"], "lr": 2e-5}},
     {"clients": {"models": ["mlp(hidden=(24, 21))"]}},
 )
 #: Where they have to learn, dense ones suffice and are quick.
 LEARNERS: tuple[Tables, ...] = (
     {"clients": {"models": ["mlp(hidden=(64,))", "mlp(hidden=(64, 32))"]}},
+    {"clients": {"models": ["mlp(hidden=(32,))", "mlp(hidden=(64, 32))"]}},
     {
         "clients": {"models": ["in-resnet10-small(width=8)", "in-resnet14-small(width=8)"]},
         "train": {"epochs": 3, "batch_size": 32},

@@ -1,0 +1,74 @@
+"""What is known of single classes: mappings from a class's number, as text, to a tensor, such as ``{"3": (d,)}``.
+
+Such a mapping is `Params`: it travels, is averaged over those who have the class by `aggregate.by_name_mean`, and holds
+nothing for a class that nobody has.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from polyfed.compute import Steps, reduce
+from polyfed.errors import ModelError
+from polyfed.nets import Batch, Nets
+from polyfed.parties import LocalClient
+from polyfed.typing import Params, Parts
+
+
+def class_counts(client: LocalClient) -> dict[int, int]:
+    """How many training examples the client has of each class that it has, in ascending order of class."""
+    return dict(sorted(Counter(client.train.labels.tolist()).items()))
+
+
+def class_means(client: LocalClient, parts: Parts, output: Callable[[Nets, Tensor], Tensor]) -> Steps[Params]:
+    """The mean of ``output(nets, x)`` over the client's training examples of each class that it has.
+
+    A pass of its own over the data through `reduce`: in evaluation mode, not augmented, without gradient. Exact over
+    examples, whatever the batches; summed in float64.
+
+    Args:
+        client: whose data.
+        parts: the networks to look at, usually as trained.
+        output: of inputs ``(B, ...)``, a row ``(B, d)`` each.
+
+    Returns:
+        (d,) of the default floating type, by class.
+    """
+    counts = class_counts(client)
+
+    def sums(nets: Nets, batch: Batch) -> Params:
+        x, y = batch
+        rows = output(nets, x).double()  # (B, d)
+        return {str(c): rows[y == c].sum(dim=0) for c in counts}
+
+    total = yield from reduce(client, parts, sums)
+    return {str(c): (total[str(c)] / count).to(torch.get_default_dtype()) for c, count in counts.items()}
+
+
+def class_table(rows: Params, num_classes: int, width: int) -> dict[str, Tensor]:
+    """``rows`` by class as tensors that a loss can index by label.
+
+    Args:
+        rows: (width,) by class.
+        num_classes: L.
+        width: of a row.
+
+    Returns:
+        ``rows`` (L, width), zero for a class that has none, and ``held`` (L,), 1 where there is one and 0 elsewhere.
+
+    Raises:
+        ModelError: a class that does not exist, or a row of another width.
+    """
+    table, held = torch.zeros(num_classes, width), torch.zeros(num_classes)
+    for name, row in rows.items():
+        if not name.isdecimal() or int(name) >= num_classes or tuple(row.shape) != (width,):
+            raise ModelError(
+                f"class {name!r} came with a row of shape {tuple(row.shape)}; expected a class from 0 to "
+                f"{num_classes - 1} and shape {(width,)}: do all clients have the same classes and equal widths?"
+            )
+        table[int(name)], held[int(name)] = row, 1.0
+    return {"rows": table, "held": held}

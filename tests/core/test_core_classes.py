@@ -1,0 +1,77 @@
+"""What is known of single classes, and the losses that are built on it."""
+
+import pytest
+import torch
+import toy
+
+from polyfed.aggregate import by_name_mean
+from polyfed.algorithms.standalone import Standalone
+from polyfed.classes import class_counts, class_means, class_table
+from polyfed.compute import drive
+from polyfed.errors import ModelError
+from polyfed.losses import kl_divergence
+
+
+def represent(nets, x):
+    return nets["model"].represent(x)
+
+
+def test_class_means_are_exact_over_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches the mean of batch means (FedGH's released code), training mode, and classes that are not there."""
+    monkeypatch.setattr("polyfed.execute.fitting.EVAL_BATCH", 4)  # several batches, of unequal make-up
+    fed = toy.federation(Standalone(), models=("resnet8(width=4)",), shape=(1, 8, 8), sizes=(11, 3), classes=5)
+    game = toy.play(fed, 1)
+    local, model = game.local(0), game.private(0).model
+    means = drive(class_means(local, {"model": model}, represent), game.driver.perform)
+    net = local.models["model"]
+    net.train(False)
+    x, y = local.train.batch(torch.arange(11))
+    rows = net.represent(model, x)
+    assert list(means) == [str(c) for c in sorted(set(y.tolist()))]
+    for name, mean in means.items():
+        assert torch.allclose(mean, rows[y == int(name)].mean(0), rtol=1e-6, atol=1e-7)
+        assert mean.dtype == torch.float32
+    assert class_counts(local) == {c: int((y == c).sum()) for c in range(5)}
+    other = game.local(1)
+    few = drive(class_means(other, {"model": game.private(1).model}, represent), game.driver.perform)
+    assert sorted(few) == sorted({str(c) for c in other.train.labels.tolist()})
+    assert len(few) == 3
+
+
+def test_a_class_table_holds_what_there_is() -> None:
+    """Catches rows at the wrong class, and a class without a row that counts as one of zeros."""
+    rows = {"2": torch.tensor([1.0, 2.0]), "0": torch.tensor([3.0, 0.0])}
+    table = class_table(rows, 4, 2)
+    assert table["rows"].tolist() == [[3, 0], [0, 0], [1, 2], [0, 0]]
+    assert table["held"].tolist() == [1, 0, 1, 0]
+    assert class_table({}, 4, 2)["held"].tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(("name", "width"), [("4", 2), ("-1", 2), ("one", 2), ("1", 3)])
+def test_a_class_table_refuses_foreign_rows(name: str, width: int) -> None:
+    """Catches a row that lands at another class, or is broadcast."""
+    with pytest.raises(ModelError, match=rf"class '{name}' .*\({width},\); expected a class from 0 to 3"):
+        class_table({name: torch.zeros(width)}, 4, 2)
+
+
+def test_means_of_unequal_shapes_are_refused() -> None:
+    """Catches a prototype of width 1 that is broadcast to all others'."""
+    with pytest.raises(ModelError, match=r"'3' came with the shapes \[\(1,\), \(4,\)\]"):
+        by_name_mean([{"3": torch.zeros(4)}, {"3": torch.ones(1)}], [1, 1], default={})
+
+
+def test_kl_divergence_sums_over_classes() -> None:
+    """Catches the mean over all elements (HtFLlib, PFLlib: 1 / L of it), the other direction, and a hidden detach."""
+    generator = torch.Generator().manual_seed(0)
+    z, g = (torch.randn(6, 5, generator=generator, dtype=torch.float64) for _ in range(2))
+    p, q = g.softmax(1), z.softmax(1)
+    expected = (p * (p / q).log()).sum(1).mean()
+    assert torch.allclose(kl_divergence(z, g), expected, rtol=1e-12)
+    assert not torch.allclose(kl_divergence(g, z), expected, rtol=1e-3)
+    over_elements = (p * (p / q).log()).mean()
+    assert float(kl_divergence(z, g)) == pytest.approx(5 * float(over_elements))
+    assert float(kl_divergence(z, z)) == pytest.approx(0, abs=1e-15)
+    leaf = g.clone().requires_grad_()
+    kl_divergence(z, leaf).backward()
+    assert leaf.grad is not None
+    assert bool(leaf.grad.any())
