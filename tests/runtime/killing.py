@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
+from polyfed.runtime import store
 from polyfed.runtime.simulate import resume, simulate
 from polyfed.runtime.watch import Interrupted, Quiet
 
@@ -20,6 +21,9 @@ CONTEXT.set_forkserver_preload(
 
 #: Which calls count: those up to the first training, those after it, those of the latter that write a checkpoint.
 Phase = Literal["start", "rounds", "saving"]
+
+#: Between the sizes of the two networks' states: one is a row of the index, the other a file.
+INLINE = 20_000
 _SAVING = ("rundir.py", "store.py", "files.py")
 
 
@@ -60,6 +64,7 @@ class Countdown(Quiet):
 
 def play(config: Any, folder: Path, watch: Countdown, counts: Path | None) -> None:
     """Start the run, or go on with it."""
+    store.INLINE = INLINE
     try:
         if (folder / "config.toml").exists():
             resume(folder, watch=watch)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +46,22 @@ def essence(value: Any) -> Any:
     return [essence(item) for item in value] if isinstance(value, list) else value
 
 
+def rows(states: Path) -> list[tuple[Any, ...]]:
+    """The index of private states: client, round, SHA-256 and, of small ones, the state itself."""
+    if not (states / "index.sqlite").exists():
+        return []
+    with closing(sqlite3.connect(states / "index.sqlite")) as index:
+        return list(index.execute("SELECT client, round, sha256, data FROM states ORDER BY client, round"))
+
+
 def outcome(folder: Path) -> dict[str, Any]:
     """All of a complete run that must be the same, interrupted or not: states bitwise, logs and summary."""
     manifest = json.loads((folder / "checkpoint" / "manifest.json").read_text())["manifest"]
-    states = sorted((folder / "states").glob("*/*")) if (folder / "states").exists() else []
-    kept = [*sorted((folder / "checkpoint").glob("*.safetensors")), *states]
+    kept = sorted(path for name in ("checkpoint", "states") for path in (folder / name).glob("**/*.safetensors"))
     return {
         "round": manifest["round"],
+        "states": rows(folder / "states"),
+        "seal": manifest["states"],
         "files": {str(path.relative_to(folder)): path.read_bytes() for path in kept},
         "rounds": essence(lines(folder / "rounds.jsonl")),
         "clients": essence(lines(folder / "clients.jsonl")),

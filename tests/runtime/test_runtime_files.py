@@ -4,7 +4,10 @@ import errno
 import hashlib
 import json
 import os
+import shutil
+import sqlite3
 import subprocess
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,8 @@ import torch
 from polyfed.algorithms.standalone import Standalone
 from polyfed.errors import CheckpointError, DivergedError, RunDirError, StorageError
 from polyfed.message import Nothing, State
-from polyfed.runtime import files
+from polyfed.runtime import files, rundir
+from polyfed.runtime import store as store_module
 from polyfed.runtime.rundir import RunDir
 from polyfed.runtime.simulate import resume, simulate
 from polyfed.runtime.store import Store
@@ -38,55 +42,215 @@ def kept(n: int) -> Kept:
 # ------------------------------------------------------------------------------------------------------------- store
 
 
-@pytest.mark.parametrize("resident", [True, False])
-def test_a_state_exists_once_its_client_has_trained(tmp_path: Path, resident: bool) -> None:
-    """Catches states made for everybody: a hundred thousand clients of which few are drawn."""
-    store = Store(tmp_path, (Kept,), resident=resident)
+@pytest.fixture(params=["rows", "files"])
+def where(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where states go: into the index, or, all being large, into files of their own."""
+    if request.param == "files":
+        monkeypatch.setattr(store_module, "INLINE", 0)
+    return request.param
+
+
+@pytest.fixture(params=[True, False], ids=["memory", "disk"])
+def resident(request: pytest.FixtureRequest) -> bool:
+    return request.param
+
+
+def written(folder: Path) -> dict[tuple[int, int], bool]:
+    """Client and round of what is in the index, and whether it is in a file; there are no others."""
+    found = {(client, round_): data is None for client, round_, _, data in running.rows(folder)}
+    assert {f"client-{k}-round-{r}.safetensors" for (k, r), own in found.items() if own} == {
+        path.name for path in folder.glob("??/*")
+    }
+    return found
+
+
+def test_a_state_exists_once_its_client_has_trained(tmp_path: Path, resident: bool, where: str) -> None:
+    """Catches states made for everybody: a million clients of which few are drawn."""
+    store = Store(tmp_path / "states", (Kept,), resident=resident)
     assert store.get(3) is None
-    assert 3 not in store
-    store.put(3, kept(1), 1)
     store.put(4, Nothing(), 1)
-    assert (len(store), 3 in store, 4 in store) == (1, True, False)
+    assert store.get(4) is None
+    assert store.save() == {"count": 0, "digest": "0" * 64}
+    assert not (tmp_path / "states").exists()
+    store.put(3, kept(1), 1)
     got = store.get(3)
     assert isinstance(got, Kept)
     assert got.n == 1
     assert torch.equal(got.x, torch.ones(3))
-    assert bool(list(tmp_path.glob("*/*"))) is not resident
+    assert (tmp_path / "states").exists() is not resident
+    assert store.save()["count"] == 1
+    assert written(tmp_path / "states") == {(3, 1): where == "files"}
 
 
-@pytest.mark.parametrize("resident", [True, False])
-def test_the_files_of_the_last_checkpoint_stay_until_the_next(tmp_path: Path, resident: bool) -> None:
-    """Catches a file that is overwritten while the manifest on disk still names it."""
+def test_the_size_decides_where_a_state_goes(tmp_path: Path) -> None:
+    """Catches a million files of a kilobyte, and an index of blobs of ten megabytes."""
+    store = Store(tmp_path, (Kept,), resident=False)
+    elements = store_module.INLINE // 4
+    store.put(1, Kept(torch.zeros(elements), 0), 1)
+    store.put(2, Kept(torch.zeros(elements - 1000), 0), 1)
+    store.save()
+    assert written(tmp_path) == {(1, 1): True, (2, 1): False}
+    assert len(store.get(1).x) == elements
+    assert len(store.get(2).x) == elements - 1000
+
+
+def test_what_a_checkpoint_left_stays_until_the_next(tmp_path: Path, resident: bool, where: str) -> None:
+    """Catches a version that goes while the manifest on disk still means it, and one that stays for ever."""
     store = Store(tmp_path, (Kept,), resident=resident)
     store.put(3, kept(1), 1)
     store.put(5, kept(1), 1)
     first = store.save()
-    store.put(3, kept(2), 2)
+    store.settle(1)
+    for round_ in (2, 3):
+        store.put(3, kept(round_), round_)
+    second = store.save()  # and the manifest is not written: the disk is full
+    assert written(tmp_path).keys() == {(3, 1), (3, 3), (5, 1)}
     again = Store(tmp_path, (Kept,), resident=resident)
-    again._files = {int(k): entry for k, entry in first.items()}
+    again.restore(1, first)
     assert again.get(3).n == 1
-    second = store.save()
-    assert (tmp_path / first["3"][0]).exists()
-    assert first["5"] == second["5"]
-    store.sweep()
-    assert not (tmp_path / first["3"][0]).exists()
-    assert {str(p.relative_to(tmp_path)) for p in tmp_path.glob("*/*")} == {name for name, _ in second.values()}
+    assert written(tmp_path).keys() == {(3, 1), (5, 1)}
+    again.put(3, kept(3), 3)
+    assert again.save() == second
+    again.settle(3)
+    assert written(tmp_path).keys() == {(3, 3), (5, 1)}
 
 
-@pytest.mark.parametrize("resident", [True, False])
-def test_a_store_goes_back_to_a_manifest(tmp_path: Path, resident: bool) -> None:
+def test_a_store_goes_back_to_a_manifest(tmp_path: Path, resident: bool, where: str) -> None:
     """Catches states of rounds after the checkpoint that survive a resume."""
     store = Store(tmp_path, (Kept,), resident=resident)
     store.put(3, kept(1), 1)
-    entries = store.save()
+    entry = store.save()
+    store.settle(1)
     store.put(3, kept(2), 2)
     store.put(7, kept(2), 2)
+    store.save()
     for again in (store, Store(tmp_path, (Kept,), resident=resident)):
-        again.restore(json.loads(json.dumps(entries)))
+        again.restore(1, json.loads(json.dumps(entry)))
         assert again.get(3).n == 1
         assert again.get(7) is None
-        assert again.save() == entries
-        assert len(list(tmp_path.glob("*/*"))) == 1
+        assert again.save() == entry
+        assert written(tmp_path).keys() == {(3, 1)}
+    store.restore()  # no checkpoint at all
+    assert store.get(3) is None
+    assert written(tmp_path) == {}
+
+
+def test_a_checkpoint_that_was_written_but_not_tidied_up_is_tidied_up(tmp_path: Path, where: str) -> None:
+    """Catches versions that a run killed just after its manifest leaves for ever."""
+    store = Store(tmp_path, (Kept,), resident=False)
+    store.put(3, kept(1), 1)
+    store.put(5, kept(1), 1)
+    store.save()
+    store.settle(1)
+    store.put(3, kept(2), 2)
+    entry = store.save()
+    assert len(written(tmp_path)) == 3
+    again = Store(tmp_path, (Kept,), resident=False)
+    again.restore(2, entry)
+    assert written(tmp_path).keys() == {(3, 2), (5, 1)}
+    assert again.save() == entry
+
+
+def test_what_a_round_leaves_is_nobody_elses_before_the_checkpoint(tmp_path: Path) -> None:
+    """Catches a killed process half of whose writes survive: everything between two checkpoints is one transaction."""
+    store = Store(tmp_path, (Kept,), resident=False)
+    store.put(3, kept(1), 1)
+    entry = store.save()
+    store.settle(1)
+    store.put(3, kept(2), 2)
+    assert store.get(3).n == 2
+    assert written(tmp_path).keys() == {(3, 1)}
+    del store
+    again = Store(tmp_path, (Kept,), resident=False)
+    again.restore(1, entry)
+    assert again.get(3).n == 1
+
+
+@pytest.mark.parametrize("how", ["gone", "older", "newer", "of another run", "one row less", "no database"])
+def test_an_index_that_is_not_the_manifests_is_refused(tmp_path: Path, how: str) -> None:
+    """Catches states that are silently made anew, or are those of another moment."""
+    store = Store(tmp_path / "states", (Kept,), resident=False)
+    for client in range(3):
+        store.put(client, kept(client), 1)
+    entries = {1: store.save()}
+    store.settle(1)
+    shutil.copytree(tmp_path / "states", tmp_path / "older")
+    store.put(1, kept(7), 2)
+    entries[2] = store.save()
+    store.settle(2)
+    del store
+    index, round_ = tmp_path / "states" / "index.sqlite", 2
+    if how == "gone":
+        index.unlink()
+    elif how == "older":
+        shutil.copy(tmp_path / "older" / "index.sqlite", index)
+    elif how == "newer":
+        round_ = 1
+    elif how == "no database":
+        index.write_bytes(b"\xff" * 5000)
+    else:
+        with closing(sqlite3.connect(index)) as changed, changed:
+            changed.execute("DELETE FROM states WHERE client = 0")
+            if how == "of another run":
+                changed.execute("INSERT INTO states VALUES (0, 1, ?, x'00')", ("0" * 64,))
+    with pytest.raises(
+        CheckpointError, match=r"index\.sqlite is (not what the checkpoint of round|damaged: file is not)"
+    ):
+        Store(tmp_path / "states", (Kept,), resident=False).restore(round_, entries[round_])
+
+
+def test_a_round_looks_at_its_cohort_only(tmp_path: Path, resident: bool) -> None:
+    """Catches work that grows with the clients that have trained: a scan, a list, a manifest of all of them.
+
+    Counted, not timed: the steps of SQLite's machine, what is held, and the bytes of the manifest.
+    """
+    costs = {}
+    for trained in (30, 3000):
+        store = Store(tmp_path / str(trained), (Kept,), resident=False)
+        for client in range(trained):
+            store.put(client, kept(client), 1)
+        entry = store.save()
+        store.settle(1)
+        del store
+        store = Store(tmp_path / str(trained), (Kept,), resident=resident)
+        store.restore(1, entry)
+        steps: list[int] = []
+        assert store._db is not None
+        store._db.set_progress_handler(lambda steps=steps: steps.append(1), 1)
+        for round_ in (2, 3):
+            for client in (3, 14, 15):
+                assert store.get(client).n in (client, round_ - 1)
+                store.put(client, kept(round_), round_)
+        entry = store.save()
+        store.settle(3)
+        costs[trained] = (len(steps), len(json.dumps(entry)) - len(str(trained)), len(store._held))
+    few, many = costs[30], costs[3000]
+    assert 0 < many[0] < 1.2 * few[0]
+    assert few[1:] == many[1:]
+    assert many[2] == (3 if resident else 0)
+
+
+def test_a_full_disk_under_the_index_is_told(tmp_path: Path, resident: bool) -> None:
+    """Catches SQLite's own errors; what the last checkpoint left is there."""
+    store = Store(tmp_path, (Kept,), resident=resident)
+    store.put(3, kept(1), 1)
+    entry = store.save()
+    store.settle(1)
+    assert store._db is not None
+    store._db.execute("PRAGMA max_page_count = 10")
+
+    def fill(store: Store) -> None:
+        for client in range(300):
+            store.put(client, kept(2), 2)
+        store.save()
+
+    with pytest.raises(StorageError, match=r"index\.sqlite: database or disk is full; .* Make room"):
+        fill(store)
+    del store
+    again = Store(tmp_path, (Kept,), resident=resident)
+    again.restore(1, entry)
+    assert again.get(3).n == 1
+    assert again.get(0) is None
 
 
 def test_a_state_of_another_algorithm_is_refused(tmp_path: Path) -> None:
@@ -232,13 +396,40 @@ def test_a_damaged_manifest_is_refused(paused: Path, how: str) -> None:
         resume(paused)
 
 
-@pytest.mark.parametrize("which", ["checkpoint/server-round-*", "states/*/*"])
+@pytest.mark.parametrize("which", ["checkpoint/server-round-*", "states/??/*"])
 @pytest.mark.parametrize("how", ["damaged", "missing"])
-def test_a_damaged_or_missing_file_is_refused_by_name(paused: Path, which: str, how: str) -> None:
+def test_a_damaged_or_missing_file_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str, how: str
+) -> None:
     """Catches weights with a flipped bit, and a state that is silently made anew."""
+    monkeypatch.setattr(store_module, "INLINE", 0)
+    paused = pause(tmp_path / "run")
+    assert list(paused.glob(which))
     for path in paused.glob(which):
         damage(path) if how == "damaged" else path.unlink()
     with pytest.raises(CheckpointError, match="is damaged: its SHA-256" if how == "damaged" else "cannot be read"):
+        resume(paused)
+
+
+def test_a_damaged_row_is_refused_by_name(paused: Path) -> None:
+    """Catches a flipped bit in a state that is a row of the index."""
+    path = paused / "states" / "index.sqlite"
+    for *_, blob in running.rows(paused / "states"):
+        data = path.read_bytes()
+        place = data.index(blob[2000:2100]) + 50
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+    with pytest.raises(CheckpointError, match=r"index\.sqlite, client \d is damaged: its SHA-256"):
+        resume(paused)
+
+
+def test_a_run_of_an_earlier_layout_is_refused(paused: Path) -> None:
+    """Catches states of another version that are taken for none."""
+    path = paused / "checkpoint" / "manifest.json"
+    manifest = json.loads(path.read_text())["manifest"]
+    manifest["states"] = {"3": ["03/client-3-round-2.safetensors", "0" * 64]}
+    del manifest["layout"]
+    files.write_json(path, {"sha256": rundir._digest(manifest), "manifest": manifest})
+    with pytest.raises(CheckpointError, match=r"written by another version of polyfed .layout 1, this one has 2"):
         resume(paused)
 
 
@@ -297,6 +488,7 @@ def test_a_run_goes_on_after_a_full_disk(
 ) -> None:
     """Catches a checkpoint that a failed one has spoilt, whichever of its files did not fit any more."""
     rename, rounds = os.replace, {"run": {"store": store}}
+    monkeypatch.setattr(store_module, "INLINE", 0)
 
     def fails(source: Any, target: Any) -> None:
         if which in str(target) and armed:
@@ -369,8 +561,10 @@ def test_a_diverging_run_keeps_its_last_good_checkpoint(tmp_path: Path) -> None:
         simulate(config, out=tmp_path / "run")
     manifest = json.loads((tmp_path / "run/checkpoint/manifest.json").read_text())["manifest"]
     assert manifest["round"] == len(running.lines(tmp_path / "run/rounds.jsonl")) - 1
-    for name, sha256 in manifest["states"].values():
-        state = files.load(tmp_path / "run/states" / name, sha256, *Standalone.states)
+    found = running.rows(tmp_path / "run/states")
+    assert len(found) == manifest["states"]["count"] > 0
+    for client, _, sha256, data in found:
+        state = files.parse(data, sha256, f"client {client}", *Standalone.states)
         assert all(bool(torch.isfinite(v).all()) for v in state.model.values())
     with pytest.raises(DivergedError):  # it goes on from there, and comes to the same end
         resume(tmp_path / "run")

@@ -22,6 +22,7 @@ def config(store: str = "memory", every: int = 1) -> Any:
     return running.config(
         run={"rounds": ROUNDS, "eval_every": 8, "checkpoint_every": every, "store": store},
         train={"epochs": None, "steps": 1},
+        clients={"models": ["mlp(hidden=(12, 8))", "mlp(hidden=(32, 8))"]},
     )
 
 
@@ -37,6 +38,12 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_memory_and_disk_end_alike(straight: dict[str, Any]) -> None:
     """Catches a store that changes results, or that leaves other files behind."""
     running.same(straight["memory"][0], straight["disk"][0])
+    assert {(k, data is None) for k, _, _, data in running.rows(straight["disk"][0] / "states")} == {
+        (0, False),
+        (1, True),
+        (2, False),
+        (3, True),
+    }
 
 
 def moments(straight: dict[str, Any]) -> list[tuple[str, Any, int]]:

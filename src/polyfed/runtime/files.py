@@ -62,10 +62,25 @@ def load(path: Path, sha256: str, *known: type[Record]) -> Any:
         data = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"checkpoint file {path} cannot be read: {error.strerror or error}") from error
+    return parse(data, sha256, str(path), *known)
+
+
+def parse(data: bytes, sha256: str, where: str, *known: type[Record]) -> Any:
+    """The state in the bytes of `dump`.
+
+    Args:
+        data: the bytes.
+        sha256: what they must hash to.
+        where: they were found, for the error.
+        known: the classes that the state may be of.
+
+    Raises:
+        CheckpointError: these are not the bytes that were written, or they hold another state.
+    """
     found = hashlib.sha256(data).hexdigest()
     if found != sha256:
         raise CheckpointError(
-            f"checkpoint file {path} is damaged: its SHA-256 is {found[:12]}..., the manifest says {sha256[:12]}..."
+            f"checkpoint file {where} is damaged: its SHA-256 is {found[:12]}..., expected {sha256[:12]}..."
         )
     try:
         named = safetensors.torch.load(data)
@@ -73,4 +88,4 @@ def load(path: Path, sha256: str, *known: type[Record]) -> Any:
         structure = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["structure"])
         return unflatten(structure, [named[str(i)] for i in range(len(named))], *known)
     except (MessageError, SafetensorError, KeyError, ValueError) as error:
-        raise CheckpointError(f"checkpoint file {path} holds no state of this algorithm: {error}") from error
+        raise CheckpointError(f"checkpoint file {where} holds no state of this algorithm: {error}") from error

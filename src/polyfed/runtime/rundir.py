@@ -4,7 +4,7 @@
     environment.json    versions and hardware                clients.jsonl   one line per client and round
     partition.npz       whose rows are whose, with a hash    summary.json    the results, once the run is complete
     checkpoint/         manifest.json and the server's state
-    states/             private states, one file per client and round that wrote it
+    states/             private states: index.sqlite, and a file for each large one
 
 The manifest names immutable files by checksum and is replaced last, in one rename: whatever moment a run is killed
 at, a complete checkpoint is there (or none, and the run starts again). docs/run-directory.md documents every key.
@@ -26,6 +26,9 @@ from polyfed.runtime import files
 from polyfed.runtime.store import Store
 
 LOGS = ("rounds.jsonl", "clients.jsonl")
+
+#: Raised when a run directory of before could not be resumed any more.
+LAYOUT = 2
 
 
 class RunDir:
@@ -106,6 +109,7 @@ class RunDir:
         name = f"server-round-{round_}.safetensors"
         folder = self.path / "checkpoint"
         manifest: dict[str, Any] = {
+            "layout": LAYOUT,
             "round": round_,
             "identity": identity,
             "server": [name, files.write(folder / name, files.dump(server))],
@@ -117,7 +121,7 @@ class RunDir:
         for path in folder.glob("server-round-*.safetensors"):
             if path.name != name:
                 path.unlink(missing_ok=True)
-        store.sweep()
+        store.settle(round_)
 
     def _sync(self, name: str) -> int:
         os.fsync(self._logs[name].fileno())
@@ -135,7 +139,7 @@ class RunDir:
         if not path.exists():
             for name in LOGS:
                 self._cut(name, 0)
-            store.restore({})
+            store.restore()
             return None
         try:
             whole = json.loads(path.read_bytes())
@@ -145,6 +149,11 @@ class RunDir:
             raise CheckpointError(f"{path} is damaged ({type(error).__name__}: {error})") from error
         if not intact:
             raise CheckpointError(f"{path} is damaged: its checksum does not match its content")
+        if manifest.get("layout") != LAYOUT:
+            raise CheckpointError(
+                f"{path} was written by another version of polyfed (layout {manifest.get('layout', 1)}, this one has "
+                f"{LAYOUT}); resume it with that version, or start a new run"
+            )
         if manifest["identity"] != identity:
             raise CheckpointError(
                 f"{path} belongs to another configuration or partition ({manifest['identity']}; this run is "
@@ -154,7 +163,7 @@ class RunDir:
         server = files.load(path.parent / name, sha256, *states)
         for log in LOGS:
             self._cut(log, manifest["logs"][log])
-        store.restore(manifest["states"])
+        store.restore(manifest["round"], manifest["states"])
         return manifest["round"], server, manifest["progress"]
 
     def _cut(self, name: str, length: int) -> None:
