@@ -93,6 +93,14 @@ class Algorithm(ABC):
         """The networks that a client's parts run on; ``own`` is its private one."""
         return {"model": own}
 
+    def held_out(self) -> float:
+        """The share of each client's training examples, in [0, 1), that it never trains on: its ``client.held``.
+
+        For choices that are made by looking at examples which the networks have not learnt; ``client.train`` and its
+        length are without them. Test data are nobody's to look at.
+        """
+        return 0.0
+
     @abstractmethod
     def init_server(self, task: Task, rng: Rng) -> State:
         """The server's state before round 1."""
@@ -114,8 +122,11 @@ class Algorithm(ABC):
         """What a client receives in order to predict after this round; None if it needs nothing."""
 
     @abstractmethod
-    def parts(self, private: Any, msg: Any, client: LocalClient) -> Parts:
-        """What a client predicts with: its private state put together with what it received."""
+    def parts(self, private: Any, msg: Any, client: LocalClient) -> Parts | Steps[Parts]:
+        """What a client predicts with: its private state put together with what it received.
+
+        A coroutine where that takes a look at the client's data; it may ask for `reduce`, and keeps nothing.
+        """
 
     def predict(self, nets: Nets, x: Tensor) -> Mapping[str, Tensor]:
         """Logits (B, L) of each predictor by name; the first is the default, the headline accuracy."""

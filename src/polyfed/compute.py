@@ -21,7 +21,7 @@ from torch import Tensor
 
 from polyfed.message import Message, State
 from polyfed.nets import Batch, Grad, Gradient, Loss, Nets
-from polyfed.parties import ClientInfo, Cohort, LocalClient, Replies
+from polyfed.parties import ClientData, ClientInfo, Cohort, LocalClient, Replies
 from polyfed.plan import Every
 from polyfed.typing import ClientId, Params, Parts
 
@@ -68,12 +68,21 @@ class Fit:
 
 @dataclass(frozen=True, eq=False)
 class Reduce:
-    """A request: the sum of ``fn`` over batches of the client's training data, in evaluation mode, not augmented."""
+    """A request: the sum of ``fn`` over batches of a client's examples, in evaluation mode, not augmented."""
 
     client: LocalClient
     parts: Parts
     fn: Callable[[Nets, Batch], Params]
     rows: Tensor | None
+    held: bool = False
+
+    @property
+    def data(self) -> ClientData:
+        """What it goes over: the held-out examples, or those to train on."""
+        data = self.client.held if self.held else self.client.train
+        if data is None:
+            raise TypeError("reduce(held=True) needs held-out examples, but this algorithm's held_out() is 0")
+        return data
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,13 +135,19 @@ def fit(
 
 
 def reduce(
-    client: LocalClient, parts: Parts, fn: Callable[[Nets, Batch], Params], *, rows: Tensor | None = None
+    client: LocalClient,
+    parts: Parts,
+    fn: Callable[[Nets, Batch], Params],
+    *,
+    rows: Tensor | None = None,
+    held: bool = False,
 ) -> Steps[dict[str, Tensor]]:
     """The sum of ``fn(nets, batch)`` over the client's training data, or over its ``rows`` as one batch.
 
-    Networks are in evaluation mode, nothing is augmented, no gradient is kept.
+    Networks are in evaluation mode, nothing is augmented, no gradient is kept. With ``held`` it goes over the examples
+    that `Algorithm.held_out` took out of the training data instead.
     """
-    return (yield Reduce(client, parts, fn, rows))
+    return (yield Reduce(client, parts, fn, rows, held))
 
 
 def exchange(cohort: Cohort, down: Message | Callable[[ClientInfo], Message | None] | None) -> Steps[Replies]:
@@ -141,7 +156,7 @@ def exchange(cohort: Cohort, down: Message | Callable[[ClientInfo], Message | No
     return (yield Exchange(cohort, messages))
 
 
-def drive(steps: Steps[T], perform: Callable[[Any], Any]) -> T:
+def drive(steps: Steps[T] | T, perform: Callable[[Any], Any]) -> T:
     """Run a coroutine to its end, answering each request by ``perform(request)``.
 
     Raises:

@@ -58,6 +58,7 @@ class LocalClient:
         plan: how it trains.
         rng: randomness keyed by seed, round and client.
         round: the number of the round, from 1.
+        held: what `Algorithm.held_out` takes out of its training examples, the same in every round; None if nothing.
     """
 
     info: ClientInfo
@@ -66,6 +67,7 @@ class LocalClient:
     plan: LocalSGD
     rng: Rng
     round: int = 0
+    held: ClientData | None = None
 
 
 @dataclass(frozen=True)

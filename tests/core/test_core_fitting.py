@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from polyfed.algorithms.fedavg import FedAvg
-from polyfed.compute import Fit, Reduce, fit
+from polyfed.compute import Fit, Reduce, drive, fit, reduce
 from polyfed.errors import DivergedError
 from polyfed.execute.drivers import Batched, convolutions_do_not_pay, make_driver
 from polyfed.execute.fitting import clip, run_fit, run_reduce
@@ -389,6 +389,22 @@ def test_reduce_sums_over_all_rows_in_evaluation_mode() -> None:
     assert not everything["logits"].requires_grad
     some = run_reduce(Reduce(asked.client, asked.parts, count, torch.tensor([5, 3])), FP32)
     assert torch.allclose(some["logits"], module(x[[5, 3]]).sum(0), rtol=1e-5, atol=1e-6)
+
+
+def test_reduce_goes_over_held_out_examples_where_asked() -> None:
+    """Catches a look at the training examples instead, and one at nothing where nothing is held out."""
+    net = model()
+    asked = request(PLANS["plain"], n=7, net=net)
+    client = replace(asked.client, held=Data(3, 5))
+
+    def count(nets: Nets, batch: Batch) -> dict[str, Tensor]:
+        return {"n": torch.tensor(len(batch[0])), "x": batch[0].sum(0)}
+
+    found = drive(reduce(client, asked.parts, count, held=True), lambda asked: run_reduce(asked, FP32))
+    assert int(found["n"]) == 3
+    assert torch.equal(found["x"], Data(3, 5).batch(torch.arange(3))[0].sum(0))
+    with pytest.raises(TypeError, match="held_out"):
+        drive(reduce(asked.client, asked.parts, count, held=True), lambda asked: run_reduce(asked, FP32))
 
 
 def test_a_network_on_its_own_weights_is_the_module() -> None:

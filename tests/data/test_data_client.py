@@ -134,3 +134,35 @@ def test_pixels_are_not_copied() -> None:
     dataset = image_dataset()
     client = ClientData(dataset, np.arange(4), augment=False)
     assert client.dataset.x.data_ptr() == dataset.x.data_ptr()
+
+
+def test_held_out_rows_are_taken_from_training_and_the_same_each_time() -> None:
+    """Catches rows that are both trained on and held out, rows that get lost, and halves that change with the call."""
+    dataset = feature_dataset(np.random.default_rng(0).normal(size=(30, 3)), [k % 4 for k in range(30)])
+    client = ClientData(dataset, np.arange(4, 24), augment=False)
+    train, held = client.hold_out(0.25, Rng((1, "client", 3, "held")))
+    assert held is not None
+    assert (len(train), len(held)) == (15, 5)
+    assert sorted([*train.rows.tolist(), *held.rows.tolist()]) == list(range(4, 24))
+    again = client.hold_out(0.25, Rng((1, "client", 3, "held")))[1]
+    other = client.hold_out(0.25, Rng((1, "client", 4, "held")))[1]
+    assert again is not None
+    assert other is not None
+    assert torch.equal(held.rows, again.rows)
+    assert not torch.equal(held.rows, other.rows)
+    assert held.stats is train.stats is client.stats  # one standardisation for both
+    assert client.hold_out(0.0, Rng((0,))) == (client, None)
+
+
+@pytest.mark.parametrize(("rows", "share", "expected"), [(2, 0.01, 1), (4, 0.99, 3), (18, 0.2, 4)])
+def test_at_least_one_row_is_held_out_and_one_is_not(rows: int, share: float, expected: int) -> None:
+    """Catches empty halves of small clients."""
+    held = ClientData(image_dataset(), np.arange(rows), augment=True).hold_out(share, Rng((0,)))[1]
+    assert held is not None
+    assert len(held) == expected
+    assert not held.augment
+
+
+def test_a_single_row_cannot_be_halved() -> None:
+    with pytest.raises(DataError, match=r"1 training example.*partition\.min_samples"):
+        ClientData(image_dataset(), np.arange(1), augment=False).hold_out(0.1, Rng((0,)))

@@ -13,6 +13,7 @@ from torch.nn import functional
 from polyfed.data.dataset import Dataset
 from polyfed.data.partition import Partition
 from polyfed.errors import DataError
+from polyfed.rng import Rng
 
 _PAD = 4  # pixels that a random crop may shift an image by
 
@@ -100,6 +101,31 @@ class ClientData:
     def labels(self) -> Tensor:
         """``(n,)`` int64 class numbers, in the order of the rows."""
         return self.dataset.y[self.rows.to(self.dataset.y.device)]
+
+    def hold_out(self, share: float, rng: Rng) -> tuple[ClientData, ClientData | None]:
+        """These rows in two: those to train on, and ``max(1, round(share * n))`` that are held out.
+
+        Equal ``rng``, equal halves, so that a row held out once is held out always. Features are standardised in both
+        as they are here.
+
+        Args:
+            share: of the rows that is held out, in [0, 1); 0 holds out none.
+            rng: which rows; must not depend on the round.
+
+        Raises:
+            DataError: a single row cannot be halved.
+        """
+        if not share:
+            return self, None
+        if len(self) < 2:
+            raise DataError(
+                "a client has 1 training example, and this algorithm holds some out to validate on; expected at least "
+                "2: set partition.min_samples, or deal to fewer clients"
+            )
+        count = min(len(self) - 1, max(1, round(share * len(self))))
+        held, rest = torch.randperm(len(self), generator=rng.torch()).split([count, len(self) - count])
+        train = ClientData(self.dataset, self.rows[rest], augment=self.augment, stats=self.stats)
+        return train, ClientData(self.dataset, self.rows[held], augment=False, stats=self.stats)
 
     def batch(
         self,

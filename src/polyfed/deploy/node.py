@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from polyfed.compute import Fit, Fitted
+from polyfed.compute import Fit, Fitted, drive
 from polyfed.config import Config
 from polyfed.deploy import wire
 from polyfed.deploy.frames import Frame, pack, unpack
@@ -233,7 +233,7 @@ class _Node:
         message = self._message()
         private, lost = self._state()
         local = self.site.local(self.task, self.request.key[0])
-        score = self._score(self.algorithm.parts(private, message, local))
+        score = self._score(drive(self.algorithm.parts(private, message, local), Sequential(self.place).perform))
         return self._frame(lost=lost, score=score), None
 
     def _score(self, parts: Parts) -> Counts:

@@ -67,8 +67,8 @@ class Driver(Protocol):
         """Run each to its end, in order of client id."""
         ...
 
-    def perform(self, request: Any) -> Any:
-        """Do one request of the server itself."""
+    def perform(self, request: Any, work: Work | None = None) -> Any:
+        """Do one request by itself, such as the server's own; what it costs goes to ``work``."""
         ...
 
 
@@ -90,9 +90,9 @@ class Sequential:
             out[client] = Outcome(private, upload, work)
         return out
 
-    def perform(self, request: Any) -> Any:
-        """Do one request of the server itself."""
-        return self._perform(request, Work())
+    def perform(self, request: Any, work: Work | None = None) -> Any:
+        """Do one request by itself, such as the server's own; what it costs goes to ``work``."""
+        return self._perform(request, Work() if work is None else work)
 
     def _perform(self, request: Any, work: Work) -> Any:
         started = time.perf_counter()

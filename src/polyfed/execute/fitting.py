@@ -167,10 +167,10 @@ def run_reduce(request: Reduce, place: Place) -> dict[str, Tensor]:
     for model in client.models.values():
         model.train(False)
     nets = bind(client.models, tree_to(request.parts, place))
-    rows = (request.rows,) if request.rows is not None else torch.arange(len(client.train)).split(EVAL_BATCH)
+    rows = (request.rows,) if request.rows is not None else torch.arange(len(request.data)).split(EVAL_BATCH)
     out: dict[str, Tensor] = {}
     for some in rows:
-        batch = client.train.batch(some, dtype=place.dtype, device=place.device)
+        batch = request.data.batch(some, dtype=place.dtype, device=place.device)
         with place.autocast():
             part = request.fn(nets, batch)
         out = {name: out[name] + value if name in out else value for name, value in part.items()}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from inspect import isgeneratorfunction
 from typing import Any, Protocol
 
+from polyfed.compute import drive
 from polyfed.execute.drivers import Driver, Work
 from polyfed.execute.fitting import bind, tree_to
 from polyfed.message import Message, Nothing, Size, State, size
@@ -104,12 +106,18 @@ class LocalClients:
         out: dict[ClientId, Score] = {}
         for client, message in down.items():
             private, local = self.private(client), self.federation.local(client, round_)
-            # Clients that keep nothing and receive the same message have the same model.
-            kind = (id(message), replace(local.info, id=0)) if isinstance(private, Nothing) else client
+            # Clients that keep nothing and receive the same message have the same model, unless it takes their data.
+            same = isinstance(private, Nothing) and not isgeneratorfunction(self.federation.algorithm.parts)
+            kind = (id(message), replace(local.info, id=0)) if same else client
+            work = Work()
             if kind not in shared:
                 shared = {} if kind is client else shared
-                shared[kind] = tree_to(self.federation.algorithm.parts(private, message, local), self.driver.place)
-            out[client] = self._score(client, round_, shared[kind])
+                steps = self.federation.algorithm.parts(private, message, local)
+                made: Parts = drive(steps, lambda request, work=work: self.driver.perform(request, work))
+                shared[kind] = tree_to(made, self.driver.place)
+            score = out[client] = self._score(client, round_, shared[kind])
+            score.flops += work.flops
+            score.seconds += work.seconds
         return out
 
     def _score(self, client: ClientId, round_: int, parts: Parts) -> Score:

@@ -82,7 +82,8 @@ class Federation:
         """A client at work in a round; round 0 is its creation, before its first."""
         rng = self.rng.at("client", client) if round_ == 0 else self.rng.at("round", round_, "client", client)
         models = self.algorithm.models(self.task, self.own(client))
-        return LocalClient(self.info(client), models, self.data.train(client), self.plan, rng, round_)
+        train, held = self.data.train(client).hold_out(self.algorithm.held_out(), self.rng.at("client", client, "held"))
+        return LocalClient(self.info(client), models, train, self.plan, rng, round_, held)
 
 
 def deal(config: Config) -> tuple[Dataset, Partition]:
@@ -123,4 +124,7 @@ def prepare(config: Config) -> Federation:
     federation.algorithm.check(federation.task)
     for model in federation.task.family().values():
         federation.algorithm.models(federation.task, model)
+    if federation.algorithm.held_out():
+        smallest = min(range(config.clients.count), key=federation.data.train_size)
+        federation.local(smallest, 0)  # too few examples are told before the run
     return federation

@@ -314,7 +314,7 @@ def test_predicting_writes_nothing(subject: Subject) -> None:
             x, _ = federation.data.test(client).batch(torch.arange(2), dtype=place.dtype)
             for private in (trained, algorithm.init_client(federation.local(client, 0))):
                 received = algorithm.broadcast(server, here.info)
-                parts = algorithm.parts(private, received, here)
+                parts = drive(algorithm.parts(private, received, here), run.driver.perform)
                 before = digest(private), digest(received), digest(parts)
                 for model in here.models.values():
                     model.train(False)
