@@ -162,6 +162,7 @@ def test_flops_are_those_of_the_layers(run: Any) -> None:
     cohorts = sum(len(federation.data.test(k)) for row in log[1:] for k in row["cohort"])
     forward_ = sum(2 * a * b for a, b in layers)
     assert summary["flops_evaluation"] == forward_ * (4 * 2 * tests + cohorts)
+    assert summary["flops_per_example"] == forward_
 
 
 def test_a_sample_of_the_clients_is_evaluated(tmp_path: Path) -> None:
@@ -212,7 +213,7 @@ def test_the_summary_has_the_documented_keys(run: Any) -> None:
     kinds = {
         **dict.fromkeys(("algorithm", "name", "run_dir", "partition_hash", "config_hash"), str),
         **dict.fromkeys(("seed", "rounds", "flops", "flops_evaluation"), int),
-        **dict.fromkeys(("seconds", "seconds_evaluation"), float),
+        **dict.fromkeys(("seconds", "seconds_evaluation", "flops_per_example"), float),
         **dict.fromkeys(("accuracy", "bytes", "memory", "by_model", "clients"), dict),
         "targets": list,
     }

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from polyfed.config.faults import by_key, dotted, facts, hint, sentence
-from polyfed.config.methods import algorithm_fields, canonical_name, try_algorithm
+from polyfed.config.methods import algorithm_class, algorithm_fields, canonical_name, try_algorithm
 from polyfed.config.reading import Table, apply, parse_override, read_toml, to_toml
 from polyfed.config.sections import (
     AlgorithmSection,
@@ -183,14 +183,20 @@ class Config(Section):
     def hash(self) -> str:
         """sha256, in hexadecimal, of all that determines the numbers of this one run.
 
-        The same for a configuration and its resolved form, and wherever public data lie. Loads torch.
+        The same for a configuration and its resolved form, and wherever public data lie. What has its default is left
+        out, so that a key which a later version adds changes no hash. Loads torch.
         """
-        tables = self.resolved().to_dict()
+        resolved = self.resolved()
+        tables = resolved.model_dump(exclude_none=True, exclude_defaults=True, exclude={"algorithm", *_SEVERAL})
         for key in _INCIDENTAL:
-            tables["run"].pop(key, None)
+            tables.get("run", {}).pop(key, None)
         if self.data.dataset not in ("npz", "csv"):  # of your own file the path is all that is known
-            tables["data"].pop("path", None)
-        told = {name: tables[name] for name in tables if name not in _SEVERAL}
+            tables.get("data", {}).pop("path", None)
+        name, keys = resolved.algorithm.name, resolved.algorithm.keys
+        usual = {key: facts(field.default) for key, field in algorithm_fields(algorithm_class(name)).items()}
+        differing = {key: value for key, value in keys.items() if key not in usual or value != usual[key]}
+        tables["algorithm"] = {"name": name, **differing}
+        told = {section: keys for section, keys in tables.items() if keys}
         return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -263,9 +269,10 @@ def _misfits(sections: Mapping[str, Any]) -> list[str]:
         if name in sections:
             faults += [f"{name}.{key}: {text}" for key, text in sections[name].misfits()]
     run, clients = sections.get("run"), sections.get("clients")
-    if run and clients and run.eval_clients is not None and run.eval_clients > clients.count:
-        text = f"run.eval_clients: got {run.eval_clients}; expected at most clients.count, {clients.count}"
-        faults.append(text)
+    if run and clients:
+        samples = {"eval_clients": run.eval_clients, "gradient_clients": run.gradient_clients}
+        many = {key: count for key, count in samples.items() if count is not None and count > clients.count}
+        faults += [f"run.{key}: got {n}; expected at most clients.count, {clients.count}" for key, n in many.items()]
     for place, spec in enumerate(clients.models if clients else ()):
         if spec.own and (text := _refusal(spec)):
             faults.append(f"clients.models[{place}]: {text}")

@@ -84,6 +84,8 @@ class RunSection(Section):
         rounds: how many.
         eval_every: rounds between two evaluations; the last round is always evaluated.
         eval_clients: evaluate a sample of this many clients instead of all.
+        gradient_clients: at each evaluation, measure the gradient of the whole local model at a sample of this many
+            clients; None measures none.
         driver: how client work is executed; "auto" batches where it can.
         device: "auto", "cpu", "cuda" or "cuda:1".
         precision: of the training's arithmetic.
@@ -99,6 +101,7 @@ class RunSection(Section):
     rounds: Positive = 100
     eval_every: Positive = 10
     eval_clients: Positive | None = None
+    gradient_clients: Positive | None = None
     driver: Literal["auto", "sequential", "batched"] = "auto"
     device: Annotated[str, BeforeValidator(_device)] = "cpu"
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
@@ -116,6 +119,8 @@ class DataSection(Section):
         dataset: a name of `polyfed list datasets`.
         path: file or folder; None looks in $POLYFED_DATA, then downloads. Relative to the configuration file.
         test_fraction: part of a client's examples for its test, above 0 and below 1.
+        validation_fraction: above 0, this part of a client's training examples takes the place of its test examples,
+            which nobody sees then: for choosing hyper-parameters.
         split: "pooled" divides each client's examples; "official" deals the official test rows.
         augment: random crops and flips while training, where the data set has any.
         image_size: side of the images in pixels; None leaves the choice to the data set.
@@ -125,6 +130,7 @@ class DataSection(Section):
     dataset: Annotated[str, _one_of(DATASETS, "data set")] = "digits"
     path: str | None = None
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
     split: Literal["pooled", "official"] = "pooled"
     augment: bool = True
     image_size: Positive | None = None

@@ -117,6 +117,35 @@ class Partition:
         flat = np.bincount(client * num_classes + np.asarray(y)[rows], minlength=self.num_clients * num_classes)
         return flat.reshape(self.num_clients, num_classes).astype(np.int64)
 
+    def validating(self, fraction: float, y: ArrayLike, rng: Rng) -> Partition:
+        """The same clients with part of their training rows, class by class, in the place of their test rows.
+
+        For choosing hyper-parameters: what is chosen by looking at these rows has not looked at the test rows, which
+        nobody holds any more.
+
+        Args:
+            fraction: of each client's training rows, above 0 and below 1.
+            y: ``(N,)`` classes of all rows of the data set.
+            rng: which rows.
+
+        Raises:
+            DataError: a client has a single training row.
+        """
+        sizes = np.diff(self.train_offsets)
+        if sizes.min() < 2:
+            k = int(sizes.argmin())
+            raise DataError(
+                f"client {k} has {sizes[k]} training rows, of which none can be spared to validate on; expected at "
+                "least 2: raise partition.min_samples, or lower clients.count"
+            )
+        owner = np.full(len(np.asarray(y)), -1, dtype=np.int64)
+        owner[self.train_rows] = np.repeat(np.arange(self.num_clients), sizes)
+        rows = np.flatnonzero(owner >= 0)
+        held = np.zeros(len(owner), dtype=np.bool_)
+        held[rows] = pick_test(owner[rows], np.asarray(y)[rows], self.num_clients, fraction, rng.numpy())
+        parts = (*_grouped(owner, (owner >= 0) & ~held, self.num_clients), *_grouped(owner, held, self.num_clients))
+        return Partition(*parts, {**self.about, "validation_fraction": fraction})
+
     def save(self, path: Path) -> None:
         """Write the partition to an .npz file, whole or not at all.
 

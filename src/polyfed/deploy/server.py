@@ -30,7 +30,7 @@ from polyfed.deploy.settings import Deployment
 from polyfed.deploy.site import task_of
 from polyfed.deploy.transport import Transport
 from polyfed.deploy.wire import TaskFacts
-from polyfed.errors import PolyfedError, RunDirError
+from polyfed.errors import ConfigError, PolyfedError, RunDirError
 from polyfed.execute.drivers import make_driver
 from polyfed.execute.place import Place
 from polyfed.message import Nothing, State
@@ -133,8 +133,13 @@ def create(folder: Path, config: Config, deployment: Deployment) -> str:
 
     Raises:
         RunDirError: it holds a run already.
+        ConfigError: keys that only a simulation has.
     """
     config = config.resolved()
+    if config.run.gradient_clients is not None or config.data.validation_fraction:
+        raise ConfigError(
+            "run.gradient_clients and data.validation_fraction are for simulated runs; take them out to deploy"
+        )
     if (folder / "config.toml").exists():
         raise RunDirError(f"{folder} already holds a run; go on with `polyfed deploy resume {folder}`")
     folder.mkdir(parents=True, exist_ok=True)

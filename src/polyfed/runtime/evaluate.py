@@ -29,6 +29,7 @@ class Evaluation:
         official: accuracy of the clients of the round just after their training, before aggregation.
         whole: accuracy of each of the server's own models on all test data, and the mean of its accuracies on the
             single clients' test data.
+        gradient: mean over a sample of clients of the squared norm of the whole local model's gradient.
         flops: of all forward passes.
         seconds: of the evaluation.
     """
@@ -36,8 +37,14 @@ class Evaluation:
     scores: dict[ClientId, Score]
     official: float | None = None
     whole: dict[str, tuple[float, float]] = field(default_factory=dict[str, tuple[float, float]])
+    gradient: float | None = None
     flops: int = 0
     seconds: float = 0.0
+
+    @property
+    def flops_per_example(self) -> float:
+        """FLOPs of predicting one example, with every predictor; the mean over clients."""
+        return float(np.mean([score.flops / score.examples for score in self.scores.values()]))
 
     @property
     def down(self) -> int:
@@ -60,6 +67,15 @@ class Evaluation:
         return float(np.mean(accuracies[: math.ceil(len(accuracies) / 10)]))
 
 
+def sample(federation: Federation, size: int | None, round_: int, purpose: str) -> list[ClientId]:
+    """So many different clients, ascending, drawn for a round and a purpose; None takes all."""
+    count = federation.config.clients.count
+    if size is None or size >= count:
+        return list(range(count))
+    rng = federation.rng.at("round", round_, purpose).numpy()
+    return sorted(int(k) for k in rng.choice(count, size, replace=False))
+
+
 class Evaluator:
     """Tests clients and server models."""
 
@@ -79,14 +95,10 @@ class Evaluator:
         flops += sum(score.flops for score in (*before, *scores.values()))
         seconds = time.perf_counter() - started - (self.costs.seconds - counting)
         seconds += sum(score.seconds for score in before)
-        return Evaluation(scores, official, whole, flops, seconds)
+        return Evaluation(scores, official, whole, flops=flops, seconds=seconds)
 
     def _sample(self, round_: int) -> list[int]:
-        count, sample = self.federation.config.clients.count, self.federation.config.run.eval_clients
-        if sample is None or sample >= count:
-            return list(range(count))
-        rng = self.federation.rng.at("round", round_, "evaluate").numpy()
-        return sorted(int(k) for k in rng.choice(count, sample, replace=False))
+        return sample(self.federation, self.federation.config.run.eval_clients, round_, "evaluate")
 
     def _clients(self, server: Any, clients: Clients, round_: int) -> dict[ClientId, Score]:
         algorithm = self.federation.algorithm

@@ -109,6 +109,9 @@ def deal(config: Config) -> tuple[Dataset, Partition]:
         split=config.data.split,
         **settings,
     )
+    if config.data.validation_fraction:
+        y = dataset.y.cpu().numpy()
+        partition = partition.validating(config.data.validation_fraction, y, Rng((seed, "partition", "validation")))
     return dataset, partition
 
 

@@ -21,6 +21,7 @@ class Ledger:
             "bytes": {"up": _size(Size()), "down": _size(Size()), "evaluation_down": 0},
             "flops": 0,
             "flops_evaluation": 0,
+            "flops_per_example": 0.0,
             "seconds": 0.0,
             "seconds_evaluation": 0.0,
             "by_model": {},
@@ -59,6 +60,7 @@ class Ledger:
         p = self.progress
         p["bytes"]["evaluation_down"] += found.down
         p["flops_evaluation"] += found.flops
+        p["flops_per_example"] = found.flops_per_example
         p["seconds_evaluation"] += found.seconds
         mean = found.mean()
         for i, target in enumerate(self.federation.config.run.targets):
@@ -78,7 +80,8 @@ class Ledger:
             "clients": len(found.scores),
         }
         p["last"] = accuracy
-        return {"accuracy": accuracy, "evaluation_down": found.down, "seconds_evaluation": found.seconds}
+        row = {"accuracy": accuracy, "evaluation_down": found.down, "seconds_evaluation": found.seconds}
+        return row if found.gradient is None else {**row, "gradient_squared": found.gradient}
 
     def _by(self, found: Evaluation, what: Literal["architecture", "capacity"]) -> dict[str, float]:
         groups: dict[str, list[int]] = {}
@@ -116,7 +119,8 @@ class Ledger:
                 **{f"down_{kind}": down[kind] for kind in ("values", "indices", "header")},
                 "evaluation_down": p["bytes"]["evaluation_down"],
             },
-            **{key: p[key] for key in ("flops", "flops_evaluation", "seconds", "seconds_evaluation")},
+            **{key: p[key] for key in ("flops", "flops_evaluation", "flops_per_example")},
+            **{key: p[key] for key in ("seconds", "seconds_evaluation")},
             "memory": {
                 "process_peak": process_peak(),
                 "step_peak": {name: family["step_peak"] for name, family in p["by_model"].items()},

@@ -26,6 +26,7 @@ from polyfed.runtime import files
 from polyfed.runtime.clients import LocalClients
 from polyfed.runtime.evaluate import Evaluation, Evaluator
 from polyfed.runtime.federation import Federation, prepare
+from polyfed.runtime.gradient import gradient_squared
 from polyfed.runtime.ledger import Ledger, client_rows
 from polyfed.runtime.round import Played, play_round
 from polyfed.runtime.rundir import LOGS, RunDir
@@ -179,8 +180,14 @@ class _Run:
 
     def _evaluate(self, server: State, round_: int, played: Played | None) -> Evaluation | None:
         """Evaluate if it is time."""
-        reports = played.reports if played else None
-        return self.evaluator.evaluate(server, self.clients, round_, reports) if self._due(round_) else None
+        if not self._due(round_):
+            return None
+        found = self.evaluator.evaluate(server, self.clients, round_, played.reports if played else None)
+        if self.federation.config.run.gradient_clients is not None:
+            started = time.perf_counter()
+            found.gradient = gradient_squared(server, self.clients, round_)
+            found.seconds += time.perf_counter() - started
+        return found
 
     def _record(self, played: Played | None, seconds: float, found: Evaluation | None) -> None:
         """Enter a round into ledger and logs."""
