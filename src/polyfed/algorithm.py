@@ -13,7 +13,7 @@ from polyfed.compute import Answer, Steps
 from polyfed.errors import ModelError
 from polyfed.message import Message, Nothing, State
 from polyfed.models.catalogue import ModelSpec
-from polyfed.models.split import SplitModel
+from polyfed.models.split import SplitModel, check_heads_fit
 from polyfed.models.zoo import build
 from polyfed.nets import Nets
 from polyfed.parties import ClientInfo, Cohort, LocalClient
@@ -59,6 +59,18 @@ class Task:
             got = ", ".join(map(str, self.architectures)) or "private networks"
             raise ModelError(f"{algorithm} needs one architecture for all clients; clients.models gives {got}")
         return self.build(self.architectures[0])
+
+    def common_head(self, algorithm: str) -> SplitModel:
+        """A network whose classifier is like that of every client's, wherever it sits.
+
+        Raises:
+            ModelError: the clients' classifiers differ, or their networks are private.
+        """
+        family = self.family()
+        if not family:
+            raise ModelError(f"{algorithm} needs networks whose classifiers the server knows; these are private")
+        check_heads_fit(family)
+        return next(iter(family.values()))
 
 
 class Algorithm(ABC):

@@ -9,7 +9,10 @@ from polyfed.nets import Batch, Nets
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """Mean over the batch of -log softmax(logits)[y]. ``logits`` (B, L), ``y`` (B,) int64."""
+    """Mean over the batch of -log softmax(logits)[y]. ``logits`` (B, L), ``y`` (B,) int64.
+
+    With ``y`` (B, L), probabilities: of -sum_c y_c log softmax(logits)_c, which is 0 where a row of ``y`` is.
+    """
     return functional.cross_entropy(logits, y)
 
 

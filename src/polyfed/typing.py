@@ -21,4 +21,5 @@ ClientId: TypeAlias = int
 Positive: TypeAlias = Annotated[int, Gt(0)]
 Rate: TypeAlias = Annotated[float, Gt(0)]
 NonNegative: TypeAlias = Annotated[float, Ge(0)]
+Fraction: TypeAlias = Annotated[float, Ge(0), Le(1)]
 Capacity: TypeAlias = Annotated[float, Gt(0), Le(1)]

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 #: name -> (module:class, one line)
 ALGORITHMS: dict[str, tuple[str, str]] = {
+    "fd": (
+        "polyfed.algorithms.fd:FD",
+        "mean softmax outputs by class, each client learning from the others' (Jeong et al. 2018)",
+    ),
     "fedavg": (
         "polyfed.algorithms.fedavg:FedAvg",
         "one model for all, averaged over clients (McMahan et al. 2017)",
@@ -16,9 +20,21 @@ ALGORITHMS: dict[str, tuple[str, str]] = {
         "polyfed.algorithms.fedmrl:FedMRL",
         "a small shared model beside each private one, fused at two nested granularities (Yi et al. 2024)",
     ),
+    "fedproto": (
+        "polyfed.algorithms.fedproto:FedProto",
+        "mean representations by class, which every client's own are pulled to (Tan et al. 2022)",
+    ),
     "fiarse": (
         "polyfed.algorithms.fiarse:FIARSE",
         "each client trains the largest weights that its capacity allows (Wu et al. 2024)",
+    ),
+    "fml": (
+        "polyfed.algorithms.fml:FML",
+        "a private and a shared model teach each other, the shared one is averaged (Shen et al. 2020)",
+    ),
+    "lg-fedavg": (
+        "polyfed.algorithms.lg_fedavg:LGFedAvg",
+        "private representations under one shared head (Liang et al. 2020)",
     ),
     "standalone": (
         "polyfed.algorithms.standalone:Standalone",
@@ -27,4 +43,12 @@ ALGORITHMS: dict[str, tuple[str, str]] = {
 }
 
 #: Spellings of papers and other libraries.
-ALIASES = {"local": "standalone", "fed-mrl": "fedmrl", "fed-in": "fedin", "fed-avg": "fedavg"}
+ALIASES = {
+    "fed-avg": "fedavg",
+    "fed-in": "fedin",
+    "fed-mrl": "fedmrl",
+    "fed-proto": "fedproto",
+    "feddistill": "fd",
+    "lgfedavg": "lg-fedavg",
+    "local": "standalone",
+}

@@ -53,6 +53,7 @@ CAPACITIES: tuple[tuple[float, ...], ...] = ((1.0, 0.3), (1.0,))
 KEYS: Mapping[str, Mapping[str, Any]] = {
     "fedmrl": {"rep_dim": 9},
     "fedin": {"feature_batch": 8},
+    "fml": {"auxiliary": "mlp(hidden=(11,))"},
 }
 
 #: The configuration of all laws; the algorithm, its networks and the pictures' file come on top. Six clients with 20

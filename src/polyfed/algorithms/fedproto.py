@@ -1,0 +1,130 @@
+"""FedProto: clients exchange class prototypes, the mean representations of their classes.
+
+    Y. Tan, G. Long, L. Liu, T. Zhou, Q. Lu, J. Jiang, C. Zhang: FedProto: Federated Prototype Learning across
+    Heterogeneous Clients. AAAI 2022. https://arxiv.org/abs/2105.00243
+
+Client i keeps a network of any architecture whose representation f_i(x) has d numbers, d the same for all. It uploads
+the mean representation C_i[c] of each of its classes; the server averages them into Cbar[c]; local training pulls
+f_i(x) towards Cbar[y].
+
+Differences from yuetan031/FedProto: prototypes come from a pass of their own after training, in evaluation mode, not
+from the training-mode outputs of the last epoch; a class that nobody in the cohort has keeps its prototype; three
+predictors are told apart. docs/algorithms/fedproto.md.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from polyfed.aggregate import by_name_mean
+from polyfed.algorithm import Algorithm, Task
+from polyfed.classes import class_counts, class_means, class_table
+from polyfed.compute import Answer, Steps, exchange, fit
+from polyfed.losses import cross_entropy, mean_squared_error
+from polyfed.message import Message, State
+from polyfed.models.split import check_cuts_fit
+from polyfed.nets import Batch, Nets
+from polyfed.parties import ClientInfo, Cohort, LocalClient
+from polyfed.rng import Rng
+from polyfed.typing import NonNegative, Params, Parts
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedProto(Algorithm):
+    """Hyper-parameters of FedProto.
+
+    Args:
+        weight: lambda, of the distance to the prototypes.
+    """
+
+    name = "fedproto"
+    exempt: ClassVar[Mapping[str, str]] = {"idle_rounds_change_nothing": "prototypes are made even if nothing moves"}
+    weight: NonNegative = 1.0
+
+    class Server(State):
+        """Cbar: a prototype (d,) by class."""
+
+        prototypes: Params
+
+    class Private(State):
+        """A client's model."""
+
+        model: Params
+
+    class Broadcast(Message):
+        """Cbar."""
+
+        prototypes: Params
+
+    class Upload(Message):
+        """C_i: a prototype (d,) of each of the client's classes."""
+
+        prototypes: Params
+
+    def check(self, task: Task) -> None:
+        """Representations of one width."""
+        check_cuts_fit(task.family(), extractor=False, classifier=False)
+
+    def init_server(self, task: Task, rng: Rng) -> Server:
+        """No prototypes yet: the first round is trained without the term."""
+        return self.Server({})
+
+    def init_client(self, client: LocalClient) -> Private:
+        """A model of the client's own."""
+        return self.Private(client.models["model"].init(client.rng.at("model")))
+
+    def server_round(self, server: Server, cohort: Cohort) -> Steps[State]:
+        """Cbar[c] = the plain mean of C_i[c] over the clients of the round that have c."""
+        replies = yield from exchange(cohort, self.Broadcast(server.prototypes))
+        prototypes = replies.all("prototypes")
+        return self.Server(by_name_mean(prototypes, [1] * len(prototypes), default=server.prototypes))
+
+    def client_round(self, private: Private, msg: Broadcast, client: LocalClient) -> Steps[Answer]:
+        """E epochs of the loss; then C_i[c] = the mean of f_i over the client's examples of class c."""
+        parts = self.parts(private, msg, client)
+        frozen = {"prototypes": parts["prototypes"]}
+        fitted = yield from fit(client, {"model": parts["model"]}, loss=self.loss, frozen=frozen)
+        prototypes = yield from class_means(client, fitted.parts, self.represent)
+        return self.Private(fitted.parts["model"]), self.Upload(prototypes)
+
+    def loss(self, nets: Nets, batch: Batch) -> Tensor:
+        """CE(F_i(x), y) + lambda MSE(f_i(x), Cbar[y]); the second over examples whose class has a prototype."""
+        x, y = batch
+        r = nets["model"].represent(x)  # (B, d)
+        rows, held = nets["prototypes"]["rows"][y], nets["prototypes"]["held"][y]  # (B, d), (B,)
+        # Rows are zero where there is no prototype, so such examples add 0; the mean is over all of the batch and d.
+        distance = mean_squared_error(held[:, None] * r, rows)
+        return cross_entropy(nets["model"].classify(r), y) + self.weight * distance
+
+    def represent(self, nets: Nets, x: Tensor) -> Tensor:
+        """f_i(x), (B, d)."""
+        return nets["model"].represent(x)
+
+    def broadcast(self, server: Server, client: ClientInfo) -> Broadcast:
+        """Cbar, to train or to predict with."""
+        return self.Broadcast(server.prototypes)
+
+    def parts(self, private: Private, msg: Broadcast, client: LocalClient) -> Parts:
+        """The client's own model, the prototypes, and which classes are its own."""
+        model = client.models["model"]
+        own = torch.zeros(model.num_classes)
+        own[list(class_counts(client))] = 1.0
+        table = class_table(msg.prototypes, model.num_classes, model.rep_dim)
+        return {"model": private.model, "prototypes": {**table, "own": own}}
+
+    def predict(self, nets: Nets, x: Tensor) -> Mapping[str, Tensor]:
+        """The nearest of all prototypes (the paper's), the nearest of the client's own classes, the header's logits.
+
+        Minus the distance is the logit of a prototype. Without any, every class is as good as another.
+        """
+        r, table = nets["model"].represent(x), nets["prototypes"]
+        distance = torch.cdist(r, table["rows"], compute_mode="donot_use_mm_for_euclid_dist")  # (B, L)
+        there, own = table["held"] > 0, table["own"] > 0  # (L,)
+        return {
+            "prototype": torch.where(there, -distance, -torch.inf),
+            "prototype-own": torch.where(there & own, -distance, -torch.inf),
+            "header": nets["model"].classify(r),
+        }
