@@ -27,6 +27,7 @@ FORBIDDEN = {
 for _base in (
     "message",
     "submodel",
+    "uploads",
     "aggregate",
     "align",
     "classes",

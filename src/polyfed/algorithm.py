@@ -19,6 +19,7 @@ from polyfed.nets import Nets
 from polyfed.parties import ClientInfo, Cohort, LocalClient
 from polyfed.rng import Rng
 from polyfed.typing import Parts
+from polyfed.uploads import check_counterparts
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,21 @@ class Algorithm(ABC):
     def predict(self, nets: Nets, x: Tensor) -> Mapping[str, Tensor]:
         """Logits (B, L) of each predictor by name; the first is the default, the headline accuracy."""
         return {"model": nets["model"](x)}
+
+    def check_upload(self, task: Task, client: ClientInfo, down: Any, up: Any) -> None:
+        """Raise MessageError where an upload would harm the server or other clients; asked of each as it arrives.
+
+        By then its fields are of their declared types and its numbers finite. This rule wants every tensor in a
+        mapping that has the names, shapes and types of one that the client received. An algorithm with other uploads
+        says here what it expects of them, with the help of `polyfed.uploads`.
+
+        Args:
+            task: what all know.
+            client: who sent it.
+            down: what it received.
+            up: what it sent.
+        """
+        check_counterparts(down, up)
 
     def global_nets(self, server: Any, task: Task) -> Mapping[str, Nets]:
         """Models that the server can make by itself, by name, to be tested on all clients' test data."""

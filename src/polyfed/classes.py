@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from polyfed.compute import Steps, reduce
-from polyfed.errors import ModelError
+from polyfed.errors import MessageError, ModelError
 from polyfed.nets import Batch, Nets
 from polyfed.parties import LocalClient
 from polyfed.typing import Params, Parts
+from polyfed.uploads import check_tensor
 
 
 def class_counts(client: LocalClient) -> dict[int, int]:
@@ -47,6 +48,26 @@ def class_means(client: LocalClient, parts: Parts, output: Callable[[Nets, Tenso
 
     total = yield from reduce(client, parts, sums)
     return {str(c): (total[str(c)] / count).to(torch.get_default_dtype()) for c, count in counts.items()}
+
+
+def check_by_class(where: str, rows: Params, num_classes: int, width: int | None = None) -> None:
+    """Each name is the number of a class that there is, and each row is ``(width,)``; for `Algorithm.check_upload`.
+
+    Args:
+        where: what came.
+        rows: by class, of the type of the run's weights.
+        num_classes: L.
+        width: of each row; None where the server does not know it: then the rows are of one width.
+
+    Raises:
+        MessageError: one is not.
+    """
+    classes = set(map(str, range(num_classes)))
+    for name, row in rows.items():
+        if name not in classes:
+            raise MessageError(f"{where} came for class {name!r}; expected classes from 0 to {num_classes - 1}")
+        width = row.numel() if width is None else width
+        check_tensor(f"{where}[{name!r}]", row, width)
 
 
 def class_table(rows: Params, num_classes: int, width: int) -> dict[str, Tensor]:

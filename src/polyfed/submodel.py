@@ -1,6 +1,7 @@
 """Submodels chosen weight by weight: masks, and the sparse form in which they travel."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Annotated, TypeAlias
 
 import numpy as np
@@ -42,8 +43,14 @@ def above(params: Params, threshold: Params) -> dict[str, Tensor]:
 
 
 def gates(params: Params, masked: tuple[str, ...], threshold: tuple[float, ...]) -> dict[str, Tensor]:
-    """The threshold of each masked tensor, of its type; one number stands for all."""
+    """The threshold of each masked tensor, of its type; one number stands for all.
+
+    Raises:
+        MessageError: there are neither one nor as many thresholds as masked tensors.
+    """
     each = threshold if len(threshold) > 1 else threshold * len(masked)
+    if len(each) != len(masked):
+        raise MessageError(f"{len(threshold)} thresholds came for {len(masked)} masked tensors")
     return {n: torch.tensor(value, dtype=params[n].dtype) for n, value in zip(masked, each, strict=True)}
 
 
@@ -116,30 +123,42 @@ class Sparse(Record):
         shapes = tuple(tuple(params[name].shape) for name in masked)
         return cls(kept(params, mask), positions, masked, shapes)
 
-    def mask(self) -> dict[str, Tensor]:
+    def mask(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
         """One bool per weight of the masked tensors.
 
+        Args:
+            shapes: of all tensors of the network that this is a part of. What the record itself says of them is not
+                believed, as a few bytes could ask for any amount of memory.
+
         Raises:
-            MessageError: the positions do not fit the shapes.
+            MessageError: it is no part of that network, or the positions do not fit.
         """
-        sizes = [int(np.prod(shape, dtype=np.int64)) for shape in self.shapes]
+        whole = {name: tuple(shape) for name, shape in shapes.items()}
+        fits = self.values.keys() == whole.keys() and len(self.masked) == len(set(self.masked)) == len(self.shapes)
+        if not fits or any(whole.get(n) != shape for n, shape in zip(self.masked, self.shapes, strict=True)):
+            raise MessageError("a submodel of another network came: its names or shapes are not those of the one here")
+        if any(tuple(value.shape) != whole[n] for n, value in self.values.items() if n not in self.masked):
+            raise MessageError("a submodel came in which a tensor that is held whole has another shape than here")
+        sizes = [math.prod(shape) for shape in self.shapes]
         total = sum(sizes)
-        if self.positions.dtype == torch.uint8 and self.positions.numel() == 0:
+        where = self.positions.cpu()
+        if where.dim() != 1 or where.dtype not in (torch.uint8, torch.int32):
+            raise MessageError(f"positions of shape {tuple(where.shape)} and type {where.dtype} came")
+        if where.dtype == torch.uint8 and where.numel() == 0:
             flat = torch.ones(total, dtype=torch.bool)
-        elif self.positions.dtype == torch.uint8:
-            if self.positions.numel() != (total + 7) // 8:
-                raise MessageError(f"a bitmap of {self.positions.numel()} bytes came for {total} weights")
-            flat = torch.from_numpy(np.unpackbits(self.positions.cpu().numpy(), count=total)).bool()
+        elif where.dtype == torch.uint8:
+            if where.numel() != (total + 7) // 8:
+                raise MessageError(f"a bitmap of {where.numel()} bytes came for {total} weights")
+            flat = torch.from_numpy(np.unpackbits(where.numpy(), count=total)).bool()
         else:
-            where = self.positions.long().cpu()
             if where.numel() and not 0 <= int(where.min()) <= int(where.max()) < total:
                 raise MessageError(f"positions up to {int(where.max())} came for {total} weights")
             flat = torch.zeros(total, dtype=torch.bool)
-            flat[where] = True
+            flat[where.long()] = True
         pieces = torch.split(flat, sizes)
         return {name: piece.reshape(shape) for name, shape, piece in zip(self.masked, self.shapes, pieces, strict=True)}
 
-    def dense(self) -> dict[str, Tensor]:
-        """All tensors at full shape, zero where nothing was sent."""
+    def dense(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+        """All tensors at full shape, zero where nothing was sent; arguments and errors as for `mask`."""
         device = next(iter(self.values.values())).device if self.values else torch.device("cpu")
-        return spread(self.values, {name: where.to(device) for name, where in self.mask().items()})
+        return spread(self.values, {name: where.to(device) for name, where in self.mask(shapes).items()})

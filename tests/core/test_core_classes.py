@@ -6,9 +6,9 @@ import toy
 
 from polyfed.aggregate import by_name_mean
 from polyfed.algorithms.standalone import Standalone
-from polyfed.classes import class_counts, class_means, class_table
+from polyfed.classes import check_by_class, class_counts, class_means, class_table
 from polyfed.compute import drive
-from polyfed.errors import ModelError
+from polyfed.errors import MessageError, ModelError
 from polyfed.losses import kl_divergence
 
 
@@ -75,3 +75,15 @@ def test_kl_divergence_sums_over_classes() -> None:
     kl_divergence(z, leaf).backward()
     assert leaf.grad is not None
     assert bool(leaf.grad.any())
+
+
+def test_rows_of_classes_that_there_are_not_or_of_other_widths_are_refused() -> None:
+    """Catches a stranger's "01" beside "1", a class that no client has, and prototypes that cannot be averaged."""
+    row = torch.zeros(3)
+    check_by_class("means", {"0": row, "9": row}, 10, 3)
+    check_by_class("means", {}, 10)
+    for wrong in ({"10": row}, {"01": row}, {"-1": row}, {"x": row}, {"²": row}, {"1": row[None]}, {"1": row[:2]}):
+        with pytest.raises(MessageError, match="means"):
+            check_by_class("means", wrong, 10, 3)
+    with pytest.raises(MessageError, match="means"):
+        check_by_class("means", {"0": row, "1": row[:2]}, 10)

@@ -51,8 +51,9 @@ def test_a_submodel_survives_the_wire(case: tuple[dict[str, Tensor], dict[str, T
     params, mask = case
     sent = Sparse.take(params, mask)
     got = decode(encode(Carrier(sent)), Carrier).submodel  # type: ignore[attr-defined]
-    assert tree.same(got.mask(), {name: mask[name] for name in params if name in mask})
-    assert tree.same(got.dense(), spread(kept(params, mask), mask))
+    shapes = {name: value.shape for name, value in params.items()}
+    assert tree.same(got.mask(shapes), {name: mask[name] for name in params if name in mask})
+    assert tree.same(got.dense(shapes), spread(kept(params, mask), mask))
 
 
 @pytest.mark.parametrize(("kept_", "as_indices"), [(0, True), (31, True), (32, False), (33, False), (1024, False)])
@@ -66,7 +67,7 @@ def test_positions_take_the_shorter_form(kept_: int, as_indices: bool) -> None:
     told = size(Carrier(sparse))
     assert told.values == 4 * kept_
     assert told.indices == (0 if kept_ == d else min(4 * kept_, math.ceil(d / 8)))  # all kept: no positions
-    assert torch.equal(sparse.mask()["w"], mask)
+    assert torch.equal(sparse.mask({"w": (d,)})["w"], mask)
 
 
 def test_a_bitmap_of_a_number_of_weights_that_is_no_multiple_of_eight() -> None:
@@ -74,7 +75,7 @@ def test_a_bitmap_of_a_number_of_weights_that_is_no_multiple_of_eight() -> None:
     mask = torch.arange(13) != 3
     sparse = Sparse.take({"a": torch.ones(5), "b": torch.ones(2, 4)}, {"a": mask[:5], "b": mask[5:].reshape(2, 4)})
     assert sparse.positions.numel() == 2
-    assert torch.equal(torch.cat([m.reshape(-1) for m in sparse.mask().values()]), mask)
+    assert torch.equal(torch.cat([m.reshape(-1) for m in sparse.mask({"a": (5,), "b": (2, 4)}).values()]), mask)
 
 
 def test_a_whole_model_travels_without_positions() -> None:
@@ -82,7 +83,7 @@ def test_a_whole_model_travels_without_positions() -> None:
     params = {"a": torch.randn(5), "b": torch.randn(2, 4)}
     whole = Sparse.take(params, {name: torch.ones_like(value, dtype=torch.bool) for name, value in params.items()})
     assert whole.positions.numel() == 0
-    assert all(torch.equal(value, params[name]) for name, value in whole.dense().items())
+    assert all(torch.equal(value, params[name]) for name, value in whole.dense({"a": (5,), "b": (2, 4)}).items())
 
 
 def sparse(positions: Tensor, values: int = 2, shape: tuple[int, ...] = (4, 4)) -> Sparse:
@@ -104,7 +105,32 @@ def sparse(positions: Tensor, values: int = 2, shape: tuple[int, ...] = (4, 4)) 
 def test_damaged_positions_are_a_message_error(damaged: Sparse) -> None:
     """Catches an IndexError, or values that silently land elsewhere, from what a stranger sent."""
     with pytest.raises(MessageError, match="came"):
-        damaged.dense()
+        damaged.dense({"w": (4, 4)})
+
+
+BITMAP = torch.zeros(2, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        sparse(torch.zeros(0, dtype=torch.uint8), shape=(2**40, 2**20)),  # a mask of ones as large as that
+        sparse(torch.zeros(0, dtype=torch.int32), shape=(2**40,)),  # a mask of zeros
+        sparse(BITMAP, shape=(-4, -4)),
+        sparse(BITMAP, shape=(16,)),
+        sparse(BITMAP.reshape(1, 2)),
+        sparse(BITMAP.float()),
+        Sparse({"w": torch.ones(2)}, BITMAP, ("w", "w"), ((4, 4), (4, 4))),
+        Sparse({"w": torch.ones(2)}, BITMAP, ("w",), ()),
+        Sparse({"w": torch.ones(2)}, BITMAP, ("v",), ((4, 4),)),
+        Sparse({"w": torch.ones(2), "v": torch.ones(2)}, BITMAP, ("w",), ((4, 4),)),
+        Sparse({"w": torch.ones(2)}, torch.zeros(0, dtype=torch.uint8), (), ()),  # held whole, of another shape
+    ],
+)
+def test_a_submodel_of_another_network_is_a_message_error_before_anything_is_made(foreign: Sparse) -> None:
+    """Catches a mask as large as a stranger says, and zips and splits that fall over its lists."""
+    with pytest.raises(MessageError, match="came"):
+        foreign.dense({"w": (4, 4)})
 
 
 def test_values_that_do_not_fit_their_mask_are_a_message_error() -> None:
@@ -178,7 +204,7 @@ def test_one_threshold_stands_for_all_tensors_and_several_for_one_each() -> None
     assert gates(params, ("a", "b"), (0.5,)) == {"a": 0.5, "b": 0.5}
     assert gates(params, ("a", "b"), (0.5, 0.25)) == {"a": 0.5, "b": 0.25}
     assert gates(params, ("a",), (0.1,))["a"].dtype == torch.float64
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(MessageError, match="2 thresholds came for 3"):
         gates(params, ("a", "b", "c"), (0.5, 0.25))
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from polyfed.aggregate import by_name_mean
 from polyfed.algorithm import Algorithm, Task
-from polyfed.classes import class_means, class_table
+from polyfed.classes import check_by_class, class_means, class_table
 from polyfed.compute import Answer, Steps, exchange, fit
 from polyfed.losses import cross_entropy
 from polyfed.message import Message, Record, State
@@ -114,6 +114,10 @@ class FD(Algorithm):
     def parts(self, private: Private, msg: Any, client: LocalClient) -> Parts:
         """The client's own model."""
         return {"model": private.model}
+
+    def check_upload(self, task: Task, client: ClientInfo, down: Broadcast, up: Upload) -> None:
+        """A row of L numbers for classes that there are."""
+        check_by_class("means", up.means, task.num_classes, task.num_classes)
 
     def predict(self, nets: Nets, x: Tensor) -> Mapping[str, Tensor]:
         """The model's logits."""

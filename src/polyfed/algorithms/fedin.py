@@ -3,10 +3,9 @@
     Y.-H. Chan, Z. Jiang, J. Deng, E. C.-H. Ngai: FedIN: Federated Intermediate Layers Learning for Model
     Heterogeneity. 2023. https://arxiv.org/abs/2304.00759
 
-Known from its abstracts and a sibling paper only: what fills a gap is a parameter or in docs/algorithms/fedin.md. Do
-not quote these results as the paper's. Networks are extractor | intermediate | classifier and differ in the middle. A
-client sends pairs (s_in, s_out), extractor's output and classifier's input; another trains its intermediate layers to
-map one to the other (IN training), without opposing its own loss. Layers are averaged by name.
+Known only from abstracts and a sibling paper (docs/algorithms/fedin.md): results are not the paper's. Networks are
+extractor | intermediate | classifier; the middle, which differs, learns to map another client's s_in, the extractor's
+output, to its s_out, the classifier's input (IN training), without opposing its own loss. Layers are averaged by name.
 """
 
 from collections.abc import Mapping
@@ -29,6 +28,7 @@ from polyfed.parties import ClientInfo, Cohort, LocalClient
 from polyfed.plan import Every
 from polyfed.rng import Rng
 from polyfed.typing import NonNegative, Params, Parts, Positive
+from polyfed.uploads import check_features
 
 
 class Features(Record):
@@ -87,20 +87,17 @@ class FedIN(Algorithm):
     def init_server(self, task: Task, rng: Rng) -> Server:
         """Every layer from the initialisation of the largest network that has it."""
         family = sorted(task.family().items(), key=lambda item: sum(s.numel() for s in item[1].shapes.values()))
-        layers: dict[str, Tensor] = {}
-        for _, model in family:  # ascending, so that the largest has the last word
-            layers |= model.init(rng.at("layers"))
+        layers = {k: v for _, model in family for k, v in model.init(rng.at("layers")).items()}  # the largest is last
         return self.Server(layers, {name: tuple(model.shapes) for name, model in family}, {})
 
     def server_round(self, server: Server, cohort: Cohort) -> Steps[State]:
         """Deal layers and foreign pairs, exchange, average each layer over its owners, renew the bank."""
         pairs = {client.id: self.draw(server, client, cohort) for client in cohort}
         replies = yield from exchange(cohort, lambda c: replace(self.broadcast(server, c), pairs=pairs[c.id]))
-        weights = replies.all("num_examples") if self.weighting == "examples" else [1] * len(replies)
-        layers = by_name_mean(replies.all("layers"), weights, default=server.layers)
-        bank = {**server.bank, **{reply.client.id: p for reply in replies for p in reply.message.pairs}}
-        bank = {k: p for k, p in bank.items() if cohort.round - p.round < self.max_age}
-        return self.Server(layers, server.owns, bank)
+        weights = [n if self.weighting == "examples" else 1 for n in replies.all("num_examples")]
+        fresh = {r.client.id: replace(p, round=cohort.round) for r in replies for p in r.message.pairs}
+        bank = {k: p for k, p in {**server.bank, **fresh}.items() if cohort.round - p.round < self.max_age}
+        return self.Server(by_name_mean(replies.all("layers"), weights, default=server.layers), server.owns, bank)
 
     def draw(self, server: Server, client: ClientInfo, cohort: Cohort) -> tuple[Features, ...]:
         """The pairs of one other client, uniformly; none while there are none."""
@@ -115,16 +112,14 @@ class FedIN(Algorithm):
             return private, self.Upload(fitted.parts["model"], (), len(client.train))
         order = torch.randperm(len(client.train), generator=client.rng.at("features").torch())
         made = yield from reduce(client, fitted.parts, self.capture, rows=order[: self.feature_batch])
-        pairs = Features(made["s_in"], made["s_out"], client.round)
-        return private, self.Upload(fitted.parts["model"], (pairs,), len(client.train))
+        return private, self.Upload(fitted.parts["model"], (Features(**made, round=client.round),), len(client.train))
 
     def gradient(self, grad: Grad, nets: Nets, batch: Batch, due: bool) -> Parts:
         """The local gradient; at an IN step, aligned with the IN one in intermediate weights (norms, biases apart)."""
         local = grad(supervised)  # L_loc
         if not due or "pair" not in nets:
             return local
-        foreign = grad(self.in_loss)["model"]
-        inner = nets["model"].names("intermediate")
+        foreign, inner = grad(self.in_loss)["model"], nets["model"].names("intermediate")
         both = {n: (g, foreign[n]) for n, g in local["model"].items() if n in inner and g.dim() > 1}
         return {"model": {**local["model"], **{n: combine(*pair, self.align, self.weight) for n, pair in both.items()}}}
 
@@ -135,7 +130,12 @@ class FedIN(Algorithm):
     def capture(self, nets: Nets, batch: Batch) -> Params:
         """The extractor's output and the classifier's input."""
         s_in = nets["model"].extract(batch[0])
-        return {"s_in": s_in, "s_out": nets["model"].intermediate(s_in)}
+        return {"s_in": s_in.to(batch[0].dtype), "s_out": nets["model"].intermediate(s_in).to(batch[0].dtype)}
+
+    def check_upload(self, task: Task, client: ClientInfo, down: Broadcast, up: Upload) -> None:
+        """Layers as they were sent; features as every network makes and takes them, or other clients would fail."""
+        super().check_upload(task, client, down, replace(up, pairs=()))
+        check_features(task.build(client.architecture), [(p.s_in, p.s_out) for p in up.pairs], self.feature_batch)
 
     def broadcast(self, server: Server, client: ClientInfo) -> Broadcast:
         """The layers alone: predicting needs no features."""

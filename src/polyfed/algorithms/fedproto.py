@@ -21,7 +21,7 @@ from torch import Tensor
 
 from polyfed.aggregate import by_name_mean
 from polyfed.algorithm import Algorithm, Task
-from polyfed.classes import class_counts, class_means, class_table
+from polyfed.classes import check_by_class, class_counts, class_means, class_table
 from polyfed.compute import Answer, Steps, exchange, fit
 from polyfed.losses import cross_entropy, mean_squared_error
 from polyfed.message import Message, State
@@ -114,6 +114,11 @@ class FedProto(Algorithm):
         own[list(class_counts(client))] = 1.0
         table = class_table(msg.prototypes, model.num_classes, model.rep_dim)
         return {"model": private.model, "prototypes": {**table, "own": own}}
+
+    def check_upload(self, task: Task, client: ClientInfo, down: Broadcast, up: Upload) -> None:
+        """Prototypes of classes that there are, as wide as those that were sent, or as public networks make them."""
+        known = [len(row) for row in down.prototypes.values()] + [model.rep_dim for model in task.family().values()]
+        check_by_class("prototypes", up.prototypes, task.num_classes, known[0] if known else None)
 
     def predict(self, nets: Nets, x: Tensor) -> Mapping[str, Tensor]:
         """The nearest of all prototypes (the paper's), the nearest of the client's own classes, the header's logits.

@@ -109,7 +109,7 @@ class FIARSE(Algorithm):
     def client_round(self, private: Nothing, msg: Broadcast, client: LocalClient) -> Steps[Answer]:
         """K steps of the threshold-controlled gradient; the difference goes back."""
         parts = self.parts(private, msg, client)
-        mask = msg.submodel.mask()
+        mask = msg.submodel.mask(client.models["model"].shapes)
         frozen = {"gate": parts["gate"], "mask": mask}
         fitted = yield from fit(client, {"model": parts["model"]}, gradient=self.gradient, frozen=frozen)
         delta = tree.sub(fitted.parts["model"], parts["model"])  # lines 10-11, with the opposite sign
@@ -124,7 +124,7 @@ class FIARSE(Algorithm):
 
     def parts(self, private: Nothing, msg: Broadcast, client: LocalClient) -> Parts:
         """The submodel at full shape, and its thresholds."""
-        model = msg.submodel.dense()
+        model = msg.submodel.dense(client.models["model"].shapes)
         return {"model": model, "gate": gates(model, msg.submodel.masked, msg.threshold)}
 
     def predict(self, nets: Nets, x: Tensor) -> Mapping[str, Tensor]:

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field, replace
 from polyfed.algorithm import Algorithm
 from polyfed.config import Config
 from polyfed.deploy import wire
-from polyfed.deploy.check import fault
+from polyfed.deploy.check import check_reply
 from polyfed.deploy.roster import Events, Roster
 from polyfed.deploy.settings import Rounds
+from polyfed.deploy.site import task_of
 from polyfed.deploy.transport import Incoming, Kind, Outgoing, Transport
 from polyfed.deploy.wire import Answer, Key, Request
 from polyfed.errors import MessageError, PolyfedError
@@ -166,6 +167,8 @@ class RemoteClients:
                     waiting[ticket] = client
 
         def fail(client: ClientId, reason: str) -> None:
+            # It may quote what a client made up: no terminal's commands, no megabytes of a name.
+            reason = "".join(c if c.isprintable() else "?" for c in reason[:500])
             left = end - time.monotonic()
             again = self.rounds.on_error == "retry" and client not in retried and left > 0 and kind == "train"
             self.tell("failed", client=client, kind=kind, round=key[0], reason=reason, again=again)
@@ -198,7 +201,7 @@ class RemoteClients:
                     self.tell("surplus", client=client, round=key[0])
                     continue
                 try:
-                    found.answers[client] = self._read(reply, kind, key, client, down[client])
+                    found.answers[client] = self._read(reply, kind, key, client, down[client], infos.get(client))
                 except MessageError as error:
                     fail(client, str(error))
             if not arrived:
@@ -246,7 +249,13 @@ class RemoteClients:
         return Outgoing(self.roster.node[client], kind, header, body, f"{key[0]}", left)
 
     def _read(
-        self, reply: Incoming, kind: Kind, key: Key, client: ClientId, down: Message | None
+        self,
+        reply: Incoming,
+        kind: Kind,
+        key: Key,
+        client: ClientId,
+        down: Message | None,
+        info: ClientInfo | None,
     ) -> tuple[Answer, Message | None, int]:
         """A reply, if it may be used.
 
@@ -265,10 +274,9 @@ class RemoteClients:
         message = None
         if reply.body is not None:
             message = decode(reply.body, *self.algorithm.messages, limit=int(self.rounds.max_message * 1e6))
-        if kind == "train":
-            reason = fault(down, message, expected=down is not None)
-            if reason:
-                raise MessageError(reason)
+        if info is not None:
+            assert self.roster.task is not None, "the task is known before anything is sent"
+            check_reply(self.algorithm, task_of(self.config, self.roster.task), info, down, message)
         if answer.lost:
             self.tell("lost-state", client=client, round=key[0])
         self.seconds[client] = answer.seconds

@@ -97,7 +97,10 @@ class Watched(LocalClients):
 
 
 class Wired(LocalClients):
-    """Clients of this process that are met through bytes only: each message is what `decode` makes of `encode`'s."""
+    """Clients of this process that are met through bytes only: each message is what `decode` makes of `encode`'s.
+
+    Uploads are looked at as a deployed server does.
+    """
 
     def __init__(self, federation: Federation, driver: Driver, store: Store) -> None:
         super().__init__(federation, driver, store)
@@ -116,6 +119,10 @@ class Wired(LocalClients):
         came = {client: self._through(message) for client, message in down.items()}
         replies, reports = super().exchange(cohort, came, score=score)
         back = tuple(Reply(reply.client, self._through(reply.message)) for reply in replies)
+        for reply in back:
+            if reply.message is not None:
+                task, received = self.federation.task, came[reply.client.id]
+                self.federation.algorithm.check_upload(task, reply.client, received, reply.message)
         return Replies(back, replies.failed), reports
 
     def evaluate(self, round_: int, down: Down) -> dict[ClientId, Score]:

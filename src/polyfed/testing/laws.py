@@ -199,8 +199,8 @@ def _visits(subject: Subject, clients: list[ClientId], driver: str) -> dict[Clie
 def test_through_the_wire_same_run(subject: Subject) -> None:
     """A run whose every message is what `decode` makes of `encode`'s bytes is bitwise the same run.
 
-    Catches messages that are not declared, values that lose their type or precision, and receivers that write into
-    an object that the sender still holds.
+    Catches messages that are not declared, values that lose their type or precision, receivers that write into an
+    object that the sender still holds, and uploads that the algorithm's own `check_upload` refuses.
     """
     same(_wired(subject), subject.run("sequential", "fp32"))
 
