@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 from deploy_memory import Memory
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 
-from polyfed.config import Config
+from polyfed.config import Config, load_algorithm
 from polyfed.deploy.server import create, serve
 from polyfed.deploy.settings import Deployment, NodeSettings
+from polyfed.runtime import files
+from polyfed.runtime.store import Store
 
 #: Networks and keys for each algorithm of the catalogue.
 SUITED: dict[str, tuple[str, ...]] = {
@@ -81,6 +83,14 @@ class Run:
                 entries = json.loads((folder / "pointer.json").read_text())["entries"]
                 found[settings.client] = load_file(folder / max(entries, key=lambda e: e["key"])["state"][0])
         return found
+
+
+def kept(folder: Path, settings: Config) -> dict[int, dict[str, torch.Tensor]]:
+    """The private states that a run of this process ended with, as files hold them."""
+    states = load_algorithm(settings.algorithm.name, settings.algorithm.keys).states
+    store = Store(folder / "states", states, resident=False)
+    found = {client: store.get(client) for client in range(settings.clients.count)}
+    return {client: load(files.dump(state)) for client, state in found.items() if state is not None}
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from deploy_toy import Run, config, same
+from deploy_toy import Run, config, kept, same
 from safetensors.torch import load_file
 
 from polyfed.algorithms.catalogue import ALGORITHMS
@@ -20,8 +20,7 @@ def test_two_rounds_deployed_equal_two_rounds_in_process(algorithm: str, tmp_pat
     run = Run(tmp_path, settings)
     there = run.serve()
     assert same(run.server(), load_file(tmp_path / "here" / "checkpoint" / "server-round-2.safetensors"))
-    manifest = json.loads((tmp_path / "here" / "checkpoint" / "manifest.json").read_text())["manifest"]
-    private = {int(k): load_file(tmp_path / "here" / "states" / name) for k, (name, _) in manifest["states"].items()}
+    private = kept(tmp_path / "here", settings)
     deployed = {client: state for client, state in run.private().items() if state}
     assert deployed.keys() == private.keys()
     assert all(same(deployed[client], private[client]) for client in private)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import torch
-from deploy_toy import config
+from deploy_toy import config, kept
 from safetensors.torch import load_file
 
 from polyfed.deploy.local import Following, Local
@@ -46,13 +46,12 @@ def test_two_rounds_of_three_algorithms_equal_those_in_process(tmp_path: Path) -
         assert distance(there_, here_) <= 1e-6
         assert deployed["accuracy"]["mean"] == here["accuracy"]["mean"]
         assert deployed["bytes"] == here["bytes"]
-        private = list((tmp_path / f"{name}-here" / "states").glob("*/*"))
-        for path in private:
-            client = int(path.name.split("-")[1])
+        private = kept(tmp_path / f"{name}-here", config(name))
+        for client, state in private.items():
             vault = tmp_path / "deployment" / "clients" / str(client) / "state" / experiments[name] / f"client-{client}"
             entries = json.loads((vault / "pointer.json").read_text())["entries"]
             last = max(entries, key=lambda entry: entry["key"])
-            assert distance(load_file(vault / last["state"][0]), load_file(path)) <= 1e-6
+            assert distance(load_file(vault / last["state"][0]), state) <= 1e-6
         assert len(private) == (3 if name == "fedmrl" else 0)
         sent += deployed["deployed"]["traffic"]["sent"]
     # Flower counts its own envelopes on top of ours; and says "outbound" for what its clients fetched.
