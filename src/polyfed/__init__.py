@@ -1,4 +1,4 @@
-"""polyfed: federated learning where every party's model may differ.
+"""polyfed: federated learning where every client's model may differ.
 
     import polyfed
     config = polyfed.Config.parse({"clients": {"models": ["cnn1", "cnn5"]}, "algorithm": {"name": "fedmrl"}})

@@ -24,7 +24,7 @@ from polyfed.uploads import check_counterparts
 
 @dataclass(frozen=True)
 class Task:
-    """What every party knows of the training.
+    """What the server and all clients know of the training.
 
     Args:
         input_shape: of one example, such as (3, 32, 32).

@@ -47,7 +47,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich's help takes a tenth of a second to load
     pretty_exceptions_enable=False,  # a bug shows its plain traceback
     no_args_is_help=True,
-    help="Federated learning where every party's model may differ.",
+    help="Federated learning where every client's model may differ.",
     epilog=_EPILOG,
 )
 app.add_typer(deploy_app, name="deploy")

@@ -67,15 +67,15 @@ class Record:
 
 
 class Message(Record):
-    """What one party sends another."""
+    """What the server sends a client, or a client the server."""
 
 
 class State(Record):
-    """What one party keeps between rounds: checkpointed, never sent."""
+    """What the server or a client keeps between rounds: checkpointed, never sent."""
 
 
 class Nothing(State):
-    """The state of a party that remembers nothing."""
+    """The state of a server or client that remembers nothing."""
 
 
 def _check_type(hint: Any, where: str, found: dict[str, type[Record]]) -> None:

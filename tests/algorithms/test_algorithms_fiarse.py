@@ -23,7 +23,7 @@ RESNET = "resnet8(norm=group, width=4)"
 
 def federation(sizes: tuple[float, ...] = (0.25, 0.5, 1.0), *, net: str = "mlp", train: Any = None, **keys: Any) -> Any:
     spec, shape = (toy.MLP, (7,)) if net == "mlp" else (net, (1, 8, 8))
-    algorithm = FIARSE(**{"unseen_sizes": (), **keys})
+    algorithm = FIARSE(**{"unseen_capacities": (), **keys})
     return toy.federation(
         algorithm, models=(spec,), shape=shape, sizes=(11, 8, 6), train=train, clients={"capacities": list(sizes)}
     )
@@ -250,10 +250,10 @@ def test_the_server_rate_scales_the_step() -> None:
 
 def test_sizes_that_nobody_has_are_tested_too() -> None:
     """Catches a report of trained sizes only, and a size that is tested with more weights than it holds."""
-    fed = federation((0.25, 0.5, 0.25), unseen_sizes=(1.0, 0.1))
+    fed = federation((0.25, 0.5, 0.25), unseen_capacities=(1.0, 0.1))
     game = toy.play(fed, 1)
     found = fed.algorithm.global_nets(game.server, fed.task)
-    assert list(found) == ["size 1", "size 0.5", "size 0.25", "size 0.1"]
+    assert list(found) == ["capacity 1", "capacity 0.5", "capacity 0.25", "capacity 0.1"]
     x, batch = game.server.model, fed.local(0, 1).train.batch(torch.arange(5))[0]
     d = sum(x[n].numel() for n in game.server.masked)
     for name, nets in found.items():

@@ -155,7 +155,7 @@ def test_fiarse(net: str, gate: Any, scope: Any, precision: Any, driver: str) ->
     )
     sizes = (0.25, 0.5, 0.25)
     fed = toy.federation(
-        FIARSE(gate=gate, scope=scope, server_lr=0.7, unseen_sizes=()),
+        FIARSE(gate=gate, scope=scope, server_lr=0.7, unseen_capacities=()),
         models=(spec,), shape=shape, sizes=(11, 8, 6), train=keys, clients={"capacities": list(sizes)},
     )  # fmt: skip
     game = toy.play(fed, precision=precision, driver=driver)

@@ -40,7 +40,7 @@ class FIARSE(Algorithm):
             bias factor never runs; ``"frozen"``, the mask of the round's start kept throughout (pruning-greedy).
         scope: where the weights compete: ``"model"``, all together, or ``"layer"``, within each tensor.
         server_lr: eta_s.
-        unseen_sizes: capacities that no client has, to test the global model at.
+        unseen_capacities: capacities that no client has, to test the global model at.
     """
 
     name = "fiarse"
@@ -48,7 +48,7 @@ class FIARSE(Algorithm):
     gate: Literal["biased", "released", "frozen"] = "biased"
     scope: Literal["model", "layer"] = "model"
     server_lr: Rate = 1.0
-    unseen_sizes: tuple[Capacity, ...] = (0.5, 0.125, 0.03125)
+    unseen_capacities: tuple[Capacity, ...] = (0.5, 0.125, 0.03125)
 
     class Server(State):
         """The global model x, the names of its masked tensors, and of its buffers."""
@@ -98,7 +98,7 @@ class FIARSE(Algorithm):
         return replace(server, model=tree.add(moved, tree.drop(step, server.buffers), scale=self.server_lr))
 
     def broadcast(self, server: Server, client: ClientInfo) -> Broadcast:
-        """The submodel of the client's size."""
+        """The submodel of the client's capacity."""
         threshold = self.threshold(server, client.capacity)
         return self.Broadcast(Sparse.take(server.model, self.mask(server, threshold)), threshold)
 
@@ -139,10 +139,10 @@ class FIARSE(Algorithm):
         return above(nets["model"].params, nets["gate"].params)
 
     def global_nets(self, server: Server, task: Task) -> Mapping[str, Nets]:
-        """The submodel of every size that clients have, and of sizes that none has."""
-        sizes = sorted({*task.capacities, *self.unseen_sizes}, reverse=True)
-        return {f"size {size:g}": self._net(server, task.common(self.name), size) for size in sizes}
+        """The submodel of every capacity that clients have, and of capacities that none has."""
+        capacities = sorted({*task.capacities, *self.unseen_capacities}, reverse=True)
+        return {f"capacity {c:g}": self._net(server, task.common(self.name), c) for c in capacities}
 
-    def _net(self, server: Server, model: SplitModel, size: float) -> Nets:
-        gate = gates(server.model, server.masked, self.threshold(server, size))
+    def _net(self, server: Server, model: SplitModel, capacity: float) -> Nets:
+        gate = gates(server.model, server.masked, self.threshold(server, capacity))
         return {"model": Net(model, server.model), "gate": Net(None, gate)}

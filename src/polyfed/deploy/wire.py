@@ -32,7 +32,7 @@ class _Header(BaseModel):
 
 
 class TaskFacts(BaseModel):
-    """The task as every party knows it, without the data and networks that made it.
+    """The task as the server and all clients know it, without the data and networks that made it.
 
     Args:
         input_shape: of one example.

@@ -48,7 +48,7 @@ class Federation:
 
     @cached_property
     def task(self) -> Task:
-        """What every party knows."""
+        """What the server and all clients know."""
         used = self.specs[: self.config.clients.count]
         return Task(
             input_shape=self.dataset.input_shape,
