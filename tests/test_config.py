@@ -85,7 +85,7 @@ def test_all_faults_are_told_at_once_each_with_file_key_value_and_what_was_expec
         "a.toml: run.lr: unknown": "did you mean 'train.lr'?",
         "a.toml: run.device: got 'gpu'": "'cuda:1'",
         "a.toml: data.dataset: unknown data set 'cifar'": "did you mean 'cifar10'? known: digits",
-        "a.toml: partition.alpha: got 0.5": "kind 'dirichlet' and 'balanced-dirichlet', not to 'iid'",
+        "a.toml: partition.alpha: got 0.5": "kind 'dirichlet', 'balanced-dirichlet' and 'resampled', not to 'iid'",
         "a.toml: clients.models[0]: unknown model 'cnn9'": "cnn5",
         "a.toml: clients.models[2]: model 'resnet18' has no option 'nrm'": "did you mean 'norm'?",
         "a.toml: clients.participation: got 1.5": "expected at most 1",

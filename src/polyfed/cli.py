@@ -157,7 +157,7 @@ def validate(config: _Config, overrides: _Set = None) -> None:
         settings = Config.load(config, overrides or ())
         unchecked = "the data" if _check_networks(settings) else "the data and whether the networks fit them"
         clients, run = settings.clients, settings.run
-        models = ", ".join(dict.fromkeys(str(clients.model(client)) for client in range(clients.count)))
+        models = ", ".join(dict.fromkeys(map(str, clients.models[: clients.count])))
         typer.echo(
             f"{config} is valid: {settings.algorithm.name} on {settings.data.dataset}, {clients.count} clients "
             f"({models}), {run.rounds} rounds; not checked before a run: {unchecked}"
@@ -274,16 +274,16 @@ def _show_partition(console: Console, dataset: Dataset, dealt: Partition) -> Non
     from polyfed.report import print_table
 
     y, classes = dataset.y.numpy(), dataset.num_classes
-    train, test = dealt.counts(y, classes, "train"), dealt.counts(y, classes, "test")
+    train, test = (dealt.counts(y, classes, which, first=_ROWS) for which in ("train", "test"))
     both = train + test
     wide = classes > _COLUMNS
     rows: list[tuple[str, ...]] = []
-    for client in range(min(len(both), _ROWS)):
+    for client in range(len(both)):
         held = [str((both[client] > 0).sum())] if wide else [str(n) if n else "." for n in both[client]]
         rows.append((str(client), str(train[client].sum()), str(test[client].sum()), *held))
     print_table(console, ("client", "train", "test", *(["classes held"] if wide else dataset.classes)), rows)
-    if len(both) > _ROWS:
-        typer.echo(f"... and {len(both) - _ROWS} more clients; the picture shows the first 200")
+    if dealt.num_clients > _ROWS:
+        typer.echo(f"... and {dealt.num_clients - _ROWS} more clients; the picture shows the first 200")
 
 
 @app.command()

@@ -96,8 +96,9 @@ def test_global_test_uses_all_training_rows() -> None:
     x = [[0.0], [2.0], [4.0], [6.0], [3.0], [5.0]]
     dataset = feature_dataset(x, [0, 1, 0, 1, 0, 1])
     data = FederatedData(dataset, partition_of([[0, 1], [2, 3]], [[5], [4]]), augment=False)
-    both = data.global_test()
+    both, positions, sizes = data.global_test([0, 1])
     assert both.rows.tolist() == [4, 5]
+    assert (positions.tolist(), sizes.tolist()) == ([1, 0], [1, 1])
     assert both.batch(torch.arange(2))[0].flatten().tolist() == pytest.approx([0, 2 / 5**0.5])
     assert data.test(0).batch(torch.tensor([0]))[0].item() == 4  # (5 - 1) / 1: its own statistics
 
@@ -117,7 +118,8 @@ def test_federated_data() -> None:
     assert (data.num_clients, data.train_size(1), len(data.test(1))) == (3, 16, 4)
     assert data.train(2).augment
     assert not data.test(2).augment
-    assert data.global_test().rows.tolist() == sorted(partition.test_rows.tolist())
+    assert data.global_test(range(3))[0].rows.tolist() == sorted(partition.test_rows.tolist())
+    assert data.global_test([1])[0].rows.tolist() == partition.test(1).tolist()
     with pytest.raises(DataError, match="made for 60 rows of 'tiny'"):
         FederatedData(image_dataset(rows=50), partition, augment=True)
 

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from polyfed.data.catalogue import PARTITION_OPTIONS, PARTITIONS
 from polyfed.data.dataset import Dataset
-from polyfed.data.partition import Partition, make_partition
+from polyfed.data.partition import Partition, Resampled, make_partition
 from polyfed.data.picture import picture
 from polyfed.errors import ConfigError, DataError, StorageError
 from polyfed.rng import Rng
 
+#: Of the kinds whose clients share no row.
 OPTIONS = {
     "iid": {},
     "classes": {"classes_per_client": 3},
@@ -66,7 +67,7 @@ def check_split(partition: Partition, dataset: Dataset, fraction: float) -> None
     assert (test.sum(axis=1) <= np.maximum(1, both.sum(axis=1) * fraction + 0.5)).all()
 
 
-@pytest.mark.parametrize("kind", PARTITIONS)
+@pytest.mark.parametrize("kind", OPTIONS)
 @pytest.mark.parametrize("split", ["pooled", "official"])
 def test_laws_and_determinism(kind: str, split: str) -> None:
     dataset = some_labels(official=300)
@@ -197,6 +198,108 @@ def test_many_clients() -> None:
     assert time.process_time() - start < 20
 
 
+@pytest.mark.parametrize("split", ["pooled", "official"])
+def test_resampled_clients_share_rows_but_never_a_test_row_with_training(split: str) -> None:
+    """Catches a test row that another client trains on, a row that one client holds twice, and a client that moves."""
+    dataset = some_labels(official=300)
+    settings_ = {"kind": "resampled", "num_clients": 400, "split": split, "samples_per_client": 30, "alpha": 0.3}
+    one, again, other = (make_partition(dataset, rng=Rng((seed,)), **settings_) for seed in (0, 0, 1))
+    assert isinstance(one, Resampled)
+    assert one.num_clients == 400
+    trained, tested = set(), set()
+    sizes = (24, 6) if split == "pooled" else (22, 8)  # of official test rows there are 300 in 1200
+    for client in range(400):
+        train, test = one.train(client), one.test(client)
+        assert len(train) + len(test) == 30
+        assert sizes[1] - 3 < len(test) <= sizes[1]  # a class of a single row is for training
+        assert (np.diff(train) > 0).all()
+        assert (np.diff(test) > 0).all()
+        trained |= set(train)
+        tested |= set(test)
+    assert not trained & tested
+    assert len(trained) + len(tested) == 1200  # 400 x 30 draws: every row is somebody's
+    assert split == "pooled" or min(tested) == 900
+    assert one.train(399).tolist() == again.train(399).tolist() != other.train(399).tolist()
+    assert one.hash == again.hash != other.hash
+    fewer = make_partition(dataset, rng=Rng((0,)), **settings_ | {"num_clients": 10**6})
+    assert fewer.train(399).tolist() == one.train(399).tolist()  # who else there is does not matter
+    with pytest.raises(IndexError):
+        one.train(400)
+
+
+def test_resampled_mixes_follow_alpha_and_testing_follows_training() -> None:
+    dataset = labelled(np.arange(6000) % 10, 10)
+
+    def counts(alpha: float) -> tuple[np.ndarray, np.ndarray]:
+        partition = make_partition(
+            dataset, kind="resampled", num_clients=200, rng=Rng((0,)), samples_per_client=50, alpha=alpha
+        )
+        return partition.counts(dataset.y, 10), partition.counts(dataset.y, 10, "test")
+
+    for alpha in (0.1, 1.0, 1e6):
+        train, test = counts(alpha)
+        share = (train + test) / 50
+        # The variance of one share of Dirichlet(alpha), and on top of it that of 50 draws.
+        of_mix = 0.09 / (10 * alpha + 1)
+        assert share.var() == pytest.approx(of_mix + (0.09 - of_mix) / 50, rel=0.1)
+        assert share.mean(axis=0) == pytest.approx(0.1, abs=0.08)
+        assert np.abs(test - (train + test) * 0.2).max() <= 1
+        assert (train[train + test > 0] > 0).all()
+    assert (counts(0.1)[0] > 0).sum(axis=1).mean() < 5 < (counts(1e6)[0] > 0).sum(axis=1).mean()
+
+
+def test_resampled_keeps_nothing_per_client(tmp_path: Path) -> None:
+    """Catches arrays that grow with the clients; counted in bytes, in memory and on disk."""
+    sizes = {}
+    for clients in (100, 10**6):
+        partition = make_partition(
+            some_labels(), kind="resampled", num_clients=clients, rng=Rng((0,)), samples_per_client=5, alpha=1.0
+        )
+        for client in range(0, clients, clients // 50):
+            partition.train(client)
+        partition.save(tmp_path / "p.npz")
+        loaded = Partition.load(tmp_path / "p.npz")
+        assert loaded.hash == partition.hash
+        assert loaded.test(99).tolist() == partition.test(99).tolist()
+        arrays = (partition.train_rows, partition.train_offsets, partition.test_rows, partition.test_offsets)
+        sizes[clients] = sum(a.nbytes for a in arrays)
+        assert sizes[clients] == 8 * (1200 + 2 * 7)
+    assert partition._drawn.cache_info().maxsize == 1024
+
+
+def test_resampled_takes_what_there_is() -> None:
+    """Catches a client that wants more of a class than there is, and settings that cannot be met."""
+    dataset = labelled(np.repeat([0, 1, 2], [100, 10, 1]), 3)  # the one row of class 2 is for training only
+    kind = {"kind": "resampled", "num_clients": 50, "rng": Rng((0,)), "alpha": 0.01}
+    partition = make_partition(dataset, samples_per_client=70, **kind)
+    both = partition.counts(dataset.y, 3) + partition.counts(dataset.y, 3, "test")
+    assert (both.sum(axis=1) == 70).all()
+    assert both[:, 1].max() == 8
+    assert both[:, 2].max() == 0
+    with pytest.raises(DataError, match=r"at most 88 together, the training rows of the classes"):
+        make_partition(dataset, samples_per_client=89, **kind)
+    with pytest.raises(DataError, match=r"3 rows are 1 for training and 2 for testing; .* at least 2"):
+        make_partition(dataset, samples_per_client=3, test_fraction=0.7, **kind)
+
+
+def test_resampled_clients_validate_on_rows_of_the_training_pool() -> None:
+    """Catches a test row that is seen while hyper-parameters are chosen."""
+    dataset = some_labels()
+    kind = {"kind": "resampled", "num_clients": 300, "rng": Rng((0,)), "alpha": 1.0, "samples_per_client": 20}
+    whole = make_partition(dataset, **kind)
+    chosen = whole.validating(0.25, dataset.y, Rng((1,)))
+    assert chosen.num_clients == 300
+    assert chosen.hash != whole.hash
+    assert not set(chosen.train_rows) & set(chosen.test_rows)
+    assert {*chosen.train_rows, *chosen.test_rows} == set(whole.train_rows)
+    held = [(len(chosen.train(client)), len(chosen.test(client))) for client in range(300)]
+    assert {sum(sizes) for sizes in held} == {16}
+    assert max(test for _, test in held) == 4
+    assert set(np.concatenate([chosen.test(client) for client in range(300)])) <= set(chosen.test_rows)
+    with pytest.raises(DataError, match="expected at least 16 for training"):
+        make_partition(dataset, **kind, min_samples=16).validating(0.25, dataset.y, Rng((1,)))
+
+
 def test_official_test_rows_follow_training_proportions() -> None:
     dataset = some_labels(6000, official=1500)
     for kind in ("classes", "dirichlet", "balanced-dirichlet"):
@@ -282,6 +385,7 @@ def test_natural_with_gaps_and_tiny_groups() -> None:
         ({"kind": "iid", "split": "both"}, ["split: got 'both'"]),
         ({"kind": "iid", "samples_per_client": 2}, ["at least 3"]),
         ({"kind": "natural", "groups": "first"}, ["groups: got 'first'"]),
+        ({"kind": "resampled", "alpha": 1.0}, ["samples_per_client: missing"]),
     ],
 )
 def test_settings_are_checked_together(settings_: dict, faults: list[str]) -> None:
@@ -388,7 +492,7 @@ def test_counts() -> None:
 
 
 def test_options_and_summaries_name_the_same_kinds() -> None:
-    assert PARTITIONS.keys() == PARTITION_OPTIONS.keys() == OPTIONS.keys()
+    assert PARTITIONS.keys() == PARTITION_OPTIONS.keys() == {*OPTIONS, "resampled"}
 
 
 @pytest.mark.parametrize("classes", [6, 30])

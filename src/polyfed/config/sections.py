@@ -166,7 +166,7 @@ class PartitionSection(Section):
         min_samples: fewest training examples of a client.
         samples_per_client: most training and test examples of a client together.
         classes_per_client: of kind "classes"; 2 if not given.
-        alpha: of the Dirichlet kinds; 0.5 if not given. Small is uneven.
+        alpha: of the Dirichlet kinds and "resampled"; 0.5 if not given. Small is uneven.
         groups: of kind "natural"; "largest" permits fewer clients than groups.
     """
 
@@ -193,9 +193,13 @@ class PartitionSection(Section):
         faults: list[tuple[str, str]] = []
         for key in sorted({key for keys in PARTITION_OPTIONS.values() for key in keys}):
             if key not in takes and getattr(self, key, None) is not None:
-                kinds = " and ".join(repr(kind) for kind, keys in PARTITION_OPTIONS.items() if key in keys)
+                *others, last = (repr(kind) for kind, keys in PARTITION_OPTIONS.items() if key in keys)
+                kinds = f"{', '.join(others)} and {last}" if others else last
                 text = f"got {shown(getattr(self, key))}; it belongs to kind {kinds}, not to {self.kind!r}"
                 faults.append((key, text))
+        if self.kind == "resampled" and self.samples_per_client is None:
+            text = "missing; kind 'resampled' draws so many training and test examples for each client"
+            faults.append(("samples_per_client", text))
         return faults
 
 

@@ -39,6 +39,7 @@ PARTITIONS: Mapping[str, str] = MappingProxyType(
         "dirichlet": "each class is spread over the clients by Dirichlet(alpha); sizes differ",
         "balanced-dirichlet": "each client draws its class mix from Dirichlet(alpha); equal sizes",
         "natural": "one client per group of the data set, such as a hospital or a person",
+        "resampled": "clients share rows: each draws from the whole set, its class mix from Dirichlet(alpha)",
     }
 )
 
@@ -50,5 +51,6 @@ PARTITION_OPTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "dirichlet": ("alpha",),
         "balanced-dirichlet": ("alpha",),
         "natural": ("groups",),
+        "resampled": ("alpha",),
     }
 )

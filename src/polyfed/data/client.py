@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -230,15 +232,24 @@ class FederatedData:
         """A client's test rows, never augmented; features are standardised as its training rows are."""
         return ClientData(self.dataset, self.partition.test(client), augment=False, stats=self._stats(client))
 
-    def global_test(self) -> ClientData:
-        """The test rows of all clients, in the order of the data set, never augmented.
+    def global_test(self, clients: Sequence[int]) -> tuple[ClientData, NDArray[np.int64], NDArray[np.int64]]:
+        """The test rows of some clients together, each row once, in the order of the data set, never augmented.
 
         Features are standardised with the statistics of the training rows of ALL clients together. No single
         client knows these: read a global test on features as a bound by an observer, not as something a
         client could do.
+
+        Returns:
+            The rows; client after client, the positions in them of its test rows, ascending; and how many each has.
         """
-        stats = None if self.dataset.is_image else self._fit(self.partition.train_rows)
-        return ClientData(self.dataset, np.sort(self.partition.test_rows), augment=False, stats=stats)
+        held = [self.partition.test(client) for client in clients]
+        rows, positions = np.unique(np.concatenate(held), return_inverse=True)
+        stats = None if self.dataset.is_image else self._everyones
+        return ClientData(self.dataset, rows, augment=False, stats=stats), positions, np.array([len(r) for r in held])
+
+    @cached_property
+    def _everyones(self) -> Standardise:
+        return self._fit(self.partition.train_rows)
 
     def _stats(self, client: int) -> Standardise | None:
         return None if self.dataset.is_image else self._fit(self.partition.train(client))

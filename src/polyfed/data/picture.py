@@ -39,8 +39,8 @@ def picture(partition: Partition, y: ArrayLike, num_classes: int, path: Path) ->
     except ImportError as error:
         raise DataError(f"a picture needs matplotlib ({error}); run: pip install matplotlib") from error
     shown = min(partition.num_clients, _MOST_CLIENTS)
-    counts = partition.counts(y, num_classes, "train") + partition.counts(y, num_classes, "test")
-    counts = counts[:shown]
+    train, test = (partition.counts(y, num_classes, which, first=shown) for which in ("train", "test"))
+    counts = train + test
     # Figure with its own Agg canvas instead of pyplot: no window system, no global list of figures.
     figure = Figure(figsize=(min(16.0, 5.0 + 0.12 * shown), 4.5), layout="constrained")
     FigureCanvasAgg(figure)

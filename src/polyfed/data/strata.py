@@ -119,3 +119,26 @@ def deal(counts: Ints, y: Ints, rng: np.random.Generator) -> Ints:
         owners = np.repeat(np.arange(len(counts)), counts[:, c])
         owner[order[start : start + len(owners)]] = owners
     return owner
+
+
+def draw_counts(total: int, mix: Floats, limits: Ints, rng: np.random.Generator) -> Ints:
+    """Whole numbers that sum to ``total``, drawn by ``mix`` and none above its limit."""
+    counts = np.zeros(len(limits), dtype=np.int64)
+    while (lacking := total - counts.sum()) > 0:
+        left = limits - counts
+        chance = mix * (left > 0)
+        if chance.sum() < 1e-12:  # none of the likely classes has rows left
+            chance = left.astype(np.float64)
+        counts += np.minimum(rng.multinomial(lacking, chance / chance.sum()), left)
+    return counts
+
+
+def draw_rows(rows: Ints, offsets: Ints, counts: Ints, rng: np.random.Generator) -> Ints:
+    """``counts[c]`` different rows of each class c, ascending; read-only."""
+    drawn = [
+        rows[offsets[c] + rng.choice(offsets[c + 1] - offsets[c], counts[c], replace=False, shuffle=False)]
+        for c in np.flatnonzero(counts)
+    ]
+    out = np.sort(np.concatenate(drawn))
+    out.setflags(write=False)
+    return out

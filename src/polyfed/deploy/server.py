@@ -14,6 +14,7 @@ import os
 import secrets
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -93,7 +94,7 @@ class _RemoteEvaluator(Evaluator):
         present = set(self.roster.present)
         return [client for client in super()._sample(round_) if client in present]
 
-    def _whole(self, server: Any) -> tuple[dict[str, tuple[float, float]], int]:
+    def _whole(self, server: Any, clients: Sequence[ClientId]) -> tuple[dict[str, tuple[float, float]], int]:
         return {}, 0
 
 

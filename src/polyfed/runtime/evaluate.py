@@ -27,8 +27,8 @@ class Evaluation:
     Args:
         scores: by client, all of them or the configured sample.
         official: accuracy of the clients of the round just after their training, before aggregation.
-        whole: accuracy of each of the server's own models on all test data, and the mean of its accuracies on the
-            single clients' test data.
+        whole: accuracy of each of the server's own models on the test data of these clients pooled, and the mean of
+            its accuracies on the single clients' test data.
         gradient: mean over a sample of clients of the squared norm of the whole local model's gradient.
         flops: of all forward passes.
         seconds: of the evaluation.
@@ -91,7 +91,7 @@ class Evaluator:
         before = [report.score for report in (reports or {}).values() if report.score is not None]
         official = float(np.mean([score.accuracy() for score in before])) if before else None
         scores = self._clients(server, clients, round_)
-        whole, flops = self._whole(server)
+        whole, flops = self._whole(server, list(scores))
         flops += sum(score.flops for score in (*before, *scores.values()))
         seconds = time.perf_counter() - started - (self.costs.seconds - counting)
         seconds += sum(score.seconds for score in before)
@@ -116,11 +116,12 @@ class Evaluator:
             score.down = down[k][1]
         return scores
 
-    def _whole(self, server: Any) -> tuple[dict[str, tuple[float, float]], int]:
+    def _whole(self, server: Any, clients: Sequence[ClientId]) -> tuple[dict[str, tuple[float, float]], int]:
         named = self.federation.algorithm.global_nets(server, self.federation.task)
         if not named:
             return {}, 0
-        data, owner = self.federation.data.global_test(), self._owners()
+        data, positions, sizes = self.federation.data.global_test(clients)
+        starts = np.cumsum(sizes) - sizes
         out: dict[str, tuple[float, float]] = {}
         flops = 0
         for name, nets in named.items():
@@ -128,12 +129,6 @@ class Evaluator:
             found, cost = self.scorer.right({part: replace(nets[part], params=moved[part]) for part in nets}, data)
             flops += cost
             right = next(iter(found.values())).cpu().numpy()
-            per_client = np.bincount(owner, right) / np.bincount(owner).clip(min=1)
+            per_client = np.add.reduceat(right[positions], starts, dtype=np.int64) / sizes
             out[name] = (float(right.mean()), float(per_client.mean()))
         return out, flops
-
-    def _owners(self) -> np.ndarray:
-        """Whose is each row of the global test set, which is all clients' rows in ascending order."""
-        partition = self.federation.partition
-        order = np.argsort(partition.test_rows, kind="stable")
-        return np.searchsorted(partition.test_offsets, order, side="right") - 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -128,6 +130,12 @@ def prepare(config: Config) -> Federation:
     for model in federation.task.family().values():
         federation.algorithm.models(federation.task, model)
     if federation.algorithm.held_out():
-        smallest = min(range(config.clients.count), key=federation.data.train_size)
-        federation.local(smallest, 0)  # too few examples are told before the run
+        federation.local(partition.smallest, 0)  # too few examples are told before the run
+    _give_back()
     return federation
+
+
+def _give_back() -> None:
+    """Return freed memory to the system: of dealing five million rows, glibc keeps 200 MB for later."""
+    with suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)

@@ -82,11 +82,11 @@ def resume(folder: Path, *, watch: Watch | None = None) -> dict[str, Any]:
     if not (folder / "config.toml").exists():
         raise RunDirError(f"{folder} holds no run: there is no config.toml in it")
     with _held(folder) as run_dir:
+        stored = Partition.load(run_dir.file("partition.npz")).hash  # its arrays need not stay as long as the run
         federation = prepare(Config.load(folder / "config.toml"))
-        stored = Partition.load(run_dir.file("partition.npz"))
-        if stored.hash != federation.partition.hash:
+        if stored != federation.partition.hash:
             raise CheckpointError(
-                f"the data or the partition changed since {folder} was started (its partition is {stored.hash[:12]}, "
+                f"the data or the partition changed since {folder} was started (its partition is {stored[:12]}, "
                 f"now it is {federation.partition.hash[:12]}); give it the same data, or start a new run"
             )
         return _Run(federation, run_dir, watch or Quiet()).play()
