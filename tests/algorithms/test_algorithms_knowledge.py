@@ -31,6 +31,10 @@ def federation(algorithm: Any, **keys: Any) -> Any:
     return toy.federation(algorithm, **{"models": TWO, "sizes": (5, 4, 3), "classes": 8, **keys})
 
 
+def inputs(count: int) -> Tensor:
+    return torch.randn(count, 7, generator=torch.Generator().manual_seed(0))
+
+
 def predicted(game: toy.Game, client: int, x: Tensor) -> dict[str, Tensor]:
     local, algorithm = game.federation.local(client, 1), game.federation.algorithm
     parts = algorithm.parts(game.private(client), algorithm.broadcast(game.server, local.info), local)
@@ -135,7 +139,7 @@ def test_fedproto_keeps_the_prototypes_of_classes_that_are_away() -> None:
 def test_fedproto_tells_its_three_predictors_apart() -> None:
     """Catches predictors that are mixed, a candidate set of one's own classes where all are meant, and vice versa."""
     game = toy.play(federation(FedProto()), 2)
-    x, _ = game.federation.data.global_test().batch(torch.arange(18))
+    x = inputs(18)
     for k in range(3):
         got = predicted(game, k, x)
         assert list(got) == ["prototype", "prototype-own", "header"]
@@ -179,7 +183,7 @@ def test_lg_fedavg_shares_the_head_and_nothing_else() -> None:
         assert game.got[0][k].head["weight"].shape == (8, 6)
         report = game.played[0].reports[k]
         assert report.up.values == report.down.values == 4 * (6 + 1) * 8
-    x, _ = game.federation.data.global_test().batch(torch.arange(6))
+    x = inputs(6)
     (away,) = {0, 1, 2} - cohort  # tested under the head of today
     with torch.no_grad():
         r = (
@@ -256,7 +260,7 @@ def test_fml_with_labels_alone_does_not_listen() -> None:
 def test_fml_tests_both_networks_and_the_meme_alone() -> None:
     """Catches predictors that are swapped, and a global model that needs a private network."""
     game = toy.play(federation(FML(auxiliary="mlp(hidden=(5,))")), 1)
-    x, _ = game.federation.data.global_test().batch(torch.arange(6))
+    x = inputs(6)
     got, local = predicted(game, 1, x), game.local(1)
     assert list(got) == ["private", "meme"]
     with torch.no_grad():
