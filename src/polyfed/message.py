@@ -38,6 +38,10 @@ _DTYPES: dict[str, torch.dtype] = {
     )
 }
 
+#: The longest header in bytes: of some 40 000 tensors. What reading it can cost is a multiple of its length.
+_HEADER_LIMIT = 1 << 22
+#: The most dimensions of a tensor.
+_MOST_DIMENSIONS = 64
 
 #: ``positions: Annotated[Tensor, INDICES]`` marks a field whose bytes are positions, counted apart from values.
 INDICES = "indices"
@@ -178,7 +182,7 @@ def _fits(value: Any, hint: Any) -> bool:
             isinstance(key, args[0]) and _fits(item, args[1]) for key, item in entries.items()
         )
     if hint is float:
-        return isinstance(value, float | int) and not isinstance(value, bool)
+        return isinstance(value, float) or (type(value) is int and abs(value) <= 2**53)
     return type(value) is hint if hint in (int, bool, str) else isinstance(value, hint)
 
 
@@ -186,8 +190,10 @@ def unflatten(skeleton: Any, tensors: list[Tensor], *known: type[Record]) -> Rec
     """Rebuild the record of `flatten`; only the classes ``known`` and those that their fields declare are built.
 
     Raises:
-        MessageError: the skeleton names another class, another field, or a tensor that is not there.
+        MessageError: the skeleton names another class, another field, or a tensor that is not there, or does not use
+            each tensor once.
     """
+    unused = dict(enumerate(tensors))  # none twice: receivers take two names for two tensors, to be written apart
     classes: dict[str, type[Record]] = {}
     for cls in known:
         classes |= {cls.__name__: cls, **cls.nested}
@@ -199,7 +205,7 @@ def unflatten(skeleton: Any, tensors: list[Tensor], *known: type[Record]) -> Rec
             return node
         entries = typing.cast(dict[str, Any], node)
         if "t" in entries:
-            return tensors[entries["t"]]
+            return unused.pop(entries["t"])
         if "m" in entries:
             return {key: build(item) for key, item in entries["m"].items()}
         if "i" in entries:
@@ -223,6 +229,8 @@ def unflatten(skeleton: Any, tensors: list[Tensor], *known: type[Record]) -> Rec
         built = build(skeleton)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise MessageError(f"the structure of the message is damaged ({type(error).__name__}: {error})") from error
+    if unused:
+        raise MessageError(f"{len(unused)} tensors came that the message does not name")
     if not isinstance(built, Record):
         raise MessageError(f"the message is a {type(built).__name__}; expected one of {', '.join(sorted(classes))}")
     return built
@@ -234,6 +242,12 @@ def _layout(message: Message) -> tuple[bytes, list[tuple[str, Tensor]]]:
     skeleton, tensors = flatten(message)
     table = [[str(tensor.dtype).removeprefix("torch."), list(tensor.shape)] for _, tensor in tensors]
     header = json.dumps({"tree": skeleton, "tensors": table}, separators=(",", ":")).encode()
+    if len(header) > _HEADER_LIMIT or any(tensor.dim() > _MOST_DIMENSIONS for _, tensor in tensors):
+        raise MessageError(
+            f"{type(message).__qualname__} cannot travel: its names and numbers take {len(header):,} bytes beside the "
+            f"tensors, at most {_HEADER_LIMIT:,} are read (put many numbers into a tensor); and a tensor has at most "
+            f"{_MOST_DIMENSIONS} dimensions"
+        )
     return header + b" " * (-len(header) % 8), tensors
 
 
@@ -253,7 +267,7 @@ def encode(message: Message) -> bytes:
     """The bytes of a message.
 
     Raises:
-        MessageError: the value is not a `Message` (a `State`, say), or holds what cannot travel.
+        MessageError: the value is not a `Message` (a `State`, say), or holds what cannot travel, or too much of it.
     """
     header, tensors = _layout(message)
     return b"".join(_chunks(header, tensors))
@@ -266,6 +280,20 @@ def _chunks(header: bytes, tensors: list[tuple[str, Tensor]]) -> Iterator[bytes 
         raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         yield memoryview(raw.numpy().data)
         yield b"\0" * (-raw.numel() % 8)
+
+
+def _shape(told: Any) -> tuple[int, ...]:
+    """A tensor's shape as it came.
+
+    Raises:
+        ValueError: it is not one that a tensor can have.
+    """
+    shape = tuple(told) if isinstance(told, list) else (-1,)
+    if len(shape) > _MOST_DIMENSIONS or not all(type(n) is int and 0 <= n < 2**63 for n in shape):
+        raise ValueError("a shape that no tensor has")
+    if math.prod(n for n in shape if n) >= 2**63:  # also where another side is 0: strides are computed all the same
+        raise ValueError("a shape of too many numbers")
+    return shape
 
 
 def decode(data: bytes, *known: type[Message], limit: int | None = None) -> Message:
@@ -292,9 +320,11 @@ def decode(data: bytes, *known: type[Message], limit: int | None = None) -> Mess
     start = _PREFIX.size + header_size
     if start > len(data):
         raise MessageError(f"truncated: the header needs {header_size:,} bytes, {len(data) - _PREFIX.size:,} came")
+    if header_size > _HEADER_LIMIT + 7:
+        raise MessageError(f"a header of {header_size:,} bytes came; at most {_HEADER_LIMIT:,} are read")
     try:
         header = json.loads(bytes(data[_PREFIX.size : start]))
-        table = [(_DTYPES[name], tuple(int(n) for n in shape)) for name, shape in header["tensors"]]
+        table = [(_DTYPES[name], _shape(shape)) for name, shape in header["tensors"]]
         skeleton = header["tree"]
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise MessageError(f"the header is damaged ({type(error).__name__}: {error})") from error
@@ -304,7 +334,7 @@ def decode(data: bytes, *known: type[Message], limit: int | None = None) -> Mess
     for dtype, shape in table:
         count = math.prod(shape)
         nbytes = count * dtype.itemsize
-        if not all(0 <= n < 2**63 for n in shape) or offset + nbytes > len(buffer):
+        if offset + nbytes > len(buffer):
             raise MessageError(
                 f"truncated: tensor {len(tensors)} of shape {shape} needs {nbytes:,} bytes at {offset:,}, "
                 f"{len(buffer):,} came"

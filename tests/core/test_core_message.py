@@ -216,7 +216,7 @@ def test_a_class_that_is_not_expected_is_not_built() -> None:
 
 def test_a_nested_record_is_no_message_by_itself() -> None:
     """Catches a decoder that accepts any class it may build inside, at the top."""
-    data = forge({"r": "Leaf", "f": {"x": {"t": 0}, "n": 1, "where": {"t": 0}}}, [["float32", [1]]], b"\0" * 8)
+    data = forge({"r": "Leaf", "f": {"x": {"t": 0}, "n": 1, "where": {"t": 1}}}, [["float32", [1]]] * 2, b"\0" * 16)
     with pytest.raises(MessageError, match="got a Leaf"):
         decode(data, Everything)
 
@@ -246,6 +246,16 @@ BAD = {
     "more than there is": forge(small(), [["float32", [2**40]]], b"\0" * 8),
     "more than an int64": forge(small(), [["float32", [2**40, 2**40]]], b"\0" * 8),
     "empty with a side beyond int64": forge(small(), [["float32", [0, 2**80]]]),
+    "empty beside what fills an int64": forge(small(), [["float32", [0, 2**62, 2**62]]]),
+    "more dimensions than there are": forge(small(), [["float32", [1] * 65]], b"\0" * 8),
+    "a product that takes minutes": forge(small(), [["float32", [2**62] * 60_000]], b"\0" * 8),
+    "side that is a fraction": forge(small(), [["float32", [1.5]]], b"\0" * 8),
+    "side that is true": forge(small(), [["float32", [True]]], b"\0" * 8),
+    "sides in a string": forge(small(), [["float32", "11"]], b"\0" * 8),
+    "tensor from behind": forge(small({"t": -1}), [["float32", [1]]], b"\0" * 8),
+    "tensor under two names": forge(small(n={"t": 0}), [["float32", [1]]], b"\0" * 8),
+    "tensor without a name": forge(small(), [["float32", [1]]] * 2, b"\0" * 16),
+    "longer than any header": forge(None, None, raw_header=b'{"tree":[' + b"[]," * (1 << 21) + b'[]],"tensors":[]}'),
     "tensor that is not there": forge(small({"t": 1}), [["float32", [1]]], b"\0" * 8),
     "tensor by a name": forge(small({"t": "x"}), [["float32", [1]]], b"\0" * 8),
     "unknown class": forge({"r": "Other", "f": {}}, []),
@@ -299,6 +309,54 @@ def test_forged_headers_raise_nothing_but_message_errors(tree: Any, table: Any, 
     """Catches any other exception from a header that is JSON and nothing else."""
     decodes_or_refuses(forge(tree, [list(row) for row in table], body))
     decodes_or_refuses(forge(small(tree), [list(row) for row in table], body))
+
+
+class Plain(Message):
+    text: str
+
+
+def test_no_more_is_encoded_than_is_decoded() -> None:
+    """Catches a limit that only the receiver knows."""
+    for message in (Small(torch.zeros([1] * 65), 1), Plain("x" * (1 << 22))):
+        with pytest.raises(MessageError, match="cannot travel"):
+            encode(message)
+
+
+class Rates(Message):
+    rate: float
+
+
+@pytest.mark.parametrize("value", [10**400, 2**53 + 1, True, "1", None])
+def test_a_float_that_is_an_integer_beyond_floats_is_refused(value: Any) -> None:
+    """Catches an OverflowError in whoever computes with it."""
+    with pytest.raises(MessageError, match=r"Rates\.rate came as"):
+        decode(forge({"r": "Rates", "f": {"rate": value}}, []), Rates)
+    assert decode(forge({"r": "Rates", "f": {"rate": 2}}, []), Rates) == Rates(2)
+
+
+def replaced(node: Any, path: list[int], value: Any) -> Any:
+    """A tree of JSON with another value at the place to which the numbers lead."""
+    if not path or not isinstance(node, list | dict) or not node:
+        return value
+    keys = list(node) if isinstance(node, dict) else list(range(len(node)))
+    at = keys[path[0] % len(keys)]
+    copy = dict(node) if isinstance(node, dict) else list(node)
+    copy[at] = replaced(node[at], path[1:], value)
+    return copy
+
+
+@settings(max_examples=150, deadline=None)
+@given(records, st.lists(st.integers(0, 20), max_size=6), trees)
+def test_one_lie_in_an_honest_header_raises_nothing_but_message_errors(record: Any, path: list[int], lie: Any) -> None:
+    """Catches lies that random headers never reach: one field, side, number or class that is not what it was."""
+    data = encode(record)
+    length = struct.unpack_from("<Q", data, 8)[0]
+    header = json.dumps(replaced(json.loads(data[16 : 16 + length]), path, lie)).encode()
+    try:
+        got = decode(struct.pack("<8sQ", MAGIC, len(header)) + header + data[16 + length :], Everything)
+    except MessageError:
+        return
+    assert size(got).total == len(encode(got))
 
 
 def decodes_or_refuses(data: bytes) -> None:

@@ -133,6 +133,39 @@ def test_a_submodel_of_another_network_is_a_message_error_before_anything_is_mad
         foreign.dense({"w": (4, 4)})
 
 
+SHAPES = {"w": (3, 2), "v": (4,), "b": (2,)}
+sides = st.integers(0, 6) | st.sampled_from([-1, 2**31, 2**62])
+numbers = st.builds(
+    lambda shape, dtype, fill: torch.full(shape, fill).to(dtype),
+    st.lists(st.integers(0, 4), max_size=2),
+    st.sampled_from([torch.float32, torch.uint8, torch.int32, torch.int64, torch.bool]),
+    st.integers(0, 12),
+)
+whichever = st.sampled_from([*SHAPES, "x"])
+forged = st.builds(
+    Sparse,
+    values=st.fixed_dictionaries({name: st.just(torch.zeros(shape)) | numbers for name, shape in SHAPES.items()})
+    | st.dictionaries(whichever, numbers, max_size=3),
+    positions=numbers,
+    masked=st.lists(whichever, max_size=3).map(tuple),
+    shapes=st.lists(st.sampled_from([*SHAPES.values()]) | st.lists(sides, max_size=3).map(tuple), max_size=3).map(
+        tuple
+    ),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(forged)
+def test_forged_submodels_are_the_networks_or_a_message_error(sent: Sparse) -> None:
+    """Catches any other exception, and tensors of other shapes than the network's."""
+    got = decode(encode(Carrier(sent)), Carrier).submodel  # type: ignore[attr-defined]
+    try:
+        dense = got.dense(SHAPES)
+    except MessageError:
+        return
+    assert {name: tuple(value.shape) for name, value in dense.items()} == SHAPES
+
+
 def test_values_that_do_not_fit_their_mask_are_a_message_error() -> None:
     """Catches a client that uploads another number of values than its mask holds."""
     mask = {"w": torch.tensor([True, False, True])}
