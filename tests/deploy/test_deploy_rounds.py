@@ -112,6 +112,26 @@ def test_a_damaged_header_is_a_told_failure(header: str, tmp_path: Path) -> None
     assert "header" in run.event("failed")["reason"]
 
 
+@pytest.mark.parametrize("correct", [{"weird": 1}, {"global": 1, "more": 1}, {"global": 10**9}])
+def test_a_test_that_cannot_be_is_not_counted(correct: dict[str, int], tmp_path: Path) -> None:
+    """Catches an accuracy above 1, and a name that no other client tells, which ended the run with a KeyError."""
+    run = Run(tmp_path, config("fedavg"))
+
+    def instead(message: Outgoing, go: Go) -> Frame:
+        header, body = go()
+        if message.kind != "evaluate" or message.node != 100:
+            return header, body
+        told = json.loads(header)
+        told["score"]["correct"] = correct
+        return json.dumps(told), body
+
+    run.memory.instead = instead
+    accuracy = run.serve()["accuracy"]
+    assert accuracy["clients"] == 2
+    assert 0 <= accuracy["mean"] <= 1
+    assert {row["client"] for row in run.events if row["event"] == "failed"} == {0}
+
+
 def test_an_answer_to_another_round_is_not_used(tmp_path: Path) -> None:
     run = Run(tmp_path, config("fedavg"))
     kept: list[Frame] = []

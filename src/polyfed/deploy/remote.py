@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -134,11 +135,19 @@ class RemoteClients:
         """Send each client what it needs to predict; bring back counts of those that answer and tell them."""
         key = (round_, self.attempt, 0)
         found = self._ask("evaluate", key, down, {}, score=False, enough=None)
-        return {
+        scores = {
             client: Score(**answer.score.model_dump())
             for client, (answer, _, _) in sorted(found.answers.items())
             if answer.score is not None
         }
+        # Which predictors there are, the networks at the clients know: what most of them say.
+        named = Counter(tuple(score.correct) for score in scores.values()).most_common(1)
+        for client, score in list(scores.items()):
+            if tuple(score.correct) != named[0][0]:
+                del scores[client]
+                reason = "its predictors are not those of most clients"
+                self.tell("failed", client=client, kind="evaluate", round=round_, reason=reason, again=False)
+        return scores
 
     # ---------------------------------------------------------------------------------------------- asking
 

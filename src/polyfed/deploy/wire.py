@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from polyfed.errors import MessageError
 
@@ -22,6 +22,7 @@ HEADER_LIMIT = 1_000_000
 Key: TypeAlias = tuple[int, int, int]
 _Count = Annotated[int, Field(ge=0, le=2**53)]
 _Key = tuple[_Count, _Count, _Count]
+_Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _H = TypeVar("_H", bound=BaseModel)
 
 
@@ -81,7 +82,7 @@ class Work(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     flops: _Count = 0
-    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    seconds: _Seconds = 0.0
     peak_bytes: _Count = 0
     steps: _Count = 0
     loss: Annotated[float, Field(allow_inf_nan=False)] | None = None
@@ -95,6 +96,12 @@ class Counts(BaseModel):
     examples: Annotated[int, Field(gt=0, le=2**53)]
     correct: Annotated[dict[str, _Count], Field(min_length=1, max_length=1000)]
     flops: _Count = 0
+
+    @model_validator(mode="after")
+    def _no_more_than_all(self) -> Counts:
+        if max(self.correct.values()) > self.examples:
+            raise ValueError(f"more than all {self.examples} answers are right")
+        return self
 
 
 class About(BaseModel):
@@ -131,7 +138,7 @@ class Answer(_Header):
     work: Work | None = None
     score: Counts | None = None
     about: About | None = None
-    seconds: dict[str, float] = Field(default_factory=dict)
+    seconds: Annotated[dict[str, _Seconds], Field(max_length=100)] = Field(default_factory=dict)
 
 
 def dump(header: _Header) -> str:
