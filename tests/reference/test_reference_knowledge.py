@@ -139,6 +139,16 @@ class WithItsOwn(FD):
         return by_name_mean(every, [1] * len(every), default={})
 
 
+class FallsBack(FD):
+    """HtFLlib: where there is no target, a client's own answer is one."""
+
+    def loss(self, nets: Any, batch: Any) -> Tensor:
+        logits, rows = nets["model"](batch[0]), nets["targets"]["rows"][batch[1]]
+        held = nets["targets"]["held"][batch[1]][:, None]
+        soft = rows + (1 - held) * logits.detach().softmax(1)
+        return cross_entropy(logits, batch[1]) + self.weight * cross_entropy(logits, soft)
+
+
 # ---------------------------------------------------------------------------------------------------------- FedProto
 
 
@@ -297,7 +307,7 @@ class Summed(FML):
 
 MEME = {"auxiliary": "mlp(hidden=(5,))"}
 FOLLOW: list[Any] = [
-    (follow_fd, FD, {"weight": 0.7}, [RawLogits, WithItsOwn]),
+    (follow_fd, FD, {"weight": 0.7}, [RawLogits, WithItsOwn, FallsBack]),
     (follow_fedproto, FedProto, {"weight": 0.7}, [Stale, OnlyHeld]),
     (follow_lg, LGFedAvg, {}, [Alike]),
     (follow_fml, FML, {**MEME, "alpha": 0.3, "beta": 0.8}, [Undetached, OverElements, NeverForked, Unmerged, Summed]),
