@@ -140,12 +140,12 @@ class WithItsOwn(FD):
 
 
 class FallsBack(FD):
-    """HtFLlib: where there is no target, a client's own answer is one."""
+    """HtFLlib: where there is no target, a client's own logits are (its own softmax would have a gradient of zero)."""
 
     def loss(self, nets: Any, batch: Any) -> Tensor:
         logits, rows = nets["model"](batch[0]), nets["targets"]["rows"][batch[1]]
         held = nets["targets"]["held"][batch[1]][:, None]
-        soft = rows + (1 - held) * logits.detach().softmax(1)
+        soft = rows + (1 - held) * logits.detach()
         return cross_entropy(logits, batch[1]) + self.weight * cross_entropy(logits, soft)
 
 
