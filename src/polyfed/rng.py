@@ -14,6 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
+
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)  # of SplitMix64: 2^64 over the golden ratio
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,21 @@ class Rng:
     def numpy(self) -> np.random.Generator:
         """A fresh NumPy generator at the start of this stream."""
         return np.random.default_rng(self.seed())
+
+    def uniform(self, numbers: ArrayLike) -> NDArray[np.float64]:
+        """A number in [0, 1) for each of ``numbers``, which depends on the key and that number only.
+
+        For what must be known of one client as cheaply as of a million: output ``n`` of a SplitMix64 generator
+        (Steele, Lea and Flood 2014) that starts at this stream's seed, without those before it.
+
+        Args:
+            numbers: whole numbers from 0, of any shape.
+        """
+        z = np.uint64(self.seed()) + (np.asarray(numbers, dtype=np.uint64).ravel() + np.uint64(1)) * _GAMMA
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z ^= z >> np.uint64(31)
+        return ((z >> np.uint64(11)).astype(np.float64) * 2.0**-53).reshape(np.shape(numbers))
 
     @contextmanager
     def fork(self) -> Generator[None]:

@@ -25,7 +25,7 @@ def config(**sections: dict[str, Any]) -> Config:
         "algorithm": {"name": "fedmrl", "auxiliary": "cnn5", "rep_dim": 4},
     }
     for name, keys in sections.items():
-        tables[name] = keys if name == "algorithm" else {**tables[name], **keys}
+        tables[name] = keys if name == "algorithm" else {**tables.get(name, {}), **keys}
     return Config.parse(tables)
 
 

@@ -6,7 +6,7 @@ keys load them, when called.
     config = Config.load("experiment.toml", ["run.rounds=5"])
 
 Modules: ``sections`` (what can be said), ``reading`` (TOML in and out, overrides), ``loading`` (`Config`),
-``methods`` (algorithms by name), ``faults`` (how a fault is told).
+``methods`` (algorithms by name), ``profiles`` (tables of devices), ``faults`` (how a fault is told).
 """
 
 from polyfed.config.loading import Config
@@ -21,6 +21,7 @@ from polyfed.config.sections import (
     AlgorithmSection,
     ClientsSection,
     DataSection,
+    DevicesSection,
     PartitionSection,
     RunSection,
     TrainSection,
@@ -32,6 +33,7 @@ __all__ = [
     "ClientsSection",
     "Config",
     "DataSection",
+    "DevicesSection",
     "PartitionSection",
     "RunSection",
     "TrainSection",

@@ -14,11 +14,13 @@ from pydantic import Field, ValidationError
 
 from polyfed.config.faults import by_key, dotted, facts, hint, sentence
 from polyfed.config.methods import algorithm_class, algorithm_fields, canonical_name, try_algorithm
+from polyfed.config.profiles import read_profiles
 from polyfed.config.reading import Table, apply, parse_override, read_toml, to_toml
 from polyfed.config.sections import (
     AlgorithmSection,
     ClientsSection,
     DataSection,
+    DevicesSection,
     PartitionSection,
     RunSection,
     Section,
@@ -46,6 +48,7 @@ class Config(Section):
         partition: who holds which examples.
         clients: who takes part, with which networks.
         train: how a client trains.
+        devices: on which devices, for the simulated clock; None has none.
         algorithm: the way to train together.
         algorithms: for `polyfed compare`: keys that differ for one algorithm, by name or a label of your own.
         controls: runs that follow the main one on the same splits, by label.
@@ -56,6 +59,7 @@ class Config(Section):
     partition: PartitionSection = Field(default_factory=PartitionSection)
     clients: ClientsSection = Field(default_factory=ClientsSection)
     train: TrainSection = Field(default_factory=TrainSection)
+    devices: DevicesSection | None = None
     algorithm: AlgorithmSection = Field(default_factory=AlgorithmSection)
     algorithms: dict[str, dict[str, Any]] = Field(default_factory=dict)
     controls: dict[str, AlgorithmSection] = Field(default_factory=dict)
@@ -74,9 +78,7 @@ class Config(Section):
         """
         source = Path(str(files("polyfed") / "defaults" / "digits.toml")) if path is None else Path(path)
         tables = read_toml(source)
-        data = tables.get("data")
-        if isinstance(data, dict) and isinstance(data.get("path"), str):  # pyright: ignore[reportUnknownMemberType]
-            data["path"] = str(source.parent / Path(data["path"]).expanduser())  # pyright: ignore[reportUnknownArgumentType]
+        _anchor(tables, source.parent)
         faults: list[str] = []
         overridden: list[str] = []
         for override in overrides:
@@ -86,9 +88,7 @@ class Config(Section):
                 overridden.append(dotted(*key))
             except ConfigError as error:
                 faults += error.faults
-        data = tables.get("data")
-        if isinstance(data, dict) and isinstance(data.get("path"), str):  # pyright: ignore[reportUnknownMemberType]
-            data["path"] = str(Path(data["path"]).expanduser().absolute())  # pyright: ignore[reportUnknownArgumentType]
+        _anchor(tables, Path().absolute())
         return cls._parsed(tables, str(source), faults, overridden)
 
     @classmethod
@@ -196,8 +196,19 @@ class Config(Section):
         usual = {key: facts(field.default) for key, field in algorithm_fields(algorithm_class(name)).items()}
         differing = {key: value for key, value in keys.items() if key not in usual or value != usual[key]}
         tables["algorithm"] = {"name": name, **differing}
+        if self.devices is not None:  # what the table says counts, not where it lies
+            tables["devices"] = {**tables["devices"], "profiles": read_profiles(self.devices.profiles)[0]}
         told = {section: keys for section, keys in tables.items() if keys}
         return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _anchor(tables: Table, folder: Path) -> None:
+    """Take relative paths as relative to ``folder``. Changes ``tables``."""
+    for section, key in (("data", "path"), ("devices", "profiles")):
+        keys = tables.get(section)
+        value: object = keys.get(key) if isinstance(keys, dict) else None
+        if isinstance(value, str) and (key == "path" or value.endswith(".csv")):
+            tables[section][key] = str(folder / Path(value).expanduser())
 
 
 def cores() -> int:
@@ -234,20 +245,25 @@ def _told(cls: type[Config], where: tuple[str | int, ...], details: Any) -> str:
     if details[0]["type"] != "extra_forbidden":
         return f"{dotted(*where)}: {sentence(details)}"
     *section, key = (str(part) for part in where)
-    here = cls if not section else cls.model_fields[section[0]].annotation
+    here = cls if not section else _section(cls.model_fields[section[0]].annotation)
     known = list(here.model_fields) if isinstance(here, type) and issubclass(here, Section) else []
     elsewhere = [
         f"{name}.{key}"
         for name, field in cls.model_fields.items()
-        if isinstance(field.annotation, type)
-        and issubclass(field.annotation, Section)
-        and field.annotation is not AlgorithmSection
-        and key in field.annotation.model_fields
+        if isinstance(there := _section(field.annotation), type)
+        and issubclass(there, Section)
+        and there is not AlgorithmSection
+        and key in there.model_fields
     ]
     what = "key" if section or not isinstance(details[0]["input"], Mapping) else "section"
     near = f"; did you mean {elsewhere[0]!r}?" if elsewhere else hint(key, known)
     place = f"[{section[0]}] has the keys" if section else "there are the sections"
     return f"{dotted(*where)}: unknown {what}{near} {place} {', '.join(known)}"
+
+
+def _section(annotation: Any) -> Any:
+    """The class of a section that may be left out, which None stands for."""
+    return DevicesSection if annotation == DevicesSection | None else annotation
 
 
 def _refusal(spec: ModelSpec) -> str:
@@ -273,6 +289,12 @@ def _misfits(sections: Mapping[str, Any]) -> list[str]:
         samples = {"eval_clients": run.eval_clients, "gradient_clients": run.gradient_clients}
         many = {key: count for key, count in samples.items() if count is not None and count > clients.count}
         faults += [f"run.{key}: got {n}; expected at most clients.count, {clients.count}" for key, n in many.items()]
+    devices: DevicesSection | None = sections.get("devices")
+    if devices is not None:
+        found = devices.misfits(clients.wanted if clients else None)
+        faults += [f"devices.{key}: {text}" for key, text in found]
+    elif "devices" in sections and clients and clients.selection == "available":
+        faults.append('clients.selection: got "available" without [devices], which say who is there at what hour')
     for place, spec in enumerate(clients.models if clients else ()):
         if spec.own and (text := _refusal(spec)):
             faults.append(f"clients.models[{place}]: {text}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -10,6 +11,7 @@ from pydantic.functional_serializers import model_serializer
 from pydantic_core import core_schema
 
 from polyfed.config.faults import facts, hint, shown
+from polyfed.config.profiles import TABLES, read_profiles
 from polyfed.data.catalogue import DATASET_OPTIONS, DATASETS, PARTITION_OPTIONS, PARTITIONS
 from polyfed.errors import ModelError
 from polyfed.models.catalogue import ModelSpec
@@ -209,14 +211,22 @@ class ClientsSection(Section):
     Args:
         count: number of clients.
         participation: fraction of the clients that train in a round.
+        selection: how they are drawn, without replacement: all equally; in proportion to their training examples; in
+            proportion to their capacities; equally among those whose device is there.
         models: names of `polyfed list models`, tables of a name and options, or "package.module:attribute".
         capacities: fractions of a full-size model that clients can hold.
     """
 
     count: Positive = 10
     participation: Fraction = 1.0
+    selection: Literal["uniform", "by-size", "by-capacity", "available"] = "uniform"
     models: Annotated[tuple[Model, ...], Field(min_length=1)] = (ModelSpec("cnn5"),)
     capacities: Annotated[tuple[Fraction, ...], Field(min_length=1)] = (1.0,)
+
+    @property
+    def wanted(self) -> int:
+        """How many clients a round wants: max(1, round(C N))."""
+        return max(1, round(self.participation * self.count))
 
     def model(self, client: int) -> ModelSpec:
         """The network of a client."""
@@ -225,6 +235,59 @@ class ClientsSection(Section):
     def capacity(self, client: int) -> float:
         """The fraction of a full-size model that a client can hold."""
         return self.capacities[client % len(self.capacities)]
+
+
+def _table(value: object) -> object:
+    if isinstance(value, str) and value not in TABLES and not value.endswith(".csv"):
+        text = f"unknown table of devices {value!r}{hint(value, TABLES)} known: {', '.join(TABLES)}"
+        raise ValueError(f"{text}; your own is asked for by the path of a .csv file")
+    return value
+
+
+class DevicesSection(Section):
+    """On which devices clients compute, for the simulated clock; docs/clocks.md defines every word.
+
+    ``deadline``, ``oversample`` and ``min_replies`` are those of a deployment's ``[rounds]``.
+
+    Args:
+        profiles: a table that comes with polyfed, or a .csv file of your own, relative to the configuration file.
+        deal: which client has which: drawn by the shares of the table, or row i mod length for client i.
+        start_hour: hour of the day at which the run begins.
+        dropout: probability that a client that was asked vanishes without an answer.
+        deadline: simulated seconds after which a round ends with the replies that came; None waits for all.
+        oversample: share of further clients asked in a round, which ends when enough have answered.
+        min_replies: with fewer replies a round is void: the server's state stays what it was.
+    """
+
+    profiles: Annotated[str, BeforeValidator(_table)] = "cross-device"
+    deal: Literal["random", "in-turn"] = "random"
+    start_hour: Annotated[float, Field(ge=0, lt=24)] = 0.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    deadline: Rate | None = None
+    oversample: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = 0.0
+    min_replies: Positive = 1
+
+    def misfits(self, wanted: int | None) -> list[tuple[str, str]]:
+        """(key, fault) for what does not go together, with ``wanted`` clients in a round if that is known."""
+        faults = [("profiles", text) for text in read_profiles(self.profiles)[1]]
+        if self.dropout and self.deadline is None:
+            text = (
+                f"got {self.dropout} without devices.deadline; who vanishes says nothing, and the round would not end"
+            )
+            faults.append(("dropout", text))
+        if wanted is not None and self.min_replies > wanted:
+            text = f"got {self.min_replies}; expected at most {wanted}, the clients that a round wants"
+            faults.append(("min_replies", text))
+        return faults
+
+    def asked(self, clients: ClientsSection) -> int:
+        """How many clients are asked in a round."""
+        return min(clients.count, oversampled(clients.wanted, self.oversample))
+
+
+def oversampled(wanted: int, share: float) -> int:
+    """``wanted`` and a share of as many more, rounded up; 10 and 0.1 make 11, whatever binary fractions say."""
+    return math.ceil(round(wanted * (1 + share), 9))
 
 
 class TrainSection(Section):

@@ -20,13 +20,9 @@ from polyfed.errors import MessageError, PolyfedError
 from polyfed.execute.drivers import Work
 from polyfed.message import Message, decode, encode
 from polyfed.parties import ClientInfo, Cohort, Replies, Reply
-from polyfed.runtime.clients import Down, Report, measure
+from polyfed.runtime.clients import Down, Report, TooFewRepliesError, measure
 from polyfed.runtime.scoring import Score
 from polyfed.typing import ClientId
-
-
-class TooFewRepliesError(PolyfedError):
-    """A round ended with fewer good replies than ``rounds.min_replies``: it is void."""
 
 
 class ClientFailedError(PolyfedError):

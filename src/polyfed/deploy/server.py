@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import secrets
 import time
@@ -25,6 +24,7 @@ import torch
 
 from polyfed.algorithm import Algorithm, Task
 from polyfed.config import Config, load_algorithm
+from polyfed.config.sections import oversampled
 from polyfed.deploy.remote import ClientFailedError, RemoteClients, info_of
 from polyfed.deploy.roster import Roster
 from polyfed.deploy.settings import Deployment
@@ -43,6 +43,7 @@ from polyfed.runtime.federation import Federation
 from polyfed.runtime.ledger import Ledger, client_rows
 from polyfed.runtime.round import Played, play_round
 from polyfed.runtime.rundir import RunDir
+from polyfed.runtime.selection import Weighted
 from polyfed.runtime.simulate import environment
 from polyfed.runtime.store import Store
 from polyfed.typing import ClientId
@@ -140,6 +141,16 @@ def create(folder: Path, config: Config, deployment: Deployment) -> str:
     if config.run.gradient_clients is not None or config.data.validation_fraction:
         raise ConfigError(
             "run.gradient_clients and data.validation_fraction are for simulated runs; take them out to deploy"
+        )
+    if config.devices is not None:
+        raise ConfigError(
+            "[devices] are for simulated runs: a deployed one has real clocks; take the section out to deploy"
+            " (--set devices=none), and say deadline, oversample and min_replies in [rounds] of deploy.toml"
+        )
+    if config.clients.selection == "by-size":
+        raise ConfigError(
+            'clients.selection: got "by-size"; a deployed server knows no numbers of examples; expected '
+            '"uniform" (among those that are connected) or "by-capacity"'
         )
     if (folder / "config.toml").exists():
         raise RunDirError(f"{folder} already holds a run; go on with `polyfed deploy resume {folder}`")
@@ -296,14 +307,17 @@ class _Served:
         """Who is asked, and how many answers are enough; as `draw_cohort` where everyone is there."""
         config = self.view.config
         rng = self.view.rng.at("round", round_)
-        wanted = max(1, round(config.clients.participation * config.clients.count))
+        wanted = config.clients.wanted
         present = self.roster.present
-        count = min(len(present), math.ceil(wanted * (1 + self.rules.oversample)))
-        chosen = (
-            present
-            if count == len(present)
-            else sorted(int(k) for k in rng.at("cohort").numpy().choice(present, count, replace=False))
-        )
+        count = min(len(present), oversampled(wanted, self.rules.oversample))
+        draws = rng.at("cohort").numpy()
+        if count == len(present):
+            chosen = present
+        elif config.clients.selection == "by-capacity":
+            weighted = Weighted([self.view.info(client).capacity for client in present])
+            chosen = [present[i] for i in weighted.draw(draws, count)]
+        else:
+            chosen = sorted(int(k) for k in draws.choice(present, count, replace=False))
         cohort = Cohort(tuple(map(self.view.info, chosen)), round_, config.run.rounds, rng.at("server"))
         return cohort, wanted if self.rules.oversample else None
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from inspect import isgeneratorfunction
 from typing import Any, Protocol
 
 from polyfed.compute import drive
+from polyfed.errors import PolyfedError
 from polyfed.execute.drivers import Driver, Work
 from polyfed.execute.fitting import bind, tree_to
 from polyfed.message import Message, Nothing, Size, State, size
@@ -38,6 +39,10 @@ class Report:
     score: Score | None = None
 
 
+class TooFewRepliesError(PolyfedError):
+    """A round ended with fewer good replies than ``min_replies``: it is void."""
+
+
 class Clients(Protocol):
     """Where the server's messages go."""
 
@@ -65,6 +70,7 @@ class LocalClients:
         self.federation, self.driver, self.store = federation, driver, store
         self.scorer = Scorer(federation.algorithm, driver.place, driver.costs)
         self._kept: dict[ClientId, tuple[State, int]] = {}
+        self._before: dict[ClientId, tuple[State, int] | None] = {}  # of those of the last exchange, what was kept then
 
     def private(self, client: ClientId) -> Any:
         """A client's state, made (and not kept) if it has none."""
@@ -82,6 +88,7 @@ class LocalClients:
         }
         outcomes = self.driver.play(calls)
         replies = tuple(Reply(info, outcomes[info.id].upload) for info in cohort if info.id in outcomes)
+        self._before = {client: self._kept.get(client) for client in outcomes}
         self._kept |= {client: (outcome.private, cohort.round) for client, outcome in outcomes.items()}
         reports = {
             client: Report(
@@ -93,6 +100,19 @@ class LocalClients:
             for client, outcome in outcomes.items()
         }
         return Replies(replies), reports
+
+    def undo(self, clients: Iterable[ClientId]) -> None:
+        """Take back the last exchange of some clients: nobody had their replies."""
+        for client in clients:
+            before = self._before[client]
+            if before is None:
+                del self._kept[client]
+            else:
+                self._kept[client] = before
+
+    def forget(self) -> None:
+        """Take back the whole round: it is void."""
+        self._kept.clear()
 
     def commit(self) -> None:
         """Put the states of the round into the store."""

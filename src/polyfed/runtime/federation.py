@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
 from polyfed.algorithm import Algorithm, Task
 from polyfed.config import Config, load_algorithm
+from polyfed.config.profiles import load_profiles
 from polyfed.data.client import FederatedData
 from polyfed.data.dataset import Dataset
 from polyfed.data.partition import Partition, make_partition
@@ -19,6 +22,8 @@ from polyfed.models.split import SplitModel
 from polyfed.parties import ClientInfo, LocalClient
 from polyfed.plan import LocalSGD
 from polyfed.rng import Rng
+from polyfed.runtime.fleet import Fleet
+from polyfed.runtime.selection import Weighted
 from polyfed.typing import ClientId
 
 
@@ -70,6 +75,23 @@ class Federation:
     def rng(self) -> Rng:
         """The root of all randomness but the partition's."""
         return Rng((self.config.run.seed,))
+
+    @cached_property
+    def fleet(self) -> Fleet | None:
+        """The clients' devices, if the simulated clock is asked for."""
+        devices = self.config.devices
+        if devices is None:
+            return None
+        profiles = load_profiles(devices.profiles)
+        return Fleet(profiles, self.rng.at("devices"), devices.deal, devices.start_hour)
+
+    @cached_property
+    def weighted(self) -> Weighted | None:
+        """How clients are drawn where not all are equally likely."""
+        clients = self.config.clients
+        if clients.selection == "by-size":
+            return Weighted(np.diff(self.partition.train_offsets))
+        return Weighted(np.resize(clients.capacities, clients.count)) if clients.selection == "by-capacity" else None
 
     def info(self, client: ClientId) -> ClientInfo:
         """What the server knows of a client."""

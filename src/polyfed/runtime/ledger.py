@@ -7,6 +7,7 @@ import sys
 from typing import Any, Literal
 
 from polyfed.message import Size
+from polyfed.runtime.clock import REASONS, Loss, Timing
 from polyfed.runtime.evaluate import Evaluation
 from polyfed.runtime.federation import Federation
 from polyfed.runtime.round import Played, total
@@ -29,6 +30,14 @@ class Ledger:
             "best": None,
             "last": None,
         }
+        if federation.config.devices is not None and "simulated" not in self.progress:
+            failed = dict.fromkeys(REASONS, 0)
+            self.progress["simulated"] = {"seconds": 0.0, "void": 0, "failed": failed, "wasted": _wasted()}
+
+    @property
+    def now(self) -> float:
+        """Simulated seconds since the beginning of the run; 0 without devices."""
+        return self.progress["simulated"]["seconds"] if "simulated" in self.progress else 0.0
 
     def round(self, played: Played, seconds: float) -> dict[str, Any]:
         """Enter a round's training; returns the training half of its line in rounds.jsonl."""
@@ -47,13 +56,35 @@ class Ledger:
             family["seconds"] += report.work.seconds
             family["step_peak"] = max(family["step_peak"], report.work.peak_bytes)
         losses = [r.work.loss for r in reports if r.work.loss is not None]
-        return {
+        row: dict[str, Any] = {
             "cohort": [client.id for client in played.cohort],
             "loss": sum(losses) / len(losses) if losses else None,
             "bytes": {"up": up.total, "down": down.total},
             "flops": flops,
             "seconds": seconds,
         }
+        return row if played.timing is None else row | self._simulated(played, played.timing)
+
+    def _simulated(self, played: Played, timing: Timing) -> dict[str, Any]:
+        """Enter a round of the simulated clock."""
+        p, fleet = self.progress["simulated"], self.federation.fleet
+        assert fleet is not None, "a round was timed"
+        failed = {client: loss.reason for client, loss in timing.losses.items() if client not in played.reports}
+        wasted = _wasted(*timing.losses.values())
+        p["seconds"] += timing.seconds
+        p["void"] += timing.void
+        p["failed"] = {reason: n + list(failed.values()).count(reason) for reason, n in p["failed"].items()}
+        p["wasted"] = {kind: n + wasted[kind] for kind, n in p["wasted"].items()}
+        row: dict[str, Any] = {
+            "replies": len(played.reports),
+            "simulated": {
+                "seconds": timing.seconds,
+                "hour": fleet.hour(timing.start) % 24,
+                "failed": {str(client): reason for client, reason in sorted(failed.items())},
+                "wasted": wasted,
+            },
+        }
+        return {**row, "void": True} if timing.void else row
 
     def evaluation(self, round_: int, found: Evaluation) -> dict[str, Any]:
         """Enter an evaluation; returns the accuracy half of the round's line."""
@@ -99,6 +130,7 @@ class Ledger:
             "bytes_down": p["bytes"]["down"]["total"],
             "flops": p["flops"],
             "seconds": p["seconds"],
+            **({"simulated_seconds": self.now} if "simulated" in p else {}),
         }
 
     def summary(self, run_dir: str, trained: int) -> dict[str, Any]:
@@ -127,6 +159,7 @@ class Ledger:
             },
             "by_model": p["by_model"],
             "targets": p["targets"],
+            **({"simulated": p["simulated"]} if "simulated" in p else {}),
             "clients": {"count": config.clients.count, "trained": trained},
             "partition_hash": self.federation.partition.hash,
             "config_hash": config.hash(),
@@ -142,11 +175,13 @@ def process_peak() -> int:
 def client_rows(
     federation: Federation, round_: int, played: Played | None, found: Evaluation | None
 ) -> list[dict[str, Any]]:
-    """The lines of clients.jsonl for a round: who trained, who was tested, and with what result."""
+    """The lines of clients.jsonl for a round: who trained, in vain or not, who was tested, and with what result."""
     trained = played.reports if played else {}
+    timing = played.timing if played else None
+    lost = timing.losses if timing else {}
     tested = found.scores if found else {}
     rows: list[dict[str, Any]] = []
-    for client in sorted({*trained, *tested}):
+    for client in sorted({*trained, *lost, *tested}):
         info = federation.info(client)
         row: dict[str, Any] = {"round": round_, "client": client, "model": info.architecture, "capacity": info.capacity}
         if client in trained:
@@ -160,6 +195,10 @@ def client_rows(
                 "seconds": report.work.seconds,
                 "step_peak": report.work.peak_bytes,
             }
+        if timing and (client in lost or client in trained):
+            loss = lost.get(client)
+            row["simulated_seconds"] = timing.clients.get(client, 0.0) + (loss.seconds if loss else 0.0)
+            row |= {"failed": loss.reason, "wasted": _wasted(loss)} if loss else {}
         if client in tested:
             score = tested[client]
             row |= {"examples": score.examples, "correct": score.correct, "accuracy": score.accuracy()}
@@ -173,6 +212,10 @@ def _size(size: Size) -> dict[str, int]:
 
 def _plus(sums: dict[str, int], size: Size) -> dict[str, int]:
     return {kind: sums[kind] + more for kind, more in _size(size).items()}
+
+
+def _wasted(*losses: Loss) -> dict[str, int]:
+    return {kind: sum(getattr(loss, kind) for loss in losses) for kind in ("bytes_up", "bytes_down", "flops")}
 
 
 def _family() -> dict[str, Any]:

@@ -1,10 +1,10 @@
-"""One round: draw the cohort, run the server's coroutine, add up what it cost."""
+"""One round: run the server's coroutine, add up what it cost."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from polyfed.compute import Exchange, drive
 from polyfed.execute.drivers import Driver, Work
@@ -12,7 +12,11 @@ from polyfed.message import Size, State
 from polyfed.parties import Cohort
 from polyfed.runtime.clients import Clients, Report
 from polyfed.runtime.federation import Federation
+from polyfed.runtime.selection import draw_cohort
 from polyfed.typing import ClientId
+
+if TYPE_CHECKING:
+    from polyfed.runtime.clock import Timing
 
 
 @dataclass(frozen=True)
@@ -22,25 +26,20 @@ class Played:
     Args:
         server: the new state.
         cohort: who took part.
-        reports: what it cost each client, all exchanges of the round together.
+        reports: what it cost each client whose reply counted, all exchanges of the round together.
+        timing: the round by the simulated clock, if there is one.
     """
 
     server: State
     cohort: Cohort
     reports: dict[ClientId, Report]
+    timing: Timing | None = None
 
-
-def draw_cohort(federation: Federation, round_: int) -> Cohort:
-    """max(1, round(C * N)) different clients, uniformly."""
-    clients = federation.config.clients
-    rng = federation.rng.at("round", round_)
-    count = max(1, round(clients.participation * clients.count))
-    chosen = (
-        range(clients.count)
-        if count == clients.count
-        else sorted(int(k) for k in rng.at("cohort").numpy().choice(clients.count, count, replace=False))
-    )
-    return Cohort(tuple(federation.info(k) for k in chosen), round_, federation.config.run.rounds, rng.at("server"))
+    @property
+    def testing(self) -> float:
+        """Wall-clock seconds of testing clients before aggregation."""
+        scores = (report.score.seconds for report in self.reports.values() if report.score)
+        return sum(scores) + (self.timing.testing if self.timing else 0.0)
 
 
 def play_round(

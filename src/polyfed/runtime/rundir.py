@@ -92,9 +92,13 @@ class RunDir:
             raise StorageError(f"could not write to {self.path / name}: {error.strerror or error}") from error
 
     def trained(self) -> int:
-        """How many clients have taken part in a round so far, as rounds.jsonl tells."""
+        """How many clients have trained in a round that counted, as rounds.jsonl tells."""
         rows = (json.loads(line) for line in self.file("rounds.jsonl").read_bytes().splitlines())
-        return len({client for row in rows for client in row.get("cohort", ())})
+        found: set[int] = set()
+        for row in rows:
+            failed = row.get("simulated", {}).get("failed", {})
+            found.update(client for client in row.get("cohort", ()) if str(client) not in failed)
+        return len(found)
 
     def save(self, round_: int, server: State, store: Store, progress: Mapping[str, Any], identity: str) -> None:
         """Write a checkpoint of the end of ``round_``; the one before it stays until this one is complete.

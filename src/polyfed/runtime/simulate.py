@@ -17,6 +17,7 @@ import torch
 
 import polyfed
 from polyfed.config import Config
+from polyfed.config.profiles import to_csv
 from polyfed.data.partition import Partition
 from polyfed.errors import CheckpointError, RunDirError
 from polyfed.execute.drivers import make_driver
@@ -24,6 +25,7 @@ from polyfed.execute.place import Place
 from polyfed.message import Nothing, State
 from polyfed.runtime import files
 from polyfed.runtime.clients import LocalClients
+from polyfed.runtime.clock import TimedClients
 from polyfed.runtime.evaluate import Evaluation, Evaluator
 from polyfed.runtime.federation import Federation, prepare
 from polyfed.runtime.gradient import gradient_squared
@@ -34,7 +36,7 @@ from polyfed.runtime.store import Store
 from polyfed.runtime.watch import Interrupted, Quiet, Watch
 
 #: What a run that was killed before it wrote its config.toml leaves behind.
-STARTED = ("lock", "environment.json", "partition.npz", *LOGS)
+STARTED = ("lock", "environment.json", "partition.npz", "devices.csv", *LOGS)
 
 
 def simulate(config: Config, *, out: Path | None = None, watch: Watch | None = None) -> dict[str, Any]:
@@ -68,6 +70,8 @@ def simulate(config: Config, *, out: Path | None = None, watch: Watch | None = N
     with _held(folder) as run_dir:
         files.write_json(run_dir.file("environment.json"), environment(config))
         federation.partition.save(run_dir.file("partition.npz"))
+        if federation.fleet is not None:
+            files.write(run_dir.file("devices.csv"), to_csv(federation.fleet.profiles).encode())
         files.write(run_dir.file("config.toml"), config.to_toml().encode())  # last: it marks the directory as a run
         return _Run(federation, run_dir, watch or Quiet()).play()
 
@@ -124,6 +128,7 @@ class _Run:
         states = federation.algorithm.states
         self.store = Store(run_dir.states, states, resident=config.run.store == "memory")
         self.clients = LocalClients(federation, self.driver, self.store)
+        self.timed = TimedClients(federation, self.clients, watch.note) if federation.fleet else None
         self.evaluator = Evaluator(federation, self.place, self.driver.costs)
         self.round = 0
         self.server: State = Nothing()
@@ -143,12 +148,9 @@ class _Run:
                     self._record(None, 0.0, self._evaluate(self.server, 0, None))
                 for round_ in range(self.round + 1, run.rounds + 1):
                     started, counting = time.perf_counter(), self.driver.costs.seconds
-                    played = play_round(
-                        self.federation, self.server, round_, self.clients, self.driver, score=self._due(round_)
-                    )
+                    played = self._play(round_)
                     # Finding out costs is no cost of the run, and testing the cohort is one of evaluation.
-                    other = self.driver.costs.seconds - counting
-                    other += sum(report.score.seconds for report in played.reports.values() if report.score)
+                    other = self.driver.costs.seconds - counting + played.testing
                     seconds = time.perf_counter() - started - other
                     found = self._evaluate(played.server, round_, played)  # before anything is final: it takes time
                     self.whole = False
@@ -169,6 +171,12 @@ class _Run:
         files.write_json(self.run_dir.file("summary.json"), summary)
         self.watch.ended(summary)
         return summary
+
+    def _play(self, round_: int) -> Played:
+        score = self._due(round_)
+        if self.timed is not None:
+            return self.timed.play(self.server, round_, self.driver, self.ledger.now, score=score)
+        return play_round(self.federation, self.server, round_, self.clients, self.driver, score=score)
 
     def _save(self) -> None:
         self.run_dir.save(self.round, self.server, self.store, self.ledger.progress, self.identity)

@@ -26,7 +26,8 @@ from polyfed.execute.fitting import bind
 from polyfed.message import Message, State, encode
 from polyfed.parties import ClientInfo, Cohort, Replies, Reply
 from polyfed.runtime.evaluate import Evaluator
-from polyfed.runtime.round import draw_cohort, play_round
+from polyfed.runtime.round import play_round
+from polyfed.runtime.selection import draw_cohort
 from polyfed.runtime.simulate import resume, simulate
 from polyfed.runtime.watch import Quiet
 from polyfed.testing.clients import Visit, Watched

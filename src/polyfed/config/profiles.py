@@ -1,0 +1,154 @@
+"""Tables of devices: how fast they compute and communicate, what they hold, and at which hours they are there.
+
+docs/clocks.md defines the columns and says where the numbers of the tables that come with polyfed are from.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from math import inf, isfinite
+from pathlib import Path
+
+from polyfed.config.faults import hint
+from polyfed.errors import ConfigError
+
+#: What comes with polyfed, in defaults/devices.
+TABLES: Mapping[str, str] = {
+    "cross-device": "phones, tablets and small boards of people, most of them there at night",
+    "cross-silo": "workstations and servers of organisations, there at office hours or always",
+}
+
+_HOURS = tuple(f"h{hour:02d}" for hour in range(24))
+_RATES = ("compute_gflops", "memory_mb", "down_mbps", "up_mbps")
+_COLUMNS = ("device", *_RATES, "share", *_HOURS)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One row of a table.
+
+    Args:
+        device: its name.
+        compute_gflops: 10^9 floating-point operations per second that it sustains in training, as polyfed counts them.
+        memory_mb: 10^6 bytes that training may take.
+        down_mbps: 10^6 bits per second from the server.
+        up_mbps: 10^6 bits per second to the server.
+        share: of the clients, relative to the other rows.
+        hours: the fraction of such devices that are there in each of the 24 hours of the day.
+    """
+
+    device: str
+    compute_gflops: float
+    memory_mb: float
+    down_mbps: float
+    up_mbps: float
+    share: float = 1.0
+    hours: tuple[float, ...] = (1.0,) * 24
+
+    def seconds(self, down: int, flops: int, up: int) -> tuple[float, float, float]:
+        """How long it receives ``down`` bytes, computes ``flops``, and sends ``up`` bytes."""
+        return 8e-6 * down / self.down_mbps, 1e-9 * flops / self.compute_gflops, 8e-6 * up / self.up_mbps
+
+
+def load_profiles(table: str) -> tuple[Profile, ...]:
+    """The rows of a table that comes with polyfed, or of a .csv file.
+
+    Raises:
+        ConfigError: all faults at once, each with its line.
+    """
+    profiles, faults = read_profiles(table)
+    if faults:
+        raise ConfigError(*(f"devices.profiles: {text}" for text in faults))
+    return profiles
+
+
+def read_profiles(table: str) -> tuple[tuple[Profile, ...], list[str]]:
+    """The good rows of a table, and what is wrong with the others."""
+    path = Path(str(files("polyfed") / "defaults" / "devices" / f"{table}.csv")) if table in TABLES else Path(table)
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as handle:
+            reader = csv.reader(handle, strict=True)
+            lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
+    except FileNotFoundError:
+        return (), [f"{path}: no such file; expected a .csv table of devices, or one of {', '.join(TABLES)}"]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        return (), [f"{path}: cannot be read as csv in UTF-8 ({error}); correct or convert the file"]
+    lines = [(number, cells) for number, cells in lines if any(cells) and not cells[0].startswith("#")]
+    if not lines:
+        return (), [f"{path}: no rows; expected a header and one line per device"]
+    head = lines[0][1]
+    faults = _head_faults(head)
+    if faults:
+        return (), [f"{path}, line {lines[0][0]}: {text}" for text in faults]
+    good: list[Profile] = []
+    for number, cells in lines[1:]:
+        profile, found = _row(head, cells)
+        faults += [f"{path}, line {number}: {text}" for text in found]
+        if profile is not None and profile.device in {other.device for other in good}:
+            faults.append(f"{path}, line {number}: device {profile.device!r} is named twice; choose another name")
+        elif profile is not None:
+            good.append(profile)
+    if not faults and not good:
+        faults.append(f"{path}: no devices below the header; expected at least one line")
+    if not faults and not any(profile.share for profile in good):
+        faults.append(f"{path}: every share is 0; expected at least one device with clients")
+    return tuple(good), faults
+
+
+def to_csv(profiles: Sequence[Profile]) -> str:
+    """Text of a table; `read_profiles` reads it back."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    for profile in profiles:
+        writer.writerow([*(getattr(profile, name) for name in ("device", *_RATES, "share")), *profile.hours])
+    return text.getvalue()
+
+
+def _head_faults(head: list[str]) -> list[str]:
+    faults = [
+        f"unknown column {name!r}{hint(name, _COLUMNS)} known: {_known()}" for name in head if name not in _COLUMNS
+    ]
+    faults += [f"column {name!r} comes twice" for name in dict.fromkeys(head) if head.count(name) > 1]
+    absent = [name for name in ("device", *_RATES) if name not in head]
+    if absent:
+        faults.append(f"missing column {', '.join(absent)}; expected {_known()}")
+    hours = [name for name in _HOURS if name in head]
+    if 0 < len(hours) < len(_HOURS):
+        left = [name for name in _HOURS if name not in hours]
+        faults.append(f"missing column {', '.join(left)}; expected all of h00 to h23, or none: always there")
+    return faults
+
+
+def _known() -> str:
+    return f"device, {', '.join(_RATES)}, and if you like share and h00 to h23"
+
+
+def _row(head: list[str], cells: list[str]) -> tuple[Profile | None, list[str]]:
+    if len(cells) != len(head):
+        return None, [f"{len(cells)} cells; expected {len(head)} as in the header"]
+    row = dict(zip(head, cells, strict=True))
+    faults: list[str] = []
+
+    def number(name: str, fits: Callable[[float], bool], expected: str) -> float:
+        try:
+            value = float(row[name])
+        except ValueError:
+            value = inf
+        if not (isfinite(value) and fits(value)):
+            faults.append(f"{name}: got {row[name]!r}; expected {expected}")
+        return value
+
+    if not row["device"]:
+        faults.append("device: got ''; expected a name")
+    rates = [number(name, lambda x: x > 0, "a number above 0") for name in _RATES]
+    share = number("share", lambda x: x >= 0, "a number of at least 0") if "share" in row else 1.0
+    hours = [number(name, lambda x: 0 <= x <= 1, "a fraction from 0 to 1") for name in _HOURS if name in row]
+    if faults:
+        return None, faults
+    given = dict(zip(_RATES, rates, strict=True))
+    return Profile(row["device"], **given, share=share, hours=tuple(hours) or (1.0,) * 24), []
