@@ -329,11 +329,10 @@ def _numbers(text: str) -> list[int]:
 
 
 def _show_comparison(console: Console, comparison: Comparison) -> None:
-    from polyfed.compare.table import COSTS
     from polyfed.report import print_table
 
     console.print()
-    print_table(console, comparison.headings, comparison.cells(), left=("algorithm", "against"), costs=COSTS)
+    print_table(console, comparison.headings, comparison.cells(), left=("algorithm", "against"), costs=comparison.costs)
     console.print()
     for note in (*comparison.notes, f"Runs, table.md and table.csv lie in {comparison.out.absolute()}"):
         console.print(note, soft_wrap=True, markup=False, highlight=False)

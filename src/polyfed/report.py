@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,10 @@ Summary = Mapping[str, Any]
 Row = Mapping[str, Any]
 
 TRAINING_TIME = "Training time is wall clock without evaluation, and FLOPs are of training alone."
+
+SIMULATED_TIME = (
+    "Simulated time is of training on the devices of the table; 'to' is the time to the first evaluation at a target."
+)
 
 _BOUNDLESS = 10_000  # columns
 _GAP = 2  # columns between columns
@@ -277,7 +281,10 @@ def closing_table(console: Console, summaries: Mapping[str, Summary]) -> None:
         console: where to.
         summaries: summary.json of each run, by label.
     """
-    costs = ("up", "down", "FLOPs", "training\ntime", "peak\nmemory")
+    targets = targets_of(summaries.values())
+    simulated = any("simulated" in summary for summary in summaries.values())
+    times = ("simulated\ntime", *(f"to\n{percent(target)}" for target in targets)) if simulated else ()
+    costs = ("up", "down", "FLOPs", "training\ntime", "peak\nmemory", *times)
     rows: list[tuple[str, ...]] = []
     for label, summary in summaries.items():
         accuracy, sent = summary["accuracy"], summary["bytes"]
@@ -291,9 +298,31 @@ def closing_table(console: Console, summaries: Mapping[str, Summary]) -> None:
                 flops(summary["flops"]),
                 duration(summary["seconds"]),
                 size(summary["memory"]["process_peak"]),
+                *((_told(simulated_time(summary)),) if simulated else ()),
+                *(_told(simulated_time(summary, target)) for target in (targets if simulated else ())),
             )
         )
     print_table(console, ("algorithm", "mean", "worst\ntenth", *costs), rows, left=("algorithm",), costs=costs)
+
+
+def targets_of(summaries: Iterable[Summary]) -> list[float]:
+    """The target accuracies that some run reached, ascending."""
+    reached = {target["accuracy"] for summary in summaries for target in summary.get("targets", ()) if target}
+    return sorted(reached)
+
+
+def simulated_time(summary: Summary, target: float | None = None) -> float | None:
+    """Simulated seconds of a run, or up to a target; None without a simulated clock or where it was not reached."""
+    if "simulated" not in summary:
+        return None
+    if target is None:
+        return summary["simulated"]["seconds"]
+    found = (reached for reached in summary["targets"] if reached is not None and reached["accuracy"] == target)
+    return next((reached["simulated_seconds"] for reached in found), None)
+
+
+def _told(seconds: float | None) -> str:
+    return "-" if seconds is None else duration(seconds)
 
 
 def remarks(summaries: Mapping[str, Summary]) -> list[str]:
@@ -318,10 +347,27 @@ def remarks(summaries: Mapping[str, Summary]) -> list[str]:
             if total and (total - values) / total > _NOTEWORTHY:
                 rest = f"{size(sent.get(f'{way}_indices', 0))} indices, {size(sent.get(f'{way}_header', 0))} header"
                 said.append(f"{label}: of the {size(total)} {way}, {size(values)} are values, {rest}.")
+    for label, summary in summaries.items():
+        if "simulated" in summary and (in_vain := _in_vain(summary["simulated"])):
+            said.append(f"{label}: {in_vain}.")
     said.append(TRAINING_TIME)
+    if any("simulated" in summary for summary in summaries.values()):
+        said.append(SIMULATED_TIME)
     if others:
         said.append("Peak memory is the process's so far: a row's is at least that of the rows above it.")
     return said
+
+
+def _in_vain(simulated: Summary) -> str:
+    """The clients that did not count, by reason, and what they cost; "" if all did."""
+    failed = {reason: count for reason, count in simulated["failed"].items() if count}
+    if not failed:
+        return ""
+    wasted = simulated["wasted"]
+    reasons = ", ".join(f"{count} {reason}" for reason, count in failed.items())
+    void = f"; {simulated['void']} rounds were void" if simulated["void"] else ""
+    cost = f"{size(wasted['bytes_up'])} up, {size(wasted['bytes_down'])} down, {flops(wasted['flops'])} FLOPs"
+    return f"clients asked in vain: {reasons}{void}; that cost {cost}, which are not in the table"
 
 
 def show(console: Console, summaries: Mapping[str, Summary], notes: Sequence[str] = ()) -> None:

@@ -10,7 +10,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from polyfed.report import TRAINING_TIME, Summary, duration, flops, percent, size
+from polyfed.report import (
+    SIMULATED_TIME,
+    TRAINING_TIME,
+    Summary,
+    duration,
+    flops,
+    percent,
+    simulated_time,
+    size,
+    targets_of,
+)
 
 COSTS = ("up", "down", "FLOPs", "training time")  # headings
 
@@ -29,6 +39,8 @@ class Line:
         bytes_down: sent to clients.
         flops: of training.
         seconds: of training.
+        times: simulated seconds of the run, then to each of the comparison's targets; None where a seed did not reach
+            it; empty without a simulated clock.
         against: label of the best of the others; "" if there is none.
         difference: of the means, this minus the other; None if there is none.
         p: of the two-sided paired t-test over seeds; None where it cannot be made.
@@ -41,6 +53,7 @@ class Line:
     bytes_down: float
     flops: float
     seconds: float
+    times: tuple[float | None, ...] = ()
     against: str = ""
     difference: float | None = None
     p: float | None = None
@@ -59,6 +72,7 @@ class Comparison:
         lines: one per algorithm, in the order asked for; the first is the one under examination.
         seeds: in order.
         notes: what has to be known to read the table.
+        targets: accuracies to which the simulated time is told.
         out: where the runs and tables lie.
     """
 
@@ -66,11 +80,18 @@ class Comparison:
     seeds: tuple[int, ...]
     notes: tuple[str, ...]
     out: Path
+    targets: tuple[float, ...] = ()
 
     @property
     def headings(self) -> tuple[str, ...]:
         """Of `cells`."""
-        return ("algorithm", "mean", "worst tenth", *COSTS, "difference", "against", "p")
+        return ("algorithm", "mean", "worst tenth", *self.costs, "difference", "against", "p")
+
+    @property
+    def costs(self) -> tuple[str, ...]:
+        """Headings of the columns of costs."""
+        simulated = any(line.times for line in self.lines)
+        return (*COSTS, "simulated time", *(f"to {percent(target)}" for target in self.targets)) if simulated else COSTS
 
     def cells(self) -> list[tuple[str, ...]]:
         """The table as text, one tuple per algorithm."""
@@ -83,6 +104,7 @@ class Comparison:
                 size(line.bytes_down),
                 flops(line.flops),
                 duration(line.seconds),
+                *("-" if seconds is None else duration(seconds) for seconds in line.times),
                 "-" if line.difference is None else f"{100 * line.difference:+.1f}",
                 line.against or "-",
                 "-" if line.p is None else "< 0.001" if line.p < 0.001 else f"{line.p:.3f}",
@@ -92,7 +114,7 @@ class Comparison:
 
     def to_markdown(self) -> str:
         """The table and its notes."""
-        rows = [self.headings, ("---", *["---:"] * 7, "---", "---:"), *self.cells()]
+        rows = [self.headings, ("---", *["---:"] * (len(self.costs) + 3), "---", "---:"), *self.cells()]
         table = "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)
         return "\n\n".join([table, *self.notes]) + "\n"
 
@@ -102,11 +124,13 @@ class Comparison:
         writer = csv.writer(text, lineterminator="\n")
         seeds = [f"mean_seed_{seed}" for seed in self.seeds]
         costs = ["bytes_up", "bytes_down", "flops", "seconds"]
+        simulated = len(self.costs) - len(COSTS)
+        times = ["simulated_seconds", *(f"simulated_seconds_to_{target:g}" for target in self.targets)][:simulated]
         head = ["algorithm", "mean", "mean_sd", "worst_decile", "worst_decile_sd"]
-        writer.writerow([*head, *costs, "difference", "against", "p", *seeds])
+        writer.writerow([*head, *costs, *times, "difference", "against", "p", *seeds])
         for line in self.lines:
             accuracy = (line.mean, _sd(line.means), statistics.fmean(line.worst), _sd(line.worst))
-            row = [line.label, *accuracy, *(getattr(line, cost) for cost in costs)]
+            row = [line.label, *accuracy, *(getattr(line, cost) for cost in costs), *line.times]
             writer.writerow([_blank(x) for x in (*row, line.difference, line.against, line.p, *line.means)])
         return text.getvalue()
 
@@ -136,7 +160,9 @@ def tabulate(runs: Mapping[str, Sequence[Summary]], seeds: Sequence[int], out: P
         seeds: of the runs.
         out: where they lie.
     """
-    plain = [_line(label, summaries) for label, summaries in runs.items()]
+    everything = [summary for summaries in runs.values() for summary in summaries]
+    targets = tuple(targets_of(everything)) if all("simulated" in summary for summary in everything) else ()
+    plain = [_line(label, summaries, targets) for label, summaries in runs.items()]
     lines: list[Line] = []
     same: list[str] = []
     for line in plain:
@@ -151,10 +177,14 @@ def tabulate(runs: Mapping[str, Sequence[Summary]], seeds: Sequence[int], out: P
             what = "equal" if not any(differences) else "apart by the same amount"
             same.append(f"{line.label} and {best.label} are {what} for every seed: there is nothing to test.")
         lines.append(replace(line, against=best.label, difference=statistics.fmean(differences), p=p))
-    return Comparison(tuple(lines), tuple(seeds), tuple(_notes(len(plain), len(seeds)) + same), out)
+    notes = [*_notes(len(plain), len(seeds)), *same, *([SIMULATED_TIME] if plain[0].times else [])]
+    return Comparison(tuple(lines), tuple(seeds), tuple(notes), out, targets)
 
 
-def _line(label: str, summaries: Sequence[Summary]) -> Line:
+def _line(label: str, summaries: Sequence[Summary], targets: Sequence[float]) -> Line:
+    wanted = (None, *targets) if "simulated" in summaries[0] else ()
+    found = [[simulated_time(summary, target) for summary in summaries] for target in wanted]
+    times = [[seconds for seconds in over if seconds is not None] for over in found]
     return Line(
         label,
         tuple(summary["accuracy"]["mean"] for summary in summaries),
@@ -163,6 +193,7 @@ def _line(label: str, summaries: Sequence[Summary]) -> Line:
         statistics.fmean(summary["bytes"]["down"] for summary in summaries),
         statistics.fmean(summary["flops"] for summary in summaries),
         statistics.fmean(summary["seconds"] for summary in summaries),
+        tuple(statistics.fmean(over) if len(over) == len(summaries) else None for over in times),
     )
 
 
