@@ -9,12 +9,14 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import MISSING
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from polyfed.algorithms.catalogue import ALGORITHMS
 from polyfed.config import Config, algorithm_class, algorithm_fields
+from polyfed.config.profiles import TABLES, load_profiles
 from polyfed.data.catalogue import DATASET_OPTIONS, DATASETS, PARTITION_OPTIONS, PARTITIONS
 from polyfed.deploy.settings import Deployment
 from polyfed.models.catalogue import MODELS, OPTIONS
@@ -115,9 +117,9 @@ def _default(value: object) -> str:
 
 
 def test_every_configuration_key_is_documented_with_its_default() -> None:
-    page, defaults = text("docs/configuration.md"), Config()
+    page, defaults = text("docs/configuration.md"), Config.parse({"devices": {}})
     of_kinds = {"classes_per_client": 2, "alpha": 0.5}  # only where the kind takes them
-    for name in ("run", "data", "partition", "clients", "train"):
+    for name in ("run", "data", "partition", "clients", "train", "devices"):
         section = getattr(defaults, name)
         for key, field in type(section).model_fields.items():
             value = of_kinds.get(key, field.default if field.default_factory is None else {})
@@ -127,7 +129,7 @@ def test_every_configuration_key_is_documented_with_its_default() -> None:
     for name in ("algorithm", "algorithms", "controls"):
         assert f"[{name}" in page
     assert _row(page, "algorithm.name")[2] == _default(defaults.algorithm.name)
-    assert len(Config.model_fields) == 8, "a new section needs a place in docs/configuration.md"
+    assert len(Config.model_fields) == 9, "a new section needs a place in docs/configuration.md"
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
@@ -162,6 +164,22 @@ def test_catalogues_are_documented() -> None:
         assert f"`{option}`" in models, option
 
 
+def test_the_tables_of_devices_are_documented(tmp_path: Path) -> None:
+    page = text("docs/clocks.md")
+    for table in TABLES:
+        assert f"**`{table}`**" in page
+        for found in load_profiles(table):
+            cells = [found.share, found.compute_gflops, found.memory_mb, found.down_mbps, found.up_mbps]
+            day = f"{found.hours[0]:g} / {found.hours[12]:g}"
+            assert _row(page, found.device)[1:] == [*(f"{cell:g}" for cell in cells), day], found.device
+    (tmp_path / "wards.csv").write_text(re.search(r"```csv\n(.*?)```", page, re.DOTALL)[1])
+    desktop, tablet = load_profiles(str(tmp_path / "wards.csv"))
+    assert (desktop.hours, tablet.share, tablet.hours[6:8]) == ((1.0,) * 24, 3.0, (0.5, 0.0))
+    phone = load_profiles("cross-device")[1]
+    legs = phone.seconds(10**6, 2 * 10**9, 10**6)
+    assert f"{' + '.join(f'{leg:.3f}' for leg in legs)} = {sum(legs):.3f} s" in page
+
+
 def test_exit_codes_are_documented() -> None:
     from polyfed import errors
 
@@ -186,19 +204,26 @@ def _keys(value: object, path: tuple[str, ...] = ()) -> Iterator[str]:
         yield ".".join(path)
 
 
-def test_every_key_of_the_results_is_documented() -> None:
+#: Of eight rounds of two clients some are void and some are not.
+_SILOS = {"profiles": "cross-silo", "start_hour": 9.0, "dropout": 0.2, "deadline": 1.0, "min_replies": 2}
+
+
+@pytest.mark.parametrize("more", [{}, {"devices": _SILOS}])
+def test_every_key_of_the_results_is_documented(more: dict[str, Any]) -> None:
     from polyfed import simulate
 
     config = Config.parse(
         {
-            "run": {"rounds": 1, "targets": [0.01]},
+            "run": {"rounds": 8 if more else 1, "targets": [0.01]},
             "data": {"image_size": 16},
             "partition": {"samples_per_client": 20},
             "clients": {"count": 2, "models": ["mlp(hidden=(8,))"]},
             "algorithm": {"name": "fedavg"},
+            **more,
         }
     )
     summary = simulate(config, out=Path("run"))
+    assert not more or 0 < summary["simulated"]["void"] < 8
     page = text("docs/run-directory.md")
     sections = {
         name: page.split(f"## `{name}`")[1].split("\n## ")[0]
@@ -211,6 +236,7 @@ def test_every_key_of_the_results_is_documented() -> None:
             else [summary]
         )
         for key in {key for line in lines for key in _keys(line)}:
+            key = re.sub(r"(?<=failed)\.\d+$", "", key)  # by client
             assert f"`{key}`" in section, f"{name}: {key}"
     for name in json.loads(Path("run/environment.json").read_text()):
         assert f"`{name}`" in page
