@@ -274,3 +274,27 @@ def test_a_real_comparison_on_the_same_splits(tmp_path):
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/seed-*/summary.json")}
     assert compare(config, ["fedavg", "standalone"], [0, 1], tmp_path).lines == found.lines
     assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_simulated_times_are_means_over_seeds_that_all_reached_the_target(tmp_path):
+    """Catches a mean over the lucky seeds only."""
+
+    def run(seconds, *targets):
+        reached = [{"accuracy": a, "simulated_seconds": s} if s else None for a, s in targets]
+        return {**summary(0.5), "simulated": {"seconds": seconds}, "targets": reached}
+
+    runs_ = {
+        "fedavg": [run(60.0, (0.5, 10.0), (0.6, 30.0)), run(70.0, (0.5, 20.0), (0.6, None))],
+        "standalone": [run(8.0, (0.5, None), (0.6, None))] * 2,
+    }
+    table = tabulate(runs_, [0, 1], tmp_path)
+    assert [line.times for line in table.lines] == [(65.0, 15.0, None), (8.0, None, None)]
+    assert table.headings[7:10] == ("simulated time", "to 50.0 %", "to 60.0 %")
+    assert table.cells()[0][7:10] == ("1 min 05 s", "15.0 s", "-")
+    head, first, *_ = table.to_csv().splitlines()
+    row = dict(zip(head.split(","), first.split(","), strict=True))
+    times = [row[key] for key in ("simulated_seconds", "simulated_seconds_to_0.5", "simulated_seconds_to_0.6")]
+    assert times == ["65.0", "15.0", ""]
+    lines = table.to_markdown().splitlines()
+    assert len({line.count("|") for line in lines[:4]}) == 1
+    assert "simulated" not in tabulate({"fedavg": [summary(0.5)]}, [0], tmp_path).to_csv()

@@ -219,3 +219,28 @@ def test_the_end_of_a_run_says_where_it_lies():
     console = pipe()
     show(console, {"fedmrl": summary(0.8)})
     assert written(console).endswith("The run lies in /runs/here\n")
+
+
+def test_simulated_time_and_time_to_accuracy_stand_in_the_table():
+    """Catches a column of one run under the target of another, and clients lost in silence."""
+    wasted = {"bytes_up": 1_000_000, "bytes_down": 2_000_000, "flops": 3e9}
+    clock = {"seconds": 3725.0, "void": 2, "failed": {"late": 3, "absent": 0}, "wasted": wasted}
+    reached = {"accuracy": 0.6, "simulated_seconds": 95.0}
+    first = {**summary(0.8), "simulated": clock, "targets": [reached, None]}
+    second = {**summary(0.7), "simulated": {**clock, "failed": {"late": 0}}, "targets": [None, None]}
+    console = pipe()
+    show(console, {"fedmrl": first, "local-only": second})
+    text = written(console)
+    assert re.search(r"^fedmrl .*1 h 02 min +1 min 35 s *$", text, re.MULTILINE)
+    assert re.search(r"^local-only .*1 h 02 min +- *$", text, re.MULTILINE)
+    assert "60.0 %" in text
+    assert "fedmrl: clients asked in vain: 3 late; 2 rounds were void; that cost 1 MB up, 2 MB down, 3 G FLOPs" in text
+    assert "local-only: clients" not in text
+    assert "Simulated time" in text
+    assert "imulated" not in written_of({"fedmrl": summary(0.8)})
+
+
+def written_of(summaries):
+    console = pipe()
+    show(console, summaries)
+    return written(console)

@@ -15,6 +15,7 @@ from polyfed.deploy.remote import ClientFailedError
 from polyfed.deploy.server import TooFewClientsError
 from polyfed.deploy.settings import NodeSettings
 from polyfed.deploy.transport import Incoming, Outgoing
+from polyfed.errors import ConfigError
 from polyfed.message import Message, decode, encode
 
 Go = Callable[[], Frame]
@@ -373,3 +374,19 @@ def test_a_client_that_does_not_fit_is_refused_with_the_reason(tmp_path: Path) -
     run.serve()
     assert run.event("refused")["reason"]
     assert run.rows[-1]["cohort"] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("key", "told"), [("devices.dropout=0.0", "real clocks"), ('clients.selection="by-size"', "by-capacity")]
+)
+def test_what_only_a_simulation_can_do_is_refused(key: str, told: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=told):
+        Run(tmp_path, config("fedavg", key))
+    assert not (tmp_path / "run").exists()
+
+
+def test_clients_are_drawn_by_capacity(tmp_path: Path) -> None:
+    keys = ("run.rounds=6", "clients.participation=0.4", "clients.capacities=[1.0,0.001,0.001]")
+    run = Run(tmp_path, config("fedavg", *keys, 'clients.selection="by-capacity"'))
+    run.serve()
+    assert [row["cohort"] for row in run.rows[1:]] == [[0]] * 6
