@@ -420,6 +420,8 @@ def test_faults_of_devices_are_told_together(tmp_path):
         assert all(part in found[0] for part in parts), found
     assert len(faults) == 6
     only(refused('[clients]\nselection = "available"', tmp_path), "clients.selection", "[devices]")
+    text = '[clients]\nselection = "by-size"\n[partition]\nkind = "resampled"\nsamples_per_client = 10'
+    only(refused(text, tmp_path), "clients.selection", "uniform")
 
 
 def test_faults_of_a_table_of_devices_are_told_with_their_lines(tmp_path):
