@@ -154,6 +154,9 @@ def test_private_state_is_the_owners_alone(tmp_path: Path) -> None:
     root = Path(settings.state_dir)
     for folder in (root, root / EXPERIMENT, root / EXPERIMENT / "client-0"):
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    kept = [path for path in folder.iterdir() if path.name.startswith(("state-", "reply-", "pointer"))]
+    assert len(kept) == 3
+    assert {stat.S_IMODE(path.stat().st_mode) for path in kept} == {0o600}
 
 
 @pytest.mark.parametrize("name", ["../../evil", "a/b", "", "A", "."])

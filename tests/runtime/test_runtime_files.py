@@ -464,6 +464,19 @@ def full(path: Any) -> OSError:
     return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_files_of_a_run_may_be_read_as_the_umask_says(tmp_path: Path, umask: int, mode: int) -> None:
+    """Catches a partition or manifest that the colleague who may read the rest may not."""
+    before = os.umask(umask)
+    try:
+        simulate(running.config(run={"rounds": 1}), out=tmp_path / "run")
+    finally:
+        os.umask(before)
+    found = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert {"partition.npz", "summary.json", "manifest.json", "rounds.jsonl"} <= found.keys()
+    assert found == dict.fromkeys(found, mode)
+
+
 @pytest.mark.parametrize("call", ["replace", "fsync"])
 def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     """Catches files that are written in place, and temporary ones that stay."""
@@ -474,7 +487,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: p
         raise full(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(files.os, call, fail)
+        patch.setattr(os, call, fail)
         with pytest.raises(StorageError, match=r"No space left on device; what was there before is intact"):
             files.write(path, b"after")
     assert path.read_bytes() == b"before"

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from polyfed.data.files import replacing
+from polyfed.atomic import replacing
 from polyfed.errors import DataError
 
 #: Opens a URL with a timeout in seconds; ``urllib.request.urlopen`` or a stand-in.

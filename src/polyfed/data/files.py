@@ -1,20 +1,19 @@
-"""Files written whole or not at all, and a cache of decoded arrays."""
+"""Arrays in .npz files, and a cache of decoded ones."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from polyfed.atomic import replacing
 from polyfed.errors import DataError
 
 #: Names of arrays -> arrays, as an .npz file holds them.
@@ -22,27 +21,6 @@ Arrays = Mapping[str, NDArray[Any]]
 
 # What numpy and zipfile raise on a damaged or foreign .npz file.
 _DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Generator[IO[bytes]]:
-    """A file to write; it takes the place of ``path`` when the block ends well, otherwise nothing changes.
-
-    Raises:
-        OSError: the folder cannot be made or written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # A name of our own, as two processes may write the same path; in the same folder, so that rename is atomic.
-    handle = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False)  # noqa: SIM115
-    try:
-        with handle:
-            yield handle
-            handle.flush()
-            os.fsync(handle.fileno())
-        Path(handle.name).replace(path)
-    except BaseException:
-        Path(handle.name).unlink(missing_ok=True)
-        raise
 
 
 def read_npz(path: Path) -> dict[str, NDArray[Any]]:

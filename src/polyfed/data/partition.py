@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from polyfed.atomic import replacing
 from polyfed.data.catalogue import PARTITION_OPTIONS, PARTITIONS
 from polyfed.data.dataset import Dataset
-from polyfed.data.files import read_npz, replacing
+from polyfed.data.files import read_npz
 from polyfed.data.kinds import deal_balanced, deal_classes, deal_dirichlet, deal_groups, deal_iid, deal_like
 from polyfed.data.strata import (
     Bools,

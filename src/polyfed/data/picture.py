@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from polyfed.data.files import replacing
+from polyfed.atomic import replacing
 from polyfed.data.partition import Partition
 from polyfed.errors import DataError, StorageError
 

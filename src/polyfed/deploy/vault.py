@@ -134,15 +134,18 @@ class Vault:
         entry = Entry(
             key,
             request,
-            (names[0], files.write(self.folder / names[0], files.dump(state))),
-            (names[1], files.write(self.folder / names[1], reply)),
+            (names[0], self._write(names[0], files.dump(state))),
+            (names[1], self._write(names[1], reply)),
         )
         counted = max((e.key for e in self.entries if settled is not None and e.key <= settled), default=None)
         rest = [e for e in self.entries if e.key != key and (e.key == counted or e.key[0] >= key[0])]
         self.entries = [*rest, entry]
         text = json.dumps({"entries": [asdict(e) for e in self.entries]}, indent=1)
-        files.write(self.folder / "pointer.json", text.encode())
+        self._write("pointer.json", text.encode())
         self._sweep()
+
+    def _write(self, name: str, data: bytes) -> str:
+        return files.write(self.folder / name, data, mode=0o600)
 
     def _sweep(self) -> None:
         current = {name for entry in self.entries for name in (entry.state[0], entry.reply[0])}

@@ -1,10 +1,9 @@
-"""Files that are whole or absent: written beside their place, flushed to the disk, then renamed."""
+"""Files of a run, whole or absent: JSON, and states with their checksums."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +11,26 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from polyfed.atomic import replacing
 from polyfed.errors import CheckpointError, MessageError, StorageError
 from polyfed.message import Record, State, flatten, unflatten
 
 
-def write(path: Path, data: bytes) -> str:
+def write(path: Path, data: bytes, *, mode: int = 0o666) -> str:
     """Write ``data`` atomically; returns its SHA-256.
+
+    Args:
+        path: where.
+        data: what.
+        mode: see `polyfed.atomic.replacing`.
 
     Raises:
         StorageError: the disk is full or the place not writable; a file that was there before is intact.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
+        with replacing(path, mode=mode) as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise StorageError(
             f"could not write {path} ({len(data):,} bytes): {error.strerror or error}; what was there before "
             "is intact. Make room or choose another --out, then resume"
