@@ -170,26 +170,14 @@ _SHAPES = {"digits": (1, 10), "mnist": (1, 10), "fashion-mnist": (1, 10), "cifar
 
 def _check_networks(config: Config) -> bool:
     """Build the networks and ask the algorithm whether it can train them; False if that takes the data."""
-    from polyfed.algorithm import Task
     from polyfed.config import load_algorithm
+    from polyfed.runtime.federation import check_networks, configured_task
 
     if config.data.dataset not in _SHAPES:
         return False
     (channels, classes), side = _SHAPES[config.data.dataset], config.data.image_size or 32
-    clients = config.clients
-    count = clients.count
-    task = Task(
-        input_shape=(channels, side, side),
-        num_classes=classes,
-        num_clients=count,
-        rounds=config.run.rounds,
-        architectures=tuple(dict.fromkeys(clients.models[:count])),
-        capacities=tuple(sorted(set(clients.capacities[:count]), reverse=True)),
-    )
     algorithm = load_algorithm(config.algorithm.name, config.algorithm.keys)
-    algorithm.check(task)
-    for model in task.family().values():
-        algorithm.models(task, model)
+    check_networks(algorithm, configured_task(config, (channels, side, side), classes))
     return True
 
 

@@ -56,15 +56,7 @@ class Federation:
     @cached_property
     def task(self) -> Task:
         """What the server and all clients know."""
-        used = self.specs[: self.config.clients.count]
-        return Task(
-            input_shape=self.dataset.input_shape,
-            num_classes=self.dataset.num_classes,
-            num_clients=self.config.clients.count,
-            rounds=self.config.run.rounds,
-            architectures=tuple(dict.fromkeys(used)),
-            capacities=tuple(sorted(set(self.config.clients.capacities[: self.config.clients.count]), reverse=True)),
-        )
+        return configured_task(self.config, self.dataset.input_shape, self.dataset.num_classes)
 
     @cached_property
     def plan(self) -> LocalSGD:
@@ -110,6 +102,30 @@ class Federation:
         return LocalClient(self.info(client), models, train, self.plan, rng, round_, held)
 
 
+def configured_task(config: Config, input_shape: tuple[int, ...], num_classes: int) -> Task:
+    """The task of a configuration whose data have these shapes and classes."""
+    clients = config.clients
+    return Task(
+        input_shape=input_shape,
+        num_classes=num_classes,
+        num_clients=clients.count,
+        rounds=config.run.rounds,
+        architectures=tuple(dict.fromkeys(clients.models[: clients.count])),
+        capacities=tuple(sorted(set(clients.capacities[: clients.count]), reverse=True)),
+    )
+
+
+def check_networks(algorithm: Algorithm, task: Task) -> None:
+    """Build all networks, and ask the algorithm whether it can train them.
+
+    Raises:
+        ModelError: one cannot be built, or trained this way.
+    """
+    algorithm.check(task)
+    for model in task.family().values():
+        algorithm.models(task, model)
+
+
 def deal(config: Config) -> tuple[Dataset, Partition]:
     """Load the data and deal them to clients.
 
@@ -148,9 +164,7 @@ def prepare(config: Config) -> Federation:
     dataset, partition = deal(config)
     name, keys = config.algorithm.name, config.algorithm.keys
     federation = Federation(config, dataset, partition, load_algorithm(name, keys))
-    federation.algorithm.check(federation.task)
-    for model in federation.task.family().values():
-        federation.algorithm.models(federation.task, model)
+    check_networks(federation.algorithm, federation.task)
     if federation.algorithm.held_out():
         federation.local(partition.smallest, 0)  # too few examples are told before the run
     _give_back()
