@@ -72,7 +72,7 @@ def test_help_and_version_load_nothing_heavy(arguments):
     assert (done.returncode, done.stderr) == (0, "[]")
 
 
-@pytest.mark.parametrize("kind", ["algorithms", "datasets", "models", "partitions"])
+@pytest.mark.parametrize("kind", ["algorithms", "datasets", "devices", "models", "partitions"])
 def test_lists_are_json_objects_with_name_and_summary_and_come_without_torch(kind):
     done = fresh("list", kind, "--json", after="sys.stderr.write(str('torch' in sys.modules))")
     assert (done.returncode, done.stderr) == (0, "False")

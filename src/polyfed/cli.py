@@ -64,6 +64,7 @@ class Kind(StrEnum):
 
     algorithms = "algorithms"
     datasets = "datasets"
+    devices = "devices"
     models = "models"
     partitions = "partitions"
 
@@ -198,6 +199,7 @@ def list_(
 
 def _listed(kind: Kind) -> list[dict[str, Any]]:
     from polyfed.algorithms.catalogue import ALGORITHMS, ALIASES
+    from polyfed.config.profiles import TABLES, load_profiles
     from polyfed.data.catalogue import DATASET_OPTIONS, DATASETS, PARTITION_OPTIONS, PARTITIONS
     from polyfed.models.catalogue import MODELS, OPTIONS
 
@@ -216,6 +218,9 @@ def _listed(kind: Kind) -> list[dict[str, Any]]:
         ]
     if kind is Kind.datasets:
         return rows(DATASETS, DATASET_OPTIONS)
+    if kind is Kind.devices:
+        dealt = {name: [profile.device for profile in load_profiles(name)] for name in TABLES}
+        return [{"name": name, "summary": text, "devices": dealt[name]} for name, text in TABLES.items()]
     if kind is Kind.models:
         return rows(MODELS, {name: dict(options) for name, options in OPTIONS.items()})
     return rows(PARTITIONS, PARTITION_OPTIONS)

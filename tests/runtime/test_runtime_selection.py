@@ -71,6 +71,9 @@ def test_those_that_are_there_are_equally_likely() -> None:
     seen = Counter(k for _ in range(draws) for k in draw_there(rng, 8, 2, lambda clients: there[clients]))
     assert set(seen) == {0, 2, 3, 5}
     assert all(abs(n / draws - 0.5) < 0.03 for n in seen.values())
+    often = Counter(k for _ in range(draws) for k in draw_there(rng, 80, 2, lambda clients: there[clients % 8]))
+    assert len(often) == 40
+    assert all(abs(n / draws - 0.05) < 0.015 for n in often.values())
     assert draw_there(rng, 8, 5, lambda clients: there[clients]) == [0, 2, 3, 5]
     assert draw_there(rng, 8, 2, lambda clients: np.zeros(len(clients), bool)) == []
 

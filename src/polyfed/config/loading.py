@@ -297,7 +297,7 @@ def _misfits(sections: Mapping[str, Any]) -> list[str]:
         faults.append('clients.selection: got "available" without [devices], which say who is there at what hour')
     partition: PartitionSection | None = sections.get("partition")
     if partition and clients and partition.kind == "resampled" and clients.selection == "by-size":
-        text = 'got "by-size"; clients of partition kind "resampled" are of one size, so it would be "uniform"; take that'
+        text = 'got "by-size"; clients of partition kind "resampled" are of one size, so "uniform" is the same'
         faults.append(f"clients.selection: {text}")
     for place, spec in enumerate(clients.models if clients else ()):
         if spec.own and (text := _refusal(spec)):

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 Clients = NDArray[np.int64]
 
-_BATCHES = 4  # of uniform draws, before all clients are looked at to find those that are there
-
 
 class Weighted:
     """Draws of different numbers from 0 to n - 1, each next one in proportion to the weights of those that are left.
@@ -56,12 +54,14 @@ def draw_there(
 ) -> list[int]:
     """``count`` different numbers below ``total``, equally likely among those that are ``there``, or all of these."""
     drawn: dict[int, None] = {}
-    for _ in range(_BATCHES):
-        some = rng.integers(total, size=4 * count)
-        drawn |= dict.fromkeys(some[there(some)].tolist())
+    size = 4 * count
+    while size < total:
+        some = rng.integers(total, size=size)
+        drawn |= dict.fromkeys(some[there(some)].tolist())  # who is drawn again was drawn at the first time
         if len(drawn) >= count:
             return sorted(list(drawn)[:count])
-    present = np.flatnonzero(there(np.arange(total)))  # few are there, or many are asked
+        size *= 2
+    present = np.flatnonzero(there(np.arange(total)))  # hardly any are there, or most are asked
     return sorted((present if len(present) <= count else rng.choice(present, count, replace=False)).tolist())
 
 
