@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from polyfed import tree
 from polyfed.errors import ModelError
-from polyfed.submodel import Mask
+from polyfed.submodel import Mask, padded
 from polyfed.typing import Params
 
 
@@ -49,6 +50,32 @@ def by_name_mean(models: Sequence[Params], weights: Sequence[float], *, default:
         for value, weight in owners:
             mean.add_(value, alpha=weight / total)
         like = owners[0][0]
+        out[name] = mean.to(like.dtype) if like.is_floating_point() else mean.round().to(like.dtype)
+    return out
+
+
+def nested_mean(models: Sequence[Params], weights: Sequence[float], *, default: Params) -> dict[str, Tensor]:
+    """For each coordinate the weighted mean over the models that hold it; ``default`` where none does.
+
+    Args:
+        models: each with leading blocks of the tensors of ``default``: the first rows, columns and so on.
+        weights: one positive number per model, usually its number of training examples.
+        default: what is averaged, at full shape.
+
+    Raises:
+        MessageError: a model has a name that ``default`` lacks, or a block that does not fit.
+    """
+    held = [padded(tree.map_leaves(torch.ones_like, model), tree.shapes(default)) for model in models]
+    whole = [padded(model, tree.shapes(default)) for model in models]
+    out: dict[str, Tensor] = dict(default)
+    for name, like in default.items():
+        total = torch.zeros_like(like, dtype=torch.float64)
+        weight = torch.zeros_like(like, dtype=torch.float64)
+        for model, mask, share in zip(whole, held, weights, strict=True):
+            if name in model:
+                total.add_(model[name], alpha=share)
+                weight.add_(mask[name], alpha=share)
+        mean = torch.where(weight > 0, total / weight.clamp_min(torch.finfo(torch.float64).tiny), like.double())
         out[name] = mean.to(like.dtype) if like.is_floating_point() else mean.round().to(like.dtype)
     return out
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polyfed.errors import MessageError
+from polyfed.errors import MessageError, ModelError
 from polyfed.message import INDICES, Record
 from polyfed.typing import Params
 
@@ -67,6 +67,37 @@ def bias_factor(x: Tensor, theta: Tensor, bias: bool) -> Tensor | float:
     if not bias:
         return 1.0
     return 1.0 + 2.0 * x.abs() * theta / (x.abs() + theta).square().clamp_min(torch.finfo(x.dtype).tiny)
+
+
+def leading(params: Params, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Of every tensor the leading block of that shape: ``value[:a, :b, ...]``, as a tensor of its own.
+
+    Raises:
+        ModelError: a block is larger than its tensor, or has another number of dimensions.
+    """
+    out: dict[str, Tensor] = {}
+    for name, shape in shapes.items():
+        value = params[name]
+        if value.dim() != len(shape) or any(a > b for a, b in zip(shape, value.shape, strict=True)):
+            raise ModelError(f"{name!r} has shape {tuple(value.shape)}, which has no leading block {tuple(shape)}")
+        out[name] = value[tuple(map(slice, shape))].clone()
+    return out
+
+
+def padded(params: Params, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """The inverse of `leading`: every tensor as the leading block of one of that shape, zero elsewhere.
+
+    Raises:
+        MessageError: a tensor does not fit into its shape.
+    """
+    out: dict[str, Tensor] = {}
+    for name, value in params.items():
+        shape = tuple(shapes[name]) if name in shapes else ()
+        if value.dim() != len(shape) or any(a > b for a, b in zip(value.shape, shape, strict=True)):
+            raise MessageError(f"{name!r} came with shape {tuple(value.shape)}; expected a leading block of {shape}")
+        out[name] = value.new_zeros(shape)
+        out[name][tuple(map(slice, value.shape))] = value
+    return out
 
 
 def kept(params: Params, mask: Mask) -> dict[str, Tensor]:

@@ -53,6 +53,11 @@ def drop(params: Params, names: Iterable[str]) -> dict[str, Tensor]:
     return {name: value for name, value in params.items() if name not in unwanted}
 
 
+def shapes(params: Params) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor."""
+    return {name: tuple(value.shape) for name, value in params.items()}
+
+
 def numel(params: Params) -> int:
     """How many numbers ``params`` holds."""
     return sum(value.numel() for value in params.values())

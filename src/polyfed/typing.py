@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, TypeAlias
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
 
 #: The weights and buffers of one module: "layer1.0.conv1.weight" -> tensor. A value: never written in place.
@@ -23,3 +23,4 @@ Rate: TypeAlias = Annotated[float, Gt(0)]
 NonNegative: TypeAlias = Annotated[float, Ge(0)]
 Fraction: TypeAlias = Annotated[float, Ge(0), Le(1)]
 Capacity: TypeAlias = Annotated[float, Gt(0), Le(1)]
+Share: TypeAlias = Annotated[float, Gt(0), Lt(1)]

@@ -20,6 +20,18 @@ from polyfed.runtime.store import Store
 #: Networks and keys for each algorithm of the catalogue.
 SUITED: dict[str, tuple[str, ...]] = {
     "fedmrl": ('clients.models=["mlp(hidden=(24,20))", "mlp(hidden=(16,))"]', "algorithm.rep_dim=8"),
+    "fedapen": ('clients.models=["mlp(hidden=(24,20))", "mlp(hidden=(16,))"]', "algorithm.auxiliary=mlp(hidden=(12,))"),
+    "fedkd": ('clients.models=["mlp(hidden=(24,20))", "mlp(hidden=(16,))"]', "algorithm.auxiliary=mlp(hidden=(12,))"),
+    "fedmrl-adaptive": (
+        'clients.models=["mlp(hidden=(24,20))", "mlp(hidden=(16,))"]',
+        "algorithm.rep_dim=8",
+        "algorithm.auxiliary=mlp(hidden=(12,))",
+    ),
+    "fedmrl-e": (
+        'clients.models=["mlp(hidden=(24,20))", "mlp(hidden=(16,))"]',
+        "algorithm.rep_dim=8",
+        "algorithm.auxiliary=mlp(hidden=(12,))",
+    ),
     "fiarse": ('clients.models=["mlp(hidden=(24,))"]', "clients.capacities=[1.0,0.5,0.25]"),
     "fedin": (
         'clients.models=["in-resnet10-small(norm=group, width=4)","in-resnet14-small(norm=group, width=4)"]',

@@ -8,6 +8,10 @@ ALGORITHMS: dict[str, tuple[str, str]] = {
         "polyfed.algorithms.fd:FD",
         "mean softmax outputs by class, each client learning from the others' (Jeong et al. 2018)",
     ),
+    "fedapen": (
+        "polyfed.algorithms.fedapen:FedAPEN",
+        "a private and a shared model, trained through an ensemble whose weight each client learns (Qin et al. 2023)",
+    ),
     "fedavg": (
         "polyfed.algorithms.fedavg:FedAvg",
         "one model for all, averaged over clients (McMahan et al. 2017)",
@@ -16,6 +20,10 @@ ALGORITHMS: dict[str, tuple[str, str]] = {
         "polyfed.algorithms.fedin:FedIN",
         "models of different depth learn from each other's features (a reconstruction of Chan et al. 2023)",
     ),
+    "fedkd": (
+        "polyfed.algorithms.fedkd:FedKD",
+        "private teachers and a small shared student, whose updates travel at low rank (Wu et al. 2022)",
+    ),
     "fedmrl": (
         "polyfed.algorithms.fedmrl:FedMRL",
         "a small shared model beside each private one, fused at two nested granularities (Yi et al. 2024)",
@@ -23,6 +31,14 @@ ALGORITHMS: dict[str, tuple[str, str]] = {
     "fedproto": (
         "polyfed.algorithms.fedproto:FedProto",
         "mean representations by class, which every client's own are pulled to (Tan et al. 2022)",
+    ),
+    "fedmrl-adaptive": (
+        "polyfed.algorithms.fedmrl_adaptive:FedMRLAdaptive",
+        "FedMRL in which each client takes as much of the shared model as it needs (beyond Yi et al. 2024)",
+    ),
+    "fedmrl-e": (
+        "polyfed.algorithms.fedmrl_e:FedMRLE",
+        "FedMRL with one private header, tied over several granularities (future work of Yi et al. 2024)",
     ),
     "fiarse": (
         "polyfed.algorithms.fiarse:FIARSE",

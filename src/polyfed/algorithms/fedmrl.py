@@ -13,19 +13,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from polyfed import tree
 from polyfed.aggregate import weighted_mean
 from polyfed.algorithm import Algorithm, Task
 from polyfed.compute import Answer, Steps, exchange, fit
-from polyfed.errors import ModelError
 from polyfed.losses import cross_entropy
+from polyfed.matryoshka import fuse, networks, small_model
 from polyfed.message import Message, State
-from polyfed.models.catalogue import ModelSpec
 from polyfed.models.split import SplitModel
-from polyfed.models.zoo import projector
 from polyfed.nets import Batch, Nets
 from polyfed.parties import ClientInfo, Cohort, LocalClient
 from polyfed.rng import Rng
@@ -82,18 +79,11 @@ class FedMRL(Algorithm):
 
     def models(self, task: Task, own: SplitModel) -> Mapping[str, SplitModel]:
         """G, the client's F, and P: (d1 + d2) -> d2."""
-        d1, d2 = self.rep_dim, own.rep_dim
-        if d1 > d2:
-            raise ModelError(f"{own.name} has a representation of d2 = {d2}; set algorithm.rep_dim (d1 = {d1}) <= {d2}")
-        return {"G": self.small(task), "F": own, "P": projector(d1 + d2, d2, self.projector)}
-
-    def small(self, task: Task) -> SplitModel:
-        """The network of G."""
-        return task.build(ModelSpec.parse(self.auxiliary).having(rep_dim=self.rep_dim))
+        return networks(task, own, auxiliary=self.auxiliary, rep_dim=self.rep_dim, kind=self.projector)
 
     def init_server(self, task: Task, rng: Rng) -> Server:
         """theta^0; of it, what travels."""
-        G = self.small(task)
+        G = small_model(task, self.auxiliary, self.rep_dim)
         return self.Server(tree.drop(G.init(rng.at("G")), () if self.mrl else G.classifier_names) if self.share else {})
 
     def init_client(self, client: LocalClient) -> Private:
@@ -117,16 +107,10 @@ class FedMRL(Algorithm):
             return self.Private(F, P, G), None
         return self.Private(F, P, tree.drop(G, msg.G)), self.Upload(tree.pick(G, msg.G), len(client.train))
 
-    def fuse(self, nets: Nets, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Both representations and their fusion."""
-        small, large = nets["G"].represent(x), nets["F"].represent(x)  # (B, d1), (B, d2)
-        R = torch.cat([small, large], dim=1)  # (B, d1 + d2)                                     Eq. 3
-        return small, large, nets["P"](R)  # (B, d2)                                             Eq. 4
-
     def loss(self, nets: Nets, batch: Batch) -> Tensor:
         """m_G * CE(coarse) + m_F * CE(fine)."""
         x, y = batch
-        small, _, fused = self.fuse(nets, x)
+        small, _, fused = fuse(nets, x)  # R = [R_G ; R_F], P_k(R)                                 Eq. 3, 4
         fine = cross_entropy(nets["F"].classify(fused), y)  # R_hi = all d2                      Eq. 5, 7, 8
         if not self.mrl:
             return fine
@@ -135,7 +119,7 @@ class FedMRL(Algorithm):
 
     def predict(self, nets: Nets, x: Tensor) -> Mapping[str, Tensor]:
         """The paper's four inference modes (appendix C.3); the single ones bypass the projector."""
-        small, large, fused = self.fuse(nets, x)
+        small, large, fused = fuse(nets, x)
         G, F = nets["G"].classify, nets["F"].classify
         modes = {"mix-large": F(fused), "single-large": F(large)}
         coarse = {"mix-small": G(fused[:, : small.shape[1]]), "single-small": G(small)} if self.mrl else {}

@@ -184,6 +184,9 @@ def _visits(subject: Subject, clients: list[ClientId], driver: str) -> dict[Clie
     federation, server = subject.federation(), subject.run().servers[1]
     works = make_driver(driver, "fp64")
     met = watched(federation, works)
+    for visit in subject.run().clients.visits:
+        if visit.round == 2:  # they come as they left the first round
+            met.store.put(visit.client, visit.before, 1)
     with works.place.defaults():
         steps = federation.algorithm.server_round(server, draw_cohort(federation, 2))
         request = next(steps)

@@ -51,7 +51,11 @@ CAPACITIES: tuple[tuple[float, ...], ...] = ((1.0, 0.3), (1.0,))
 
 #: Keys of the catalogue's algorithms whose defaults are too large for pictures of 16x16 and six clients.
 KEYS: Mapping[str, Mapping[str, Any]] = {
+    "fedapen": {"auxiliary": "mlp(hidden=(32,))"},
+    "fedkd": {"auxiliary": "mlp(hidden=(32,))"},
     "fedmrl": {"rep_dim": 9},
+    "fedmrl-adaptive": {"rep_dim": 9, "auxiliary": "mlp(hidden=(24, 21))"},
+    "fedmrl-e": {"rep_dim": 9, "granularities": [5, 9], "auxiliary": "mlp(hidden=(24, 21))"},
     "fedin": {"feature_batch": 8},
     "fml": {"auxiliary": "mlp(hidden=(11,))"},
 }

@@ -1,0 +1,148 @@
+"""FedKD: a private teacher and a small shared student teach each other; the student's updates travel at low rank.
+
+    C. Wu, F. Wu, L. Lyu, Y. Huang, X. Xie: Communication-efficient federated learning via knowledge distillation.
+    Nature Communications 13, 2032 (2022). https://doi.org/10.1038/s41467-022-29763-x
+
+Client k keeps a network F_k of any architecture, the teacher, and a linear map W_k between hidden widths; all share the
+student G. The worse both predict, the less they teach each other. What clients send, and what comes back, are updates
+of G, every matrix cut to the singular values that hold a share of its energy; the share grows over the rounds.
+Unlike in the paper, who missed a round receives the student whole, and updates are weighted by n_k; more differences
+are in docs/algorithms/fedkd.md.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from polyfed import tree
+from polyfed.aggregate import weighted_mean
+from polyfed.algorithm import Algorithm, Task
+from polyfed.compute import Answer, Steps, exchange, fit
+from polyfed.errors import MessageError
+from polyfed.losses import cross_entropy, kl_divergence, mean_squared_error
+from polyfed.lowrank import LowRank
+from polyfed.message import Message, State
+from polyfed.models.catalogue import ModelSpec
+from polyfed.models.split import SplitModel
+from polyfed.nets import Batch, Net, Nets
+from polyfed.parties import ClientInfo, Cohort, LocalClient
+from polyfed.rng import Rng
+from polyfed.typing import Capacity, Params, Parts
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedKD(Algorithm):
+    """Hyper-parameters of FedKD.
+
+    Args:
+        auxiliary: architecture of the student G.
+        energy: T_start and T_end: the share of a matrix's energy that is sent, before round 1 and in the last.
+    """
+
+    name = "fedkd"
+    auxiliary: str = "cnn5"
+    energy: tuple[Capacity, Capacity] = (0.95, 0.98)
+
+    class Server(State):
+        """The student, the update that led to it, and the round in which those who lack only that took part."""
+
+        G: Params
+        update: LowRank
+        current: Mapping[int, int]
+
+    class Private(State):
+        """A client's teacher and map, and the student with which it began the round in which it last took part."""
+
+        public = ("G",)
+
+        F: Params
+        W: Params
+        G: Params
+        round: int
+
+    class Broadcast(Message):
+        """The last update of the student for who began the round ``since`` with it, else the student; and T(t)."""
+
+        update: LowRank | None
+        student: Params
+        since: int
+        energy: float
+
+    class Upload(Message):
+        """The update of the student, and n_k."""
+
+        update: LowRank
+        num_examples: int
+
+    def models(self, task: Task, own: SplitModel) -> Mapping[str, SplitModel]:
+        """Teacher and student."""
+        return {"F": own, "G": self.student(task)}
+
+    def student(self, task: Task) -> SplitModel:
+        """The network of G."""
+        return task.build(ModelSpec.parse(self.auxiliary))
+
+    def init_server(self, task: Task, rng: Rng) -> Server:
+        """The first student; it has no update, and nobody has it."""
+        G = self.student(task).init(rng.at("G"))
+        return self.Server(G, LowRank.of(tree.map_leaves(torch.zeros_like, G), self.energy[0]), {})
+
+    def init_client(self, client: LocalClient) -> Private:
+        """A teacher of the client's own, and W_k (d_teacher, d_student), drawn as torch draws a linear layer."""
+        F, d_t, d_s = client.models["F"], client.models["F"].rep_dim, client.models["G"].rep_dim
+        W = (2 * torch.rand(d_t, d_s, generator=client.rng.at("W").torch()) - 1) / d_s**0.5
+        return self.Private(F.init(client.rng.at("F")), {"weight": W}, {}, 0)
+
+    def server_round(self, server: Server, cohort: Cohort) -> Steps[State]:
+        """Send the last update, average what comes back, compress the mean, and add it to the student."""
+        energy = self.energy[0] + (self.energy[1] - self.energy[0]) * cohort.round / cohort.rounds  # T(t)
+        news = self.Broadcast(server.update, {}, max(server.current.values(), default=0), energy)
+        whole = self.Broadcast(None, server.G, 0, energy)
+        replies = yield from exchange(cohort, lambda client: news if client.id in server.current else whole)
+        updates = [reply.message.update.full(server.G) for reply in replies]
+        update = LowRank.of(weighted_mean(updates, replies.all("num_examples")), energy)
+        G = tree.add(server.G, update.full(server.G))  # what clients will make of it, not what was averaged
+        return self.Server(G, update, {reply.client.id: cohort.round for reply in replies})
+
+    def client_round(self, private: Private, msg: Broadcast, client: LocalClient) -> Steps[Answer]:
+        """Bring the student up to date, train teacher, student and map together, send the student's update."""
+        if msg.update is not None and msg.since != private.round:
+            raise MessageError(
+                f"client {client.info.id} last took part in round {private.round}, the update is for round {msg.since}"
+            )
+        G = msg.student if msg.update is None else tree.add(private.G, msg.update.full(private.G))
+        fitted = yield from fit(client, {"F": private.F, "G": G, "W": private.W}, loss=self.loss)
+        update = LowRank.of(tree.sub(fitted.parts["G"], G), msg.energy)
+        kept = self.Private(fitted.parts["F"], fitted.parts["W"], G, client.round)
+        return kept, self.Upload(update, len(client.train))
+
+    def loss(self, nets: Nets, batch: Batch) -> Tensor:
+        """The teacher's CE(z) + L_d_t + L_h and the student's CE(g) + L_d_s + L_h, each network descending its own.
+
+        The denominator s is a number here: with a gradient, raising both cross-entropies would lower the rest.
+        """
+        x, y = batch
+        h_t, h_s = nets["F"].represent(x), nets["G"].represent(x)  # (B, d_t), (B, d_s)
+        z, g = nets["F"].classify(h_t), nets["G"].classify(h_s)  # (B, L), (B, L)
+        tasks = cross_entropy(z, y) + cross_entropy(g, y)
+        s = tasks.detach()
+        L_d = kl_divergence(z, g.detach()) + kl_divergence(g, z.detach())  # KL(p(g) || p(z)) + KL(p(z) || p(g))
+        L_h = mean_squared_error(h_t, h_s @ nets["W"]["weight"].T)
+        return tasks + (L_d + L_h) / s
+
+    def broadcast(self, server: Server, client: ClientInfo) -> None:
+        """The teacher predicts: nothing is needed."""
+
+    def parts(self, private: Private, msg: None, client: LocalClient) -> Parts:
+        """The client's own network."""
+        return {"F": private.F}
+
+    def predict(self, nets: Nets, x: Tensor) -> Mapping[str, Tensor]:
+        """The teacher's logits; the student's where it is at hand, at the server and while clients train."""
+        return {name: nets[part](x) for name, part in (("teacher", "F"), ("student", "G")) if part in nets}
+
+    def global_nets(self, server: Server, task: Task) -> Mapping[str, Nets]:
+        """The student."""
+        return {"student": {"G": Net(self.student(task), server.G)}}

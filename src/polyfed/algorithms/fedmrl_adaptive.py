@@ -1,0 +1,150 @@
+"""FedMRL with an adaptive d1: each client takes as much of the small model as its held-out examples show it needs.
+
+    Beyond the paper. FedMRL: L. Yi et al., NeurIPS 2024, https://arxiv.org/abs/2406.00488; that a prefix of a vector
+    can stand for it: A. Kusupati et al., NeurIPS 2022, https://arxiv.org/abs/2205.13147.
+
+A client at width d, a step of the ladder d_1 < ... < d_J = D, holds G up to the d-th coordinate of its representation:
+of the layer that makes it the first d rows, of the header the first d columns. Only these travel. It is trained at all
+steps m <= d at once, so that it can tell by validation what it would lose at a narrower one. All equations, and why:
+docs/algorithms/fedmrl-adaptive.md.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from polyfed import tree
+from polyfed.aggregate import nested_mean
+from polyfed.algorithm import Algorithm, Task
+from polyfed.compute import Answer, Steps, exchange, fit, reduce
+from polyfed.matryoshka import at_width, losses_at_widths, networks, ones_up_to, small_model, widths_up_to
+from polyfed.message import Message, State
+from polyfed.models.split import SplitModel
+from polyfed.nets import Batch, Nets
+from polyfed.parties import ClientInfo, Cohort, LocalClient
+from polyfed.rng import Rng
+from polyfed.submodel import leading, padded
+from polyfed.typing import NonNegative, Params, Positive, Share
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedMRLAdaptive(Algorithm):
+    """Hyper-parameters of FedMRL with an adaptive d1.
+
+    Args:
+        auxiliary: architecture of G.
+        rep_dim: D, the widest d1, with which every client begins; at most d2, that of every private model.
+        granularities: the narrower widths of the ladder; if none are given, a quarter, a half and three quarters of D.
+        holdout: the share of a client's training examples that it chooses its width by.
+        tolerance: a width will do if its validation loss is at most this much above the lowest, as a share of it.
+        patience: how often in a row a client must need its width before it tries the next wider one.
+    """
+
+    name = "fedmrl-adaptive"
+    personal_broadcast = True
+    auxiliary: str = "cnn5"
+    rep_dim: Positive = 100
+    granularities: tuple[Positive, ...] = ()
+    holdout: Share = 0.2
+    tolerance: NonNegative = 0.02
+    patience: Positive = 3
+
+    class Server(State):
+        """The small model, the shapes of its tensors at each width, and the width that each client asked for."""
+
+        G: Params
+        shapes: Mapping[int, Mapping[str, tuple[int, ...]]]
+        widths: Mapping[int, int]
+
+    class Private(State):
+        """A client's model and projector, and how often in a row it needed its width."""
+
+        F: Params
+        P: Params
+        needed: int
+
+    class Broadcast(Message):
+        """The small model up to a width."""
+
+        G: Params
+        width: int
+
+    class Upload(Message):
+        """The same as this client trained it, n_k, and the width at which it wants to take part next."""
+
+        G: Params
+        num_examples: int
+        width: int
+
+    @property
+    def ladder(self) -> tuple[int, ...]:
+        """d_1 < ... < d_J = D."""
+        return widths_up_to(self.rep_dim, self.granularities)
+
+    def held_out(self) -> float:
+        """What the validation loss is taken on."""
+        return self.holdout
+
+    def models(self, task: Task, own: SplitModel) -> Mapping[str, SplitModel]:
+        """G at width D, the client's F, and P: (D + d2) -> d2."""
+        return networks(task, own, auxiliary=self.auxiliary, rep_dim=self.rep_dim)
+
+    def init_server(self, task: Task, rng: Rng) -> Server:
+        """theta^0; nobody has asked for less than all of it."""
+        G = {width: small_model(task, self.auxiliary, width).init(rng.at("G")) for width in self.ladder}
+        return self.Server(G[self.rep_dim], {width: tree.shapes(at) for width, at in G.items()}, {})
+
+    def init_client(self, client: LocalClient) -> Private:
+        """A client's own draws."""
+        return self.Private(*(client.models[part].init(client.rng.at(part)) for part in ("F", "P")), needed=0)
+
+    def server_round(self, server: Server, cohort: Cohort) -> Steps[State]:
+        """Each client its width; each coordinate averaged by n_k over the clients that hold it; nobody's stay."""
+        replies = yield from exchange(cohort, lambda client: self.broadcast(server, client))
+        G = nested_mean(replies.all("G"), replies.all("num_examples"), default=server.G)
+        return self.Server(G, server.shapes, {**server.widths, **{r.client.id: r.message.width for r in replies}})
+
+    def client_round(self, private: Private, msg: Broadcast, client: LocalClient) -> Steps[Answer]:
+        """Train G up to the width, F_k and P_k; then look at the held-out examples, and choose the next width."""
+        parts = self.parts(private, msg, client)
+        widths = {"widths": parts.pop("widths")}
+        fitted = yield from fit(client, parts, loss=self.loss, frozen=widths)
+        F, P, G = (fitted.parts[part] for part in ("F", "P", "G"))
+        seen = yield from reduce(client, {**fitted.parts, **widths}, self.validation, held=True)
+        width, needed = self.next_width(seen["V"].tolist(), private.needed)
+        return self.Private(F, P, needed), self.Upload(leading(G, tree.shapes(msg.G)), len(client.train), width)
+
+    def loss(self, nets: Nets, batch: Batch) -> Tensor:
+        """The mean over the widths m <= d of CE(y_G, y) + CE(y_F, y): with a ladder of one width, FedMRL's loss."""
+        return losses_at_widths(nets, batch).mean()
+
+    def validation(self, nets: Nets, batch: Batch) -> Params:
+        """V(m), the sum over examples of the same at each width m <= d."""
+        return {"V": losses_at_widths(nets, batch) * len(batch[1])}
+
+    def next_width(self, losses: list[float], needed: int) -> tuple[int, int]:
+        """The narrowest width that will do; after ``patience`` times in which only the widest would, one wider."""
+        enough = (1 + self.tolerance) * min(losses)
+        last = len(losses) - 1
+        index = next((i for i, loss in enumerate(losses) if loss <= enough), last)
+        needed = needed + 1 if index == last else 0
+        if needed >= self.patience and last + 1 < len(self.ladder):
+            return self.ladder[last + 1], 0
+        return self.ladder[index], needed
+
+    def broadcast(self, server: Server, client: ClientInfo) -> Broadcast:
+        """G up to the width that the client asked for."""
+        width = server.widths.get(client.id, self.rep_dim)
+        return self.Broadcast(leading(server.G, server.shapes[width]), width)
+
+    def parts(self, private: Private, msg: Broadcast, client: LocalClient) -> dict[str, Params]:
+        """G with zeros behind the width, the client's own F and P, and the widths that it can be used at."""
+        widths = {"masks": ones_up_to([m for m in self.ladder if m <= msg.width], self.rep_dim)}
+        return {"G": padded(msg.G, client.models["G"].shapes), "F": private.F, "P": private.P, "widths": widths}
+
+    def predict(self, nets: Nets, x: Tensor) -> Mapping[str, Tensor]:
+        """FedMRL's fused inference modes at the client's width."""
+        small, large = nets["G"].represent(x), nets["F"].represent(x)
+        y_G, y_F = at_width(nets, small, large, nets["widths"]["masks"][-1])
+        return {"mix-large": y_F, "mix-small": y_G}

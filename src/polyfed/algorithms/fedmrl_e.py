@@ -1,0 +1,134 @@
+"""FedMRL-E: FedMRL with one header for all granularities, tied by their weights and kept at home.
+
+    The step that L. Yi et al. leave for later (FedMRL, NeurIPS 2024, https://arxiv.org/abs/2406.00488, section 6), with
+    the MRL-E of A. Kusupati et al.: Matryoshka Representation Learning. NeurIPS 2022. https://arxiv.org/abs/2205.13147
+
+As in FedMRL, client k fuses the representations of a shared small model G and of its own F_k by a projector P_k. Here
+G has no header. F_k's header, W (L x d2) and b, classifies every prefix m of the fused vector by its first m columns:
+y_m = W[:, :m] R~[:m] + b. There is one W and one b: a backward pass adds up what the granularities ask of them. Nobody
+has published FedMRL-E; what is chosen here is in docs/algorithms/fedmrl-e.md.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from polyfed import tree
+from polyfed.aggregate import weighted_mean
+from polyfed.algorithm import Algorithm, Task
+from polyfed.compute import Answer, Steps, exchange, fit
+from polyfed.errors import ModelError
+from polyfed.losses import cross_entropy
+from polyfed.matryoshka import fuse, networks, prefix, small_model
+from polyfed.message import Message, State
+from polyfed.models.split import SplitModel
+from polyfed.nets import Batch, Nets
+from polyfed.parties import ClientInfo, Cohort, LocalClient
+from polyfed.rng import Rng
+from polyfed.typing import Params, Parts, Positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedMRLE(Algorithm):
+    """Hyper-parameters of FedMRL-E.
+
+    Args:
+        auxiliary: architecture of G.
+        rep_dim: d1, the width of G's representation; at most d2, that of every private model.
+        granularities: the prefixes of the fused vector that are classified besides the whole, each at most d2; if none
+            are given, d1 alone, as in FedMRL.
+        projector: one linear layer, or ``"mlp"``, two with a ReLU between.
+    """
+
+    name = "fedmrl-e"
+    auxiliary: str = "cnn5"
+    rep_dim: Positive = 100
+    granularities: tuple[Positive, ...] = ()
+    projector: Literal["linear", "mlp"] = "linear"
+
+    class Server(State):
+        """The small model without its header."""
+
+        G: Params
+
+    class Private(State):
+        """A client's model, header included, and its projector."""
+
+        F: Params
+        P: Params
+
+    class Broadcast(Message):
+        """The small model without its header."""
+
+        G: Params
+
+    class Upload(Message):
+        """The same as this client trained it, and n_k."""
+
+        G: Params
+        num_examples: int
+
+    @property
+    def nested(self) -> tuple[int, ...]:
+        """M without d2: the granularities, ascending, each once."""
+        return tuple(sorted({*self.granularities} or {self.rep_dim}))
+
+    def models(self, task: Task, own: SplitModel) -> Mapping[str, SplitModel]:
+        """G, the client's F, and P: (d1 + d2) -> d2."""
+        if self.nested[-1] > own.rep_dim:
+            raise ModelError(
+                f"{own.name} has a representation of d2 = {own.rep_dim}; set algorithm.granularities "
+                f"({', '.join(map(str, self.nested))}) <= {own.rep_dim}"
+            )
+        return networks(task, own, auxiliary=self.auxiliary, rep_dim=self.rep_dim, kind=self.projector)
+
+    def init_server(self, task: Task, rng: Rng) -> Server:
+        """theta^0 without theta_hd."""
+        G = small_model(task, self.auxiliary, self.rep_dim)
+        return self.Server(tree.drop(G.init(rng.at("G")), G.classifier_names))
+
+    def init_client(self, client: LocalClient) -> Private:
+        """A client's own draws."""
+        return self.Private(**{part: client.models[part].init(client.rng.at(part)) for part in ("F", "P")})
+
+    def server_round(self, server: Server, cohort: Cohort) -> Steps[State]:
+        """theta_ex^t = sum_k (n_k / n) theta_ex,k^t over the clients of the round."""
+        replies = yield from exchange(cohort, self.Broadcast(server.G))
+        return self.Server(weighted_mean(replies.all("G"), replies.all("num_examples")))
+
+    def client_round(self, private: Private, msg: Broadcast, client: LocalClient) -> Steps[Answer]:
+        """Train G, F_k and P_k together; keep F_k and P_k, send G."""
+        fitted = yield from fit(client, self.parts(private, msg, client), loss=self.loss)
+        G = tree.pick(fitted.parts["G"], msg.G)
+        return self.Private(fitted.parts["F"], fitted.parts["P"]), self.Upload(G, len(client.train))
+
+    def loss(self, nets: Nets, batch: Batch) -> Tensor:
+        """Sum over m in M of CE(W[:, :m] R~[:m] + b, y), with d2 in M: MRL's loss, all importances 1."""
+        x, y = batch
+        _, _, fused = fuse(nets, x)  # R~ = P_k([R_G ; R_F])                                     (B, d2)
+        widths = {*self.nested, fused.shape[1]}
+        return torch.stack([cross_entropy(nets["F"].classify(prefix(fused, m)), y) for m in sorted(widths)]).sum()
+
+    def broadcast(self, server: Server, client: ClientInfo) -> Broadcast:
+        """G, to train or to predict with."""
+        return self.Broadcast(server.G)
+
+    def parts(self, private: Private, msg: Broadcast, client: LocalClient) -> Parts:
+        """G as received, with the client's own F and P.
+
+        A network runs on all of its tensors, so G's header is there as zeros: nothing reads it, nothing moves it, and
+        it is neither kept nor sent.
+        """
+        G = client.models["G"]
+        header = {name: torch.zeros(G.shapes[name]) for name in G.shapes if name in G.classifier_names}
+        return {"G": {**msg.G, **header}, "F": private.F, "P": private.P}
+
+    def predict(self, nets: Nets, x: Tensor) -> Mapping[str, Tensor]:
+        """The header on the whole fused vector, on each of its prefixes, and on F's representation unfused."""
+        _, large, fused = fuse(nets, x)
+        F = nets["F"].classify
+        mixed = {f"mix-{m}": F(prefix(fused, m)) for m in self.nested}
+        return {"mix-large": F(fused), **mixed, "single-large": F(large)}
