@@ -32,6 +32,8 @@ for _base in (
     "align",
     "classes",
     "losses",
+    "lowrank",
+    "matryoshka",
     "plan",
     "rng",
     "tree",

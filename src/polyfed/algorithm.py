@@ -87,6 +87,9 @@ class Algorithm(ABC):
     exempt: ClassVar[Mapping[str, str]] = {}
     #: Whether `broadcast` depends on the client's id, not only on its capacity and architecture.
     personal_broadcast: ClassVar[bool] = False
+    #: The share of each client's training examples, in [0, 1), that it never trains on: its ``client.held``, to choose
+    #: something by. ``client.train`` and its length are without them. A field of this name makes it a key.
+    holdout: float = 0.0
     #: The message classes that may travel.
     messages: ClassVar[tuple[type[Message], ...]] = ()
     #: The state classes that may be checkpointed.
@@ -105,14 +108,6 @@ class Algorithm(ABC):
     def models(self, task: Task, own: SplitModel) -> Mapping[str, SplitModel]:
         """The networks that a client's parts run on; ``own`` is its private one."""
         return {"model": own}
-
-    def held_out(self) -> float:
-        """The share of each client's training examples, in [0, 1), that it never trains on: its ``client.held``.
-
-        For choices that are made by looking at examples which the networks have not learnt; ``client.train`` and its
-        length are without them. Test data are nobody's to look at.
-        """
-        return 0.0
 
     @abstractmethod
     def init_server(self, task: Task, rng: Rng) -> State:

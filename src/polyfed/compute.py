@@ -81,7 +81,7 @@ class Reduce:
         """What it goes over: the held-out examples, or those to train on."""
         data = self.client.held if self.held else self.client.train
         if data is None:
-            raise TypeError("reduce(held=True) needs held-out examples, but this algorithm's held_out() is 0")
+            raise TypeError("reduce(held=True) needs held-out examples, but this algorithm's holdout is 0")
         return data
 
 
@@ -145,7 +145,7 @@ def reduce(
     """The sum of ``fn(nets, batch)`` over the client's training data, or over its ``rows`` as one batch.
 
     Networks are in evaluation mode, nothing is augmented, no gradient is kept. With ``held`` it goes over the examples
-    that `Algorithm.held_out` took out of the training data instead.
+    that `Algorithm.holdout` took out of the training data instead.
     """
     return (yield Reduce(client, parts, fn, rows, held))
 

@@ -58,7 +58,7 @@ class LocalClient:
         plan: how it trains.
         rng: randomness keyed by seed, round and client.
         round: the number of the round, from 1.
-        held: what `Algorithm.held_out` takes out of its training examples, the same in every round; None if nothing.
+        held: what `Algorithm.holdout` takes out of its training examples, the same in every round; None if nothing.
     """
 
     info: ClientInfo

@@ -403,7 +403,7 @@ def test_reduce_goes_over_held_out_examples_where_asked() -> None:
     found = drive(reduce(client, asked.parts, count, held=True), lambda asked: run_reduce(asked, FP32))
     assert int(found["n"]) == 3
     assert torch.equal(found["x"], Data(3, 5).batch(torch.arange(3))[0].sum(0))
-    with pytest.raises(TypeError, match="held_out"):
+    with pytest.raises(TypeError, match="holdout"):
         drive(reduce(asked.client, asked.parts, count, held=True), lambda asked: run_reduce(asked, FP32))
 
 

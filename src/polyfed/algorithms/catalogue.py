@@ -28,10 +28,6 @@ ALGORITHMS: dict[str, tuple[str, str]] = {
         "polyfed.algorithms.fedmrl:FedMRL",
         "a small shared model beside each private one, fused at two nested granularities (Yi et al. 2024)",
     ),
-    "fedproto": (
-        "polyfed.algorithms.fedproto:FedProto",
-        "mean representations by class, which every client's own are pulled to (Tan et al. 2022)",
-    ),
     "fedmrl-adaptive": (
         "polyfed.algorithms.fedmrl_adaptive:FedMRLAdaptive",
         "FedMRL in which each client takes as much of the shared model as it needs (beyond Yi et al. 2024)",
@@ -39,6 +35,10 @@ ALGORITHMS: dict[str, tuple[str, str]] = {
     "fedmrl-e": (
         "polyfed.algorithms.fedmrl_e:FedMRLE",
         "FedMRL with one private header, tied over several granularities (future work of Yi et al. 2024)",
+    ),
+    "fedproto": (
+        "polyfed.algorithms.fedproto:FedProto",
+        "mean representations by class, which every client's own are pulled to (Tan et al. 2022)",
     ),
     "fiarse": (
         "polyfed.algorithms.fiarse:FIARSE",
@@ -65,6 +65,7 @@ ALIASES = {
     "fed-mrl": "fedmrl",
     "fed-proto": "fedproto",
     "feddistill": "fd",
+    "fedmrle": "fedmrl-e",
     "lgfedavg": "lg-fedavg",
     "local": "standalone",
 }

@@ -66,10 +66,6 @@ class FedAPEN(Algorithm):
 
         G: Params
 
-    def held_out(self) -> float:
-        """The adaptability set."""
-        return self.holdout
-
     def models(self, task: Task, own: SplitModel) -> Mapping[str, SplitModel]:
         """The client's own network and the shared one."""
         return {"F": own, "G": self.shared(task)}

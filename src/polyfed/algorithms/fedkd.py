@@ -30,6 +30,7 @@ from polyfed.nets import Batch, Net, Nets
 from polyfed.parties import ClientInfo, Cohort, LocalClient
 from polyfed.rng import Rng
 from polyfed.typing import Capacity, Params, Parts
+from polyfed.uploads import check_like
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,12 +107,15 @@ class FedKD(Algorithm):
         G = tree.add(server.G, update.full(server.G))  # what clients will make of it, not what was averaged
         return self.Server(G, update, {reply.client.id: cohort.round for reply in replies})
 
+    def check_upload(self, task: Task, client: ClientInfo, down: Broadcast, up: Upload) -> None:
+        """An update of the student."""
+        like = self.student(task).init(Rng((0,)))
+        check_like("Upload.update", up.update.full(like), like)
+
     def client_round(self, private: Private, msg: Broadcast, client: LocalClient) -> Steps[Answer]:
         """Bring the student up to date, train teacher, student and map together, send the student's update."""
         if msg.update is not None and msg.since != private.round:
-            raise MessageError(
-                f"client {client.info.id} last took part in round {private.round}, the update is for round {msg.since}"
-            )
+            raise MessageError(f"an update for who took part in round {msg.since}; this client did in {private.round}")
         G = msg.student if msg.update is None else tree.add(private.G, msg.update.full(private.G))
         fitted = yield from fit(client, {"F": private.F, "G": G, "W": private.W}, loss=self.loss)
         update = LowRank.of(tree.sub(fitted.parts["G"], G), msg.energy)
@@ -119,15 +123,12 @@ class FedKD(Algorithm):
         return kept, self.Upload(update, len(client.train))
 
     def loss(self, nets: Nets, batch: Batch) -> Tensor:
-        """The teacher's CE(z) + L_d_t + L_h and the student's CE(g) + L_d_s + L_h, each network descending its own.
-
-        The denominator s is a number here: with a gradient, raising both cross-entropies would lower the rest.
-        """
+        """The teacher's CE(z) + L_d_t + L_h and the student's CE(g) + L_d_s + L_h, each network descending its own."""
         x, y = batch
         h_t, h_s = nets["F"].represent(x), nets["G"].represent(x)  # (B, d_t), (B, d_s)
         z, g = nets["F"].classify(h_t), nets["G"].classify(h_s)  # (B, L), (B, L)
         tasks = cross_entropy(z, y) + cross_entropy(g, y)
-        s = tasks.detach()
+        s = tasks.detach()  # a number: with a gradient, raising both cross-entropies would lower the rest
         L_d = kl_divergence(z, g.detach()) + kl_divergence(g, z.detach())  # KL(p(g) || p(z)) + KL(p(z) || p(g))
         L_h = mean_squared_error(h_t, h_s @ nets["W"]["weight"].T)
         return tasks + (L_d + L_h) / s

@@ -1,12 +1,11 @@
 """FedMRL with an adaptive d1: each client takes as much of the small model as its held-out examples show it needs.
 
-    Beyond the paper. FedMRL: L. Yi et al., NeurIPS 2024, https://arxiv.org/abs/2406.00488; that a prefix of a vector
-    can stand for it: A. Kusupati et al., NeurIPS 2022, https://arxiv.org/abs/2205.13147.
+    Beyond L. Yi et al.: FedMRL, NeurIPS 2024, https://arxiv.org/abs/2406.00488, and A. Kusupati et al.: Matryoshka
+    Representation Learning, NeurIPS 2022, https://arxiv.org/abs/2205.13147.
 
 A client at width d, a step of the ladder d_1 < ... < d_J = D, holds G up to the d-th coordinate of its representation:
-of the layer that makes it the first d rows, of the header the first d columns. Only these travel. It is trained at all
-steps m <= d at once, so that it can tell by validation what it would lose at a narrower one. All equations, and why:
-docs/algorithms/fedmrl-adaptive.md.
+the first d rows of the layer that makes it, the first d columns of the header. Only these travel. It is trained at all
+steps m <= d at once, so that it can tell what it would lose at a narrower one. See docs/algorithms/fedmrl-adaptive.md.
 """
 
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from polyfed import tree
 from polyfed.aggregate import nested_mean
 from polyfed.algorithm import Algorithm, Task
 from polyfed.compute import Answer, Steps, exchange, fit, reduce
+from polyfed.errors import MessageError
 from polyfed.matryoshka import at_width, losses_at_widths, networks, ones_up_to, small_model, widths_up_to
 from polyfed.message import Message, State
 from polyfed.models.split import SplitModel
@@ -82,10 +82,6 @@ class FedMRLAdaptive(Algorithm):
         """d_1 < ... < d_J = D."""
         return widths_up_to(self.rep_dim, self.granularities)
 
-    def held_out(self) -> float:
-        """What the validation loss is taken on."""
-        return self.holdout
-
     def models(self, task: Task, own: SplitModel) -> Mapping[str, SplitModel]:
         """G at width D, the client's F, and P: (D + d2) -> d2."""
         return networks(task, own, auxiliary=self.auxiliary, rep_dim=self.rep_dim)
@@ -104,6 +100,12 @@ class FedMRLAdaptive(Algorithm):
         replies = yield from exchange(cohort, lambda client: self.broadcast(server, client))
         G = nested_mean(replies.all("G"), replies.all("num_examples"), default=server.G)
         return self.Server(G, server.shapes, {**server.widths, **{r.client.id: r.message.width for r in replies}})
+
+    def check_upload(self, task: Task, client: ClientInfo, down: Broadcast, up: Upload) -> None:
+        """What was sent, as a client may send it back; and a width that there is."""
+        super().check_upload(task, client, down, up)
+        if up.width not in self.ladder:
+            raise MessageError(f"Upload.width is {up.width}; expected one of {self.ladder}")
 
     def client_round(self, private: Private, msg: Broadcast, client: LocalClient) -> Steps[Answer]:
         """Train G up to the width, F_k and P_k; then look at the held-out examples, and choose the next width."""
@@ -125,8 +127,7 @@ class FedMRLAdaptive(Algorithm):
 
     def next_width(self, losses: list[float], needed: int) -> tuple[int, int]:
         """The narrowest width that will do; after ``patience`` times in which only the widest would, one wider."""
-        enough = (1 + self.tolerance) * min(losses)
-        last = len(losses) - 1
+        enough, last = (1 + self.tolerance) * min(losses), len(losses) - 1
         index = next((i for i, loss in enumerate(losses) if loss <= enough), last)
         needed = needed + 1 if index == last else 0
         if needed >= self.patience and last + 1 < len(self.ladder):
@@ -145,6 +146,5 @@ class FedMRLAdaptive(Algorithm):
 
     def predict(self, nets: Nets, x: Tensor) -> Mapping[str, Tensor]:
         """FedMRL's fused inference modes at the client's width."""
-        small, large = nets["G"].represent(x), nets["F"].represent(x)
-        y_G, y_F = at_width(nets, small, large, nets["widths"]["masks"][-1])
+        y_G, y_F = at_width(nets, nets["G"].represent(x), nets["F"].represent(x), nets["widths"]["masks"][-1])
         return {"mix-large": y_F, "mix-small": y_G}

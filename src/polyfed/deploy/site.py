@@ -152,6 +152,6 @@ class Site:
         rng = root.at("client", client) if round_ == 0 else root.at("round", round_, "client", client)
         models = self.algorithm.models(task, task.build(self.spec))
         plan = LocalSGD(**self.config.train.model_dump())
-        held_out = self.algorithm.held_out()
-        train, held = self._data.train(self.place).hold_out(held_out, root.at("client", client, "held"))
+        mine = self._data.train(self.place)
+        train, held = mine.hold_out(self.algorithm.holdout, root.at("client", client, "held"))
         return LocalClient(self.info, models, train, plan, rng, round_, held)

@@ -98,7 +98,7 @@ class Federation:
         """A client at work in a round; round 0 is its creation, before its first."""
         rng = self.rng.at("client", client) if round_ == 0 else self.rng.at("round", round_, "client", client)
         models = self.algorithm.models(self.task, self.own(client))
-        train, held = self.data.train(client).hold_out(self.algorithm.held_out(), self.rng.at("client", client, "held"))
+        train, held = self.data.train(client).hold_out(self.algorithm.holdout, self.rng.at("client", client, "held"))
         return LocalClient(self.info(client), models, train, self.plan, rng, round_, held)
 
 
@@ -165,7 +165,7 @@ def prepare(config: Config) -> Federation:
     name, keys = config.algorithm.name, config.algorithm.keys
     federation = Federation(config, dataset, partition, load_algorithm(name, keys))
     check_networks(federation.algorithm, federation.task)
-    if federation.algorithm.held_out():
+    if federation.algorithm.holdout:
         federation.local(partition.smallest, 0)  # too few examples are told before the run
     _give_back()
     return federation
