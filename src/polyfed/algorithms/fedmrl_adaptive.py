@@ -84,7 +84,7 @@ class FedMRLAdaptive(Algorithm):
 
     def models(self, task: Task, own: SplitModel) -> Mapping[str, SplitModel]:
         """G at width D, the client's F, and P: (D + d2) -> d2."""
-        return networks(task, own, auxiliary=self.auxiliary, rep_dim=self.rep_dim)
+        return networks(task, own, auxiliary=self.auxiliary, rep_dim=self.ladder[-1])
 
     def init_server(self, task: Task, rng: Rng) -> Server:
         """theta^0; nobody has asked for less than all of it."""
