@@ -1,11 +1,13 @@
 """Simulated time by hand: how long a round lasts, who is lost, what that leaves behind, and that nothing else moves."""
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import running
 
+from polyfed.algorithms.fedavg import FedAvg
 from polyfed.config import Config
 from polyfed.config.profiles import Profile
 from polyfed.execute.drivers import Work, make_driver
@@ -14,7 +16,7 @@ from polyfed.message import Size
 from polyfed.parties import Cohort
 from polyfed.runtime import files
 from polyfed.runtime.clients import LocalClients, Report
-from polyfed.runtime.clock import REASONS, done, ended
+from polyfed.runtime.clock import REASONS, TimedClients, done, ended
 from polyfed.runtime.federation import prepare
 from polyfed.runtime.round import play_round
 from polyfed.runtime.simulate import resume, simulate
@@ -187,6 +189,34 @@ def test_who_is_late_leaves_nothing_but_its_costs(tmp_path: Path) -> None:
     assert (tmp_path / "late/checkpoint/server-round-1.safetensors").read_bytes() == files.dump(played.server)
     states = {client: data for client, _, _, data in running.rows(tmp_path / "late/states")}
     assert states == {client: files.dump(store.get(client)) for client in (0, 2)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Twice(FedAvg):
+    """FedAvg that asks its cohort a second time, with what came of the first."""
+
+    def server_round(self, server: Any, cohort: Cohort) -> Any:
+        first = yield from super().server_round(server, cohort)
+        return (yield from super().server_round(first, cohort))
+
+
+def test_a_round_of_two_exchanges_is_as_long_as_both(tmp_path: Path) -> None:
+    """Catches a clock that knows the last exchange only, and losses of the first that are forgotten."""
+    profiles = table(tmp_path, "fast,1000,1000,1000,1000", "slow,1000,1000,0.01,0.01")
+    devices = {"profiles": profiles, "deal": "in-turn", "deadline": 1.0}
+    settings = running.config(algorithm={"name": "fedavg"}, clients={"participation": 1.0}, devices=devices)
+    federation = replace(prepare(settings), algorithm=Twice())
+    driver = make_driver("sequential", Place.of("cpu", "fp32"))
+    store = Store(tmp_path, federation.algorithm.states, resident=True)
+    server = federation.algorithm.init_server(federation.task, federation.rng.at("server"))
+    timed = TimedClients(federation, LocalClients(federation, driver, store), print)
+    played = timed.play(server, 1, driver, 0.0, score=False)
+    assert played.timing is not None
+    assert played.timing.seconds == 2.0
+    assert sorted(played.reports) == sorted(played.timing.clients) == [0, 2]
+    assert sorted(played.timing.losses) == [1, 3]
+    assert played.timing.losses[1].bytes_down == played.reports[0].down.total
+    assert played.timing.losses[1].flops == played.reports[0].work.flops  # both are of two exchanges
 
 
 def test_an_exchange_can_be_taken_back(tmp_path: Path) -> None:
