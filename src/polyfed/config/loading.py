@@ -30,7 +30,7 @@ from polyfed.errors import ConfigError, ModelError
 from polyfed.models.catalogue import ModelSpec
 
 #: Keys of ``run`` that change neither what is computed nor what is told of it; threads change rounding only.
-_INCIDENTAL = ("name", "threads", "checkpoint_every", "store", "controls")
+_INCIDENTAL = ("name", "threads", "workers", "memory", "checkpoint_every", "store", "controls")
 
 #: Sections about other runs than this one.
 _SEVERAL = ("algorithms", "controls")

@@ -88,10 +88,14 @@ class RunSection(Section):
         eval_clients: evaluate a sample of this many clients instead of all.
         gradient_clients: at each evaluation, measure the gradient of the whole local model at a sample of this many
             clients; None measures none.
-        driver: how client work is executed; "auto" batches where it can.
+        driver: how client work is executed; "auto" finds out the fastest way.
         device: "auto", "cpu", "cuda" or "cuda:1".
         precision: of the training's arithmetic.
         threads: of torch on the CPU; None takes the cores at hand; the resolved configuration says which.
+        workers: processes that train clients at the same time, with one thread (or one GPU) each; None lets "auto"
+            find out, and is 1 for other drivers.
+        memory: GB that clients trained at once may take together; None takes a quarter of what is free, or three
+            quarters of what is free on a GPU.
         checkpoint_every: rounds between two checkpoints.
         targets: accuracies, as fractions, whose first round, bytes and FLOPs the summary tells.
         store: where the clients' private states live.
@@ -108,6 +112,8 @@ class RunSection(Section):
     device: Annotated[str, BeforeValidator(_device)] = "cpu"
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
     threads: Positive | None = None
+    workers: Positive | None = None
+    memory: Rate | None = None
     checkpoint_every: Positive = 10
     targets: tuple[Fraction, ...] = ()
     store: Literal["memory", "disk"] = "memory"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import GeneratorType
 from typing import Any, Protocol
 
@@ -17,7 +18,9 @@ from polyfed.execute.cost import CostCounter
 from polyfed.execute.fitting import run_fit, run_reduce
 from polyfed.execute.place import Place
 from polyfed.execute.stacked import run_stacked, signature, why_not
+from polyfed.execute.ways import Ways
 from polyfed.message import Message, State
+from polyfed.parties import ClientInfo
 from polyfed.typing import ClientId, Parts
 
 log = logging.getLogger(__name__)
@@ -33,6 +36,7 @@ class Work:
         peak_bytes: largest sum of live tensors in one step.
         steps: optimizer steps.
         loss: mean training loss of the last fit.
+        way: how the last fit was done: "sequential", "channels-last" or "stacked".
         parts: everything the last fit ended with, frozen parts included.
     """
 
@@ -41,6 +45,7 @@ class Work:
     peak_bytes: int = 0
     steps: int = 0
     loss: float | None = None
+    way: str | None = None
     parts: Parts = field(default_factory=dict[str, Any])
 
 
@@ -71,6 +76,10 @@ class Driver(Protocol):
         """Do one request by itself, such as the server's own; what it costs goes to ``work``."""
         ...
 
+    def testing(self, client: ClientInfo) -> Place:
+        """Where and in which layout a client's networks are tested."""
+        ...
+
 
 class Sequential:
     """One client after another, in this process: small, plain, and bitwise reproducible on a CPU."""
@@ -78,7 +87,7 @@ class Sequential:
     def __init__(self, place: Place) -> None:
         self.place = place
         self.costs = CostCounter(place)
-        #: How many fits took which path: ``{"sequential": 12}``.
+        #: How many fits went which way: ``{"sequential": 12}``.
         self.paths = Counter[str]()
 
     def play(self, calls: Calls) -> dict[ClientId, Outcome]:
@@ -104,11 +113,18 @@ class Sequential:
             return result
         if not isinstance(request, Fit):
             raise TypeError(f"a client asked for {type(request).__name__}; it may ask for fit and reduce")
-        self.paths["sequential"] += 1
-        fitted = run_fit(request, self.place)
+        fitted, work.way = self._fit(request)
+        self.paths[work.way] += 1
         work.seconds += time.perf_counter() - started
         self.charge(request, fitted, work)
         return fitted
+
+    def _fit(self, fit: Fit) -> tuple[Fitted, str]:
+        return run_fit(fit, self.place), "sequential"
+
+    def testing(self, client: ClientInfo) -> Place:
+        """Where and in which layout a client's networks are tested."""
+        return self.place
 
     def charge(self, fit: Fit, fitted: Fitted, work: Work) -> None:
         """Put what a fit cost on its client's account."""
@@ -137,18 +153,13 @@ class Batched(Sequential):
 
     Args:
         place: device and precision.
-        pays: tells of a group the reason for which stacking is not the faster way; by default there is none.
         say: told, once each, the reasons for which clients run one by one.
+        memory: bytes that a stack may take, so that any number of clients fits; None sets no limit.
     """
 
-    def __init__(
-        self,
-        place: Place,
-        pays: Callable[[Sequence[Fit]], str | None] = lambda group: None,
-        say: Callable[[str], None] = log.info,
-    ) -> None:
+    def __init__(self, place: Place, say: Callable[[str], None] = log.info, memory: int | None = None) -> None:
         super().__init__(place)
-        self.pays, self.say = pays, say
+        self.say, self.memory = say, memory
         self._said: set[str] = set()
         self._refused: dict[object, str] = {}  # signatures that vmap cannot run, and why
 
@@ -185,11 +196,23 @@ class Batched(Sequential):
     def _stack(self, fits: Sequence[Fit]) -> bool:
         if len(fits) == 1:
             return False
-        reason = why_not(fits[0]) or self.pays(fits) or self._refused.get(signature(fits[0]))
+        if not self._pays(fits[0]):
+            return False
+        reason = why_not(fits[0]) or self._refused.get(signature(fits[0]))
         if reason and reason not in self._said:
             self._said.add(reason)
             self.say(f"clients run one by one: {reason}")
         return reason is None
+
+    def _pays(self, fit: Fit) -> bool:
+        return True
+
+    def _most(self, fit: Fit) -> int:
+        """How many clients like this one may be stacked."""
+        if self.memory is None:
+            return sys.maxsize
+        examples, due = next(iter(_steps(fit)))
+        return max(1, self.memory // max(1, self.costs.peak(signature(fit), fit, examples, due)))
 
     def _together(self, fits: Sequence[Fit], works: Sequence[Work]) -> list[Fitted] | None:
         """The fits as one stack; None where they have to run one by one."""
@@ -197,7 +220,8 @@ class Batched(Sequential):
             return None
         started = time.perf_counter()
         try:
-            fitted = run_stacked(fits, self.place)
+            most = self._most(fits[0])
+            fitted = [one for few in _pieces(fits, most) for one in run_stacked(few, self.place)]
         except (RuntimeError, NotImplementedError) as error:  # vmap's refusals; nothing outside the stack has moved
             names = ", ".join(dict.fromkeys(model.name for model in fits[0].client.models.values()))
             self._refused[signature(fits[0])] = f"{names} cannot be stacked ({str(error).strip().splitlines()[0]})"
@@ -207,20 +231,53 @@ class Batched(Sequential):
         share = (time.perf_counter() - started) / len(fits)
         for fit, result, work in zip(fits, fitted, works, strict=True):
             work.seconds += share
+            work.way = "stacked"
             self.charge(fit, result, work)
         return fitted
 
 
-def convolutions_do_not_pay(fits: Sequence[Fit]) -> str | None:
-    """The rule of `auto`: stacked matrix products gain threefold on a CPU, grouped convolutions lose."""
-    for model in fits[0].client.models.values():
-        if any(len(shape) > 2 for shape in model.shapes.values()):
-            return f"stacking the convolutions of {model.name} is slower than running them in turn"
-    return None
+def _pieces(fits: Sequence[Fit], most: int) -> list[Sequence[Fit]]:
+    return [fits[start : start + most] for start in range(0, len(fits), most)]
 
 
-def make_driver(name: str, place: Place, say: Callable[[str], None] = log.info) -> Sequential:
+class Auto(Batched):
+    """Each kind of work the way that `Ways` says: stacked, or alone in the layout that suits it.
+
+    Args:
+        place: device and precision.
+        ways: what was found to be fastest; who finds it out is `polyfed.execute.ways.Calibration`.
+        say: told, once each, the reasons for which clients run one by one.
+        memory: bytes that a stack may take.
+    """
+
+    def __init__(
+        self, place: Place, ways: Ways, say: Callable[[str], None] = log.info, memory: int | None = None
+    ) -> None:
+        super().__init__(place, say, memory)
+        self.ways = ways
+
+    def _pays(self, fit: Fit) -> bool:
+        return self.ways.of(fit) == "stacked"
+
+    def _fit(self, fit: Fit) -> tuple[Fitted, str]:
+        if self.ways.of(fit) != "channels-last":
+            return super()._fit(fit)
+        return run_fit(fit, replace(self.place, channels_last=True)), "channels-last"
+
+    def testing(self, client: ClientInfo) -> Place:
+        """Where and in which layout a client's networks are tested."""
+        return replace(self.place, channels_last=self.ways.of_testing(client) == "channels-last")
+
+
+def make_driver(
+    name: str,
+    place: Place,
+    say: Callable[[str], None] = log.info,
+    *,
+    ways: Ways | None = None,
+    memory: int | None = None,
+) -> Sequential:
     """The driver called ``name``: ``sequential``, ``batched`` or ``auto``."""
     if name == "sequential":
         return Sequential(place)
-    return Batched(place, convolutions_do_not_pay, say) if name == "auto" else Batched(place, say=say)
+    return Auto(place, ways or Ways(), say, memory) if name == "auto" else Batched(place, say, memory)

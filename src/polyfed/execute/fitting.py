@@ -53,16 +53,15 @@ class Local:
         for part, params in self.fit.parts.items():
             fixed = buffers(models, part)
             self.parts[part] = {
-                name: value.detach()
-                .to(place.device, copy=True)
-                .requires_grad_(name not in fixed and value.is_floating_point())
+                name: place.put(value.detach(), copy=True).requires_grad_(
+                    name not in fixed and value.is_floating_point()
+                )
                 for name, value in params.items()
             }
         # A frozen network in training mode moves its running statistics too, hence copies of its buffers.
         frozen = {
             part: {
-                name: value.detach().to(place.device, copy=name in buffers(models, part))
-                for name, value in params.items()
+                name: place.put(value.detach(), copy=name in buffers(models, part)) for name, value in params.items()
             }
             for part, params in self.fit.frozen.items()
         }
@@ -100,7 +99,10 @@ class Local:
         for part, params in grads.items():
             clipped = clip(params, self.fit.client.plan.clip)
             for name, g in clipped.items():
-                self.parts[part][name].grad = g
+                leaf = self.parts[part][name]
+                # torch's fused optimizers walk both memories in step, so a gradient that lies otherwise than its weight
+                # would be applied to the wrong coordinates, without a word (torch 2.13).
+                leaf.grad = g if g.stride() == leaf.stride() else torch.empty_like(leaf).copy_(g)
         self.optimizer.step()
 
 
@@ -139,7 +141,7 @@ def run_fit(fit: Fit, place: Place) -> Fitted:
     draws = any(model.random for model in client.models.values())
     with client.rng.at("layers").fork() if draws else nullcontext():
         for step in client.plan.schedule(len(client.train), client.rng.at("batches")):
-            batch = client.train.batch(step.rows, generator=augment, dtype=place.dtype, device=place.device)
+            batch = place.batch(client.train, step.rows, augment)
             local.step(batch, fit.due(step.index, step.in_epoch))
     parts = {part: {name: leaf.detach() for name, leaf in p.items()} for part, p in local.parts.items()}
     return finish(fit, parts, local.losses)
@@ -147,8 +149,8 @@ def run_fit(fit: Fit, place: Place) -> Fitted:
 
 def finish(fit: Fit, parts: Grads, losses: list[Tensor]) -> Fitted:
     """The outcome, once it is known to be finite."""
-    # States and messages live on the CPU, wherever the work was done.
-    parts = tree.map_parts(lambda value: value.cpu(), parts)
+    # States and messages live on the CPU and in the usual layout, wherever and however the work was done.
+    parts = tree.map_parts(lambda value: value.cpu().contiguous(), parts)
     mean = float(torch.stack(losses).double().mean()) if losses else 0.0
     bad = tree.first_not_finite(parts)
     if bad is not None or mean != mean or mean in (float("inf"), float("-inf")):
@@ -170,13 +172,13 @@ def run_reduce(request: Reduce, place: Place) -> dict[str, Tensor]:
     rows = (request.rows,) if request.rows is not None else torch.arange(len(request.data)).split(EVAL_BATCH)
     out: dict[str, Tensor] = {}
     for some in rows:
-        batch = request.data.batch(some, dtype=place.dtype, device=place.device)
+        batch = place.batch(request.data, some)
         with place.autocast():
             part = request.fn(nets, batch)
         out = {name: out[name] + value if name in out else value for name, value in part.items()}
-    return {name: value.cpu() for name, value in out.items()}
+    return {name: value.cpu().contiguous() for name, value in out.items()}
 
 
 def tree_to(parts: Parts, place: Place) -> Parts:
-    """The parts on the device of ``place``; itself where they are there."""
-    return tree.map_parts(lambda value: value.to(place.device), parts)
+    """The parts as ``place`` wants them; themselves where they are so."""
+    return tree.map_parts(place.put, parts)

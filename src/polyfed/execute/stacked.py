@@ -57,7 +57,7 @@ def run_stacked(fits: Sequence[Fit], place: Place) -> list[Fitted]:
         for k, fit in enumerate(fits):
             step = next(schedules[k], None)
             if step is not None:
-                batch = fit.client.train.batch(step.rows, generator=augment[k], dtype=place.dtype, device=place.device)
+                batch = place.batch(fit.client.train, step.rows, augment[k])
                 kind = (len(step.rows), fit.due(step.index, step.in_epoch))
                 groups.setdefault(kind, []).append((k, batch))
         if not groups:

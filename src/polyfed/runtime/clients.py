@@ -15,7 +15,6 @@ from polyfed.message import Message, Nothing, Size, State, size
 from polyfed.parties import Cohort, Replies, Reply
 from polyfed.runtime.federation import Federation
 from polyfed.runtime.scoring import Score, Scorer
-from polyfed.runtime.store import Store
 from polyfed.typing import ClientId, Parts
 
 #: Messages by client; None sends nothing.
@@ -59,6 +58,18 @@ class Clients(Protocol):
         ...
 
 
+class States(Protocol):
+    """Where private states are kept; see `polyfed.runtime.store.Store`."""
+
+    def get(self, client: ClientId) -> Any:
+        """A client's state, or None."""
+        ...
+
+    def put(self, client: ClientId, state: State, round_: int) -> None:
+        """Keep a client's state as of the end of ``round_``."""
+        ...
+
+
 class LocalClients:
     """Clients of this process, run by a driver.
 
@@ -66,7 +77,7 @@ class LocalClients:
     played again from the state of before.
     """
 
-    def __init__(self, federation: Federation, driver: Driver, store: Store) -> None:
+    def __init__(self, federation: Federation, driver: Driver, store: States) -> None:
         self.federation, self.driver, self.store = federation, driver, store
         self.scorer = Scorer(federation.algorithm, driver.place, driver.costs)
         self._kept: dict[ClientId, tuple[State, int]] = {}
@@ -134,15 +145,19 @@ class LocalClients:
                 shared = {} if kind is client else shared
                 steps = self.federation.algorithm.parts(private, message, local)
                 made: Parts = drive(steps, lambda request, work=work: self.driver.perform(request, work))
-                shared[kind] = tree_to(made, self.driver.place)
+                shared[kind] = tree_to(made, self.driver.testing(local.info))
             score = out[client] = self._score(client, round_, shared[kind])
             score.flops += work.flops
             score.seconds += work.seconds
         return out
 
+    def settle(self) -> None:
+        """Put into the store what only others know: here, nothing."""
+
     def _score(self, client: ClientId, round_: int, parts: Parts) -> Score:
-        nets = bind(self.federation.local(client, round_).models, tree_to(parts, self.driver.place))
-        return self.scorer.score(nets, self.federation.data.test(client))
+        local = self.federation.local(client, round_)
+        place = self.driver.testing(local.info)
+        return self.scorer.score(bind(local.models, tree_to(parts, place)), self.federation.data.test(client), place)
 
 
 def measure(message: Message | None) -> Size:

@@ -126,7 +126,9 @@ class Evaluator:
         flops = 0
         for name, nets in named.items():
             moved = tree_to({part: net.params for part, net in nets.items()}, self.place)
-            found, cost = self.scorer.right({part: replace(nets[part], params=moved[part]) for part in nets}, data)
+            found, cost = self.scorer.right(
+                {part: replace(nets[part], params=moved[part]) for part in nets}, data, self.place
+            )
             flops += cost
             right = next(iter(found.values())).cpu().numpy()
             per_client = np.add.reduceat(right[positions], starts, dtype=np.int64) / sizes

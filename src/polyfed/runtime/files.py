@@ -43,6 +43,18 @@ def write_json(path: Path, value: Any) -> None:
     write(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
 def dump(state: State) -> bytes:
     """A state as a safetensors file, its structure in the metadata."""
     skeleton, tensors = flatten(state)
@@ -81,10 +93,19 @@ def parse(data: bytes, sha256: str, where: str, *known: type[Record]) -> Any:
         raise CheckpointError(
             f"checkpoint file {where} is damaged: its SHA-256 is {found[:12]}..., expected {sha256[:12]}..."
         )
+    return unpack(data, *known, where=f"checkpoint file {where}")
+
+
+def unpack(data: bytes, *known: type[Record], where: str = "a private state") -> Any:
+    """The state that `dump` made these bytes of, which came from a process of our own.
+
+    Raises:
+        CheckpointError: they hold something else.
+    """
     try:
         named = safetensors.torch.load(data)
         length = int.from_bytes(data[:8], "little")
         structure = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["structure"])
         return unflatten(structure, [named[str(i)] for i in range(len(named))], *known)
     except (MessageError, SafetensorError, KeyError, ValueError) as error:
-        raise CheckpointError(f"checkpoint file {where} holds no state of this algorithm: {error}") from error
+        raise CheckpointError(f"{where} holds no state of this algorithm: {error}") from error

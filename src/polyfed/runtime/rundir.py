@@ -70,6 +70,11 @@ class RunDir:
         self._lock.close()
 
     @property
+    def lock(self) -> int:
+        """The descriptor that holds the lock; a fork that kept it would hold the directory, too."""
+        return self._lock.fileno()
+
+    @property
     def states(self) -> Path:
         """Where private states go."""
         return self.path / "states"

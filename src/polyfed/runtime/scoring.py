@@ -47,16 +47,29 @@ class Scorer:
     def __init__(self, algorithm: Algorithm, place: Place, costs: CostCounter) -> None:
         self.algorithm, self.place, self.costs = algorithm, place, costs
 
-    def score(self, nets: Nets, data: ClientData) -> Score:
-        """The counts of every predictor."""
+    def score(self, nets: Nets, data: ClientData, place: Place | None = None) -> Score:
+        """The counts of every predictor; ``place`` may differ in layout from the scorer's."""
         started, counting = time.perf_counter(), self.costs.seconds
-        right, flops = self.right(nets, data)
+        right, flops = self.right(nets, data, place or self.place)
         correct = {name: int(found.sum()) for name, found in right.items()}
         seconds = time.perf_counter() - started - (self.costs.seconds - counting)
         return Score(len(data), correct, flops, seconds)
 
+    def rows(self, data: ClientData) -> Tensor:
+        """The positions of one batch of testing."""
+        return torch.arange(min(len(data), EVAL_BATCH))
+
     @torch.no_grad()
-    def right(self, nets: Nets, data: ClientData) -> tuple[dict[str, Tensor], int]:
+    def predict(self, nets: Nets, x: Tensor, place: Place) -> Mapping[str, Tensor]:
+        """The logits of every predictor."""
+        for net in nets.values():
+            if net.model is not None:
+                net.model.train(False)
+        with place.autocast():
+            return self.algorithm.predict(nets, x)
+
+    @torch.no_grad()
+    def right(self, nets: Nets, data: ClientData, place: Place) -> tuple[dict[str, Tensor], int]:
         """For every predictor, which examples it gets right, (n,) bool; and the FLOPs of finding out."""
 
         def predict(x: Tensor) -> Mapping[str, Tensor]:
@@ -69,8 +82,8 @@ class Scorer:
         found: dict[str, list[Tensor]] = {}
         flops = 0
         for rows in torch.arange(len(data)).split(EVAL_BATCH):
-            x, y = data.batch(rows, dtype=self.place.dtype, device=self.place.device)
-            with self.place.autocast():
+            x, y = place.batch(data, rows)
+            with place.autocast():
                 cost = self.costs.forward(("predict", models, x.shape[1:]), predict, x)
                 logits = predict(x)
             flops += cost.flops(len(x))

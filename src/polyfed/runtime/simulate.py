@@ -7,7 +7,7 @@ import platform
 import sys
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -20,23 +20,23 @@ from polyfed.config import Config
 from polyfed.config.profiles import to_csv
 from polyfed.data.partition import Partition
 from polyfed.errors import CheckpointError, RunDirError
-from polyfed.execute.drivers import make_driver
 from polyfed.execute.place import Place
 from polyfed.message import Nothing, State
 from polyfed.runtime import files
-from polyfed.runtime.clients import LocalClients
 from polyfed.runtime.clock import TimedClients
+from polyfed.runtime.crew import Crew
 from polyfed.runtime.evaluate import Evaluation, Evaluator
 from polyfed.runtime.federation import Federation, prepare
 from polyfed.runtime.gradient import gradient_squared
 from polyfed.runtime.ledger import Ledger, client_rows
+from polyfed.runtime.pool import WorkerError
 from polyfed.runtime.round import Played, play_round
 from polyfed.runtime.rundir import LOGS, RunDir
 from polyfed.runtime.store import Store
 from polyfed.runtime.watch import Interrupted, Quiet, Watch
 
 #: What a run that was killed before it wrote its config.toml leaves behind.
-STARTED = ("lock", "environment.json", "partition.npz", "devices.csv", *LOGS)
+STARTED = ("lock", "environment.json", "partition.npz", "devices.csv", "choices.json", *LOGS)
 
 
 def simulate(config: Config, *, out: Path | None = None, watch: Watch | None = None) -> dict[str, Any]:
@@ -124,11 +124,11 @@ class _Run:
         self.federation, self.run_dir, self.watch = federation, run_dir, watch
         config = federation.config
         self.place = Place.of(config.run.device, config.run.precision)
-        self.driver = make_driver(config.run.driver, self.place, say=watch.note)
         states = federation.algorithm.states
         self.store = Store(run_dir.states, states, resident=config.run.store == "memory")
-        self.clients = LocalClients(federation, self.driver, self.store)
-        self.timed = TimedClients(federation, self.clients, watch.note) if federation.fleet else None
+        choices, lock = run_dir.file("choices.json"), (run_dir.lock,)
+        self.crew = Crew(federation, self.store, self.place, choices=choices, say=watch.note, close=lock)
+        self.driver = self.crew.driver
         self.evaluator = Evaluator(federation, self.place, self.driver.costs)
         self.round = 0
         self.server: State = Nothing()
@@ -136,7 +136,7 @@ class _Run:
 
     def play(self) -> dict[str, Any]:
         run, algorithm = self.federation.config.run, self.federation.algorithm
-        with _settings(self.federation.config, self.place):
+        with _settings(self.federation.config, self.place), self.crew as self.clients:
             found = self.run_dir.restore(self.store, algorithm.states, self.identity)
             self.round, self.server, progress = found or (0, Nothing(), None)
             self.ledger = Ledger(self.federation, progress)
@@ -163,7 +163,8 @@ class _Run:
                 # Whatever ended the run: the last complete round is worth keeping. Only a moment between two rounds,
                 # in which memory holds half of one, leaves nothing but the checkpoint before.
                 if self.whole:
-                    self._save()
+                    with suppress(WorkerError):  # what a dead worker knew is lost: then it is the checkpoint before
+                        self._save()
                 if isinstance(error, KeyboardInterrupt):
                     raise Interrupted(self.run_dir.path) from None
                 raise
@@ -179,6 +180,7 @@ class _Run:
         return play_round(self.federation, self.server, round_, self.clients, self.driver, score=score)
 
     def _save(self) -> None:
+        self.clients.settle()
         self.run_dir.save(self.round, self.server, self.store, self.ledger.progress, self.identity)
 
     def _due(self, round_: int) -> bool:

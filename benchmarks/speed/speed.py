@@ -1,0 +1,267 @@
+"""How fast polyfed trains, as ratios to a loop written by hand: `python benchmarks/speed/speed.py`.
+
+Each workload is sampled in turn by every contestant, several times over, in one process; the ratio of a sample is to the
+bare loop's in the same turn, and the table has the medians. A turn during which other programs used the processor is
+repeated. `--only` takes some workloads; `--out` writes the table as JSON. Real data are read from $POLYFED_DATA where
+they are; otherwise pictures of noise of the same shape take their place: nothing here depends on what they show.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import bare
+
+from polyfed.config import Config
+from polyfed.execute.place import Place
+from polyfed.models.zoo import build
+from polyfed.runtime.crew import Crew
+from polyfed.runtime.federation import Federation, prepare
+from polyfed.runtime.round import play_round
+from polyfed.runtime.store import Store
+
+CNNS = ["cnn1", "cnn2", "cnn3", "cnn4", "cnn5"]
+HERE = Path(__file__).parent
+
+Sample = Callable[[], float]
+
+
+def pictures(name: str, count: int, shape: tuple[int, ...], folder: Path) -> dict[str, Any]:
+    """The [data] section: the real data set if it is at hand, else as many pictures of noise."""
+    found = os.environ.get("POLYFED_DATA")
+    if found and (Path(found) / name).is_dir():
+        return {"dataset": name}
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (count, *shape), dtype=np.uint8), np.arange(count) % 10
+    np.savez(folder / f"{name}.npz", x=x, y=y)
+    return {"dataset": "npz", "path": str(folder / f"{name}.npz")}
+
+
+class Library:
+    """A federation played by polyfed."""
+
+    def __init__(self, sections: dict[str, Any], stack: ExitStack, like: Federation | None = None, **run: Any) -> None:
+        folder = Path(tempfile.mkdtemp(prefix="polyfed-speed-"))
+        told = {"rounds": 10_000, "eval_every": 10_000, "targets": [], **run}
+        config = Config.model_validate({**sections, "run": told}).resolved()
+        self.federation = replace(like, config=config) if like else prepare(config)
+        self.place = Place.of("cpu", config.run.precision)
+        algorithm = self.federation.algorithm
+        self.store = Store(folder, algorithm.states, resident=True)
+        self.crew = Crew(self.federation, self.store, self.place)
+        self.clients = stack.enter_context(self.crew)
+        self.server: Any = algorithm.init_server(self.federation.task, self.federation.rng.at("server"))
+        self.number = 0
+
+    def round(self) -> float:
+        """Play a round; its seconds, without those of finding out what it costs."""
+        self.number += 1
+        counting, started = self.crew.driver.costs.seconds, time.perf_counter()
+        played = play_round(self.federation, self.server, self.number, self.clients, self.crew.driver)
+        self.clients.commit()
+        self.server = played.server
+        self.ways = sorted({str(report.work.way) for report in played.reports.values()})
+        return time.perf_counter() - started - (self.crew.driver.costs.seconds - counting)
+
+    def evaluate(self) -> float:
+        """Test every client; its seconds."""
+        algorithm = self.federation.algorithm
+        infos = [self.federation.info(k) for k in range(self.federation.config.clients.count)]
+        message = algorithm.broadcast(self.server, infos[0])
+        counting, started = self.crew.driver.costs.seconds, time.perf_counter()
+        self.clients.evaluate(self.number, {info.id: message for info in infos})
+        return time.perf_counter() - started - (self.crew.driver.costs.seconds - counting)
+
+    def images(self, part: str = "train") -> bare.Images:
+        """The same data for the bare loop."""
+        data, partition = self.federation.dataset, self.federation.partition
+        take = partition.train if part == "train" else partition.test
+        rows = [torch.tensor(take(k)) for k in range(self.federation.config.clients.count)]
+        return bare.Images(data.x, data.y, rows, data.mean, data.std)
+
+
+def timed(work: Callable[[], Any]) -> Sample:
+    """The seconds of a piece of work."""
+
+    def sample() -> float:
+        started = time.perf_counter()
+        work()
+        return time.perf_counter() - started
+
+    return sample
+
+
+def fedmrl(batch: int, clients: int, per_client: int, folder: Path, stack: ExitStack) -> dict[str, Library]:
+    """FedMRL on CIFAR-10: the bare loop and the library's contestants."""
+    sections = {
+        "data": pictures("cifar10", 60_000, (3, 32, 32), folder),
+        "partition": {"kind": "iid", "samples_per_client": per_client},
+        "clients": {"count": clients, "models": CNNS},
+        "train": {"epochs": 2, "batch_size": batch, "lr": 0.01},
+        "algorithm": {"name": "fedmrl", "auxiliary": "cnn5", "rep_dim": 100},
+    }
+    sequential = Library(sections, stack, driver="sequential")
+    like = sequential.federation  # the data are read once
+    return {
+        "sequential": sequential,
+        "auto": Library(sections, stack, like, driver="auto"),
+        "auto, bf16": Library(sections, stack, like, driver="auto", precision="bf16"),
+    }
+
+
+def bare_fedmrl(library: Library, part: str = "train") -> bare.FedMRL:
+    """The hand-written FedMRL with the library's networks and data."""
+    larges = [
+        build(CNNS[k % 5], input_shape=(3, 32, 32), num_classes=10)._build() for k in range(len(library.images().rows))
+    ]
+    small = build("cnn5(rep_dim=100)", input_shape=(3, 32, 32), num_classes=10)._build()
+    return bare.FedMRL(library.images(part), larges, small, 100, 500)
+
+
+def workload_fedmrl(batch: int) -> Callable[[Path, ExitStack], dict[str, Sample]]:
+    """10 clients x 400 training samples, two epochs."""
+
+    def make(folder: Path, stack: ExitStack) -> dict[str, Sample]:
+        made = fedmrl(batch, 10, 500, folder, stack)
+        hand = bare_fedmrl(made["sequential"])
+        libraries = {name: made[name].round for name in ("sequential", "auto", "auto, bf16")}
+        return {"bare": timed(lambda: hand.round(epochs=2, batch_size=batch, lr=0.01)), **libraries}
+
+    return make
+
+
+def workload_fedavg(model: str, clients: int, flip: bool) -> Callable[[Path, ExitStack], dict[str, Sample]]:
+    """Many small clients on 28x28 pictures, batch 10."""
+
+    def make(folder: Path, stack: ExitStack) -> dict[str, Sample]:
+        sections = {
+            "data": {**pictures("mnist", 70_000, (1, 28, 28), folder), "image_size": 28, "augment": False},
+            "partition": {"kind": "iid", "samples_per_client": 125},
+            "clients": {"count": clients, "models": [model]},
+            "train": {"epochs": 1, "batch_size": 10, "lr": 0.05},
+            "algorithm": {"name": "fedavg"},
+        }
+        sequential = Library(sections, stack, driver="sequential")
+        auto = Library(sections, stack, sequential.federation, driver="auto")
+        hand = bare.FedAvg(sequential.images(), sequential.federation.own(0)._build())
+        work = lambda: hand.round(epochs=1, batch_size=10, lr=0.05, augment=False)  # noqa: E731
+        return {"bare": timed(work), "sequential": sequential.round, "auto": auto.round}
+
+    return make
+
+
+def workload_testing(folder: Path, stack: ExitStack) -> dict[str, Sample]:
+    """100 personalised FedMRL models, each on its own 100 images."""
+    made = fedmrl(64, 100, 500, folder, stack)
+    hand = bare_fedmrl(made["sequential"])
+    rows = made["sequential"].images("test").rows
+    contestants = ("sequential", "auto", "auto, bf16")
+    for name in contestants:
+        made[name].round()  # so that there are states, and ways
+    return {"bare": timed(lambda: hand.test(rows, 64)), **{name: made[name].evaluate for name in contestants}}
+
+
+WORKLOADS: dict[str, tuple[str, Callable[[Path, ExitStack], dict[str, Sample]]]] = {
+    "fedmrl-64": ("FedMRL, CIFAR-10, 10 clients, batch 64", workload_fedmrl(64)),
+    "fedmrl-250": ("FedMRL, CIFAR-10, 10 clients, batch 250", workload_fedmrl(250)),
+    "mlp-10": ("FedAvg, MLP on 28x28, 100 clients, batch 10", workload_fedavg("mlp(hidden=(200,))", 100, False)),
+    "small-cnn-10": ("FedAvg, small CNN on 28x28, 50 clients, batch 10", workload_fedavg("nets:SmallCNN", 50, False)),
+    "testing": ("Testing 100 FedMRL models on 100 images each", workload_testing),
+}
+
+
+def foreign() -> tuple[float, float]:
+    """Processor seconds of all programs, and of this one with its workers, so far."""
+    fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+    busy = sum(int(f) for f in fields) - int(fields[3]) - int(fields[4])
+    own = 0
+    for pid in [os.getpid(), *children()]:
+        try:
+            words = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+            own += int(words[11]) + int(words[12])
+        except OSError:
+            pass
+    return busy / os.sysconf("SC_CLK_TCK"), own / os.sysconf("SC_CLK_TCK")
+
+
+def children() -> list[int]:
+    """The worker processes."""
+    return [int(k) for k in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+
+
+def measure(name: str, turns: int, patience: int) -> dict[str, Any]:
+    """Medians over turns of one workload."""
+    title, make = WORKLOADS[name]
+    samples: dict[str, list[float]] = {}
+    noisy = 0
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        contestants = make(Path(folder), stack)
+        for sample in contestants.values():
+            sample()  # warm: kernels chosen, ways found, costs counted
+        while len(samples.get("bare", [])) < turns:
+            gc.collect()
+            before, started = foreign(), time.perf_counter()
+            turn = {who: sample() for who, sample in contestants.items()}
+            after, wall = foreign(), time.perf_counter() - started
+            others = ((after[0] - before[0]) - (after[1] - before[1])) / wall
+            if others > 0.15 and noisy < patience:
+                noisy += 1
+                print(f"  {name}: repeated, others used {others:.2f} cores", file=sys.stderr)
+                continue
+            for who, seconds in turn.items():
+                samples.setdefault(who, []).append(seconds)
+            print(f"  {name}: " + ", ".join(f"{who} {seconds:.3f} s" for who, seconds in turn.items()), file=sys.stderr)
+    base = samples["bare"]
+    return {
+        "workload": title,
+        "seconds": {who: statistics.median(found) for who, found in samples.items()},
+        "speed": {
+            who: statistics.median(b / s for b, s in zip(base, found, strict=True)) for who, found in samples.items()
+        },
+        "spread": {
+            who: [min(b / s for b, s in zip(base, found)), max(b / s for b, s in zip(base, found))]
+            for who, found in samples.items()
+        },
+        "turns": len(base),
+        "noisy turns repeated": noisy,
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="*", choices=WORKLOADS, default=list(WORKLOADS))
+    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--patience", type=int, default=20, help="noisy turns that are repeated")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    found = {}
+    for name in options.only:
+        found[name] = measure(name, options.turns, options.patience)
+        print(json.dumps(found[name]))
+    if options.out:
+        threads = torch.get_num_threads()
+        options.out.write_text(
+            json.dumps({"threads": threads, "torch": torch.__version__, "results": found}, indent=2) + "\n"
+        )
+
+
+if __name__ == "__main__":
+    main()

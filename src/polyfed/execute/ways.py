@@ -1,0 +1,214 @@
+"""Which way each kind of client is trained, found once by the clock and then kept with the run.
+
+The ways differ in speed only: their numbers agree up to rounding (the laws hold each to the sequential driver). But
+rounding grows over rounds, so a choice is made once, written down, and never asked of the clock again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeAlias, cast, get_args
+
+import torch
+from torch import Tensor
+
+from polyfed.compute import Answer, Fit, Fitted, Reduce, Steps, drive
+from polyfed.errors import CheckpointError, PolyfedError
+from polyfed.execute.fitting import Local, run_reduce
+from polyfed.execute.place import Place
+from polyfed.execute.stacked import Stack, why_not
+from polyfed.models.split import SplitModel
+from polyfed.parties import ClientInfo
+
+#: One client after another as they come; the same with channels innermost; many clients at once.
+Way: TypeAlias = Literal["plain", "channels-last", "stacked"]
+
+#: A way must be faster than the plainer one by this much before it is taken: the clock is no better than that.
+MARGIN = 0.95
+#: How many clients are stacked to find out what stacking is worth.
+STACK = 8
+
+
+@dataclass
+class Ways:
+    """The choices of a run, as choices.json holds them.
+
+    Args:
+        by_kind: kind of client and work -> way.
+        seconds: kind of client -> seconds of training per example and pass, on one thread.
+        workers: how many processes; 1 is this process alone, None is not decided yet.
+        threads: of each process that computes.
+        memory: bytes that stacks of clients may take together.
+    """
+
+    by_kind: dict[str, Way] = field(default_factory=dict[str, Way])
+    seconds: dict[str, float] = field(default_factory=dict[str, float])
+    workers: int | None = None
+    threads: int | None = None
+    memory: int | None = None
+
+    def of(self, fit: Fit) -> Way:
+        """The way of a request; plain where nothing was found out."""
+        return self.by_kind.get(kind_of_fit(fit), "plain")
+
+    def of_testing(self, client: ClientInfo) -> Way:
+        """The way of testing a client's networks."""
+        return self.by_kind.get(f"{kind_of_client(client)}: predict", "plain")
+
+    def to_json(self) -> dict[str, Any]:
+        """Itself as plain values."""
+        return {
+            "by_kind": self.by_kind,
+            "seconds": self.seconds,
+            "workers": self.workers,
+            "threads": self.threads,
+            "memory": self.memory,
+        }
+
+    @classmethod
+    def from_json(cls, found: Any, where: str) -> Ways:
+        """What `to_json` made.
+
+        Raises:
+            CheckpointError: it is something else.
+        """
+        try:
+            ways = cls(
+                {str(kind): cast("Way", way) for kind, way in found["by_kind"].items() if way in get_args(Way)},
+                {str(kind): float(seconds) for kind, seconds in found["seconds"].items()},
+                *(None if found[key] is None else int(found[key]) for key in ("workers", "threads", "memory")),
+            )
+            if len(ways.by_kind) == len(found["by_kind"]):
+                return ways
+        except (KeyError, TypeError, ValueError, AttributeError):
+            pass
+        raise CheckpointError(f"{where} does not hold the choices of a run; remove it to have them made again")
+
+
+def kind_of_client(info: ClientInfo) -> str:
+    """Clients of one kind do the same work: one network, one capacity."""
+    return f"{info.architecture} at {info.capacity:g}"
+
+
+def kind_of_fit(fit: Fit) -> str:
+    """Requests of one kind are done the same way: one kind of client, one function."""
+    source = fit.loss if fit.loss is not None else fit.gradient
+    return f"{kind_of_client(fit.client.info)}: {getattr(source, '__name__', 'step')}"
+
+
+@contextmanager
+def threads(count: int) -> Generator[None]:
+    """Inside the block torch computes on so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class Calibration:
+    """Plays one client's round without learning anything, and times each way of doing each of its requests.
+
+    Nothing of the run moves: randomness is keyed, what came in is cloned, and what comes out is thrown away.
+
+    Args:
+        ways: where the findings go.
+        place: device and precision.
+        twins: how many clients of the kind train in a round; a single one cannot be stacked.
+    """
+
+    def __init__(self, ways: Ways, place: Place, twins: int) -> None:
+        self.ways, self.place, self.twins = ways, place, twins
+        #: Seconds of all the client's training in a round, on one thread and on all of them.
+        self.alone = self.together = 0.0
+
+    def client(self, call: Steps[Answer] | Answer) -> None:
+        """Find the ways of one client's round."""
+        # A dry run trains nothing, so what an algorithm makes of it may be degenerate; then plain it stays.
+        with suppress(PolyfedError, RuntimeError, ValueError, ArithmeticError, LookupError):
+            drive(cast("Steps[Answer]", call), self._answer)
+
+    def testing(
+        self, info: ClientInfo, models: Mapping[str, SplitModel], predict: Callable[[Place], Callable[[], Any]]
+    ) -> None:
+        """Find the way of testing: the layout in which ``predict(place)()`` is fastest, on one thread."""
+        way: Way = "plain"
+        if has_images(models):
+            last = replace(self.place, channels_last=True)
+            with threads(1), suppress(PolyfedError, RuntimeError, ValueError):
+                if seconds(predict(last)) < MARGIN * seconds(predict(self.place)):
+                    way = "channels-last"
+        self.ways.by_kind.setdefault(f"{kind_of_client(info)}: predict", way)
+
+    def _answer(self, request: Any) -> Any:
+        if isinstance(request, Reduce):
+            return run_reduce(request, self.place)
+        assert isinstance(request, Fit)
+        self._time(request)
+        return Fitted({part: dict(params) for part, params in request.parts.items()}, 1, 0.0)
+
+    def _time(self, fit: Fit) -> None:
+        client, kind = fit.client, kind_of_fit(fit)
+        steps = client.plan.count(len(client.train))
+        with client.rng.at("calibrate").fork():
+            candidates = self._candidates(fit)
+            with threads(1):
+                times = {way: seconds(step, clients=count) for way, (step, count) in candidates.items()}
+            best: Way = "plain"
+            for way in candidates:
+                if times[way] < times[best] * MARGIN:
+                    best = way
+            step, count = candidates[best]
+            together = seconds(step, clients=count)
+        self.ways.by_kind.setdefault(kind, best)
+        self.alone += times[best] * steps
+        self.together += together * steps
+
+    def _candidates(self, fit: Fit) -> dict[Way, tuple[Callable[[], None], int]]:
+        """By way: a step of so many clients."""
+        client = fit.client
+        rows = torch.arange(min(client.plan.batch_size, len(client.train)))
+        for model in client.models.values():
+            model.train(True)
+        found: dict[Way, tuple[Callable[[], None], int]] = {"plain": (self._alone(fit, rows, self.place), 1)}
+        if has_images(client.models):
+            found["channels-last"] = (self._alone(fit, rows, replace(self.place, channels_last=True)), 1)
+        if self.twins > 1 and why_not(fit) is None:
+            count = min(self.twins, STACK)
+            found["stacked"] = (self._stacked([fit] * count, rows), count)
+        return found
+
+    def _alone(self, fit: Fit, rows: Tensor, place: Place) -> Callable[[], None]:
+        local, batch = Local(fit, place), place.batch(fit.client.train, rows)
+        return lambda: local.step(batch, due=False)
+
+    def _stacked(self, fits: list[Fit], rows: Tensor) -> Callable[[], None]:
+        stack, count = Stack(fits, self.place), len(fits)
+        x, y = self.place.batch(fits[0].client.train, rows)
+        batch = (x.expand(count, *x.shape).clone(), y.expand(count, *y.shape).clone())
+        return lambda: stack.step(list(range(count)), batch, due=False)
+
+
+def has_images(models: Mapping[str, SplitModel]) -> bool:
+    """Whether any of the networks convolves images, so that their layout matters."""
+    return any(len(shape) == 4 for model in models.values() for shape in model.shapes.values())
+
+
+def seconds(work: Callable[[], Any], *, clients: int = 1, enough: float = 0.12) -> float:
+    """The least of a few timings, per client of those that are served at once; infinite where it cannot be done."""
+    try:
+        work()  # the first time is for torch to choose its kernels
+        times: list[float] = []
+        while not times or (sum(times) < enough and len(times) < 50):
+            started = time.perf_counter()
+            work()
+            if torch.cuda.is_initialized():
+                torch.cuda.synchronize()
+            times.append((time.perf_counter() - started) / clients)
+    except (RuntimeError, NotImplementedError):  # vmap's refusals
+        return float("inf")
+    return min(times)

@@ -1,0 +1,123 @@
+"""Who does the work of a run: a driver in this process, worker processes, and the choice between them."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from polyfed.config.loading import cores
+from polyfed.execute.drivers import Auto, make_driver
+from polyfed.execute.place import Place
+from polyfed.execute.ways import Ways
+from polyfed.runtime import files
+from polyfed.runtime.auto import AutoClients
+from polyfed.runtime.clients import LocalClients
+from polyfed.runtime.federation import Federation
+from polyfed.runtime.pool import Make, Pool, can_fork
+from polyfed.runtime.store import Store
+from polyfed.runtime.workers import Site, WorkerClients, resident
+
+log = logging.getLogger(__name__)
+
+
+class Crew:
+    """The clients of a run as `run.driver`, `run.workers` and `run.store` want them; to be used in a ``with``.
+
+    Args:
+        federation: whose clients.
+        store: their private states.
+        place: device and precision.
+        choices: where the choices of ``auto`` are kept; a file that is there is believed.
+        say: told what a user should know about the way it is done.
+        close: file descriptors that worker processes must not keep open.
+    """
+
+    def __init__(
+        self,
+        federation: Federation,
+        store: Store,
+        place: Place,
+        *,
+        choices: Path | None = None,
+        say: Callable[[str], None] = log.info,
+        close: Sequence[int] = (),
+    ) -> None:
+        run = federation.config.run
+        self.federation, self.store, self.place, self.close = federation, store, place, close
+        self.choices = choices
+        self.ways = Ways()
+        if choices is not None and choices.exists():
+            self.ways = Ways.from_json(files.read_json(choices), str(choices))
+        self.memory = self.ways.memory = self.ways.memory or _memory(run.memory, place)
+        self.most = min(run.workers or _most(run.driver, place), federation.config.clients.count)
+        self.driver = make_driver(run.driver, place, say, ways=self.ways, memory=self.memory)
+        self._pool: Pool | None = None
+
+    def __enter__(self) -> LocalClients | AutoClients | WorkerClients:
+        local = LocalClients(resident(self.federation, self.place), self.driver, self.store)
+        if isinstance(self.driver, Auto):
+            if self.federation.config.run.workers is not None:
+                self.ways.workers = self.most
+            return AutoClients(local, self.driver, self.ways, start=self.workers, most=self.most, found=self._keep)
+        return self.workers(self.most) if self.most > 1 else local
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pool is not None:
+            self._pool.close()
+
+    def workers(self, count: int) -> WorkerClients:
+        """So many processes, and the clients dealt to them."""
+        run = self.federation.config.run
+        source = self.federation if can_fork() else self.federation.config
+        memory = self.memory // count
+        makers: list[Make] = [
+            partial(_site, source, _on(self.place, number), run.driver, memory) for number in range(count)
+        ]
+        self._pool = Pool(makers, self.close)
+        self.store.resident = False  # workers hold the states; a second copy here would double the memory
+        return WorkerClients(
+            self.federation, self._pool, self.store, self.ways, self.driver.costs, resident=run.store == "memory"
+        )
+
+    def _keep(self, ways: Ways) -> None:
+        if self.choices is not None:
+            files.write_json(self.choices, ways.to_json())
+
+
+def _site(source: Any, place: Place, driver: str, memory: int | None) -> Any:
+    return Site(source, place, driver, memory).methods()
+
+
+def _most(driver: str, place: Place) -> int:
+    """Workers that ``auto`` may use: the cores, or the GPUs. Other drivers have none unless they are asked for."""
+    if driver != "auto":
+        return 1
+    if place.device.type == "cuda":
+        return 1 if ":" in str(place.device) else torch.cuda.device_count()
+    return cores()
+
+
+def _on(place: Place, worker: int) -> Place:
+    """Where a worker computes: several GPUs are dealt in turn."""
+    if place.device.type != "cuda" or ":" in str(place.device):
+        return place
+    return replace(place, device=torch.device("cuda", worker % torch.cuda.device_count()))
+
+
+def _memory(asked: float | None, place: Place) -> int:
+    """Bytes that stacks of clients may take together: three quarters of a GPU's free memory, a quarter of the CPU's."""
+    if asked is not None:
+        return int(asked * 1e9)
+    if place.device.type == "cuda":
+        return int(torch.cuda.mem_get_info(place.device)[0] * 0.75)
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4

@@ -1,0 +1,192 @@
+"""Processes that work at the same time, one thread each, and the pipe to each of them.
+
+Where torch sees no GPU the workers are forks: they share the data set and the networks with their parent, page by page,
+and start in a hundredth of a second. Beside a GPU a fork's autograd refuses to work, so there they start afresh and
+read their data again; then a script must guard its entry by ``if __name__ == "__main__":``.
+
+One request, one answer; the parent computes nothing while it waits. Two processes with several threads each on the
+same cores would be slower than one by an order of magnitude (their threads spin), hence one thread for each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from polyfed.errors import PolyfedError
+
+#: Makes what answers requests, in the worker: ``make() -> {name: function}``.
+Make = Callable[[], Mapping[str, Callable[..., Any]]]
+
+
+class WorkerError(PolyfedError):
+    """A worker process ended, or failed in a way that is not the user's input."""
+
+
+class Abandoned(BaseException):
+    """Raised inside a worker whose parent no longer wants the answer."""
+
+
+class Pool:
+    """Worker processes.
+
+    Args:
+        makers: one for each worker; with forks any callable, otherwise one that can be pickled.
+        close: file descriptors of the parent that a fork must not keep open, such as that of a lock.
+    """
+
+    def __init__(self, makers: Sequence[Make], close: Sequence[int] = ()) -> None:
+        forks = can_fork()
+        # Any: the types of contexts and pipes differ from system to system.
+        context: Any = multiprocessing.get_context("fork" if forks else "spawn")
+        self._pipes: list[Any] = []
+        self._processes: list[Any] = []
+        self._asked = 0
+        for make in makers:
+            ours, theirs = context.Pipe()
+            inherited = (*close, *(pipe.fileno() for pipe in (*self._pipes, ours))) if forks else ()
+            process = context.Process(target=_serve, args=(theirs, make, inherited), daemon=True)
+            process.start()
+            theirs.close()
+            self._pipes.append(ours)
+            self._processes.append(process)
+
+    def __len__(self) -> int:
+        return len(self._processes)
+
+    @property
+    def pids(self) -> list[int]:
+        """The process numbers."""
+        return [process.pid for process in self._processes]
+
+    def ask(self, requests: Mapping[int, tuple[Any, ...]]) -> dict[int, Any]:
+        """Have workers do ``(name, *arguments)`` at the same time; their answers.
+
+        Raises:
+            WorkerError: a worker ended without an answer.
+            BaseException: what a worker raised; the first, if several did. No worker goes on with its request.
+        """
+        self._asked += 1
+        waiting = dict(requests)
+        failure: BaseException | None = None
+        try:
+            for worker, request in requests.items():
+                self._send(worker, (self._asked, *request))
+            answers: dict[int, Any] = {}
+            for worker in requests:
+                done, answer = self._receive(worker)
+                del waiting[worker]
+                if done:
+                    answers[worker] = answer
+                else:
+                    failure = failure or answer
+                    self._abandon(waiting)
+        except BaseException:  # Ctrl-C, most of all
+            self._abandon(waiting)
+            raise
+        if failure is not None:
+            raise failure
+        return answers
+
+    def _send(self, worker: int, request: tuple[Any, ...]) -> None:
+        try:
+            self._pipes[worker].send(request)
+        except OSError as error:
+            raise self._lost(worker) from error
+
+    def _receive(self, worker: int) -> tuple[bool, Any]:
+        while True:
+            try:
+                number, done, answer = self._pipes[worker].recv()
+            except (EOFError, OSError) as error:
+                raise self._lost(worker) from error
+            if number == self._asked:  # older ones answer what was abandoned
+                return done, answer
+
+    def _lost(self, worker: int) -> WorkerError:
+        self._processes[worker].join(timeout=5)
+        code = self._processes[worker].exitcode
+        return WorkerError(
+            f"worker process {worker} ended (exit code {code}); out of memory (-9), or a script without "
+            '`if __name__ == "__main__":` beside a GPU? Resume with run.workers = 1, or with fewer'
+        )
+
+    def _abandon(self, workers: Mapping[int, Any]) -> None:
+        for worker in workers:
+            if self._processes[worker].is_alive():
+                os.kill(self._processes[worker].pid, signal.SIGUSR1)
+
+    def close(self) -> None:
+        """End the workers."""
+        for pipe in self._pipes:
+            pipe.close()  # a worker that waits ends now
+        for process in self._processes:
+            process.join(timeout=0.5)
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+
+def can_fork() -> bool:
+    """Whether workers may be forks: on Linux, and where torch has no GPU for which autograd keeps threads."""
+    return sys.platform == "linux" and torch.cuda.device_count() == 0
+
+
+def _serve(pipe: Any, make: Make, inherited: Sequence[int]) -> None:
+    """The life of a worker."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of a terminal; the parent decides
+    busy = False
+
+    def abandon(*_: Any) -> None:
+        if busy:
+            raise Abandoned
+
+    signal.signal(signal.SIGUSR1, abandon)
+    for descriptor in inherited:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+    _die_with_parent()
+    torch.set_num_threads(1)
+    methods: Mapping[str, Callable[..., Any]] | None = None
+    while True:
+        try:
+            number, name, *arguments = pipe.recv()
+        except (EOFError, OSError):
+            os._exit(0)  # the parent is gone or done; of what was inherited nothing must be flushed or closed twice
+        try:
+            busy = True
+            methods = make() if methods is None else methods
+            answer = (number, True, methods[name](*arguments))
+            busy = False
+        except Abandoned:
+            answer = (number, False, WorkerError("abandoned"))
+        except BaseException as error:
+            answer = (number, False, error)
+        busy = False
+        _answer(pipe, answer)
+
+
+def _answer(pipe: Any, answer: tuple[int, bool, Any]) -> None:
+    number, done, value = answer
+    try:
+        if not done and not isinstance(value, PolyfedError):
+            # The user's own exception, whose class the parent may not be able to build again.
+            text = "".join(traceback.format_exception(value))
+            value = RuntimeError(f"in a worker process: {value}\n{text}")
+        pipe.send((number, done, value))
+    except (EOFError, OSError):
+        os._exit(0)
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a killed run leaves nobody computing

@@ -1,0 +1,291 @@
+"""Clients dealt to worker processes: the same `LocalClients`, several times over.
+
+A message is encoded once and decoded where it is used. With ``run.store = "memory"`` a private state stays with the
+worker that trained it and comes home at a checkpoint, or when its client is dealt to another worker; with ``"disk"`` it
+comes home after each round, and workers keep nothing. Who does what is a pure function of the cohort and of what
+`Ways` knows, never of the clock, so a run repeats itself bit by bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from polyfed.config import Config
+from polyfed.execute.cost import CostCounter
+from polyfed.execute.drivers import make_driver
+from polyfed.execute.place import Place
+from polyfed.execute.ways import Ways, kind_of_client
+from polyfed.message import Message, Nothing, State, decode, encode
+from polyfed.parties import Cohort, Replies, Reply
+from polyfed.runtime import files
+from polyfed.runtime.clients import Down, LocalClients, Report
+from polyfed.runtime.federation import Federation, prepare
+from polyfed.runtime.pool import Pool
+from polyfed.runtime.scoring import Score
+from polyfed.runtime.store import Store
+from polyfed.typing import ClientId
+
+#: A client goes to worker ``id % workers``, where its state is, unless that one is behind by this share of its work.
+PATIENCE = 0.25
+
+
+@dataclass
+class Held:
+    """The private states that a worker keeps: a store that is never written."""
+
+    states: dict[ClientId, State] = field(default_factory=dict[ClientId, State])
+
+    def get(self, client: ClientId) -> Any:
+        """A client's state, or None."""
+        return self.states.get(client)
+
+    def put(self, client: ClientId, state: State, round_: int) -> None:
+        """Keep a client's state."""
+        if not isinstance(state, Nothing):
+            self.states[client] = state
+
+
+class Site:
+    """What a worker answers requests with.
+
+    Args:
+        source: the federation, or its configuration where the worker has to make it anew.
+        place: device and precision.
+        driver: a name of `make_driver`.
+        memory: bytes that a stack of clients may take.
+    """
+
+    def __init__(self, source: Federation | Config, place: Place, driver: str, memory: int | None) -> None:
+        self.federation = resident(source if isinstance(source, Federation) else prepare(source), place)
+        torch.set_default_dtype(place.dtype)
+        self.ways = Ways()
+        self.driver = make_driver(driver, place, ways=self.ways, memory=memory)
+        self.held = Held()
+        self.clients = LocalClients(self.federation, self.driver, self.held)
+
+    def methods(self) -> Mapping[str, Callable[..., Any]]:
+        """Each request by name."""
+        return {"exchange": self.exchange, "commit": self.commit, "evaluate": self.evaluate, "give": self.give}
+
+    def _take(self, states: Mapping[ClientId, bytes]) -> None:
+        for client, data in states.items():
+            self.held.states[client] = files.unpack(data, *self.federation.algorithm.states)
+
+    def _read(self, messages: Mapping[int, bytes], down: Mapping[ClientId, int | None]) -> Down:
+        kinds = self.federation.algorithm.messages
+        made = {number: decode(data, *kinds) for number, data in messages.items()}
+        return {client: None if number is None else made[number] for client, number in down.items()}
+
+    def exchange(
+        self,
+        cohort: Cohort,
+        messages: Mapping[int, bytes],
+        down: Mapping[ClientId, int | None],
+        states: Mapping[ClientId, bytes],
+        ways: Mapping[str, Any],
+        score: bool,
+    ) -> tuple[dict[ClientId, tuple[bytes | None, Report]], float]:
+        """Play the client's side of the round; uploads and costs by client, and the seconds of counting."""
+        self._take(states)
+        self.ways.by_kind.update(ways)
+        counting = self.driver.costs.seconds
+        replies, reports = self.clients.exchange(cohort, self._read(messages, down), score=score)
+        out: dict[ClientId, tuple[bytes | None, Report]] = {}
+        for reply in replies:
+            client, report = reply.client.id, reports[reply.client.id]
+            upload = None if reply.message is None else encode(reply.message)
+            out[client] = (upload, replace(report, work=replace(report.work, parts={})))
+        return out, self.driver.costs.seconds - counting
+
+    def commit(self, clients: Iterable[ClientId], keep: bool) -> dict[ClientId, bytes]:
+        """Make the states of a complete round final; unless they are to be kept here, give them away."""
+        self.clients.commit()
+        return {} if keep else self.give(clients)
+
+    def give(self, clients: Iterable[ClientId], forget: bool = True) -> dict[ClientId, bytes]:
+        """The states of clients."""
+        found = {client: self.held.states[client] for client in clients if client in self.held.states}
+        if forget:
+            for client in found:
+                del self.held.states[client]
+        return {client: files.dump(state) for client, state in found.items()}
+
+    def evaluate(
+        self,
+        round_: int,
+        messages: Mapping[int, bytes],
+        down: Mapping[ClientId, int | None],
+        states: Mapping[ClientId, bytes],
+        keep: bool,
+    ) -> tuple[dict[ClientId, Score], float]:
+        """Test clients; the seconds of counting beside their scores."""
+        counting = self.driver.costs.seconds
+        self._take(states)
+        scores = self.clients.evaluate(round_, self._read(messages, down))
+        if not keep:
+            for client in states:
+                del self.held.states[client]
+        return scores, self.driver.costs.seconds - counting
+
+
+def resident(federation: Federation, place: Place) -> Federation:
+    """The same with its examples on the GPU, as bytes, if they take at most half of what is free there."""
+    dataset = federation.dataset
+    if place.device.type != "cuda" or dataset.x.nbytes > torch.cuda.mem_get_info(place.device)[0] // 2:
+        return federation
+    return replace(federation, dataset=dataset.to(place.device))
+
+
+class WorkerClients:
+    """Clients of a run, dealt to the processes of a pool.
+
+    Args:
+        federation: whose clients.
+        pool: the processes; each answers with a `Site`.
+        store: private states, as far as they are here.
+        ways: how each kind of client is trained, and how long that takes.
+        costs: the clock of finding out; workers find out beside each other, so the slowest counts.
+        resident: whether states stay with the workers until `settle`.
+    """
+
+    def __init__(
+        self, federation: Federation, pool: Pool, store: Store, ways: Ways, costs: CostCounter, *, resident: bool
+    ) -> None:
+        self.federation, self.pool, self.store, self.ways, self.resident = federation, pool, store, ways, resident
+        self.costs = costs
+        self._home: dict[ClientId, int] = {}  # which worker holds a client's state
+        self._round: dict[ClientId, int] = {}  # clients whose state moved since it was last in the store, and when
+        self._dealt: dict[ClientId, int] = {}  # who is trained where, in the round that is not complete
+        self._now = 0
+
+    def exchange(self, cohort: Cohort, down: Down, *, score: bool = False) -> tuple[Replies, dict[ClientId, Report]]:
+        """Run the client's side of the round for each message."""
+        shares = self.deal(down)
+        states = self._move(shares)
+        requests = {
+            worker: (
+                "exchange",
+                replace(cohort, clients=tuple(info for info in cohort if info.id in mine)),
+                *_packed(mine),
+                states[worker],
+                dict(self.ways.by_kind),
+                score,
+            )
+            for worker, mine in shares.items()
+        }
+        answers = self.pool.ask(requests)
+        kinds = self.federation.algorithm.messages
+        found = {client: answer for shared, _ in answers.values() for client, answer in shared.items()}
+        self.costs.seconds += max((counting for _, counting in answers.values()), default=0.0)
+        self._dealt |= {client: worker for worker, mine in shares.items() for client in mine}
+        self._now = cohort.round
+        replies = tuple(
+            Reply(info, None if found[info.id][0] is None else decode(found[info.id][0], *kinds))
+            for info in cohort
+            if info.id in found
+        )
+        return Replies(replies), {client: report for client, (_, report) in sorted(found.items())}
+
+    def commit(self) -> None:
+        """The round is complete: its states are final where they are, or come home."""
+        trained: dict[int, list[ClientId]] = {}
+        for client, worker in self._dealt.items():
+            trained.setdefault(worker, []).append(client)
+        answers = self.pool.ask({worker: ("commit", mine, self.resident) for worker, mine in trained.items()})
+        if self.resident:
+            self._home |= self._dealt
+            self._round |= dict.fromkeys(self._dealt, self._now)
+        for found in answers.values():
+            self._store(found)
+        self._dealt.clear()
+
+    def _store(self, states: Mapping[ClientId, bytes]) -> None:
+        for client, data in states.items():
+            state = files.unpack(data, *self.federation.algorithm.states)
+            self.store.put(client, state, self._round.get(client, self._now))
+
+    def settle(self) -> None:
+        """Put into the store what only workers know."""
+        wanted: dict[int, list[ClientId]] = {}
+        for client in sorted(self._round):
+            wanted.setdefault(self._home[client], []).append(client)
+        answers = self.pool.ask({worker: ("give", clients, False) for worker, clients in wanted.items()})
+        for found in answers.values():
+            self._store(found)
+        self._round.clear()
+
+    def evaluate(self, round_: int, down: Down) -> dict[ClientId, Score]:
+        """Test each client on its own test data, with what it keeps and what it receives."""
+        shares = self.deal(down, training=False)
+        states = self._move(shares)
+        requests = {
+            worker: ("evaluate", round_, *_packed(mine), states[worker], self.resident)
+            for worker, mine in shares.items()
+        }
+        answers = self.pool.ask(requests)
+        self.costs.seconds += max((counting for _, counting in answers.values()), default=0.0)
+        scores = {client: score for found, _ in answers.values() for client, score in found.items()}
+        return {client: scores[client] for client in down}
+
+    def deal(self, down: Down, *, training: bool = True) -> dict[int, dict[ClientId, Message | None]]:
+        """Who does whom: the longest work first, each to the worker with the least, or to the one that knows it."""
+        costs = {client: self._cost(client, training) for client in down}
+        loads = [0.0] * len(self.pool)
+        shares: dict[int, dict[ClientId, Message | None]] = {}
+        for client in sorted(down, key=lambda client: (-costs[client], client)):
+            least, known = min(range(len(loads)), key=loads.__getitem__), client % len(loads)
+            worker = known if loads[known] - loads[least] <= PATIENCE * costs[client] else least
+            worker = self._dealt.get(client, worker)  # a second exchange of the round finds the client at work
+            loads[worker] += costs[client]
+            shares.setdefault(worker, {})[client] = down[client]
+        return {worker: {k: shares[worker][k] for k in down if k in shares[worker]} for worker in sorted(shares)}
+
+    def _cost(self, client: ClientId, training: bool) -> float:
+        """Work of a client in units that only compare with each other."""
+        data, info = self.federation.data, self.federation.info(client)
+        examples = data.train_size(client) if training else len(self.federation.partition.test(client))
+        speed = self.ways.seconds.get(kind_of_client(info))
+        if speed is None:  # nothing was timed: then by the number of weights
+            speed = sum(shape.numel() for shape in self.federation.own(client).shapes.values())
+        return speed * examples
+
+    def _move(self, shares: Mapping[int, Mapping[ClientId, Any]]) -> dict[int, dict[ClientId, bytes]]:
+        """Bring to each worker the states that it lacks: from another worker, or from the store."""
+        wanted: dict[int, list[ClientId]] = {}
+        for worker, clients in shares.items():
+            for client in clients:
+                if self._home.get(client, worker) != worker:
+                    wanted.setdefault(self._home[client], []).append(client)
+        moved: dict[ClientId, bytes] = {}
+        for found in self.pool.ask({worker: ("give", clients, True) for worker, clients in wanted.items()}).values():
+            moved |= found
+        states: dict[int, dict[ClientId, bytes]] = {worker: {} for worker in shares}
+        for worker, clients in shares.items():
+            for client in clients:
+                if client in moved:
+                    states[worker][client] = moved[client]
+                elif client not in self._home and (state := self.store.get(client)) is not None:
+                    states[worker][client] = files.dump(state)
+                if self.resident and (client in self._home or client in states[worker]):
+                    self._home[client] = worker
+        return states
+
+
+def _packed(down: Down) -> tuple[dict[int, bytes], dict[ClientId, int | None]]:
+    """Every different message once, as bytes, and who gets which."""
+    numbers: dict[int, int] = {}
+    messages: dict[int, bytes] = {}
+    which: dict[ClientId, int | None] = {}
+    for client, message in down.items():
+        if message is None:
+            which[client] = None
+            continue
+        number = numbers.setdefault(id(message), len(numbers))
+        if number not in messages:
+            messages[number] = encode(message)
+        which[client] = number
+    return messages, which
