@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from polyfed.config.loading import cores
 from polyfed.compute import drive
+from polyfed.config.loading import cores
 from polyfed.execute.drivers import Auto, Work
 from polyfed.execute.fitting import bind, tree_to
 from polyfed.execute.ways import MARGIN, Calibration, Ways, kind_of_client
@@ -50,6 +50,7 @@ class AutoClients:
         found: Callable[[Ways], None],
     ) -> None:
         self.local, self.driver, self.ways = local, driver, ways
+        self.federation = local.federation
         self.start, self.most, self.found = start, most, found
         self._workers: WorkerClients | None = None
         if ways.workers is not None and ways.workers > 1:
@@ -63,6 +64,10 @@ class AutoClients:
         """Find out what is not known yet, then run the client's side of the round for each message."""
         self._find_out(cohort, down)
         return self._clients.exchange(cohort, down, score=score)
+
+    def private(self, client: ClientId) -> Any:
+        """A client's state, made (and not kept) if it has none."""
+        return self._clients.private(client)
 
     def commit(self) -> None:
         """The round is complete: what the clients of it keep becomes their state."""

@@ -58,6 +58,28 @@ class Clients(Protocol):
         ...
 
 
+class Simulated(Clients, Protocol):
+    """Clients of a simulation: whoever plays it may look at what they keep."""
+
+    @property
+    def federation(self) -> Federation:
+        """Whose clients."""
+        ...
+
+    @property
+    def driver(self) -> Driver:
+        """Who works in this process."""
+        ...
+
+    def private(self, client: ClientId) -> Any:
+        """A client's state, made (and not kept) if it has none."""
+        ...
+
+    def settle(self) -> None:
+        """Put into the store what only others know, before a checkpoint."""
+        ...
+
+
 class States(Protocol):
     """Where private states are kept; see `polyfed.runtime.store.Store`."""
 

@@ -19,7 +19,7 @@ from polyfed.execute.place import Place
 from polyfed.execute.ways import Ways
 from polyfed.runtime import files
 from polyfed.runtime.auto import AutoClients
-from polyfed.runtime.clients import LocalClients
+from polyfed.runtime.clients import LocalClients, Simulated
 from polyfed.runtime.federation import Federation
 from polyfed.runtime.pool import Make, Pool, can_fork
 from polyfed.runtime.store import Store
@@ -61,7 +61,7 @@ class Crew:
         self.driver = make_driver(run.driver, place, say, ways=self.ways, memory=self.memory)
         self._pool: Pool | None = None
 
-    def __enter__(self) -> LocalClients | AutoClients | WorkerClients:
+    def __enter__(self) -> Simulated:
         local = LocalClients(resident(self.federation, self.place), self.driver, self.store)
         if isinstance(self.driver, Auto):
             if self.federation.config.run.workers is not None:
@@ -86,7 +86,7 @@ class Crew:
         self._pool = Pool(makers, self.close)
         self.store.resident = False  # workers hold the states; a second copy here would double the memory
         return WorkerClients(
-            self.federation, self._pool, self.store, self.ways, self.driver.costs, resident=run.store == "memory"
+            self.federation, self._pool, self.store, self.ways, self.driver, resident=run.store == "memory"
         )
 
     def _keep(self, ways: Ways) -> None:

@@ -19,12 +19,12 @@ from polyfed.execute.fitting import EVAL_BATCH, Local
 from polyfed.execute.place import Place
 from polyfed.message import Message
 from polyfed.parties import Cohort
-from polyfed.runtime.clients import LocalClients
+from polyfed.runtime.clients import Simulated
 from polyfed.runtime.evaluate import sample
 from polyfed.typing import ClientId
 
 
-def gradient_squared(server: Any, clients: LocalClients, round_: int) -> float | None:
+def gradient_squared(server: Any, clients: Simulated, round_: int) -> float | None:
     """The mean over ``run.gradient_clients`` clients of the squared norm; None if none of them trains.
 
     Args:
@@ -48,7 +48,7 @@ def gradient_squared(server: Any, clients: LocalClients, round_: int) -> float |
     return sum(squares) / len(squares) if squares else None
 
 
-def _first(steps: Any, kind: type[Any], clients: LocalClients) -> Any:
+def _first(steps: Any, kind: type[Any], clients: Simulated) -> Any:
     """The first request of a kind that a coroutine makes, which then ends there; None if it makes none."""
     if not isinstance(steps, GeneratorType):
         return None

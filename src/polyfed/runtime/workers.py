@@ -15,8 +15,7 @@ from typing import Any
 import torch
 
 from polyfed.config import Config
-from polyfed.execute.cost import CostCounter
-from polyfed.execute.drivers import make_driver
+from polyfed.execute.drivers import Driver, make_driver
 from polyfed.execute.place import Place
 from polyfed.execute.ways import Ways, kind_of_client
 from polyfed.message import Message, Nothing, State, decode, encode
@@ -148,15 +147,16 @@ class WorkerClients:
         pool: the processes; each answers with a `Site`.
         store: private states, as far as they are here.
         ways: how each kind of client is trained, and how long that takes.
-        costs: the clock of finding out; workers find out beside each other, so the slowest counts.
+        driver: of this process, whose clock of finding out goes on: workers find out beside each other, so the slowest
+            counts.
         resident: whether states stay with the workers until `settle`.
     """
 
     def __init__(
-        self, federation: Federation, pool: Pool, store: Store, ways: Ways, costs: CostCounter, *, resident: bool
+        self, federation: Federation, pool: Pool, store: Store, ways: Ways, driver: Driver, *, resident: bool
     ) -> None:
         self.federation, self.pool, self.store, self.ways, self.resident = federation, pool, store, ways, resident
-        self.costs = costs
+        self.driver = driver
         self._home: dict[ClientId, int] = {}  # which worker holds a client's state
         self._round: dict[ClientId, int] = {}  # clients whose state moved since it was last in the store, and when
         self._dealt: dict[ClientId, int] = {}  # who is trained where, in the round that is not complete
@@ -180,7 +180,7 @@ class WorkerClients:
         answers = self.pool.ask(requests)
         kinds = self.federation.algorithm.messages
         found = {client: answer for shared, _ in answers.values() for client, answer in shared.items()}
-        self.costs.seconds += max((counting for _, counting in answers.values()), default=0.0)
+        self.driver.costs.seconds += max((counting for _, counting in answers.values()), default=0.0)
         self._dealt |= {client: worker for worker, mine in shares.items() for client in mine}
         self._now = cohort.round
         replies = tuple(
@@ -189,6 +189,15 @@ class WorkerClients:
             if info.id in found
         )
         return Replies(replies), {client: report for client, (_, report) in sorted(found.items())}
+
+    def private(self, client: ClientId) -> Any:
+        """A client's state, made (and not kept) if it has none."""
+        if client in self._home:
+            (found,) = self.pool.ask({self._home[client]: ("give", [client], False)}).values()
+            if client in found:
+                return files.unpack(found[client], *self.federation.algorithm.states)
+        state = self.store.get(client)
+        return self.federation.algorithm.init_client(self.federation.local(client, 0)) if state is None else state
 
     def commit(self) -> None:
         """The round is complete: its states are final where they are, or come home."""
@@ -227,7 +236,7 @@ class WorkerClients:
             for worker, mine in shares.items()
         }
         answers = self.pool.ask(requests)
-        self.costs.seconds += max((counting for _, counting in answers.values()), default=0.0)
+        self.driver.costs.seconds += max((counting for _, counting in answers.values()), default=0.0)
         scores = {client: score for found, _ in answers.values() for client, score in found.items()}
         return {client: scores[client] for client in down}
 
