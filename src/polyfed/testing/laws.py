@@ -23,6 +23,7 @@ from torch import Tensor
 from polyfed.compute import Exchange, drive
 from polyfed.errors import DivergedError, MessageError
 from polyfed.execute.fitting import bind
+from polyfed.execute.ways import threads
 from polyfed.message import Message, State, encode
 from polyfed.parties import ClientInfo, Cohort, Replies, Reply
 from polyfed.runtime.evaluate import Evaluator
@@ -33,7 +34,7 @@ from polyfed.runtime.watch import Quiet
 from polyfed.testing.clients import Visit, Watched
 from polyfed.testing.compare import differences, digest, furthest, leaves, tensors
 from polyfed.testing.process import Child
-from polyfed.testing.subject import Run, Subject, elsewhere, local, make_driver, play, watched, wired
+from polyfed.testing.subject import Run, Subject, elsewhere, local, make_driver, play, watched, wired, workers
 from polyfed.typing import ClientId
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "test_broadcast_does_not_depend_on_the_id",
     "test_bystanders_keep_their_state",
     "test_bytes_are_what_is_encoded",
+    "test_channels_last_equals_sequential",
     "test_divergence_is_named",
     "test_equal_answers_count_once",
     "test_examples_weigh",
@@ -61,6 +63,7 @@ __all__ = [
     "test_same_configuration_same_run",
     "test_state_cannot_be_encoded",
     "test_through_the_wire_same_run",
+    "test_two_workers_same_run",
 ]
 
 BOTH = pytest.mark.parametrize("driver", ["sequential", "batched"])
@@ -144,6 +147,34 @@ def _gaps(one: Run[Watched], many: Run[Watched]) -> list[float]:
         norm = sum(float(a.square().sum()) for a, _ in pairs)
         gaps.append((sum(float((a - b).square().sum()) for a, b in pairs) / norm) ** 0.5 if norm else 0.0)
     return gaps
+
+
+def test_channels_last_equals_sequential(subject: Subject) -> None:
+    """With the channels of images innermost, clients compute the same within 1e-9 of each tensor's norm.
+
+    Catches views and reshapes that count on one layout, and gradients that are laid out unlike their weights.
+    """
+    one, other = subject.run("sequential"), subject.run("channels-last")
+    for round_, (left, right) in enumerate(zip(other.servers, one.servers, strict=True)):
+        gap, where = furthest(left, right)
+        assert gap <= 1e-9, f"the server after round {round_}: {where} is {gap:.1e} off"
+    for client, state in one.privates.items():
+        gap, where = furthest(other.privates[client], state)
+        assert gap <= 1e-9, f"client {client}: {where} is {gap:.1e} off"
+        laid = [path for path, tensor in tensors(other.privates[client]).items() if not tensor.is_contiguous()]
+        assert not laid, f"client {client} keeps {laid[0]} in another layout"
+
+
+def test_two_workers_same_run(subject: Subject) -> None:
+    """Two processes with one thread each, the clients dealt to them, give bitwise the run of one thread.
+
+    Catches work that depends on who else is in the process, private states that are lost or left behind when a client
+    is dealt to another worker, and messages that arrive changed.
+    """
+    with threads(1):
+        alone = play(subject.federation(), local)
+    with workers(2) as dealt:
+        same(play(subject.federation(), dealt), alone)
 
 
 @BOTH

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -17,13 +18,17 @@ from polyfed.compute import Fit, Fitted, drive
 from polyfed.config import Config, algorithm_class
 from polyfed.data.digits import load_digits
 from polyfed.errors import ModelError
-from polyfed.execute.drivers import Batched, Calls, Outcome, Sequential, Work
+from polyfed.execute.drivers import Auto, Batched, Calls, Outcome, Sequential, Work
 from polyfed.execute.place import Place, Precision
+from polyfed.execute.ways import Way, Ways
 from polyfed.message import State
+from polyfed.parties import ClientInfo
 from polyfed.runtime.clients import Clients, LocalClients
 from polyfed.runtime.federation import Federation, prepare
+from polyfed.runtime.pool import Pool
 from polyfed.runtime.round import play_round
 from polyfed.runtime.store import Store
+from polyfed.runtime.workers import Site, WorkerClients
 from polyfed.testing.clients import Unpriced, Watched, Wired
 from polyfed.testing.compare import digest
 from polyfed.testing.process import Child, ProcessClients
@@ -71,7 +76,27 @@ class Idle(Sequential):
         return self.perform(request)
 
 
+class ChannelsLast(Auto):
+    """Everything with the channels of images innermost, whether or not it pays."""
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(place, Innermost())
+
+
+class Innermost(Ways):
+    """One way for all."""
+
+    def of(self, fit: Fit) -> Way:
+        """Channels innermost."""
+        return "channels-last"
+
+    def of_testing(self, client: ClientInfo) -> Way:
+        """Channels innermost."""
+        return "channels-last"
+
+
 _DRIVERS: Mapping[str, type[Sequential]] = {
+    "channels-last": ChannelsLast,
     "sequential": Sequential,
     "batched": Batched,
     "backwards": Backwards,
@@ -107,7 +132,7 @@ class Run(Generic[C]):
     @cached_property
     def privates(self) -> dict[ClientId, State]:
         """Every client's private state at the end, where it is at hand."""
-        if not isinstance(self.clients, LocalClients):
+        if not isinstance(self.clients, LocalClients | WorkerClients):
             raise TypeError("these clients' states stay in another process; ask for their digests")
         with self.driver.place.defaults():
             return {client: self.clients.private(client) for client in range(self.federation.config.clients.count)}
@@ -157,6 +182,27 @@ def wired(federation: Federation, driver: Sequential) -> Wired:
 def elsewhere(child: Child) -> Callable[[Federation, Sequential], ProcessClients]:
     """Clients in another process, for `play`."""
     return lambda federation, driver: ProcessClients(child, federation, driver.place)
+
+
+@contextmanager
+def workers(count: int) -> Generator[Callable[[Federation, Sequential], WorkerClients]]:
+    """Clients dealt to processes that end with the block, for `play`."""
+    pools: list[Pool] = []
+
+    def made(federation: Federation, driver: Sequential) -> WorkerClients:
+        pool = Pool([partial(_site, federation, driver.place) for _ in range(count)])
+        pools.append(pool)
+        return WorkerClients(federation, pool, memory(federation), Ways(), driver, resident=True)
+
+    try:
+        yield made
+    finally:
+        for pool in pools:
+            pool.close()
+
+
+def _site(federation: Federation, place: Place) -> Any:
+    return Site(federation, place, "sequential", None).methods()
 
 
 class Subject:
