@@ -1,7 +1,7 @@
 """How fast polyfed trains, as ratios to a loop written by hand: `python benchmarks/speed/speed.py`.
 
-Each workload is sampled in turn by every contestant, several times over, in one process; the ratio of a sample is to the
-bare loop's in the same turn, and the table has the medians. A turn during which other programs used the processor is
+Each workload is sampled in turn by every contestant, several times over, in one process; the ratio of a sample is to
+the bare loop's in the same turn, and the table has the medians. A turn during which other programs used the processor is
 repeated. `--only` takes some workloads; `--out` writes the table as JSON. Real data are read from $POLYFED_DATA where
 they are; otherwise pictures of noise of the same shape take their place: nothing here depends on what they show.
 """
@@ -229,18 +229,15 @@ def measure(name: str, turns: int, patience: int) -> dict[str, Any]:
                 samples.setdefault(who, []).append(seconds)
             print(f"  {name}: " + ", ".join(f"{who} {seconds:.3f} s" for who, seconds in turn.items()), file=sys.stderr)
     base = samples["bare"]
+    ratios = {who: [b / s for b, s in zip(base, found, strict=True)] for who, found in samples.items()}
     return {
         "workload": title,
         "seconds": {who: statistics.median(found) for who, found in samples.items()},
-        "speed": {
-            who: statistics.median(b / s for b, s in zip(base, found, strict=True)) for who, found in samples.items()
-        },
-        "spread": {
-            who: [min(b / s for b, s in zip(base, found)), max(b / s for b, s in zip(base, found))]
-            for who, found in samples.items()
-        },
+        "speed": {who: statistics.median(found) for who, found in ratios.items()},
+        "least": {who: min(found) for who, found in ratios.items()},
+        "most": {who: max(found) for who, found in ratios.items()},
         "turns": len(base),
-        "noisy turns repeated": noisy,
+        "repeated": noisy,
     }
 
 

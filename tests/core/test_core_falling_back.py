@@ -97,8 +97,8 @@ def test_a_module_that_branches_on_values_runs_alone_and_says_why_once(nets: str
     got = simulate(config(model, driver=driver), out=tmp_path / driver, watch=ear)
     alone = simulate(config(model, driver="sequential"), out=tmp_path / "alone")
     assert got["accuracy"]["mean"] == alone["accuracy"]["mean"]
-    assert len(ear.notes) == 1
-    assert "cannot be stacked" in ear.notes[0]
+    # Who asked for stacks hears why there are none; "auto" has found out that there is no such way.
+    assert ["cannot be stacked" in note for note in ear.notes] == [True] * (driver == "batched")
 
 
 @pytest.mark.parametrize("driver", ["sequential", "batched"])

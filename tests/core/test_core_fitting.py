@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,15 +16,21 @@ from torch.nn import functional
 from polyfed.algorithms.fedavg import FedAvg
 from polyfed.compute import Fit, Reduce, drive, fit, reduce
 from polyfed.errors import DivergedError
-from polyfed.execute.drivers import Batched, convolutions_do_not_pay, make_driver
+from polyfed.execute import drivers
+from polyfed.execute.drivers import Auto, Batched, Work, make_driver
 from polyfed.execute.fitting import clip, run_fit, run_reduce
 from polyfed.execute.place import Place
 from polyfed.execute.stacked import Update, run_stacked, signature, why_not
+from polyfed.execute.ways import Way
+from polyfed.losses import supervised
 from polyfed.models.split import SplitModel
 from polyfed.nets import Batch, Nets
 from polyfed.parties import ClientInfo, LocalClient
 from polyfed.plan import LocalSGD
 from polyfed.rng import Rng
+from polyfed.runtime.clients import LocalClients
+from polyfed.runtime.round import play_round
+from polyfed.runtime.store import Store
 
 FP32, FP64 = (Place(torch.device("cpu"), p) for p in ("fp32", "fp64"))
 PLANS = {
@@ -350,16 +357,54 @@ def test_dropout_follows_the_clients_key_and_moves_no_other_stream() -> None:
     assert not torch.equal(run_fit(other, FP32).parts["model"]["fc1.weight"], one.parts["model"]["fc1.weight"])
 
 
-def test_auto_stacks_dense_networks_and_runs_convolutions_in_turn() -> None:
-    """Catches a rule that is turned round."""
-    dense = toy.play(toy.federation(FedAvg()), 1, driver="auto")
-    assert dense.driver.paths == {"stacked": 3}
-    images = toy.federation(FedAvg(), models=("cnn5",), shape=(1, 16, 16), sizes=(4, 4))
-    conv = toy.play(images, 1, driver="auto")
-    assert conv.driver.paths == {"sequential": 2}
-    assert toy.play(images, 1, driver="batched").driver.paths == {"stacked": 2}
-    assert type(make_driver("sequential", FP32)) is not Batched
-    assert convolutions_do_not_pay([request(PLANS["plain"])]) is None
+@pytest.mark.parametrize(
+    ("driver", "way", "path"),
+    [
+        ("auto", "stacked", "stacked"),
+        ("auto", "channels-last", "channels-last"),
+        ("auto", "plain", "sequential"),
+        ("auto", None, "sequential"),
+        ("batched", "plain", "stacked"),
+        ("sequential", "stacked", "sequential"),
+    ],
+)
+def test_auto_goes_the_way_that_was_found_and_others_their_own(driver: str, way: Way | None, path: str) -> None:
+    """Catches a choice that is stored and not followed, and one that reaches a driver which does not choose."""
+    federation = toy.federation(FedAvg(), models=("cnn5",), shape=(1, 16, 16), sizes=(4, 4))
+    clients = LocalClients(federation, make_driver(driver, FP32), Store(Path("-"), (), resident=True))
+    works = clients.driver
+    if isinstance(works, Auto) and way is not None:
+        works.ways.by_kind["cnn5 at 1: supervised"] = way
+    play_round(federation, federation.algorithm.init_server(federation.task, federation.rng), 1, clients, works)
+    assert works.paths == {path: 2}
+
+
+def test_a_stack_takes_no_more_than_its_memory_and_computes_the_same() -> None:
+    """Catches groups that are as large as the cohort, whatever it takes."""
+    net = model()
+    fits = [request(PLANS["momentum"], k=k, net=net, dtype=torch.float64) for k in range(5)]
+    sizes: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drivers, "run_stacked", lambda few, place: sizes.append(len(few)) or run_stacked(few, place))
+        alone = Batched(FP64)._together(fits, [Work() for _ in fits])  # pyright: ignore[reportPrivateUsage]
+        peak = Batched(FP64).costs.peak("-", fits[0], 4, False)
+        tight = Batched(FP64, memory=2 * peak + 1)._together(fits, [Work() for _ in fits])  # pyright: ignore[reportPrivateUsage]
+    assert sizes == [5, 2, 2, 1]
+    assert alone is not None
+    assert tight is not None
+    for one, other in zip(alone, tight, strict=True):
+        check(one.parts, other.parts, 1e-12)
+
+
+def test_a_gradient_that_lies_unlike_its_weight_is_applied_where_it_belongs() -> None:
+    """Catches torch's fused optimizers, which walk both memories in step: a transposed gradient ends elsewhere."""
+    asked = request(PLANS["plain"], dtype=torch.float64)
+
+    def turned(grad: Any, nets: Nets, batch: Batch, due: bool) -> Any:
+        found = grad(supervised)["model"]
+        return {"model": {n: g.t().contiguous().t() if g.dim() == 2 else g for n, g in found.items()}}
+
+    check(run_fit(replace(asked, gradient=turned, loss=None), FP64).parts, run_fit(asked, FP64).parts, 0.0)
 
 
 @pytest.mark.parametrize("stacked", [False, True])

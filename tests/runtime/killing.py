@@ -86,9 +86,11 @@ def start(
     moment: int = 0,
     sent: int = signal.SIGKILL,
     counts: Path | None = None,
+    daemon: bool = True,
 ) -> Any:
-    """A process that plays a run."""
-    process = CONTEXT.Process(target=play, args=(config, folder, Countdown(phase, moment, sent), counts), daemon=True)
+    """A process that plays a run; one that is to have workers of its own must not be a daemon."""
+    args = (config, folder, Countdown(phase, moment, sent), counts)
+    process = CONTEXT.Process(target=play, args=args, daemon=daemon)
     process.start()
     return process
 

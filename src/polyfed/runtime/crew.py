@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from multiprocessing import current_process
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 from polyfed.config.loading import cores
+from polyfed.errors import ConfigError
 from polyfed.execute.drivers import Auto, make_driver
 from polyfed.execute.place import Place
 from polyfed.execute.ways import Ways
@@ -57,6 +59,11 @@ class Crew:
         if choices is not None and choices.exists():
             self.ways = Ways.from_json(files.read_json(choices), str(choices))
         self.memory = self.ways.memory = self.ways.memory or _memory(run.memory, place)
+        if (run.workers or 1) > 1 and current_process().daemon:
+            raise ConfigError(
+                f"run.workers is {run.workers}, but this is a daemonic process, which Python lets have no children; "
+                "set run.workers = 1, or start polyfed in a process with daemon=False"
+            )
         self.most = min(run.workers or _most(run.driver, place), federation.config.clients.count)
         self.driver = make_driver(run.driver, place, say, ways=self.ways, memory=self.memory)
         self._pool: Pool | None = None
@@ -100,7 +107,7 @@ def _site(source: Any, place: Place, driver: str, memory: int | None) -> Any:
 
 def _most(driver: str, place: Place) -> int:
     """Workers that ``auto`` may use: the cores, or the GPUs. Other drivers have none unless they are asked for."""
-    if driver != "auto":
+    if driver != "auto" or current_process().daemon:
         return 1
     if place.device.type == "cuda":
         return 1 if ":" in str(place.device) else torch.cuda.device_count()

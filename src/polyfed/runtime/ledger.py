@@ -188,6 +188,7 @@ def client_rows(
             report = trained[client]
             row |= {
                 "steps": report.work.steps,
+                "way": report.work.way,
                 "loss": report.work.loss,
                 "bytes_up": report.up.total,
                 "bytes_down": report.down.total,

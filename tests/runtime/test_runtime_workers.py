@@ -1,0 +1,292 @@
+"""Worker processes: the run of one process bit by bit, and nothing left behind, however it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import killing
+import pytest
+import running
+import torch
+
+from polyfed.errors import CheckpointError, ConfigError, DivergedError
+from polyfed.execute import ways
+from polyfed.execute.ways import Ways
+from polyfed.runtime import auto, crew, workers
+from polyfed.runtime.pool import Pool, WorkerError
+from polyfed.runtime.simulate import resume, simulate
+from polyfed.runtime.watch import Interrupted, Quiet
+from polyfed.runtime.workers import WorkerClients
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+
+MODELS = ["mlp(hidden=(12, 8))", "mlp(hidden=(32, 8))"]
+
+
+def config(participation: float = 0.67, **run: Any) -> Any:
+    told = {"rounds": 4, "eval_every": 2, "checkpoint_every": 2, **run}
+    return running.config(run=told, clients={"count": 6, "models": MODELS, "participation": participation})
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run in one process."""
+    folder = tmp_path_factory.mktemp("straight") / "run"
+    simulate(config(), out=folder)
+    return folder
+
+
+@pytest.mark.parametrize("store", ["memory", "disk"])
+def test_two_workers_end_where_one_process_does(straight: Path, tmp_path: Path, store: str) -> None:
+    """Catches states that are lost on the way between workers, or not brought home for a checkpoint."""
+    simulate(config(workers=2, store=store), out=tmp_path / "run")
+    running.same(tmp_path / "run", straight)
+
+
+@pytest.mark.parametrize("store", ["memory", "disk"])
+def test_a_run_of_workers_resumes_identically(straight: Path, tmp_path: Path, store: str) -> None:
+    """Catches states that a resumed run does not hand to its workers."""
+
+    class Stop(Quiet):
+        def round_ended(self, row: Any) -> None:
+            if row["round"] == 3:
+                raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted):
+        simulate(config(workers=2, store=store), out=tmp_path / "run", watch=Stop())
+    resume(tmp_path / "run")
+    running.same(tmp_path / "run", straight)
+
+
+def echo() -> dict[str, Any]:
+    def fail(what: str) -> None:
+        raise DivergedError(what) if what == "ours" else KeyError(what)
+
+    return {
+        "echo": lambda *given: given,
+        "pid": os.getpid,
+        "threads": torch.get_num_threads,
+        "fail": fail,
+        "sleep": lambda seconds: time.sleep(seconds),
+        "die": lambda: os._exit(7),
+    }
+
+
+@pytest.fixture
+def pool() -> Iterator[Pool]:
+    made = Pool([echo, echo])
+    yield made
+    made.close()
+
+
+def test_workers_have_one_thread_and_answer_for_themselves(pool: Pool) -> None:
+    """Catches workers whose threads fight for the cores, and answers that are mixed up."""
+    assert pool.ask({0: ("threads",), 1: ("threads",)}) == {0: 1, 1: 1}
+    assert [pool.ask({k: ("pid",)})[k] for k in (0, 1)] == pool.pids
+    assert pool.ask({1: ("echo", 1), 0: ("echo", 2, 3)}) == {1: (1,), 0: (2, 3)}
+
+
+def test_what_a_worker_raises_arrives_and_the_others_stop(pool: Pool) -> None:
+    """Catches an error that is swallowed, one that waits for the others' work, and answers left in the pipe."""
+    started = time.monotonic()
+    with pytest.raises(DivergedError, match="ours"):
+        pool.ask({0: ("fail", "ours"), 1: ("sleep", 60)})
+    assert time.monotonic() - started < 30
+    with pytest.raises(RuntimeError, match="in a worker process: 'theirs'"):
+        pool.ask({0: ("fail", "theirs")})
+    assert pool.ask({0: ("echo", 1), 1: ("echo", 2)}) == {0: (1,), 1: (2,)}
+
+
+def test_a_worker_that_ends_is_reported(pool: Pool) -> None:
+    """Catches a run that waits for ever for a worker that was killed for its memory."""
+    with pytest.raises(WorkerError, match=r"exit code 7\).*run\.workers = 1"):
+        pool.ask({0: ("die",)})
+
+
+def test_no_worker_outlives_its_pool(pool: Pool) -> None:
+    """Catches processes left behind."""
+    pids = pool.pids
+    pool.close()
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_killed_with_its_run_no_worker_computes_on(tmp_path: Path, straight: Path) -> None:
+    """Catches orphans that hold the run directory and the cores after a kill -9."""
+    job = killing.start(config(workers=2, rounds=400), tmp_path / "run", daemon=False)
+    children = Path(f"/proc/{job.pid}/task/{job.pid}/children")
+    deadline = time.monotonic() + 60
+    while len(pids := children.read_text().split()) < 2:
+        assert time.monotonic() < deadline, "no workers were started"
+        time.sleep(0.05)
+    os.kill(job.pid, signal.SIGKILL)
+    assert killing.ended(job) == -signal.SIGKILL
+    while any(_runs(pid) for pid in pids):
+        assert time.monotonic() < deadline, "a worker outlived its run"
+        time.sleep(0.05)
+
+
+def _runs(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def test_a_killed_worker_ends_the_run_at_its_last_checkpoint(
+    tmp_path: Path, straight: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a checkpoint that is written without the states that died with a worker."""
+    made: list[Pool] = []
+    monkeypatch.setattr(crew, "Pool", lambda *given: made.append(Pool(*given)) or made[-1])
+
+    class Kill(Quiet):
+        def round_ended(self, row: Any) -> None:
+            if row["round"] == 3:
+                os.kill(made[0].pids[1], signal.SIGKILL)
+
+    with pytest.raises(WorkerError):
+        simulate(config(workers=2), out=tmp_path / "run", watch=Kill())
+    resume(tmp_path / "run")
+    running.same(tmp_path / "run", straight)
+
+
+def test_a_client_that_diverges_is_named(tmp_path: Path) -> None:
+    """Catches an error that says no more than that a worker failed."""
+    wild = running.config(run={"workers": 2}, train={"lr": 1e30, "momentum": 0.0})
+    with pytest.raises(DivergedError, match=r"client \d, round 1: tensor"):
+        simulate(wild, out=tmp_path / "run")
+
+
+def test_a_process_that_may_have_no_children_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's daemonic processes may not start others: asked for workers there, say so; "auto" does without."""
+    monkeypatch.setattr(crew, "current_process", lambda: type("Process", (), {"daemon": True}))
+    with pytest.raises(ConfigError, match=r"run\.workers is 2, but .* daemonic"):
+        simulate(config(workers=2), out=tmp_path / "asked")
+    simulate(config(driver="auto", rounds=1), out=tmp_path / "auto")
+    assert json.loads((tmp_path / "auto" / "choices.json").read_text())["workers"] == 1
+
+
+def test_clients_are_dealt_by_their_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The longest first, each to the worker it knows, or to the one that is far behind; always the same way."""
+    costs = {0: 8.0, 1: 1.0, 2: 8.0, 3: 1.0, 4: 8.0, 5: 1.0}
+    dealer = WorkerClients.__new__(WorkerClients)
+    dealer.pool, dealer._dealt = [None, None], {}  # type: ignore[assignment]
+    monkeypatch.setattr(WorkerClients, "_cost", lambda self, client, training: costs[client])
+    shares = dealer.deal(dict.fromkeys(costs))
+    assert shares == {0: dict.fromkeys([0, 4]), 1: dict.fromkeys([1, 2, 3, 5])}
+    dealer._dealt = {0: 1}
+    assert dealer.deal({0: None}) == {1: {0: None}}, "a client at work stays where it is"
+
+
+# ---------------------------------------------------------------------------------------------------------- auto
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """Says what each way takes, instead of the clock."""
+    takes = {"plain": 3.0, "channels-last": 3.0, "stacked": 1.0}
+
+    def candidates(self: Any, fit: Any) -> Any:
+        return {way: (lambda: None, way) for way in takes}
+
+    monkeypatch.setattr(ways.Calibration, "_candidates", candidates)
+    monkeypatch.setattr(ways, "seconds", lambda work, clients=1, **_: takes.get(str(clients), 1.0))
+    return takes
+
+
+@pytest.mark.parametrize(
+    ("fastest", "expected"), [("stacked", "stacked"), ("channels-last", "channels-last"), ("plain", "sequential")]
+)
+def test_auto_takes_the_fastest_way_and_says_which(
+    tmp_path: Path, clock: dict[str, float], fastest: str, expected: str
+) -> None:
+    """Catches a choice that is not followed, not written down, or that the clients' log does not tell."""
+    clock.update(dict.fromkeys(clock, 3.0) | {fastest: 1.0})
+    simulate(config(1.0, driver="auto", workers=1), out=tmp_path / "run")
+    chosen = json.loads((tmp_path / "run" / "choices.json").read_text())
+    assert set(chosen["by_kind"].values()) == {fastest, "plain"}  # plain: how dense networks are tested
+    trained = [row for row in running.lines(tmp_path / "run" / "clients.jsonl") if "way" in row]
+    assert {row["way"] for row in trained} == {expected}
+
+
+def test_a_way_within_the_clocks_error_is_not_taken(tmp_path: Path, clock: dict[str, float]) -> None:
+    """Catches choices by noise."""
+    clock.update({"plain": 1.0, "channels-last": 0.97, "stacked": 0.96})
+    simulate(config(driver="auto", workers=1, rounds=1), out=tmp_path / "run")
+    assert set(json.loads((tmp_path / "run" / "choices.json").read_text())["by_kind"].values()) == {"plain"}
+
+
+@pytest.mark.parametrize(("alone", "expected"), [(1e-6, 1), (10.0, 2)])
+def test_auto_starts_workers_where_they_pay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: float, expected: int
+) -> None:
+    """Clients whose training takes no longer than the way to a worker stay here."""
+    monkeypatch.setattr(ways, "seconds", lambda work, **_: alone)
+    monkeypatch.setattr(crew, "cores", lambda: 2)
+    started: list[int] = []
+    monkeypatch.setattr(crew, "Pool", lambda makers, close: started.append(len(makers)) or Pool(makers, close))
+    simulate(config(driver="auto", rounds=2), out=tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "choices.json").read_text())["workers"] == expected
+    assert started == ([2] if expected == 2 else [])
+
+
+def test_a_resumed_run_does_not_ask_the_clock_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches results that depend on a stopwatch: the same choices, and the same numbers."""
+    simulate(config(driver="auto", workers=2), out=tmp_path / "straight")
+
+    class Stop(Quiet):
+        def round_ended(self, row: Any) -> None:
+            if row["round"] == 2:
+                raise KeyboardInterrupt
+
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "choices.json").write_bytes((tmp_path / "straight" / "choices.json").read_bytes())
+    monkeypatch.setattr(ways, "seconds", lambda *_, **__: pytest.fail("the clock was asked"))
+    with pytest.raises(Interrupted):
+        simulate(config(driver="auto", workers=2), out=run, watch=Stop())
+    resume(run)
+    running.same(run, tmp_path / "straight")
+
+
+def test_finding_out_moves_no_random_stream(tmp_path: Path) -> None:
+    """Catches a calibration that draws from what training draws from: plain ways give bitwise the sequential run."""
+    simulate(config(), out=tmp_path / "sequential")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ways, "MARGIN", 0.0)  # nothing is fast enough: everything is timed, and plain it stays
+        patch.setattr(auto, "MARGIN", 0.0)
+        simulate(config(driver="auto"), out=tmp_path / "auto")
+    one, other = (running.outcome(tmp_path / driver) for driver in ("auto", "sequential"))
+    assert {key: one[key] for key in ("states", "rounds", "files")} == {
+        k: other[k] for k in ("states", "rounds", "files")
+    }
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"by_kind": {"a": "sideways"}, "seconds": {}}'])
+def test_choices_that_are_none_are_refused(tmp_path: Path, text: str) -> None:
+    """Catches a traceback, and a way that nobody knows."""
+    (tmp_path / "choices.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"choices\.json"):
+        simulate(config(driver="auto"), out=tmp_path)
+
+
+def test_choices_survive_their_file() -> None:
+    """Catches a field that is written and not read."""
+    made = Ways({"a: loss": "stacked"}, {"a": 0.5}, 2, 1, 10**9)
+    assert Ways.from_json(json.loads(json.dumps(made.to_json())), "-") == made
+
+
+def test_a_worker_that_starts_afresh_reads_its_configuration() -> None:
+    """Beside a GPU workers are no forks: they make their federation anew."""
+    place = crew.Place.of("cpu", "fp32")
+    site = workers.Site(config(), place, "sequential", None)
+    assert site.federation.partition.num_clients == 6
+    assert set(site.methods()) == {"exchange", "commit", "evaluate", "give"}
