@@ -7,7 +7,7 @@ does not ask the clock again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor
@@ -68,6 +68,14 @@ class AutoClients:
     def private(self, client: ClientId) -> Any:
         """A client's state, made (and not kept) if it has none."""
         return self._clients.private(client)
+
+    def undo(self, clients: Iterable[ClientId]) -> None:
+        """Take back the last exchange of some clients: nobody had their replies."""
+        self._clients.undo(clients)
+
+    def forget(self) -> None:
+        """Take back the whole round: it is void."""
+        self._clients.forget()
 
     def commit(self) -> None:
         """The round is complete: what the clients of it keep becomes their state."""

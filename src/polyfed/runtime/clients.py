@@ -75,6 +75,14 @@ class Simulated(Clients, Protocol):
         """A client's state, made (and not kept) if it has none."""
         ...
 
+    def undo(self, clients: Iterable[ClientId]) -> object:
+        """Take back the last exchange of some clients: nobody had their replies."""
+        ...
+
+    def forget(self) -> None:
+        """Take back the whole round: it is void."""
+        ...
+
     def settle(self) -> None:
         """Put into the store what only others know, before a checkpoint."""
         ...
@@ -134,14 +142,20 @@ class LocalClients:
         }
         return Replies(replies), reports
 
-    def undo(self, clients: Iterable[ClientId]) -> None:
-        """Take back the last exchange of some clients: nobody had their replies."""
+    def undo(self, clients: Iterable[ClientId]) -> list[ClientId]:
+        """Take back the last exchange of some clients: nobody had their replies.
+
+        Returns:
+            Those of which now nothing of this round is kept.
+        """
+        clients = list(clients)
         for client in clients:
             before = self._before[client]
             if before is None:
                 del self._kept[client]
             else:
                 self._kept[client] = before
+        return [client for client in clients if client not in self._kept]
 
     def forget(self) -> None:
         """Take back the whole round: it is void."""

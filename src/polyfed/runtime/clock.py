@@ -14,7 +14,7 @@ import numpy as np
 from polyfed.config.profiles import Profile
 from polyfed.execute.drivers import Driver
 from polyfed.parties import Cohort, Replies
-from polyfed.runtime.clients import Down, LocalClients, Report, TooFewRepliesError
+from polyfed.runtime.clients import Down, Report, Simulated, TooFewRepliesError
 from polyfed.runtime.federation import Federation
 from polyfed.runtime.fleet import Fleet
 from polyfed.runtime.round import Played, play_round
@@ -134,7 +134,7 @@ class TimedClients:
         say: told, once for each kind, of clients whose device cannot hold a step.
     """
 
-    def __init__(self, federation: Federation, clients: LocalClients, say: Callable[[str], None]) -> None:
+    def __init__(self, federation: Federation, clients: Simulated, say: Callable[[str], None]) -> None:
         assert federation.fleet is not None
         assert federation.config.devices is not None
         self.federation, self.clients, self.say = federation, clients, say

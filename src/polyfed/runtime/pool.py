@@ -51,10 +51,12 @@ class Pool:
         self._pipes: list[Any] = []
         self._processes: list[Any] = []
         self._asked = 0
+        #: The last request whose answer nobody wants any more: a signal alone could come before its request.
+        self._abandoned: Any = context.RawValue("q", 0)
         for make in makers:
             ours, theirs = context.Pipe()
             inherited = (*close, *(pipe.fileno() for pipe in (*self._pipes, ours))) if forks else ()
-            process = context.Process(target=_serve, args=(theirs, make, inherited), daemon=True)
+            process = context.Process(target=_serve, args=(theirs, make, inherited, self._abandoned), daemon=True)
             process.start()
             theirs.close()
             self._pipes.append(ours)
@@ -121,6 +123,7 @@ class Pool:
         )
 
     def _abandon(self, workers: Mapping[int, Any]) -> None:
+        self._abandoned.value = self._asked
         for worker in workers:
             if self._processes[worker].is_alive():
                 os.kill(self._processes[worker].pid, signal.SIGUSR1)
@@ -141,13 +144,13 @@ def can_fork() -> bool:
     return sys.platform == "linux" and torch.cuda.device_count() == 0
 
 
-def _serve(pipe: Any, make: Make, inherited: Sequence[int]) -> None:
+def _serve(pipe: Any, make: Make, inherited: Sequence[int], abandoned: Any) -> None:
     """The life of a worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of a terminal; the parent decides
-    busy = False
+    busy = 0  # the number of the request that is being answered
 
     def abandon(*_: Any) -> None:
-        if busy:
+        if 0 < busy <= abandoned.value:
             raise Abandoned
 
     signal.signal(signal.SIGUSR1, abandon)
@@ -163,15 +166,16 @@ def _serve(pipe: Any, make: Make, inherited: Sequence[int]) -> None:
         except (EOFError, OSError):
             os._exit(0)  # the parent is gone or done; of what was inherited nothing must be flushed or closed twice
         try:
-            busy = True
+            busy = number
+            abandon()
             methods = make() if methods is None else methods
             answer = (number, True, methods[name](*arguments))
-            busy = False
+            busy = 0
         except Abandoned:
             answer = (number, False, WorkerError("abandoned"))
         except BaseException as error:
             answer = (number, False, error)
-        busy = False
+        busy = 0
         _answer(pipe, answer)
 
 

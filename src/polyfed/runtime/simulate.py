@@ -137,6 +137,7 @@ class _Run:
     def play(self) -> dict[str, Any]:
         run, algorithm = self.federation.config.run, self.federation.algorithm
         with _settings(self.federation.config, self.place), self.crew as self.clients:
+            self.timed = TimedClients(self.federation, self.clients, self.watch.note) if self.federation.fleet else None
             found = self.run_dir.restore(self.store, algorithm.states, self.identity)
             self.round, self.server, progress = found or (0, Nothing(), None)
             self.ledger = Ledger(self.federation, progress)

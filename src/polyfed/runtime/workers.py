@@ -68,7 +68,14 @@ class Site:
 
     def methods(self) -> Mapping[str, Callable[..., Any]]:
         """Each request by name."""
-        return {"exchange": self.exchange, "commit": self.commit, "evaluate": self.evaluate, "give": self.give}
+        return {
+            "exchange": self.exchange,
+            "undo": self.clients.undo,
+            "forget": self.clients.forget,
+            "commit": self.commit,
+            "evaluate": self.evaluate,
+            "give": self.give,
+        }
 
     def _take(self, states: Mapping[ClientId, bytes]) -> None:
         for client, data in states.items():
@@ -87,6 +94,7 @@ class Site:
         states: Mapping[ClientId, bytes],
         ways: Mapping[str, Any],
         score: bool,
+        keep: bool,
     ) -> tuple[dict[ClientId, tuple[bytes | None, Report]], float]:
         """Play the client's side of the round; uploads and costs by client, and the seconds of counting."""
         self._take(states)
@@ -98,7 +106,12 @@ class Site:
             client, report = reply.client.id, reports[reply.client.id]
             upload = None if reply.message is None else encode(reply.message)
             out[client] = (upload, replace(report, work=replace(report.work, parts={})))
+        self._drop(() if keep else states)
         return out, self.driver.costs.seconds - counting
+
+    def _drop(self, clients: Iterable[ClientId]) -> None:
+        for client in clients:
+            del self.held.states[client]
 
     def commit(self, clients: Iterable[ClientId], keep: bool) -> dict[ClientId, bytes]:
         """Make the states of a complete round final; unless they are to be kept here, give them away."""
@@ -108,9 +121,7 @@ class Site:
     def give(self, clients: Iterable[ClientId], forget: bool = True) -> dict[ClientId, bytes]:
         """The states of clients."""
         found = {client: self.held.states[client] for client in clients if client in self.held.states}
-        if forget:
-            for client in found:
-                del self.held.states[client]
+        self._drop(found if forget else ())
         return {client: files.dump(state) for client, state in found.items()}
 
     def evaluate(
@@ -125,9 +136,7 @@ class Site:
         counting = self.driver.costs.seconds
         self._take(states)
         scores = self.clients.evaluate(round_, self._read(messages, down))
-        if not keep:
-            for client in states:
-                del self.held.states[client]
+        self._drop(() if keep else states)
         return scores, self.driver.costs.seconds - counting
 
 
@@ -174,6 +183,7 @@ class WorkerClients:
                 states[worker],
                 dict(self.ways.by_kind),
                 score,
+                self.resident,
             )
             for worker, mine in shares.items()
         }
@@ -190,6 +200,24 @@ class WorkerClients:
         )
         return Replies(replies), {client: report for client, (_, report) in sorted(found.items())}
 
+    def undo(self, clients: Iterable[ClientId]) -> None:
+        """Take back the last exchange of some clients: nobody had their replies."""
+        for gone in self.pool.ask({k: ("undo", mine) for k, mine in self._where(clients).items()}).values():
+            for client in gone:
+                del self._dealt[client]
+
+    def forget(self) -> None:
+        """Take back the whole round: it is void."""
+        self.pool.ask({worker: ("forget",) for worker in set(self._dealt.values())})
+        self._dealt.clear()
+
+    def _where(self, clients: Iterable[ClientId]) -> dict[int, list[ClientId]]:
+        """Who of them is at work where."""
+        found: dict[int, list[ClientId]] = {}
+        for client in clients:
+            found.setdefault(self._dealt[client], []).append(client)
+        return found
+
     def private(self, client: ClientId) -> Any:
         """A client's state, made (and not kept) if it has none."""
         if client in self._home:
@@ -201,10 +229,8 @@ class WorkerClients:
 
     def commit(self) -> None:
         """The round is complete: its states are final where they are, or come home."""
-        trained: dict[int, list[ClientId]] = {}
-        for client, worker in self._dealt.items():
-            trained.setdefault(worker, []).append(client)
-        answers = self.pool.ask({worker: ("commit", mine, self.resident) for worker, mine in trained.items()})
+        requests = {worker: ("commit", mine, self.resident) for worker, mine in self._where(self._dealt).items()}
+        answers = self.pool.ask(requests)
         if self.resident:
             self._home |= self._dealt
             self._round |= dict.fromkeys(self._dealt, self._now)
