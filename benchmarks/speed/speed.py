@@ -1,8 +1,8 @@
 """How fast polyfed trains, as ratios to a loop written by hand: `python benchmarks/speed/speed.py`.
 
 Each workload is sampled in turn by every contestant, several times over, in one process; the ratio of a sample is to
-the bare loop's in the same turn, and the table has the medians. A turn during which other programs used the processor is
-repeated. `--only` takes some workloads; `--out` writes the table as JSON. Real data are read from $POLYFED_DATA where
+the bare loop's in the same turn, and the table has the medians. A turn during which other programs used the processor
+is repeated. `--only` takes some workloads; `--out` writes the table as JSON. Real data are read from $POLYFED_DATA where
 they are; otherwise pictures of noise of the same shape take their place: nothing here depends on what they show.
 """
 

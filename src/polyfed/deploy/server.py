@@ -41,6 +41,7 @@ from polyfed.runtime import files
 from polyfed.runtime.evaluate import Evaluation, Evaluator
 from polyfed.runtime.federation import Federation
 from polyfed.runtime.ledger import Ledger, client_rows
+from polyfed.runtime.pool import process_peak
 from polyfed.runtime.round import Played, play_round
 from polyfed.runtime.rundir import RunDir
 from polyfed.runtime.selection import Weighted
@@ -242,7 +243,7 @@ class _Served:
                 self._save()
             for round_ in range(self.round + 1, config.run.rounds + 1):
                 self._play(round_)
-        summary = self.ledger.summary(str(self.run_dir.path), len(self.clients.settled))
+        summary = self.ledger.summary(str(self.run_dir.path), len(self.clients.settled), process_peak())
         summary["deployed"] = {
             "experiment": self.clients.experiment,
             "traffic": asdict(self.clients.traffic),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -23,7 +24,7 @@ from polyfed.runtime import files
 from polyfed.runtime.auto import AutoClients
 from polyfed.runtime.clients import LocalClients, Simulated
 from polyfed.runtime.federation import Federation
-from polyfed.runtime.pool import Make, Pool, can_fork
+from polyfed.runtime.pool import Make, Pool, can_fork, process_peak
 from polyfed.runtime.store import Store
 from polyfed.runtime.workers import Site, WorkerClients, resident
 
@@ -67,6 +68,8 @@ class Crew:
         self.most = min(run.workers or _most(run.driver, place), federation.config.clients.count)
         self.driver = make_driver(run.driver, place, say, ways=self.ways, memory=self.memory)
         self._pool: Pool | None = None
+        if place.precision == "bf16" and place.device.type == "cpu" and (times := _slower()) > 1:
+            say(f"bf16 takes {times:.1f} times as long as fp32 on this processor, which has no instructions for it")
 
     def __enter__(self) -> Simulated:
         local = LocalClients(resident(self.federation, self.place), self.driver, self.store)
@@ -75,6 +78,10 @@ class Crew:
                 self.ways.workers = self.most
             return AutoClients(local, self.driver, self.ways, start=self.workers, most=self.most, found=self._keep)
         return self.workers(self.most) if self.most > 1 else local
+
+    def peak(self) -> int:
+        """The largest resident memory of this process and its workers together; what forks share counts in each."""
+        return process_peak() + sum(self._pool.peaks() if self._pool else ())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -119,6 +126,20 @@ def _on(place: Place, worker: int) -> Place:
     if place.device.type != "cuda" or ":" in str(place.device):
         return place
     return replace(place, device=torch.device("cuda", worker % torch.cuda.device_count()))
+
+
+def _slower() -> float:
+    """How many times longer a product of matrices takes in bfloat16."""
+    a = torch.randn(64, 512)
+    times = [min(_timed(a.to(dtype)) for _ in range(3)) for dtype in (torch.bfloat16, torch.float32)]
+    return times[0] / times[1]
+
+
+def _timed(a: torch.Tensor) -> float:
+    b = a.repeat(8, 1)
+    started = time.perf_counter()
+    torch.mm(a, b)
+    return time.perf_counter() - started
 
 
 def _memory(asked: float | None, place: Place) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from typing import Any, Literal
 
 from polyfed.message import Size
@@ -133,7 +131,7 @@ class Ledger:
             **({"simulated_seconds": self.now} if "simulated" in p else {}),
         }
 
-    def summary(self, run_dir: str, trained: int) -> dict[str, Any]:
+    def summary(self, run_dir: str, trained: int, peak: int) -> dict[str, Any]:
         """The content of summary.json; docs/run-directory.md explains each key."""
         p, config = self.progress, self.federation.config
         up, down = p["bytes"]["up"], p["bytes"]["down"]
@@ -154,7 +152,7 @@ class Ledger:
             **{key: p[key] for key in ("flops", "flops_evaluation", "flops_per_example")},
             **{key: p[key] for key in ("seconds", "seconds_evaluation")},
             "memory": {
-                "process_peak": process_peak(),
+                "process_peak": peak,
                 "step_peak": {name: family["step_peak"] for name, family in p["by_model"].items()},
             },
             "by_model": p["by_model"],
@@ -164,12 +162,6 @@ class Ledger:
             "partition_hash": self.federation.partition.hash,
             "config_hash": config.hash(),
         }
-
-
-def process_peak() -> int:
-    """The largest resident memory of this process so far, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def client_rows(

@@ -14,10 +14,12 @@ import contextlib
 import ctypes
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -69,6 +71,15 @@ class Pool:
     def pids(self) -> list[int]:
         """The process numbers."""
         return [process.pid for process in self._processes]
+
+    def peaks(self) -> list[int]:
+        """The largest resident memory of each worker so far, in bytes, where the system tells."""
+        found: list[int] = []
+        for pid in self.pids:
+            with contextlib.suppress(OSError, ValueError):
+                status = Path(f"/proc/{pid}/status").read_text()
+                found.append(int(status.split("VmHWM:")[1].split()[0]) * 1024)
+        return found
 
     def ask(self, requests: Mapping[int, tuple[Any, ...]]) -> dict[int, Any]:
         """Have workers do ``(name, *arguments)`` at the same time; their answers.
@@ -137,6 +148,12 @@ class Pool:
             if process.is_alive():
                 process.kill()
                 process.join()
+
+
+def process_peak() -> int:
+    """The largest resident memory of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def can_fork() -> bool:

@@ -160,6 +160,7 @@ class _Run:
                     self._record(played, seconds, found)
                     if round_ % run.checkpoint_every == 0 or round_ == run.rounds:
                         self._save()
+                peak = self.crew.peak()
             except BaseException as error:
                 # Whatever ended the run: the last complete round is worth keeping. Only a moment between two rounds,
                 # in which memory holds half of one, leaves nothing but the checkpoint before.
@@ -169,7 +170,7 @@ class _Run:
                 if isinstance(error, KeyboardInterrupt):
                     raise Interrupted(self.run_dir.path) from None
                 raise
-        summary = self.ledger.summary(str(self.run_dir.path), self.run_dir.trained())
+        summary = self.ledger.summary(str(self.run_dir.path), self.run_dir.trained(), peak)
         files.write_json(self.run_dir.file("summary.json"), summary)
         self.watch.ended(summary)
         return summary
