@@ -3,7 +3,8 @@
 Modules, torch.optim and autograd; of polyfed only its networks' modules and the batches are used.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,15 +13,22 @@ import plain
 import pytest
 import torch
 import toy
+from test_reference import one_thread
 from torch import Tensor, nn
 from torch.nn import functional
 
+from polyfed import tree
 from polyfed.algorithms.fedapen import FedAPEN
 from polyfed.algorithms.fedkd import FedKD
 from polyfed.algorithms.fedmrl import FedMRL
 from polyfed.algorithms.fedmrl_adaptive import FedMRLAdaptive
 from polyfed.algorithms.fedmrl_e import FedMRLE
+from polyfed.compute import exchange
+from polyfed.lowrank import LowRank
 from polyfed.models.mlp import MLP
+from polyfed.submodel import padded
+
+__all__ = ["one_thread"]
 
 SIZES = (12, 9, 7)
 MODELS = ("mlp(hidden=(12, 6))", "mlp(hidden=(8,))")
@@ -29,15 +37,6 @@ AUXILIARY = "mlp(hidden=(10, 5))"
 TRAIN = {"epochs": 2, "batch_size": 4, "lr": 0.05, "momentum": 0.9, "weight_decay": 0.01}
 SETTINGS = plain.Settings(0.05, 0.9, 0.01)
 DRIVERS = pytest.mark.parametrize("driver", ["sequential", "batched"])
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sums in another order are other sums."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def start(algorithm: Any, driver: str, **more: Any) -> toy.Game:
@@ -109,10 +108,9 @@ def learn_lambda(z: Tensor, g: Tensor, y: Tensor, lam: float, *, lr: float, epoc
     return float(weight.detach())
 
 
-@DRIVERS
-def test_fedapen(driver: str) -> None:
-    """Two rounds. Catches KL the wrong way round, a lambda that is not learnt, learnt on other rows, or not kept."""
-    game = start(FedAPEN(auxiliary=AUXILIARY, holdout=0.5, lr_lambda=0.3, epochs_lambda=3), driver)
+def fedapen(cls: type[FedAPEN], driver: str = "sequential") -> None:
+    """Two rounds of it are two rounds by hand."""
+    game = start(cls(auxiliary=AUXILIARY, holdout=0.5, lr_lambda=0.3, epochs_lambda=3), driver)
     private = {k: (toy.copy(p.F), p.weight) for k, p in privates(game).items()}
     for _ in (1, 2):
         G = toy.copy(game.server.G)  # noqa: N806
@@ -153,10 +151,9 @@ def truncated(matrix: Tensor, energy: float) -> tuple[Tensor, int]:
     return torch.from_numpy((u[:, :r] @ np.diag(s[:r]) @ v[:r]).reshape(matrix.shape)), numbers
 
 
-@DRIVERS
-def test_fedkd(driver: str) -> None:
-    """Two rounds. Catches weights that are truncated instead of updates, s with a gradient, a wrong W_h or KL."""
-    game = start(FedKD(auxiliary=AUXILIARY, energy=(0.5, 0.8)), driver)
+def fedkd(cls: type[FedKD], driver: str = "sequential") -> None:
+    """Two rounds of it are two rounds by hand, and measured bytes the numbers that the ranks need."""
+    game = start(cls(auxiliary=AUXILIARY, energy=(0.5, 0.8)), driver)
     before = privates(game)
     teachers = {k: toy.copy(p.F) for k, p in before.items()}
     maps = {k: toy.copy(p.W) for k, p in before.items()}
@@ -222,11 +219,9 @@ def losses_at(
     return found
 
 
-@DRIVERS
-@pytest.mark.parametrize("granularities", [(), (2, 5)], ids=["d1", "2 and 5"])
-def test_fedmrl_e(granularities: tuple[int, ...], driver: str) -> None:
-    """Catches two headers, a bias counted once per header, a header that travels, a prefix of the wrong vector."""
-    game = start(FedMRLE(auxiliary=AUXILIARY, rep_dim=5, granularities=granularities), driver)
+def fedmrl_e(cls: type[FedMRLE], driver: str = "sequential", granularities: tuple[int, ...] = (2, 5)) -> None:
+    """One round of it is one by hand."""
+    game = start(cls(auxiliary=AUXILIARY, rep_dim=5, granularities=granularities), driver)
     before = privates(game)
     theta = toy.copy(game.server.G)
     assert sorted(theta) == ["fc1.bias", "fc1.weight", "fc2.bias", "fc2.weight"]
@@ -251,12 +246,9 @@ def test_fedmrl_e(granularities: tuple[int, ...], driver: str) -> None:
     toy.close(game.server.G, plain.mean(sent, SIZES), 1e-9)
 
 
-@DRIVERS
-def test_adaptive_fedmrl(driver: str) -> None:
-    """Three clients at three widths. Catches coordinates averaged over who does not hold them, wrong widths."""
-    algorithm = FedMRLAdaptive(
-        auxiliary=AUXILIARY, rep_dim=5, granularities=(2, 3), holdout=0.4, tolerance=0.05, patience=1
-    )
+def fedmrl_adaptive(cls: type[FedMRLAdaptive], driver: str = "sequential") -> None:
+    """One round of it is one by hand: three clients at three widths."""
+    algorithm = cls(auxiliary=AUXILIARY, rep_dim=5, granularities=(2, 3), holdout=0.4, tolerance=0.05, patience=1)
     game = start(algorithm, driver)
     held_widths = {0: 2, 1: 5, 2: 3}
     game.server = type(game.server)(game.server.G, game.server.shapes, {0: 2, 2: 3})
@@ -291,6 +283,132 @@ def test_adaptive_fedmrl(driver: str) -> None:
 
 #: Training examples without the 40 % that are held out.
 SIZES_LEFT = [12 - 5, 9 - 4, 7 - 3]
+
+
+@DRIVERS
+@pytest.mark.parametrize(
+    ("check", "cls"), [(fedapen, FedAPEN), (fedkd, FedKD), (fedmrl_e, FedMRLE), (fedmrl_adaptive, FedMRLAdaptive)]
+)
+def test_rounds_are_those_of_the_equations(check: Any, cls: Any, driver: str) -> None:
+    check(cls, driver)
+
+
+@DRIVERS
+def test_without_granularities_fedmrl_e_has_that_of_d1(driver: str) -> None:
+    fedmrl_e(FedMRLE, driver, ())
+
+
+# -------------------------------------------------------------------------------------------- faults of released code
+
+
+class MeanOverElements(FedAPEN):
+    """KL as a mean over examples and classes: L times weaker."""
+
+    def loss(self, nets: Any, batch: Any) -> Tensor:
+        x, y = batch
+        z, g, lam = nets["F"](x), nets["G"](x), nets["lambda"]["weight"]
+        weak = (kl(g.detach(), z) + kl(z.detach(), g)) / z.shape[1]
+        return cross(z, y) + cross(g, y) + 2 * cross(lam * z + (1 - lam) * g, y) + weak
+
+
+class NotDetached(FedAPEN):
+    """Each network receives the gradient of the other's loss, too."""
+
+    def loss(self, nets: Any, batch: Any) -> Tensor:
+        x, y = batch
+        z, g, lam = nets["F"](x), nets["G"](x), nets["lambda"]["weight"]
+        return cross(z, y) + cross(g, y) + 2 * cross(lam * z + (1 - lam) * g, y) + kl(g, z) + kl(z, g)
+
+
+class LearntOnTraining(FedAPEN):
+    """lambda_k is learnt on what both networks have fitted."""
+
+    def parts(self, private: Any, msg: Any, client: Any) -> Any:
+        return (yield from super().parts(private, msg, replace(client, held=client.train)))
+
+
+class Forgets(FedAPEN):
+    """lambda_k begins at 1/2 every time."""
+
+    def client_round(self, private: Any, msg: Any, client: Any) -> Any:
+        return (yield from super().client_round(replace(private, weight=0.5), msg, client))
+
+
+class GradientOfTheDenominator(FedKD):
+    """s is not detached: a larger cross-entropy makes the rest smaller."""
+
+    def loss(self, nets: Any, batch: Any) -> Tensor:
+        x, y = batch
+        h_t, h_s = nets["F"].represent(x), nets["G"].represent(x)
+        z, g = nets["F"].classify(h_t), nets["G"].classify(h_s)
+        s = cross(z, y) + cross(g, y)
+        hidden = (h_t - h_s @ nets["W"]["weight"].T).square().mean()
+        return s + (kl(z.detach(), g) + kl(g.detach(), z) + hidden) / s
+
+
+class TwiceTheMap(FedKD):
+    """The hidden term is counted in both losses and nothing is detached: all of it counts twice."""
+
+    def loss(self, nets: Any, batch: Any) -> Tensor:
+        x, y = batch
+        h_t, h_s = nets["F"].represent(x), nets["G"].represent(x)
+        hidden = (h_t - h_s @ nets["W"]["weight"].T).square().mean()
+        s = cross(nets["F"].classify(h_t), y) + cross(nets["G"].classify(h_s), y)
+        return FedKD.loss(self, nets, batch) + hidden / s.detach()
+
+
+class TruncatesWeights(FedKD):
+    """The student's weights are cut to a low rank, not its update."""
+
+    def client_round(self, private: Any, msg: Any, client: Any) -> Any:
+        kept, up = yield from super().client_round(private, msg, client)
+        after = tree.add(kept.G, up.update.full(kept.G))
+        cut = LowRank.of(after, msg.energy).full(after)
+        return kept, replace(up, update=LowRank.of(tree.sub(cut, kept.G), 1.0))
+
+
+class TwoOptimizers(FedMRLE):
+    """B6: two headers share their storage, and each one's optimizer decays it."""
+
+    def loss(self, nets: Any, batch: Any) -> Tensor:
+        head = nets["F"].model.head(nets["F"].params)
+        shared = sum(head["weight"][:, :m].square().sum() + head["bias"].square().sum() for m in self.nested)
+        return super().loss(nets, batch) + 0.5 * SETTINGS.weight_decay * shared
+
+
+class SliceOfTheInput(FedMRLE):
+    """The prefixes are those of [R_G ; R_F], not of what the projector makes of it."""
+
+    def loss(self, nets: Any, batch: Any) -> Tensor:
+        x, y = batch
+        joined = torch.cat([nets["G"].represent(x), nets["F"].represent(x)], dim=1)
+        fused = nets["P"](joined)
+        prefixes = [joined[:, : fused.shape[1]] * (torch.arange(fused.shape[1]) < m) for m in self.nested]
+        return sum((cross(nets["F"].classify(r), y) for r in prefixes), cross(nets["F"].classify(fused), y))
+
+
+class ZerosCount(FedMRLAdaptive):
+    """Who does not hold a coordinate counts as a zero."""
+
+    def server_round(self, server: Any, cohort: Any) -> Any:
+        replies = yield from exchange(cohort, lambda client: self.broadcast(server, client))
+        models = [padded(model, tree.shapes(server.G)) for model in replies.all("G")]
+        widths = {reply.client.id: reply.message.width for reply in replies}
+        return self.Server(plain.mean(models, replies.all("num_examples")), server.shapes, widths)
+
+
+@pytest.mark.parametrize(
+    ("check", "cls"),
+    [
+        *((fedapen, cls) for cls in (MeanOverElements, NotDetached, LearntOnTraining, Forgets)),
+        *((fedkd, cls) for cls in (GradientOfTheDenominator, TwiceTheMap, TruncatesWeights)),
+        *((fedmrl_e, cls) for cls in (TwoOptimizers, SliceOfTheInput)),
+        (fedmrl_adaptive, ZerosCount),
+    ],
+)
+def test_the_faults_of_released_code_are_seen(check: Any, cls: Any) -> None:
+    with pytest.raises(AssertionError):
+        check(cls)
 
 
 @DRIVERS
