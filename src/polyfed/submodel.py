@@ -100,6 +100,13 @@ def padded(params: Params, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, T
     return out
 
 
+def overlaid(value: Tensor, block: Tensor) -> Tensor:
+    """``value`` with ``block`` in the place of its leading block of that shape."""
+    out = value.clone()
+    out[tuple(map(slice, block.shape))] = block
+    return out
+
+
 def kept(params: Params, mask: Mask) -> dict[str, Tensor]:
     """The values that the mask keeps, one flat tensor per name; what is not masked, whole."""
     return {name: value[mask[name]] if name in mask else value for name, value in params.items()}

@@ -12,6 +12,7 @@ from polyfed import tree
 from polyfed.algorithm import Algorithm
 from polyfed.algorithms.fedapen import FedAPEN
 from polyfed.algorithms.fedkd import FedKD
+from polyfed.algorithms.fedmrl import FedMRL
 from polyfed.algorithms.fedmrl_adaptive import FedMRLAdaptive
 from polyfed.algorithms.fedmrl_e import FedMRLE
 from polyfed.compute import drive
@@ -129,6 +130,8 @@ def test_the_weight_goes_to_the_better_network_and_no_further() -> None:
     [
         (FedAPEN(auxiliary=MLP), BODY + 12 * 7 + 7 + 7 * 4 + 4, None),
         (FedMRLE(auxiliary=MLP, rep_dim=8), BODY + 12 * 8 + 8, None),  # |theta| - L (d1 + 1)
+        (FedMRLE(auxiliary=MLP, rep_dim=8, header="shared"), BODY + 12 * 8 + 8 + 8 * 4 + 4, None),
+        (FedMRL(auxiliary=MLP, rep_dim=8, header="local"), BODY + 12 * 8 + 8, None),
         (adaptive(granularities=(8,)), BODY + 12 * 8 + 8 + 8 * 4 + 4, None),
     ],
     ids=lambda value: getattr(value, "name", ""),
@@ -209,6 +212,37 @@ def test_there_is_one_header_and_the_small_network_has_none() -> None:
     assert list(outputs) == ["mix-large", "mix-3", "mix-8", "single-large"]
     assert all(torch.equal(outputs[name], others[name]) for name in outputs)
     assert torch.equal(*(algorithm.loss(bind(local.models, p), (x, y)) for p in (parts, noisy)))
+
+
+def test_a_shared_header_is_the_mean_of_its_first_columns() -> None:
+    """Catches a header that is shared whole, or whose shared columns a client does not take over."""
+    game = toy.play(federation(FedMRLE(auxiliary=MLP, rep_dim=8, header="shared")), 2)
+    sent = [game.got[1][k] for k in range(3)]
+    n = [upload.num_examples for upload in sent]
+    for name, last in (("weight", "fc3.weight"), ("bias", "fc3.bias")):
+        mean = sum(k * upload.H[name].double() for k, upload in zip(n, sent, strict=True)) / sum(n)
+        assert torch.allclose(game.server.H[name], mean.float(), rtol=1e-6, atol=1e-8)
+        own = game.private(0).F[last]
+        assert torch.equal(sent[0].H[name], own[:, :8] if name == "weight" else own)
+    local = game.local(0, 3)
+    message = game.federation.algorithm.broadcast(game.server, local.info)
+    used = game.federation.algorithm.parts(game.private(0), message, local)["F"]
+    assert torch.equal(used["fc3.weight"][:, :8], game.server.H["weight"])
+    assert torch.equal(used["fc3.weight"][:, 8:], game.private(0).F["fc3.weight"][:, 8:])
+    assert torch.equal(used["fc3.bias"], game.server.H["bias"])
+    assert not torch.equal(used["fc3.weight"], game.private(0).F["fc3.weight"])
+
+
+def test_a_local_header_of_fedmrl_learns_at_home() -> None:
+    """Catches a header that stays as it was, and one that is everybody's all the same."""
+    game = toy.play(federation(FedMRL(auxiliary=MLP, rep_dim=8, header="local")))
+    before = {k: game.private(k).G["fc3.weight"] for k in range(3)}
+    game.round()
+    assert not {"fc3.weight", "fc3.bias"} & set(game.server.G)
+    for k in range(3):
+        assert set(game.private(k).G) == {"fc3.weight", "fc3.bias"}
+        assert not torch.equal(game.private(k).G["fc3.weight"], before[k])
+    assert not tree.same(game.private(0).G, game.private(2).G)
 
 
 def test_prefixes_wider_than_the_private_network_are_refused() -> None:

@@ -40,6 +40,7 @@ class FedMRL(Algorithm):
         lr_auxiliary, lr_private, lr_projector: learning rates of G, F_k and P_k; ``train.lr`` if not given.
         projector: one linear layer, or ``"mlp"``, two with a ReLU between.
         mrl: false is the paper's ablation: no slice, no coarse loss, and G's header neither learns nor travels.
+        header: ``"local"`` keeps G's header at home: every client has and trains its own.
         share: false is the local-only control: the same three modules, and nothing travels.
     """
 
@@ -52,6 +53,7 @@ class FedMRL(Algorithm):
     lr_projector: Rate | None = None
     projector: Literal["linear", "mlp"] = "linear"
     mrl: bool = True
+    header: Literal["shared", "local"] = "shared"
     share: bool = True
 
     class Server(State):
@@ -84,7 +86,8 @@ class FedMRL(Algorithm):
     def init_server(self, task: Task, rng: Rng) -> Server:
         """theta^0; of it, what travels."""
         G = small_model(task, self.auxiliary, self.rep_dim)
-        return self.Server(tree.drop(G.init(rng.at("G")), () if self.mrl else G.classifier_names) if self.share else {})
+        home = () if self.mrl and self.header == "shared" else G.classifier_names
+        return self.Server(tree.drop(G.init(rng.at("G")), home) if self.share else {})
 
     def init_client(self, client: LocalClient) -> Private:
         """A client's own draws; what arrives as G later takes the place of this one."""

@@ -28,6 +28,7 @@ from polyfed.models.split import SplitModel
 from polyfed.nets import Batch, Nets
 from polyfed.parties import ClientInfo, Cohort, LocalClient
 from polyfed.rng import Rng
+from polyfed.submodel import leading, overlaid
 from polyfed.typing import Params, Parts, Positive
 
 
@@ -41,6 +42,7 @@ class FedMRLE(Algorithm):
         granularities: the prefixes of the fused vector that are classified besides the whole, each at most d2; if none
             are given, d1 alone, as in FedMRL.
         projector: one linear layer, or ``"mlp"``, two with a ReLU between.
+        header: ``"shared"`` sends and averages the first d1 columns of the header, and its bias.
     """
 
     name = "fedmrl-e"
@@ -48,11 +50,13 @@ class FedMRLE(Algorithm):
     rep_dim: Positive = 100
     granularities: tuple[Positive, ...] = ()
     projector: Literal["linear", "mlp"] = "linear"
+    header: Literal["local", "shared"] = "local"
 
     class Server(State):
-        """The small model without its header."""
+        """The small model without its header; with a shared one, its first d1 columns and bias."""
 
         G: Params
+        H: Params
 
     class Private(State):
         """A client's model, header included, and its projector."""
@@ -61,14 +65,16 @@ class FedMRLE(Algorithm):
         P: Params
 
     class Broadcast(Message):
-        """The small model without its header."""
+        """The small model without its header; and what is shared of the header."""
 
         G: Params
+        H: Params
 
     class Upload(Message):
         """The same as this client trained it, and n_k."""
 
         G: Params
+        H: Params
         num_examples: int
 
     @property
@@ -83,27 +89,32 @@ class FedMRLE(Algorithm):
                 f"{own.name} has a representation of d2 = {own.rep_dim}; set algorithm.granularities "
                 f"({', '.join(map(str, self.nested))}) <= {own.rep_dim}"
             )
+        linear = {"weight": (own.num_classes, own.rep_dim), "bias": (own.num_classes,)}
+        if self.header == "shared" and own.head_shapes != linear:
+            raise ModelError(f"{own.name} has a classifier {own.head_shapes}; a shared header needs {linear}")
         return networks(task, own, auxiliary=self.auxiliary, rep_dim=self.rep_dim, kind=self.projector)
 
     def init_server(self, task: Task, rng: Rng) -> Server:
         """theta^0 without theta_hd."""
-        G = small_model(task, self.auxiliary, self.rep_dim)
-        return self.Server(tree.drop(G.init(rng.at("G")), G.classifier_names))
+        model = small_model(task, self.auxiliary, self.rep_dim)
+        G = model.init(rng.at("G"))
+        return self.Server(tree.drop(G, model.classifier_names), model.head(G) if self.header == "shared" else {})
 
     def init_client(self, client: LocalClient) -> Private:
         """A client's own draws."""
         return self.Private(**{part: client.models[part].init(client.rng.at(part)) for part in ("F", "P")})
 
     def server_round(self, server: Server, cohort: Cohort) -> Steps[State]:
-        """theta_ex^t = sum_k (n_k / n) theta_ex,k^t over the clients of the round."""
-        replies = yield from exchange(cohort, self.Broadcast(server.G))
-        return self.Server(weighted_mean(replies.all("G"), replies.all("num_examples")))
+        """theta_ex^t = sum_k (n_k / n) theta_ex,k^t over the clients of the round; likewise of a shared header."""
+        replies = yield from exchange(cohort, self.Broadcast(server.G, server.H))
+        return self.Server(*(weighted_mean(replies.all(part), replies.all("num_examples")) for part in ("G", "H")))
 
     def client_round(self, private: Private, msg: Broadcast, client: LocalClient) -> Steps[Answer]:
         """Train G, F_k and P_k together; keep F_k and P_k, send G."""
         fitted = yield from fit(client, self.parts(private, msg, client), loss=self.loss)
-        G = tree.pick(fitted.parts["G"], msg.G)
-        return self.Private(fitted.parts["F"], fitted.parts["P"]), self.Upload(G, len(client.train))
+        F, P, G = (fitted.parts[part] for part in ("F", "P", "G"))
+        H = leading(client.models["F"].head(F), tree.shapes(msg.H))
+        return self.Private(F, P), self.Upload(tree.pick(G, msg.G), H, len(client.train))
 
     def loss(self, nets: Nets, batch: Batch) -> Tensor:
         """Sum over m in M of CE(W[:, :m] R~[:m] + b, y), with d2 in M: MRL's loss, all importances 1."""
@@ -114,17 +125,20 @@ class FedMRLE(Algorithm):
 
     def broadcast(self, server: Server, client: ClientInfo) -> Broadcast:
         """G, to train or to predict with."""
-        return self.Broadcast(server.G)
+        return self.Broadcast(server.G, server.H)
 
     def parts(self, private: Private, msg: Broadcast, client: LocalClient) -> Parts:
-        """G as received, with the client's own F and P.
+        """G as received, with the client's own F, but for what is shared of its header, and P.
 
         A network runs on all of its tensors, so G's header is there as zeros: nothing reads it, nothing moves it, and
         it is neither kept nor sent.
         """
         G = client.models["G"]
         header = {name: torch.zeros(G.shapes[name]) for name in G.shapes if name in G.classifier_names}
-        return {"G": {**msg.G, **header}, "F": private.F, "P": private.P}
+        F = client.models["F"]
+        own = F.head(private.F)
+        head = {**own, **{name: overlaid(own[name], block) for name, block in msg.H.items()}}
+        return {"G": {**msg.G, **header}, "F": F.with_head(private.F, head), "P": private.P}
 
     def predict(self, nets: Nets, x: Tensor) -> Mapping[str, Tensor]:
         """The header on the whole fused vector, on each of its prefixes, and on F's representation unfused."""
