@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import inspect
+import threading
+import time
 import typing
 from importlib.metadata import requires, version
 from pathlib import Path
@@ -136,6 +138,47 @@ def test_a_reply_becomes_a_frame() -> None:
     grid.replies = [received(pack("{}", b"abc"))]
     (found,) = GridTransport(grid).pull(["id-0"])  # type: ignore[arg-type]
     assert (found.header, found.body, found.error) == ("{}", b"abc", "")
+
+
+def test_half_a_reply_of_a_killed_node_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a look for several replies at once: Flower waits minutes for the rest of one, all in hand."""
+    monkeypatch.setattr(polyfed.flower.grid, "_PATIENCE", 0.1)
+    rest, asked = threading.Event(), list[str]()
+
+    def pull_messages(tickets: list[str]) -> list[Any]:
+        asked.extend(tickets)
+        if "half" in tickets:
+            rest.wait(60)
+        made = [received(pack(ticket, None)) for ticket in tickets]
+        for message, ticket in zip(made, tickets, strict=True):
+            message.metadata.reply_to_message_id = ticket
+        return made
+
+    grid = FakeGrid()
+    grid.pull_messages = pull_messages  # type: ignore[method-assign]
+    transport = GridTransport(grid)  # type: ignore[arg-type]
+    assert [one.ticket for one in transport.pull(["half", "whole"])] == ["whole"]
+    assert transport.pull(["half"]) == []
+    rest.set()
+    monkeypatch.setattr(polyfed.flower.grid, "_PATIENCE", 60.0)
+    assert [one.ticket for one in transport.pull(["other"])] == ["other"]
+    end = time.monotonic() + 60
+    while not (found := transport.pull(["half"])):
+        assert time.monotonic() < end
+    assert [one.header for one in found] == ["half"]
+    assert asked.count("half") == 1
+
+
+def test_an_error_of_a_look_is_raised() -> None:
+    """Catches a server that is gone, and a thread that dies of it in silence."""
+
+    def pull_messages(tickets: list[str]) -> list[Any]:
+        raise ConnectionError("no server")
+
+    grid = FakeGrid()
+    grid.pull_messages = pull_messages  # type: ignore[method-assign]
+    with pytest.raises(ConnectionError, match="no server"):
+        GridTransport(grid).pull(["id-0"])  # type: ignore[arg-type]
 
 
 def test_array_takes_bytes_as_they_are() -> None:

@@ -1,6 +1,8 @@
 """Real SuperLink, SuperNodes and client processes on loopback: the second step of .ci/run, `pytest tests/engine`.
 
 Plain `pytest` leaves this folder alone: it takes minutes, and its bars are other ones than those of the fast tests.
+Nothing here is to be over by a certain time: patience is several times what a quiet machine takes, and costs nothing
+where all goes well.
 """
 
 from __future__ import annotations

@@ -16,6 +16,9 @@ import numpy as np
 
 from polyfed.deploy.processes import free_ports
 
+#: Seconds until something must have happened; a quiet machine takes a tenth of it.
+PATIENCE = 400
+
 CONFIG = """
 [run]
 rounds = 3
@@ -64,12 +67,12 @@ def test_local_interrupted_and_resumed(tmp_path: Path) -> None:
             stderr=subprocess.STDOUT,
         )
         rounds = tmp_path / "run" / "rounds.jsonl"
-        end = time.monotonic() + 120
+        end = time.monotonic() + PATIENCE
         while (len(rounds.read_text().splitlines()) if rounds.exists() else 0) < 2 and process.poll() is None:
             assert time.monotonic() < end, out.read_text()
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 130, out.read_text()
+        assert process.wait(timeout=PATIENCE) == 130, out.read_text()
     said = out.read_text()
     assert "$ FLWR_HOME=" in said
     assert "flower-superlink" in said
@@ -78,7 +81,7 @@ def test_local_interrupted_and_resumed(tmp_path: Path) -> None:
     assert "go on with: polyfed deploy resume run" in said
     assert left(tmp_path) == []
     done = subprocess.run(
-        [*words, "resume", "run"], cwd=tmp_path, capture_output=True, text=True, timeout=180, check=False
+        [*words, "resume", "run"], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "resumed: round" in done.stdout
@@ -97,7 +100,7 @@ def stop(running: list[subprocess.Popen[bytes]]) -> None:
     for process in reversed(running):
         process.send_signal(signal.SIGTERM)
     for process in running:
-        process.wait(timeout=60)
+        process.wait(timeout=PATIENCE)
 
 
 def test_two_hospitals_and_a_centre_each_with_its_commands(tmp_path: Path) -> None:
@@ -112,7 +115,9 @@ def test_two_hospitals_and_a_centre_each_with_its_commands(tmp_path: Path) -> No
     (port,) = free_ports(1)
 
     def call(*more: str) -> str:
-        done = subprocess.run([*words, *more], cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
+        done = subprocess.run(
+            [*words, *more], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -123,7 +128,7 @@ def test_two_hospitals_and_a_centre_each_with_its_commands(tmp_path: Path) -> No
         stack.callback(stop, running)
         start: dict[str, Any] = {"cwd": tmp_path, "stderr": subprocess.STDOUT}
         running.append(subprocess.Popen([*words, "server", "--dir", "centre"], stdout=logs[0], **start))
-        end = time.monotonic() + 90
+        end = time.monotonic() + PATIENCE
         while b"the server answers" not in (tmp_path / "log-0.txt").read_bytes():
             assert time.monotonic() < end, (tmp_path / "log-0.txt").read_text()
             assert running[0].poll() is None, (tmp_path / "log-0.txt").read_text()

@@ -47,7 +47,8 @@ class SecretNet(nn.Module):
     def forward(self, x):
         return self.occult(self.act(self.cabalistic(self.flat(x))))
 """
-RULES = ("rounds.start_timeout=120", "rounds.deadline=20", "rounds.min_clients=2")
+#: Three times what a round takes on a busy machine; a round waits so long for a killed node.
+RULES = ("rounds.start_timeout=300", "rounds.deadline=60", "rounds.min_clients=2")
 
 
 class Watched:
@@ -66,7 +67,7 @@ class Watched:
     def _seen(self, kind: str, row: dict[str, Any]) -> None:
         (self.events if kind == "event" else self.rows).append(row)
 
-    def until(self, what: Callable[[], bool], seconds: float = 90.0) -> None:
+    def until(self, what: Callable[[], bool], seconds: float = 400.0) -> None:
         end = time.monotonic() + seconds
         while not what():
             assert time.monotonic() < end, f"rounds {[r['round'] for r in self.rows]}; events {self.events[-5:]}"
@@ -81,6 +82,15 @@ class Watched:
 
     def failed(self, client: int) -> list[str]:
         return [row["reason"] for row in self.events if row["event"] == "failed" and row["client"] == client]
+
+    def fails(self, client: int, seen: int) -> str:
+        """Wait for a failure of a client after the first ``seen`` that is not its being slow; its reason."""
+
+        def told() -> list[str]:
+            return [reason for reason in self.failed(client)[seen:] if not reason.startswith("no reply within")]
+
+        self.until(lambda: bool(told()))
+        return told()[0]
 
     def answered(self, number: int) -> bool:
         """Whether a round in which so many answered is the last."""
@@ -108,7 +118,7 @@ def test_whatever_happens_the_training_goes_on(tmp_path: Path) -> None:
     home.mkdir()
     (home / "occult_nets.py").write_text(OCCULT)
     run_dir = tmp_path / "run"
-    experiment = create(run_dir, config("fedmrl", "run.rounds=60", "run.eval_every=60"), Deployment.load(None, RULES))
+    experiment = create(run_dir, config("fedmrl", "run.rounds=200", "run.eval_every=200"), Deployment.load(None, RULES))
     secret = {1: {"model": 'occult_nets:SecretNet(classifier="occult")'}}
     path = os.pathsep.join(part for part in (str(home), os.environ.get("PYTHONPATH", "")) if part)
     with Local(
@@ -122,36 +132,33 @@ def test_whatever_happens_the_training_goes_on(tmp_path: Path) -> None:
 
         there.start_client(2)  # late
         (home / "raise").touch()
-        run.until(lambda: len(run.failed(1)) == 1)
-        assert run.failed(1)[0].startswith("Error;")  # not what it said: that names a layer
+        assert run.fails(1, seen=0).startswith("Error;")  # not what it said: that names a layer
         run.until(lambda: run.answered(3))
 
         (home / "stall").touch()
         run.until((home / "stalled").exists)
         vault = there.node_file(1).parent / "state" / experiment / "client-1" / "pointer.json"
-        before = vault.read_bytes()
-        started = time.monotonic()
+        before, seen = vault.read_bytes(), len(run.failed(1))
         os.kill(int((home / "stalled").read_text()), signal.SIGKILL)
-        run.until(lambda: len(run.failed(1)) == 2)
-        assert time.monotonic() - started < 20  # at once, not at the deadline
+        run.fails(1, seen)  # at once, not at the deadline
         assert vault.read_bytes() == before or run.answered(3)
         run.until(lambda: run.answered(3))
 
         there.processes.kill("client-0")
         run.until(lambda: len(run.failed(0)) >= 1)
         there.start_client(0)
-        run.until(lambda: run.answered(3), 180)
+        run.until(lambda: run.answered(3))
 
         done = run.row()
         there.processes.kill("server")
         with pytest.raises(ProcessEndedError):
-            run.until(lambda: False, 60)
+            run.until(lambda: False)
         last = json.loads((run_dir / "checkpoint" / "manifest.json").read_text())["manifest"]["round"]
         assert last >= done
         there.start_server()
         run.again()
         there.submit([run_dir])
-        run.until(lambda: run.row() > last and run.answered(3), 120)
+        run.until(lambda: run.row() > last and run.answered(3))
         assert {"event": "resumed", "round": last}.items() <= next(
             row for row in run.events if row["event"] == "resumed"
         ).items()

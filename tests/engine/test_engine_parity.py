@@ -15,7 +15,7 @@ from polyfed.deploy.settings import Deployment
 from polyfed.runtime.simulate import simulate
 
 ALGORITHMS = ("fedmrl", "fiarse", "fedin")
-RULES = ("rounds.start_timeout=120", "rounds.deadline=120")
+RULES = ("rounds.start_timeout=300", "rounds.deadline=300")
 
 
 def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
@@ -29,10 +29,10 @@ def test_two_rounds_of_three_algorithms_equal_those_in_process(tmp_path: Path) -
     folders = {name: tmp_path / name for name in ALGORITHMS}
     experiments = {name: create(folder, config(name), Deployment.load(None, RULES)) for name, folder in folders.items()}
     with Local(tmp_path / "deployment", 3) as there:
-        following = [Following(folder, patience=300) for folder in folders.values()]
+        following = [Following(folder, patience=600) for folder in folders.values()]
         number = there.submit(list(folders.values()))
         for one in following:
-            one.until_ended(there.processes.check, timeout=300)
+            one.until_ended(there.processes.check, timeout=600)
         engine = there.engine_bytes(number)
     assert there.processes.marked() == []
     sent = 0

@@ -19,7 +19,7 @@ from polyfed.deploy.settings import Deployment, NodeSettings
 from polyfed.runtime import files
 
 #: Seconds in which the server must answer, nodes must register, and a submitted run must begin.
-_START = 60.0
+_START = 180.0
 
 
 @dataclass

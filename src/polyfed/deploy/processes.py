@@ -89,7 +89,7 @@ class Processes:
         self._started[name] = (command, more, time.monotonic())
         return process
 
-    def tend(self, name: str, *, pause: float = 5.0, patience: float = 180.0) -> str:
+    def tend(self, name: str, *, pause: float = 5.0, patience: float = 300.0) -> str:
         """Start a process anew that has ended, as a service manager would; call it again and again.
 
         Flower refuses a node with a key for about a minute after the same node was killed.
@@ -118,7 +118,7 @@ class Processes:
             self.start(name, command, more)
         return self.tail(name) if first == now else ""
 
-    def call(self, command: Command, seconds: float = 60.0, more: Mapping[str, str] | None = None) -> str:
+    def call(self, command: Command, seconds: float = 180.0, more: Mapping[str, str] | None = None) -> str:
         """Run a short command; returns its standard output.
 
         Raises:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import queue
+import threading
+import time
 from collections.abc import Sequence
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
@@ -12,6 +15,8 @@ from polyfed.deploy.transport import Incoming, Outgoing
 _TYPES = {"describe": MessageType.QUERY, "train": MessageType.TRAIN, "evaluate": MessageType.EVALUATE}
 #: How the bytes are called where Flower asks for a serialization: they are not an array that it could read.
 _STYPE = "polyfed"
+#: Seconds for which a look is waited for; what it finds later is told at the next.
+_PATIENCE = 1.0
 
 
 def pack(header: str, body: bytes | None) -> RecordDict:
@@ -40,6 +45,9 @@ class GridTransport:
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
+        self._looking: set[str] = set()
+        self._found: dict[str, list[Message]] = {}  # by looks that took longer than somebody waited for them
+        self._looked: queue.SimpleQueue[tuple[str, list[Message] | Exception]] = queue.SimpleQueue()
 
     def nodes(self) -> list[int]:
         """Who is connected now; read anew at each call."""
@@ -63,18 +71,48 @@ class GridTransport:
         return tickets if len(tickets) == len(told) else [None] * len(told)  # too large together: nothing was taken
 
     def pull(self, tickets: Sequence[str]) -> list[Incoming]:
-        """The replies that are there."""
-        found: list[Incoming] = []
-        for message in self.grid.pull_messages(list(tickets)):
-            ticket = message.metadata.reply_to_message_id
-            if message.has_error():
-                error = message.error
-                found.append(Incoming(ticket, error=f"Flower reports error {error.code}: {error.reason}"))
-                continue
+        """The replies that are there.
+
+        Where a node was killed while it was sending, Flower waits minutes for the rest of its reply, with all others
+        that it was asked for at once in its hands. So each ticket is looked for by a thread of its own.
+        """
+        fresh = set(tickets) - self._looking - self._found.keys()  # Flower tells a reply once
+        self._looking |= fresh
+        for ticket in sorted(fresh):
+            threading.Thread(target=self._look, args=(ticket,), daemon=True).start()
+        end = time.monotonic() + _PATIENCE
+        while fresh or not self._looked.empty():
             try:
-                header, body = unpack(message.content)
-            except (KeyError, TypeError, ValueError) as error:
-                found.append(Incoming(ticket, error=f"a message without header came ({type(error).__name__}: {error})"))
-            else:
-                found.append(Incoming(ticket, header, body))
-        return found
+                ticket, outcome = self._looked.get(timeout=max(0.0, end - time.monotonic()))
+            except queue.Empty:
+                break
+            fresh.discard(ticket)
+            self._looking.discard(ticket)
+            if isinstance(outcome, Exception):
+                raise outcome
+            if outcome:
+                self._found[ticket] = outcome
+        return _incoming([message for ticket in tickets for message in self._found.pop(ticket, [])])
+
+    def _look(self, ticket: str) -> None:
+        try:
+            self._looked.put((ticket, list(self.grid.pull_messages([ticket]))))
+        except Exception as error:  # raised where it can be told
+            self._looked.put((ticket, error))
+
+
+def _incoming(messages: Sequence[Message]) -> list[Incoming]:
+    found: list[Incoming] = []
+    for message in messages:
+        ticket = message.metadata.reply_to_message_id
+        if message.has_error():
+            error = message.error
+            found.append(Incoming(ticket, error=f"Flower reports error {error.code}: {error.reason}"))
+            continue
+        try:
+            header, body = unpack(message.content)
+        except (KeyError, TypeError, ValueError) as error:
+            found.append(Incoming(ticket, error=f"a message without header came ({type(error).__name__}: {error})"))
+        else:
+            found.append(Incoming(ticket, header, body))
+    return found
