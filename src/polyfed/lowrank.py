@@ -72,6 +72,10 @@ class LowRank(Record):
                 value = self.whole[name]
             else:
                 u, sigma, v = self.u[name], self.sigma[name], self.v[name]
+                if not (u.dtype == sigma.dtype == v.dtype == want.dtype):
+                    raise MessageError(
+                        f"the factors of {name!r} came as {u.dtype}, {sigma.dtype}, {v.dtype}; expected {want.dtype}"
+                    )
                 if u.dim() != 2 or v.dim() != 2 or u.shape[1:] != sigma.shape or v.shape[:1] != sigma.shape:
                     shapes = [tuple(f.shape) for f in (u, sigma, v)]
                     raise MessageError(
