@@ -151,6 +151,35 @@ def test_a_checkpoint_that_was_written_but_not_tidied_up_is_tidied_up(tmp_path: 
     assert again.save() == entry
 
 
+def test_ctrl_c_while_tidying_up_spoils_nothing(
+    tmp_path: Path, resident: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a digest that is built on rows that are gone: the run saves once more before it ends."""
+    store = Store(tmp_path, (Kept,), resident=resident)
+    for client in (3, 5):
+        store.put(client, kept(1), 1)
+    store.save()
+    store.settle(1)
+    for client in (3, 5):
+        store.put(client, kept(2), 2)
+    entry, drop = store.save(), store._drop
+
+    def interrupted(client: int, which: str, round_: int) -> None:
+        drop(client, which, round_)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_drop", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            store.settle(2)
+    assert store.save() == entry
+    store.settle(2)
+    again = Store(tmp_path, (Kept,), resident=resident)
+    again.restore(2, entry)
+    assert (again.get(3).n, again.get(5).n) == (2, 2)
+    assert written(tmp_path).keys() == {(3, 2), (5, 2)}
+
+
 def test_what_a_round_leaves_is_nobody_elses_before_the_checkpoint(tmp_path: Path) -> None:
     """Catches a killed process half of whose writes survive: everything between two checkpoints is one transaction."""
     store = Store(tmp_path, (Kept,), resident=False)

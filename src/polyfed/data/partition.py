@@ -22,6 +22,7 @@ from polyfed.data.files import read_npz
 from polyfed.data.kinds import deal_balanced, deal_classes, deal_dirichlet, deal_groups, deal_iid, deal_like
 from polyfed.data.strata import (
     Bools,
+    Floats,
     Ints,
     apportion,
     cap_rows,
@@ -290,16 +291,13 @@ class Resampled(Partition):
         return lru_cache(maxsize=1024)(self._draw)  # a client's rows are asked for several times in a round
 
     def _draw(self, client: int) -> tuple[Ints, Ints]:
-        key, options, sizes = (self._settings[name] for name in ("seed", "options", "drawn"))
-        rng = Rng(tuple(key)).at("client", client).numpy()
-        pools = np.diff(self.train_offsets), np.diff(self.test_offsets)
-        both = np.where(pools[1] > 0, pools[0], 0)
-        mix = np.zeros(len(both))
-        mix[both > 0] = rng.dirichlet(np.full(np.count_nonzero(both), options["alpha"]))
-        counts = draw_counts(sizes["train"] + sizes["test"], mix, both, rng)
-        spare = np.minimum(np.maximum(counts - 1, 0), pools[1])
-        want = counts * (sizes["test"] / counts.sum())
-        test = apportion(np.zeros(len(counts), np.int64), want, np.array([sizes["test"]]), rng, cap=spare)
+        key, alpha, sizes, limits, one = self._constants
+        rng = key.at("client", client).numpy()
+        mix = np.zeros(len(limits))
+        mix[limits > 0] = rng.dirichlet(alpha)
+        counts = draw_counts(sizes.sum(), mix, limits, rng)
+        spare = np.minimum(np.maximum(counts - 1, 0), np.diff(self.test_offsets))
+        test = apportion(one, counts * (sizes[1] / counts.sum()), sizes[1:], rng, cap=spare)
         if not test.any():  # a client of single rows
             test[np.argmax(counts)] = 1
         return (
@@ -308,8 +306,13 @@ class Resampled(Partition):
         )
 
     @cached_property
-    def _settings(self) -> dict[str, Any]:
-        return dict(self.about)
+    def _constants(self) -> tuple[Rng, Floats, Ints, Ints, Ints]:
+        """What all draws have in common: their key; alpha, rows for training and testing; most rows by class; zeros."""
+        about: dict[str, Any] = dict(self.about)
+        limits = np.where(np.diff(self.test_offsets) > 0, np.diff(self.train_offsets), 0)
+        alpha = np.full(np.count_nonzero(limits), float(about["options"]["alpha"]))
+        sizes = np.array([about["drawn"]["train"], about["drawn"]["test"]])
+        return Rng(tuple(about["seed"])), alpha, sizes, limits, np.zeros(len(limits), dtype=np.int64)
 
     def validating(self, fraction: float, y: ArrayLike, rng: Rng) -> Partition:
         """Part of the training pool, class by class, in the place of the test pool.

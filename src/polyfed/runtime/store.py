@@ -31,7 +31,6 @@ _INDEX = "index.sqlite"
 _SCHEMA = """
 CREATE TABLE states (client INTEGER NOT NULL, round INTEGER NOT NULL, sha256 TEXT NOT NULL, data BLOB);
 CREATE UNIQUE INDEX by_client ON states (client, round, sha256);
-CREATE INDEX by_round ON states (round, client, sha256);
 """
 _LATEST = "SELECT round, sha256 FROM states WHERE client = ? AND round <= ? ORDER BY round DESC LIMIT 1"
 _NAME = re.compile(r"client-(\d+)-round-(\d+)\.safetensors")
@@ -82,6 +81,7 @@ class Store:
         self._held: dict[ClientId, State] = {}
         self._dirty: dict[ClientId, int] = {}  # held, and not written since this round
         self._settled = (0, Seal())  # the last checkpoint: its round, and what was there
+        self._written: dict[ClientId, tuple[int, str]] = {}  # since then: round and SHA-256
         self._db: sqlite3.Connection | None = None
 
     def get(self, client: ClientId) -> Any:
@@ -124,6 +124,7 @@ class Store:
         sha256 = hashlib.sha256(data).hexdigest() if inline else files.write(self._path(client, round_), data)
         self._drop(client, "round > ?", self._settled[0])  # of an earlier round of this checkpoint: never to be read
         self._do("INSERT INTO states VALUES (?, ?, ?, ?)", client, round_, sha256, data if inline else None)
+        self._written[client] = (round_, sha256)
 
     def save(self) -> dict[str, Any]:
         """Write what is not on disk yet; returns what a manifest needs to know the states again.
@@ -138,28 +139,23 @@ class Store:
                 self._db.commit()
         return self._sealed().entry()
 
-    def _changed(self) -> list[tuple[ClientId, int, str]]:
-        """What was written since the last checkpoint."""
-        return self._all(
-            "SELECT client, round, sha256 FROM states INDEXED BY by_round WHERE round > ?", self._settled[0]
-        )
-
     def _sealed(self) -> Seal:
         settled, seal = self._settled
-        for client, round_, sha256 in self._changed():
+        for client, (round_, sha256) in self._written.items():
             before = self._one(_LATEST, client, settled)
             seal = (seal if before is None else seal.minus(client, *before)).plus(client, round_, sha256)
         return seal
 
     def settle(self, round_: int) -> None:
         """The manifest of ``round_`` is written: what its states supersede goes."""
-        seal = self._sealed()
-        for client, latest, _ in self._changed():
+        written = dict(self._written)
+        self._settled = (round_, self._sealed())  # first: Ctrl-C below must leave what a further save builds upon
+        self._written.clear()
+        for client, (latest, _) in written.items():
             self._drop(client, "round < ?", latest)
         if self._db is not None:
             with self._guarded():
                 self._db.commit()
-        self._settled = (round_, seal)
 
     def _drop(self, client: ClientId, which: str, round_: int) -> None:
         rows = f"SELECT round, data NOTNULL FROM states WHERE client = ? AND {which}"
@@ -182,6 +178,7 @@ class Store:
         """
         self._held.clear()
         self._dirty.clear()
+        self._written.clear()
         self._close()
         if entry is None:
             entry = Seal().entry()

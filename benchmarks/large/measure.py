@@ -1,0 +1,259 @@
+"""What a round costs with a hundred to a million clients at a cohort of 10: time, memory, and where it goes.
+
+    python benchmarks/large/measure.py [--only CASE] [--fresh] [--scratch FOLDER]
+
+Each case and number of clients is a process of its own with one thread; results.json keeps what was measured, so that
+an interrupted measurement goes on, and the table of docs/large.md is written from it. A sample is a window of rounds
+with exactly one checkpoint in it. Evaluation is apart: none falls into a window. A window during which other processes
+used more than a quarter of a core is measured again, up to a limit; if there are too few quiet ones then, all count and
+the row says so. About 5 minutes on 2 quiet cores, and 5 GB of scratch space.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+PAGE = HERE.parents[1] / "docs" / "large.md"
+COHORT = 10
+NUMBERS = (10**2, 10**3, 10**4, 10**5, 10**6)
+ENDS = (10**2, 10**6)
+WINDOWS, MOST, PATIENCE = 5, 15, 25.0  # quiet windows wanted, windows at most, seconds until any five will do
+SMALL = {"image_size": 8}, {"samples_per_client": 20}, "mlp(hidden=(8,))"
+WIDE = {"image_size": 32}, {"samples_per_client": 20}, "mlp(hidden=(2415,))"
+
+#: Case -> rounds in a window; what of the configuration differs; numbers of clients; what the table calls it.
+CASES: dict[str, tuple[int, dict[str, Any], tuple[int, ...], str]] = {
+    "small-disk": (25, {"store": "disk", "filled": True}, NUMBERS, "3.5 kB each, all have trained; `disk`"),
+    "first-memory": (25, {"store": "memory"}, ENDS, "3.5 kB each, none has trained before; `memory`"),
+    "large-disk": (2, {"store": "disk", "sizes": WIDE}, NUMBERS, "10 MB each, in files; `disk`"),
+    "first-time": (25, {"store": "disk"}, ENDS, "3.5 kB each, none has trained before; `disk`"),
+    "own-rows": (25, {"store": "disk", "rows": 5_000_000}, ENDS, "3 kB each, 5 rows of its own each; `disk`"),
+}
+
+
+def config(case: str, clients: int, scratch: Path) -> Any:
+    """A run of FedMRL with small networks on digits; only the number of clients differs within a case."""
+    from polyfed import Config
+
+    window, changes, _, _ = CASES[case]
+    data, partition, model = changes.get("sizes", SMALL)
+    tables: dict[str, Any] = {
+        "run": {"rounds": 10**6, "eval_every": 10**6, "eval_clients": COHORT, "checkpoint_every": window, "threads": 1},
+        "data": {"dataset": "digits", "augment": False, **data},
+        "partition": {"kind": "resampled", **partition},
+        "clients": {"count": clients, "participation": COHORT / clients, "models": [model]},
+        "train": {"steps": 2, "batch_size": 8},
+        "algorithm": {"name": "fedmrl", "auxiliary": "mlp(hidden=(8,))", "rep_dim": 4},
+    }
+    tables["run"] |= {"store": changes["store"], "driver": "sequential"}
+    if "rows" in changes:
+        tables["data"] = {"dataset": "npz", "path": str(rows_of_their_own(changes["rows"], scratch))}
+        tables["partition"] = {"kind": "iid", "samples_per_client": 5}
+    return Config.parse(tables)
+
+
+def rows_of_their_own(rows: int, scratch: Path) -> Path:
+    """A data set large enough that a million clients can have rows of their own."""
+    import numpy as np
+
+    path = scratch / f"rows-{rows}.npz"
+    if not path.exists():
+        rng = np.random.default_rng(0)
+        np.savez(path, x=rng.random((rows, 4), dtype=np.float32), y=rng.integers(0, 10, rows))
+    return path
+
+
+def busy() -> float:
+    """CPU seconds that all processes of the machine have used."""
+    user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def memory() -> dict[str, int]:
+    """Resident bytes of this process now, and the most since the last reset."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return {"rss": int(status["VmRSS"].split()[0]) * 1024, "peak": int(status["VmHWM"].split()[0]) * 1024}
+
+
+class Done(KeyboardInterrupt):
+    """Enough was measured."""
+
+
+def measured(case: str, clients: int, scratch: Path) -> dict[str, Any]:
+    """One process: play until there are enough quiet windows."""
+    from polyfed import simulate
+    from polyfed.runtime.simulate import resume
+    from polyfed.runtime.store import Store
+    from polyfed.runtime.watch import Interrupted, Quiet
+
+    spent = {"store": 0.0}
+
+    def timed(name: str) -> None:
+        inner = getattr(Store, name)
+
+        def outer(*arguments: Any, **keys: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return inner(*arguments, **keys)
+            finally:
+                spent["store"] += time.perf_counter() - began
+
+        setattr(Store, name, outer)
+
+    for name in ("get", "put", "save", "settle"):
+        timed(name)
+    window, filled = CASES[case][0], CASES[case][1].get("filled", False)
+    windows: list[dict[str, float]] = []
+    found: dict[str, Any] = {"case": case, "clients": clients}
+
+    class Meter(Quiet):
+        def __init__(self, until: int | None) -> None:
+            self.until, self.mark = until, (0.0, 0.0, 0.0, 0.0)
+
+        def now(self) -> tuple[float, float, float, float]:
+            return time.perf_counter(), time.process_time(), busy(), spent["store"]
+
+        def started(self, run_dir: Path, config: Any, first_round: int) -> None:
+            found["setup"] = time.perf_counter() - began
+
+        def round_ended(self, row: Any) -> None:
+            if row["round"] == 0:
+                found["evaluation"] = row["seconds_evaluation"]
+            if row["round"] == self.until:
+                raise Done
+            # A checkpoint is written after this call: the last round of a window is told before its checkpoint.
+            if self.until is not None or row["round"] % window != 0:
+                return
+            if row["round"] == window:  # warm: costs of steps are known, files are there
+                Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+            else:
+                wall, cpu, all_, store = (b - a for a, b in zip(self.mark, self.now(), strict=True))
+                windows.append(
+                    {
+                        "round": wall / window,
+                        "cpu": cpu / window,
+                        "store": store / window,
+                        "foreign": max(0.0, all_ - cpu) / wall,
+                        **memory(),
+                    }
+                )
+                quiet = sum(w["foreign"] < 0.25 for w in windows)
+                tired = time.perf_counter() - began > PATIENCE and len(windows) >= WINDOWS
+                if quiet >= WINDOWS or len(windows) >= MOST or tired:
+                    raise Done
+            self.mark = self.now()
+
+    folder = Path(tempfile.mkdtemp(prefix="polyfed-large-", dir=scratch))
+    try:
+        settings = config(case, clients, scratch)
+        began = time.perf_counter()
+        with suppress(Interrupted):
+            simulate(settings, out=folder / "run", watch=Meter(1 if filled else None))
+        if filled:
+            fill(folder / "run", clients)
+            began = time.perf_counter()
+            with suppress(Interrupted):
+                resume(folder / "run", watch=Meter(None))
+        with closing(sqlite3.connect(folder / "run" / "states" / "index.sqlite")) as index:
+            (found["states"],) = index.execute("SELECT count(*) FROM states").fetchone()
+        found["partition_bytes"] = (folder / "run" / "partition.npz").stat().st_size
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    quiet = [w for w in windows if w["foreign"] < 0.25]
+    chosen = quiet if len(quiet) >= WINDOWS else windows
+    for key in ("round", "cpu", "store", "foreign", "rss"):
+        found[key] = statistics.median(w[key] for w in chosen)
+    found["peak"] = max(w["peak"] for w in windows)
+    found["windows"], found["disturbed"] = len(chosen), len(quiet) < WINDOWS
+    return found
+
+
+def fill(run: Path, clients: int) -> None:
+    """Give every client a state, as if all had trained in round 1: a copy of one that did."""
+    from polyfed.runtime import files, rundir
+    from polyfed.runtime.store import Seal
+
+    with closing(sqlite3.connect(run / "states" / "index.sqlite")) as index, index:
+        index.execute("PRAGMA synchronous = OFF")
+        index.execute(
+            "WITH RECURSIVE k(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM k WHERE i + 1 < ?) "
+            "INSERT INTO states SELECT i, 1, sha256, data FROM k, (SELECT sha256, data FROM states LIMIT 1) "
+            "WHERE i NOT IN (SELECT client FROM states)",
+            (clients,),
+        )
+        seal = Seal()
+        for client, round_, sha256 in index.execute("SELECT client, round, sha256 FROM states"):
+            seal = seal.plus(client, round_, sha256)
+    path = run / "checkpoint" / "manifest.json"
+    manifest = json.loads(path.read_text())["manifest"] | {"states": seal.entry()}
+    files.write_json(path, {"sha256": rundir._digest(manifest), "manifest": manifest})
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """The results as Markdown, each with its ratio to the smallest number of clients of its case."""
+    lines = [
+        "| private state | clients | a round, ms | of it CPU | of it store | resident, MB | peak, MB | set-up, s |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for case, (_, _, _, title) in CASES.items():
+        rows = [row for row in results if row["case"] == case]
+        for row in rows:
+            time_, space = row["round"] / rows[0]["round"], row["rss"] / rows[0]["rss"]
+            cpu = row["cpu"] / rows[0]["cpu"]
+            lines.append(
+                f"| {title if row is rows[0] else ''} | {row['clients']:,} "
+                f"| {1e3 * row['round']:.1f} ({time_:.2f}x){' *' * row['disturbed']} "
+                f"| {1e3 * row['cpu']:.1f} ({cpu:.2f}x) | {1e3 * row['store']:.1f} "
+                f"| {row['rss'] / 1e6:.0f} ({space:.2f}x) | {row['peak'] / 1e6:.0f} | {row['setup']:.1f} |"
+            )
+    if any(row["disturbed"] for row in results):
+        lines.append("\n\\* measured while other programs ran: read the CPU seconds.")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure what is not there yet, then write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=list(CASES), help="this case, again")
+    parser.add_argument("--fresh", action="store_true", help="forget what was measured before")
+    parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()))
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(measured(arguments.one[0], int(arguments.one[1]), arguments.scratch)))
+        return
+    path = HERE / "results.json"
+    kept = [] if arguments.fresh or not path.exists() else json.loads(path.read_text())
+    results = {(row["case"], row["clients"]): row for row in kept if row["case"] != arguments.only}
+    jobs = [(case, number) for case, (_, _, numbers, _) in CASES.items() for number in numbers]
+    for case, clients in jobs:
+        if (case, clients) in results or (arguments.only and case != arguments.only):
+            continue
+        command = [sys.executable, __file__, "--one", case, str(clients), "--scratch", str(arguments.scratch)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        results[case, clients] = json.loads(done.stdout)
+        print(json.dumps(results[case, clients]), flush=True)
+        path.write_text(json.dumps([results[job] for job in jobs if job in results], indent=1) + "\n")
+    for rows in arguments.scratch.glob("rows-*.npz"):
+        rows.unlink()
+    head, _, rest = PAGE.read_text().partition("<!-- large:begin -->\n")
+    told = table([results[job] for job in jobs if job in results])
+    PAGE.write_text(f"{head}<!-- large:begin -->\n{told}\n<!-- large:end -->{rest.partition('<!-- large:end -->')[2]}")
+    print(told)
+
+
+if __name__ == "__main__":
+    main()
