@@ -253,14 +253,14 @@ def test_compare_prints_the_table(tiny, tmp_path):
     assert "No test was made" in done.stdout
     assert (tmp_path / "c" / "table.md").exists()
     assert "training time" in done.stdout
-    assert "Training time is wall clock without evaluation" in done.stdout
+    assert "training time is wall clock of all rounds, without evaluation" in done.stdout
 
 
 def test_compare_prints_where_the_tables_lie_as_run_does_in_full(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     less = ("--set", "run.rounds=1")
     done = polyfed("compare", tiny, *less, "--algorithms", "fedavg", "--seeds", "0", "--out", "c")
-    assert done.stdout.splitlines()[-1] == f"Runs, table.md and table.csv lie in {tmp_path / 'c'}"
+    assert done.stdout.splitlines()[-1] == f"The tables lie in {tmp_path / 'c'}"
     assert polyfed("run", tiny, *less, "--out", "r").stdout.splitlines()[-1] == f"The run lies in {tmp_path / 'r'}"
 
 

@@ -279,36 +279,79 @@ def _show_partition(console: Console, dataset: Dataset, dealt: Partition) -> Non
         typer.echo(f"... and {dealt.num_clients - _ROWS} more clients; the picture shows the first 200")
 
 
+_Algorithms = Annotated[
+    str,
+    typer.Option(help="Names with commas between; fedmrl:share=false changes a key of one."),
+]
+_Seeds = Annotated[str, typer.Option(help="Numbers with commas between.")]
+_Out = Annotated[
+    Path | None, typer.Option(help="Directory of the tables and runs. Default: below runs/, where runs are shared.")
+]
+
+
 @app.command()
 def compare(
-    config: _Config,
-    algorithms: Annotated[
-        str, typer.Option(help="Names with commas between; fedmrl:share=false changes a key of one.")
-    ],
-    seeds: Annotated[str, typer.Option(help="Numbers with commas between.")] = "0,1,2",
-    overrides: _Set = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Directory of the runs; complete ones in it are not run again.")
-    ] = None,
+    config: _Config, algorithms: _Algorithms, seeds: _Seeds = "0,1,2", overrides: _Set = None, out: _Out = None
 ) -> None:
-    """Run several algorithms on the same splits; one table with a paired test against the best baseline."""
-    from datetime import datetime
+    """Run several algorithms on the same splits; tables of accuracy, with a paired test, and of costs.
 
+    What is done is not run again: after an interruption, give the same command.
+    """
+    _compared(["compare", str(config)], config, algorithms, seeds, overrides, out, {})
+
+
+@app.command()
+def sweep(
+    config: _Config,
+    grid: Annotated[
+        list[str],
+        typer.Option("--grid", metavar="KEY=VALUE,VALUE", help="Values of one key. May be repeated for a grid."),
+    ],
+    algorithms: Annotated[
+        str | None, typer.Option(help="As for compare. Default: the one of the configuration.")
+    ] = None,
+    seeds: _Seeds = "0,1,2",
+    overrides: _Set = None,
+    out: _Out = None,
+) -> None:
+    """Compare at every point of a grid, such as --grid train.lr=0.01,0.1 --grid algorithm.rep_dim=100,200.
+
+    Keys of [algorithm] apply to the algorithms that have them. What is done is not run again.
+    """
+    from polyfed.compare.grid import parse_grid
+    from polyfed.config import Config
+
+    with _reported():
+        values = parse_grid(grid)
+        named = algorithms or Config.load(config, overrides or ()).algorithm.name
+    words = ["sweep", str(config), *(word for text in grid for word in ("--grid", text))]
+    _compared(words, config, named, seeds, overrides, out, values)
+
+
+def _compared(
+    words: list[str],
+    config: Path,
+    algorithms: str,
+    seeds: str,
+    overrides: list[str] | None,
+    out: Path | None,
+    values: Mapping[str, Sequence[Any]],
+) -> None:
+    """What compare and sweep have in common."""
     from polyfed.config import Config
     from polyfed.report import console, watch_of
 
-    with _reported():
+    words = ["polyfed", *words, "--algorithms", algorithms, "--seeds", seeds]
+    words += [word for override in overrides or () for word in ("--set", override)]
+    words += ["--out", str(out)] if out is not None else []
+    with _reported(shlex.join(words)):
         numbers = _numbers(seeds)
         settings = Config.load(config, overrides or ())
-        folder = out or Path("runs") / f"{settings.run.name}-compare-{datetime.now():%Y%m%d-%H%M%S}"
-    words = ["polyfed", "compare", str(config), "--algorithms", algorithms, "--seeds", seeds]
-    words += [word for override in overrides or () for word in ("--set", override)]
-    with _reported(shlex.join([*words, "--out", str(folder)])):
-        from polyfed import compare as comparison
+        from polyfed.compare import compare as run_all
 
         terminal = console()
         entries = [entry.strip() for entry in algorithms.split(",") if entry.strip()]
-        table = comparison.compare(settings, entries, numbers, folder, watches=watch_of(terminal))
+        table = run_all(settings, entries, numbers, out, values=values, watches=watch_of(terminal))
         _show_comparison(terminal, table)
 
 
@@ -324,10 +367,15 @@ def _numbers(text: str) -> list[int]:
 def _show_comparison(console: Console, comparison: Comparison) -> None:
     from polyfed.report import print_table
 
+    text = ("setting", "algorithm", "against")
+    for headings, rows in (
+        (comparison.headings, comparison.cells()),
+        (comparison.cost_headings, comparison.cost_cells()),
+    ):
+        console.print()
+        print_table(console, headings, rows, left=text)
     console.print()
-    print_table(console, comparison.headings, comparison.cells(), left=("algorithm", "against"), costs=comparison.costs)
-    console.print()
-    for note in (*comparison.notes, f"Runs, table.md and table.csv lie in {comparison.out.absolute()}"):
+    for note in (*comparison.notes, f"The tables lie in {comparison.out.absolute()}"):
         console.print(note, soft_wrap=True, markup=False, highlight=False)
 
 

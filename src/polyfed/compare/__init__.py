@@ -1,17 +1,24 @@
-"""Several runs on the same splits: a run with its controls, and a table of algorithms over seeds.
+"""Several runs on the same splits: a run with its controls, and tables of algorithms over seeds and grids.
 
     table = compare(Config.load("experiment.toml"), ["fedmrl", "fedmrl:share=false", "standalone"], [0, 1, 2])
 
-Modules: ``runs`` (one run, its controls), ``grid`` (`compare`), ``table`` (the numbers side by side).
+Modules: ``runs`` (one run, its controls), ``cells`` (what is to be run, each thing once), ``grid`` (`compare`),
+``table`` (the numbers side by side).
 """
 
+from polyfed.compare.cells import Cell, Entry, Setting
 from polyfed.compare.grid import compare
 from polyfed.compare.runs import meanings, resume_with_controls, run_or_go_on, run_with_controls, summary_of
-from polyfed.compare.table import Comparison, Line, paired_p, tabulate
+from polyfed.compare.table import Comparison, Costs, Line, Target, paired_p, tabulate
 
 __all__ = [
+    "Cell",
     "Comparison",
+    "Costs",
+    "Entry",
     "Line",
+    "Setting",
+    "Target",
     "compare",
     "meanings",
     "paired_p",

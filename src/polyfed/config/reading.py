@@ -44,8 +44,24 @@ def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
     Raises:
         ConfigError: no equals sign, or a key that is no dotted key.
     """
+    path, value = _halves(text, "--set")
+    return path, _value(value)
+
+
+def parse_values(text: str, option: str) -> tuple[tuple[str, ...], list[Any]]:
+    """``"train.lr=0.1,0.2"`` -> ``(("train", "lr"), [0.1, 0.2])``, each value as `parse_override` reads it.
+
+    Raises:
+        ConfigError: as there.
+    """
+    path, values = _halves(text, option)
+    return path, [_value(item) for item in _items(values)]
+
+
+def _halves(text: str, option: str) -> tuple[tuple[str, ...], str]:
+    """The dotted key, and the value as text."""
     key, equals, value = (part.strip() for part in text.partition("="))
-    fault = f"--set {text!r}: expected section.key=value, such as run.rounds=5"
+    fault = f"{option} {text!r}: expected section.key=value, such as run.rounds=5"
     if not equals:
         raise ConfigError(fault)
     try:
@@ -58,7 +74,7 @@ def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
         if others:  # a line break in the key
             raise ConfigError(fault)
         path.append(name)
-    return tuple(path), _value(value)
+    return tuple(path), value
 
 
 def _value(text: str) -> Any:

@@ -19,6 +19,7 @@ class Ledger:
         self.progress: dict[str, Any] = progress or {
             "bytes": {"up": _size(Size()), "down": _size(Size()), "evaluation_down": 0},
             "flops": 0,
+            "participations": 0,
             "flops_evaluation": 0,
             "flops_per_example": 0.0,
             "seconds": 0.0,
@@ -46,6 +47,7 @@ class Ledger:
         p["bytes"]["up"], p["bytes"]["down"] = _plus(p["bytes"]["up"], up), _plus(p["bytes"]["down"], down)
         p["flops"] += flops
         p["seconds"] += seconds
+        p["participations"] += len(reports)
         for client, report in played.reports.items():
             family = p["by_model"].setdefault(self.federation.info(client).architecture, _family())
             family["bytes_up"] += report.up.total
@@ -158,7 +160,7 @@ class Ledger:
             "by_model": p["by_model"],
             "targets": p["targets"],
             **({"simulated": p["simulated"]} if "simulated" in p else {}),
-            "clients": {"count": config.clients.count, "trained": trained},
+            "clients": {"count": config.clients.count, "trained": trained, "participations": p["participations"]},
             "partition_hash": self.federation.partition.hash,
             "config_hash": config.hash(),
         }

@@ -31,11 +31,15 @@ LOGS = ("rounds.jsonl", "clients.jsonl")
 LAYOUT = 2
 
 
+class RunDirInUseError(RunDirError):
+    """Another process holds the run directory."""
+
+
 class RunDir:
     """A run directory, held by this process until `close`.
 
     Raises:
-        RunDirError: another process holds it.
+        RunDirInUseError: another process holds it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -52,7 +56,7 @@ class RunDir:
             self._lock.seek(0)
             owner = self._lock.read().strip() or "unknown"
             self._lock.close()
-            raise RunDirError(
+            raise RunDirInUseError(
                 f"{self.path} is in use by process {owner}; wait for it, stop it, or choose another --out"
             ) from error
         self._lock.truncate(0)

@@ -1,0 +1,332 @@
+"""Cells: what a comparison, a sweep or a study is made of. A cell is one run, and is never computed twice.
+
+Its folder is named by a hash of all that determines its numbers, so that any two studies which ask for the same run
+share it, and a command that was interrupted, by whatever, goes on where it stopped when it is given again.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any, cast
+
+from polyfed.compare.runs import Watches, run_or_go_on, summary_of
+from polyfed.config import Config, algorithm_class, algorithm_fields, canonical_name
+from polyfed.config.reading import Table, apply, parse_override
+from polyfed.data.catalogue import PARTITION_OPTIONS
+from polyfed.errors import ConfigError, DataError, DivergedError, RunDirError
+from polyfed.report import Summary
+from polyfed.runtime import files
+from polyfed.runtime.rundir import RunDirInUseError
+
+#: Raised whenever the code gives other numbers for an unchanged configuration: cells of before are then left alone.
+RESULTS = 1
+
+#: Sections of a configuration that an entry, a setting or a grid may change.
+SECTIONS = tuple(name for name in Config.model_fields if name not in ("algorithm", "algorithms", "controls"))
+
+_DIVERGED = "diverged.json"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One algorithm of a comparison.
+
+    Args:
+        label: what the table calls it.
+        name: of the algorithm, or a label of ``[algorithms]``.
+        keys: of the algorithm, that differ.
+        sections: keys of other sections that differ, such as ``{"train": {"epochs": 2}}``.
+    """
+
+    label: str
+    name: str
+    keys: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    sections: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    @classmethod
+    def parse(cls, text: str) -> Entry:
+        """Read ``fedmrl``, ``fedmrl:share=false``, ``standalone:train.epochs=2`` or ``my_package.my_file:Mine:key=1``.
+
+        Raises:
+            ConfigError: a key without a name before it, or of a section that there is not.
+        """
+        head, *settings = re.split(r":(?=[^:=]+=)", text.strip())
+        if not head or "=" in head:
+            raise ConfigError(f"--algorithms {text!r}: expected a name, or name:key=value")
+        tables: Table = {}
+        for setting in settings:
+            path, value = parse_override(setting)
+            apply(tables, path, value)
+        return cls.of(text.strip(), {"name": head, **tables}, f"--algorithms {text!r}")
+
+    @classmethod
+    def of(cls, label: str, table: Mapping[str, Any], where: str) -> Entry:
+        """An entry from a table: ``name``, keys of the algorithm, and below the name of a section keys of that."""
+        name = table.get("name", label)
+        sections = {key: value for key, value in table.items() if key in SECTIONS and isinstance(value, Mapping)}
+        keys = {key: value for key, value in table.items() if key != "name" and key not in sections}
+        odd = [key for key, value in keys.items() if isinstance(value, Mapping)]
+        if odd or not isinstance(name, str):
+            what = f"{odd[0]}.*" if odd else f"name = {name!r}"
+            raise ConfigError(
+                f"{where}: got {what}; expected keys of the algorithm, or of the sections {', '.join(SECTIONS)}"
+            )
+        return cls(label, name, keys, sections)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the algorithms are compared in.
+
+    Args:
+        name: for the table; "" where there is but one.
+        tables: keys that differ, by section; below "algorithm" keys for those algorithms that have them.
+        point: the values of the grid, by dotted key.
+    """
+
+    name: str = ""
+    tables: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    point: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def at(self, point: Mapping[str, Any]) -> Setting:
+        """This setting at a point of a grid."""
+        tables: Table = deepcopy(dict(self.tables))
+        for key, value in point.items():
+            apply(tables, key.split("."), value)
+        return Setting(self.name, tables, {**self.point, **point})
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Its name, and the point as ``epochs = 2``."""
+        told = (f"{key.rpartition('.')[2]} = {_plain(value)}" for key, value in self.point.items())
+        return (*((self.name,) if self.name else ()), *told)
+
+    @property
+    def title(self) -> str:
+        """All of it in a line."""
+        return ", ".join(self.words)
+
+
+def grid(setting: Setting, values: Mapping[str, Sequence[Any]]) -> list[Setting]:
+    """The setting at every point of a grid, the last key varying fastest."""
+    return [setting.at(dict(zip(values, point, strict=True))) for point in product(*values.values())]
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One run of a study.
+
+    Args:
+        setting: in which.
+        label: of the entry.
+        seed: ``run.seed``.
+        config: in full.
+    """
+
+    setting: Setting
+    label: str
+    seed: int
+    config: Config
+
+    @cached_property
+    def folder(self) -> str:
+        """The name of its run directory, by a hash of all that determines its numbers."""
+        key = hashlib.sha256(f"{RESULTS} {self.config.hash()}".encode()).hexdigest()[:12]
+        name = canonical_name(self.config.algorithm.name).rpartition(":")[2]
+        return f"{name}-seed-{self.seed}-{key}"
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What `chosen` looks at."""
+        return (*self.setting.words, self.label, f"seed {self.seed}")
+
+    @property
+    def title(self) -> str:
+        """All of it in a line."""
+        return ", ".join(self.words)
+
+    def state(self, root: Path) -> str:
+        """``"done"``, ``"diverged"``, ``"begun"`` or ``"to do"``."""
+        run_dir = self.run_dir(root)
+        for name, state in (("summary.json", "done"), (_DIVERGED, "diverged"), ("config.toml", "begun")):
+            if (run_dir / name).exists():
+                return state
+        return "to do"
+
+    def run_dir(self, root: Path) -> Path:
+        """Where its run lies."""
+        return root / "cells" / self.folder
+
+    def summary(self, root: Path) -> Summary | None:
+        """Its results, if it is complete and did not diverge."""
+        return summary_of(self.run_dir(root))
+
+
+def chosen(cells: Iterable[Cell], only: Sequence[str]) -> list[Cell]:
+    """The cells that fit every pattern of ``only``: a setting, a value of the grid, an algorithm or a seed.
+
+    Args:
+        cells: to choose from.
+        only: such as ``"fedmrl"``, ``"fed*,standalone"`` (one of several), ``"seed 0"`` or ``"alpha = 0.1"``.
+
+    Raises:
+        ConfigError: nothing fits.
+    """
+    everything = list(cells)
+
+    def fits(cell: Cell, pattern: str) -> bool:
+        return any(fnmatchcase(word, one.strip()) for one in pattern.split(",") for word in cell.words)
+
+    found = [cell for cell in everything if all(fits(cell, pattern) for pattern in only)]
+    if everything and not found:
+        words = dict.fromkeys(word for cell in everything for word in cell.words)
+        raise ConfigError(f"--only {' --only '.join(only)}: fits no cell; there are {', '.join(words)}")
+    return found
+
+
+def expand(
+    config: Config,
+    entries: Sequence[Entry],
+    seeds: Sequence[int],
+    settings: Sequence[Setting] = (Setting(),),
+    *,
+    tuned: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[Cell]:
+    """The cells of settings times seeds times algorithms, in this order.
+
+    Args:
+        config: what all share; its ``[algorithms.NAME]`` apply.
+        entries: the algorithms.
+        seeds: of the repetitions.
+        settings: in which they are compared.
+        tuned: values by dotted key that were chosen for an entry, by label; they hold in every setting.
+
+    Raises:
+        ConfigError: all faults of all cells.
+    """
+    faults: list[str] = []
+    cells: list[Cell] = []
+    for setting in settings:
+        special = cast(Table, setting.tables.get("algorithm", {}))
+        takers = {key: 0 for key in special}
+        for entry in entries:
+            try:
+                fits = _at(config, entry, setting, (tuned or {}).get(entry.label, {}))
+                for key in set(special) & set(algorithm_fields(algorithm_class(fits.algorithm.name))):
+                    takers[key] += 1
+                cells += [Cell(setting, entry.label, seed, fits.replace("run", seed=seed)) for seed in seeds]
+            except ConfigError as error:
+                faults += error.faults
+        lost = [key for key, count in takers.items() if not count]
+        faults += [f"algorithm.{key}: none of {', '.join(e.label for e in entries)} has this key" for key in lost]
+    if faults:
+        raise ConfigError(*dict.fromkeys(faults))
+    rank = {id(setting): place for place, setting in enumerate(settings)}
+    return sorted(cells, key=lambda cell: (rank[id(cell.setting)], seeds.index(cell.seed)))
+
+
+def _at(config: Config, entry: Entry, setting: Setting, tuned: Mapping[str, Any]) -> Config:
+    """The configuration of an entry in a setting."""
+    special = cast(Table, setting.tables.get("algorithm", {}))
+    theirs: Table = {}
+    for key, value in tuned.items():
+        apply(theirs, key.split("."), value)
+    special = {**cast(Table, theirs.pop("algorithm", {})), **special}
+    plain = {name: table for name, table in setting.tables.items() if name != "algorithm"}
+    tables = overlaid(overlaid(overlaid(config.to_dict(), theirs), plain), entry.sections)
+    laid = Config.parse(tables)
+    takes = algorithm_fields(algorithm_class(laid.with_algorithm(entry.name, entry.keys).algorithm.name))
+    # What an entry says itself is what it is: fedmrl:rep_dim=50 stays that along a grid of rep_dim.
+    keys = {key: value for key, value in special.items() if key in takes} | dict(entry.keys)
+    return laid.with_algorithm(entry.name, keys)
+
+
+def overlaid(tables: Mapping[str, Any], over: Mapping[str, Any]) -> Table:
+    """``tables`` with the keys of ``over`` on top, table by table; a new kind of partition drops the old one's keys."""
+    out: Table = dict(tables)
+    for key, value in over.items():
+        before = out.get(key)
+        if isinstance(value, Mapping) and isinstance(before, Mapping):
+            if key == "partition" and "kind" in value and value["kind"] != before.get("kind"):
+                options = {option for options in PARTITION_OPTIONS.values() for option in options}
+                before = {name: old for name, old in before.items() if name not in options}
+            out[key] = overlaid(before, value)
+        else:
+            out[key] = value
+    return out
+
+
+def play(cells: Sequence[Cell], root: Path, watches: Watches) -> None:
+    """Run every cell that is not done, in order; a cell that diverges is marked so and is done.
+
+    Several processes may play the same cells: what one is at, the others leave to it.
+
+    Args:
+        cells: what is to be done.
+        root: the cells lie in ``cells/`` of it.
+        watches: who looks on.
+
+    Raises:
+        RunDirError: the rest is done by other processes.
+        PolyfedError: anything but divergence that ends a run.
+    """
+    elsewhere: list[str] = []
+    for done, cell in enumerate(cells):
+        run_dir = cell.run_dir(root)
+        if cell.state(root) in ("done", "diverged"):
+            continue
+        try:
+            run_or_go_on(cell.config, run_dir, watches(f"{cell.title} ({done + 1} of {len(cells)})"))
+        except DivergedError as error:
+            files.write_json(run_dir / _DIVERGED, {"error": str(error)})
+        except RunDirInUseError:
+            elsewhere.append(cell.title)
+    if elsewhere:
+        raise RunDirError(
+            f"another process is at {len(elsewhere)} of the cells ({elsewhere[0]}); everything else is done: give the "
+            "command again when it has finished"
+        )
+
+
+def check_splits(cells: Sequence[Cell], root: Path) -> None:
+    """Every algorithm of a setting and a seed ran on the same splits.
+
+    Raises:
+        DataError: the data changed between two runs.
+    """
+    first: dict[tuple[int, int], Summary] = {}
+    for cell in cells:
+        summary = cell.summary(root)
+        if summary is None:
+            continue
+        other = first.setdefault((id(cell.setting), cell.seed), summary)
+        if summary["partition_hash"] != other["partition_hash"]:
+            raise DataError(
+                f"{summary['run_dir']} ran on other splits than {other['run_dir']}: the data changed between the two; "
+                "remove the older one, or choose another --out"
+            )
+
+
+def index(cells: Sequence[Cell], root: Path) -> str:
+    """A CSV of which cell lies where."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["setting", "algorithm", "seed", "state", "folder"])
+    for cell in cells:
+        where = cell.run_dir(root).relative_to(root)
+        writer.writerow([cell.setting.title, cell.label, cell.seed, cell.state(root), where])
+    return text.getvalue()
+
+
+def _plain(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
