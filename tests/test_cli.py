@@ -13,7 +13,7 @@ import pytest
 import polyfed as polyfed_package
 from polyfed import __version__, errors
 from polyfed.compare import runs
-from polyfed.data.catalogue import DATASETS
+from polyfed.data.catalogue import DATASETS, SHAPES
 from polyfed.data.digits import load_digits
 from polyfed.errors import DivergedError, PolyfedError
 from polyfed.runtime.watch import Interrupted
@@ -130,9 +130,9 @@ def test_validate_asks_the_algorithm_about_the_networks_where_the_shape_is_known
 @pytest.mark.parametrize("side", [None, 12])
 def test_the_shape_of_digits_is_known(side):
     data = load_digits(side)
-    channels, classes = cli._SHAPES["digits"]
+    channels, classes = SHAPES["digits"]
     assert (data.input_shape, data.num_classes) == ((channels, side or 32, side or 32), classes)
-    assert set(cli._SHAPES) == set(DATASETS) - {"npz", "csv"}
+    assert set(SHAPES) == set(DATASETS) - {"npz", "csv"}
 
 
 def test_validate_lists_every_fault_on_stderr_without_a_traceback(tiny):

@@ -48,10 +48,10 @@ def summary(mean, worst=0.5, **changes):
 CONFIG = Config.parse({**ROUNDS, "algorithm": {"name": "fedavg"}})
 
 
-def put(root, label, seed, config=CONFIG, setting=Setting(), **of):
+def put(root, label, seed, config=CONFIG, **of):
     """A cell whose run is done with these results."""
     cell = Cell(
-        setting,
+        Setting(),
         label,
         seed,
         config.replace("run", seed=seed, name=label).replace("train", lr=1.0 + sum(map(ord, label))),

@@ -19,6 +19,9 @@ from polyfed.config import Config, algorithm_class, algorithm_fields
 from polyfed.config.profiles import TABLES, load_profiles
 from polyfed.data.catalogue import DATASET_OPTIONS, DATASETS, PARTITION_OPTIONS, PARTITIONS
 from polyfed.deploy.settings import Deployment
+from polyfed.experiments.catalogue import items
+from polyfed.experiments.study import Study, Tune
+from polyfed.experiments.views import VIEWS
 from polyfed.models.catalogue import MODELS, OPTIONS
 
 ROOT = Path(__file__).parents[1]
@@ -56,7 +59,11 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 @pytest.mark.parametrize("block", list(blocks("toml")))
 def test_configurations_are_valid(block: str) -> None:
     tables = tomllib.loads(block)
-    if tables.keys() & {"rounds", "server"}:  # a deploy.toml
+    if "title" in tables:  # a study
+        Path("study.toml").write_text(block)
+        for scale in tables.get("scales", {None: {}}):
+            Study.load(Path("study.toml"), scale)
+    elif tables.keys() & {"rounds", "server"}:  # a deploy.toml
         Deployment.model_validate(tables)
     else:
         Config.parse(tables)
@@ -178,6 +185,14 @@ def test_the_tables_of_devices_are_documented(tmp_path: Path) -> None:
     phone = load_profiles("cross-device")[1]
     legs = phone.seconds(10**6, 2 * 10**9, 10**6)
     assert f"{' + '.join(f'{leg:.3f}' for leg in legs)} = {sum(legs):.3f} s" in page
+
+
+def test_studies_are_documented() -> None:
+    page = text("docs/experiments.md")
+    for name in (*items(), *VIEWS):
+        _row(page, name)
+    for key in (*Study.model_fields, *Tune.model_fields):
+        assert f"`{key}" in page, key
 
 
 def test_exit_codes_are_documented() -> None:

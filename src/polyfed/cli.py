@@ -65,6 +65,7 @@ class Kind(StrEnum):
     algorithms = "algorithms"
     datasets = "datasets"
     devices = "devices"
+    items = "items"
     models = "models"
     partitions = "partitions"
 
@@ -165,18 +166,15 @@ def validate(config: _Config, overrides: _Set = None) -> None:
         )
 
 
-# Channels and classes of the data sets whose images are 32 pixels a side unless data.image_size says otherwise.
-_SHAPES = {"digits": (1, 10), "mnist": (1, 10), "fashion-mnist": (1, 10), "cifar10": (3, 10), "cifar100": (3, 100)}
-
-
 def _check_networks(config: Config) -> bool:
     """Build the networks and ask the algorithm whether it can train them; False if that takes the data."""
     from polyfed.config import load_algorithm
+    from polyfed.data.catalogue import SHAPES
     from polyfed.runtime.federation import check_networks, configured_task
 
-    if config.data.dataset not in _SHAPES:
+    if config.data.dataset not in SHAPES:
         return False
-    (channels, classes), side = _SHAPES[config.data.dataset], config.data.image_size or 32
+    (channels, classes), side = SHAPES[config.data.dataset], config.data.image_size or 32
     algorithm = load_algorithm(config.algorithm.name, config.algorithm.keys)
     check_networks(algorithm, configured_task(config, (channels, side, side), classes))
     return True
@@ -187,7 +185,7 @@ def list_(
     kind: Annotated[Kind, typer.Argument(help="What to list.")],
     as_json: Annotated[bool, typer.Option("--json", help="A JSON list of objects.")] = False,
 ) -> None:
-    """List what can be named in a configuration."""
+    """List what can be named in a configuration, or reproduced."""
     rows = _listed(kind)
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
@@ -216,6 +214,10 @@ def _listed(kind: Kind) -> list[dict[str, Any]]:
             }
             for name, (path, summary) in ALGORITHMS.items()
         ]
+    if kind is Kind.items:
+        from polyfed.experiments.catalogue import items
+
+        return [{"name": name, "summary": title} for name, title in items().items()]
     if kind is Kind.datasets:
         return rows(DATASETS, DATASET_OPTIONS)
     if kind is Kind.devices:
@@ -326,6 +328,60 @@ def sweep(
         named = algorithms or Config.load(config, overrides or ()).algorithm.name
     words = ["sweep", str(config), *(word for text in grid for word in ("--grid", text))]
     _compared(words, config, named, seeds, overrides, out, values)
+
+
+@app.command()
+def reproduce(
+    item: Annotated[str, typer.Argument(help="One of `polyfed list items`, or the .toml file of a study.")],
+    scale: Annotated[
+        str | None, typer.Option(help="smoke (a minute, no data needed), cpu (hours), paper (a GPU).")
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help='Run a part: "fedmrl,standalone", "seed 0", "N = 100". Repeated: both.'),
+    ] = None,
+    plan: Annotated[
+        bool, typer.Option("--list", help="Show the cells and about how long they take; run none.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Directory of pages and runs. Default: runs.")] = None,
+) -> None:
+    """Run a table or figure of a paper at a scale, and write its page with tables, pictures and the paper's numbers.
+
+    What is done is not run again: after an interruption, give the same command.
+    """
+    from polyfed.experiments.catalogue import find
+    from polyfed.report import console, watch_of
+
+    words = ["polyfed", "reproduce", item, *(["--scale", scale] if scale else [])]
+    words += [word for pattern in only or () for word in ("--only", pattern)]
+    words += ["--out", str(out)] if out is not None else []
+    with _reported(shlex.join(words)):
+        path = find(item)
+        from polyfed.experiments.reproduce import Job
+        from polyfed.experiments.reproduce import reproduce as run_all
+
+        terminal = console()
+        if plan:
+            _show_plan(terminal, Job.load(path, scale, out).plan(only or ()))
+            return
+        table, page = run_all(path, scale, out, only=only or (), watches=watch_of(terminal))
+        _show_comparison(terminal, table)
+        typer.echo(f"The page is {(page / 'page.md').absolute()}")
+
+
+def _show_plan(console: Console, rows: Sequence[tuple[Any, str, float | None]]) -> None:
+    from polyfed.report import duration, print_table
+
+    told = [(cell.title, state, "-" if left is None else duration(left)) for cell, state, left in rows]
+    print_table(console, ("cell", "state", "about"), told, left=("cell", "state"))
+    left = [seconds for _, _, seconds in rows if seconds is not None]
+    console.print(
+        f"\n{len(rows)} cells, about {duration(sum(left))} left, by what the cells that are done tell of their "
+        "algorithm, else as if they were FedMRL's CNNs on CIFAR-10 and two cores",
+        soft_wrap=True,
+        markup=False,
+        highlight=False,
+    )
 
 
 def _compared(

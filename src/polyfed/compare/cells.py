@@ -224,7 +224,9 @@ def expand(
                 fits = _at(config, entry, setting, (tuned or {}).get(entry.label, {}))
                 for key in set(special) & set(algorithm_fields(algorithm_class(fits.algorithm.name))):
                     takers[key] += 1
-                cells += [Cell(setting, entry.label, seed, fits.replace("run", seed=seed)) for seed in seeds]
+                for seed in seeds:
+                    run = fits.run.model_copy(update={"seed": seed})
+                    cells.append(Cell(setting, entry.label, seed, fits.model_copy(update={"run": run})))
             except ConfigError as error:
                 faults += error.faults
         lost = [key for key, count in takers.items() if not count]
@@ -237,18 +239,18 @@ def expand(
 
 def _at(config: Config, entry: Entry, setting: Setting, tuned: Mapping[str, Any]) -> Config:
     """The configuration of an entry in a setting."""
-    special = cast(Table, setting.tables.get("algorithm", {}))
     theirs: Table = {}
     for key, value in tuned.items():
         apply(theirs, key.split("."), value)
-    special = {**cast(Table, theirs.pop("algorithm", {})), **special}
+    special = {**cast(Table, theirs.pop("algorithm", {})), **cast(Table, setting.tables.get("algorithm", {}))}
     plain = {name: table for name, table in setting.tables.items() if name != "algorithm"}
-    tables = overlaid(overlaid(overlaid(config.to_dict(), theirs), plain), entry.sections)
-    laid = Config.parse(tables)
-    takes = algorithm_fields(algorithm_class(laid.with_algorithm(entry.name, entry.keys).algorithm.name))
+    base = {name: table for name, table in config.to_dict().items() if name in SECTIONS}
+    tables = overlaid(overlaid(overlaid(base, theirs), plain), entry.sections)
+    tables["run"]["controls"] = False
+    takes = algorithm_fields(algorithm_class(config.algorithm_table(entry.name)["name"]))
     # What an entry says itself is what it is: fedmrl:rep_dim=50 stays that along a grid of rep_dim.
     keys = {key: value for key, value in special.items() if key in takes} | dict(entry.keys)
-    return laid.with_algorithm(entry.name, keys)
+    return Config.parse({**tables, "algorithm": config.algorithm_table(entry.name, keys)})
 
 
 def overlaid(tables: Mapping[str, Any], over: Mapping[str, Any]) -> Table:

@@ -135,12 +135,16 @@ class Config(Section):
             name: of an algorithm, or a label of ``[algorithms]`` that has a ``name`` of its own.
             keys: hyper-parameters.
         """
+        tables = self.to_dict() | {"algorithm": self.algorithm_table(name, keys)}
+        tables["run"] = {**tables["run"], "controls": False}
+        return Config.parse({key: tables[key] for key in tables if key not in _SEVERAL})
+
+    def algorithm_table(self, name: str, keys: Mapping[str, Any] | None = None) -> Table:
+        """The ``[algorithm]`` that `with_algorithm` puts in; not checked."""
         special = self.algorithms_entry(name)
         name = canonical_name(special.pop("name", name))
         base = self.algorithm.keys if canonical_name(self.algorithm.name) == name else {}
-        tables = self.to_dict() | {"algorithm": {"name": name, **base, **special, **(keys or {})}}
-        tables["run"] = {**tables["run"], "controls": False}
-        return Config.parse({key: tables[key] for key in tables if key not in _SEVERAL})
+        return {"name": name, **base, **special, **(keys or {})}
 
     def algorithms_entry(self, name: str) -> Table:
         """The keys of ``[algorithms.NAME]``, whichever way its name is spelt; empty if there is none."""

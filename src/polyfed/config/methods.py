@@ -10,6 +10,7 @@ import inspect
 import os
 import sys
 from collections.abc import Mapping
+from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -113,6 +114,11 @@ def _kind(value: object) -> str:
 
 def algorithm_fields(cls: type[Algorithm]) -> dict[str, AlgorithmField]:
     """The keys of an algorithm: its dataclass fields, in order."""
+    return dict(_fields(cls))
+
+
+@cache
+def _fields(cls: type[Algorithm]) -> dict[str, AlgorithmField]:
     hints = get_type_hints(cls, include_extras=True)
     fields: dict[str, AlgorithmField] = {}
     for field in dataclasses.fields(cls):  # pyright: ignore[reportArgumentType]  # _imported saw to it
@@ -120,6 +126,12 @@ def algorithm_fields(cls: type[Algorithm]) -> dict[str, AlgorithmField]:
         if field.init:
             fields[field.name] = AlgorithmField(hints[field.name], default)
     return fields
+
+
+@cache
+def _adapter(cls: type[Algorithm], key: str) -> TypeAdapter[Any]:
+    """What checks a key; making one takes milliseconds, and studies have hundreds of configurations."""
+    return TypeAdapter(_fields(cls)[key].annotation, config=_STRICT)
 
 
 def checked_keys(
@@ -136,7 +148,7 @@ def checked_keys(
             faults.append((dotted(key), text))
             continue
         try:
-            good[key] = TypeAdapter(fields[key].annotation, config=_STRICT).validate_python(facts(value))
+            good[key] = _adapter(cls, key).validate_python(facts(value))
         except ValidationError as error:
             faults += [(dotted(key, *where), sentence(details)) for where, details in by_key(error).items()]
     needed = [key for key, field in fields.items() if field.default is dataclasses.MISSING]

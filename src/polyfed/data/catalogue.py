@@ -18,6 +18,22 @@ DATASETS: Mapping[str, str] = MappingProxyType(
     }
 )
 
+#: Name of a public data set -> its rows, and how many of them are the official test rows.
+SIZES: Mapping[str, tuple[int, int]] = MappingProxyType(
+    {
+        "digits": (1797, 0),
+        "mnist": (70_000, 10_000),
+        "fashion-mnist": (70_000, 10_000),
+        "cifar10": (60_000, 10_000),
+        "cifar100": (60_000, 10_000),
+    }
+)
+
+#: Name of a public data set -> channels and classes of its images, which are 32 pixels a side unless told otherwise.
+SHAPES: Mapping[str, tuple[int, int]] = MappingProxyType(
+    {"digits": (1, 10), "mnist": (1, 10), "fashion-mnist": (1, 10), "cifar10": (3, 10), "cifar100": (3, 100)}
+)
+
 #: Name of a data set -> options of ``load_dataset`` beyond path, cache and image_size.
 DATASET_OPTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {

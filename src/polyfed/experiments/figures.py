@@ -1,0 +1,219 @@
+"""The pictures of the views. Colours are Okabe and Ito's, which the colour-blind can tell apart; markers differ too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from polyfed.data.files import replacing
+from polyfed.errors import StorageError
+from polyfed.experiments.views import View
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
+_LINES = ("-", "--", ":", "-.")
+_MAIN, _PLAIN = _COLOURS[0], "#666666"
+
+
+def draw(view: View, path: Path, title: str) -> bool:
+    """Write the picture of a view; False where it has none, or nothing to show.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    if view.name not in _DRAW or not view.rows:
+        return False
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    # Figure with its own Agg canvas instead of pyplot: no window system, no global list of figures.
+    figure = Figure(layout="constrained")
+    FigureCanvasAgg(figure)
+    _DRAW[view.name](figure, view)
+    figure.suptitle(title, fontsize=11)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as handle:
+            figure.savefig(handle, format="png", dpi=130)
+    except OSError as error:
+        raise StorageError(f"{path}: the picture could not be written ({error})") from error
+    return True
+
+
+def _style(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Colour, marker and dashes of each label."""
+    return {
+        label: {
+            "color": _COLOURS[i % len(_COLOURS)],
+            "marker": _MARKERS[i % len(_MARKERS)],
+            "linestyle": _LINES[i // len(_COLOURS) % len(_LINES)],
+        }
+        for i, label in enumerate(labels)
+    }
+
+
+def _unique(view: View, column: int) -> list[Any]:
+    return list(dict.fromkeys(row[column] for row in view.rows))
+
+
+def _panels(figure: Any, titles: Sequence[str], *, width: float, height: float, legend: float = 0.0) -> list[Any]:
+    """An axes for each title, at most three in a row."""
+    columns = min(3, len(titles))
+    lines = -(-len(titles) // columns)
+    figure.set_size_inches(width * columns + legend, height * lines + 0.4)
+    axes = figure.subplots(lines, columns, squeeze=False)
+    flat = [one for line in axes for one in line]
+    for one in flat[len(titles) :]:
+        one.set_visible(False)
+    for one, title in zip(flat, titles, strict=False):
+        one.set_title(title, fontsize=10)
+        one.grid(alpha=0.3)
+        one.spines[["top", "right"]].set_visible(False)
+    return flat[: len(titles)]
+
+
+def _legend(figure: Any, axes: Sequence[Any]) -> None:
+    """One legend for all panels, at their right; algorithms in the order of the study."""
+    found: dict[str, Any] = {}
+    for one in axes:
+        handles, labels = one.get_legend_handles_labels()
+        found |= {label: handle for handle, label in zip(handles, labels, strict=True) if label not in found}
+    figure.legend(found.values(), found.keys(), loc="outside right center", frameon=False, fontsize=9)
+
+
+def _accuracy(figure: Any, view: View) -> None:
+    settings, labels = _unique(view, 0), _unique(view, 1)
+    axes = _panels(figure, settings, width=3.6, height=0.26 * len(labels) + 0.9, legend=1.4)
+    for panel, (one, setting) in enumerate(zip(axes, settings, strict=True)):
+        for _, label, mean, sd, _, *seeds in (row for row in view.rows if row[0] == setting):
+            place, colour = labels.index(label), _MAIN if label == labels[0] else _PLAIN
+            one.errorbar(100 * mean, place, xerr=100 * (sd or 0), fmt="o", color=colour, capsize=3, markersize=6)
+            given = [100 * seed for seed in seeds if seed is not None]
+            one.plot(given, [place] * len(given), "|", color=colour, markersize=7, alpha=0.6)
+        one.set_yticks(range(len(labels)), labels if panel % 3 == 0 else [""] * len(labels))
+        one.set_ylim(len(labels) - 0.5, -0.5)
+        one.set_xlabel("accuracy [%]")
+
+
+def _curves(figure: Any, view: View) -> None:
+    settings, style = _unique(view, 0), _style(_unique(view, 1))
+    axes = _panels(figure, settings, width=3.8, height=3.2, legend=1.8)
+    for one, setting in zip(axes, settings, strict=True):
+        for label, look in style.items():
+            rows = [row for row in view.rows if row[:2] == (setting, label)]
+            if not rows:
+                continue
+            x, mean = [row[2] for row in rows], [100 * row[3] for row in rows]
+            one.plot(x, mean, label=label, markersize=4, markevery=max(1, len(x) // 8), **look)
+            if all(row[4] is not None for row in rows):
+                low, high = ([100 * (row[3] + sign * row[4]) for row in rows] for sign in (-1, 1))
+                one.fill_between(x, low, high, color=look["color"], alpha=0.12, linewidth=0)
+        one.set_xlabel("round")
+        one.set_ylabel("accuracy [%]")
+    _legend(figure, axes)
+
+
+def _clients(figure: Any, view: View) -> None:
+    settings = _unique(view, 0)
+    for one, setting in zip(_panels(figure, settings, width=4.4, height=3.2), settings, strict=True):
+        found = sorted(100 * row[-1] for row in view.rows if row[0] == setting)
+        colours = [_COLOURS[0] if value > 0 else _COLOURS[1] for value in found]
+        one.bar(range(len(found)), found, color=colours, width=1.0)
+        one.axhline(0, color="black", linewidth=0.8)
+        one.set_xlabel("client, sorted")
+        one.set_ylabel(f"{view.headings[3]} minus {view.headings[4]}\n[percentage points]")
+
+
+def _targets(figure: Any, view: View) -> None:
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    pairs = list(dict.fromkeys((row[0], row[2]) for row in view.rows))
+    labels = _unique(view, 1)
+    what = (
+        (5, "rounds"),
+        (6, "parameters, one client"),
+        (7, "FLOPs, one forward pass"),
+        (8, "training FLOPs, one client"),
+    )
+    figure.set_size_inches(2.9 * len(what) + 1.2, (0.24 * len(labels) + 0.9) * len(pairs) + 0.4)
+    axes = figure.subplots(len(pairs), len(what), squeeze=False)
+    for line, (setting, target) in zip(axes, pairs, strict=True):
+        rows = {row[1]: row for row in view.rows if (row[0], row[2]) == (setting, target)}
+        for place, (one, (column, name)) in enumerate(zip(line, what, strict=True)):
+            for i, label in enumerate(labels):
+                value = rows[label][column] if label in rows else None
+                if value is None:
+                    one.text(0.02, i, "not reached", transform=one.get_yaxis_transform(), va="center", fontsize=8)
+                else:
+                    one.barh(i, value, color=_MAIN if i == 0 else _PLAIN)
+            one.set_yticks(range(len(labels)), labels if place == 0 else [""] * len(labels))
+            one.set_ylim(len(labels) - 0.5, -0.5)
+            one.set_xlim(left=0)
+            one.xaxis.set_major_formatter(EngFormatter(sep=" "))
+            one.xaxis.set_major_locator(MaxNLocator(4))
+            one.set_xlabel(f"{name}, to {100 * target:.0f} %", fontsize=9)
+            one.spines[["top", "right"]].set_visible(False)
+        line[0].set_title(setting, fontsize=10, loc="left")
+
+
+def _grid(figure: Any, view: View) -> None:
+    settings, style = _unique(view, 0), _style(_unique(view, 1))
+    axes = _panels(figure, settings, width=3.8, height=3.2, legend=1.8)
+    for one, setting in zip(axes, settings, strict=True):
+        here = [row for row in view.rows if row[0] == setting]
+        values = list(dict.fromkeys(row[3] for row in here))
+        numeric = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
+        for label, look in style.items():
+            rows = [row for row in here if row[1] == label]
+            if rows:
+                x = [row[3] if numeric else values.index(row[3]) for row in rows]
+                mean, sd = [100 * row[4] for row in rows], [100 * (row[5] or 0) for row in rows]
+                one.errorbar(x, mean, yerr=sd, label=label, capsize=3, markersize=5, **look)
+        one.set_xticks(values if numeric else range(len(values)), [str(value) for value in values])
+        one.set_xlabel(here[0][2])
+        one.set_ylabel("accuracy [%]")
+    _legend(figure, axes)
+
+
+def _predictors(figure: Any, view: View) -> None:
+    settings = _unique(view, 0)
+    names = list(dict.fromkeys((row[1], row[2]) for row in view.rows))
+    ticks = [f"{label}: {predictor}" for label, predictor in names]
+    axes = _panels(figure, settings, width=3.6, height=0.26 * len(names) + 0.9, legend=2.0)
+    for panel, (one, setting) in enumerate(zip(axes, settings, strict=True)):
+        for _, label, predictor, mean, sd in (row for row in view.rows if row[0] == setting):
+            colour = _MAIN if label == names[0][0] else _PLAIN
+            place = names.index((label, predictor))
+            one.errorbar(100 * mean, place, xerr=100 * (sd or 0), fmt="o", color=colour, capsize=3, markersize=6)
+        one.set_yticks(range(len(names)), ticks if panel % 3 == 0 else [""] * len(names))
+        one.set_ylim(len(names) - 0.5, -0.5)
+        one.set_xlabel("accuracy [%]")
+
+
+def _gradient(figure: Any, view: View) -> None:
+    settings, style = _unique(view, 0), _style(_unique(view, 1))
+    axes = _panels(figure, settings, width=4.6, height=3.4, legend=1.8)
+    for one, setting in zip(axes, settings, strict=True):
+        for label, look in style.items():
+            rows = [row for row in view.rows if row[:2] == (setting, label)]
+            if rows:
+                x = [row[2] for row in rows]
+                one.plot(x, [row[3] for row in rows], color=look["color"], linestyle="-", linewidth=0.8, alpha=0.6)
+                look = {**look, "linewidth": 2.2, "markersize": 5, "markevery": max(1, len(x) // 6)}
+                one.plot(x, [row[5] for row in rows], label=label, **look)
+        one.set_yscale("log")
+        one.set_xlabel("round")
+        one.set_ylabel("squared norm of the gradient")
+    _legend(figure, axes)
+
+
+_DRAW: dict[str, Callable[[Any, View], None]] = {
+    "accuracy": _accuracy,
+    "curves": _curves,
+    "clients": _clients,
+    "targets": _targets,
+    "grid": _grid,
+    "predictors": _predictors,
+    "gradient": _gradient,
+}

@@ -1,0 +1,198 @@
+"""The file format of a study: what is compared in which settings, at which scale, and what is shown of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import Field, ValidationError
+
+from polyfed.compare.cells import SECTIONS, Cell, Entry, Setting, expand, grid, overlaid
+from polyfed.config import Config
+from polyfed.config.faults import by_key, dotted, hint, sentence
+from polyfed.config.reading import Table, read_toml
+from polyfed.config.sections import Count, Section
+from polyfed.errors import ConfigError
+
+View = Literal["accuracy", "curves", "clients", "targets", "grid", "predictors", "gradient", "networks"]
+Values = Annotated[tuple[Any, ...], Field(min_length=1)]
+
+
+class Tune(Section):
+    """How hyper-parameters are chosen: for each algorithm the best point of a grid, on validation rows.
+
+    Args:
+        grid: values by dotted key; keys of ``algorithm`` go to the algorithms that have them.
+        seeds: of the repetitions.
+        setting: name of the setting in which it is done; "" is the first. What is chosen holds in all settings.
+        config: keys that differ from the study's; must set ``data.validation_fraction``.
+    """
+
+    grid: dict[str, Values]
+    seeds: tuple[Count, ...] = (0,)
+    setting: str = ""
+    config: dict[str, Any] = Field(default_factory=dict)
+
+
+class Study(Section):
+    """A study at one scale. `Study.load` reads one and finds all faults at once.
+
+    Args:
+        title: of tables and figures.
+        source: what it reproduces; "" for a study of your own.
+        config: what all cells share, as a configuration holds it.
+        entries: algorithms by label: ``name``, their own keys, and keys of sections below the section's name.
+        algorithms: labels of ``entries``, or such as ``"fedmrl:share=false"``; the first is the one under examination.
+        seeds: ``run.seed`` of the repetitions.
+        settings: by name, keys of sections that differ; and ``algorithms``, ``seeds`` and ``grid`` where they differ.
+        grid: values by dotted key; every setting is run at every point.
+        tune: how hyper-parameters are chosen first; None takes them as they are.
+        show: what is shown beside the tables of accuracy and costs, each a CSV and a picture.
+        pair: two labels whose accuracies the view "clients" compares client by client.
+    """
+
+    title: str
+    source: str = ""
+    config: dict[str, Any] = Field(default_factory=dict)
+    entries: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    algorithms: tuple[str, ...] = ()
+    seeds: Annotated[tuple[Count, ...], Field(min_length=1)] = (0,)
+    settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    grid: dict[str, Values] = Field(default_factory=dict)
+    tune: Tune | None = None
+    show: tuple[View, ...] = ()
+    pair: tuple[str, str] | None = None
+
+    @classmethod
+    def load(cls, path: Path, scale: str | None = None) -> Study:
+        """Read a study at a scale and check everything that needs no data.
+
+        Args:
+            path: of the file; what its ``base`` names, relative to it, lies beneath.
+            scale: a table of ``scales`` that is laid over the rest; None where the file has none.
+
+        Raises:
+            ConfigError: all faults at once.
+        """
+        tables = _tables(path)
+        scales = cast(Table, tables.pop("scales", {}))
+        if scales and scale not in scales:
+            raise ConfigError(f"{path}: --scale: got {scale!r}; expected one of {', '.join(scales)}")
+        tables = overlaid(tables, scales.get(scale or "", {}))
+        data = cast(Table, cast(Table, tables.get("config", {})).get("data", {}))
+        if isinstance(data.get("path"), str):
+            data["path"] = str((path.parent / Path(data["path"]).expanduser()).absolute())
+        try:
+            study = cls.model_validate(tables)
+        except ValidationError as error:
+            found = by_key(error).items()
+            raise ConfigError(
+                *(f"{path}: {dotted(*where)}: {sentence(details)}" for where, details in found)
+            ) from error
+        faults = study.faults()
+        if faults:
+            raise ConfigError(*(f"{path}: {fault}" for fault in faults))
+        return study
+
+    def faults(self) -> list[str]:
+        """What is wrong with the values together; empty if nothing."""
+        found: list[str] = []
+        if self.tune is not None:
+            if not cast(Table, self.tune.config.get("data", {})).get("validation_fraction"):
+                found.append("tune.config.data.validation_fraction: missing; without it test data would choose")
+            if self.tune.setting and self.tune.setting not in self.settings:
+                found.append(f"tune.setting: got {self.tune.setting!r}; expected one of {', '.join(self.settings)}")
+        if ("clients" in self.show) != (self.pair is not None):
+            found.append('pair: expected two algorithms if, and only if, show has "clients"')
+        known = {*self.algorithms, *(label for table in self.settings.values() for label in _list(table, "algorithms"))}
+        found += [f"pair: {label!r} is not among the algorithms" for label in self.pair or () if label not in known]
+        if not self.algorithms and self.show != ("networks",):
+            found.append("algorithms: got none; expected at least one")
+        for name, table in self.settings.items():
+            found += [
+                f"{dotted('settings', name, key)}: unknown{hint(key, (*SECTIONS, *_OWN))} expected a section or one of "
+                f"{', '.join(_OWN)}"
+                for key in table
+                if key not in (*SECTIONS, *_OWN, "algorithm")
+            ]
+        if found:
+            return found
+        try:
+            if self.tune is not None:
+                self.tuning()
+            self.cells()
+        except ConfigError as error:
+            found += error.faults
+        return found
+
+    @property
+    def configuration(self) -> Config:
+        """What all cells share."""
+        return Config.parse(self.config)
+
+    def cells(self, tuned: Mapping[str, Mapping[str, Any]] | None = None) -> list[Cell]:
+        """All cells, by setting, seed and algorithm.
+
+        Args:
+            tuned: what was chosen for an algorithm, by label and dotted key.
+        """
+        config, faults = self.configuration, list[str]()
+        cells: list[Cell] = []
+        for setting, table in self._settings():
+            try:
+                entries = self._entries(_list(table, "algorithms") or self.algorithms)
+                seeds = _list(table, "seeds") or self.seeds
+                points = grid(setting, table.get("grid", self.grid))
+                cells += expand(config, entries, seeds, points, tuned=tuned)
+            except ConfigError as error:
+                faults += [f"{f'settings.{setting.name}: ' if setting.name else ''}{fault}" for fault in error.faults]
+        if faults:
+            raise ConfigError(*dict.fromkeys(faults))
+        return cells
+
+    def tuning(self) -> list[Cell]:
+        """The cells by which hyper-parameters are chosen; their test rows are validation rows."""
+        assert self.tune is not None
+        config = Config.parse(overlaid(self.config, self.tune.config))
+        settings = self._settings()
+        setting = next((s for s, _ in settings if s.name == self.tune.setting), settings[0][0])
+        points = grid(Setting("tuning", setting.tables), self.tune.grid)
+        labels = dict.fromkeys(
+            label for _, table in settings for label in _list(table, "algorithms") or self.algorithms
+        )
+        return expand(config, self._entries(list(labels)), self.tune.seeds, points)
+
+    def _settings(self) -> list[tuple[Setting, Table]]:
+        if not self.settings:
+            return [(Setting(), {})]
+        own = {name: {key: value for key, value in t.items() if key in _OWN} for name, t in self.settings.items()}
+        return [
+            (Setting(name, {key: value for key, value in table.items() if key not in _OWN}), own[name])
+            for name, table in self.settings.items()
+        ]
+
+    def _entries(self, labels: Sequence[str]) -> list[Entry]:
+        return [
+            Entry.of(label, self.entries[label], f"entries.{label}") if label in self.entries else Entry.parse(label)
+            for label in labels
+        ]
+
+
+#: Keys of a setting that are not sections of a configuration.
+_OWN = ("algorithms", "seeds", "grid")
+
+
+def _list(table: Mapping[str, Any], key: str) -> tuple[Any, ...]:
+    return tuple(table.get(key, ()))
+
+
+def _tables(path: Path) -> Table:
+    """A file's tables on top of those that its ``base`` names."""
+    tables = read_toml(path)
+    base = tables.pop("base", None)
+    if base is None:
+        return tables
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: base: got {base!r}; expected the name of a TOML file beside it")
+    return overlaid(_tables(path.parent / base), tables)

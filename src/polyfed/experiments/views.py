@@ -1,0 +1,298 @@
+"""What is shown of a study beside the tables of accuracy and costs: a view is rows for a CSV, and a picture of them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from polyfed.compare.cells import Cell
+from polyfed.compare.table import deviation
+from polyfed.config import Config
+from polyfed.data.catalogue import SHAPES
+from polyfed.experiments.study import Study
+from polyfed.models.catalogue import ModelSpec
+from polyfed.report import Summary, flops, percent, size
+
+
+@dataclass(frozen=True)
+class View:
+    """Something to show.
+
+    Args:
+        name: of its files.
+        caption: a sentence or two: what it is, in which units.
+        headings: of ``rows``.
+        rows: plain numbers and names; None where something was not measured or not reached.
+        cells: headings and rows as text for the page; None leaves the numbers to the CSV.
+    """
+
+    name: str
+    caption: str
+    headings: tuple[str, ...]
+    rows: list[tuple[Any, ...]]
+    cells: tuple[tuple[str, ...], list[tuple[str, ...]]] | None = None
+
+    def to_csv(self) -> str:
+        """The rows."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(self.headings)
+        writer.writerows([["" if value is None else value for value in row] for row in self.rows])
+        return text.getvalue()
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """The cells of a study and what is there of them.
+
+    Args:
+        study: what was asked for.
+        cells: all of it.
+        root: they lie in ``cells/`` of it.
+    """
+
+    study: Study
+    cells: Sequence[Cell]
+    root: Path
+
+    @cached_property
+    def done(self) -> dict[Cell, Summary]:
+        """The cells with results."""
+        return {cell: summary for cell in self.cells if (summary := cell.summary(self.root)) is not None}
+
+    def groups(self) -> dict[tuple[str, str], list[Cell]]:
+        """The finished cells by setting and algorithm; they differ by seed."""
+        out: dict[tuple[str, str], list[Cell]] = {}
+        for cell in self.done:
+            out.setdefault((cell.setting.title, cell.label), []).append(cell)
+        return out
+
+    def rounds(self, cell: Cell) -> list[dict[str, Any]]:
+        """The evaluated rounds of a cell."""
+        lines = (cell.run_dir(self.root) / "rounds.jsonl").read_text().splitlines()
+        return [row for row in map(json.loads, lines) if "accuracy" in row]
+
+    def clients(self, cell: Cell) -> dict[int, float]:
+        """The accuracy of each client at the end."""
+        lines = (cell.run_dir(self.root) / "clients.jsonl").read_text().splitlines()
+        rows = (row for row in map(json.loads, lines) if row["round"] == cell.config.run.rounds)
+        return {row["client"]: row["accuracy"] for row in rows if "accuracy" in row}
+
+
+def _spread(values: Sequence[float]) -> tuple[float, float | None]:
+    return statistics.fmean(values), deviation(values)
+
+
+def accuracy(results: Results) -> View:
+    """Final accuracies."""
+    rows: list[tuple[Any, ...]] = []
+    for (setting, label), cells in results.groups().items():
+        means = [results.done[cell]["accuracy"]["mean"] for cell in cells]
+        rows += [(setting, label, *_spread(means), len(means), *means)]
+    most = max((len(row) for row in rows), default=5) - 5
+    headings = ("setting", "algorithm", "mean", "sd", "seeds", *(f"seed {i + 1}" for i in range(most)))
+    return View(
+        "accuracy", "Test accuracy after the last round; bars are one standard deviation over seeds.", headings, rows
+    )
+
+
+def curves(results: Results) -> View:
+    """Accuracies over rounds."""
+    rows: list[tuple[Any, ...]] = []
+    for (setting, label), cells in results.groups().items():
+        found: dict[int, list[float]] = {}
+        for cell in cells:
+            for row in results.rounds(cell):
+                found.setdefault(row["round"], []).append(row["accuracy"]["mean"])
+        rows += [(setting, label, round_, *_spread(means)) for round_, means in sorted(found.items())]
+    caption = "Test accuracy over rounds, mean over seeds; bands are one standard deviation."
+    return View("curves", caption, ("setting", "algorithm", "round", "mean", "sd"), rows)
+
+
+def clients(results: Results) -> View:
+    """Differences client by client between two algorithms."""
+    assert results.study.pair is not None
+    one, other = results.study.pair
+    by = {(cell.setting.title, cell.seed, cell.label): cell for cell in results.done}
+    rows: list[tuple[Any, ...]] = []
+    told: list[tuple[str, ...]] = []
+    for setting in dict.fromkeys(title for title, _, _ in by):
+        found: list[tuple[Any, ...]] = []
+        for seed in dict.fromkeys(seed for title, seed, _ in by if title == setting):
+            if (setting, seed, one) in by and (setting, seed, other) in by:
+                a, b = (results.clients(by[setting, seed, label]) for label in (one, other))
+                found += [(setting, seed, client, a[client], b[client], a[client] - b[client]) for client in a]
+        if found:
+            better, worse = (sum(sign * row[-1] > 0 for row in found) for sign in (1, -1))
+            shares = (percent(better / len(found), 0), percent(worse / len(found), 0))
+            told.append(
+                (setting or "-", str(len(found)), *shares, f"{100 * statistics.fmean(r[-1] for r in found):+.1f}")
+            )
+        rows += found
+    caption = f"Accuracy of each client with {one} minus with {other}; clients of all seeds together, sorted."
+    heads = ("setting", "clients", f"better with {one}", f"better with {other}", "mean difference")
+    return View("clients", caption, ("setting", "seed", "client", one, other, "difference"), rows, (heads, told))
+
+
+def targets(results: Results) -> View:
+    """What it takes to reach an accuracy, as the paper counts it and as it is."""
+    headings = (
+        *("setting", "algorithm", "target", "seeds", "seeds_that_reached", "rounds", "parameters_one_client"),
+        *("forward_flops_one_example", "training_flops_one_client", "bytes_all_clients", "training_flops_all_clients"),
+    )
+    rows: list[tuple[Any, ...]] = []
+    for (setting, label), cells in results.groups().items():
+        for place, target in enumerate(cells[0].config.run.targets):
+            reached = [
+                (done, done["targets"][place]) for cell in cells if (done := results.done[cell])["targets"][place]
+            ]
+            row = (setting, label, target, len(cells), len(reached))
+            if len(reached) < len(cells):
+                rows.append((*row, *[None] * 6))
+                continue
+            many = [
+                (
+                    at["round"],
+                    at["round"] * (done["bytes"]["up_values"] + done["bytes"]["down_values"]) / 4 / _times(done),
+                    at["round"] * done["flops_per_example"],
+                    at["round"] * done["flops"] / _times(done),
+                    at["bytes_up"] + at["bytes_down"],
+                    at["flops"],
+                )
+                for done, at in reached
+            ]
+            rows.append((*row, *(statistics.fmean(column) for column in zip(*many, strict=True))))
+    caption = (
+        "Cost until the mean accuracy first reaches a target at an evaluated round; only if all seeds do. As the paper "
+        "defines it: parameters exchanged between the server and one client in a round, both ways, times rounds; and "
+        "FLOPs of one client in a round times rounds, which seems to mean one forward pass of one example. "
+        "As it is: counted training FLOPs of one client, forward and backward over all its examples and epochs, times "
+        "rounds; and bytes and training FLOPs of all clients that took part."
+    )
+    heads = (
+        *("setting", "algorithm", "target", "rounds", "parameters, one client", "FLOPs, one forward pass"),
+        *("training FLOPs, one client", "bytes, all clients", "training FLOPs, all clients"),
+    )
+    told = [
+        (
+            row[0] or "-",
+            row[1],
+            percent(row[2], 0),
+            *([f"{row[4]} of {row[3]} seeds", *["-"] * 5] if row[5] is None else _told(row[5:])),
+        )
+        for row in rows
+    ]
+    return View("targets", caption, headings, rows, (heads, told))
+
+
+def _told(found: Sequence[float]) -> list[str]:
+    rounds, parameters, forward, training, sent, everything = found
+    return [f"{rounds:.0f}", flops(parameters), flops(forward), flops(training), size(sent), flops(everything)]
+
+
+def _times(summary: Summary) -> int:
+    return max(1, summary["clients"]["participations"])
+
+
+def grid(results: Results) -> View:
+    """Accuracies along the values of a grid."""
+    rows: list[tuple[Any, ...]] = []
+    for cells in results.groups().values():
+        setting, label = cells[0].setting, cells[0].label
+        if not setting.point:
+            continue
+        varied = [key for key in setting.point if len({str(c.setting.point.get(key)) for c in results.cells}) > 1]
+        key = (varied or list(setting.point))[0]
+        rest = [
+            w for w, k in zip(setting.words[1 if setting.name else 0 :], setting.point, strict=True) if k in varied[1:]
+        ]
+        panel = ", ".join([*([setting.name] if setting.name else []), *rest])
+        means = [results.done[cell]["accuracy"]["mean"] for cell in cells]
+        rows.append((panel, label, key.rpartition(".")[2], setting.point[key], *_spread(means)))
+    caption = "Test accuracy after the last round along a grid; bars are one standard deviation over seeds."
+    return View("grid", caption, ("setting", "algorithm", "key", "value", "mean", "sd"), rows)
+
+
+def predictors(results: Results) -> View:
+    """Accuracies of every predictor."""
+    rows: list[tuple[Any, ...]] = []
+    for (setting, label), cells in results.groups().items():
+        found = [results.done[cell]["accuracy"]["predictors"] for cell in cells]
+        rows += [(setting, label, name, *_spread([one[name] for one in found])) for name in found[0]]
+    told = [
+        (
+            row[0] or "-",
+            row[1],
+            row[2],
+            percent(row[3]) if row[4] is None else f"{100 * row[3]:.1f} ± {100 * row[4]:.1f} %",
+        )
+        for row in rows
+    ]
+    caption = "Test accuracy of every predictor after the last round; the first of each algorithm is the headline."
+    headings = ("setting", "algorithm", "predictor", "mean", "sd")
+    return View("predictors", caption, headings, rows, (("setting", "algorithm", "predictor", "accuracy"), told))
+
+
+def gradient(results: Results) -> View:
+    """Squared gradient norms over rounds."""
+    rows: list[tuple[Any, ...]] = []
+    for (setting, label), cells in results.groups().items():
+        found: dict[int, list[float]] = {}
+        for cell in cells:
+            for row in results.rounds(cell):
+                if row.get("gradient_squared") is not None:
+                    found.setdefault(row["round"], []).append(row["gradient_squared"])
+        so_far: list[float] = []
+        for round_, values in sorted(found.items()):
+            mean, sd = _spread(values)
+            so_far.append(mean)
+            rows.append((setting, label, round_, mean, sd, statistics.fmean(so_far)))
+    caption = (
+        "Squared norm of the gradient of a client's whole local model on all its training examples, mean over a sample "
+        "of clients and over seeds; thick: the mean over the evaluated rounds so far, which is what the theorem bounds."
+    )
+    headings = ("setting", "algorithm", "round", "gradient_squared", "sd", "mean_so_far")
+    return View("gradient", caption, headings, rows)
+
+
+def networks(results: Results) -> View:
+    """Parameters and sizes of the clients' networks, counted."""
+    return View(
+        "networks", "Networks, counted on the layers that are trained.", *_networks(results.study.configuration)
+    )
+
+
+def _networks(config: Config) -> tuple[tuple[str, ...], list[tuple[Any, ...]], tuple[tuple[str, ...], list[Any]]]:
+    from polyfed.algorithm import Task
+
+    channels, classes = SHAPES[config.data.dataset]
+    side = config.data.image_size or 32
+    task = Task(input_shape=(channels, side, side), num_classes=classes)
+    auxiliary = ModelSpec.parse("cnn5").having(rep_dim=int(config.algorithm.keys.get("rep_dim", 100)))
+    rows: list[tuple[Any, ...]] = []
+    for spec in dict.fromkeys((*config.clients.models, auxiliary)):
+        model = task.build(spec)
+        count = sum(model.shapes[name].numel() for name in model.parameter_names)
+        rows.append((str(spec), model.rep_dim, count, count * 4 / 2**20))
+    told = [(name, str(width), f"{count:,}", f"{mebi:.2f} MiB") for name, width, count, mebi in rows]
+    heads = ("network", "representation", "parameters", "size in fp32")
+    return ("network", "rep_dim", "parameters", "MiB"), rows, (heads, told)
+
+
+VIEWS: dict[str, Callable[[Results], View]] = {
+    "accuracy": accuracy,
+    "curves": curves,
+    "clients": clients,
+    "targets": targets,
+    "grid": grid,
+    "predictors": predictors,
+    "gradient": gradient,
+    "networks": networks,
+}

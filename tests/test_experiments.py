@@ -1,0 +1,380 @@
+"""Studies: the format, what is run and what is not run again, tuning, and the page with its tables and pictures."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from typer.testing import CliRunner
+
+from polyfed.algorithm import Task
+from polyfed.cli import app
+from polyfed.compare import cells as cells_
+from polyfed.compare.runs import summary_of
+from polyfed.config import Config
+from polyfed.config.reading import to_toml
+from polyfed.data.catalogue import SHAPES
+from polyfed.errors import ConfigError
+from polyfed.experiments import views
+from polyfed.experiments.catalogue import SCALES, find, items
+from polyfed.experiments.figures import draw
+from polyfed.experiments.known import Known
+from polyfed.experiments.plan import RATE, work
+from polyfed.experiments.reproduce import NOTES, Job, reproduce, undecided
+from polyfed.experiments.study import Study
+from polyfed.models.catalogue import ModelSpec
+from polyfed.nets import Net
+from polyfed.rng import Rng
+from polyfed.runtime.federation import prepare
+
+TINY = {
+    "run": {"rounds": 2, "eval_every": 1, "threads": 1, "targets": [0.001], "gradient_clients": 1},
+    "data": {"image_size": 16, "test_fraction": 0.5},
+    "partition": {"classes_per_client": 10, "samples_per_client": 40},
+    "clients": {"count": 3, "models": ["mlp(hidden=(8,))"]},
+    "train": {"batch_size": 8, "lr": 0.05},
+}
+
+
+def study(path: Path, **tables: object) -> Path:
+    """A small study of your own."""
+    base = {"title": "Tiny", "config": TINY, "algorithms": ["fedavg", "standalone"], "seeds": [0, 1]}
+    whole = {**base, **tables}
+    plain = {key: value for key, value in whole.items() if not isinstance(value, dict)}
+    tables_ = {key: value for key, value in whole.items() if isinstance(value, dict)}
+    top = to_toml({"x": plain}).split("\n", 1)[1]
+    path.write_text(top + to_toml(tables_))
+    return path
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("item", items())
+def test_every_committed_study_is_valid_at_every_scale(item: str, scale: str) -> None:
+    """Catches a key or an algorithm that is no longer there, and an item without the controls or the paper's words."""
+    job = Job.load(find(item), scale)
+    cells = job.study.cells()
+    for setting in {cell.setting.title for cell in cells}:
+        here = {cell.label for cell in cells if cell.setting.title == setting}
+        assert {"fedmrl", "local-only", "standalone", "standalone, equal FLOPs"} <= here
+    assert job.known.claims or job.known.values
+    assert job.study.source
+    if scale == "smoke":
+        assert {cell.config.data.dataset for cell in cells} <= {"digits"}
+
+
+@pytest.mark.parametrize("item", ["fedmrl/table1", "fedmrl/table3", "fedmrl/fig6"])
+def test_equal_flops_are_equal(item: str) -> None:
+    """Catches epochs of the control that do not fit the networks any more."""
+
+    known: dict[object, int] = {}
+
+    def forward(task: Task, spec: ModelSpec) -> int:
+        if (task, spec) not in known:
+            model = task.build(spec)
+            with FlopCounterMode(display=False) as counter, torch.no_grad():
+                Net(model, model.init(Rng((0,))))(torch.zeros((2, *task.input_shape)))
+            known[task, spec] = counter.get_total_flops() // 2
+        return known[task, spec]
+
+    for scale, least, most in (("smoke", 0.7, 1.35), ("cpu", 0.94, 1.1), ("paper", 0.94, 1.1)):
+        cells = [cell for cell in Job.load(find(item), scale).study.cells() if cell.seed == 0]
+        equal = {cell.setting.title: cell.config for cell in cells if cell.label == "standalone, equal FLOPs"}
+        for cell in (cell for cell in cells if cell.label == "fedmrl"):
+            config = cell.config
+            channels, classes = SHAPES[config.data.dataset]
+            side = config.data.image_size or 32
+            task = Task(input_shape=(channels, side, side), num_classes=classes)
+            d1, auxiliary = config.algorithm.keys["rep_dim"], config.algorithm.keys.get("auxiliary", "cnn5")
+            more = forward(task, ModelSpec.parse(auxiliary).having(rep_dim=d1)) + 2 * (d1 + 500) * 500  # G and P
+            large = [forward(task, spec) for spec in config.clients.models]
+            spent = sum(large) * equal[cell.setting.title].train.epochs
+            ratio = spent / (sum(large) + more * len(large)) / config.train.epochs
+            assert least <= ratio <= most, (scale, cell.setting.title, ratio)
+
+
+def test_settings_grids_and_seeds_expand_to_cells(tmp_path: Path) -> None:
+    path = study(
+        tmp_path / "s.toml",
+        settings={
+            "few": {"partition": {"classes_per_client": 2}, "seeds": [3], "algorithms": ["standalone", "longer"]},
+            "even": {"partition": {"kind": "iid"}},
+        },
+        entries={"longer": {"name": "standalone", "train": {"epochs": 4}}},
+        grid={"train.lr": [0.1, 0.2]},
+    )
+    found = Study.load(path).cells()
+    assert [(c.setting.title, c.label, c.seed) for c in found[:4]] == [
+        ("few, lr = 0.1", "standalone", 3),
+        ("few, lr = 0.1", "longer", 3),
+        ("few, lr = 0.2", "standalone", 3),
+        ("few, lr = 0.2", "longer", 3),
+    ]
+    assert len(found) == 4 + 2 * 2 * 2
+    longer = found[3].config
+    assert (longer.train.epochs, longer.train.lr, longer.partition.classes_per_client) == (4, 0.2, 2)
+    assert found[-1].config.partition.kind == "iid"
+    assert len({cell.folder for cell in found}) == len(found)
+
+
+def test_scales_and_bases_are_laid_over_each_other(tmp_path: Path) -> None:
+    study(tmp_path / "base.toml", scales={"big": {"config": {"run": {"rounds": 9}}, "seeds": [5]}, "small": {}})
+    (tmp_path / "s.toml").write_text('base = "base.toml"\ntitle = "Mine"\n[scales.small]\nseeds = [7]\n')
+    big, small = (Study.load(tmp_path / "s.toml", scale) for scale in ("big", "small"))
+    assert (big.title, big.configuration.run.rounds, big.seeds) == ("Mine", 9, (5,))
+    assert (small.configuration.run.rounds, small.seeds) == (2, (7,))
+    with pytest.raises(ConfigError, match="--scale: got None; expected one of big, small"):
+        Study.load(tmp_path / "s.toml")
+
+
+@pytest.mark.parametrize(
+    ("tables", "told"),
+    [
+        ({"algorithms": ["fedavgg"]}, "did you mean 'fedavg'?"),
+        ({"algorithms": []}, "algorithms: got none"),
+        ({"settings": {"a": {"trian": {"lr": 1.0}}}}, "settings.a.trian: unknown; did you mean 'train'?"),
+        ({"grid": {"train.lr": [0.0]}}, "train.lr: got 0.0"),
+        ({"grid": {"algorithm.rep_dim": [3]}}, "algorithm.rep_dim: none of fedavg, standalone has this key"),
+        ({"show": ["clients"]}, "pair: expected two algorithms"),
+        ({"show": ["clients"], "pair": ["fedavg", "x"]}, "pair: 'x' is not among the algorithms"),
+        ({"show": ["curve"]}, "show"),
+        ({"tune": {"grid": {"train.lr": [0.1]}}}, "without it test data would choose"),
+        ({"entries": {"fedavg": {"nme": {"a": 1}}}}, "got nme.*; expected keys of the algorithm"),
+    ],
+)
+def test_faults_of_a_study_are_told_before_anything_runs(tables: dict[str, object], told: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Study.load(study(tmp_path / "s.toml", **tables))
+    assert told in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A small study that was run, with all views: its file and its --out."""
+    folder = tmp_path_factory.mktemp("study")
+    path = study(
+        folder / "mine.toml",
+        algorithms=["fedmrl:rep_dim=4:auxiliary=mlp(hidden=(4,))", "standalone"],
+        show=["accuracy", "curves", "clients", "targets", "grid", "predictors", "gradient", "networks"],
+        pair=["fedmrl:rep_dim=4:auxiliary=mlp(hidden=(4,))", "standalone"],
+        grid={"train.lr": [0.01, 0.1]},
+    )
+    reproduce(path, out=folder)
+    return path, folder
+
+
+def test_the_page_has_its_tables_pictures_and_notes(done: tuple[Path, Path]) -> None:
+    _, out = done
+    page = out / "mine"
+    text = (page / "page.md").read_text()
+    for name in views.VIEWS:
+        rows = list(csv.DictReader((page / f"{name}.csv").read_text().splitlines()))
+        assert rows, name
+        assert (page / f"{name}.png").exists() == (name != "networks")
+        assert f"[{name}.csv]({name}.csv)" in text
+    assert len(list(csv.DictReader((page / "table.csv").read_text().splitlines()))) == 4
+    index = list(csv.DictReader((page / "cells.csv").read_text().splitlines()))
+    assert {row["state"] for row in index} == {"done"}
+    assert all((out / row["folder"] / "summary.json").exists() for row in index)
+    assert "## Below two standard errors\n\n* lr = 0.01: " in text
+    assert "lr = 0.1, " not in text.split("## In three sentences")[1]
+    gradient = list(csv.DictReader((page / "gradient.csv").read_text().splitlines()))
+    assert [row["round"] for row in gradient[:3]] == ["0", "1", "2"]
+    assert float(gradient[1]["mean_so_far"]) == pytest.approx(
+        (float(gradient[0]["gradient_squared"]) + float(gradient[1]["gradient_squared"])) / 2
+    )
+
+
+def test_nothing_is_run_again_and_notes_are_kept(done: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    path, out = done
+    (out / "mine" / "notes.md").write_text("- It agrees.\n")
+    monkeypatch.setattr(cells_, "run_or_go_on", None)
+    reproduce(path, out=out)
+    assert (out / "mine" / "page.md").read_text().endswith("## In three sentences\n\n- It agrees.\n")
+    (out / "mine" / "notes.md").write_text(NOTES)
+
+
+def test_views_are_arithmetic_on_what_the_runs_wrote(done: tuple[Path, Path]) -> None:
+    """Catches numbers of another client, round or seed."""
+    path, out = done
+    job = Job.load(path, out=out)
+    cells = job.study.cells()
+    results = views.Results(job.study, cells, out)
+    one = cells[0]
+    summary = summary_of(one.run_dir(out))
+    assert summary is not None
+    assert sum(results.clients(one).values()) / 3 == pytest.approx(summary["accuracy"]["mean"])
+    target = next(row for row in views.targets(results).rows)
+    rows = [summary_of(cell.run_dir(out)) for cell in cells if cell.label == one.label and cell.setting == one.setting]
+    at = [row["targets"][0]["round"] for row in rows]
+    assert target[5] == sum(at) / 2
+    values = [row["bytes"]["up_values"] + row["bytes"]["down_values"] for row in rows]
+    assert target[6] == pytest.approx(sum(v / 4 / 6 * r for v, r in zip(values, at, strict=True)) / 2)
+    assert target[8] == pytest.approx(sum(row["flops"] / 6 * r for row, r in zip(rows, at, strict=True)) / 2)
+    differences = [row for row in views.clients(results).rows if row[0] == one.setting.title and row[1] == 0]
+    assert len(differences) == 3
+    assert all(a - b == difference for *_, a, b, difference in differences)
+    assert [row[2:4] for row in views.grid(results).rows][::2] == [("lr", 0.01), ("lr", 0.1)]
+
+
+def test_only_runs_a_part_and_the_page_is_of_what_is_there(tmp_path: Path) -> None:
+    path = study(tmp_path / "s.toml")
+    reproduce(path, out=tmp_path, only=["fed*", "seed 1"])
+    assert [row[1] for row in Job.load(path, out=tmp_path).plan()] == ["to do", "to do", "done", "to do"]
+    assert "**3 of 4 cells are not done yet.**" in (tmp_path / "s" / "page.md").read_text()
+    with pytest.raises(ConfigError, match="--only seed 9: fits no cell; there are fedavg, seed 0, standalone, seed 1"):
+        reproduce(path, out=tmp_path, only=["seed 9"])
+
+
+def test_a_killed_study_goes_on_and_ends_as_if_it_had_not_been(done: tuple[Path, Path], tmp_path: Path) -> None:
+    """Catches half a cell taken for a whole one, and work done twice."""
+    path = study(
+        tmp_path / "s.toml", config={**TINY, "run": {**TINY["run"], "rounds": 12, "checkpoint_every": 1}}, seeds=[0]
+    )
+    command = [sys.executable, "-m", "polyfed", "reproduce", str(path), "--out", str(tmp_path / "killed")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(cells_.__file__).parents[2])}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    logs = tmp_path / "killed" / "cells"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not any(log.read_bytes().count(b"\n") > 3 for log in logs.glob("sta*/r*")):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    states = [row[1] for row in Job.load(path, out=tmp_path / "killed").plan()]
+    assert states[0] == "done"
+    assert "begun" in states
+    first = next(logs.glob("fedavg-seed-0-*/summary.json"))
+    before = first.stat().st_mtime_ns
+    reproduce(path, out=tmp_path / "killed")
+    assert first.stat().st_mtime_ns == before
+    reproduce(path, out=tmp_path / "whole")
+    means = [
+        {
+            p.parent.name: json.loads(p.read_text())["accuracy"]
+            for p in (tmp_path / name / "cells").glob("*/summary.json")
+        }
+        for name in ("killed", "whole")
+    ]
+    assert len(means[0]) == 2
+    assert means[0] == means[1]
+
+
+def test_hyper_parameters_are_chosen_on_validation_rows_only(tmp_path: Path) -> None:
+    path = study(
+        tmp_path / "s.toml",
+        algorithms=["fedavg", "fedmrl:auxiliary=mlp(hidden=(4,))"],
+        seeds=[0],
+        config={**TINY, "data": {"image_size": 16, "test_fraction": 0.1}, "train": {"epochs": 8, "batch_size": 8}},
+        tune={
+            "grid": {"train.lr": [1e-7, 0.1], "algorithm.rep_dim": [2, 4]},
+            "seeds": [0, 1],
+            "config": {"data": {"validation_fraction": 0.5, "test_fraction": 0.1}, "run": {"rounds": 4}},
+        },
+    )
+    job = Job.load(path, out=tmp_path)
+    assert job.tuned() is None
+    first = job.tuning()
+    assert len({cell.folder for cell in first}) == 2 * 2 + 2 * 4  # fedavg knows no rep_dim
+    final = prepare(job.study.cells()[0].config).partition
+    tested = set(final.test_rows)
+    for cell in first:
+        held = prepare(cell.config).partition
+        if cell.seed == 0:
+            assert set(held.test_rows) <= set(final.train_rows)
+            assert not tested & (set(held.test_rows) | set(held.train_rows))
+    reproduce(path, out=tmp_path)
+    chosen = job.tuned()
+    assert chosen is not None
+    assert chosen["fedavg"] == {"train.lr": 0.1}
+    fedmrl = chosen["fedmrl:auxiliary=mlp(hidden=(4,))"]
+    assert fedmrl["train.lr"] == 0.1
+    assert fedmrl["algorithm.rep_dim"] in (2, 4)
+    config = job.study.cells(chosen)[1].config
+    assert (config.train.lr, config.algorithm.keys["rep_dim"]) == (0.1, fedmrl["algorithm.rep_dim"])
+    assert (config.run.rounds, config.data.validation_fraction) == (2, 0.0)
+    assert "* fedavg: train.lr = 0.1" in (tmp_path / "s" / "page.md").read_text()
+
+
+def test_what_the_paper_says_needs_a_source(tmp_path: Path) -> None:
+    (tmp_path / "known.toml").write_text('[s]\n[[s.values]]\nalgorithm = "fedavg"\naccuracy = 0.5\ntag = "P"\n')
+    path = study(tmp_path / "s.toml", source="A paper", seeds=[0])
+    reproduce(path, out=tmp_path)
+    beside = (tmp_path / "s" / "page.md").read_text().split("## Beside the paper")[1]
+    assert "| 50.00 % | the paper's text |" in beside
+    (tmp_path / "known.toml").write_text('[s]\n[[s.claims]]\ntext = "better"\ntag = "REC"\n')
+    with pytest.raises(ConfigError, match="tag 'REC'; expected one of P, ABS"):
+        Known.load(tmp_path / "known.toml", "s")
+    assert Known.load(tmp_path / "known.toml", "other") == Known()
+
+
+def test_what_is_below_two_standard_errors() -> None:
+    from polyfed.compare.table import Line
+
+    def line(label: str, *means: float) -> Line:
+        return Line("", label, dict(enumerate(means)), {}, 0, None)
+
+    main = line("a", 0.50, 0.60, 0.70)
+    near, far = line("near", 0.40, 0.65, 0.72), line("far", 0.30, 0.41, 0.49)
+    (told,) = undecided([main, near, far])
+    assert told.startswith("a minus near (+1.0 ± 4.6)")  # differences .10, -.05, -.02: deviation 0.0794 / sqrt(3)
+    assert "far" not in told
+    assert undecided([line("a", 0.5), line("b", 0.4)]) == ["one seed, so no standard error: a minus b (+10.0)"]
+    assert undecided([main, far]) == ["none"]
+
+
+def test_pictures_are_drawn_from_made_up_results(tmp_path: Path) -> None:
+    """Catches a picture that stumbles over what was not reached, one seed, or more algorithms than colours."""
+    labels = [f"algorithm {i}" for i in range(12)]
+    rows = {
+        "accuracy": [("s", label, 0.5, None, 1, 0.5) for label in labels],
+        "curves": [("s", label, n, 0.1 * n, None) for label in labels for n in range(3)],
+        "targets": [("s", label, 0.9, 1, 0, *[None] * 6) for label in labels],
+        "grid": [("", label, "kind", value, 0.5, None) for label in labels for value in ("iid", "classes")],
+    }
+    for name, content in rows.items():
+        view = views.View(name, "", (), content)
+        assert draw(view, tmp_path / f"{name}.png", "Title")
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert not draw(replace(view, rows=[]), tmp_path / "none.png", "Title")
+    assert not (tmp_path / "none.png").exists()
+
+
+def test_the_estimate_counts_examples() -> None:
+    base = Config.parse(
+        {
+            "run": {"rounds": 10, "eval_every": 10},
+            "data": {"dataset": "cifar10"},
+            "clients": {"count": 100, "participation": 0.1},
+        }
+    )
+    assert work(base) == pytest.approx(10 * 10 * 480 + 2 * 0.3 * 120 * 110)
+    assert work(base.replace("data", dataset="npz", path="x.npz")) is None
+    n100 = [c for c in Job.load(find("fedmrl/table1"), "cpu").study.cells() if "N = 100" in c.setting.title]
+    assert sum(work(c.config) or 0 for c in n100) / RATE < 3.3 * 3600
+
+
+def test_the_smallest_item_runs_from_the_command_line(tmp_path: Path) -> None:
+    """One smoke item of the family, of which one cell is enough here."""
+
+    def polyfed(*words: object) -> str:
+        found = CliRunner().invoke(app, [str(word) for word in words])
+        assert found.exit_code == 0, found.output
+        return found.output
+
+    words = ("reproduce", "fedmrl/fig7", "--scale", "smoke", "--only", "fedmrl", "--only", "seed 0", "--out", tmp_path)
+    assert "about" in polyfed(*words, "--list")
+    told = polyfed(*words)
+    page = tmp_path / "fedmrl" / "fig7.smoke" / "page.md"
+    assert f"The page is {page}" in told
+    assert "mix-small" in page.read_text()
+    assert "fedmrl/table1" in polyfed("list", "items")
+    bad = CliRunner().invoke(app, ["reproduce", "fedmrl/table11"])
+    assert bad.exit_code == 2
+    assert "did you mean 'fedmrl/table1'" in bad.output
