@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,7 +35,14 @@ from polyfed.rng import Rng
 from polyfed.runtime.federation import prepare
 
 TINY = {
-    "run": {"rounds": 2, "eval_every": 1, "threads": 1, "targets": [0.001], "gradient_clients": 1},
+    "run": {
+        "rounds": 2,
+        "eval_every": 1,
+        "checkpoint_every": 100,
+        "threads": 1,
+        "targets": [0.001],
+        "gradient_clients": 1,
+    },
     "data": {"image_size": 16, "test_fraction": 0.5},
     "partition": {"classes_per_client": 10, "samples_per_client": 40},
     "clients": {"count": 3, "models": ["mlp(hidden=(8,))"]},
@@ -84,7 +90,7 @@ def test_equal_flops_are_equal(item: str) -> None:
             known[task, spec] = counter.get_total_flops() // 2
         return known[task, spec]
 
-    for scale, least, most in (("smoke", 0.7, 1.35), ("cpu", 0.94, 1.1), ("paper", 0.94, 1.1)):
+    for scale, least, most in (("smoke", 0.7, 1.35), ("cpu", 0.92, 1.1), ("paper", 0.92, 1.1)):
         cells = [cell for cell in Job.load(find(item), scale).study.cells() if cell.seed == 0]
         equal = {cell.setting.title: cell.config for cell in cells if cell.label == "standalone, equal FLOPs"}
         for cell in (cell for cell in cells if cell.label == "fedmrl"):
@@ -233,24 +239,34 @@ def test_only_runs_a_part_and_the_page_is_of_what_is_there(tmp_path: Path) -> No
         reproduce(path, out=tmp_path, only=["seed 9"])
 
 
-def test_a_killed_study_goes_on_and_ends_as_if_it_had_not_been(done: tuple[Path, Path], tmp_path: Path) -> None:
+#: Runs a study and kills its process in round 3 of Standalone.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from polyfed.experiments.reproduce import reproduce
+from polyfed.runtime.watch import Quiet
+
+class Killer(Quiet):
+    def __init__(self, label):
+        self.label = label
+    def round_ended(self, row):
+        if "standalone" in self.label and row["round"] == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+reproduce(Path(sys.argv[1]), out=Path(sys.argv[2]), watches=Killer)
+"""
+
+
+def test_a_killed_study_goes_on_and_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     """Catches half a cell taken for a whole one, and work done twice."""
-    path = study(
-        tmp_path / "s.toml", config={**TINY, "run": {**TINY["run"], "rounds": 12, "checkpoint_every": 1}}, seeds=[0]
-    )
-    command = [sys.executable, "-m", "polyfed", "reproduce", str(path), "--out", str(tmp_path / "killed")]
+    run = {**TINY["run"], "rounds": 4, "checkpoint_every": 2}
+    path = study(tmp_path / "s.toml", config={**TINY, "run": run}, seeds=[0])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(cells_.__file__).parents[2])}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    logs = tmp_path / "killed" / "cells"
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not any(log.read_bytes().count(b"\n") > 3 for log in logs.glob("sta*/r*")):
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    command = [sys.executable, "-c", KILLED, str(path), str(tmp_path / "killed")]
+    assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
     states = [row[1] for row in Job.load(path, out=tmp_path / "killed").plan()]
-    assert states[0] == "done"
-    assert "begun" in states
-    first = next(logs.glob("fedavg-seed-0-*/summary.json"))
+    assert states == ["done", "begun"]
+    (first,) = tmp_path.glob("killed/cells/fedavg-seed-0-*/summary.json")
     before = first.stat().st_mtime_ns
     reproduce(path, out=tmp_path / "killed")
     assert first.stat().st_mtime_ns == before
@@ -274,21 +290,19 @@ def test_hyper_parameters_are_chosen_on_validation_rows_only(tmp_path: Path) -> 
         config={**TINY, "data": {"image_size": 16, "test_fraction": 0.1}, "train": {"epochs": 8, "batch_size": 8}},
         tune={
             "grid": {"train.lr": [1e-7, 0.1], "algorithm.rep_dim": [2, 4]},
-            "seeds": [0, 1],
             "config": {"data": {"validation_fraction": 0.5, "test_fraction": 0.1}, "run": {"rounds": 4}},
         },
     )
     job = Job.load(path, out=tmp_path)
     assert job.tuned() is None
     first = job.tuning()
-    assert len({cell.folder for cell in first}) == 2 * 2 + 2 * 4  # fedavg knows no rep_dim
+    assert len({cell.folder for cell in first}) == 2 + 4  # fedavg knows no rep_dim
     final = prepare(job.study.cells()[0].config).partition
     tested = set(final.test_rows)
     for cell in first:
         held = prepare(cell.config).partition
-        if cell.seed == 0:
-            assert set(held.test_rows) <= set(final.train_rows)
-            assert not tested & (set(held.test_rows) | set(held.train_rows))
+        assert set(held.test_rows) <= set(final.train_rows)
+        assert not tested & (set(held.test_rows) | set(held.train_rows))
     reproduce(path, out=tmp_path)
     chosen = job.tuned()
     assert chosen is not None
