@@ -31,6 +31,8 @@ for _base in (
     "aggregate",
     "align",
     "classes",
+    "server",
+    "generator",
     "losses",
     "lowrank",
     "matryoshka",

@@ -13,7 +13,7 @@ from polyfed.compute import Answer, Steps
 from polyfed.errors import ModelError
 from polyfed.message import Message, Nothing, State
 from polyfed.models.catalogue import ModelSpec
-from polyfed.models.split import SplitModel, check_heads_fit
+from polyfed.models.split import SplitModel, check_cuts_fit, check_head_linear, check_heads_fit
 from polyfed.models.zoo import build
 from polyfed.nets import Nets
 from polyfed.parties import ClientInfo, Cohort, LocalClient
@@ -61,17 +61,34 @@ class Task:
             raise ModelError(f"{algorithm} needs one architecture for all clients; clients.models gives {got}")
         return self.build(self.architectures[0])
 
-    def common_head(self, algorithm: str) -> SplitModel:
+    def common_head(self, algorithm: str, *, linear: bool = False) -> SplitModel:
         """A network whose classifier is like that of every client's, wherever it sits.
 
+        With ``linear`` all of them have to be one linear layer: a server that works with heads has no networks to run
+        them on, and computes ``r @ weight.T + bias``.
+
         Raises:
-            ModelError: the clients' classifiers differ, or their networks are private.
+            ModelError: the clients' classifiers differ, or are not linear, or their networks are private.
         """
         family = self.family()
         if not family:
             raise ModelError(f"{algorithm} needs networks whose classifiers the server knows; these are private")
         check_heads_fit(family)
+        for model in family.values() if linear else ():
+            check_head_linear(model)
         return next(iter(family.values()))
+
+    def common_width(self, algorithm: str) -> int:
+        """d, the width of every client's representation.
+
+        Raises:
+            ModelError: the widths differ, or the clients' networks are private.
+        """
+        family = self.family()
+        if not family:
+            raise ModelError(f"{algorithm} needs networks whose width the server knows; these are private")
+        check_cuts_fit(family, extractor=False, classifier=False)
+        return next(iter(family.values())).rep_dim
 
 
 class Algorithm(ABC):

@@ -7,14 +7,15 @@ nothing for a class that nobody has.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from polyfed.compute import Steps, reduce
 from polyfed.errors import MessageError, ModelError
-from polyfed.nets import Batch, Nets
+from polyfed.losses import mean_squared_error
+from polyfed.nets import Batch, Net, Nets
 from polyfed.parties import LocalClient
 from polyfed.typing import Params, Parts
 from polyfed.uploads import check_tensor
@@ -93,3 +94,45 @@ def class_table(rows: Params, num_classes: int, width: int) -> dict[str, Tensor]
             )
         table[int(name)], held[int(name)] = row, 1.0
     return {"rows": table, "held": held}
+
+
+def stack_rows(uploads: Sequence[Params]) -> tuple[Tensor, Tensor]:
+    """The rows of all ``uploads`` below each other, (n, d), and the class of each, (n,) int64.
+
+    In the order of the uploads and, within one, of the classes.
+
+    Raises:
+        ModelError: no row at all, or rows of different shapes.
+    """
+    rows = [(int(name), upload[name]) for upload in uploads for name in sorted(upload, key=int)]
+    shapes = {tuple(row.shape) for _, row in rows}
+    if len(shapes) != 1:
+        raise ModelError(
+            f"{len(rows)} rows by class came with the shapes {sorted(shapes)}; expected one shape: do all clients' "
+            "representations have one width?"
+        )
+    return torch.stack([row for _, row in rows]), torch.tensor([c for c, _ in rows])
+
+
+def distance_to_class(r: Tensor, y: Tensor, table: Net) -> Tensor:
+    """Mean over batch and d of (r - row of y)^2, where an example whose class has no row adds 0.
+
+    Args:
+        r: (B, d).
+        y: (B,) int64.
+        table: what `class_table` made.
+    """
+    # Rows are zero where a class has none.
+    return mean_squared_error(table["held"][y][:, None] * r, table["rows"][y])
+
+
+def nearness(r: Tensor, table: Net) -> Tensor:
+    """Logits (B, L) of ``r`` (B, d): minus the distance to a class's row, minus infinity where a class has none."""
+    distance = torch.cdist(r, table["rows"], compute_mode="donot_use_mm_for_euclid_dist")  # (B, L)
+    return torch.where(table["held"] > 0, -distance, -torch.inf)
+
+
+def gaps(rows: Tensor) -> Tensor:
+    """The distance (n,) of each of the ``rows`` (n, d), at least two, to the nearest other one."""
+    distance = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")  # (n, n)
+    return distance.fill_diagonal_(torch.inf).amin(dim=1)

@@ -22,10 +22,12 @@ from torch import Tensor
 from polyfed.message import Message, State
 from polyfed.nets import Batch, Grad, Gradient, Loss, Nets
 from polyfed.parties import ClientData, ClientInfo, Cohort, LocalClient, Replies
-from polyfed.plan import Every
+from polyfed.plan import Every, Step
 from polyfed.typing import ClientId, Params, Parts
 
 T = TypeVar("T")
+#: ``draw(step)`` -> tensors by name: what a step needs beside its batch, such as noise.
+Draw: TypeAlias = Callable[[Step], Params]
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Fit:
     frozen: Parts
     lr: Mapping[str, float]
     every: Every
+    draw: Draw | None = None
 
     @property
     def identity(self) -> object:
@@ -64,6 +67,10 @@ class Fit:
     def due(self, index: int, in_epoch: int) -> bool:
         """Whether the step is one of those that ``every`` names."""
         return {"never": False, "step": True, "epoch": in_epoch == 0, "round": index == 0}[self.every]
+
+    def drawn(self, step: Step) -> Params:
+        """What ``draw`` gives for the step; nothing without one."""
+        return {} if self.draw is None else self.draw(step)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +116,7 @@ def fit(
     frozen: Parts | None = None,
     lr: Mapping[str, float] | None = None,
     every: Every = "never",
+    draw: Draw | None = None,
 ) -> Steps[Fitted]:
     """Train ``parts`` on the client's data.
 
@@ -120,6 +128,8 @@ def fit(
         frozen: further parts that the loss reads and that are not trained.
         lr: learning rates of single parts, instead of the plan's.
         every: the steps at which ``gradient`` is told ``due = True``.
+        draw: ``draw(step)`` -> tensors that the loss sees at that step as the part ``drawn``. It runs outside vmap, so
+            it may use a generator: one of ``client.rng`` keyed by ``step.index``, as a step may be asked for twice.
 
     Returns:
         The trained parts.
@@ -131,7 +141,7 @@ def fit(
         assert loss is not None
         return grad(loss)
 
-    return (yield Fit(client, parts, gradient or of_loss, loss, frozen or {}, lr or {}, every))
+    return (yield Fit(client, parts, gradient or of_loss, loss, frozen or {}, lr or {}, every, draw))
 
 
 def reduce(

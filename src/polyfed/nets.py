@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
+import torch
 from torch import Tensor
 
 from polyfed.models.split import SplitModel, keep_statistics
@@ -60,6 +61,20 @@ class Net:
     def intermediate(self, s_in: Tensor) -> Tensor:
         """What lies between extractor and classifier: s_in -> (B, rep_dim)."""
         return self._model().intermediate(self.params, s_in)
+
+    def stepped(self, loss: Callable[[Net], Tensor], lr: float) -> Net:
+        """The network after one plain step ``w - lr * d loss(w) / dw``, differentiable by whatever else ``loss`` reads.
+
+        Only the step's own gradient is kept for that: no second derivative by w is taken.
+        """
+        weights = self._model().parameter_names
+        w = {name: value.detach().requires_grad_(name in weights) for name, value in self.params.items()}
+        leaves = {name: value for name, value in w.items() if value.requires_grad}
+        found = torch.autograd.grad(
+            loss(Net(self.model, w)), list(leaves.values()), create_graph=True, materialize_grads=True
+        )
+        moved = {name: leaf - lr * g for (name, leaf), g in zip(leaves.items(), found, strict=True)}
+        return Net(self.model, {**w, **moved})
 
 
 Nets: TypeAlias = Mapping[str, Net]

@@ -19,6 +19,7 @@ ClientId: TypeAlias = int
 
 #: Ranges of hyper-parameters; the configuration checks them.
 Positive: TypeAlias = Annotated[int, Gt(0)]
+Count: TypeAlias = Annotated[int, Ge(0)]
 Rate: TypeAlias = Annotated[float, Gt(0)]
 NonNegative: TypeAlias = Annotated[float, Ge(0)]
 Fraction: TypeAlias = Annotated[float, Ge(0), Le(1)]

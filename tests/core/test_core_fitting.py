@@ -458,3 +458,46 @@ def test_a_network_on_its_own_weights_is_the_module() -> None:
     params = net.init(Rng((0,)))
     module = normed().eval()
     assert torch.equal(net(params, x), functional_call(module, params, (x,)))
+
+
+def noisy(nets: Nets, batch: Batch) -> Tensor:
+    return a_loss(nets, (batch[0] + nets["drawn"]["noise"], batch[1]))
+
+
+@pytest.mark.parametrize("draws", [True, False])
+def test_what_a_step_draws_is_seen_at_that_step(draws: bool) -> None:
+    """Catches draws of another step or client, drawn once for all steps, or lost in the stack."""
+
+    def asked(k: int) -> Fit:
+        rng, seen = Rng((0, "client", k)), []
+
+        def draw(step: Any) -> dict[str, Tensor]:
+            seen.append(step.index)
+            noise = torch.randn(len(step.rows), 7, generator=rng.at("noise", step.index).torch(), dtype=torch.float64)
+            return {"noise": noise * draws}
+
+        made = request(PLANS["momentum"], k=k, n=9 + k, dtype=torch.float64, draw=draw)
+        return replace(made, loss=noisy, gradient=lambda grad, nets, batch, due: grad(noisy))
+
+    def by_hand_with_noise(made: Fit) -> dict[str, Tensor]:
+        module, client = normed().double(), made.client
+        module.load_state_dict(dict(made.parts["model"]))
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9)
+        for step in client.plan.schedule(len(client.train), client.rng.at("batches")):
+            x, y = client.train.batch(step.rows, dtype=torch.float64)
+            noise = torch.randn(
+                len(step.rows), 7, generator=client.rng.at("noise", step.index).torch(), dtype=torch.float64
+            )
+            optimizer.zero_grad()
+            functional.cross_entropy(module(x + noise * draws), y).backward()
+            optimizer.step()
+        return {name: value.detach() for name, value in module.state_dict().items()}
+
+    fits = [asked(k) for k in range(3)]
+    plain = request(PLANS["momentum"])
+    assert signature(fits[0]) == signature(replace(fits[0], client=fits[1].client))
+    assert signature(replace(plain, draw=None)) != signature(replace(plain, draw=fits[0].draw))
+    for made, stacked in zip(fits, run_stacked(fits, FP64), strict=True):
+        expected = by_hand_with_noise(made)
+        for got in (run_fit(made, FP64), stacked):
+            toy.close(got.parts["model"], expected, 1e-12)

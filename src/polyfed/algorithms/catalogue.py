@@ -16,6 +16,14 @@ ALGORITHMS: dict[str, tuple[str, str]] = {
         "polyfed.algorithms.fedavg:FedAvg",
         "one model for all, averaged over clients (McMahan et al. 2017)",
     ),
+    "fedgen": (
+        "polyfed.algorithms.fedgen:FedGen",
+        "a generator of representations, trained at the server, that all clients learn from (Zhu et al. 2021)",
+    ),
+    "fedgh": (
+        "polyfed.algorithms.fedgh:FedGH",
+        "a header that the server trains on mean representations by class (Yi et al. 2023)",
+    ),
     "fedin": (
         "polyfed.algorithms.fedin:FedIN",
         "models of different depth learn from each other's features (a reconstruction of Chan et al. 2023)",
@@ -23,6 +31,10 @@ ALGORITHMS: dict[str, tuple[str, str]] = {
     "fedkd": (
         "polyfed.algorithms.fedkd:FedKD",
         "private teachers and a small shared student, whose updates travel at low rank (Wu et al. 2022)",
+    ),
+    "fedl2g": (
+        "polyfed.algorithms.fedl2g:FedL2G",
+        "guiding vectors that are learnt so that a guided step helps on held-out examples (Zhang et al. 2024)",
     ),
     "fedmrl": (
         "polyfed.algorithms.fedmrl:FedMRL",
@@ -39,6 +51,10 @@ ALGORITHMS: dict[str, tuple[str, str]] = {
     "fedproto": (
         "polyfed.algorithms.fedproto:FedProto",
         "mean representations by class, which every client's own are pulled to (Tan et al. 2022)",
+    ),
+    "fedtgp": (
+        "polyfed.algorithms.fedtgp:FedTGP",
+        "prototypes that the server trains to keep apart, which clients are pulled to (Zhang et al. 2024)",
     ),
     "fiarse": (
         "polyfed.algorithms.fiarse:FIARSE",

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from polyfed.aggregate import by_name_mean
 from polyfed.algorithm import Algorithm, Task
-from polyfed.classes import check_by_class, class_counts, class_means, class_table
+from polyfed.classes import check_by_class, class_counts, class_means, class_table, distance_to_class, nearness
 from polyfed.compute import Answer, Steps, exchange, fit
-from polyfed.losses import cross_entropy, mean_squared_error
+from polyfed.losses import cross_entropy
 from polyfed.message import Message, State
 from polyfed.models.split import check_cuts_fit
 from polyfed.nets import Batch, Nets
@@ -94,9 +94,7 @@ class FedProto(Algorithm):
         """CE(F_i(x), y) + lambda MSE(f_i(x), Cbar[y]); the second over examples whose class has a prototype."""
         x, y = batch
         r = nets["model"].represent(x)  # (B, d)
-        rows, held = nets["prototypes"]["rows"][y], nets["prototypes"]["held"][y]  # (B, d), (B,)
-        # Rows are zero where there is no prototype, so such examples add 0; the mean is over all of the batch and d.
-        distance = mean_squared_error(held[:, None] * r, rows)
+        distance = distance_to_class(r, y, nets["prototypes"])
         return cross_entropy(nets["model"].classify(r), y) + self.weight * distance
 
     def represent(self, nets: Nets, x: Tensor) -> Tensor:
@@ -126,10 +124,9 @@ class FedProto(Algorithm):
         Minus the distance is the logit of a prototype. Without any, every class is as good as another.
         """
         r, table = nets["model"].represent(x), nets["prototypes"]
-        distance = torch.cdist(r, table["rows"], compute_mode="donot_use_mm_for_euclid_dist")  # (B, L)
-        there, own = table["held"] > 0, table["own"] > 0  # (L,)
+        near = nearness(r, table)  # (B, L)
         return {
-            "prototype": torch.where(there, -distance, -torch.inf),
-            "prototype-own": torch.where(there & own, -distance, -torch.inf),
+            "prototype": near,
+            "prototype-own": torch.where(table["own"] > 0, near, -torch.inf),
             "header": nets["model"].classify(r),
         }

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from polyfed import tree
 from polyfed.aggregate import weighted_mean
 from polyfed.algorithm import Algorithm, Task
 from polyfed.compute import Answer, Steps, exchange, fit
@@ -67,7 +66,7 @@ class LGFedAvg(Algorithm):
     def init_client(self, client: LocalClient) -> Private:
         """A body of the client's own."""
         model = client.models["model"]
-        return self.Private(tree.drop(model.init(client.rng.at("model")), model.classifier_names))
+        return self.Private(model.body(model.init(client.rng.at("model"))))
 
     def server_round(self, server: Server, cohort: Cohort) -> Steps[State]:
         """Send the head, then head = sum_k (n_k / n) head_k over the clients of the round."""
@@ -78,8 +77,7 @@ class LGFedAvg(Algorithm):
         """E epochs of cross-entropy on body and head together; keep the body, send the head."""
         fitted = yield from fit(client, self.parts(private, msg, client), loss=supervised)
         model, params = client.models["model"], fitted.parts["model"]
-        body = tree.drop(params, model.classifier_names)
-        return self.Private(body), self.Upload(model.head(params), len(client.train))
+        return self.Private(model.body(params)), self.Upload(model.head(params), len(client.train))
 
     def broadcast(self, server: Server, client: ClientInfo) -> Broadcast:
         """The head, to train or to predict with."""

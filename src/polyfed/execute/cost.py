@@ -23,6 +23,8 @@ from polyfed.compute import Fit
 from polyfed.execute.fitting import Local
 from polyfed.execute.place import Place
 from polyfed.nets import Batch
+from polyfed.plan import Step
+from polyfed.typing import Params
 
 
 class PeakMemory(TorchDispatchMode):
@@ -123,23 +125,25 @@ class CostCounter:
         yield
         self.seconds += time.perf_counter() - started
 
-    def _batch(self, fit: Fit, examples: int) -> Batch:
+    def _batch(self, fit: Fit, examples: int) -> tuple[Batch, Params]:
+        """A batch of that size, and what is drawn for it."""
         rows = torch.arange(examples) % len(fit.client.train)
-        return self.place.batch(fit.client.train, rows)
+        return self.place.batch(fit.client.train, rows), fit.drawn(Step(rows, 0, 0))
 
     def _flops(self, fit: Fit, examples: int, due: bool) -> int:
-        local, batch = Local(fit, self.place), self._batch(fit, examples)
+        local, (batch, drawn) = Local(fit, self.place), self._batch(fit, examples)
         with FlopCounterMode(display=False) as counter:
-            local.step(batch, due)
+            local.step(batch, due, drawn)
         return counter.get_total_flops()
 
     def _peak(self, fit: Fit, examples: int, due: bool) -> int:
-        batch = self._batch(fit, examples)
+        batch, drawn = self._batch(fit, examples)
         local = Local(fit, self.place)
         with PeakMemory() as memory:
-            for tensor in (*batch, *(leaf for params in local.parts.values() for leaf in params.values())):
+            leaves = (leaf for params in local.parts.values() for leaf in params.values())
+            for tensor in (*batch, *drawn.values(), *leaves):
                 memory.follow(tensor)
-            local.step(batch, due)
+            local.step(batch, due, drawn)
         return memory.peak
 
     def forward(self, key: object, run: Callable[[Tensor], Mapping[str, Tensor]], x: Tensor) -> StepCost:

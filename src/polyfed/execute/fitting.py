@@ -91,8 +91,10 @@ class Local:
             name: params[name].detach().requires_grad_() if leaf.requires_grad else leaf for name, leaf in own.items()
         }
 
-    def step(self, batch: Batch, due: bool) -> None:
+    def step(self, batch: Batch, due: bool, drawn: Params) -> None:
         """One gradient and one optimizer step."""
+        if drawn:
+            self.nets["drawn"] = Net(None, tree.map_leaves(self.place.put, drawn))
         count = len(self.losses)
         grads = self.fit.gradient(lambda loss, **replace: self.grad(batch, loss, **replace), self.nets, batch, due)
         del self.losses[count + 1 :]  # a step's loss is the first that its gradient asked for
@@ -142,7 +144,7 @@ def run_fit(fit: Fit, place: Place) -> Fitted:
     with client.rng.at("layers").fork() if draws else nullcontext():
         for step in client.plan.schedule(len(client.train), client.rng.at("batches")):
             batch = place.batch(client.train, step.rows, augment)
-            local.step(batch, fit.due(step.index, step.in_epoch))
+            local.step(batch, fit.due(step.index, step.in_epoch), fit.drawn(step))
     parts = {part: {name: leaf.detach() for name, leaf in p.items()} for part, p in local.parts.items()}
     return finish(fit, parts, local.losses)
 
@@ -164,7 +166,11 @@ def finish(fit: Fit, parts: Grads, losses: list[Tensor]) -> Fitted:
 
 @torch.no_grad()
 def run_reduce(request: Reduce, place: Place) -> dict[str, Tensor]:
-    """The sum of a function over one client's data, in evaluation mode."""
+    """The sum of a function over one client's data, in evaluation mode.
+
+    Raises:
+        DivergedError: it is NaN or infinite.
+    """
     client = request.client
     for model in client.models.values():
         model.train(False)
@@ -176,6 +182,12 @@ def run_reduce(request: Reduce, place: Place) -> dict[str, Tensor]:
         with place.autocast():
             part = request.fn(nets, batch)
         out = {name: out[name] + value if name in out else value for name, value in part.items()}
+    bad = tree.first_not_finite({"sum": out})
+    if bad is not None:
+        raise DivergedError(
+            f"client {client.info.id}, round {client.round}: {bad!r} over its data is not finite; lower train.lr or "
+            "set train.clip"
+        )
     return {name: value.cpu().contiguous() for name, value in out.items()}
 
 

@@ -32,7 +32,7 @@ def signature(fit: Fit) -> object:
     models = tuple((part, model.signature) for part, model in fit.client.models.items())
     return (
         *(fit.identity, models, shapes(fit.parts), shapes(fit.frozen)),
-        *(fit.client.plan, tuple(sorted(fit.lr.items())), fit.every),
+        *(fit.client.plan, tuple(sorted(fit.lr.items())), fit.every, fit.draw is not None),
     )
 
 
@@ -53,18 +53,19 @@ def run_stacked(fits: Sequence[Fit], place: Place) -> list[Fitted]:
     schedules = [fit.client.plan.schedule(len(fit.client.train), fit.client.rng.at("batches")) for fit in fits]
     augment = [fit.client.rng.at("augment").torch() for fit in fits]
     while True:
-        groups: dict[tuple[int, bool], list[tuple[int, Batch]]] = {}
+        groups: dict[tuple[int, bool], list[tuple[int, Batch, Params]]] = {}
         for k, fit in enumerate(fits):
             step = next(schedules[k], None)
             if step is not None:
                 batch = place.batch(fit.client.train, step.rows, augment[k])
                 kind = (len(step.rows), fit.due(step.index, step.in_epoch))
-                groups.setdefault(kind, []).append((k, batch))
+                groups.setdefault(kind, []).append((k, batch, fit.drawn(step)))
         if not groups:
             break
         for (_, due), members in groups.items():
-            batch = (torch.stack([b[0] for _, b in members]), torch.stack([b[1] for _, b in members]))
-            stack.step([k for k, _ in members], batch, due)
+            batch = (torch.stack([b[0] for _, b, _ in members]), torch.stack([b[1] for _, b, _ in members]))
+            drawn = {n: torch.stack([place.put(d[n]) for *_, d in members]) for n in members[0][2]}
+            stack.step([k for k, *_ in members], batch, due, drawn)
     return stack.outcomes()
 
 
@@ -92,12 +93,12 @@ class Stack:
         self.update = Update(fits[0].client.plan, self.weights, fits[0].lr, len(fits))
         self.losses: list[list[Tensor]] = [[] for _ in fits]
 
-    def step(self, members: list[int], batch: Batch, due: bool) -> None:
+    def step(self, members: list[int], batch: Batch, due: bool, drawn: Params) -> None:
         """One gradient and one update of the clients ``members``."""
         rows = None if len(members) == len(self.fits) else torch.tensor(members, device=self.place.device)
         state = tuple(_rows(parts, rows) for parts in (self.weights, self.fixed, self.frozen))
         one: Any = torch.func.vmap(partial(self._one, due))
-        grads, moved, losses = one(*state, batch)
+        grads, moved, losses = one(*state, batch, drawn)
         self.update.step(self.weights, grads, rows)
         for part, params in moved.items():
             for name, value in params.items():
@@ -108,7 +109,7 @@ class Stack:
         for k, loss in zip(members, losses.unbind(), strict=True):
             self.losses[k].append(loss)
 
-    def _one(self, due: bool, weights: Grads, fixed: Grads, frozen: Grads, batch: Batch) -> Any:
+    def _one(self, due: bool, weights: Grads, fixed: Grads, frozen: Grads, batch: Batch, drawn: Params) -> Any:
         """The step of one client, as vmap sees it: its gradients, its moved buffers, its loss."""
         client = self.fits[0].client
         fixed = tree.map_parts(torch.clone, fixed)
@@ -119,6 +120,8 @@ class Stack:
                 part: {n: v.clone() if n in buffers(self.models, part) else v for n, v in params.items()}
                 for part, params in frozen.items()
             }
+            if drawn:
+                held["drawn"] = dict(drawn)
             return bind(client.models, {**held, **{part: {**weights[part], **fixed[part]} for part in weights}})
 
         def grad(loss: Loss, **replace: Params) -> Grads:

@@ -22,6 +22,7 @@ from polyfed.execute.place import Place
 from polyfed.execute.stacked import Stack, why_not
 from polyfed.models.split import SplitModel
 from polyfed.parties import ClientInfo
+from polyfed.plan import Step
 
 #: One client after another as they come; the same with channels innermost; many clients at once.
 Way: TypeAlias = Literal["plain", "channels-last", "stacked"]
@@ -184,13 +185,15 @@ class Calibration:
 
     def _alone(self, fit: Fit, rows: Tensor, place: Place) -> Callable[[], None]:
         local, batch = Local(fit, place), place.batch(fit.client.train, rows)
-        return lambda: local.step(batch, due=False)
+        drawn = fit.drawn(Step(rows, 0, 0))
+        return lambda: local.step(batch, False, drawn)
 
     def _stacked(self, fits: list[Fit], rows: Tensor) -> Callable[[], None]:
         stack, count = Stack(fits, self.place), len(fits)
         x, y = self.place.batch(fits[0].client.train, rows)
         batch = (x.expand(count, *x.shape).clone(), y.expand(count, *y.shape).clone())
-        return lambda: stack.step(list(range(count)), batch, due=False)
+        drawn = {n: self.place.put(v).expand(count, *v.shape) for n, v in fits[0].drawn(Step(rows, 0, 0)).items()}
+        return lambda: stack.step(list(range(count)), batch, False, drawn)
 
 
 def has_images(models: Mapping[str, SplitModel]) -> bool:

@@ -200,6 +200,10 @@ class SplitModel:
         """
         return {short: params[name] for short, name in self._head_names().items()}
 
+    def body(self, params: Params) -> dict[str, Tensor]:
+        """All of ``params`` but the classifier's tensors: what `with_head` completes."""
+        return {name: value for name, value in params.items() if name not in self.classifier_names}
+
     def with_head(self, params: Params, head: Params) -> dict[str, Tensor]:
         """``params``, which may lack a classifier, with the tensors of ``head`` as its classifier.
 
@@ -448,6 +452,30 @@ def check_heads_fit(models: Mapping[str, SplitModel]) -> None:
     for other in list(heads)[1:]:
         first = next(iter(heads))
         _same("classifier", first, heads[first], other, heads[other])
+
+
+def check_head_linear(model: SplitModel) -> None:
+    """Raise unless the classifier is one linear layer, so that ``r @ weight.T + bias`` is what it computes.
+
+    For servers, which work with heads by themselves and have no networks.
+
+    Raises:
+        ModelError: it has other tensors, or computes something else from them.
+    """
+    rng = Rng(("polyfed.models", "head"))
+    params, r = model.init(rng), torch.randn((3, model.rep_dim), generator=rng.torch())
+    head = model.head(params)
+    fits = model.head_shapes.get("weight") == (model.num_classes, model.rep_dim)
+    if fits and head.keys() <= {"weight", "bias"}:
+        model.train(False)
+        with torch.no_grad():
+            expected = nn.functional.linear(r, head["weight"], head.get("bias"))
+            if torch.allclose(model.classify(params, r), expected, rtol=1e-4, atol=1e-5):
+                return
+    raise ModelError(
+        f"model {model.name!r} has a classifier with the tensors {model.head_shapes} that is not one linear layer on "
+        f"the representation, of width {model.rep_dim}; cut it before its last linear layer (classifier = ...)"
+    )
 
 
 def check_layers_fit(models: Mapping[str, SplitModel]) -> None:

@@ -56,6 +56,11 @@ KEYS: Mapping[str, Mapping[str, Any]] = {
     "fedmrl": {"rep_dim": 9},
     "fedmrl-adaptive": {"rep_dim": 9, "auxiliary": "mlp(hidden=(24, 21))"},
     "fedmrl-e": {"rep_dim": 9, "granularities": [5, 9], "auxiliary": "mlp(hidden=(24, 21))"},
+    "fedl2g": {"warmup": 1},
+    # The server's batch is all that a round brings, or the order of answers and equal answers would make other batches.
+    "fedgh": {"server_batch": 1000},
+    "fedtgp": {"server_batch": 1000, "server_epochs": 20, "server_lr": 0.2},
+    "fedgen": {"noise_dim": 7, "hidden": 13, "server_steps": 20, "server_batch": 9},
     "fedin": {"feature_batch": 8},
     "fml": {"auxiliary": "mlp(hidden=(11,))"},
 }
