@@ -2,8 +2,8 @@
 
 Each workload is sampled in turn by every contestant, several times over, in one process; the ratio of a sample is to
 the bare loop's in the same turn, and the table has the medians. A turn during which other programs used the processor
-is repeated. `--only` takes some workloads; `--out` writes the table as JSON. Real data are read from $POLYFED_DATA where
-they are; otherwise pictures of noise of the same shape take their place: nothing here depends on what they show.
+is repeated. `--only` takes some workloads; `--out` writes the table as JSON. Real data are read from $POLYFED_DATA if
+they are there; otherwise pictures of noise of the same shape take their place: nothing depends on what they show.
 """
 
 from __future__ import annotations
