@@ -65,6 +65,13 @@ class LocalSGD:
         lone = examples - starts[-1] == 1 and 1 < self.batch_size < examples
         return starts[:-1] if lone else starts
 
+    def sizes(self, examples: int) -> Iterator[tuple[int, int, int]]:
+        """Of each step of one participation: how many examples, its number, and its number in its epoch."""
+        starts, total = self._cuts(examples), self.count(examples)
+        for index in range(total):
+            in_epoch = index % len(starts)
+            yield min(self.batch_size, examples - starts[in_epoch]), index, in_epoch
+
     def schedule(self, examples: int, rng: Rng) -> Iterator[Step]:
         """The steps of one participation: a fresh permutation for every epoch, the last partial batch kept."""
         starts = self._cuts(examples)

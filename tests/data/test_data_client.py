@@ -7,7 +7,7 @@ import pytest
 import torch
 from data_helpers import feature_dataset, image_dataset
 
-from polyfed.data.client import ClientData, FederatedData, Standardise, augment_images
+from polyfed.data.client import ClientData, FederatedData, Standardise, draw_shifts, shifted, together
 from polyfed.data.partition import Partition, make_partition
 from polyfed.errors import DataError
 from polyfed.rng import Rng
@@ -52,11 +52,23 @@ def test_augmentation_only_with_generator_and_only_when_asked() -> None:
     assert torch.equal(on.batch(every)[0], plain)  # nothing was written in place
 
 
+@pytest.mark.parametrize("augment", [True, False])
+def test_batches_of_several_clients_are_those_of_each(augment: bool) -> None:
+    """Catches randomness that depends on who else is in the batch."""
+    dataset = image_dataset(flip=True)
+    clients = [ClientData(dataset, np.arange(k, 40, 3), augment=augment) for k in range(3)]
+    rows = [torch.tensor([4, k]) for k in range(3)]
+    alone = [c.batch(r, generator=generator(k)) for k, (c, r) in enumerate(zip(clients, rows, strict=True))]
+    x, y = together(clients, rows, [generator(k) for k in range(3)], dtype=torch.float32, device="cpu")
+    assert torch.equal(x, torch.cat([a for a, _ in alone]))
+    assert torch.equal(y, torch.cat([b for _, b in alone]))
+
+
 @pytest.mark.parametrize("flip", [True, False])
 def test_augmented_images_are_shifted_copies(flip: bool) -> None:
     x = torch.randn(200, 2, 8, 10, generator=generator()) + 10
     padded = torch.nn.functional.pad(x, (4, 4, 4, 4))
-    out = augment_images(x, generator(3), flip=flip)
+    out = shifted(x, *draw_shifts(len(x), generator(3), flip=flip))
     assert out.shape == x.shape
     seen: set[tuple[int, int, bool]] = set()
     for image, frame in zip(out, padded, strict=True):

@@ -207,11 +207,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """Says what each way takes, instead of the clock."""
     takes = {"plain": 3.0, "channels-last": 3.0, "stacked": 1.0}
 
-    def candidates(self: Any, fit: Any) -> Any:
-        return {way: (lambda: None, way) for way in takes}
+    def trials(self: Any, fit: Any) -> Any:
+        return ((way, count, lambda way=way: way) for way, count in zip(takes, (1, 1, 2), strict=True))
 
-    monkeypatch.setattr(ways.Calibration, "_candidates", candidates)
-    monkeypatch.setattr(ways, "seconds", lambda work, clients=1, **_: takes.get(str(clients), 1.0))
+    monkeypatch.setattr(ways.Calibration, "_trials", trials)
+    monkeypatch.setattr(ways, "seconds", lambda work, **_: takes.get(str(work()), 1.0))
     return takes
 
 
@@ -226,6 +226,7 @@ def test_auto_takes_the_fastest_way_and_says_which(
     simulate(config(1.0, driver="auto", workers=1), out=tmp_path / "run")
     chosen = json.loads((tmp_path / "run" / "choices.json").read_text())
     assert set(chosen["by_kind"].values()) == {fastest, "plain"}  # plain: how dense networks are tested
+    assert set(chosen["stack"].values()) == ({2} if fastest == "stacked" else set())
     trained = [row for row in running.lines(tmp_path / "run" / "clients.jsonl") if "way" in row]
     assert {row["way"] for row in trained} == {expected}
 
@@ -293,7 +294,7 @@ def test_choices_that_are_none_are_refused(tmp_path: Path, text: str) -> None:
 
 def test_choices_survive_their_file() -> None:
     """Catches a field that is written and not read."""
-    made = Ways({"a: loss": "stacked"}, {"a": 0.5}, 2, 1, 10**9)
+    made = Ways({"a: loss": "stacked"}, {"a: loss": 8}, {"a": 0.5}, 2, 1, 10**9)
     assert Ways.from_json(json.loads(json.dumps(made.to_json())), "-") == made
 
 

@@ -104,6 +104,10 @@ class ClientData:
         """``(n,)`` int64 class numbers, in the order of the rows."""
         return self.dataset.y[self.rows.to(self.dataset.y.device)]
 
+    def normalised(self, x: Tensor) -> Tensor:
+        """Pixels ``(B, C, H, W)`` with the data set's mean and deviation taken out."""
+        return (x.float() / 255 - self._mean.to(x.device)) / self._std.to(x.device)
+
     def hold_out(self, share: float, rng: Rng) -> tuple[ClientData, ClientData | None]:
         """These rows in two: those to train on, and ``max(1, round(share * n))`` that are held out.
 
@@ -152,19 +156,60 @@ class ClientData:
         Returns:
             x ``(B, C, H, W)`` or ``(B, F)`` of ``dtype``, and y ``(B,)`` int64, both on ``device``.
         """
-        source = self.dataset.x.device
-        rows = self.rows[positions.cpu()].to(source)
-        x = self.dataset.x[rows].to(device)
-        y = self.dataset.y[rows.to(self.dataset.y.device)].to(device)
-        if self.stats is not None and not self.dataset.is_image:
-            return self.stats.apply(x).to(dtype), y
-        x = (x.float() / 255 - self._mean.to(device)) / self._std.to(device)
-        if generator is not None and self.augment:
-            x = augment_images(x, generator, flip=self.dataset.flip)
-        return x.to(dtype), y
+        return together([self], [positions], [generator], dtype=dtype, device=device)
 
 
-def augment_images(x: Tensor, generator: torch.Generator, *, flip: bool) -> Tensor:
+def together(
+    clients: Sequence[ClientData],
+    positions: Sequence[Tensor],
+    generators: Sequence[torch.Generator | None],
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> tuple[Tensor, Tensor]:
+    """One batch of each of some clients of one data set, after one another: what `ClientData.batch` gives, in one go.
+
+    Args:
+        clients: with equal ``augment``; of features, a single one, as each has statistics of its own.
+        positions: ``(B,)`` int64 for each client.
+        generators: for each client.
+        dtype: floating type of the inputs.
+        device: where the batch is wanted.
+    """
+    first = clients[0]
+    dataset, flip = first.dataset, first.dataset.flip
+    rows = torch.cat([client.rows[some.cpu()] for client, some in zip(clients, positions, strict=True)])
+    x = dataset.x[rows.to(dataset.x.device)].to(device)
+    y = dataset.y[rows.to(dataset.y.device)].to(device)
+    if first.stats is not None and not dataset.is_image:
+        return first.stats.apply(x).to(dtype), y
+    x = first.normalised(x)
+    if first.augment and generators[0] is not None:
+        draws = [
+            draw_shifts(len(some), generator, flip=flip)
+            for some, generator in zip(positions, generators, strict=True)
+            if generator is not None
+        ]
+        x = shifted(x, *(torch.cat(column).to(x.device) for column in zip(*draws, strict=True)))
+    return x.to(dtype), y
+
+
+def draw_shifts(count: int, generator: torch.Generator, *, flip: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """For each of ``count`` images: its shift down and across, ``(count, 1)`` each, and whether it is mirrored.
+
+    Args:
+        count: how many images.
+        generator: where the randomness comes from.
+        flip: whether images are mirrored with probability 1/2.
+    """
+    shape, device = (count, 1), generator.device
+    dy = torch.randint(0, 2 * _PAD + 1, shape, generator=generator, device=device)
+    dx = torch.randint(0, 2 * _PAD + 1, shape, generator=generator, device=device)
+    mirrored = torch.randint(0, 2, shape, generator=generator, device=device) if flip else torch.zeros_like(dx)
+    return dy, dx, mirrored.bool()
+
+
+def shifted(x: Tensor, dy: Tensor, dx: Tensor, mirrored: Tensor) -> Tensor:
     """Images ``(B, C, H, W)`` each shifted by up to 4 pixels, filled with 0, and perhaps mirrored.
 
     The whole batch is one gather: row ``i`` of an output image is row ``i + dy`` of its padded input, and so
@@ -172,19 +217,14 @@ def augment_images(x: Tensor, generator: torch.Generator, *, flip: bool) -> Tens
 
     Args:
         x: the batch; it is not written to.
-        generator: source of the random shifts and mirrorings.
-        flip: whether images are mirrored with probability 1/2.
+        dy: ``(B, 1)``, from 0 to 8; 4 leaves an image where it is.
+        dx: the same, across.
+        mirrored: ``(B, 1)`` bool.
     """
     batch, channels, height, width = x.shape
-    shape = (batch, 1)
-    dy = torch.randint(0, 2 * _PAD + 1, shape, generator=generator, device=generator.device).to(x.device)
-    dx = torch.randint(0, 2 * _PAD + 1, shape, generator=generator, device=generator.device).to(x.device)
     down = torch.arange(height, device=x.device) + dy  # (B, H)
     across = torch.arange(width, device=x.device).expand(batch, width)  # (B, W)
-    if flip:
-        mirrored = torch.randint(0, 2, shape, generator=generator, device=generator.device).to(x.device).bool()
-        across = torch.where(mirrored, width - 1 - across, across)
-    across = across + dx
+    across = torch.where(mirrored, width - 1 - across, across) + dx
     padded = functional.pad(x, (_PAD, _PAD, _PAD, _PAD)).reshape(batch, channels, -1)  # (B, C, (H+8)(W+8))
     flat = (down[:, :, None] * (width + 2 * _PAD) + across[:, None, :]).reshape(batch, 1, -1)  # (B, 1, HW)
     return padded.gather(2, flat.expand(batch, channels, -1)).reshape(x.shape)  # (B, C, H, W)

@@ -18,7 +18,7 @@ from polyfed.execute.cost import CostCounter
 from polyfed.execute.fitting import run_fit, run_reduce
 from polyfed.execute.place import Place
 from polyfed.execute.stacked import run_stacked, signature, why_not
-from polyfed.execute.ways import Ways
+from polyfed.execute.ways import Ways, kind_of_fit
 from polyfed.message import Message, State
 from polyfed.parties import ClientInfo
 from polyfed.typing import ClientId, Parts
@@ -143,8 +143,8 @@ class Sequential:
 def _steps(fit: Fit) -> Counter[tuple[int, bool]]:
     """How many steps of which (batch size, due) a fit takes; the largest batch first."""
     client = fit.client
-    schedule = client.plan.schedule(len(client.train), client.rng.at("batches"))
-    found = Counter((len(step.rows), fit.due(step.index, step.in_epoch)) for step in schedule)
+    sizes = client.plan.sizes(len(client.train))
+    found = Counter((examples, fit.due(index, in_epoch)) for examples, index, in_epoch in sizes)
     return Counter(dict(sorted(found.items(), reverse=True)))
 
 
@@ -258,6 +258,9 @@ class Auto(Batched):
 
     def _pays(self, fit: Fit) -> bool:
         return self.ways.of(fit) == "stacked"
+
+    def _most(self, fit: Fit) -> int:
+        return min(super()._most(fit), self.ways.stack.get(kind_of_fit(fit), sys.maxsize))
 
     def _fit(self, fit: Fit) -> tuple[Fitted, str]:
         if self.ways.of(fit) != "channels-last":

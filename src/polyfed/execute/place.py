@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -10,6 +10,8 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from polyfed.data.client import ClientData as Examples
+from polyfed.data.client import together
 from polyfed.errors import ConfigError
 from polyfed.nets import Batch
 from polyfed.parties import ClientData
@@ -62,6 +64,18 @@ class Place:
         """The examples at ``rows`` of a client's data, ready to compute with; with a generator, augmented."""
         x, y = data.batch(rows, generator=generator, dtype=self.dtype, device=self.device)
         return self.put(x), y
+
+    def batches(
+        self, data: Sequence[ClientData], rows: Sequence[Tensor], generators: Sequence[torch.Generator]
+    ) -> Batch:
+        """One batch of each client, equally long, as one: (K, B, ...) and (K, B)."""
+        own = [one for one in data if isinstance(one, Examples)]
+        alike = len(own) == len(data) and own[0].dataset.is_image
+        if alike and len({(id(one.dataset), one.augment) for one in own}) == 1:
+            x, y = together(own, rows, generators, dtype=self.dtype, device=self.device)
+            return x.unflatten(0, (len(own), -1)), y.unflatten(0, (len(own), -1))
+        each = [self.batch(*given) for given in zip(data, rows, generators, strict=True)]
+        return torch.stack([x for x, _ in each]), torch.stack([y for _, y in each])
 
     def autocast(self) -> torch.autocast:
         """The context of a forward pass."""

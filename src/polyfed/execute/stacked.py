@@ -19,7 +19,7 @@ from polyfed.compute import Fit, Fitted
 from polyfed.execute.fitting import Grads, bind, buffers, clip, finish
 from polyfed.execute.place import Place
 from polyfed.nets import Batch, Loss, Nets
-from polyfed.plan import LocalSGD
+from polyfed.plan import LocalSGD, Step
 from polyfed.typing import Params, Parts
 
 
@@ -53,19 +53,21 @@ def run_stacked(fits: Sequence[Fit], place: Place) -> list[Fitted]:
     schedules = [fit.client.plan.schedule(len(fit.client.train), fit.client.rng.at("batches")) for fit in fits]
     augment = [fit.client.rng.at("augment").torch() for fit in fits]
     while True:
-        groups: dict[tuple[int, bool], list[tuple[int, Batch, Params]]] = {}
+        groups: dict[tuple[int, bool], list[tuple[int, Step]]] = {}
         for k, fit in enumerate(fits):
             step = next(schedules[k], None)
             if step is not None:
-                batch = place.batch(fit.client.train, step.rows, augment[k])
                 kind = (len(step.rows), fit.due(step.index, step.in_epoch))
-                groups.setdefault(kind, []).append((k, batch, fit.drawn(step)))
+                groups.setdefault(kind, []).append((k, step))
         if not groups:
             break
         for (_, due), members in groups.items():
-            batch = (torch.stack([b[0] for _, b, _ in members]), torch.stack([b[1] for _, b, _ in members]))
-            drawn = {n: torch.stack([place.put(d[n]) for *_, d in members]) for n in members[0][2]}
-            stack.step([k for k, *_ in members], batch, due, drawn)
+            who = [k for k, _ in members]
+            data = [fits[k].client.train for k in who]
+            batch = place.batches(data, [step.rows for _, step in members], [augment[k] for k in who])
+            draws = [fits[k].drawn(step) for k, step in members]
+            drawn = {n: torch.stack([place.put(d[n]) for d in draws]) for n in draws[0]}
+            stack.step(who, batch, due, drawn)
     return stack.outcomes()
 
 
@@ -176,27 +178,28 @@ class Update:
 
     def step(self, weights: Grads, grads: Parts, rows: Tensor | None) -> None:
         """Move ``weights`` (at ``rows`` of the stack, or all) against ``grads``."""
-        where: Any = slice(None) if rows is None else rows
-        self.count[where] += 1
+        self.count[slice(None) if rows is None else rows] += 1
         for part, params in grads.items():
             lr = self.lr.get(part, self.plan.lr)
             for name, g in params.items():
-                weight = weights[part][name]
-                if self.plan.weight_decay:
-                    g = g + self.plan.weight_decay * weight[where]
-                weight[where] -= lr * self._direction(part, name, g, where)
+                whole = [weights[part][name], *(slot[part][name] for slot in self.slots)]
+                # Of all: in place. Of some: taken out by index, moved, and put back.
+                some = whole if rows is None else [value[rows] for value in whole]
+                self._move(some[0], g, some[1:], lr, self.count if rows is None else self.count[rows])
+                if rows is not None:
+                    for value, moved in zip(whole, some, strict=True):
+                        value[rows] = moved
 
-    def _direction(self, part: str, name: str, g: Tensor, where: Any) -> Tensor:
-        if not self.slots:
-            return g
-        first = self.slots[0][part][name]
-        if self.plan.optimizer == "sgd":
-            first[where] = self.plan.momentum * first[where] + g
-            return first[where]
-        second = self.slots[1][part][name]
-        first[where] = 0.9 * first[where] + 0.1 * g
-        second[where] = 0.999 * second[where] + 0.001 * g * g
-        count = self.count[where].reshape(-1, *[1] * (g.dim() - 1))
-        mean = first[where] / (1 - 0.9**count).to(g.dtype)
-        spread = second[where] / (1 - 0.999**count).to(g.dtype)
-        return mean / (spread.sqrt() + 1e-8)
+    def _move(self, weight: Tensor, g: Tensor, slots: list[Tensor], lr: float, count: Tensor) -> None:
+        if self.plan.weight_decay:
+            g = g.add(weight, alpha=self.plan.weight_decay)
+        if self.plan.optimizer == "adam":
+            first, second = slots
+            first.mul_(0.9).add_(g, alpha=0.1)
+            second.mul_(0.999).addcmul_(g, g, value=0.001)
+            count = count.reshape(-1, *[1] * (g.dim() - 1))
+            mean, spread = first / (1 - 0.9**count).to(g.dtype), second / (1 - 0.999**count).to(g.dtype)
+            g = mean / (spread.sqrt_() + 1e-8)
+        elif slots:
+            g = slots[0].mul_(self.plan.momentum).add_(g)
+        weight.add_(g, alpha=-lr)

@@ -7,7 +7,7 @@ rounding grows over rounds, so a choice is made once, written down, and never as
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias, cast, get_args
@@ -29,8 +29,9 @@ Way: TypeAlias = Literal["plain", "channels-last", "stacked"]
 
 #: A way must be faster than the plainer one by this much before it is taken: the clock is no better than that.
 MARGIN = 0.95
-#: How many clients are stacked to find out what stacking is worth.
-STACK = 8
+#: Sizes of stacks that are tried. What a step of all of them moves should fit a processor's caches; and glibc maps
+#: tensors above 32 MB anew each time, every page of which faults once more.
+STACKS = (8, 32, 128)
 
 
 @dataclass
@@ -39,6 +40,7 @@ class Ways:
 
     Args:
         by_kind: kind of client and work -> way.
+        stack: kind of client and work -> how many to stack at once, where that is the way.
         seconds: kind of client -> seconds of training per example and pass, on one thread.
         workers: how many processes; 1 is this process alone, None is not decided yet.
         threads: of each process that computes.
@@ -46,6 +48,7 @@ class Ways:
     """
 
     by_kind: dict[str, Way] = field(default_factory=dict[str, Way])
+    stack: dict[str, int] = field(default_factory=dict[str, int])
     seconds: dict[str, float] = field(default_factory=dict[str, float])
     workers: int | None = None
     threads: int | None = None
@@ -63,6 +66,7 @@ class Ways:
         """Itself as plain values."""
         return {
             "by_kind": self.by_kind,
+            "stack": self.stack,
             "seconds": self.seconds,
             "workers": self.workers,
             "threads": self.threads,
@@ -79,6 +83,7 @@ class Ways:
         try:
             ways = cls(
                 {str(kind): cast("Way", way) for kind, way in found["by_kind"].items() if way in get_args(Way)},
+                {str(kind): int(count) for kind, count in found["stack"].items()},
                 {str(kind): float(seconds) for kind, seconds in found["seconds"].items()},
                 *(None if found[key] is None else int(found[key]) for key in ("workers", "threads", "memory")),
             )
@@ -154,34 +159,28 @@ class Calibration:
 
     def _time(self, fit: Fit) -> None:
         client, kind = fit.client, kind_of_fit(fit)
-        steps = client.plan.count(len(client.train))
-        with client.rng.at("calibrate").fork():
-            candidates = self._candidates(fit)
-            with threads(1):
-                times = {way: seconds(step, clients=count) for way, (step, count) in candidates.items()}
-            best: Way = "plain"
-            for way in candidates:
-                if times[way] < times[best] * MARGIN:
-                    best = way
-            step, count = candidates[best]
-            together = seconds(step, clients=count)
-        self.ways.by_kind.setdefault(kind, best)
-        self.alone += times[best] * steps
-        self.together += together * steps
-
-    def _candidates(self, fit: Fit) -> dict[Way, tuple[Callable[[], None], int]]:
-        """By way: a step of so many clients."""
-        client = fit.client
-        rows = torch.arange(min(client.plan.batch_size, len(client.train)))
         for model in client.models.values():
             model.train(True)
-        found: dict[Way, tuple[Callable[[], None], int]] = {"plain": (self._alone(fit, rows, self.place), 1)}
-        if has_images(client.models):
-            found["channels-last"] = (self._alone(fit, rows, replace(self.place, channels_last=True)), 1)
+        with client.rng.at("calibrate").fork():
+            with threads(1):
+                best = fastest(self._trials(fit))
+            together = seconds(best.step, clients=best.clients)
+        self.ways.by_kind.setdefault(kind, best.way)
+        if best.way == "stacked":
+            self.ways.stack.setdefault(kind, best.clients)
+        steps = client.plan.count(len(client.train))
+        self.alone += best.seconds * steps
+        self.together += together * steps
+
+    def _trials(self, fit: Fit) -> Iterator[tuple[Way, int, Callable[[], None]]]:
+        """By way: how many clients, and a step of them; larger stacks last."""
+        rows = torch.arange(min(fit.client.plan.batch_size, len(fit.client.train)))
+        yield "plain", 1, self._alone(fit, rows, self.place)
+        if has_images(fit.client.models):
+            yield "channels-last", 1, self._alone(fit, rows, replace(self.place, channels_last=True))
         if self.twins > 1 and why_not(fit) is None:
-            count = min(self.twins, STACK)
-            found["stacked"] = (self._stacked([fit] * count, rows), count)
-        return found
+            for count in sorted({min(self.twins, size) for size in STACKS}):
+                yield "stacked", count, self._stacked([fit] * count, rows)
 
     def _alone(self, fit: Fit, rows: Tensor, place: Place) -> Callable[[], None]:
         local, batch = Local(fit, place), place.batch(fit.client.train, rows)
@@ -194,6 +193,29 @@ class Calibration:
         batch = (x.expand(count, *x.shape).clone(), y.expand(count, *y.shape).clone())
         drawn = {n: self.place.put(v).expand(count, *v.shape) for n, v in fits[0].drawn(Step(rows, 0, 0)).items()}
         return lambda: stack.step(list(range(count)), batch, False, drawn)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How long a step takes, for each client, if ``clients`` take it together this way."""
+
+    way: Way
+    clients: int
+    step: Callable[[], None]
+    seconds: float
+
+
+def fastest(trials: Iterator[tuple[Way, int, Callable[[], None]]]) -> Trial:
+    """The plainest way unless another is faster by the margin; ends with the first stack that is no gain."""
+    best: Trial | None = None
+    for way, clients, step in trials:
+        trial = Trial(way, clients, step, seconds(step, clients=clients))
+        if best is None or trial.seconds < MARGIN * best.seconds:
+            best = trial
+        elif way == "stacked":
+            break
+    assert best is not None, "there is always the plain way"
+    return best
 
 
 def has_images(models: Mapping[str, SplitModel]) -> bool:
