@@ -389,7 +389,7 @@ def test_a_stack_takes_no_more_than_its_memory_and_computes_the_same() -> None:
         alone = Batched(FP64)._together(fits, [Work() for _ in fits])  # pyright: ignore[reportPrivateUsage]
         peak = Batched(FP64).costs.peak("-", fits[0], 4, False)
         tight = Batched(FP64, memory=2 * peak + 1)._together(fits, [Work() for _ in fits])  # pyright: ignore[reportPrivateUsage]
-    assert sizes == [5, 2, 2, 1]
+    assert sizes == [5, 1, 2, 2]
     assert alone is not None
     assert tight is not None
     for one, other in zip(alone, tight, strict=True):

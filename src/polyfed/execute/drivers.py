@@ -237,7 +237,9 @@ class Batched(Sequential):
 
 
 def _pieces(fits: Sequence[Fit], most: int) -> list[Sequence[Fit]]:
-    return [fits[start : start + most] for start in range(0, len(fits), most)]
+    """As few as there must be, of nearly equal size."""
+    count = -(-len(fits) // most)
+    return [fits[len(fits) * k // count : len(fits) * (k + 1) // count] for k in range(count)]
 
 
 class Auto(Batched):

@@ -31,7 +31,7 @@ Way: TypeAlias = Literal["plain", "channels-last", "stacked"]
 MARGIN = 0.95
 #: Sizes of stacks that are tried. What a step of all of them moves should fit a processor's caches; and glibc maps
 #: tensors above 32 MB anew each time, every page of which faults once more.
-STACKS = (8, 32, 128)
+STACKS = (8, 16, 32, 64, 128)
 
 
 @dataclass
