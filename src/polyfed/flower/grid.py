@@ -15,8 +15,8 @@ from polyfed.deploy.transport import Incoming, Outgoing
 _TYPES = {"describe": MessageType.QUERY, "train": MessageType.TRAIN, "evaluate": MessageType.EVALUATE}
 #: How the bytes are called where Flower asks for a serialization: they are not an array that it could read.
 _STYPE = "polyfed"
-#: Seconds for which a look is waited for; what it finds later is told at the next.
-_PATIENCE = 1.0
+#: Seconds for which a look is waited for; what it finds later is told later.
+_PATIENCE = 15.0
 
 
 def pack(header: str, body: bytes | None) -> RecordDict:
@@ -74,25 +74,33 @@ class GridTransport:
         """The replies that are there.
 
         Where a node was killed while it was sending, Flower waits minutes for the rest of its reply, with all others
-        that it was asked for at once in its hands. So each ticket is looked for by a thread of its own.
+        that it was asked for at once in its hands. So each ticket is looked for by itself, in a thread that is left
+        alone when it does not come back. There is no second one before that: a Grid that several threads ask at once
+        was seen to stall.
         """
-        fresh = set(tickets) - self._looking - self._found.keys()  # Flower tells a reply once
-        self._looking |= fresh
-        for ticket in sorted(fresh):
-            threading.Thread(target=self._look, args=(ticket,), daemon=True).start()
+        for ticket in tickets:
+            if ticket not in self._looking and ticket not in self._found:  # Flower tells a reply once
+                self._looking.add(ticket)
+                threading.Thread(target=self._look, args=(ticket,), daemon=True).start()
+                self._collect(ticket)
+        self._collect()
+        return _incoming([message for ticket in tickets for message in self._found.pop(ticket, [])])
+
+    def _collect(self, until: str | None = None) -> None:
+        """Take what looks have found: what is there, and for a while what the one for ``until`` finds."""
         end = time.monotonic() + _PATIENCE
-        while fresh or not self._looked.empty():
+        while True:
             try:
-                ticket, outcome = self._looked.get(timeout=max(0.0, end - time.monotonic()))
+                ticket, outcome = self._looked.get(until is not None, max(0.0, end - time.monotonic()))
             except queue.Empty:
-                break
-            fresh.discard(ticket)
+                return
             self._looking.discard(ticket)
             if isinstance(outcome, Exception):
                 raise outcome
             if outcome:
                 self._found[ticket] = outcome
-        return _incoming([message for ticket in tickets for message in self._found.pop(ticket, [])])
+            if ticket == until:
+                return
 
     def _look(self, ticket: str) -> None:
         try:
