@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from polyfed.algorithm import Task
 from polyfed.cli import app
 from polyfed.compare import cells as cells_
+from polyfed.compare.cells import chosen
 from polyfed.compare.runs import summary_of
 from polyfed.config import Config
 from polyfed.config.reading import to_toml
@@ -239,6 +240,13 @@ def test_only_runs_a_part_and_the_page_is_of_what_is_there(tmp_path: Path) -> No
         reproduce(path, out=tmp_path, only=["seed 9"])
 
 
+def test_only_takes_names_with_commas_whole() -> None:
+    cells = Job.load(find("fedmrl/table1"), "cpu").study.cells()
+    assert {cell.label for cell in chosen(cells, ["standalone, equal FLOPs"])} == {"standalone, equal FLOPs"}
+    assert {cell.label for cell in chosen(cells, ["fedmrl, fd"])} == {"fedmrl", "fd"}
+    assert {cell.setting.title for cell in chosen(cells, ["N = 10, *", "fedmrl"])} == {"N = 10, C = 100 %"}
+
+
 #: Runs a study and kills its process in round 3 of Standalone.
 KILLED = """
 import os, signal, sys
@@ -304,13 +312,13 @@ def test_hyper_parameters_are_chosen_on_validation_rows_only(tmp_path: Path) -> 
         assert set(held.test_rows) <= set(final.train_rows)
         assert not tested & (set(held.test_rows) | set(held.train_rows))
     reproduce(path, out=tmp_path)
-    chosen = job.tuned()
-    assert chosen is not None
-    assert chosen["fedavg"] == {"train.lr": 0.1}
-    fedmrl = chosen["fedmrl:auxiliary=mlp(hidden=(4,))"]
+    tuned = job.tuned()
+    assert tuned is not None
+    assert tuned["fedavg"] == {"train.lr": 0.1}
+    fedmrl = tuned["fedmrl:auxiliary=mlp(hidden=(4,))"]
     assert fedmrl["train.lr"] == 0.1
     assert fedmrl["algorithm.rep_dim"] in (2, 4)
-    config = job.study.cells(chosen)[1].config
+    config = job.study.cells(tuned)[1].config
     assert (config.train.lr, config.algorithm.keys["rep_dim"]) == (0.1, fedmrl["algorithm.rep_dim"])
     assert (config.run.rounds, config.data.validation_fraction) == (2, 0.0)
     assert "* fedavg: train.lr = 0.1" in (tmp_path / "s" / "page.md").read_text()

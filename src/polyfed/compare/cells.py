@@ -183,13 +183,20 @@ def chosen(cells: Iterable[Cell], only: Sequence[str]) -> list[Cell]:
         ConfigError: nothing fits.
     """
     everything = list(cells)
+    words = dict.fromkeys(word for cell in everything for word in cell.words)
 
-    def fits(cell: Cell, pattern: str) -> bool:
-        return any(fnmatchcase(word, one.strip()) for one in pattern.split(",") for word in cell.words)
+    def meant(pattern: str) -> list[str]:
+        """The alternatives; names have commas, too: what fits as a whole is not split."""
+        whole = any(fnmatchcase(word, pattern) for word in words)
+        return [pattern] if whole else [one.strip() for one in pattern.split(",")]
 
-    found = [cell for cell in everything if all(fits(cell, pattern) for pattern in only)]
+    alternatives = [meant(pattern) for pattern in only]
+    found = [
+        cell
+        for cell in everything
+        if all(any(fnmatchcase(word, one) for one in some for word in cell.words) for some in alternatives)
+    ]
     if everything and not found:
-        words = dict.fromkeys(word for cell in everything for word in cell.words)
         raise ConfigError(f"--only {' --only '.join(only)}: fits no cell; there are {', '.join(words)}")
     return found
 
