@@ -22,8 +22,8 @@ def test_it_runs_beside_the_baselines(tmp_path, monkeypatch):
     table = new_algorithm.main(*smaller)
     ours, alone, together = table.lines
     assert ours.label == "new_algorithm:PrivateHead"
-    assert alone.bytes_up == 0
-    assert 0 < ours.bytes_up < together.bytes_up  # the head stays
+    assert alone.costs.up == 0
+    assert 0 < ours.costs.up < together.costs.up  # the head stays
 
 
 def test_its_toml_is_accepted(tmp_path):

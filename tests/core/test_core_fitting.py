@@ -362,9 +362,9 @@ def test_dropout_follows_the_clients_key_and_moves_no_other_stream() -> None:
     [
         ("auto", "stacked", "stacked"),
         ("auto", "channels-last", "channels-last"),
-        ("auto", "plain", "sequential"),
+        ("auto", "sequential", "sequential"),
         ("auto", None, "sequential"),
-        ("batched", "plain", "stacked"),
+        ("batched", "sequential", "stacked"),
         ("sequential", "stacked", "sequential"),
     ],
 )

@@ -49,6 +49,8 @@ def config(algorithm: str = "fedmrl", *more: str) -> Config:
     keys = [f"algorithm.name={algorithm}", *SUITED.get(algorithm, ONE)]
     if algorithm == "fedmrl":
         keys.append("algorithm.auxiliary=mlp(hidden=(12,))")
+    if algorithm == "fedl2g":
+        keys.append("algorithm.warmup=0")  # every round trains; by default the first fifty do not
     base = ["run.rounds=2", "run.eval_every=2", "run.controls=false", "run.threads=1", "run.driver=sequential"]
     shape = ["clients.count=3", "partition.samples_per_client=30", "train.epochs=1", "train.batch_size=8"]
     return Config.load(Path(__file__).with_name("toy.toml"), [*base, *shape, *keys, *more])

@@ -207,7 +207,7 @@ class Batched(Sequential):
     def _pays(self, fit: Fit) -> bool:
         return True
 
-    def _most(self, fit: Fit) -> int:
+    def most(self, fit: Fit) -> int:
         """How many clients like this one may be stacked."""
         if self.memory is None:
             return sys.maxsize
@@ -220,7 +220,7 @@ class Batched(Sequential):
             return None
         started = time.perf_counter()
         try:
-            most = self._most(fits[0])
+            most = self.most(fits[0])
             fitted = [one for few in _pieces(fits, most) for one in run_stacked(few, self.place)]
         except (RuntimeError, NotImplementedError) as error:  # vmap's refusals; nothing outside the stack has moved
             names = ", ".join(dict.fromkeys(model.name for model in fits[0].client.models.values()))
@@ -261,8 +261,9 @@ class Auto(Batched):
     def _pays(self, fit: Fit) -> bool:
         return self.ways.of(fit) == "stacked"
 
-    def _most(self, fit: Fit) -> int:
-        return min(super()._most(fit), self.ways.stack.get(kind_of_fit(fit), sys.maxsize))
+    def most(self, fit: Fit) -> int:
+        """How many clients like this one may be stacked: what fits, and no more than was found best."""
+        return min(super().most(fit), self.ways.stack.get(kind_of_fit(fit), sys.maxsize))
 
     def _fit(self, fit: Fit) -> tuple[Fitted, str]:
         if self.ways.of(fit) != "channels-last":

@@ -91,10 +91,14 @@ class Local:
             name: params[name].detach().requires_grad_() if leaf.requires_grad else leaf for name, leaf in own.items()
         }
 
-    def step(self, batch: Batch, due: bool, drawn: Params) -> None:
-        """One gradient and one optimizer step."""
+    def see(self, drawn: Params) -> None:
+        """Let the loss see what was drawn for a step."""
         if drawn:
             self.nets["drawn"] = Net(None, tree.map_leaves(self.place.put, drawn))
+
+    def step(self, batch: Batch, due: bool, drawn: Params) -> None:
+        """One gradient and one optimizer step."""
+        self.see(drawn)
         count = len(self.losses)
         grads = self.fit.gradient(lambda loss, **replace: self.grad(batch, loss, **replace), self.nets, batch, due)
         del self.losses[count + 1 :]  # a step's loss is the first that its gradient asked for

@@ -25,10 +25,12 @@ from polyfed.parties import ClientInfo
 from polyfed.plan import Step
 
 #: One client after another as they come; the same with channels innermost; many clients at once.
-Way: TypeAlias = Literal["plain", "channels-last", "stacked"]
+Way: TypeAlias = Literal["sequential", "channels-last", "stacked"]
 
-#: A way must be faster than the plainer one by this much before it is taken: the clock is no better than that.
+#: A way must be faster than the simpler one by this much before it is taken: the clock is no better than that.
 MARGIN = 0.95
+#: What a trial without training may raise in an algorithm that counts on having trained.
+DEGENERATE = (PolyfedError, RuntimeError, ValueError, ArithmeticError, LookupError)
 #: Sizes of stacks that are tried. What a step of all of them moves should fit a processor's caches; and glibc maps
 #: tensors above 32 MB anew each time, every page of which faults once more.
 STACKS = (8, 16, 32, 64, 128)
@@ -43,7 +45,7 @@ class Ways:
         stack: kind of client and work -> how many to stack at once, where that is the way.
         seconds: kind of client -> seconds of training per example and pass, on one thread.
         workers: how many processes; 1 is this process alone, None is not decided yet.
-        threads: of each process that computes.
+        since: the round in which that was decided: an earlier one, played again after a kill, was played alone.
         memory: bytes that stacks of clients may take together.
     """
 
@@ -51,16 +53,16 @@ class Ways:
     stack: dict[str, int] = field(default_factory=dict[str, int])
     seconds: dict[str, float] = field(default_factory=dict[str, float])
     workers: int | None = None
-    threads: int | None = None
+    since: int = 0
     memory: int | None = None
 
     def of(self, fit: Fit) -> Way:
-        """The way of a request; plain where nothing was found out."""
-        return self.by_kind.get(kind_of_fit(fit), "plain")
+        """The way of a request; sequential where nothing was found out."""
+        return self.by_kind.get(kind_of_fit(fit), "sequential")
 
     def of_testing(self, client: ClientInfo) -> Way:
         """The way of testing a client's networks."""
-        return self.by_kind.get(f"{kind_of_client(client)}: predict", "plain")
+        return self.by_kind.get(kind_of_testing(client), "sequential")
 
     def to_json(self) -> dict[str, Any]:
         """Itself as plain values."""
@@ -69,7 +71,7 @@ class Ways:
             "stack": self.stack,
             "seconds": self.seconds,
             "workers": self.workers,
-            "threads": self.threads,
+            "since": self.since,
             "memory": self.memory,
         }
 
@@ -85,7 +87,9 @@ class Ways:
                 {str(kind): cast("Way", way) for kind, way in found["by_kind"].items() if way in get_args(Way)},
                 {str(kind): int(count) for kind, count in found["stack"].items()},
                 {str(kind): float(seconds) for kind, seconds in found["seconds"].items()},
-                *(None if found[key] is None else int(found[key]) for key in ("workers", "threads", "memory")),
+                None if found["workers"] is None else int(found["workers"]),
+                int(found["since"]),
+                None if found["memory"] is None else int(found["memory"]),
             )
             if len(ways.by_kind) == len(found["by_kind"]):
                 return ways
@@ -103,6 +107,11 @@ def kind_of_fit(fit: Fit) -> str:
     """Requests of one kind are done the same way: one kind of client, one function."""
     source = fit.loss if fit.loss is not None else fit.gradient
     return f"{kind_of_client(fit.client.info)}: {getattr(source, '__name__', 'step')}"
+
+
+def kind_of_testing(info: ClientInfo) -> str:
+    """Clients of one kind are tested the same way."""
+    return f"{kind_of_client(info)}: predict"
 
 
 @contextmanager
@@ -125,30 +134,19 @@ class Calibration:
         ways: where the findings go.
         place: device and precision.
         twins: how many clients of the kind train in a round; a single one cannot be stacked.
+        most: how many clients like that of a request fit into memory at once.
     """
 
-    def __init__(self, ways: Ways, place: Place, twins: int) -> None:
-        self.ways, self.place, self.twins = ways, place, twins
+    def __init__(self, ways: Ways, place: Place, twins: int, most: Callable[[Fit], int]) -> None:
+        self.ways, self.place, self.twins, self.most = ways, place, twins, most
         #: Seconds of all the client's training in a round, on one thread and on all of them.
         self.alone = self.together = 0.0
 
     def client(self, call: Steps[Answer] | Answer) -> None:
         """Find the ways of one client's round."""
-        # A dry run trains nothing, so what an algorithm makes of it may be degenerate; then plain it stays.
-        with suppress(PolyfedError, RuntimeError, ValueError, ArithmeticError, LookupError):
+        # A dry run trains nothing, so what an algorithm makes of it may be degenerate; then sequential it stays.
+        with suppress(*DEGENERATE):
             drive(cast("Steps[Answer]", call), self._answer)
-
-    def testing(
-        self, info: ClientInfo, models: Mapping[str, SplitModel], predict: Callable[[Place], Callable[[], Any]]
-    ) -> None:
-        """Find the way of testing: the layout in which ``predict(place)()`` is fastest, on one thread."""
-        way: Way = "plain"
-        if has_images(models):
-            last = replace(self.place, channels_last=True)
-            with threads(1), suppress(PolyfedError, RuntimeError, ValueError):
-                if seconds(predict(last)) < MARGIN * seconds(predict(self.place)):
-                    way = "channels-last"
-        self.ways.by_kind.setdefault(f"{kind_of_client(info)}: predict", way)
 
     def _answer(self, request: Any) -> Any:
         if isinstance(request, Reduce):
@@ -175,11 +173,12 @@ class Calibration:
     def _trials(self, fit: Fit) -> Iterator[tuple[Way, int, Callable[[], None]]]:
         """By way: how many clients, and a step of them; larger stacks last."""
         rows = torch.arange(min(fit.client.plan.batch_size, len(fit.client.train)))
-        yield "plain", 1, self._alone(fit, rows, self.place)
+        yield "sequential", 1, self._alone(fit, rows, self.place)
         if has_images(fit.client.models):
             yield "channels-last", 1, self._alone(fit, rows, replace(self.place, channels_last=True))
         if self.twins > 1 and why_not(fit) is None:
-            for count in sorted({min(self.twins, size) for size in STACKS}):
+            most = min(self.twins, self.most(fit))
+            for count in sorted({min(most, size) for size in STACKS} - {1}):
                 yield "stacked", count, self._stacked([fit] * count, rows)
 
     def _alone(self, fit: Fit, rows: Tensor, place: Place) -> Callable[[], None]:
@@ -206,7 +205,7 @@ class Trial:
 
 
 def fastest(trials: Iterator[tuple[Way, int, Callable[[], None]]]) -> Trial:
-    """The plainest way unless another is faster by the margin; ends with the first stack that is no gain."""
+    """The simplest way unless another is faster by the margin; ends with the first stack that is no gain."""
     best: Trial | None = None
     for way, clients, step in trials:
         trial = Trial(way, clients, step, seconds(step, clients=clients))
@@ -214,8 +213,19 @@ def fastest(trials: Iterator[tuple[Way, int, Callable[[], None]]]) -> Trial:
             best = trial
         elif way == "stacked":
             break
-    assert best is not None, "there is always the plain way"
+    assert best is not None, "there is always the sequential way"
     return best
+
+
+def find_testing(
+    ways: Ways, place: Place, info: ClientInfo, images: bool, predict: Callable[[Place], Callable[[], Any]]
+) -> None:
+    """Find the way of testing a client: the layout in which ``predict(place)()`` is fastest, on one thread."""
+    way: Way = "sequential"
+    with threads(1), suppress(*DEGENERATE):
+        if images and seconds(predict(replace(place, channels_last=True))) < MARGIN * seconds(predict(place)):
+            way = "channels-last"
+    ways.by_kind[kind_of_testing(info)] = way
 
 
 def has_images(models: Mapping[str, SplitModel]) -> bool:

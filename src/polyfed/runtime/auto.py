@@ -10,13 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from torch import Tensor
-
 from polyfed.compute import drive
-from polyfed.config.loading import cores
 from polyfed.execute.drivers import Auto, Work
 from polyfed.execute.fitting import bind, tree_to
-from polyfed.execute.ways import MARGIN, Calibration, Ways, kind_of_client
+from polyfed.execute.place import Place
+from polyfed.execute.ways import MARGIN, Calibration, Ways, find_testing, has_images, kind_of_client, kind_of_testing
 from polyfed.parties import Cohort, Replies
 from polyfed.runtime.clients import Down, LocalClients, Report, measure
 from polyfed.runtime.scoring import Score
@@ -53,17 +51,25 @@ class AutoClients:
         self.federation = local.federation
         self.start, self.most, self.found = start, most, found
         self._workers: WorkerClients | None = None
-        if ways.workers is not None and ways.workers > 1:
-            self._workers = start(ways.workers)
+        self._now = 0
+
+    def _at(self, round_: int) -> LocalClients | WorkerClients:
+        """Who works in a round."""
+        self._now = round_
+        if (self.ways.workers or 1) == 1 or round_ < self.ways.since:
+            return self.local
+        if self._workers is None:
+            self._workers = self.start(self.ways.workers or 1)
+        return self._workers
 
     @property
     def _clients(self) -> LocalClients | WorkerClients:
-        return self._workers or self.local
+        return self._at(self._now)
 
     def exchange(self, cohort: Cohort, down: Down, *, score: bool = False) -> tuple[Replies, dict[ClientId, Report]]:
         """Find out what is not known yet, then run the client's side of the round for each message."""
         self._find_out(cohort, down)
-        return self._clients.exchange(cohort, down, score=score)
+        return self._at(cohort.round).exchange(cohort, down, score=score)
 
     def private(self, client: ClientId) -> Any:
         """A client's state, made (and not kept) if it has none."""
@@ -86,8 +92,9 @@ class AutoClients:
         self._clients.settle()
 
     def evaluate(self, round_: int, down: Down) -> dict[ClientId, Score]:
-        """Test each client on its own test data."""
-        return self._clients.evaluate(round_, down)
+        """Find out what is not known yet, then test each client on its own test data."""
+        self._find_testing(round_, down)
+        return self._at(round_).evaluate(round_, down)
 
     def _find_out(self, cohort: Cohort, down: Down) -> None:
         kinds: dict[str, list[ClientId]] = {}
@@ -98,34 +105,46 @@ class AutoClients:
         if not new:
             return
         with self.driver.costs.aside():
-            timed = {kind: self._time(kind, clients, cohort, down) for kind, clients in new.items()}
-        if self.ways.workers is None:
-            self.ways.workers = self._decide(
-                {client: timed[kind] for kind, clients in kinds.items() for client in clients}, down
-            )
-        self.ways.threads = 1 if self.ways.workers > 1 else cores()
-        self.found(self.ways)
-        if self._workers is None and self.ways.workers > 1:
-            self._workers = self.start(self.ways.workers)
+            timed = {kind: self._time(clients, cohort, down) for kind, clients in new.items()}
+        # Who trains nothing in this round, as in a method's warm-up, is asked again in the next.
+        found = {kind: trial.alone / self.federation.data.train_size(new[kind][0]) for kind, trial in timed.items()}
+        self.ways.seconds |= {kind: seconds for kind, seconds in found.items() if seconds > 0}
+        if self.ways.workers is None and kinds.keys() <= self.ways.seconds.keys():
+            each = {client: timed[kind] for kind, clients in kinds.items() if kind in timed for client in clients}
+            self.ways.workers, self.ways.since = self._decide(each, down), cohort.round
+        if self.ways.seconds.keys() & new.keys():
+            self.found(self.ways)
 
-    def _time(self, kind: str, clients: list[ClientId], cohort: Cohort, down: Down) -> Calibration:
-        """One dry round of one client of the kind, and one forward pass on its test data."""
+    def _time(self, clients: list[ClientId], cohort: Cohort, down: Down) -> Calibration:
+        """A dry round of the first of some clients of one kind."""
         client = clients[0]
-        algorithm, local = self.local.federation.algorithm, self.local.federation.local(client, cohort.round)
-        private = self.local.private(client)
-        trial = Calibration(self.ways, self.driver.place, len(clients))
-        trial.client(algorithm.client_round(private, down[client], local))
-        self.ways.seconds[kind] = trial.alone / len(local.train)
-        data = self.local.federation.data.test(client)
-
-        def predict(place: Any) -> Callable[[], Any]:
-            made: Parts = drive(algorithm.parts(private, down[client], local), lambda r: self.driver.perform(r, Work()))
-            parts = tree_to(made, place)
-            x: Tensor = place.batch(data, self.local.scorer.rows(data))[0]
-            return lambda: self.local.scorer.predict(bind(local.models, parts), x, place)
-
-        trial.testing(local.info, local.models, predict)
+        algorithm, local = self.federation.algorithm, self.local.federation.local(client, cohort.round)
+        trial = Calibration(self.ways, self.driver.place, len(clients), self.driver.most)
+        trial.client(algorithm.client_round(self.private(client), down[client], local))
         return trial
+
+    def _find_testing(self, round_: int, down: Down) -> None:
+        kinds = {kind_of_testing(self.federation.info(client)): client for client in list(down)[::-1]}
+        new = {kind: client for kind, client in kinds.items() if kind not in self.ways.by_kind}
+        if not new:
+            return
+        with self.driver.costs.aside():
+            for client in new.values():
+                self._time_testing(client, round_, down)
+        self.found(self.ways)
+
+    def _time_testing(self, client: ClientId, round_: int, down: Down) -> None:
+        algorithm, local = self.federation.algorithm, self.local.federation.local(client, round_)
+        private, data = self.private(client), self.local.federation.data.test(client)
+        scorer = self.local.scorer
+
+        def predict(place: Place) -> Callable[[], Any]:
+            steps = algorithm.parts(private, down[client], local)
+            parts: Parts = drive(steps, lambda request: self.driver.perform(request, Work()))
+            nets, x = bind(local.models, tree_to(parts, place)), place.batch(data, scorer.rows(data))[0]
+            return lambda: scorer.predict(nets, x, place)
+
+        find_testing(self.ways, self.driver.place, local.info, has_images(local.models), predict)
 
     def _decide(self, timed: dict[ClientId, Calibration], down: Down) -> int:
         """How many processes: several with one thread each, or one with all of them, whichever is faster."""

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from polyfed.config.loading import cores
+from polyfed.config.sections import RunSection
 from polyfed.errors import ConfigError
 from polyfed.execute.drivers import Auto, make_driver
 from polyfed.execute.place import Place
@@ -65,7 +66,7 @@ class Crew:
                 f"run.workers is {run.workers}, but this is a daemonic process, which Python lets have no children; "
                 "set run.workers = 1, or start polyfed in a process with daemon=False"
             )
-        self.most = min(run.workers or _most(run.driver, place), federation.config.clients.count)
+        self.most = min(run.workers or _most(run, place), federation.config.clients.count)
         self.driver = make_driver(run.driver, place, say, ways=self.ways, memory=self.memory)
         self._pool: Pool | None = None
         if place.precision == "bf16" and place.device.type == "cpu" and (times := _slower()) > 1:
@@ -112,13 +113,13 @@ def _site(source: Any, place: Place, driver: str, memory: int | None) -> Any:
     return Site(source, place, driver, memory).methods()
 
 
-def _most(driver: str, place: Place) -> int:
+def _most(run: RunSection, place: Place) -> int:
     """Workers that ``auto`` may use: the cores, or the GPUs. Other drivers have none unless they are asked for."""
-    if driver != "auto" or current_process().daemon:
+    if run.driver != "auto" or current_process().daemon:
         return 1
     if place.device.type == "cuda":
         return 1 if ":" in str(place.device) else torch.cuda.device_count()
-    return cores()
+    return min(cores(), run.threads or cores())
 
 
 def _on(place: Place, worker: int) -> Place:

@@ -19,6 +19,7 @@ from polyfed.execute.fitting import EVAL_BATCH, Local
 from polyfed.execute.place import Place
 from polyfed.message import Message
 from polyfed.parties import Cohort
+from polyfed.plan import Step
 from polyfed.runtime.clients import Simulated
 from polyfed.runtime.evaluate import sample
 from polyfed.typing import ClientId
@@ -72,8 +73,9 @@ def squared_norm(fit: Fit, place: Place) -> float:
     local = Local(fit, place)
     count = len(client.train)
     sums: dict[tuple[str, str], torch.Tensor] = {}
-    for rows in torch.arange(count).split(EVAL_BATCH):
-        batch = client.train.batch(rows, dtype=place.dtype, device=place.device)
+    for index, rows in enumerate(torch.arange(count).split(EVAL_BATCH)):
+        batch = place.batch(client.train, rows)
+        local.see(fit.drawn(Step(rows, index, index)))
         grads = fit.gradient(partial(local.grad, batch), local.nets, batch, False)
         for part, params in grads.items():
             for name, g in params.items():

@@ -19,6 +19,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -95,20 +96,25 @@ class Pool:
             for worker, request in requests.items():
                 self._send(worker, (self._asked, *request))
             answers: dict[int, Any] = {}
-            for worker in requests:
-                done, answer = self._receive(worker)
-                del waiting[worker]
-                if done:
-                    answers[worker] = answer
-                else:
-                    failure = failure or answer
-                    self._abandon(waiting)
+            while waiting:
+                # In whatever order they come: who fails must not wait for who is slow.
+                for pipe in wait([self._pipes[worker] for worker in waiting]):
+                    worker = self._pipes.index(pipe)
+                    number, done, answer = self._receive(worker)
+                    if number != self._asked:
+                        continue  # it answers what was abandoned earlier
+                    del waiting[worker]
+                    if done:
+                        answers[worker] = answer
+                    elif failure is None:
+                        failure = answer
+                        self._abandon(waiting)
         except BaseException:  # Ctrl-C, most of all
             self._abandon(waiting)
             raise
         if failure is not None:
             raise failure
-        return answers
+        return {worker: answers[worker] for worker in requests}
 
     def _send(self, worker: int, request: tuple[Any, ...]) -> None:
         try:
@@ -116,14 +122,11 @@ class Pool:
         except OSError as error:
             raise self._lost(worker) from error
 
-    def _receive(self, worker: int) -> tuple[bool, Any]:
-        while True:
-            try:
-                number, done, answer = self._pipes[worker].recv()
-            except (EOFError, OSError) as error:
-                raise self._lost(worker) from error
-            if number == self._asked:  # older ones answer what was abandoned
-                return done, answer
+    def _receive(self, worker: int) -> tuple[int, bool, Any]:
+        try:
+            return self._pipes[worker].recv()
+        except (EOFError, OSError) as error:
+            raise self._lost(worker) from error
 
     def _lost(self, worker: int) -> WorkerError:
         self._processes[worker].join(timeout=5)
@@ -189,10 +192,11 @@ def _serve(pipe: Any, make: Make, inherited: Sequence[int], abandoned: Any) -> N
             answer = (number, True, methods[name](*arguments))
             busy = 0
         except Abandoned:
+            busy = 0
             answer = (number, False, WorkerError("abandoned"))
         except BaseException as error:
+            busy = 0  # first of all: a signal from here on must find nobody at work
             answer = (number, False, error)
-        busy = 0
         _answer(pipe, answer)
 
 

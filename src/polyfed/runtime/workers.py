@@ -23,7 +23,7 @@ from polyfed.parties import Cohort, Replies, Reply
 from polyfed.runtime import files
 from polyfed.runtime.clients import Down, LocalClients, Report
 from polyfed.runtime.federation import Federation, prepare
-from polyfed.runtime.pool import Pool
+from polyfed.runtime.pool import Pool, WorkerError
 from polyfed.runtime.scoring import Score
 from polyfed.runtime.store import Store
 from polyfed.typing import ClientId
@@ -75,6 +75,8 @@ class Site:
             "commit": self.commit,
             "evaluate": self.evaluate,
             "give": self.give,
+            "drop": self._drop,
+            "private": self.private,
         }
 
     def _take(self, states: Mapping[ClientId, bytes]) -> None:
@@ -92,13 +94,13 @@ class Site:
         messages: Mapping[int, bytes],
         down: Mapping[ClientId, int | None],
         states: Mapping[ClientId, bytes],
-        ways: Mapping[str, Any],
+        ways: Ways,
         score: bool,
         keep: bool,
     ) -> tuple[dict[ClientId, tuple[bytes | None, Report]], float]:
         """Play the client's side of the round; uploads and costs by client, and the seconds of counting."""
         self._take(states)
-        self.ways.by_kind.update(ways)
+        self._learn(ways)
         counting = self.driver.costs.seconds
         replies, reports = self.clients.exchange(cohort, self._read(messages, down), score=score)
         out: dict[ClientId, tuple[bytes | None, Report]] = {}
@@ -109,19 +111,30 @@ class Site:
         self._drop(() if keep else states)
         return out, self.driver.costs.seconds - counting
 
+    def _learn(self, ways: Ways) -> None:
+        self.ways.by_kind.update(ways.by_kind)
+        self.ways.stack.update(ways.stack)
+
     def _drop(self, clients: Iterable[ClientId]) -> None:
         for client in clients:
-            del self.held.states[client]
+            self.held.states.pop(client, None)
 
-    def commit(self, clients: Iterable[ClientId], keep: bool) -> dict[ClientId, bytes]:
-        """Make the states of a complete round final; unless they are to be kept here, give them away."""
+    def private(self, client: ClientId) -> bytes:
+        """A client's state as this round has it so far."""
+        return files.dump(self.clients.private(client))
+
+    def commit(self, clients: Iterable[ClientId], keep: bool) -> Mapping[ClientId, bytes | None]:
+        """Make the states of a complete round final; unless they are kept here (None), give them away."""
         self.clients.commit()
-        return {} if keep else self.give(clients)
+        if keep:
+            return dict.fromkeys(client for client in clients if client in self.held.states)
+        found = self.give(clients)
+        self._drop(found)
+        return found
 
-    def give(self, clients: Iterable[ClientId], forget: bool = True) -> dict[ClientId, bytes]:
+    def give(self, clients: Iterable[ClientId]) -> dict[ClientId, bytes]:
         """The states of clients."""
         found = {client: self.held.states[client] for client in clients if client in self.held.states}
-        self._drop(found if forget else ())
         return {client: files.dump(state) for client, state in found.items()}
 
     def evaluate(
@@ -130,11 +143,13 @@ class Site:
         messages: Mapping[int, bytes],
         down: Mapping[ClientId, int | None],
         states: Mapping[ClientId, bytes],
+        ways: Ways,
         keep: bool,
     ) -> tuple[dict[ClientId, Score], float]:
         """Test clients; the seconds of counting beside their scores."""
         counting = self.driver.costs.seconds
         self._take(states)
+        self._learn(ways)
         scores = self.clients.evaluate(round_, self._read(messages, down))
         self._drop(() if keep else states)
         return scores, self.driver.costs.seconds - counting
@@ -181,13 +196,14 @@ class WorkerClients:
                 replace(cohort, clients=tuple(info for info in cohort if info.id in mine)),
                 *_packed(mine),
                 states[worker],
-                dict(self.ways.by_kind),
+                self.ways,
                 score,
                 self.resident,
             )
             for worker, mine in shares.items()
         }
         answers = self.pool.ask(requests)
+        self._arrived(shares, states)
         kinds = self.federation.algorithm.messages
         found = {client: answer for shared, _ in answers.values() for client, answer in shared.items()}
         self.driver.costs.seconds += max((counting for _, counting in answers.values()), default=0.0)
@@ -219,11 +235,11 @@ class WorkerClients:
         return found
 
     def private(self, client: ClientId) -> Any:
-        """A client's state, made (and not kept) if it has none."""
-        if client in self._home:
-            (found,) = self.pool.ask({self._home[client]: ("give", [client], False)}).values()
-            if client in found:
-                return files.unpack(found[client], *self.federation.algorithm.states)
+        """A client's state as this round has it so far, made (and not kept) if it has none."""
+        worker = self._dealt.get(client, self._home.get(client))
+        if worker is not None:
+            (found,) = self.pool.ask({worker: ("private", client)}).values()
+            return files.unpack(found, *self.federation.algorithm.states)
         state = self.store.get(client)
         return self.federation.algorithm.init_client(self.federation.local(client, 0)) if state is None else state
 
@@ -231,37 +247,45 @@ class WorkerClients:
         """The round is complete: its states are final where they are, or come home."""
         requests = {worker: ("commit", mine, self.resident) for worker, mine in self._where(self._dealt).items()}
         answers = self.pool.ask(requests)
-        if self.resident:
-            self._home |= self._dealt
-            self._round |= dict.fromkeys(self._dealt, self._now)
-        for found in answers.values():
-            self._store(found)
+        for worker, found in answers.items():
+            for client, data in found.items():
+                if data is None:
+                    self._home[client], self._round[client] = worker, self._now
+                else:
+                    self._store(client, data, self._now)
         self._dealt.clear()
 
-    def _store(self, states: Mapping[ClientId, bytes]) -> None:
-        for client, data in states.items():
-            state = files.unpack(data, *self.federation.algorithm.states)
-            self.store.put(client, state, self._round.get(client, self._now))
+    def _store(self, client: ClientId, data: bytes, round_: int) -> None:
+        self.store.put(client, files.unpack(data, *self.federation.algorithm.states), round_)
 
     def settle(self) -> None:
-        """Put into the store what only workers know."""
+        """Put into the store what only workers know.
+
+        Raises:
+            WorkerError: a state is with no worker any more.
+        """
         wanted: dict[int, list[ClientId]] = {}
         for client in sorted(self._round):
             wanted.setdefault(self._home[client], []).append(client)
-        answers = self.pool.ask({worker: ("give", clients, False) for worker, clients in wanted.items()})
+        answers = self.pool.ask({worker: ("give", clients) for worker, clients in wanted.items()})
+        for worker, clients in wanted.items():
+            lost = [client for client in clients if client not in answers[worker]]
+            if lost:
+                raise WorkerError(f"the private state of client {lost[0]} is with no worker any more")
         for found in answers.values():
-            self._store(found)
-        self._round.clear()
+            for client, data in found.items():
+                self._store(client, data, self._round.pop(client))
 
     def evaluate(self, round_: int, down: Down) -> dict[ClientId, Score]:
         """Test each client on its own test data, with what it keeps and what it receives."""
         shares = self.deal(down, training=False)
         states = self._move(shares)
         requests = {
-            worker: ("evaluate", round_, *_packed(mine), states[worker], self.resident)
+            worker: ("evaluate", round_, *_packed(mine), states[worker], self.ways, self.resident)
             for worker, mine in shares.items()
         }
         answers = self.pool.ask(requests)
+        self._arrived(shares, states)
         self.driver.costs.seconds += max((counting for _, counting in answers.values()), default=0.0)
         scores = {client: score for found, _ in answers.values() for client, score in found.items()}
         return {client: scores[client] for client in down}
@@ -284,7 +308,7 @@ class WorkerClients:
         data, info = self.federation.data, self.federation.info(client)
         examples = data.train_size(client) if training else len(self.federation.partition.test(client))
         speed = self.ways.seconds.get(kind_of_client(info))
-        if speed is None:  # nothing was timed: then by the number of weights
+        if not speed:  # nothing was timed: then by the number of weights
             speed = sum(shape.numel() for shape in self.federation.own(client).shapes.values())
         return speed * examples
 
@@ -296,7 +320,7 @@ class WorkerClients:
                 if self._home.get(client, worker) != worker:
                     wanted.setdefault(self._home[client], []).append(client)
         moved: dict[ClientId, bytes] = {}
-        for found in self.pool.ask({worker: ("give", clients, True) for worker, clients in wanted.items()}).values():
+        for found in self.pool.ask({worker: ("give", clients) for worker, clients in wanted.items()}).values():
             moved |= found
         states: dict[int, dict[ClientId, bytes]] = {worker: {} for worker in shares}
         for worker, clients in shares.items():
@@ -305,9 +329,19 @@ class WorkerClients:
                     states[worker][client] = moved[client]
                 elif client not in self._home and (state := self.store.get(client)) is not None:
                     states[worker][client] = files.dump(state)
-                if self.resident and (client in self._home or client in states[worker]):
-                    self._home[client] = worker
         return states
+
+    def _arrived(self, shares: Mapping[int, Mapping[ClientId, Any]], states: Mapping[int, Iterable[ClientId]]) -> None:
+        """States have a new home once it has answered; until then the old one keeps them, should it never answer."""
+        if not self.resident:
+            return
+        left: dict[int, list[ClientId]] = {}
+        for worker in shares:
+            for client in states[worker]:
+                if (old := self._home.get(client)) is not None:
+                    left.setdefault(old, []).append(client)
+                self._home[client] = worker
+        self.pool.ask({worker: ("drop", clients) for worker, clients in left.items()})
 
 
 def _packed(down: Down) -> tuple[dict[int, bytes], dict[ClientId, int | None]]:
