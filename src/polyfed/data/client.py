@@ -17,6 +17,7 @@ from polyfed.data.partition import Partition
 from polyfed.errors import DataError
 from polyfed.rng import Rng
 
+_PIECE = 65_536  # rows whose statistics are taken at once, so that those of millions need no room
 _PAD = 4  # pixels that a random crop may shift an image by
 
 
@@ -35,11 +36,13 @@ class Standardise:
     @classmethod
     def fit(cls, x: Tensor) -> Standardise:
         """Statistics of the columns of ``x`` ``(n, F)``, ignoring NaN; a column without a value has mean 0."""
-        values = x.double()
-        there = ~torch.isnan(values)
-        count = there.sum(dim=0).clamp(min=1)
-        mean = torch.where(there, values, 0).sum(dim=0) / count
-        std = (torch.where(there, values - mean, 0).square().sum(dim=0) / count).sqrt()
+        pieces = x.split(_PIECE)
+        zero = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)
+        count = sum(((~piece.isnan()).sum(dim=0) for piece in pieces), zero).clamp(min=1)
+        mean = sum((piece.double().nan_to_num(0).sum(dim=0) for piece in pieces), zero) / count
+        std = (
+            sum(((piece.double() - mean).nan_to_num(0).square().sum(dim=0) for piece in pieces), zero) / count
+        ).sqrt()
         # float32 features have 24 significant bits: a smaller spread than that is rounding, not information
         constant = std <= 1e-6 * mean.abs()
         return cls(mean, torch.where(constant, 0, 1 / torch.where(constant, 1, std)))
