@@ -38,7 +38,7 @@ WIDE = {"image_size": 32}, {"samples_per_client": 20}, "mlp(hidden=(2415,))"
 CASES: dict[str, tuple[int, dict[str, Any], tuple[int, ...], str]] = {
     "small-disk": (15, {"store": "disk", "filled": True}, NUMBERS, "3.5 kB each, all have trained; `disk`"),
     "first-memory": (15, {"store": "memory"}, ENDS, "3.5 kB each, none has trained before; `memory`"),
-    "large-disk": (2, {"store": "disk", "sizes": WIDE}, NUMBERS, "10 MB each, in files; `disk`"),
+    "large-disk": (2, {"store": "disk", "sizes": WIDE, "steps": 2}, NUMBERS, "10 MB each, in files; `disk`"),
     "first-time": (15, {"store": "disk"}, ENDS, "3.5 kB each, none has trained before; `disk`"),
     "own-rows": (15, {"store": "disk", "rows": 5_000_000}, ENDS, "3 kB each, 5 rows of its own each; `disk`"),
 }
@@ -55,7 +55,7 @@ def config(case: str, clients: int, scratch: Path) -> Any:
         "data": {"dataset": "digits", "augment": False, **data},
         "partition": {"kind": "resampled", **partition},
         "clients": {"count": clients, "participation": COHORT / clients, "models": [model]},
-        "train": {"steps": 10, "batch_size": 8},
+        "train": {"steps": changes.get("steps", 10), "batch_size": 8},
         "algorithm": {"name": "fedmrl", "auxiliary": "mlp(hidden=(8,))", "rep_dim": 4},
     }
     tables["run"] |= {"store": changes["store"], "driver": "sequential"}
