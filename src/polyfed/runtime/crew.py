@@ -69,7 +69,7 @@ class Crew:
         self.most = min(run.workers or _most(run, place), federation.config.clients.count)
         self.driver = make_driver(run.driver, place, say, ways=self.ways, memory=self.memory)
         self._pool: Pool | None = None
-        if place.precision == "bf16" and place.device.type == "cpu" and (times := _slower()) > 1:
+        if place.precision == "bf16" and place.device.type == "cpu" and (times := slower()) > 1:
             say(f"bf16 takes {times:.1f} times as long as fp32 on this processor, which has no instructions for it")
 
     def __enter__(self) -> Simulated:
@@ -129,7 +129,7 @@ def _on(place: Place, worker: int) -> Place:
     return replace(place, device=torch.device("cuda", worker % torch.cuda.device_count()))
 
 
-def _slower() -> float:
+def slower() -> float:
     """How many times longer a product of matrices takes in bfloat16."""
     a = torch.randn(64, 512)
     times = [min(_timed(a.to(dtype)) for _ in range(3)) for dtype in (torch.bfloat16, torch.float32)]
