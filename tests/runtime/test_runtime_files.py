@@ -151,6 +151,40 @@ def test_a_checkpoint_that_was_written_but_not_tidied_up_is_tidied_up(tmp_path: 
     assert again.save() == entry
 
 
+@pytest.mark.parametrize("after", ["the file", "the row"])
+def test_a_checkpoint_that_was_interrupted_is_made_again(
+    tmp_path: Path, resident: bool, where: str, after: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a second write of a client's round that deletes its own file."""
+    store = Store(tmp_path, (Kept,), resident=resident)
+    clients = (3, 5)
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    def checkpoint(round_: int) -> dict[str, Any]:
+        for client in clients:
+            store.put(client, kept(round_), round_)
+        return store.save()
+
+    checkpoint(1)
+    store.settle(1)
+    with monkeypatch.context() as patch:
+        if after == "the file":
+            patch.setattr(store, "_drop", interrupted)
+        else:  # of one of the two
+            write = store._write
+            patch.setattr(store, "_write", lambda *of: (write(*of), interrupted()))
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint(2)
+    entry = checkpoint(2)  # and the rest of the round, or all of it again
+    store.settle(2)
+    assert written(tmp_path).keys() == {(3, 2), (5, 2)}
+    again = Store(tmp_path, (Kept,), resident=resident)
+    again.restore(2, entry)
+    assert [again.get(client).n for client in clients] == [2, 2]
+
+
 def test_ctrl_c_while_tidying_up_spoils_nothing(
     tmp_path: Path, resident: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -121,8 +121,10 @@ class Store:
     def _write(self, client: ClientId, state: State, round_: int) -> None:
         data = files.dump(state)
         inline = len(data) <= INLINE
-        sha256 = hashlib.sha256(data).hexdigest() if inline else files.write(self._path(client, round_), data)
-        self._drop(client, "round > ?", self._settled[0])  # of an earlier round of this checkpoint: never to be read
+        path = self._path(client, round_)
+        sha256 = hashlib.sha256(data).hexdigest() if inline else files.write(path, data)
+        # Of an earlier round of this checkpoint, or of an attempt at it: never to be read.
+        self._drop(client, "round > ?", self._settled[0], keep=None if inline else path)
         self._do("INSERT INTO states VALUES (?, ?, ?, ?)", client, round_, sha256, data if inline else None)
         self._written[client] = (round_, sha256)
 
@@ -133,7 +135,7 @@ class Store:
         """
         for client in sorted(self._dirty):
             self._write(client, self._held[client], self._dirty[client])
-        self._dirty.clear()
+            del self._dirty[client]
         if self._db is not None:
             with self._guarded():
                 self._db.commit()
@@ -157,12 +159,13 @@ class Store:
             with self._guarded():
                 self._db.commit()
 
-    def _drop(self, client: ClientId, which: str, round_: int) -> None:
+    def _drop(self, client: ClientId, which: str, round_: int, keep: Path | None = None) -> None:
         rows = f"SELECT round, data NOTNULL FROM states WHERE client = ? AND {which}"
         for found, inline in self._all(rows, client, round_):
             self._do("DELETE FROM states WHERE client = ? AND round = ?", client, found)
-            if not inline:
-                self._path(client, found).unlink(missing_ok=True)
+            path = self._path(client, found)
+            if not inline and path != keep:
+                path.unlink(missing_ok=True)
 
     def restore(self, round_: int = 0, entry: Any = None) -> None:
         """Go back to the states of a manifest; all that is of later rounds, or superseded, goes.
