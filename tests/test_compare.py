@@ -114,6 +114,16 @@ def test_seeds_that_are_missing_are_left_out_of_differences_and_diverged_runs_ar
     assert b.told == "40.0 ± 0.0 %, 1 diverged"
 
 
+def test_the_best_rival_is_the_best_of_the_seeds_that_are_compared(tmp_path):
+    """Catches a rival that is the best thanks to a seed of which there is no difference."""
+    cells = [put(tmp_path, "a", seed, mean=0.5) for seed in (0, 1)]
+    cells += [put(tmp_path, "b", seed, mean=mean) for seed, mean in enumerate([0.4, 0.4, 0.9])]
+    cells += [put(tmp_path, "c", seed, mean=0.45) for seed in (0, 1)]
+    a = tabulate(cells, tmp_path, tmp_path).lines[0]
+    assert a.against == "c"
+    assert a.difference == pytest.approx(0.05)
+
+
 def test_costs_are_per_client_and_round(tmp_path):
     targets = CONFIG.replace("run", targets=[0.5, 0.9])
     alone = targets.with_algorithm("standalone")
@@ -136,6 +146,13 @@ def test_costs_are_per_client_and_round(tmp_path):
     assert [row["to 50 %"] for row in rows] == ["round 4, 1.5 kB", "1 of 2 seeds", "not reached"]
     assert [row["to 90 %"] for row in rows] == ["not reached"] * 3
     assert rows[0]["header"] == "5 %"
+    diverged = Cell(Setting(), "a", 2, targets.replace("run", seed=2))
+    diverged.run_dir(tmp_path).mkdir(parents=True)
+    (diverged.run_dir(tmp_path) / "diverged.json").write_text("{}")
+    open_ = Cell(Setting(), "a", 3, targets.replace("run", seed=3))
+    for more in (diverged, open_):
+        rest = tabulate([*cells, more], tmp_path, tmp_path)
+        assert dict(zip(rest.cost_headings, rest.cost_cells()[0], strict=True))["to 50 %"] == "2 of 3 seeds"
     plain = next(csv.DictReader(found.to_csv().splitlines()))
     assert (plain["round_to_0.5"], plain["bytes_to_0.5"], plain["round_to_0.9"]) == ("4.0", "1500.0", "")
 

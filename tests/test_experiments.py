@@ -225,6 +225,15 @@ def test_views_are_arithmetic_on_what_the_runs_wrote(done: tuple[Path, Path]) ->
     values = [row["bytes"]["up_values"] + row["bytes"]["down_values"] for row in rows]
     assert target[6] == pytest.approx(sum(v / 4 / 6 * r for v, r in zip(values, at, strict=True)) / 2)
     assert target[8] == pytest.approx(sum(row["flops"] / 6 * r for row, r in zip(rows, at, strict=True)) / 2)
+    cell = replace(one, config=one.config.replace("run", precision="fp64"))
+    double = views.Results(job.study, [cell], out)
+    double.__dict__["done"] = {cell: summary}
+    assert views.targets(double).rows[0][6] == pytest.approx(values[0] / 8 / 6 * at[0])
+    unfinished = [replace(one, seed=9, config=one.config.replace("run", seed=9))]
+    short = views.targets(views.Results(job.study, [*cells, *unfinished], out))
+    assert short.rows[0][3:6] == (3, 2, None)
+    assert short.cells is not None
+    assert short.cells[1][0][3] == "2 of 3 seeds"
     differences = [row for row in views.clients(results).rows if row[0] == one.setting.title and row[1] == 0]
     assert len(differences) == 3
     assert all(a - b == difference for *_, a, b, difference in differences)
@@ -349,6 +358,7 @@ def test_what_is_below_two_standard_errors() -> None:
     assert "far" not in told
     assert undecided([line("a", 0.5), line("b", 0.4)]) == ["one seed, so no standard error: a minus b (+10.0)"]
     assert undecided([main, far]) == ["none"]
+    assert undecided([main, line("open")]) == undecided([main]) == ["nothing to compare yet"]
 
 
 def test_pictures_are_drawn_from_made_up_results(tmp_path: Path) -> None:

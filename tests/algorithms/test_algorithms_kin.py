@@ -18,6 +18,7 @@ from polyfed.algorithms.fedmrl_e import FedMRLE
 from polyfed.compute import drive
 from polyfed.errors import MessageError, ModelError
 from polyfed.execute.fitting import bind
+from polyfed.runtime.evaluate import Evaluator
 from polyfed.runtime.federation import Federation
 
 IMAGE = (1, 16, 16)
@@ -92,7 +93,7 @@ def test_held_out_examples_decide() -> None:
 
 
 def test_the_weight_that_predicts_is_the_weight_that_trains_next() -> None:
-    """Catches a lambda of the round before at prediction, one that evaluation keeps, and an evaluation for free."""
+    """Catches a stale lambda at prediction, one that evaluation keeps, a pass for free or taken for a prediction."""
     game = toy.play(federation(FedAPEN(auxiliary=MLP, holdout=0.3, lr_lambda=0.02)), 2)
     fed, was = game.federation, [game.private(k).weight for k in range(3)]
     found = {}
@@ -109,7 +110,14 @@ def test_the_weight_that_predicts_is_the_weight_that_trains_next() -> None:
     for k, held in enumerate((3, 2, 2)):
         both = {**game.private(k).F, **{f"G.{name}": value for name, value in game.server.G.items()}}
         products = sum(value.numel() for value in both.values() if value.dim() > 1)
-        assert scores[k].flops == 2 * products * (6 + held)  # six test examples, and those that are held out
+        assert scores[k].flops == 2 * products * 6  # six test examples
+        assert scores[k].flops_parts == 2 * products * held
+    whole = Evaluator(fed, game.driver.place, game.driver.costs).evaluate(game.server, game.clients, 2)
+    assert whole.flops_per_example == pytest.approx(sum(score.flops for score in scores.values()) / 6 / 3)
+    shared = (
+        2 * sum(value.numel() for value in game.server.G.values() if value.dim() > 1) * 18
+    )  # G on all test examples
+    assert whole.flops == sum(score.flops + score.flops_parts for score in scores.values()) + shared
     assert list(scores[0].correct) == ["ensemble", "private", "shared"]
     game.round()
     assert [game.private(k).weight for k in range(3)] == pytest.approx([found[k] for k in range(3)], abs=1e-12)

@@ -67,7 +67,8 @@ class Costs:
         memory: bytes that a training step's peak is above Standalone's, mean over architectures; None without it.
         seconds: of training, all rounds.
         simulated: seconds on the simulated clock, all rounds; None without one.
-        targets: for each accuracy of ``run.targets``, what it took, by seed; None where it was not reached.
+        targets: for each accuracy of ``run.targets``, what it took, by seed; None where it was not
+            reached, or the run is not complete.
     """
 
     up: float
@@ -81,8 +82,17 @@ class Costs:
     targets: Mapping[float, tuple[Target | None, ...]] = field(default_factory=dict[float, tuple[Target | None, ...]])
 
     @classmethod
-    def of(cls, summaries: Sequence[Summary], alone: Sequence[Summary], targets: Sequence[float]) -> Costs:
-        """Of the runs of one algorithm; ``alone`` are Standalone's in the same setting, if there are any."""
+    def of(
+        cls, summaries: Sequence[Summary], alone: Sequence[Summary], targets: Sequence[float], missing: int
+    ) -> Costs:
+        """Of the runs of one algorithm.
+
+        Args:
+            summaries: of those that are complete.
+            alone: Standalone's in the same setting, if there are any.
+            targets: ``run.targets``.
+            missing: how many runs are not complete: no target counts as reached by every seed without them.
+        """
         up, down, header = zip(*(_traffic(summary) for summary in summaries), strict=True)
         return cls(
             statistics.fmean(up),
@@ -93,7 +103,10 @@ class Costs:
             _peak(summaries) - _peak(alone) if alone else None,
             statistics.fmean(s["seconds"] for s in summaries),
             _mean([simulated_time(summary) for summary in summaries]),
-            {target: tuple(_target(summary, i) for summary in summaries) for i, target in enumerate(targets)},
+            {
+                target: (*(_target(summary, i) for summary in summaries), *[None] * missing)
+                for i, target in enumerate(targets)
+            },
         )
 
 
@@ -130,7 +143,7 @@ class Line:
         worst: of the worst tenth of clients, likewise.
         diverged: how many runs ended without a result.
         costs: None where no run is complete.
-        against: label of the best of the others; "" if there is none.
+        against: label of the best of the others, over the seeds of both; "" if there is none.
         difference: mean over the seeds of both, this minus the other; None if there is none.
         p: of the two-sided paired t-test over seeds; None where it cannot be made.
     """
@@ -340,7 +353,7 @@ def _line(label: str, cells: Sequence[Cell], root: Path) -> Line:
         {seed: summary["accuracy"]["mean"] for seed, summary in done.items()},
         {seed: summary["accuracy"]["worst_decile"] for seed, summary in done.items()},
         sum(cell.state(root) == "diverged" for cell in own),
-        Costs.of(list(done.values()), alone, own[0].config.run.targets) if done else None,
+        Costs.of(list(done.values()), alone, own[0].config.run.targets, len(own) - len(done)) if done else None,
     )
 
 
@@ -349,7 +362,10 @@ def _compared(line: Line, lines: Sequence[Line]) -> tuple[Line, str]:
     others = [other for other in lines if other is not line and set(other.means) & set(line.means)]
     if not others:
         return line, ""
-    best = max(others, key=lambda other: other.mean or 0.0)
+    # Over the seeds that the difference is of: one easy seed more must not make a rival the best.
+    best = max(
+        others, key=lambda other: statistics.fmean(other.means[seed] for seed in line.means.keys() & other.means)
+    )
     found = differences(line, best)
     p, note = paired_p(found), ""
     if p is None and len(found) >= _FEW:

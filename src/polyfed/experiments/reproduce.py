@@ -219,11 +219,13 @@ def undecided(lines: Sequence[Line]) -> list[str]:
         main, *others = (line for line in lines if line.setting == setting)
         small: list[str] = []
         single: list[str] = []
+        compared = False
         for other in others:
             found = differences(main, other)
             error = standard_error(found)
             if not found:
                 continue
+            compared = True
             mean = sum(found) / len(found)
             if error is None:
                 single.append(f"{other.label} ({100 * mean:+.1f})")
@@ -235,5 +237,5 @@ def undecided(lines: Sequence[Line]) -> list[str]:
         if single:
             told.append(f"{where}one seed, so no standard error: {main.label} minus {', '.join(single)}")
         if not small and not single:
-            told.append(f"{where}none")
+            told.append(f"{where}{'none' if compared else 'nothing to compare yet'}")
     return told

@@ -149,18 +149,22 @@ def targets(results: Results) -> View:
     )
     rows: list[tuple[Any, ...]] = []
     for (setting, label), cells in results.groups().items():
+        seeds = sum(
+            (cell.setting.title, cell.label) == (setting, label) for cell in results.cells
+        )  # diverged and open, too
+        value = 8 if cells[0].config.run.precision == "fp64" else 4  # bytes
         for place, target in enumerate(cells[0].config.run.targets):
             reached = [
                 (done, done["targets"][place]) for cell in cells if (done := results.done[cell])["targets"][place]
             ]
-            row = (setting, label, target, len(cells), len(reached))
-            if len(reached) < len(cells):
+            row = (setting, label, target, seeds, len(reached))
+            if len(reached) < seeds:
                 rows.append((*row, *[None] * 6))
                 continue
             many = [
                 (
                     at["round"],
-                    at["round"] * (done["bytes"]["up_values"] + done["bytes"]["down_values"]) / 4 / _times(done),
+                    at["round"] * (done["bytes"]["up_values"] + done["bytes"]["down_values"]) / value / _times(done),
                     at["round"] * done["flops_per_example"],
                     at["round"] * done["flops"] / _times(done),
                     at["bytes_up"] + at["bytes_down"],
@@ -171,10 +175,10 @@ def targets(results: Results) -> View:
             rows.append((*row, *(statistics.fmean(column) for column in zip(*many, strict=True))))
     caption = (
         "Cost until the mean accuracy first reaches a target at an evaluated round; only if all seeds do. As the paper "
-        "defines it: parameters exchanged between the server and one client in a round, both ways, times rounds; and "
-        "FLOPs of one client in a round times rounds, which seems to mean one forward pass of one example. "
-        "As it is: counted training FLOPs of one client, forward and backward over all its examples and epochs, times "
-        "rounds; and bytes and training FLOPs of all clients that took part."
+        "defines it: parameters exchanged between the server and one client in a round, both ways, the mean over the "
+        "run, times rounds; and FLOPs of one client in a round times rounds, which seems to mean one forward pass of "
+        "one example. As it is: counted training FLOPs of one client, forward and backward over all its examples and "
+        "epochs, times rounds; and bytes and training FLOPs of all clients that took part."
     )
     heads = (
         *("setting", "algorithm", "target", "rounds", "parameters, one client", "FLOPs, one forward pass"),

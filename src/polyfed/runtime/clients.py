@@ -183,7 +183,7 @@ class LocalClients:
                 made: Parts = drive(steps, lambda request, work=work: self.driver.perform(request, work))
                 shared[kind] = tree_to(made, self.driver.testing(local.info))
             score = out[client] = self._score(client, round_, shared[kind])
-            score.flops += work.flops
+            score.flops_parts = work.flops
             score.seconds += work.seconds
         return out
 

@@ -30,7 +30,7 @@ class Evaluation:
         whole: accuracy of each of the server's own models on the test data of these clients pooled, and the mean of
             its accuracies on the single clients' test data.
         gradient: mean over a sample of clients of the squared norm of the whole local model's gradient.
-        flops: of all forward passes.
+        flops: of all of it: forward passes, and what `Algorithm.parts` computes before them.
         seconds: of the evaluation.
     """
 
@@ -92,7 +92,7 @@ class Evaluator:
         official = float(np.mean([score.accuracy() for score in before])) if before else None
         scores = self._clients(server, clients, round_)
         whole, flops = self._whole(server, list(scores))
-        flops += sum(score.flops for score in (*before, *scores.values()))
+        flops += sum(score.flops + score.flops_parts for score in (*before, *scores.values()))
         seconds = time.perf_counter() - started - (self.costs.seconds - counting)
         seconds += sum(score.seconds for score in before)
         return Evaluation(scores, official, whole, flops=flops, seconds=seconds)

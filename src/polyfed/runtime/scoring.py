@@ -24,14 +24,16 @@ class Score:
     Args:
         examples: how many test examples.
         correct: right answers of each predictor, the default first.
-        flops: of the forward passes.
-        seconds: of testing.
+        flops: of the forward passes on the test examples.
+        flops_parts: of `Algorithm.parts`, before them: not of any one example.
+        seconds: of both.
         down: bytes sent to the client for this evaluation.
     """
 
     examples: int
     correct: dict[str, int]
     flops: int = 0
+    flops_parts: int = 0
     seconds: float = 0.0
     down: int = 0
 
@@ -53,7 +55,7 @@ class Scorer:
         right, flops = self.right(nets, data, place or self.place)
         correct = {name: int(found.sum()) for name, found in right.items()}
         seconds = time.perf_counter() - started - (self.costs.seconds - counting)
-        return Score(len(data), correct, flops, seconds)
+        return Score(len(data), correct, flops, seconds=seconds)
 
     def rows(self, data: ClientData) -> Tensor:
         """The positions of one batch of testing."""
