@@ -354,7 +354,7 @@ def remarks(summaries: Mapping[str, Summary]) -> list[str]:
     if any("simulated" in summary for summary in summaries.values()):
         said.append(SIMULATED_TIME)
     if others:
-        said.append("Peak memory is the process's so far: a row's is at least that of the rows above it.")
+        said.append("Peak memory is the process's so far, whatever the row, and its workers', which share part of it.")
     return said
 
 
