@@ -146,6 +146,6 @@ def test_two_hospitals_and_a_centre_each_with_its_commands(tmp_path: Path) -> No
         assert listed.count("online") == 2, listed
         assert "state finished" in listed
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["clients"] == {"count": 2, "trained": 2}
+    assert summary["clients"] == {"count": 2, "trained": 2, "participations": 2}
     assert summary["accuracy"]["clients"] == 2
     assert left(tmp_path) == []
