@@ -18,9 +18,10 @@ import torch
 from polyfed.algorithms.standalone import Standalone
 from polyfed.errors import CheckpointError, DivergedError, RunDirError, StorageError
 from polyfed.message import Nothing, State
-from polyfed.runtime import files, rundir
+from polyfed.runtime import federation, files, rundir
+from polyfed.runtime import simulate as simulating
 from polyfed.runtime import store as store_module
-from polyfed.runtime.rundir import RunDir
+from polyfed.runtime.rundir import RunDir, RunDirInUseError
 from polyfed.runtime.simulate import resume, simulate
 from polyfed.runtime.store import Store
 from polyfed.runtime.watch import Interrupted, Quiet
@@ -352,6 +353,23 @@ def test_a_directory_that_holds_a_run_is_refused_with_the_way_on(tmp_path: Path)
     with pytest.raises(RunDirError, match=rf"polyfed resume {tmp_path}"):
         simulate(running.config(run={"rounds": 1}), out=tmp_path)
     assert (tmp_path / "rounds.jsonl").read_bytes() == before
+
+
+def test_a_run_that_another_process_began_meanwhile_is_left_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches two processes at one study of which the second, while it prepares, misses that the first has begun."""
+    others: list[RunDir] = []
+
+    def prepare(config: Any) -> Any:
+        others.append(RunDir(tmp_path))
+        (tmp_path / "config.toml").write_text(config.to_toml())
+        return federation.prepare(config)
+
+    monkeypatch.setattr(simulating, "prepare", prepare)
+    with pytest.raises(RunDirInUseError):
+        simulate(running.config(run={"rounds": 1}), out=tmp_path)
+    others[0].close()
 
 
 def test_a_directory_of_somebody_else_is_left_alone(tmp_path: Path) -> None:

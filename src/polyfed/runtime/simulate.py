@@ -55,19 +55,14 @@ def simulate(config: Config, *, out: Path | None = None, watch: Watch | None = N
         Interrupted: Ctrl-C, after a checkpoint.
     """
     config = config.resolved()
-    # Everything that can be wrong with the input is found before a file is written.
-    federation = prepare(config)
     folder = (
         out or Path("runs") / f"{config.run.name}-{config.algorithm.name.split(':')[-1]}-{datetime.now():%Y%m%d-%H%M%S}"
     )
-    if (folder / "config.toml").exists():
-        raise RunDirError(
-            f"{folder} already holds a run; go on with `polyfed resume {folder}`, or choose another --out"
-        )
-    found = sorted(path.name for path in folder.glob("[!.]*") if path.name not in STARTED)
-    if found:
-        raise RunDirError(f"{folder} is not empty (it holds {found[0]!r}); choose a new or an empty one for --out")
+    _check_new(folder)
+    # Everything that can be wrong with the input is found before a file is written.
+    federation = prepare(config)
     with _held(folder) as run_dir:
+        _check_new(folder)  # again: while this process prepared, another may have begun here and be gone
         files.write_json(run_dir.file("environment.json"), environment(config))
         federation.partition.save(run_dir.file("partition.npz"))
         if federation.fleet is not None:
@@ -94,6 +89,16 @@ def resume(folder: Path, *, watch: Watch | None = None) -> dict[str, Any]:
                 f"now it is {federation.partition.hash[:12]}); give it the same data, or start a new run"
             )
         return _Run(federation, run_dir, watch or Quiet()).play()
+
+
+def _check_new(folder: Path) -> None:
+    if (folder / "config.toml").exists():
+        raise RunDirError(
+            f"{folder} already holds a run; go on with `polyfed resume {folder}`, or choose another --out"
+        )
+    found = sorted(path.name for path in folder.glob("[!.]*") if path.name not in STARTED)
+    if found:
+        raise RunDirError(f"{folder} is not empty (it holds {found[0]!r}); choose a new or an empty one for --out")
 
 
 @contextmanager
