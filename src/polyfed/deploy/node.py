@@ -233,15 +233,17 @@ class _Node:
         message = self._message()
         private, lost = self._state()
         local = self.site.local(self.task, self.request.key[0])
-        score = self._score(drive(self.algorithm.parts(private, message, local), Sequential(self.place).perform))
+        driver, work = Sequential(self.place), Work()
+        steps = self.algorithm.parts(private, message, local)
+        score = self._score(drive(steps, lambda request: driver.perform(request, work)), work.flops)
         return self._frame(lost=lost, score=score), None
 
-    def _score(self, parts: Parts) -> Counts:
+    def _score(self, parts: Parts, spent: int = 0) -> Counts:
         with self.clock.of("score"):
             driver = Sequential(self.place)
             models = self.site.local(self.task, self.request.key[0]).models
             nets = bind(models, tree_to(parts, self.place))
             scorer = Scorer(self.algorithm, self.place, driver.costs)
             found = scorer.score(nets, self.site.test())
-            flops = found.flops if self.settings.tells_costs else 0
-            return Counts(examples=found.examples, correct=found.correct, flops=flops)
+            told = {"flops": found.flops, "flops_parts": spent} if self.settings.tells_costs else {}
+            return Counts(examples=found.examples, correct=found.correct, **told)

@@ -89,13 +89,14 @@ class Work(BaseModel):
 
 
 class Counts(BaseModel):
-    """A client's test: examples, and right answers by predictor, the default first."""
+    """A client's test: examples, right answers by predictor, the default first, and FLOPs as far as it tells them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     examples: Annotated[int, Field(gt=0, le=2**53)]
     correct: Annotated[dict[str, _Count], Field(min_length=1, max_length=1000)]
     flops: _Count = 0
+    flops_parts: _Count = 0
 
     @model_validator(mode="after")
     def _no_more_than_all(self) -> Counts:
