@@ -256,6 +256,15 @@ def test_compare_prints_the_table(tiny, tmp_path):
     assert "training time is wall clock of all rounds, without evaluation" in done.stdout
 
 
+def test_commas_in_brackets_are_part_of_an_algorithm(tiny):
+    """Catches granularities=[2,4] that is taken for two algorithms."""
+    done = polyfed("compare", tiny, "--algorithms", "fedmrl-e:granularities=[2,4],nonsense", "--seeds", "0")
+    assert done.exit_code == 2
+    assert "nonsense" in done.stderr
+    assert "[2" not in done.stderr
+    assert "4]" not in done.stderr
+
+
 def test_compare_prints_where_the_tables_lie_as_run_does_in_full(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     less = ("--set", "run.rounds=1")

@@ -124,6 +124,41 @@ def test_the_best_rival_is_the_best_of_the_seeds_that_are_compared(tmp_path):
     assert a.difference == pytest.approx(0.05)
 
 
+def test_the_best_rival_is_not_one_that_lacks_a_hard_seed(tmp_path):
+    """Catches means over each rival's own seeds."""
+    cells = [put(tmp_path, "a", seed, mean=mean) for seed, mean in enumerate([0.9, 0.5])]
+    cells += [put(tmp_path, "b", 0, mean=0.95)]
+    cells += [put(tmp_path, "c", seed, mean=mean) for seed, mean in enumerate([0.88, 0.48])]
+    cells += [put(tmp_path, "d", seed, mean=mean) for seed, mean in enumerate([0.89, 0.40])]
+    a = tabulate(cells, tmp_path, tmp_path).lines[0]
+    assert a.against == "c"
+    assert a.difference == pytest.approx(0.02)
+
+
+def test_extra_memory_is_beyond_a_standalone_of_the_same_steps(tmp_path):
+    """Catches a mean over variants of Standalone: larger batches are not what an algorithm needs beyond."""
+    alone = CONFIG.with_algorithm("standalone")
+    large = alone.replace("train", batch_size=4 * CONFIG.train.batch_size)
+    cells = [
+        put(tmp_path, "a", 0, mean=0.6),
+        put(tmp_path, "s", 0, alone, mean=0.6, memory={"step_peak": {"x": 50}}),
+        put(tmp_path, "long", 0, alone.replace("train", epochs=9), mean=0.6, memory={"step_peak": {"x": 70}}),
+        put(tmp_path, "large", 0, large, mean=0.6, memory={"step_peak": {"x": 400}}),
+        put(tmp_path, "adam", 0, CONFIG.replace("train", optimizer="adam"), mean=0.6),
+    ]
+    found = {line.label: line.costs.memory for line in tabulate(cells, tmp_path, tmp_path).lines}
+    assert found == {"a": 140, "s": -10, "long": 10, "large": 0, "adam": None}
+
+
+def test_settings_with_fewer_seeds_are_told_apart(tmp_path):
+    """Catches three seeds that are claimed for a setting that has one."""
+    cells = [put(tmp_path, "a", seed, mean=0.5) for seed in range(3)]
+    few = put(tmp_path / "few", "a", 0, mean=0.5)
+    one = Cell(Setting("one"), "a", 0, few.config)
+    notes = tabulate([*cells, one], tmp_path, tmp_path).notes
+    assert "; 1 to 3 seeds, mean ± standard deviation; " in notes[0]
+
+
 def test_costs_are_per_client_and_round(tmp_path):
     targets = CONFIG.replace("run", targets=[0.5, 0.9])
     alone = targets.with_algorithm("standalone")
@@ -271,7 +306,7 @@ def test_what_another_process_is_at_is_left_to_it(runtime, tmp_path, monkeypatch
         return runtime.simulate(config, out=out, watch=watch)
 
     monkeypatch.setattr(runs, "simulate", simulate)
-    with pytest.raises(RunDirError, match=r"another process is at 1 of the cells \(fedavg, seed 0\)"):
+    with pytest.raises(RunDirError, match=r"other processes are at 1 of the cells \(fedavg, seed 0\)"):
         compare(CONFIG, ["fedavg", "standalone"], [0], tmp_path)
     assert len(runtime.played) == 1
 

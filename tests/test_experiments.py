@@ -22,7 +22,7 @@ from polyfed.compare.runs import summary_of
 from polyfed.config import Config
 from polyfed.config.reading import to_toml
 from polyfed.data.catalogue import SHAPES
-from polyfed.errors import ConfigError
+from polyfed.errors import ConfigError, RunDirError
 from polyfed.experiments import views
 from polyfed.experiments.catalogue import SCALES, find, items
 from polyfed.experiments.figures import draw
@@ -34,6 +34,7 @@ from polyfed.models.catalogue import ModelSpec
 from polyfed.nets import Net
 from polyfed.rng import Rng
 from polyfed.runtime.federation import prepare
+from polyfed.runtime.rundir import RunDir
 
 TINY = {
     "run": {
@@ -49,6 +50,9 @@ TINY = {
     "clients": {"count": 3, "models": ["mlp(hidden=(8,))"]},
     "train": {"batch_size": 8, "lr": 0.05},
 }
+
+
+TUNE = {"grid": {"train.epochs": [1, 2]}, "config": {"data": {"validation_fraction": 0.5}}}
 
 
 def study(path: Path, **tables: object) -> Path:
@@ -154,12 +158,57 @@ def test_scales_and_bases_are_laid_over_each_other(tmp_path: Path) -> None:
         ({"show": ["curve"]}, "show"),
         ({"tune": {"grid": {"train.lr": [0.1]}}}, "without it test data would choose"),
         ({"entries": {"fedavg": {"nme": {"a": 1}}}}, "got nme.*; expected keys of the algorithm"),
+        (
+            {"entries": {"fedavg": {"partition": {"seed": 1}}}},
+            "got partition.seed; algorithms are compared on the same",
+        ),
+        ({"seeds": [0, 1, 0]}, "seeds: 0 is named twice"),
+        ({"algorithms": ["fedavg", "fedavg"]}, "algorithms: 'fedavg' is named twice"),
+        ({"grid": {"train.lr": [0.1, 0.10]}}, "grid.train.lr: 0.1 is named twice"),
+        ({"settings": {"a": {"seeds": [1, 1]}}}, "settings.a.seeds: 1 is named twice"),
+        ({"settings": {"a": {"seeds": ["x"]}}}, "settings.a.seeds[0]: got 'x'"),
+        ({"settings": {"a": {"seeds": [-1]}}}, "settings.a.seeds[0]: got -1"),
+        ({"settings": {"a": {"algorithms": "fd"}}}, "settings.a.algorithms: got 'fd'"),
+        ({"settings": {"a": {"grid": {"train.lr": 0.1}}}}, "settings.a.grid"),
+        ({"settings": {"a": {"grid": {"train.lr": []}}}}, "settings.a.grid"),
+        (
+            {"tune": {**TUNE, "grid": {"train.lr": [0.1]}}, "entries": {"fedavg": {"train": {"lr": 0.5}}}},
+            "tune.grid.train.lr: fedavg has a lr of its own",
+        ),
+        (
+            {"tune": TUNE, "entries": {"fedavg": {"run": {"eval_every": 1}, "train": {"epochs": 2}}}},
+            "tune.grid.train.epochs: fedavg has a epochs of its own",
+        ),
     ],
 )
 def test_faults_of_a_study_are_told_before_anything_runs(tables: dict[str, object], told: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         Study.load(study(tmp_path / "s.toml", **tables))
     assert told in str(caught.value)
+
+
+def test_a_scale_is_for_files_that_have_scales(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--scale: got 'paper'; the file has no scales"):
+        Study.load(study(tmp_path / "s.toml"), "paper")
+
+
+def test_paths_are_relative_to_the_file_that_has_them(tmp_path: Path) -> None:
+    """Catches a base in another folder, or a setting, whose data are looked for elsewhere."""
+    (tmp_path / "sub").mkdir()
+    base = {"config": {"data": {"dataset": "npz", "path": "one.npz"}}}
+    (tmp_path / "sub" / "base.toml").write_text('title = "t"\nalgorithms = ["fedavg"]\n' + to_toml(base))
+    own = {"settings": {"a": {}, "b": {"data": {"path": "two.npz"}}}, "entries": {"data": {"name": "fedavg"}}}
+    (tmp_path / "s.toml").write_text('base = "sub/base.toml"\n[settings.a]\n' + to_toml(own))
+    found = [cell.config.data.path for cell in Study.load(tmp_path / "s.toml").cells()]
+    assert found == [str(tmp_path / "sub" / "one.npz"), str(tmp_path / "two.npz")]
+
+
+def test_tuning_looks_at_no_test_rows_whatever_a_setting_says(tmp_path: Path) -> None:
+    """Catches a setting or an algorithm that lays a validation part of 0 over the tuning's."""
+    setting = {"a": {"data": {"validation_fraction": 0.0}, "run": {"rounds": 7}}}
+    tune = {**TUNE, "config": {"data": {"validation_fraction": 0.5}, "run": {"rounds": 1}}}
+    found = Study.load(study(tmp_path / "s.toml", settings=setting, tune=tune)).tuning()
+    assert {(cell.config.data.validation_fraction, cell.config.run.rounds) for cell in found} == {(0.5, 1)}
 
 
 @pytest.fixture(scope="module")
@@ -249,6 +298,74 @@ def test_only_runs_a_part_and_the_page_is_of_what_is_there(tmp_path: Path) -> No
         reproduce(path, out=tmp_path, only=["seed 9"])
 
 
+def test_an_algorithm_is_shown_once_it_is_tuned(tmp_path: Path) -> None:
+    """Catches results of another study, with the values of the file, beside tuned ones; and a plan that differs."""
+    few = {"algorithms": ["fedavg", "standalone"], "seeds": [0]}
+    reproduce(study(tmp_path / "s.toml", **few), out=tmp_path)
+    path = study(tmp_path / "s.toml", **few, tune=TUNE)
+    reproduce(path, out=tmp_path, only=["fedavg"])
+    text = (tmp_path / "s" / "page.md").read_text()
+    assert "**1 of 2 cells are not done yet.**" in text
+    assert "| standalone" not in text
+    assert "* standalone: not tuned yet, and not shown" in text
+    shown = list(csv.DictReader((tmp_path / "s" / "table.csv").read_text().splitlines()))
+    assert [row["algorithm"] for row in shown] == ["fedavg"]
+    job = Job.load(path, out=tmp_path)
+    assert job.tuned()[1] == {"standalone"}
+    states = [(cell.label, state) for cell, state, _ in job.plan() if cell.setting.name != "tuning"]
+    assert ("fedavg", "done") in states
+    reproduce(path, out=tmp_path)
+    assert "| standalone" in (tmp_path / "s" / "page.md").read_text()
+
+
+def test_a_tuning_cell_that_another_process_is_at_holds_up_its_algorithm_only(tmp_path: Path) -> None:
+    """Catches a second terminal that gives up while there is work, or says that everything else is done."""
+    path = study(tmp_path / "s.toml", algorithms=["fedavg", "standalone"], seeds=[0], tune=TUNE)
+    job = Job.load(path, out=tmp_path)
+    held = RunDir(job.tuning()[0].run_dir(tmp_path))
+    with pytest.raises(
+        RunDirError, match=r"at 1 of the cells \(tuning, epochs = 1, fedavg, seed 0\); 1 more cells wait"
+    ):
+        reproduce(path, out=tmp_path)
+    assert "| standalone" in (tmp_path / "s" / "page.md").read_text()
+    held.close()
+    reproduce(path, out=tmp_path)
+    assert "not done yet" not in (tmp_path / "s" / "page.md").read_text()
+
+
+def test_a_study_of_the_same_name_elsewhere_gets_a_page_of_its_own(tmp_path: Path) -> None:
+    """Catches a page that is written over with another study's numbers, above the first one's sentences."""
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        study(tmp_path / folder / "s.toml", algorithms=["fedavg"], seeds=[0])
+    reproduce(tmp_path / "a" / "s.toml", out=tmp_path)
+    with pytest.raises(RunDirError, match=r"has the page of .*a/s\.toml; choose another --out"):
+        reproduce(tmp_path / "b" / "s.toml", out=tmp_path)
+    assert f"Made by `polyfed reproduce {tmp_path / 'a' / 's.toml'}`" in (tmp_path / "s" / "page.md").read_text()
+
+
+def test_targets_are_arithmetic_on_summaries(done: tuple[Path, Path]) -> None:
+    """Catches a column that is the round alone, another column's factor, or the other precision's bytes."""
+    path, out = done
+    job = Job.load(path, out=out)
+    single, double = (
+        replace(cell, config=cell.config.replace("run", targets=(0.5,), precision=precision))
+        for cell, precision in zip(job.study.cells()[:2], ("fp32", "fp64"), strict=True)
+    )
+    summary = {
+        "clients": {"participations": 4},
+        "bytes": {"up_values": 300, "down_values": 500},
+        "flops": 6000,
+        "flops_per_example": 7.0,
+        "targets": [{"round": 3, "bytes_up": 10, "bytes_down": 20, "flops": 50}],
+    }
+    results = views.Results(job.study, [single, double], out)
+    results.__dict__["done"] = {single: summary, double: summary}
+    rows = [row[5:] for row in views.targets(results).rows]
+    # rounds; values of both ways / bytes each / participations x rounds; FLOPs of an example; of a client; totals
+    assert rows == [(3, 800 / 4 / 4 * 3, 21.0, 6000 / 4 * 3, 30, 50), (3, 800 / 8 / 4 * 3, 21.0, 6000 / 4 * 3, 30, 50)]
+
+
 def test_only_takes_names_with_commas_whole() -> None:
     cells = Job.load(find("fedmrl/table1"), "cpu").study.cells()
     assert {cell.label for cell in chosen(cells, ["standalone, equal FLOPs"])} == {"standalone, equal FLOPs"}
@@ -311,7 +428,7 @@ def test_hyper_parameters_are_chosen_on_validation_rows_only(tmp_path: Path) -> 
         },
     )
     job = Job.load(path, out=tmp_path)
-    assert job.tuned() is None
+    assert job.tuned() == ({}, {"fedavg", "fedmrl:auxiliary=mlp(hidden=(4,))"})
     first = job.tuning()
     assert len({cell.folder for cell in first}) == 2 + 4  # fedavg knows no rep_dim
     final = prepare(job.study.cells()[0].config).partition
@@ -321,8 +438,8 @@ def test_hyper_parameters_are_chosen_on_validation_rows_only(tmp_path: Path) -> 
         assert set(held.test_rows) <= set(final.train_rows)
         assert not tested & (set(held.test_rows) | set(held.train_rows))
     reproduce(path, out=tmp_path)
-    tuned = job.tuned()
-    assert tuned is not None
+    tuned, waiting = job.tuned()
+    assert not waiting
     assert tuned["fedavg"] == {"train.lr": 0.1}
     fedmrl = tuned["fedmrl:auxiliary=mlp(hidden=(4,))"]
     assert fedmrl["train.lr"] == 0.1
@@ -358,6 +475,9 @@ def test_what_is_below_two_standard_errors() -> None:
     assert "far" not in told
     assert undecided([line("a", 0.5), line("b", 0.4)]) == ["one seed, so no standard error: a minus b (+10.0)"]
     assert undecided([main, far]) == ["none"]
+    assert undecided([main, line("twin", *main.means.values())]) == [
+        "a minus twin (+0.0 ± 0.0); points ± standard error of the paired mean"
+    ]
     assert undecided([main, line("open")]) == undecided([main]) == ["nothing to compare yet"]
 
 
@@ -368,7 +488,7 @@ def test_pictures_are_drawn_from_made_up_results(tmp_path: Path) -> None:
         "accuracy": [("s", label, 0.5, None, 1, 0.5) for label in labels],
         "curves": [("s", label, n, 0.1 * n, None) for label in labels for n in range(3)],
         "targets": [("s", label, 0.9, 1, 0, *[None] * 6) for label in labels],
-        "grid": [("", label, "kind", value, 0.5, None) for label in labels for value in ("iid", "classes")],
+        "grid": [("", label, "kind", value, 0.5, None) for label in labels for value in ("iid", [{"name": "mlp"}])],
     }
     for name, content in rows.items():
         view = views.View(name, "", (), content)

@@ -404,10 +404,10 @@ def _compared(
         numbers = _numbers(seeds)
         settings = Config.load(config, overrides or ())
         from polyfed.compare import compare as run_all
+        from polyfed.config.reading import items
 
         terminal = console()
-        entries = [entry.strip() for entry in algorithms.split(",") if entry.strip()]
-        table = run_all(settings, entries, numbers, out, values=values, watches=watch_of(terminal))
+        table = run_all(settings, items(algorithms), numbers, out, values=values, watches=watch_of(terminal))
         _show_comparison(terminal, table)
 
 

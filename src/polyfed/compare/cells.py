@@ -34,6 +34,14 @@ RESULTS = 1
 #: Sections of a configuration that an entry, a setting or a grid may change.
 SECTIONS = tuple(name for name in Config.model_fields if name not in ("algorithm", "algorithms", "controls"))
 
+#: Keys on which the splits depend, by section; None stands for all of it.
+SPLITS: Mapping[str, tuple[str, ...] | None] = {
+    "partition": None,
+    "data": ("dataset", "path", "split", "test_fraction", "validation_fraction"),
+    "clients": ("count",),
+    "run": ("seed",),
+}
+
 _DIVERGED = "diverged.json"
 
 
@@ -58,7 +66,7 @@ class Entry:
         """Read ``fedmrl``, ``fedmrl:share=false``, ``standalone:train.epochs=2`` or ``my_package.my_file:Mine:key=1``.
 
         Raises:
-            ConfigError: a key without a name before it, or of a section that there is not.
+            ConfigError: a key without a name before it, of a section that there is not, or on which the splits depend.
         """
         head, *settings = re.split(r":(?=[^:=]+=)", text.strip())
         if not head or "=" in head:
@@ -81,6 +89,13 @@ class Entry:
             raise ConfigError(
                 f"{where}: got {what}; expected keys of the algorithm, or of the sections {', '.join(SECTIONS)}"
             )
+        for section, names in SPLITS.items():
+            for key in cast(Table, sections.get(section, {})):
+                if names is None or key in names:
+                    raise ConfigError(
+                        f"{where}: got {section}.{key}; algorithms are compared on the same splits: put it into the "
+                        "configuration, or a setting of its own"
+                    )
         return cls(label, name, keys, sections)
 
 
@@ -115,6 +130,12 @@ class Setting:
     def title(self) -> str:
         """All of it in a line."""
         return ", ".join(self.words)
+
+
+def repeated(values: Sequence[Any]) -> list[Any]:
+    """Those that occur twice; 1 and 1.0 are the same, 1 and true are not."""
+    told = [(isinstance(value, bool), value) for value in values]
+    return [value for place, (_, value) in enumerate(told) if told[place] in told[:place]]
 
 
 def grid(setting: Setting, values: Mapping[str, Sequence[Any]]) -> list[Setting]:
@@ -275,7 +296,7 @@ def overlaid(tables: Mapping[str, Any], over: Mapping[str, Any]) -> Table:
     return out
 
 
-def play(cells: Sequence[Cell], root: Path, watches: Watches) -> None:
+def play(cells: Sequence[Cell], root: Path, watches: Watches) -> list[Cell]:
     """Run every cell that is not done, in order; a cell that diverges is marked so and is done.
 
     Several processes may play the same cells: what one is at, the others leave to it.
@@ -285,11 +306,13 @@ def play(cells: Sequence[Cell], root: Path, watches: Watches) -> None:
         root: the cells lie in ``cells/`` of it.
         watches: who looks on.
 
+    Returns:
+        The cells that other processes are at.
+
     Raises:
-        RunDirError: the rest is done by other processes.
         PolyfedError: anything but divergence that ends a run.
     """
-    elsewhere: list[str] = []
+    elsewhere: list[Cell] = []
     for done, cell in enumerate(cells):
         run_dir = cell.run_dir(root)
         if cell.state(root) in ("done", "diverged"):
@@ -299,11 +322,26 @@ def play(cells: Sequence[Cell], root: Path, watches: Watches) -> None:
         except DivergedError as error:
             files.write_json(run_dir / _DIVERGED, {"error": str(error)})
         except RunDirInUseError:
-            elsewhere.append(cell.title)
+            elsewhere.append(cell)
+    return elsewhere
+
+
+def all_here(elsewhere: Sequence[Cell], waiting: int = 0) -> None:
+    """Nothing is left to other processes.
+
+    Args:
+        elsewhere: what other processes are at.
+        waiting: cells that cannot be begun before.
+
+    Raises:
+        RunDirError: something is; names it.
+    """
     if elsewhere:
+        titles = "; ".join(cell.title for cell in elsewhere)
+        wait = f"; {waiting} more cells wait for them" if waiting else ""
         raise RunDirError(
-            f"another process is at {len(elsewhere)} of the cells ({elsewhere[0]}); everything else is done: give the "
-            "command again when it has finished"
+            f"other processes are at {len(elsewhere)} of the cells ({titles}){wait}: all that could be done is done; "
+            "give the command again when they have finished"
         )
 
 

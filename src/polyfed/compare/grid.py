@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from polyfed.compare.cells import Cell, Entry, Setting, check_splits, expand, grid, index, play
+from polyfed.compare.cells import Cell, Entry, Setting, all_here, check_splits, expand, grid, index, play, repeated
 from polyfed.compare.runs import Watches, quiet
 from polyfed.compare.table import Comparison, tabulate
 from polyfed.config import Config
@@ -43,10 +43,11 @@ def compare(
     Raises:
         ConfigError: nothing to compare, something twice, or an algorithm that does not exist.
         DataError: the splits differ, because the data changed between two runs.
+        RunDirError: other processes are at the rest.
     """
     cells = planned(config, algorithms, seeds, values)
     root, folder = places(config, cells, out, "sweep" if values else "compare")
-    play(cells, root, watches)
+    all_here(play(cells, root, watches))
     check_splits(cells, root)
     table = tabulate(cells, root, folder)
     write(folder / "cells.csv", index(cells, root))
@@ -99,9 +100,9 @@ def parse_grid(texts: Sequence[str]) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {}
     for text in texts:
         path, values = parse_values(text, "--grid")
-        if not values or len(path) < 2 or ".".join(path) in found:
+        if not values or len(path) < 2 or ".".join(path) in found or repeated(values):
             raise ConfigError(
-                f"--grid {text!r}: expected section.key=value,value, such as train.lr=0.01,0.1, and each key once"
+                f"--grid {text!r}: expected section.key=value,value, such as train.lr=0.01,0.1, each key and value once"
             )
         found[".".join(path)] = values
     return found

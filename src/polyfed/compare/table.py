@@ -64,7 +64,8 @@ class Costs:
         header: share of these bytes that is neither values nor indices.
         training: FLOPs of a client's training in a round.
         inference: FLOPs of predicting one example, with every predictor of the algorithm.
-        memory: bytes that a training step's peak is above Standalone's, mean over architectures; None without it.
+        memory: bytes that a training step's peak is above Standalone's with the same batches and optimizer, mean over
+            architectures; None without it.
         seconds: of training, all rounds.
         simulated: seconds on the simulated clock, all rounds; None without one.
         targets: for each accuracy of ``run.targets``, what it took, by seed; None where it was not
@@ -334,7 +335,8 @@ def tabulate(cells: Sequence[Cell], root: Path, out: Path) -> Comparison:
     seeds = tuple(dict.fromkeys(cell.seed for cell in cells))
     several = len({line.label for line in lines}) > 1
     clock = any(line.costs is not None and line.costs.simulated is not None for line in lines)
-    notes = [*_notes(several, len(seeds)), *same, *([SIMULATED_TIME] if clock else [])]
+    counts = [len({cell.seed for cell in cells if cell.setting.title == title}) for title in settings]
+    notes = [*(_notes(several, counts) if counts else ()), *same, *([SIMULATED_TIME] if clock else [])]
     return Comparison(tuple(lines), seeds, tuple(notes), out)
 
 
@@ -344,8 +346,9 @@ def _line(label: str, cells: Sequence[Cell], root: Path) -> Line:
     alone = [
         summary
         for cell in cells
-        # what trains longer is a control of its own, but a step of it needs no more memory
-        if cell.config.algorithm.name == "standalone" and (summary := cell.summary(root)) is not None
+        if cell.config.algorithm.name == "standalone"
+        and _step(cell) == _step(own[0])
+        and (summary := cell.summary(root)) is not None
     ]
     return Line(
         own[0].setting.title,
@@ -357,15 +360,20 @@ def _line(label: str, cells: Sequence[Cell], root: Path) -> Line:
     )
 
 
+def _step(cell: Cell) -> object:
+    """What the memory of a training step depends on, but for the algorithm; how many there are is no part of it."""
+    config, train = cell.config, cell.config.train
+    return config.clients.models, train.batch_size, train.optimizer, train.momentum != 0, config.run.precision
+
+
 def _compared(line: Line, lines: Sequence[Line]) -> tuple[Line, str]:
     """A line set beside the best of the others, and what is to be said of them if no test can be made."""
     others = [other for other in lines if other is not line and set(other.means) & set(line.means)]
     if not others:
         return line, ""
-    # Over the seeds that the difference is of: one easy seed more must not make a rival the best.
-    best = max(
-        others, key=lambda other: statistics.fmean(other.means[seed] for seed in line.means.keys() & other.means)
-    )
+    # The closest over the seeds of both: neither one easy seed more nor a hard one less must make a rival the best.
+    # Those with all of the line's seeds come first.
+    best = min(others, key=lambda other: (-len(differences(line, other)), statistics.fmean(differences(line, other))))
     found = differences(line, best)
     p, note = paired_p(found), ""
     if p is None and len(found) >= _FEW:
@@ -385,14 +393,18 @@ def standard_error(found: Sequence[float]) -> float | None:
     return statistics.stdev(found) / math.sqrt(len(found)) if len(found) > 1 else None
 
 
-def _notes(several: bool, seeds: int) -> list[str]:
-    over = "1 seed" if seeds == 1 else f"{seeds} seeds, mean ± standard deviation"
+def _notes(several: bool, seeds: Sequence[int]) -> list[str]:
+    """What has to be known, for settings with so many seeds each."""
+    least, most = min(seeds), max(seeds)
+    count = f"{most} seed{'s' if most > 1 else ''}" if least == most else f"{least} to {most} seeds"
+    over = f"{count}, mean ± standard deviation" if most > 1 else count
     notes = [f"Accuracy over clients on the same splits for all algorithms; {over}; costs are means over seeds."]
     if several:
         notes.append("Difference: percentage points to the best of the other algorithms, which is named.")
-        if seeds < _FEW:
-            notes.append(f"No test was made: it needs at least {_FEW} seeds, and there are {seeds}.")
-        else:
+        if least < _FEW:
+            where = "" if most < _FEW else " in the settings with fewer"
+            notes.append(f"No test was made{where}: it needs at least {_FEW} seeds, and there are {least}.")
+        if most >= _FEW:
             notes.append("p: paired two-sided t-test over seeds, not corrected for the number of comparisons.")
     return [*notes, COST_NOTE]
 

@@ -55,7 +55,7 @@ def parse_values(text: str, option: str) -> tuple[tuple[str, ...], list[Any]]:
         ConfigError: as there.
     """
     path, values = _halves(text, option)
-    return path, [_value(item) for item in _items(values)]
+    return path, [_value(item) for item in items(values)]
 
 
 def _halves(text: str, option: str) -> tuple[tuple[str, ...], str]:
@@ -84,12 +84,12 @@ def _value(text: str) -> Any:
         parsed = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         if text.startswith("[") and text.endswith("]"):  # the shell takes the quotes off ["cnn1", "mlp"]
-            return [_value(item) for item in _items(text[1:-1])]
+            return [_value(item) for item in items(text[1:-1])]
         return text
     return parsed["value"] if parsed.keys() == {"value"} else text
 
 
-def _items(text: str) -> list[str]:
+def items(text: str) -> list[str]:
     """Split at the commas that no bracket and no quote holds."""
     items, depth, quote = [""], 0, ""
     for char in text:

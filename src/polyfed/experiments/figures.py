@@ -162,12 +162,12 @@ def _grid(figure: Any, view: View) -> None:
     axes = _panels(figure, settings, width=3.8, height=3.2, legend=1.8)
     for one, setting in zip(axes, settings, strict=True):
         here = [row for row in view.rows if row[0] == setting]
-        values = list(dict.fromkeys(row[3] for row in here))
-        numeric = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
+        numeric = all(isinstance(row[3], (int, float)) and not isinstance(row[3], bool) for row in here)
+        values = list(dict.fromkeys(row[3] if numeric else str(row[3]) for row in here))
         for label, look in style.items():
             rows = [row for row in here if row[1] == label]
             if rows:
-                x = [row[3] if numeric else values.index(row[3]) for row in rows]
+                x = [row[3] if numeric else values.index(str(row[3])) for row in rows]
                 mean, sd = [100 * row[4] for row in rows], [100 * (row[5] or 0) for row in rows]
                 one.errorbar(x, mean, yerr=sd, label=label, capsize=3, markersize=5, **look)
         one.set_xticks(values if numeric else range(len(values)), [str(value) for value in values])

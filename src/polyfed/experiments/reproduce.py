@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polyfed.compare.cells import Cell, check_splits, chosen, index, play
+from polyfed.compare.cells import Cell, all_here, check_splits, chosen, index, play
 from polyfed.compare.grid import write
 from polyfed.compare.runs import Watches, quiet
 from polyfed.compare.table import Comparison, Line, differences, markdown, standard_error, tabulate
+from polyfed.errors import RunDirError
 from polyfed.experiments import tuning
 from polyfed.experiments.catalogue import folder
 from polyfed.experiments.figures import draw
@@ -68,23 +70,41 @@ class Job:
         """The folder of tables and pictures."""
         return self.out / f"{self.item}{f'.{self.scale}' if self.scale else ''}"
 
+    def claim(self) -> None:
+        """Take the folder of the page: a committed item's by its name, another study's by where it lies.
+
+        Raises:
+            RunDirError: the folder has the page of another study with a file of the same name.
+        """
+        if self.path.is_relative_to(folder()):
+            return
+        note, mine = self.page / "study.txt", f"{self.path.absolute()}\n"
+        if note.exists() and note.read_text(encoding="utf-8") != mine:
+            raise RunDirError(
+                f"{self.page} has the page of {note.read_text(encoding='utf-8').strip()}; choose another --out, or "
+                f"remove {note} if that study is this one and was moved"
+            )
+        write(note, mine)
+
     def tuning(self) -> list[Cell]:
         """The cells of the tuning, if there is one."""
         return self.study.tuning() if self.study.tune else []
 
-    def tuned(self) -> dict[str, dict[str, Any]] | None:
-        """What was chosen; None while the tuning is not done."""
+    def tuned(self) -> tuple[dict[str, dict[str, Any]], set[str]]:
+        """What was chosen, by label; and the labels that still wait for it.
+
+        A label whose tuning is done and that is in neither diverged at every point: it keeps the values of the file.
+        """
         cells = self.tuning()
-        if any(cell.state(self.out) not in ("done", "diverged") for cell in cells):
-            return None
-        return tuning.choose(cells, self.out)
+        waiting = {cell.label for cell in cells if cell.state(self.out) not in ("done", "diverged")}
+        return tuning.choose([cell for cell in cells if cell.label not in waiting], self.out), waiting
 
     def plan(self, only: Sequence[str] = ()) -> list[tuple[Cell, str, float | None]]:
         """Every cell with its state and the seconds that it is thought to need; those of the tuning first.
 
-        Before the tuning is done, the cells after it are those with the values of the file.
+        Before an algorithm is tuned, its cells are those with the values of the file.
         """
-        first, after = self.tuning(), self.study.cells(self.tuned())
+        first, after = self.tuning(), self.study.cells(self.tuned()[0])
         known = rates([*first, *after], self.out)
         asked = chosen(after, only)
         labels = {cell.label for cell in asked}
@@ -122,38 +142,41 @@ def reproduce(
 
     Raises:
         ConfigError: faults of the study, or ``only`` fits nothing.
+        RunDirError: other processes are at the rest; the page is of what is done.
         PolyfedError: what ended a run; everything before it is kept.
     """
     job = Job.load(path, scale, out)
-    asked = chosen(job.study.cells(), only)
-    labels = {cell.label for cell in asked}
-    first = job.tuning()
-    play([cell for cell in first if cell.label in labels], job.out, watches)
+    job.claim()
+    labels = {cell.label for cell in chosen(job.study.cells(), only)}
+    first = [cell for cell in job.tuning() if cell.label in labels]
+    elsewhere = play(first, job.out, watches)
     check_splits(first, job.out)
-    tuned = tuning.choose([cell for cell in first if cell.label in _whole(first, job.out)], job.out)
+    tuned, waiting = job.tuned()
     cells = job.study.cells(tuned)
-    play(chosen(cells, only), job.out, watches)
+    asked = chosen(cells, only)
+    elsewhere += play([cell for cell in asked if cell.label not in waiting], job.out, watches)
     check_splits(cells, job.out)
-    return _page(job, cells, tuned), job.page
+    table = _page(job, cells, tuned, waiting)
+    all_here(elsewhere, sum(cell.label in waiting for cell in asked))
+    return table, job.page
 
 
-def _whole(cells: Sequence[Cell], root: Path) -> set[str]:
-    """The algorithms whose tuning is done."""
-    open_ = {cell.label for cell in cells if cell.state(root) not in ("done", "diverged")}
-    return {cell.label for cell in cells} - open_
-
-
-def _page(job: Job, cells: Sequence[Cell], tuned: Mapping[str, Mapping[str, Any]]) -> Comparison:
+def _page(
+    job: Job, everything: Sequence[Cell], tuned: Mapping[str, Mapping[str, Any]], waiting: set[str]
+) -> Comparison:
     study, page = job.study, job.page
+    # Before an algorithm is tuned its cells have the values of the file; other studies may have run these.
+    cells = [cell for cell in everything if cell.label not in waiting]
     table = tabulate(cells, job.out, page)
     results = Results(study, cells, job.out)
     views = [VIEWS[name](results) for name in study.show]
-    parts = [f"# {study.title}", _head(job, cells)]
+    parts = [f"# {study.title}", _head(job, everything, waiting)]
     if cells:
         parts += [table.to_markdown().rstrip()]
-    if study.tune is not None:
-        chosen_ = "\n".join(f"* {line}" for line in tuning.told(tuned))
-        parts += [f"Chosen on validation rows, which come out of the training rows:\n\n{chosen_}"]
+    if study.tune is not None and everything:
+        parts += [
+            f"Chosen on validation rows, which come out of the training rows:\n\n{_chosen(cells, tuned, waiting)}"
+        ]
     for view in views:
         write(page / f"{view.name}.csv", view.to_csv())
         pictured = draw(view, page / f"{view.name}.png", study.title)
@@ -172,12 +195,21 @@ def _page(job: Job, cells: Sequence[Cell], tuned: Mapping[str, Mapping[str, Any]
     return table
 
 
-def _head(job: Job, cells: Sequence[Cell]) -> str:
+def _chosen(cells: Sequence[Cell], tuned: Mapping[str, Mapping[str, Any]], waiting: set[str]) -> str:
+    """What was chosen for whom, and for whom nothing."""
+    lines = tuning.told(tuned)
+    lost = [label for label in dict.fromkeys(cell.label for cell in cells) if label not in tuned]
+    lines += [f"{label}: diverged at every point; the values of the file" for label in lost]
+    lines += [f"{', '.join(sorted(waiting))}: not tuned yet, and not shown"] if waiting else []
+    return "\n".join(f"* {line}" for line in lines)
+
+
+def _head(job: Job, cells: Sequence[Cell], waiting: set[str]) -> str:
     lines = [f"Reproduces {job.study.source}."] if job.study.source else []
-    lines += [f"Made by `polyfed reproduce {job.item}{f' --scale {job.scale}' if job.scale else ''}`."]
-    states = [cell.state(job.out) for cell in cells]
-    missing = len(states) - states.count("done") - states.count("diverged")
-    lines += [f"**{missing} of {len(states)} cells are not done yet.**"] if missing else []
+    item = job.item if job.path.is_relative_to(folder()) else shlex.quote(str(job.path))
+    lines += [f"Made by `polyfed reproduce {item}{f' --scale {job.scale}' if job.scale else ''}`."]
+    done = sum(cell.label not in waiting and cell.state(job.out) in ("done", "diverged") for cell in cells)
+    lines += [f"**{len(cells) - done} of {len(cells)} cells are not done yet.**"] if done < len(cells) else []
     return " ".join(lines)
 
 
@@ -229,7 +261,7 @@ def undecided(lines: Sequence[Line]) -> list[str]:
             mean = sum(found) / len(found)
             if error is None:
                 single.append(f"{other.label} ({100 * mean:+.1f})")
-            elif abs(mean) < 2 * error:
+            elif not mean or abs(mean) < 2 * error:
                 small.append(f"{other.label} ({100 * mean:+.1f} ± {100 * error:.1f})")
         where = f"{setting}: " if setting else ""
         if small:

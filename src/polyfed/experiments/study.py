@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, ValidationError
 
-from polyfed.compare.cells import SECTIONS, Cell, Entry, Setting, expand, grid, overlaid
+from polyfed.compare.cells import SECTIONS, Cell, Entry, Setting, expand, grid, overlaid, repeated
 from polyfed.config import Config
 from polyfed.config.faults import by_key, dotted, hint, sentence
 from polyfed.config.reading import Table, read_toml
@@ -33,6 +33,20 @@ class Tune(Section):
     seeds: tuple[Count, ...] = (0,)
     setting: str = ""
     config: dict[str, Any] = Field(default_factory=dict)
+
+
+class SettingKeys(Section):
+    """The keys of a setting that are not sections of a configuration; where one is None, the study's holds.
+
+    Args:
+        algorithms: as the study's.
+        seeds: as the study's.
+        grid: as the study's.
+    """
+
+    algorithms: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    seeds: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
+    grid: dict[str, Values] | None = None
 
 
 class Study(Section):
@@ -79,10 +93,9 @@ class Study(Section):
         scales = cast(Table, tables.pop("scales", {}))
         if scales and scale not in scales:
             raise ConfigError(f"{path}: --scale: got {scale!r}; expected one of {', '.join(scales)}")
+        if scale and not scales:
+            raise ConfigError(f"{path}: --scale: got {scale!r}; the file has no scales")
         tables = overlaid(tables, scales.get(scale or "", {}))
-        data = cast(Table, cast(Table, tables.get("config", {})).get("data", {}))
-        if isinstance(data.get("path"), str):
-            data["path"] = str((path.parent / Path(data["path"]).expanduser()).absolute())
         try:
             study = cls.model_validate(tables)
         except ValidationError as error:
@@ -105,7 +118,8 @@ class Study(Section):
                 found.append(f"tune.setting: got {self.tune.setting!r}; expected one of {', '.join(self.settings)}")
         if ("clients" in self.show) != (self.pair is not None):
             found.append('pair: expected two algorithms if, and only if, show has "clients"')
-        known = {*self.algorithms, *(label for table in self.settings.values() for label in _list(table, "algorithms"))}
+        own = self._own(found)
+        known = {*self.algorithms, *(label for keys in own.values() for label in keys.algorithms or ())}
         found += [f"pair: {label!r} is not among the algorithms" for label in self.pair or () if label not in known]
         if not self.algorithms and self.show != ("networks",):
             found.append("algorithms: got none; expected at least one")
@@ -116,11 +130,12 @@ class Study(Section):
                 for key in table
                 if key not in (*SECTIONS, *_OWN, "algorithm")
             ]
+        found += self._twice(own)
         if found:
             return found
         try:
             if self.tune is not None:
-                self.tuning()
+                found += self._tuning_faults()
             self.cells()
         except ConfigError as error:
             found += error.faults
@@ -139,11 +154,11 @@ class Study(Section):
         """
         config, faults = self.configuration, list[str]()
         cells: list[Cell] = []
-        for setting, table in self._settings():
+        for setting, keys in self._settings():
             try:
-                entries = self._entries(_list(table, "algorithms") or self.algorithms)
-                seeds = _list(table, "seeds") or self.seeds
-                points = grid(setting, table.get("grid", self.grid))
+                entries = self._entries(keys.algorithms or self.algorithms)
+                seeds = keys.seeds or self.seeds
+                points = grid(setting, self.grid if keys.grid is None else keys.grid)
                 cells += expand(config, entries, seeds, points, tuned=tuned)
             except ConfigError as error:
                 faults += [f"{f'settings.{setting.name}: ' if setting.name else ''}{fault}" for fault in error.faults]
@@ -157,16 +172,55 @@ class Study(Section):
         config = Config.parse(overlaid(self.config, self.tune.config))
         settings = self._settings()
         setting = next((s for s, _ in settings if s.name == self.tune.setting), settings[0][0])
-        points = grid(Setting("tuning", setting.tables), self.tune.grid)
-        labels = dict.fromkeys(
-            label for _, table in settings for label in _list(table, "algorithms") or self.algorithms
-        )
+        points = grid(Setting("tuning", overlaid(setting.tables, self.tune.config)), self.tune.grid)
+        labels = dict.fromkeys(label for _, keys in settings for label in keys.algorithms or self.algorithms)
         return expand(config, self._entries(list(labels)), self.tune.seeds, points)
 
-    def _settings(self) -> list[tuple[Setting, Table]]:
+    def _tuning_faults(self) -> list[str]:
+        assert self.tune is not None
+        cells = self.tuning()
+        faults = [
+            f"tune: {cell.label} would be tuned with data.validation_fraction = 0, so that test data would choose"
+            for cell in cells
+            if not cell.config.data.validation_fraction
+        ]
+        for entry in self._entries(list(dict.fromkeys(cell.label for cell in cells))):
+            for key in self.tune.grid:
+                section, _, name = key.partition(".")
+                if name in (entry.keys if section == "algorithm" else cast(Table, entry.sections.get(section, {}))):
+                    faults.append(f"tune.grid.{key}: {entry.label} has a {name} of its own, so nothing would be chosen")
+        return list(dict.fromkeys(faults))
+
+    def _own(self, faults: list[str] | None = None) -> dict[str, SettingKeys]:
+        """The settings' own keys by name; what is wrong with them goes to ``faults``."""
+        found: dict[str, SettingKeys] = {}
+        for name, table in self.settings.items():
+            try:
+                found[name] = SettingKeys.model_validate({key: value for key, value in table.items() if key in _OWN})
+            except ValidationError as error:
+                told = by_key(error).items()
+                (faults if faults is not None else []).extend(
+                    f"{dotted('settings', name, *where)}: {sentence(details)}" for where, details in told
+                )
+        return found
+
+    def _twice(self, own: Mapping[str, SettingKeys]) -> list[str]:
+        """What is named twice, and would be counted so."""
+        lists: dict[str, Sequence[Any]] = {"algorithms": self.algorithms, "seeds": self.seeds}
+        lists |= {f"grid.{key}": values for key, values in self.grid.items()}
+        if self.tune is not None:
+            lists |= {"tune.seeds": self.tune.seeds}
+            lists |= {f"tune.grid.{key}": values for key, values in self.tune.grid.items()}
+        for name, keys in own.items():
+            at = dotted("settings", name)
+            lists |= {f"{at}.algorithms": keys.algorithms or (), f"{at}.seeds": keys.seeds or ()}
+            lists |= {f"{at}.grid.{key}": values for key, values in (keys.grid or {}).items()}
+        return [f"{where}: {again[0]!r} is named twice" for where, some in lists.items() if (again := repeated(some))]
+
+    def _settings(self) -> list[tuple[Setting, SettingKeys]]:
         if not self.settings:
-            return [(Setting(), {})]
-        own = {name: {key: value for key, value in t.items() if key in _OWN} for name, t in self.settings.items()}
+            return [(Setting(), SettingKeys())]
+        own = self._own()
         return [
             (Setting(name, {key: value for key, value in table.items() if key not in _OWN}), own[name])
             for name, table in self.settings.items()
@@ -183,13 +237,27 @@ class Study(Section):
 _OWN = ("algorithms", "seeds", "grid")
 
 
-def _list(table: Mapping[str, Any], key: str) -> tuple[Any, ...]:
-    return tuple(table.get(key, ()))
+def _anchored(tables: Table, folder: Path) -> Table:
+    """The tables with their paths relative to ``folder``, wherever a configuration's keys stand."""
+    out: Table = {}
+    for key, value in tables.items():
+        if isinstance(value, dict):
+            below = out[key] = _anchored(cast(Table, value), folder)
+            name = _PATHS.get(key)
+            if name in below and isinstance(below[name], str) and (name == "path" or below[name].endswith(".csv")):
+                below[name] = str((folder / Path(below[name]).expanduser()).absolute())
+        else:
+            out[key] = value
+    return out
+
+
+#: Keys that hold paths, by section.
+_PATHS = {"data": "path", "devices": "profiles"}
 
 
 def _tables(path: Path) -> Table:
-    """A file's tables on top of those that its ``base`` names."""
-    tables = read_toml(path)
+    """A file's tables on top of those that its ``base`` names; paths are relative to the file that has them."""
+    tables = _anchored(read_toml(path), path.parent)
     base = tables.pop("base", None)
     if base is None:
         return tables

@@ -92,12 +92,12 @@ def _spread(values: Sequence[float]) -> tuple[float, float | None]:
 
 def accuracy(results: Results) -> View:
     """Final accuracies."""
+    seeds = list(dict.fromkeys(cell.seed for cell in results.cells))
     rows: list[tuple[Any, ...]] = []
     for (setting, label), cells in results.groups().items():
-        means = [results.done[cell]["accuracy"]["mean"] for cell in cells]
-        rows += [(setting, label, *_spread(means), len(means), *means)]
-    most = max((len(row) for row in rows), default=5) - 5
-    headings = ("setting", "algorithm", "mean", "sd", "seeds", *(f"seed {i + 1}" for i in range(most)))
+        means = {cell.seed: results.done[cell]["accuracy"]["mean"] for cell in cells}
+        rows += [(setting, label, *_spread(list(means.values())), len(means), *map(means.get, seeds))]
+    headings = ("setting", "algorithm", "mean", "sd", "seeds", *(f"seed {seed}" for seed in seeds))
     return View(
         "accuracy", "Test accuracy after the last round; bars are one standard deviation over seeds.", headings, rows
     )
@@ -260,7 +260,8 @@ def gradient(results: Results) -> View:
             rows.append((setting, label, round_, mean, sd, statistics.fmean(so_far)))
     caption = (
         "Squared norm of the gradient of a client's whole local model on all its training examples, mean over a sample "
-        "of clients and over seeds; thick: the mean over the evaluated rounds so far, which is what the theorem bounds."
+        "of clients and over seeds; thick: the mean over the evaluated rounds so far. The theorem bounds the mean over "
+        "rounds and local steps; what is measured here is the start of each evaluated round."
     )
     headings = ("setting", "algorithm", "round", "gradient_squared", "sd", "mean_so_far")
     return View("gradient", caption, headings, rows)
