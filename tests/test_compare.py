@@ -23,7 +23,7 @@ from polyfed.compare import (
 from polyfed.compare import cells as cells_
 from polyfed.compare.grid import parse_grid, planned
 from polyfed.config import Config
-from polyfed.errors import ConfigError, DataError, DivergedError, RunDirError
+from polyfed.errors import ConfigError, DataError, DivergedError, ModelError, RunDirError
 from polyfed.runtime.rundir import RunDirInUseError
 from polyfed.runtime.watch import Interrupted
 
@@ -360,6 +360,14 @@ def test_all_that_cannot_be_compared_is_told_before_the_first_run(runtime, tmp_p
     for part in ("'fedavg'?", "'fedavg' is named twice", "did you mean 'share'?", "--seeds: got [0, 0]"):
         assert part in text
     assert runtime.played == []
+
+
+def test_what_does_not_fit_is_told_before_the_first_run(runtime, tmp_path):
+    """Catches hours of the first algorithm before the second one is refused."""
+    unlike = CONFIG.replace("clients", models=("mlp(hidden=(8,))", "mlp(hidden=(9,))"))
+    with pytest.raises(ModelError, match="fedavg needs one architecture for all clients"):
+        compare(unlike, ["standalone", "fedavg"], [0], tmp_path)
+    assert not runtime.played
 
 
 def test_keys_of_one_algorithm_apply(runtime, tmp_path):

@@ -46,6 +46,17 @@ class Task:
         """The network called ``spec``, for this input and these classes."""
         return build(spec, input_shape=self.input_shape, num_classes=self.num_classes)
 
+    def auxiliary(self, spec: ModelSpec) -> SplitModel:
+        """The network of an algorithm's key ``auxiliary``.
+
+        Raises:
+            ModelError: it does not take such inputs; names the key.
+        """
+        try:
+            return self.build(spec)
+        except ModelError as error:
+            raise ModelError(f'algorithm.auxiliary = "{spec}": {error}; name another one, such as "mlp"') from error
+
     def family(self) -> dict[str, SplitModel]:
         """The clients' networks by name."""
         return {str(spec): self.build(spec) for spec in self.architectures}

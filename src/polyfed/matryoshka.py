@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def small_model(task: Task, auxiliary: str, rep_dim: int) -> SplitModel:
     """The network of G: ``auxiliary`` with a representation of d1 = ``rep_dim`` numbers."""
-    return task.build(ModelSpec.parse(auxiliary).having(rep_dim=rep_dim))
+    return task.auxiliary(ModelSpec.parse(auxiliary).having(rep_dim=rep_dim))
 
 
 def networks(

@@ -72,7 +72,7 @@ class FedAPEN(Algorithm):
 
     def shared(self, task: Task) -> SplitModel:
         """The network of G."""
-        return task.build(ModelSpec.parse(self.auxiliary))
+        return task.auxiliary(ModelSpec.parse(self.auxiliary))
 
     def init_server(self, task: Task, rng: Rng) -> Server:
         """The first G: all clients begin with the same."""

@@ -83,7 +83,7 @@ class FedKD(Algorithm):
 
     def student(self, task: Task) -> SplitModel:
         """The network of G."""
-        return task.build(ModelSpec.parse(self.auxiliary))
+        return task.auxiliary(ModelSpec.parse(self.auxiliary))
 
     def init_server(self, task: Task, rng: Rng) -> Server:
         """The first student; it has no update, and nobody has it."""

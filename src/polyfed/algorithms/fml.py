@@ -67,7 +67,7 @@ class FML(Algorithm):
 
     def meme(self, task: Task) -> SplitModel:
         """The network of G."""
-        return task.build(ModelSpec.parse(self.auxiliary))
+        return task.auxiliary(ModelSpec.parse(self.auxiliary))
 
     def init_server(self, task: Task, rng: Rng) -> Server:
         """The first meme."""

@@ -23,9 +23,10 @@ from polyfed.compare.runs import Watches, run_or_go_on, summary_of
 from polyfed.config import Config, algorithm_class, algorithm_fields, canonical_name
 from polyfed.config.reading import Table, apply, parse_override
 from polyfed.data.catalogue import PARTITION_OPTIONS
-from polyfed.errors import ConfigError, DataError, DivergedError, RunDirError
+from polyfed.errors import ConfigError, DataError, DivergedError, ModelError, RunDirError
 from polyfed.report import Summary
 from polyfed.runtime import files
+from polyfed.runtime.federation import misfits
 from polyfed.runtime.rundir import RunDirInUseError
 
 #: Raised whenever the code gives other numbers for an unchanged configuration: cells of before are then left alone.
@@ -310,8 +311,13 @@ def play(cells: Sequence[Cell], root: Path, watches: Watches) -> list[Cell]:
         The cells that other processes are at.
 
     Raises:
+        ModelError: networks that some cells' algorithms cannot train; before any cell is run.
         PolyfedError: anything but divergence that ends a run.
     """
+    cells = list({cell.folder: cell for cell in cells}.values())  # what two settings share is one run
+    faults = misfits([cell.config for cell in cells if cell.state(root) not in ("done", "diverged")])
+    if faults:
+        raise ModelError("\n".join(faults))
     elsewhere: list[Cell] = []
     for done, cell in enumerate(cells):
         run_dir = cell.run_dir(root)

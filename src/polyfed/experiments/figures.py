@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def draw(view: View, path: Path, title: str) -> bool:
     figure = Figure(layout="constrained")
     FigureCanvasAgg(figure)
     _DRAW[view.name](figure, view)
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(textwrap.fill(title, int(11 * figure.get_figwidth())), fontsize=11)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as handle:

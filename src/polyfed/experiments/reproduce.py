@@ -12,6 +12,7 @@ from polyfed.compare.cells import Cell, all_here, check_splits, chosen, index, p
 from polyfed.compare.grid import write
 from polyfed.compare.runs import Watches, quiet
 from polyfed.compare.table import Comparison, Line, differences, markdown, standard_error, tabulate
+from polyfed.config.reading import to_toml
 from polyfed.errors import RunDirError
 from polyfed.experiments import tuning
 from polyfed.experiments.catalogue import folder
@@ -181,6 +182,7 @@ def _page(
         write(page / f"{view.name}.csv", view.to_csv())
         pictured = draw(view, page / f"{view.name}.png", study.title)
         parts += [_shown(view, pictured)]
+    parts += [_run(job, cells)] if cells else []
     if study.source:
         parts += [_paper(job.known, table)]
     if cells:
@@ -193,6 +195,17 @@ def _page(
     write(page / "table.csv", table.to_csv())
     write(page / "cells.csv", index(cells, job.out))
     return table
+
+
+def _run(job: Job, cells: Sequence[Cell]) -> str:
+    """What all cells share, and where the rest is."""
+    seeds = ", ".join(map(str, dict.fromkeys(cell.seed for cell in cells)))
+    return (
+        "## What was run\n\nShared by all, but for what a setting, an algorithm or the tuning changes; the whole "
+        "configuration of a cell is config.toml in its folder, which [cells.csv](cells.csv) names. "
+        f"Seeds: {seeds}.\n\n"
+        f"```toml\n{to_toml(job.study.config).strip()}\n```"
+    )
 
 
 def _chosen(cells: Sequence[Cell], tuned: Mapping[str, Mapping[str, Any]], waiting: set[str]) -> str:
@@ -209,6 +222,8 @@ def _head(job: Job, cells: Sequence[Cell], waiting: set[str]) -> str:
     item = job.item if job.path.is_relative_to(folder()) else shlex.quote(str(job.path))
     lines += [f"Made by `polyfed reproduce {item}{f' --scale {job.scale}' if job.scale else ''}`."]
     done = sum(cell.label not in waiting and cell.state(job.out) in ("done", "diverged") for cell in cells)
+    if job.scale == "smoke":
+        lines += ["**At this scale a study shows that it works; its numbers mean nothing.**"]
     lines += [f"**{len(cells) - done} of {len(cells)} cells are not done yet.**"] if done < len(cells) else []
     return " ".join(lines)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,7 @@ from polyfed.data.client import FederatedData
 from polyfed.data.dataset import Dataset
 from polyfed.data.partition import Partition, make_partition
 from polyfed.data.sources import load_dataset
+from polyfed.errors import ModelError
 from polyfed.models.catalogue import ModelSpec
 from polyfed.models.split import SplitModel
 from polyfed.parties import ClientInfo, LocalClient
@@ -126,18 +128,35 @@ def check_networks(algorithm: Algorithm, task: Task) -> None:
         algorithm.models(task, model)
 
 
+def misfits(configs: Sequence[Config]) -> list[str]:
+    """Which of the configurations cannot be trained, for networks that do not fit data or algorithm; a fault for each.
+
+    Raises:
+        PolyfedError: data that cannot be loaded.
+    """
+    shapes: dict[object, tuple[tuple[int, ...], int]] = {}
+    faults: list[str] = []
+    for config in configs:
+        data = config.data.model_dump_json()
+        if data not in shapes:
+            dataset = _load(config)
+            shapes[data] = (dataset.input_shape, dataset.num_classes)
+        try:
+            check_networks(
+                load_algorithm(config.algorithm.name, config.algorithm.keys), configured_task(config, *shapes[data])
+            )
+        except ModelError as error:
+            faults.append(str(error))
+    return list(dict.fromkeys(faults))
+
+
 def deal(config: Config) -> tuple[Dataset, Partition]:
     """Load the data and deal them to clients.
 
     Raises:
         PolyfedError: what cannot be loaded or dealt, and why.
     """
-    dataset = load_dataset(
-        config.data.dataset,
-        path=Path(config.data.path) if config.data.path else None,
-        image_size=config.data.image_size,
-        **config.data.options,
-    )
+    dataset = _load(config)
     settings = config.partition.model_dump(exclude_none=True, exclude={"kind", "seed"})
     seed = config.run.seed if config.partition.seed is None else config.partition.seed
     partition = make_partition(
@@ -169,6 +188,15 @@ def prepare(config: Config) -> Federation:
         federation.local(partition.smallest, 0)  # too few examples are told before the run
     _give_back()
     return federation
+
+
+def _load(config: Config) -> Dataset:
+    return load_dataset(
+        config.data.dataset,
+        path=Path(config.data.path) if config.data.path else None,
+        image_size=config.data.image_size,
+        **config.data.options,
+    )
 
 
 def _give_back() -> None:
