@@ -385,7 +385,9 @@ def test_a_stack_takes_no_more_than_its_memory_and_computes_the_same() -> None:
     fits = [request(PLANS["momentum"], k=k, net=net, dtype=torch.float64) for k in range(5)]
     sizes: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(drivers, "run_stacked", lambda few, place: sizes.append(len(few)) or run_stacked(few, place))
+        patch.setattr(
+            drivers, "run_stacked", lambda few, place, replays: sizes.append(len(few)) or run_stacked(few, place)
+        )
         alone = Batched(FP64)._together(fits, [Work() for _ in fits])  # pyright: ignore[reportPrivateUsage]
         peak = Batched(FP64).costs.peak("-", fits[0], 4, False)
         tight = Batched(FP64, memory=2 * peak + 1)._together(fits, [Work() for _ in fits])  # pyright: ignore[reportPrivateUsage]

@@ -17,6 +17,7 @@ from polyfed.compute import Answer, Fit, Fitted, Reduce, Steps, drive, finished
 from polyfed.execute.cost import CostCounter
 from polyfed.execute.fitting import run_fit, run_reduce
 from polyfed.execute.place import Place
+from polyfed.execute.replay import Replays
 from polyfed.execute.stacked import run_stacked, signature, why_not
 from polyfed.execute.ways import Ways, kind_of_fit
 from polyfed.message import Message, State
@@ -162,6 +163,7 @@ class Batched(Sequential):
         self.say, self.memory = say, memory
         self._said: set[str] = set()
         self._refused: dict[object, str] = {}  # signatures that vmap cannot run, and why
+        self._replays = Replays()
 
     def play(self, calls: Calls) -> dict[ClientId, Outcome]:
         """Advance all coroutines to their next request, do the requests by groups, and so on until all have ended."""
@@ -221,7 +223,7 @@ class Batched(Sequential):
         started = time.perf_counter()
         try:
             most = self.most(fits[0])
-            fitted = [one for few in _pieces(fits, most) for one in run_stacked(few, self.place)]
+            fitted = [one for few in _pieces(fits, most) for one in run_stacked(few, self.place, self._replays)]
         except (RuntimeError, NotImplementedError) as error:  # vmap's refusals; nothing outside the stack has moved
             names = ", ".join(dict.fromkeys(model.name for model in fits[0].client.models.values()))
             self._refused[signature(fits[0])] = f"{names} cannot be stacked ({str(error).strip().splitlines()[0]})"

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from polyfed import tree
+from polyfed.algorithm import Algorithm
 from polyfed.compute import Fit, Fitted
 from polyfed.execute.fitting import Grads, bind, buffers, clip, finish
 from polyfed.execute.place import Place
+from polyfed.execute.replay import Replays
 from polyfed.nets import Batch, Loss, Nets
 from polyfed.plan import LocalSGD, Step
 from polyfed.typing import Params, Parts
@@ -44,12 +47,30 @@ def why_not(fit: Fit) -> str | None:
     return None
 
 
-def run_stacked(fits: Sequence[Fit], place: Place) -> list[Fitted]:
-    """Local training of clients with equal signatures; the outcome of each."""
+def replayable(fit: Fit) -> object | None:
+    """A name for the request's function, equal only for the same function; None where there can be none.
+
+    An algorithm is frozen and keeps no state, so a method of one always does the same, and so does a plain function;
+    a closure or partial may hold what differs from round to round.
+    """
+    source = fit.loss if fit.loss is not None else fit.gradient
+    plain = isinstance(source, FunctionType) and source.__closure__ is None
+    # The function itself, not its id: it keeps its algorithm alive, so that no other can take over the id.
+    return (source, signature(fit)) if plain or isinstance(getattr(source, "__self__", None), Algorithm) else None
+
+
+def run_stacked(fits: Sequence[Fit], place: Place, replays: Replays | None = None) -> list[Fitted]:
+    """Local training of clients with equal signatures; the outcome of each.
+
+    Args:
+        fits: what is asked for.
+        place: device and precision.
+        replays: what is known of steps like theirs, from groups before.
+    """
     first = fits[0]
     for model in first.client.models.values():
         model.train(True)
-    stack = Stack(fits, place)
+    stack = Stack(fits, place, replays)
     schedules = [fit.client.plan.schedule(len(fit.client.train), fit.client.rng.at("batches")) for fit in fits]
     augment = [fit.client.rng.at("augment").torch() for fit in fits]
     while True:
@@ -74,8 +95,9 @@ def run_stacked(fits: Sequence[Fit], place: Place) -> list[Fitted]:
 class Stack:
     """The weights, buffers and optimizer state of a group: (K, ...) tensors."""
 
-    def __init__(self, fits: Sequence[Fit], place: Place) -> None:
+    def __init__(self, fits: Sequence[Fit], place: Place, replays: Replays | None = None) -> None:
         self.fits, self.place = fits, place
+        self.replays, self.name = replays, replayable(fits[0])
         models = self.models = fits[0].client.models
 
         def stacked(parts: Sequence[Parts]) -> Grads:
@@ -100,7 +122,10 @@ class Stack:
         rows = None if len(members) == len(self.fits) else torch.tensor(members, device=self.place.device)
         state = tuple(_rows(parts, rows) for parts in (self.weights, self.fixed, self.frozen))
         one: Any = torch.func.vmap(partial(self._one, due))
-        grads, moved, losses = one(*state, batch, drawn)
+        if self.replays is None or self.name is None:
+            grads, moved, losses = one(*state, batch, drawn)
+        else:
+            grads, moved, losses = self.replays.call((self.name, due, self.place), one, *state, batch, drawn)
         self.update.step(self.weights, grads, rows)
         for part, params in moved.items():
             for name, value in params.items():

@@ -19,6 +19,7 @@ from polyfed.compute import Answer, Fit, Fitted, Reduce, Steps, drive
 from polyfed.errors import CheckpointError, PolyfedError
 from polyfed.execute.fitting import Local, run_reduce
 from polyfed.execute.place import Place
+from polyfed.execute.replay import Replays
 from polyfed.execute.stacked import Stack, why_not
 from polyfed.models.split import SplitModel
 from polyfed.parties import ClientInfo
@@ -34,6 +35,10 @@ DEGENERATE = (PolyfedError, RuntimeError, ValueError, ArithmeticError, LookupErr
 #: Sizes of stacks that are tried. What a step of all of them moves should fit a processor's caches; and glibc maps
 #: tensors above 32 MB anew each time, every page of which faults once more.
 STACKS = (8, 16, 32, 64, 128)
+
+#: Calls before the clock starts: in the first torch chooses its kernels and a stack's step is traced, in the second its
+#: replay is compared (see `polyfed.execute.replay`).
+WARM = 2
 
 
 @dataclass
@@ -187,7 +192,7 @@ class Calibration:
         return lambda: local.step(batch, False, drawn)
 
     def _stacked(self, fits: list[Fit], rows: Tensor) -> Callable[[], None]:
-        stack, count = Stack(fits, self.place), len(fits)
+        stack, count = Stack(fits, self.place, Replays(after=0)), len(fits)
         x, y = self.place.batch(fits[0].client.train, rows)
         batch = (x.expand(count, *x.shape).clone(), y.expand(count, *y.shape).clone())
         drawn = {n: self.place.put(v).expand(count, *v.shape) for n, v in fits[0].drawn(Step(rows, 0, 0)).items()}
@@ -236,7 +241,8 @@ def has_images(models: Mapping[str, SplitModel]) -> bool:
 def seconds(work: Callable[[], Any], *, clients: int = 1, enough: float = 0.12) -> float:
     """The least of a few timings, per client of those that are served at once; infinite where it cannot be done."""
     try:
-        work()  # the first time is for torch to choose its kernels
+        for _ in range(WARM):
+            work()
         times: list[float] = []
         while not times or (sum(times) < enough and len(times) < 50):
             started = time.perf_counter()

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from polyfed.compute import Exchange, drive
 from polyfed.errors import DivergedError, MessageError
+from polyfed.execute import replay
 from polyfed.execute.fitting import bind
 from polyfed.execute.ways import threads
 from polyfed.message import Message, State, encode
@@ -34,6 +35,7 @@ from polyfed.runtime.watch import Quiet
 from polyfed.testing.clients import Visit, Watched
 from polyfed.testing.compare import differences, digest, furthest, leaves, tensors
 from polyfed.testing.process import Child
+from polyfed.testing.settings import Tables
 from polyfed.testing.subject import Run, Subject, elsewhere, local, make_driver, play, watched, wired, workers
 from polyfed.typing import ClientId
 
@@ -59,6 +61,7 @@ __all__ = [
     "test_other_process_same_run",
     "test_predicting_writes_nothing",
     "test_private_state_is_never_sent",
+    "test_replayed_equals_stacked",
     "test_resumed_run_is_the_same_run",
     "test_same_configuration_same_run",
     "test_state_cannot_be_encoded",
@@ -147,6 +150,18 @@ def _gaps(one: Run[Watched], many: Run[Watched]) -> list[float]:
         norm = sum(float(a.square().sum()) for a, _ in pairs)
         gaps.append((sum(float((a - b).square().sum()) for a, b in pairs) / norm) ** 0.5 if norm else 0.0)
     return gaps
+
+
+def test_replayed_equals_stacked(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of stacked clients that are replayed from a trace give bitwise what they give as they are.
+
+    Catches losses that depend on more than their tensors: on the round, a counter, a number read out of a tensor.
+    """
+    even: Tables = {"partition": {"kind": "iid", "alpha": None, "min_samples": None}}
+    full: Tables = {"train": {"epochs": None, "steps": 3, "batch_size": 9}}  # few kinds of steps: each trace takes time
+    called = play(subject.federation(even, full), local, rounds=2, driver="batched")
+    monkeypatch.setattr(replay, "AFTER", 0)
+    same(play(subject.federation(even, full), local, rounds=2, driver="batched"), called)
 
 
 def test_channels_last_equals_sequential(subject: Subject) -> None:

@@ -1,0 +1,72 @@
+"""Steps replayed from a trace: the same numbers bit by bit, and the plain call wherever that cannot be had."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from polyfed.execute.replay import Replays
+
+
+def step(weights: dict[str, Tensor], x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    def objective(w: dict[str, Tensor], x: Tensor) -> Tensor:
+        return functional.linear(x, w["w"]).relu().square().mean()
+
+    grads, losses = torch.func.vmap(torch.func.grad_and_value(objective))(weights, x)
+    return grads, losses
+
+
+def inputs(seed: int, examples: int = 5) -> tuple[dict[str, Tensor], Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    w, x = torch.randn(3, 2, 4, generator=generator), torch.randn(3, examples, 4, generator=generator)
+    return {"w": w}, x
+
+
+def test_a_replay_gives_bitwise_what_the_function_gives() -> None:
+    """Catches inputs in another order, a trace whose numbers became constants, and a path that is never taken."""
+    replays = Replays(after=2)
+    for seed in range(8):
+        grads, losses = replays.call("step", step, *inputs(seed))
+        expected = step(*inputs(seed))
+        assert torch.equal(grads["w"], expected[0]["w"])
+        assert torch.equal(losses, expected[1])
+    assert replays.count == 4  # two as they are, one traced, one compared
+
+
+def test_other_shapes_and_layouts_are_other_steps() -> None:
+    """Catches a replay of a trace that was made for another layout."""
+    replays = Replays(after=0)
+    weights, x = inputs(0)
+    turned = x.mT.contiguous().mT
+    for _ in range(3):
+        for given in (x, turned, x[:, :4]):
+            got, expected = replays.call("step", step, weights, given), step(weights, given)
+            assert torch.equal(got[0]["w"], expected[0]["w"])
+    assert replays.count == 3
+
+
+def test_what_depends_on_more_than_tensors_is_not_replayed() -> None:
+    """Catches a number that was read out of a tensor while tracing, and stays what it was then."""
+    replays = Replays(after=0)
+
+    def scaled(x: Tensor) -> Tensor:
+        return x * float(torch.tensor(x.tolist()).sum())
+
+    for seed in range(5):
+        x = inputs(seed)[1]
+        assert torch.equal(replays.call("scaled", scaled, x), scaled(x))
+    assert replays.count == 0
+
+
+def test_what_cannot_be_traced_is_called() -> None:
+    """Catches a refusal of the tracer that ends a run."""
+    replays = Replays(after=0)
+
+    def branching(x: Tensor) -> Tensor:
+        return x + 1 if bool(x.sum() > 0) else x - 1
+
+    for sign in (1, -1, 1, -1):
+        x = sign * torch.ones(3)
+        assert torch.equal(replays.call("branching", branching, x), x + sign)
+    assert replays.count == 0
