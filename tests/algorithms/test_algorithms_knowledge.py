@@ -14,7 +14,7 @@ from polyfed.algorithms.fedproto import FedProto
 from polyfed.algorithms.fml import FML
 from polyfed.algorithms.lg_fedavg import LGFedAvg
 from polyfed.algorithms.standalone import Standalone
-from polyfed.errors import ModelError
+from polyfed.errors import MessageError, ModelError
 from polyfed.execute.fitting import bind
 from polyfed.message import size
 from polyfed.models.catalogue import ModelSpec
@@ -155,11 +155,17 @@ def test_fedproto_tells_its_three_predictors_apart() -> None:
     assert bool((predicted(toy.play(federation(FedProto())), 0, x)["prototype"].argmax(1) == 0).all())
 
 
-def test_fedproto_needs_equal_widths() -> None:
-    """Catches prototypes of another width, found in round 2 only."""
+def test_fedproto_needs_equal_widths_that_the_server_knows() -> None:
+    """Catches prototypes of another width found in round 2 only, private networks, and a first upload of any width."""
     fed = federation(FedProto(), models=(toy.MLP, "mlp(hidden=(5,))"))
     with pytest.raises(ModelError, match=r"representation width is 6 in .* but 5 in"):
         fed.algorithm.check(fed.task)
+    with pytest.raises(ModelError, match="fedproto needs networks whose width the server knows; these are private"):
+        FedProto().check(Task((7,), 8))
+    task, first = federation(FedProto()).task, FedProto.Broadcast({})
+    FedProto().check_upload(task, ClientInfo(0), first, FedProto.Upload({"3": torch.zeros(6)}))
+    with pytest.raises(MessageError, match=r"prototypes\['3'\]"):
+        FedProto().check_upload(task, ClientInfo(0), first, FedProto.Upload({"3": torch.zeros(5)}))
 
 
 # --------------------------------------------------------------------------------------------------------- LG-FedAvg

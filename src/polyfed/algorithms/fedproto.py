@@ -25,7 +25,6 @@ from polyfed.classes import check_by_class, class_counts, class_means, class_tab
 from polyfed.compute import Answer, Steps, exchange, fit
 from polyfed.losses import cross_entropy
 from polyfed.message import Message, State
-from polyfed.models.split import check_cuts_fit
 from polyfed.nets import Batch, Nets
 from polyfed.parties import ClientInfo, Cohort, LocalClient
 from polyfed.rng import Rng
@@ -66,7 +65,7 @@ class FedProto(Algorithm):
 
     def check(self, task: Task) -> None:
         """Representations of one width."""
-        check_cuts_fit(task.family(), extractor=False, classifier=False)
+        task.common_width(self.name)
 
     def init_server(self, task: Task, rng: Rng) -> Server:
         """No prototypes yet: the first round is trained without the term."""
@@ -114,9 +113,8 @@ class FedProto(Algorithm):
         return {"model": private.model, "prototypes": {**table, "own": own}}
 
     def check_upload(self, task: Task, client: ClientInfo, down: Broadcast, up: Upload) -> None:
-        """Prototypes of classes that there are, as wide as those that were sent, or as public networks make them."""
-        known = [len(row) for row in down.prototypes.values()] + [model.rep_dim for model in task.family().values()]
-        check_by_class("prototypes", up.prototypes, task.num_classes, known[0] if known else None)
+        """Rows of the common width for classes that there are."""
+        check_by_class("prototypes", up.prototypes, task.num_classes, task.common_width(self.name))
 
     def predict(self, nets: Nets, x: Tensor) -> Mapping[str, Tensor]:
         """The nearest of all prototypes (the paper's), the nearest of the client's own classes, the header's logits.
