@@ -108,7 +108,7 @@ def fedmrl_client(
     for x, y in batches:
         for params in learnt:
             for p in params:
-                p.grad = None
+                p.grad = torch.zeros_like(p)  # what no loss reaches decays all the same: fedmrl.md, Pitfalls
         r_small, r_large = represent(small, x), represent(large, x)
         fused = project(P, torch.cat([r_small, r_large], dim=1))
         loss = (

@@ -102,11 +102,16 @@ def test_standalone(training: str, precision: Any, driver: str) -> None:
         {"weights": (0.5, 2.0), "lr_auxiliary": 0.02, "lr_projector": 0.2},
         {"mrl": False},
         {"projector": "mlp"},
+        {"header": "local"},
+        {"share": False},
     ],
-    ids=["as in the paper", "weights and rates", "without MRL", "MLP projector"],
+    ids=["as in the paper", "weights and rates", "without MRL", "MLP projector", "local header", "nothing shared"],
 )
 def test_fedmrl(keys: dict[str, Any], precision: Any, driver: str) -> None:
-    """Catches every fault of the card: order, slice, projector, rates, shared optimizers, the last client's model."""
+    """Catches every fault of the card: order, slice, projector, rates, shared optimizers, the last client's model.
+
+    And what does not travel of G kept as it was, or not kept at home.
+    """
     train, settings = TRAINING["momentum, decay, clip"]
     algorithm = FedMRL(auxiliary="cnn5", rep_dim=4, **keys)
     widths = {0: ("cnn5", 6), 1: ("cnn2", 8), 2: ("cnn5", 6)}
@@ -139,6 +144,7 @@ def test_fedmrl(keys: dict[str, Any], precision: Any, driver: str) -> None:
         )  # fmt: skip
         toy.close(game.private(k).F, F, tolerance)
         toy.close(game.private(k).P, P, tolerance)
+        toy.close(game.private(k).G, {name: G[name] for name in G if name not in theta}, tolerance)
         sent.append({name: G[name] for name in theta})
     toy.close(game.server.G, plain.mean(sent, [11, 8, 6]), tolerance)
 

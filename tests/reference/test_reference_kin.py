@@ -219,18 +219,24 @@ def losses_at(
     return found
 
 
-def fedmrl_e(cls: type[FedMRLE], driver: str = "sequential", granularities: tuple[int, ...] = (2, 5)) -> None:
+def fedmrl_e(
+    cls: type[FedMRLE], driver: str = "sequential", granularities: tuple[int, ...] = (2, 5), header: Any = "local"
+) -> None:
     """One round of it is one by hand."""
-    game = start(cls(auxiliary=AUXILIARY, rep_dim=5, granularities=granularities), driver)
+    game = start(cls(auxiliary=AUXILIARY, rep_dim=5, granularities=granularities, header=header), driver)
     before = privates(game)
-    theta = toy.copy(game.server.G)
+    theta, shared = toy.copy(game.server.G), toy.copy(game.server.H)
     assert sorted(theta) == ["fc1.bias", "fc1.weight", "fc2.bias", "fc2.weight"]
     game.round()
-    sent = []
+    sent, heads = [], []
     for k in range(3):
-        G, F, P = leaves(theta), leaves(before[k].F), leaves(before[k].P)  # noqa: N806
-        optimizer = SETTINGS.optimizer([*G.values(), *F.values(), *P.values()])
         last = f"fc{len(WIDTHS[k]) + 1}"
+        begun = toy.copy(before[k].F)
+        if header == "shared":  # the first d1 columns and the bias are everybody's
+            begun[f"{last}.weight"][:, :5] = shared["weight"]
+            begun[f"{last}.bias"][:] = shared["bias"]
+        G, F, P = leaves(theta), leaves(begun), leaves(before[k].P)  # noqa: N806
+        optimizer = SETTINGS.optimizer([*G.values(), *F.values(), *P.values()])
         for x, y in batches(game, k):
             small, large = forward(G, x, 2), forward(F, x, len(WIDTHS[k]))
             fused = torch.cat([small, large], 1) @ P["fc1.weight"].T + P["fc1.bias"]
@@ -243,7 +249,14 @@ def fedmrl_e(cls: type[FedMRLE], driver: str = "sequential", granularities: tupl
         toy.close(game.private(k).F, {n: v.detach() for n, v in F.items()}, 1e-9)
         toy.close(game.private(k).P, {n: v.detach() for n, v in P.items()}, 1e-9)
         sent.append({n: v.detach() for n, v in G.items()})
+        heads.append({"weight": F[f"{last}.weight"].detach()[:, :5], "bias": F[f"{last}.bias"].detach()})
     toy.close(game.server.G, plain.mean(sent, SIZES), 1e-9)
+    toy.close(game.server.H, plain.mean(heads, SIZES) if header == "shared" else {}, 1e-9)
+
+
+def fedmrl_e_shared(cls: type[FedMRLE], driver: str = "sequential") -> None:
+    """The same with a shared header."""
+    fedmrl_e(cls, driver, header="shared")
 
 
 def fedmrl_adaptive(cls: type[FedMRLAdaptive], driver: str = "sequential") -> None:
@@ -287,7 +300,14 @@ SIZES_LEFT = [12 - 5, 9 - 4, 7 - 3]
 
 @DRIVERS
 @pytest.mark.parametrize(
-    ("check", "cls"), [(fedapen, FedAPEN), (fedkd, FedKD), (fedmrl_e, FedMRLE), (fedmrl_adaptive, FedMRLAdaptive)]
+    ("check", "cls"),
+    [
+        (fedapen, FedAPEN),
+        (fedkd, FedKD),
+        (fedmrl_e, FedMRLE),
+        (fedmrl_e_shared, FedMRLE),
+        (fedmrl_adaptive, FedMRLAdaptive),
+    ],
 )
 def test_rounds_are_those_of_the_equations(check: Any, cls: Any, driver: str) -> None:
     check(cls, driver)
@@ -387,6 +407,22 @@ class SliceOfTheInput(FedMRLE):
         return sum((cross(nets["F"].classify(r), y) for r in prefixes), cross(nets["F"].classify(fused), y))
 
 
+class GoesOnWithItsOwn(FedMRLE):
+    """What is shared of the header does not take the place of the client's own."""
+
+    def parts(self, private: Any, msg: Any, client: Any) -> Any:
+        return super().parts(private, replace(msg, H={}), client)
+
+
+class HeadersAlike(FedMRLE):
+    """Headers averaged without their clients' numbers of examples."""
+
+    def server_round(self, server: Any, cohort: Any) -> Any:
+        replies = yield from exchange(cohort, self.Broadcast(server.G, server.H))
+        n = replies.all("num_examples")
+        return self.Server(plain.mean(replies.all("G"), n), plain.mean(replies.all("H"), [1] * len(n)))
+
+
 class ZerosCount(FedMRLAdaptive):
     """Who does not hold a coordinate counts as a zero."""
 
@@ -403,6 +439,7 @@ class ZerosCount(FedMRLAdaptive):
         *((fedapen, cls) for cls in (MeanOverElements, NotDetached, LearntOnTraining, Forgets)),
         *((fedkd, cls) for cls in (GradientOfTheDenominator, TwiceTheMap, TruncatesWeights)),
         *((fedmrl_e, cls) for cls in (TwoOptimizers, SliceOfTheInput)),
+        *((fedmrl_e_shared, cls) for cls in (GoesOnWithItsOwn, HeadersAlike)),
         (fedmrl_adaptive, ZerosCount),
     ],
 )
