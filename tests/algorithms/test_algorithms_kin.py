@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import toy
+from torch import Tensor
 
 from polyfed import tree
 from polyfed.algorithm import Algorithm
@@ -87,6 +88,134 @@ def test_held_out_examples_decide() -> None:
         fed = federation(algorithm)
         rows = torch.cat([fed.local(k, 1).held.rows for k in range(3)])  # type: ignore[union-attr]
         assert not equal(told(toy.play(fed, 3)), told(toy.play(relabelled(fed, rows), 3)))
+
+
+# ----------------------------------------------------------------------------------------------------------- predictors
+
+
+def body(p: Any, x: Tensor) -> Tensor:
+    """A dense network before its last layer, by hand."""
+    x = x.flatten(1)
+    for layer in range(1, len(p) // 2):
+        x = torch.relu(x @ p[f"fc{layer}.weight"].T + p[f"fc{layer}.bias"])
+    return x
+
+
+def last(p: Any) -> tuple[Tensor, Tensor]:
+    """Weight and bias of its last layer."""
+    return p[f"fc{len(p) // 2}.weight"], p[f"fc{len(p) // 2}.bias"]
+
+
+def agree(got: Any, expected: dict[str, Tensor]) -> None:
+    """The same predictors, the headline first, with the same logits."""
+    assert list(got) == list(expected)
+    for name, logits in expected.items():
+        assert torch.allclose(got[name], logits, rtol=1e-5, atol=1e-6), name
+
+
+def fedapen_predicts(cls: type[FedAPEN]) -> None:
+    game = toy.play(federation(cls(auxiliary=MLP, holdout=0.3)))
+    local, own, shared = game.local(0, 1), game.private(0).F, game.server.G
+    x, _ = local.train.batch(torch.arange(5))
+    nets = bind(local.models, {"F": own, "G": shared, "lambda": {"weight": torch.tensor(0.3)}})
+    (W, b), (V, c) = last(own), last(shared)  # noqa: N806
+    z, g = body(own, x) @ W.T + b, body(shared, x) @ V.T + c
+    agree(game.federation.algorithm.predict(nets, x), {"ensemble": 0.3 * z + 0.7 * g, "private": z, "shared": g})
+
+
+def fedmrl_e_predicts(cls: type[FedMRLE]) -> None:
+    game = toy.play(federation(cls(auxiliary=MLP, rep_dim=8, granularities=(3, 8))))
+    algorithm, local = game.federation.algorithm, game.local(0, 1)
+    parts = algorithm.parts(game.private(0), algorithm.broadcast(game.server, local.info), local)
+    x, _ = local.train.batch(torch.arange(5))
+    small, large, (W, b) = body(parts["G"], x), body(parts["F"], x), last(parts["F"])  # noqa: N806
+    fused = torch.cat([small, large], 1) @ parts["P"]["fc1.weight"].T + parts["P"]["fc1.bias"]
+    assert (small.shape[1], fused.shape[1]) == (8, 9)
+    agree(
+        algorithm.predict(bind(local.models, parts), x),
+        {
+            "mix-large": fused @ W.T + b,
+            "mix-3": fused[:, :3] @ W[:, :3].T + b,
+            "mix-8": fused[:, :8] @ W[:, :8].T + b,
+            "single-large": large @ W.T + b,
+        },
+    )
+
+
+def adaptive_predicts(cls: type[FedMRLAdaptive]) -> None:
+    """At width 5 of 8."""
+    game = toy.play(federation(cls(auxiliary=MLP, rep_dim=8, granularities=(2, 5), holdout=0.3)))
+    algorithm, local = game.federation.algorithm, game.local(0, 1)
+    server = replace(game.server, widths={0: 5})
+    parts = algorithm.parts(game.private(0), algorithm.broadcast(server, local.info), local)
+    x, _ = local.train.batch(torch.arange(5))
+    small, large, P = body(server.G, x), body(parts["F"], x), parts["P"]["fc1.weight"]  # noqa: N806
+    fused = small[:, :5] @ P[:, :5].T + large @ P[:, 8:].T + parts["P"]["fc1.bias"]
+    (W, b), (V, c) = last(parts["F"]), last(server.G)  # noqa: N806
+    got = algorithm.predict(bind(local.models, parts), x)
+    agree(got, {"mix-large": fused @ W.T + b, "mix-small": fused[:, :5] @ V[:, :5].T + c})
+
+
+class WeightOfTheOther(FedAPEN):
+    """lambda on the shared network."""
+
+    def predict(self, nets: Any, x: Tensor) -> Any:
+        got, lam = super().predict(nets, x), nets["lambda"]["weight"]
+        return {**got, "ensemble": (1 - lam) * got["private"] + lam * got["shared"]}
+
+
+class OfProbabilities(FedAPEN):
+    """A third party's: the ensemble is of probabilities, not of logits."""
+
+    def predict(self, nets: Any, x: Tensor) -> Any:
+        got, lam = super().predict(nets, x), nets["lambda"]["weight"]
+        return {**got, "ensemble": lam * got["private"].softmax(1) + (1 - lam) * got["shared"].softmax(1)}
+
+
+class Unfused(FedMRLE):
+    """Two names exchanged: the headline is F alone."""
+
+    def predict(self, nets: Any, x: Tensor) -> Any:
+        got = super().predict(nets, x)
+        return {**got, "mix-large": got["single-large"], "single-large": got["mix-large"]}
+
+
+class WithoutPrefix(FedMRLE):
+    """Every granularity sees the whole fused vector."""
+
+    def predict(self, nets: Any, x: Tensor) -> Any:
+        got = super().predict(nets, x)
+        return {name: got["mix-large"] if name[-1].isdigit() else logits for name, logits in got.items()}
+
+
+class SmallFirst(FedMRLAdaptive):
+    """Two names exchanged: the headline is the small header's."""
+
+    def predict(self, nets: Any, x: Tensor) -> Any:
+        got = super().predict(nets, x)
+        return {"mix-large": got["mix-small"], "mix-small": got["mix-large"]}
+
+
+PREDICTS: list[Any] = [
+    (fedapen_predicts, FedAPEN, [WeightOfTheOther, OfProbabilities]),
+    (fedmrl_e_predicts, FedMRLE, [Unfused, WithoutPrefix]),
+    (adaptive_predicts, FedMRLAdaptive, [SmallFirst]),
+]
+
+
+@pytest.mark.parametrize(("check", "cls"), [case[:2] for case in PREDICTS], ids=[case[1].name for case in PREDICTS])
+def test_predictors_are_their_formulas(check: Any, cls: Any) -> None:
+    """Catches predictors under each other's names, a weight of the wrong network, prefixes that are none."""
+    check(cls)
+
+
+@pytest.mark.parametrize(
+    ("check", "faulty"), [pytest.param(case[0], fault, id=fault.__name__) for case in PREDICTS for fault in case[2]]
+)
+def test_formulas_tell_faulty_predictors(check: Any, faulty: Any) -> None:
+    """Catches a comparison of names alone."""
+    with pytest.raises(AssertionError):
+        check(faulty)
 
 
 # -------------------------------------------------------------------------------------------------------------- FedAPEN
