@@ -27,8 +27,9 @@ CIFAR = ((3, 32, 32), 10), ((3, 32, 32), 100)
 
 
 def federation(algorithm: Any, **keys: Any) -> Any:
-    """Clients with 5, 4 and 3 examples of some of eight classes, so that each lacks some."""
-    return toy.federation(algorithm, **{"models": TWO, "sizes": (5, 4, 3), "classes": 8, **keys})
+    """Clients with some of eight classes, unequally often, so that each lacks some; or with ``sizes`` examples."""
+    dealt = {} if "sizes" in keys else {"labels": toy.LABELS}
+    return toy.federation(algorithm, **{"models": TWO, "classes": 8, **dealt, **keys})
 
 
 def inputs(count: int) -> Tensor:
@@ -131,9 +132,9 @@ def test_fedproto_keeps_the_prototypes_of_classes_that_are_away() -> None:
         known |= upload.prototypes
         assert tree.same(dict(game.server.prototypes), known)
     assert len(known) > len(upload.prototypes)
-    both = toy.play(federation(FedProto()), 1)
-    a, b = (both.got[0][k].prototypes["3"] for k in (0, 1))
-    assert torch.allclose(both.server.prototypes["3"], (a + b) / 2)
+    all_ = toy.play(federation(FedProto()), 1)
+    a, b, c = (all_.got[0][k].prototypes["3"] for k in range(3))
+    assert torch.allclose(all_.server.prototypes["3"], (a + b + c) / 3)
 
 
 def test_fedproto_tells_its_three_predictors_apart() -> None:

@@ -31,8 +31,9 @@ CNNS = tuple(map(ModelSpec.parse, ("cnn1", "cnn5")))
 
 
 def federation(algorithm: Any, **keys: Any) -> Any:
-    """Clients with 5, 4 and 3 examples of some of eight classes, so that each lacks some."""
-    return toy.federation(algorithm, **{"models": TWO, "sizes": (5, 4, 3), "classes": 8, **keys})
+    """Clients with some of eight classes, unequally often, so that each lacks some; or with ``sizes`` examples."""
+    dealt = {} if "sizes" in keys else {"labels": toy.LABELS}
+    return toy.federation(algorithm, **{"models": TWO, "classes": 8, **dealt, **keys})
 
 
 def predicted(game: toy.Game, client: int, x: Tensor) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ import toy
 
 from polyfed.aggregate import by_name_mean
 from polyfed.algorithms.standalone import Standalone
-from polyfed.classes import check_by_class, class_counts, class_means, class_table
+from polyfed.classes import check_by_class, class_counts, class_means, class_table, distance_to_class
 from polyfed.compute import drive
 from polyfed.errors import MessageError, ModelError
 from polyfed.losses import kl_divergence
@@ -52,6 +52,16 @@ def test_a_class_table_refuses_foreign_rows(name: str, width: int) -> None:
     """Catches a row that lands at another class, or is broadcast."""
     with pytest.raises(ModelError, match=rf"class '{name}' .*\({width},\); expected a class from 0 to 3"):
         class_table({name: torch.zeros(width)}, 4, 2)
+
+
+def test_the_distance_to_a_class_is_a_mean_over_the_whole_batch() -> None:
+    """Catches a mean over the examples whose class has a row, and one without a row that is pulled to zero."""
+    r = torch.tensor([[1.0, 5.0], [7.0, 7.0], [0.0, 0.0]], requires_grad=True)
+    table = class_table({"2": torch.tensor([1.0, 2.0])}, 4, 2)
+    distance = distance_to_class(r, torch.tensor([2, 0, 2]), table)  # (0 + 9) + nothing + (1 + 4), over 3 times 2
+    assert float(distance.detach()) == pytest.approx(14 / 6)
+    (gradient,) = torch.autograd.grad(distance, r)
+    assert torch.allclose(gradient, torch.tensor([[0.0, 6.0], [0.0, 0.0], [-2.0, -4.0]]) / 6)
 
 
 def test_means_of_unequal_shapes_are_refused() -> None:

@@ -1,10 +1,11 @@
 """Two rounds of FD, FedProto, LG-FedAvg and FML against plain loops, and the faults of released code that they catch.
 
-Clients have two architectures of one width and some of eight classes: class 0 is client 0's alone, class 3 is held by
-clients 0 and 1, class 7 is client 2's alone.
+Clients have two architectures of one width and some of eight classes, unequally often: class 0 is client 0's alone,
+class 3 is held by all, three times by client 0, class 7 is client 2's alone. FedProto plays three rounds of two each.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -23,7 +24,7 @@ from polyfed.algorithms.fd import FD
 from polyfed.algorithms.fedproto import FedProto
 from polyfed.algorithms.fml import FML
 from polyfed.algorithms.lg_fedavg import LGFedAvg
-from polyfed.classes import class_means
+from polyfed.classes import class_counts, class_means, distance_to_class
 from polyfed.compute import exchange, fit
 from polyfed.losses import cross_entropy, kl_divergence
 from polyfed.models.mlp import MLP
@@ -33,7 +34,7 @@ __all__ = ["one_thread"]
 HIDDEN = ((12, 6), (9, 6))
 TRAIN = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}
 SETTINGS = plain.Settings(0.1, 0.9, 0.01)
-SIZES = (5, 4, 3)
+SIZES = tuple(map(len, toy.LABELS))
 L = 8
 TOLERANCE = 1e-10
 
@@ -53,9 +54,9 @@ def body(net: Any, x: Tensor) -> Tensor:
     return x
 
 
-def begin(algorithm: Algorithm, driver: str) -> toy.Game:
+def begin(algorithm: Algorithm, driver: str, **clients: Any) -> toy.Game:
     models = tuple(f"mlp(hidden={hidden})" for hidden in HIDDEN)
-    fed = toy.federation(algorithm, models=models, sizes=SIZES, classes=L, train=TRAIN)
+    fed = toy.federation(algorithm, models=models, labels=toy.LABELS, classes=L, train=TRAIN, clients=clients)
     return toy.play(fed, precision="fp64", driver=driver)
 
 
@@ -94,6 +95,16 @@ def mean_over_holders(uploads: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([upload[name] for upload in uploads if name in upload]).mean(0) for name in names}
 
 
+class OfSums:
+    """Sums over the examples of a class where means are due."""
+
+    def client_round(self, private: Any, msg: Any, client: Any) -> Any:
+        kept, up = yield from super().client_round(private, msg, client)  # type: ignore[misc]
+        (rows,) = (getattr(up, field.name) for field in fields(up))
+        counts = class_counts(client)
+        return kept, type(up)({c: row * counts[int(c)] for c, row in rows.items()})
+
+
 # ---------------------------------------------------------------------------------------------------------------- FD
 
 
@@ -124,8 +135,12 @@ def follow_fd(algorithm: FD, driver: str) -> None:
         sent = made
 
 
+class SummedOutputs(OfSums, FD):
+    """Sums of softmax outputs."""
+
+
 class RawLogits(FD):
-    """HtFLlib: averages of logits as targets of a cross-entropy."""
+    """HtFLlib's clientfd.py at ca3e29a: averages of logits as targets of a cross-entropy."""
 
     def output(self, nets: Any, x: Tensor) -> Tensor:
         return nets["model"](x)
@@ -140,7 +155,7 @@ class WithItsOwn(FD):
 
 
 class FallsBack(FD):
-    """HtFLlib: where there is no target, a client's own logits are (its own softmax would have a gradient of zero)."""
+    """The same: where there is no target, a client's own logits are (its own softmax would have a gradient of zero)."""
 
     def loss(self, nets: Any, batch: Any) -> Tensor:
         logits, rows = nets["model"](batch[0]), nets["targets"]["rows"][batch[1]]
@@ -153,12 +168,13 @@ class FallsBack(FD):
 
 
 def follow_fedproto(algorithm: FedProto, driver: str) -> None:
-    game = begin(algorithm, driver)
+    game = begin(algorithm, driver, participation=0.67)
     models, prototypes = start(game, "model"), dict[str, Tensor]()
-    for round_ in (1, 2):
+    mixed = False
+    for round_ in (1, 2, 3):
         game.round()
         made = []
-        for k in range(3):
+        for k in sorted(game.got[-1]):
             net: Any = plain.load(make(k), models[k])
 
             def loss(x: Tensor, y: Tensor, net: Any = net, prototypes: Any = prototypes) -> list[Tensor]:
@@ -169,13 +185,16 @@ def follow_fedproto(algorithm: FedProto, driver: str) -> None:
                 distance = functional.mse_loss(r, target)
                 return [functional.cross_entropy(net(x), y) + algorithm.weight * distance]
 
-            train([net], pairs(batches(game, k, round_)), loss)
+            steps = pairs(batches(game, k, round_))
+            mixed |= any(len({str(c) in prototypes for c in y.tolist()}) == 2 for _, y in steps)
+            train([net], steps, loss)
             made.append(means(game, k, partial(body, net)))
             models[k] = plain.saved(net)
             toy.close(game.private(k).model, models[k], TOLERANCE)
-            toy.close(game.got[-1][k].prototypes, made[k], TOLERANCE)
-        prototypes = mean_over_holders(made)
+            toy.close(game.got[-1][k].prototypes, made[-1], TOLERANCE)
+        prototypes = prototypes | mean_over_holders(made)
         toy.close(game.server.prototypes, prototypes, TOLERANCE)
+    assert mixed  # a batch with some classes that have a prototype, and some that have none
 
 
 class Stale(FedProto):
@@ -191,9 +210,40 @@ class OnlyHeld(FedProto):
     """The distance averaged over the examples with a prototype, not over the batch."""
 
     def loss(self, nets: Any, batch: Any) -> Tensor:
-        plainly = cross_entropy(nets["model"](batch[0]), batch[1])
-        share = nets["prototypes"]["held"][batch[1]].mean().clamp(min=1e-9)
-        return plainly + (super().loss(nets, batch) - plainly) / share
+        x, y = batch
+        r, table = nets["model"].represent(x), nets["prototypes"]
+        share = table["held"][y].mean()
+        distance = distance_to_class(r, y, table) / torch.where(share > 0, share, 1.0)
+        return cross_entropy(nets["model"].classify(r), y) + self.weight * distance
+
+
+class SummedPrototypes(OfSums, FedProto):
+    """Sums of representations."""
+
+
+class ByExamples(FedProto):
+    """The paper's formula: a client weighs by its number of examples of the class."""
+
+    def client_round(self, private: Any, msg: Any, client: Any) -> Any:
+        self.__dict__.setdefault("counts", {})[client.info.id] = class_counts(client)
+        return (yield from super().client_round(private, msg, client))
+
+    def server_round(self, server: Any, cohort: Any) -> Any:
+        replies = yield from exchange(cohort, self.Broadcast(server.prototypes))
+        sums, numbers = dict[str, Tensor](), dict[str, int]()
+        for reply in replies:
+            for c, row in reply.message.prototypes.items():
+                n = self.__dict__["counts"][reply.client.id][int(c)]
+                sums[c], numbers[c] = sums.get(c, 0) + n * row, numbers.get(c, 0) + n
+        return self.Server({**server.prototypes, **{c: sums[c] / numbers[c] for c in sums}})
+
+
+class Forgets(FedProto):
+    """HtFLlib: prototypes of classes that the cohort has not are gone."""
+
+    def server_round(self, server: Any, cohort: Any) -> Any:
+        replies = yield from exchange(cohort, self.Broadcast(server.prototypes))
+        return self.Server(mean_over_holders(replies.all("prototypes")))
 
 
 # --------------------------------------------------------------------------------------------------------- LG-FedAvg
@@ -307,8 +357,8 @@ class Summed(FML):
 
 MEME = {"auxiliary": "mlp(hidden=(5,))"}
 FOLLOW: list[Any] = [
-    (follow_fd, FD, {"weight": 0.7}, [RawLogits, WithItsOwn, FallsBack]),
-    (follow_fedproto, FedProto, {"weight": 0.7}, [Stale, OnlyHeld]),
+    (follow_fd, FD, {"weight": 0.7}, [SummedOutputs, RawLogits, WithItsOwn, FallsBack]),
+    (follow_fedproto, FedProto, {"weight": 0.7}, [Stale, OnlyHeld, SummedPrototypes, ByExamples, Forgets]),
     (follow_lg, LGFedAvg, {}, [Alike]),
     (follow_fml, FML, {**MEME, "alpha": 0.3, "beta": 0.8}, [Undetached, OverElements, NeverForked, Unmerged, Summed]),
 ]
@@ -316,8 +366,8 @@ FOLLOW: list[Any] = [
 
 @pytest.mark.parametrize("driver", ["sequential", "batched"])
 @pytest.mark.parametrize(("follow", "cls", "keys"), [case[:3] for case in FOLLOW], ids=[c[1].name for c in FOLLOW])
-def test_two_rounds(follow: Any, cls: Any, keys: dict[str, Any], driver: str) -> None:
-    """Catches a wrong loss, target, order of pass and training, or mean."""
+def test_rounds(follow: Any, cls: Any, keys: dict[str, Any], driver: str) -> None:
+    """Catches a wrong loss, target, order of pass and training, or mean; sums over examples in place of means."""
     follow(cls(**keys), driver)
 
 
@@ -325,7 +375,7 @@ def test_two_rounds(follow: Any, cls: Any, keys: dict[str, Any], driver: str) ->
     ("follow", "faulty", "keys"),
     [pytest.param(case[0], fault, case[2], id=fault.__name__) for case in FOLLOW for fault in case[3]],
 )
-def test_two_rounds_tell_the_faults_of_released_code(follow: Any, faulty: Any, keys: dict[str, Any]) -> None:
+def test_rounds_tell_the_faults_of_released_code(follow: Any, faulty: Any, keys: dict[str, Any]) -> None:
     """Catches a comparison that would pass whatever is computed."""
     with pytest.raises(AssertionError):
         follow(faulty(**keys), "sequential")

@@ -1,7 +1,8 @@
 """Three rounds of FedGH, FedTGP, FedGen and FedL2G against plain loops, and the faults of released code they catch.
 
-The clients are those of test_reference_knowledge: two architectures of one width, and some of eight classes each.
-Batches, the server's included, and noise are handed in.
+The clients are those of test_reference_knowledge: two architectures of one width, and some of eight classes each, some
+several times. Batches, the server's included, are handed in. FedGen's classes and noise are not followed by hand: they
+are what polyfed's own `draw_classes` draws, which tests/core/test_core_server.py looks at.
 """
 
 from dataclasses import replace
@@ -14,7 +15,19 @@ import pytest
 import torch
 import toy
 from test_reference import batches, one_thread, pairs
-from test_reference_knowledge import HIDDEN, SIZES, TRAIN, L, begin, body, make, mean_over_holders, means, start
+from test_reference_knowledge import (
+    HIDDEN,
+    SIZES,
+    TRAIN,
+    L,
+    OfSums,
+    begin,
+    body,
+    make,
+    mean_over_holders,
+    means,
+    start,
+)
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -127,6 +140,10 @@ class StaleMeans(FedGH):
         return kept, self.Upload(stale)
 
 
+class SummedRows(OfSums, FedGH):
+    """Sums of representations."""
+
+
 class OwnHeader(FedGH):
     """The client's own header goes on, and the server's is not loaded."""
 
@@ -196,6 +213,10 @@ class StalePrototypes(FedTGP):
         stale = yield from class_means(client, {"model": private.model}, self.represent)
         kept, _ = yield from super().client_round(private, msg, client)
         return kept, self.Upload(stale)
+
+
+class SummedPrototypes(OfSums, FedTGP):
+    """Sums of representations."""
 
 
 class MarginEases(FedTGP):
@@ -310,7 +331,7 @@ class HeadsAlike(FedGen):
 
 
 class UniformNoise(FedGen):
-    """HtFLlib: noise from torch.rand, at server and clients alike."""
+    """The authors' generator, HtFLlib: noise from torch.rand. Here at the server alone, which is told already."""
 
     def server_loss(self, heads: Any, counts: Any, draw: Any, *rest: Any) -> Tensor:
         return super().server_loss(heads, counts, lambda step: flat(draw(step)), *rest)
@@ -435,9 +456,9 @@ class QuizBeforeTheStep(FedL2G):
 SERVER = {"server_lr": 0.2, "server_batch": 4}
 FOLLOW: list[Any] = [
     (follow_fedgh, FedGH, {**SERVER, "server_epochs": 3},
-     [HeaderNeverMoves, StaleMeans, OwnHeader]),
+     [HeaderNeverMoves, StaleMeans, SummedRows, OwnHeader]),
     (follow_fedtgp, FedTGP, {**SERVER, "server_epochs": 4, "weight": 0.7},
-     [StalePrototypes, MarginEases, LeastMargin, Untrained]),
+     [StalePrototypes, SummedPrototypes, MarginEases, LeastMargin, Untrained]),
     (follow_fedgen, FedGen, {"server_lr": 0.01, "server_batch": 5, "server_steps": 4, "noise_dim": 3, "hidden": 7,
                              "alpha": 0.8, "beta": 0.6, "diversity": 0.5, "decay": 0.9},
      [GeneratorNeverSaved, HeadsAlike, UniformNoise, NoTerms]),

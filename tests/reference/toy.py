@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,9 @@ from polyfed.runtime.round import Played, play_round
 from polyfed.runtime.store import Store
 
 MLP = "mlp(hidden=(12, 6))"
+
+#: Training labels of three clients, some of eight classes each and unequally often: all have class 3, client 0 thrice.
+LABELS = ((0, 1, 2, 3, 3, 3), (3, 4, 5, 5), (3, 5, 6, 7))
 
 
 def dataset(shape: tuple[int, ...], rows: int, classes: int, seed: int = 0) -> Dataset:
@@ -62,6 +65,7 @@ def federation(
     *,
     models: Sequence[str] = (MLP,),
     sizes: Sequence[int] = (11, 8, 5),
+    labels: Sequence[Sequence[int]] = (),
     shape: tuple[int, ...] = (7,),
     classes: int = 4,
     test: int = 6,
@@ -69,7 +73,8 @@ def federation(
     clients: Mapping[str, Any] | None = None,
     run: Mapping[str, Any] | None = None,
 ) -> Federation:
-    """Clients with ``sizes`` training examples of random data."""
+    """Clients with ``sizes`` training examples of random data, or with these training ``labels``."""
+    sizes = [len(own) for own in labels] or sizes
     settings = {"epochs": 2, "batch_size": 4, "lr": 0.1, **(train or {})}
     config = Config.parse(
         {
@@ -80,8 +85,12 @@ def federation(
             "algorithm": {"name": algorithm.name},
         }
     )
-    data = dataset(shape, sum(sizes) + test * len(sizes), classes)
-    return Federation(config, data, partition(sizes, test, len(sizes)), algorithm)
+    data, dealt = dataset(shape, sum(sizes) + test * len(sizes), classes), partition(sizes, test, len(sizes))
+    if labels:
+        y = data.y.clone()
+        y[torch.tensor(dealt.train_rows)] = torch.tensor([c for own in labels for c in own])
+        data = replace(data, y=y)
+    return Federation(config, data, dealt, algorithm)
 
 
 @dataclass
