@@ -8,7 +8,8 @@ header h, and uploads the mean representation C_k[c] of each of its classes. The
 sends it down, where it takes the place of the client's header.
 
 Differences from LipingYi/FedGH: the server steps with an optimizer of its own on gradients of its own (there the header
-never leaves its initial values); class means are exact, in evaluation mode. docs/algorithms/fedgh.md.
+never leaves its initial values); class means are exact over examples (there: means of batches' means).
+docs/algorithms/fedgh.md.
 """
 
 from collections.abc import Mapping
