@@ -311,6 +311,22 @@ def test_what_another_process_is_at_is_left_to_it(runtime, tmp_path, monkeypatch
     assert len(runtime.played) == 1
 
 
+def test_what_another_process_has_finished_meanwhile_is_taken(runtime, tmp_path, monkeypatch):
+    """Catches a command that waits for cells which were in use when it passed them, and are long done."""
+    held = []
+
+    def simulate(config, *, out=None, watch=None):
+        found = runtime.simulate(config, out=out, watch=watch)
+        if not held:
+            held.append(out)
+            raise RunDirInUseError("in use")
+        return found
+
+    monkeypatch.setattr(runs, "simulate", simulate)
+    found = compare(CONFIG, ["fedavg", "standalone"], [0], tmp_path)
+    assert [len(line.means) for line in found.lines] == [1, 1]
+
+
 def test_a_grid_is_run_at_every_point_and_its_keys_go_to_the_algorithms_that_have_them():
     values = parse_grid(["algorithm.rep_dim=10,20", "train.lr=0.1,0.2"])
     cells = planned(CONFIG, ["fedmrl", "fedmrl:rep_dim=7", "standalone"], [0], values)

@@ -43,6 +43,9 @@ SPLITS: Mapping[str, tuple[str, ...] | None] = {
     "run": ("seed",),
 }
 
+#: States of a cell of which nothing is left to do.
+FINISHED = ("done", "diverged")
+
 _DIVERGED = "diverged.json"
 
 
@@ -315,13 +318,13 @@ def play(cells: Sequence[Cell], root: Path, watches: Watches) -> list[Cell]:
         PolyfedError: anything but divergence that ends a run.
     """
     cells = list({cell.folder: cell for cell in cells}.values())  # what two settings share is one run
-    faults = misfits([cell.config for cell in cells if cell.state(root) not in ("done", "diverged")])
+    faults = misfits([cell.config for cell in cells if cell.state(root) not in FINISHED])
     if faults:
         raise ModelError("\n".join(faults))
     elsewhere: list[Cell] = []
     for done, cell in enumerate(cells):
         run_dir = cell.run_dir(root)
-        if cell.state(root) in ("done", "diverged"):
+        if cell.state(root) in FINISHED:
             continue
         try:
             run_or_go_on(cell.config, run_dir, watches(f"{cell.title} ({done + 1} of {len(cells)})"))
@@ -329,7 +332,7 @@ def play(cells: Sequence[Cell], root: Path, watches: Watches) -> list[Cell]:
             files.write_json(run_dir / _DIVERGED, {"error": str(error)})
         except RunDirInUseError:
             elsewhere.append(cell)
-    return elsewhere
+    return [cell for cell in elsewhere if cell.state(root) not in FINISHED]  # they may have finished meanwhile
 
 
 def all_here(elsewhere: Sequence[Cell], waiting: int = 0) -> None:
