@@ -311,7 +311,7 @@ def _told(found: Sequence[Target | None]) -> str:
         statistics.fmean(values) for values in zip(*((one.round, one.bytes) for one in reached), strict=True)
     )
     clock = _mean([one.simulated for one in reached])
-    return f"round {round_:g}, {size(sent)}{'' if clock is None else f', {duration(clock)}'}"
+    return f"round {round_:.3g}, {size(sent)}{'' if clock is None else f', {duration(clock)}'}"
 
 
 def tabulate(cells: Sequence[Cell], root: Path, out: Path) -> Comparison:

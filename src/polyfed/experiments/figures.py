@@ -127,7 +127,7 @@ def _clients(figure: Any, view: View) -> None:
 
 
 def _targets(figure: Any, view: View) -> None:
-    from matplotlib.ticker import EngFormatter, MaxNLocator
+    from matplotlib.ticker import EngFormatter, FixedLocator, MaxNLocator
 
     pairs = list(dict.fromkeys((row[0], row[2]) for row in view.rows))
     labels = _unique(view, 1)
@@ -144,15 +144,17 @@ def _targets(figure: Any, view: View) -> None:
         for place, (one, (column, name)) in enumerate(zip(line, what, strict=True)):
             for i, label in enumerate(labels):
                 value = rows[label][column] if label in rows else None
-                if value is None:
-                    one.text(0.02, i, "not reached", transform=one.get_yaxis_transform(), va="center", fontsize=8)
+                if not value:
+                    told = "not reached by all" if value is None else "0"
+                    one.text(0.02, i, told, transform=one.get_yaxis_transform(), va="center", fontsize=8)
                 else:
                     one.barh(i, value, color=_MAIN if i == 0 else _PLAIN)
             one.set_yticks(range(len(labels)), labels if place == 0 else [""] * len(labels))
             one.set_ylim(len(labels) - 0.5, -0.5)
             one.set_xlim(left=0)
             one.xaxis.set_major_formatter(EngFormatter(sep=" "))
-            one.xaxis.set_major_locator(MaxNLocator(4))
+            bars = any(row[column] for row in rows.values())
+            one.xaxis.set_major_locator(MaxNLocator(4) if bars else FixedLocator([0]))
             one.set_xlabel(f"{name}, to {100 * target:.0f} %", fontsize=9)
             one.spines[["top", "right"]].set_visible(False)
         line[0].set_title(setting, fontsize=10, loc="left")

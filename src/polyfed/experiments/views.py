@@ -98,9 +98,8 @@ def accuracy(results: Results) -> View:
         means = {cell.seed: results.done[cell]["accuracy"]["mean"] for cell in cells}
         rows += [(setting, label, *_spread(list(means.values())), len(means), *map(means.get, seeds))]
     headings = ("setting", "algorithm", "mean", "sd", "seeds", *(f"seed {seed}" for seed in seeds))
-    return View(
-        "accuracy", "Test accuracy after the last round; bars are one standard deviation over seeds.", headings, rows
-    )
+    caption = "Test accuracy after the last round; bars are one standard deviation, ticks are seeds."
+    return View("accuracy", caption, headings, rows)
 
 
 def curves(results: Results) -> View:
