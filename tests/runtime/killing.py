@@ -64,6 +64,7 @@ class Countdown(Quiet):
 
 def play(config: Any, folder: Path, watch: Countdown, counts: Path | None) -> None:
     """Start the run, or go on with it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it starts in the background
     store.INLINE = INLINE
     try:
         if (folder / "config.toml").exists():
