@@ -192,7 +192,9 @@ class Calibration:
         return lambda: local.step(batch, False, drawn)
 
     def _stacked(self, fits: list[Fit], rows: Tensor) -> Callable[[], None]:
-        stack, count = Stack(fits, self.place, Replays(after=0)), len(fits)
+        # A trace takes up to a second, which stacks of convolutions hardly ever earn: they are timed without.
+        replays = None if has_images(fits[0].client.models) else Replays(after=0)
+        stack, count = Stack(fits, self.place, replays), len(fits)
         x, y = self.place.batch(fits[0].client.train, rows)
         batch = (x.expand(count, *x.shape).clone(), y.expand(count, *y.shape).clone())
         drawn = {n: self.place.put(v).expand(count, *v.shape) for n, v in fits[0].drawn(Step(rows, 0, 0)).items()}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polyfed.compare.cells import Cell, all_here, check_splits, chosen, index, play
+from polyfed.compare.cells import FINISHED, Cell, all_here, check_splits, chosen, index, play
 from polyfed.compare.grid import write
 from polyfed.compare.runs import Watches, quiet
 from polyfed.compare.table import Comparison, Line, differences, markdown, standard_error, tabulate
@@ -97,7 +97,7 @@ class Job:
         A label whose tuning is done and that is in neither diverged at every point: it keeps the values of the file.
         """
         cells = self.tuning()
-        waiting = {cell.label for cell in cells if cell.state(self.out) not in ("done", "diverged")}
+        waiting = {cell.label for cell in cells if cell.state(self.out) not in FINISHED}
         return tuning.choose([cell for cell in cells if cell.label not in waiting], self.out), waiting
 
     def plan(self, only: Sequence[str] = ()) -> list[tuple[Cell, str, float | None]]:
@@ -113,7 +113,7 @@ class Job:
         rows: dict[str, tuple[Cell, str, float | None]] = {}
         for cell in cells:
             state = cell.state(self.out)
-            left = 0.0 if state in ("done", "diverged") else seconds(cell, known)
+            left = 0.0 if state in FINISHED else seconds(cell, known)
             rows.setdefault(cell.folder, (cell, state, left))
         return list(rows.values())
 
@@ -221,7 +221,7 @@ def _head(job: Job, cells: Sequence[Cell], waiting: set[str]) -> str:
     lines = [f"Reproduces {job.study.source}."] if job.study.source else []
     item = job.item if job.path.is_relative_to(folder()) else shlex.quote(str(job.path))
     lines += [f"Made by `polyfed reproduce {item}{f' --scale {job.scale}' if job.scale else ''}`."]
-    done = sum(cell.label not in waiting and cell.state(job.out) in ("done", "diverged") for cell in cells)
+    done = sum(cell.label not in waiting and cell.state(job.out) in FINISHED for cell in cells)
     if job.scale == "smoke":
         lines += ["**At this scale a study shows that it works; its numbers mean nothing.**"]
     lines += [f"**{len(cells) - done} of {len(cells)} cells are not done yet.**"] if done < len(cells) else []
