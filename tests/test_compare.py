@@ -341,6 +341,11 @@ def test_a_grid_is_run_at_every_point_and_its_keys_go_to_the_algorithms_that_hav
     assert len(alone) == 2  # one for each lr: of d1 it knows nothing, and is not run again
     with pytest.raises(ConfigError, match=r"algorithm\.rep_dim: none of standalone has this key"):
         planned(CONFIG, ["standalone"], [0], {"algorithm.rep_dim": [1]})
+    with pytest.raises(ConfigError) as caught:
+        planned(CONFIG, ["fedmrl"], [0], {"algorithm.rep_dim": [-1], "algorithm.width": [2]})
+    assert [fault for fault in caught.value.faults if "none of" in fault] == [
+        "algorithm.width: none of fedmrl has this key"
+    ], "a bad value is no missing key"
     for bad in (["train.lr"], ["train.lr="], ["lr=1"], ["train.lr=1", "train.lr=2"]):
         with pytest.raises(ConfigError, match="--grid"):
             parse_grid(bad)

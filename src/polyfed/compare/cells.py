@@ -250,23 +250,27 @@ def expand(
     cells: list[Cell] = []
     for setting in settings:
         special = cast(Table, setting.tables.get("algorithm", {}))
-        takers = {key: 0 for key in special}
+        lost = set(special)
         for entry in entries:
             try:
+                lost -= _keys(config, entry)
                 fits = _at(config, entry, setting, (tuned or {}).get(entry.label, {}))
-                for key in set(special) & set(algorithm_fields(algorithm_class(fits.algorithm.name))):
-                    takers[key] += 1
                 for seed in seeds:
                     run = fits.run.model_copy(update={"seed": seed})
                     cells.append(Cell(setting, entry.label, seed, fits.model_copy(update={"run": run})))
             except ConfigError as error:
                 faults += error.faults
-        lost = [key for key, count in takers.items() if not count]
-        faults += [f"algorithm.{key}: none of {', '.join(e.label for e in entries)} has this key" for key in lost]
+        names = ", ".join(entry.label for entry in entries)
+        faults += [f"algorithm.{key}: none of {names} has this key" for key in special if key in lost]
     if faults:
         raise ConfigError(*dict.fromkeys(faults))
     rank = {id(setting): place for place, setting in enumerate(settings)}
     return sorted(cells, key=lambda cell: (rank[id(cell.setting)], seeds.index(cell.seed)))
+
+
+def _keys(config: Config, entry: Entry) -> set[str]:
+    """What can be set of an entry's algorithm."""
+    return set(algorithm_fields(algorithm_class(config.algorithm_table(entry.name)["name"])))
 
 
 def _at(config: Config, entry: Entry, setting: Setting, tuned: Mapping[str, Any]) -> Config:
@@ -279,9 +283,8 @@ def _at(config: Config, entry: Entry, setting: Setting, tuned: Mapping[str, Any]
     base = {name: table for name, table in config.to_dict().items() if name in SECTIONS}
     tables = overlaid(overlaid(overlaid(base, theirs), plain), entry.sections)
     tables["run"]["controls"] = False
-    takes = algorithm_fields(algorithm_class(config.algorithm_table(entry.name)["name"]))
     # What an entry says itself is what it is: fedmrl:rep_dim=50 stays that along a grid of rep_dim.
-    keys = {key: value for key, value in special.items() if key in takes} | dict(entry.keys)
+    keys = {key: value for key, value in special.items() if key in _keys(config, entry)} | dict(entry.keys)
     return Config.parse({**tables, "algorithm": config.algorithm_table(entry.name, keys)})
 
 

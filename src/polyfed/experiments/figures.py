@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -167,10 +168,15 @@ def _grid(figure: Any, view: View) -> None:
         here = [row for row in view.rows if row[0] == setting]
         numeric = all(isinstance(row[3], (int, float)) and not isinstance(row[3], bool) for row in here)
         values = list(dict.fromkeys(row[3] if numeric else str(row[3]) for row in here))
-        for label, look in style.items():
+        places: Sequence[Any] = sorted(values) if numeric else range(len(values))
+        apart = 0.05 * min(
+            (after - before for before, after in pairwise(places)), default=0
+        )  # bars that do not overlap
+        for number, (label, look) in enumerate(style.items()):
             rows = [row for row in here if row[1] == label]
             if rows:
-                x = [row[3] if numeric else values.index(str(row[3])) for row in rows]
+                shift = apart * (number - (len(style) - 1) / 2)
+                x = [(row[3] if numeric else values.index(str(row[3]))) + shift for row in rows]
                 mean, sd = [100 * row[4] for row in rows], [100 * (row[5] or 0) for row in rows]
                 one.errorbar(x, mean, yerr=sd, label=label, capsize=3, markersize=5, **look)
         one.set_xticks(values if numeric else range(len(values)), [str(value) for value in values])
