@@ -78,7 +78,8 @@ class LocalSGD:
         index = epoch = 0
         while index < self.count(examples):
             order = torch.randperm(examples, generator=rng.at("epoch", epoch).torch())
-            for in_epoch, start in enumerate(starts[: self.count(examples) - index]):
-                yield Step(order[start : start + self.batch_size], index, in_epoch)
+            batches = order.split(self.batch_size)[: min(len(starts), self.count(examples) - index)]
+            for in_epoch, rows in enumerate(batches):
+                yield Step(rows, index, in_epoch)
                 index += 1
             epoch += 1

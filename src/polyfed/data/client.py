@@ -92,15 +92,13 @@ class ClientData:
                 f"{dataset.name!r}; was the partition made for another data set?"
             )
         self.augment = augment and dataset.is_image
-        self._mean = torch.tensor(dataset.mean)[:, None, None]  # (C, 1, 1)
-        self._std = torch.tensor(dataset.std)[:, None, None]  # (C, 1, 1)
         self.stats = stats
         if not dataset.is_image and stats is None:
             self.stats = Standardise.fit(dataset.x[self.rows.to(dataset.x.device)])
 
     def __len__(self) -> int:
         """Number of rows, n."""
-        return len(self.rows)
+        return self.rows.shape[0]
 
     @property
     def labels(self) -> Tensor:
@@ -109,7 +107,8 @@ class ClientData:
 
     def normalised(self, x: Tensor) -> Tensor:
         """Pixels ``(B, C, H, W)`` with the data set's mean and deviation taken out."""
-        return (x.float() / 255 - self._mean.to(x.device)) / self._std.to(x.device)
+        mean, std = self.dataset.channels
+        return (x.float() / 255 - mean.to(x.device)) / std.to(x.device)
 
     def hold_out(self, share: float, rng: Rng) -> tuple[ClientData, ClientData | None]:
         """These rows in two: those to train on, and ``max(1, round(share * n))`` that are held out.

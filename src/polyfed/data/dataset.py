@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -56,7 +57,7 @@ class Dataset:
 
     def __len__(self) -> int:
         """Number of rows, N."""
-        return len(self.y)
+        return self.y.shape[0]  # len() of a tensor takes ten times as long
 
     @property
     def num_classes(self) -> int:
@@ -72,6 +73,12 @@ class Dataset:
     def is_image(self) -> bool:
         """Whether rows are images (otherwise feature vectors)."""
         return self.x.dim() == 4
+
+    @cached_property
+    def channels(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the channels of pixels / 255, ``(C, 1, 1)`` each, where ``x`` is."""
+        mean, std = (torch.tensor(values, device=self.x.device)[:, None, None] for values in (self.mean, self.std))
+        return mean, std
 
     def to(self, device: torch.device | str) -> Dataset:
         """The same data set with ``x`` and ``y`` on a device, so that batches need no transfer."""

@@ -153,12 +153,12 @@ def run_fit(fit: Fit, place: Place) -> Fitted:
     return finish(fit, parts, local.losses)
 
 
-def finish(fit: Fit, parts: Grads, losses: list[Tensor]) -> Fitted:
-    """The outcome, once it is known to be finite."""
+def finish(fit: Fit, parts: Grads, losses: list[Tensor], *, finite: bool = False) -> Fitted:
+    """The outcome, once it is known to be finite; ``finite`` says that the parts are."""
     # States and messages live on the CPU and in the usual layout, wherever and however the work was done.
     parts = tree.map_parts(lambda value: value.cpu().contiguous(), parts)
     mean = float(torch.stack(losses).double().mean()) if losses else 0.0
-    bad = tree.first_not_finite(parts)
+    bad = None if finite else tree.first_not_finite(parts)
     if bad is not None or mean != mean or mean in (float("inf"), float("-inf")):
         where = f"tensor {bad!r}" if bad else "its loss"
         raise DivergedError(

@@ -171,6 +171,7 @@ class Stack:
 
     def outcomes(self) -> list[Fitted]:
         """What each client ends with."""
+        finite = self._finite()
         return [
             finish(
                 fit,
@@ -182,9 +183,17 @@ class Stack:
                     for part, params in fit.parts.items()
                 },
                 self.losses[k],
+                finite=finite[k],
             )
             for k, fit in enumerate(self.fits)
         ]
+
+    def _finite(self) -> list[bool]:
+        """Of which clients all weights and buffers are certainly finite, found in one go."""
+        values = (v for parts in (self.weights, self.fixed) for params in parts.values() for v in params.values())
+        # A sum is finite only if all its terms are; where it overflows, whoever asks looks at each.
+        sums = [v.flatten(1).sum(1).double() if v.dim() > 1 else v.double() for v in values if v.is_floating_point()]
+        return torch.stack(sums).isfinite().all(0).tolist() if sums else [True] * len(self.fits)
 
 
 def _rows(parts: Grads, rows: Tensor | None) -> Grads:

@@ -176,7 +176,7 @@ class Calibration:
         self.together += together * steps
 
     def _trials(self, fit: Fit) -> Iterator[tuple[Way, int, Callable[[], None]]]:
-        """By way: how many clients, and a step of them; larger stacks last."""
+        """By way: how many clients, and a step of them, with its batch; larger stacks last."""
         rows = torch.arange(min(fit.client.plan.batch_size, len(fit.client.train)))
         yield "sequential", 1, self._alone(fit, rows, self.place)
         if has_images(fit.client.models):
@@ -184,21 +184,24 @@ class Calibration:
         if self.twins > 1 and why_not(fit) is None:
             most = min(self.twins, self.most(fit))
             for count in sorted({min(most, size) for size in STACKS} - {1}):
-                yield "stacked", count, self._stacked([fit] * count, rows)
+                yield "stacked", count, self._stacked(fit, rows, count)
 
     def _alone(self, fit: Fit, rows: Tensor, place: Place) -> Callable[[], None]:
-        local, batch = Local(fit, place), place.batch(fit.client.train, rows)
-        drawn = fit.drawn(Step(rows, 0, 0))
-        return lambda: local.step(batch, False, drawn)
+        data, augment, drawn = fit.client.train, _augmenter(fit), fit.drawn(Step(rows, 0, 0))
+        local = Local(fit, place)
+        return lambda: local.step(place.batch(data, rows, augment), False, drawn)
 
-    def _stacked(self, fits: list[Fit], rows: Tensor) -> Callable[[], None]:
+    def _stacked(self, fit: Fit, rows: Tensor, count: int) -> Callable[[], None]:
         # A trace takes up to a second, which stacks of convolutions hardly ever earn: they are timed without.
-        replays = None if has_images(fits[0].client.models) else Replays(after=0)
-        stack, count = Stack(fits, self.place, replays), len(fits)
-        x, y = self.place.batch(fits[0].client.train, rows)
-        batch = (x.expand(count, *x.shape).clone(), y.expand(count, *y.shape).clone())
-        drawn = {n: self.place.put(v).expand(count, *v.shape) for n, v in fits[0].drawn(Step(rows, 0, 0)).items()}
-        return lambda: stack.step(list(range(count)), batch, False, drawn)
+        replays = None if has_images(fit.client.models) else Replays(after=0)
+        stack = Stack([fit] * count, self.place, replays)
+        data, each, augment = [fit.client.train] * count, [rows] * count, [_augmenter(fit)] * count
+        drawn = {n: self.place.put(v).expand(count, *v.shape) for n, v in fit.drawn(Step(rows, 0, 0)).items()}
+        return lambda: stack.step(list(range(count)), self.place.batches(data, each, augment), False, drawn)
+
+
+def _augmenter(fit: Fit) -> torch.Generator:
+    return fit.client.rng.at("calibrate").torch()
 
 
 @dataclass(frozen=True)
