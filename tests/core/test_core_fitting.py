@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from polyfed import tree
 from polyfed.algorithms.fedavg import FedAvg
 from polyfed.compute import Fit, Reduce, drive, fit, reduce
 from polyfed.errors import DivergedError
@@ -416,6 +417,15 @@ def test_a_weight_that_is_not_finite_names_client_round_and_tensor(stacked: bool
     fits = [request(replace(PLANS["plain"], lr=lr), k=k, net=net) for k, lr in ((4, 1e30), (7, 1e30))]
     with pytest.raises(DivergedError, match=r"client 4, round 1: tensor 'model\.[a-z0-9.]+' is not finite"):
         _ = run_stacked(fits, FP32) if stacked else run_fit(fits[0], FP32)
+
+
+def test_a_stack_names_the_one_client_that_diverged() -> None:
+    """Catches a sum over the stack, in which one client's NaN would be everybody's, or nobody's."""
+    net = model()
+    well, ill = (request(PLANS["plain"], k=k, net=net) for k in (4, 7))
+    ill = replace(ill, parts=tree.map_parts(lambda value: value * float("nan"), ill.parts))
+    with pytest.raises(DivergedError, match="client 7, round 1"):
+        run_stacked([well, ill], FP32)
 
 
 def test_reduce_sums_over_all_rows_in_evaluation_mode() -> None:
