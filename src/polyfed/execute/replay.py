@@ -88,13 +88,13 @@ def _trace(function: Callable[..., Tree], trees: Tree, inputs: list[Tensor]) -> 
         return list(_leaves(result))
 
     try:
-        replay = _Replay(_tidy(make_fx(flat)(*inputs)), out[0])
+        replay = _Replay(tidy(make_fx(flat)(*inputs)), out[0])
     except Exception:  # whatever it is that tracing cannot do, calling could, many times over
         replay = None
     return replay, function(*trees)
 
 
-def _tidy(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
+def tidy(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
     """Without the views that change no shape: a quarter of the operations that vmap leaves."""
     for node in graph.graph.nodes:
         if node.target in _VIEWS and node.meta["val"].shape == node.args[0].meta["val"].shape:
