@@ -401,9 +401,10 @@ def _notes(several: bool, seeds: Sequence[int]) -> list[str]:
     notes = [f"Accuracy over clients on the same splits for all algorithms; {over}; costs are means over seeds."]
     if several:
         notes.append("Difference: percentage points to the best of the other algorithms, which is named.")
-        if least < _FEW:
-            where = "" if most < _FEW else " in the settings with fewer"
-            notes.append(f"No test was made{where}: it needs at least {_FEW} seeds, and there are {least}.")
+        if most < _FEW:
+            notes.append(f"No test was made: it needs at least {_FEW} seeds, and there are {most}.")
+        elif least < _FEW:
+            notes.append(f"Settings with fewer than {_FEW} seeds have no test.")
         if most >= _FEW:
             notes.append("p: paired two-sided t-test over seeds, not corrected for the number of comparisons.")
     return [*notes, COST_NOTE]

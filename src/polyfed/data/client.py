@@ -108,7 +108,7 @@ class ClientData:
     def normalised(self, x: Tensor) -> Tensor:
         """Pixels ``(B, C, H, W)`` with the data set's mean and deviation taken out."""
         mean, std = self.dataset.channels
-        return (x.float() / 255 - mean.to(x.device)) / std.to(x.device)
+        return x.float().div_(255).sub_(mean.to(x.device)).div_(std.to(x.device))
 
     def hold_out(self, share: float, rng: Rng) -> tuple[ClientData, ClientData | None]:
         """These rows in two: those to train on, and ``max(1, round(share * n))`` that are held out.
