@@ -201,6 +201,8 @@ def _predictors(figure: Any, view: View) -> None:
 
 
 def _gradient(figure: Any, view: View) -> None:
+    from matplotlib.ticker import LogLocator
+
     settings, style = _unique(view, 0), _style(_unique(view, 1))
     axes = _panels(figure, settings, width=4.6, height=3.4, legend=1.8)
     for one, setting in zip(axes, settings, strict=True):
@@ -212,6 +214,9 @@ def _gradient(figure: Any, view: View) -> None:
                 look = {**look, "linewidth": 2.2, "markersize": 5, "markevery": max(1, len(x) // 6)}
                 one.plot(x, [row[5] for row in rows], label=label, **look)
         one.set_yscale("log")
+        one.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+        one.yaxis.set_major_formatter("{x:g}")
+        one.yaxis.set_minor_formatter("{x:g}")
         one.set_xlabel("round")
         one.set_ylabel("squared norm of the gradient")
     _legend(figure, axes)
