@@ -124,6 +124,22 @@ def test_all_faults_are_told_at_once_each_with_file_key_value_and_what_was_expec
         ('[data]\npath = "x"', ("data.path", "takes none")),
         ("[data.options]\nlabl = 3", ("data.options.labl: unknown option", "'digits'", "has none")),
         (
+            '[data]\ndataset = "csv"\npath = "x.csv"\n[data.options]\ndelimiter = 5',
+            ("data.options.delimiter: got 5; expected one character",),
+        ),
+        (
+            '[data]\ndataset = "csv"\npath = "x.csv"\n[data.options]\nmissing = "?"',
+            ("data.options.missing: got '?'; expected a list",),
+        ),
+        (
+            '[data]\ndataset = "csv"\npath = "x.csv"\n[data.options]\nheader = "no"',
+            ("data.options.header: got 'no'; expected true or false",),
+        ),
+        (
+            '[data]\ndataset = "npz"\npath = "x.npz"\n[data.options]\nflip = "no"',
+            ("data.options.flip: got 'no'; expected true or false",),
+        ),
+        (
             '[data]\ndataset = "csv"\npath = "x.csv"\n[data.options]\nlabl = 3',
             ("data.options.labl", "did you mean 'label'?"),
         ),

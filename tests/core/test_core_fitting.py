@@ -410,6 +410,29 @@ def test_a_gradient_that_lies_unlike_its_weight_is_applied_where_it_belongs() ->
     check(run_fit(replace(asked, gradient=turned, loss=None), FP64).parts, run_fit(asked, FP64).parts, 0.0)
 
 
+@pytest.mark.parametrize("plan", ["plain", "decay", "adam"])
+def test_a_part_without_a_gradient_in_a_step_stays_where_it_is(plan: str) -> None:
+    """Catches the gradient of an earlier step applied once more, and steps of Adam counted that were none."""
+
+    def partial(grad: Any, nets: Nets, batch: Batch, due: bool) -> Any:
+        found = grad(two_parts)
+        return found if due else {"other": found["other"]}
+
+    net = model()
+    asked = [request(PLANS[plan], k=k, parts=2, net=net, every="epoch", dtype=torch.float64) for k in (4, 7)]
+    fits = [replace(one, gradient=partial, loss=None) for one in asked]
+    alone = run_fit(fits[0], FP64)
+    check(run_stacked(fits, FP64)[0].parts, alone.parts, 1e-12)
+
+    def never(grad: Any, nets: Nets, batch: Batch, due: bool) -> Any:
+        return partial(grad, nets, batch, False)
+
+    still = run_fit(replace(fits[0], gradient=never), FP64).parts["model"]
+    names = [name for name in still if "running" not in name and "num_batches" not in name]
+    assert all(torch.equal(still[name], fits[0].parts["model"][name]) for name in names)
+    assert not all(torch.equal(alone.parts["model"][name], still[name]) for name in names)
+
+
 @pytest.mark.parametrize("stacked", [False, True])
 def test_a_weight_that_is_not_finite_names_client_round_and_tensor(stacked: bool) -> None:
     """Catches NaN that spreads over the federation."""

@@ -187,6 +187,7 @@ def test_a_client_that_tells_nothing_sends_the_declared_message_alone(tmp_path: 
     assert body is not None
     assert told.score is None
     assert told.work == wire.Work()
+    assert told.seconds == {}, "the time of the work is the size of the network"
     run = Run(tmp_path / "whole", config(), tell=())
     assert run.serve()["accuracy"] == {"best": None}
 

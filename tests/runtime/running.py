@@ -11,7 +11,7 @@ from typing import Any
 from polyfed.config import Config
 
 #: What may differ between two runs of one configuration.
-INCIDENTAL = {"seconds", "seconds_evaluation", "memory", "step_peak", "run_dir"}
+INCIDENTAL = {"seconds", "seconds_evaluation", "memory", "peak", "step_peak", "run_dir"}
 
 
 def config(**sections: dict[str, Any]) -> Config:

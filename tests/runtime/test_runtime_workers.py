@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ import pytest
 import running
 import torch
 
-from polyfed.errors import CheckpointError, ConfigError, DivergedError
+from polyfed.errors import CheckpointError, ConfigError, DivergedError, StorageError
 from polyfed.execute import ways
 from polyfed.execute.ways import Ways
 from polyfed.runtime import auto, crew, workers
 from polyfed.runtime.pool import Pool, WorkerError
 from polyfed.runtime.simulate import resume, simulate
+from polyfed.runtime.store import Store
 from polyfed.runtime.watch import Interrupted, Quiet
 from polyfed.runtime.workers import WorkerClients
 
@@ -162,6 +164,26 @@ def test_what_a_worker_raises_arrives_and_the_others_stop(pool: Pool, failing: i
     assert pool.ask({0: ("echo", 1), 1: ("echo", 2)}) == {0: (1,), 1: (2,)}
 
 
+def test_ctrl_c_in_the_middle_of_an_answer_leaves_no_half_of_it(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches the rest of a large answer read as the next one: the checkpoint after Ctrl-C would be lost."""
+    read = Connection._recv  # type: ignore[attr-defined]
+
+    def pressed(self: Any, size: int, *more: Any) -> Any:
+        if size > 1_000_000:  # the body, of which nothing has been read yet
+            signal.raise_signal(signal.SIGINT)
+        return read(self, size, *more)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background ignores it
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(Connection, "_recv", pressed)
+            with pytest.raises(KeyboardInterrupt):
+                pool.ask({0: ("echo", b"x" * 5_000_000)})
+        assert pool.ask({0: ("echo", 1), 1: ("echo", 2)}) == {0: (1,), 1: (2,)}
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_a_worker_that_ends_is_reported(pool: Pool) -> None:
     """Catches a run that waits for ever for a worker that was killed for its memory."""
     with pytest.raises(WorkerError, match=r"exit code 7\).*run\.workers = 1"):
@@ -282,6 +304,48 @@ def test_a_method_that_warms_up_is_timed_when_it_trains(tmp_path: Path) -> None:
     assert chosen["since"] == 3
     assert all(seconds > 0 for seconds in chosen["seconds"].values())
     assert [kind.rpartition(": ")[2] for kind in chosen["by_kind"]] == ["predict", "loss"]
+
+
+def test_workers_that_start_late_take_over_the_states_of_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a checkpoint with the states that this process held before the workers trained them."""
+
+    class Stop(Quiet):
+        def round_ended(self, row: Any) -> None:
+            if row["round"] == 4:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(auto.AutoClients, "_decide", lambda self, timed, down: 2)
+    learner = {"name": "fedl2g", "warmup": 2, "holdout": 0.3}
+    told = {"rounds": 6, "eval_every": 6, "checkpoint_every": 6, "driver": "auto", "threads": 2}
+    asked = running.config(run=told, clients={"participation": 1.0}, algorithm=learner)
+    with pytest.raises(Interrupted):
+        simulate(asked, out=tmp_path / "run", watch=Stop())
+    assert {round_ for _, round_, *_ in running.rows(tmp_path / "run" / "states")} == {4}
+    resume(tmp_path / "run")
+    simulate(asked, out=tmp_path / "straight")
+    running.same(tmp_path / "run", tmp_path / "straight")
+
+
+@pytest.mark.parametrize("fault", [StorageError("full"), KeyboardInterrupt()])
+def test_settling_that_was_interrupted_settles_everything_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, straight: Path, fault: BaseException
+) -> None:
+    """Catches a state that is forgotten before it is stored: the checkpoint would hold the one of before."""
+    put, puts = Store.put, [0]
+
+    def failing(self: Store, *given: Any) -> None:
+        puts[0] += 1
+        if puts[0] == 2:
+            raise fault
+        put(self, *given)
+
+    monkeypatch.setattr(Store, "put", failing)
+    with pytest.raises((StorageError, Interrupted)):
+        simulate(config(workers=2, checkpoint_every=4), out=tmp_path / "run")
+    resume(tmp_path / "run")
+    running.same(tmp_path / "run", straight)
 
 
 def test_a_way_within_the_clocks_error_is_not_taken(tmp_path: Path, clock: dict[str, float]) -> None:

@@ -12,7 +12,7 @@ from pydantic_core import core_schema
 
 from polyfed.config.faults import facts, hint, shown
 from polyfed.config.profiles import TABLES, read_profiles
-from polyfed.data.catalogue import DATASET_OPTIONS, DATASETS, PARTITION_OPTIONS, PARTITIONS
+from polyfed.data.catalogue import DATASET_OPTIONS, DATASETS, PARTITION_OPTIONS, PARTITIONS, option_fault
 from polyfed.errors import ModelError
 from polyfed.models.catalogue import ModelSpec
 
@@ -148,10 +148,12 @@ class DataSection(Section):
         """(key, fault) for what does not go together."""
         faults: list[tuple[str, str]] = []
         takes = DATASET_OPTIONS[self.dataset]
-        for key in self.options:
+        for key, value in self.options.items():
             if key not in takes:
                 has = f"{hint(key, takes)} it has {', '.join(takes) or 'none'}"
                 faults.append((f"options.{key}", f"unknown option of data set {self.dataset!r}{has}"))
+            elif fault := option_fault(key, value):
+                faults.append((f"options.{key}", fault))
         if self.dataset in ("npz", "csv") and self.path is None:
             faults.append(("path", f"missing; data set {self.dataset!r} needs the path of your file"))
         if self.dataset == "digits" and self.path is not None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import cast
 
 #: Name of a data set -> one line about it.
 DATASETS: Mapping[str, str] = MappingProxyType(
@@ -46,6 +47,43 @@ DATASET_OPTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "csv": ("header", "label", "missing", "categorical", "group", "delimiter"),
     }
 )
+
+
+def _column(value: object) -> bool:
+    return isinstance(value, str | int) and not isinstance(value, bool)
+
+
+def _columns(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(map(_column, cast("Sequence[object]", value)))
+
+
+def _strings(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(one, str) for one in cast("Sequence[object]", value))
+
+
+def _character(value: object) -> bool:
+    return isinstance(value, str) and len(value) == 1 and value not in '\n\r"'
+
+
+#: Option of a data set -> what it may be, in words and as a test.
+_OPTIONS: Mapping[str, tuple[str, Callable[[object], bool]]] = MappingProxyType(
+    {
+        "flip": ("true or false", lambda value: isinstance(value, bool)),
+        "header": ("true or false", lambda value: value is None or isinstance(value, bool)),
+        "label": ("the name or number of a column", _column),
+        "group": ("the name or number of a column", lambda value: value is None or _column(value)),
+        "missing": ("a list of strings", _strings),
+        "categorical": ("a list of columns, each by its name or number", _columns),
+        "delimiter": ("one character such as ',' or ';', no quote and no line end", _character),
+    }
+)
+
+
+def option_fault(option: str, value: object) -> str | None:
+    """What is wrong with the value of a data set's option; None if nothing is."""
+    expected, right = _OPTIONS[option]
+    return None if right(value) else f"got {value!r}; expected {expected}"
+
 
 #: Kind of partition -> one line about it.
 PARTITIONS: Mapping[str, str] = MappingProxyType(

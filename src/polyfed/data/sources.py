@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from polyfed.data.catalogue import DATASET_OPTIONS, DATASETS
+from polyfed.data.catalogue import DATASET_OPTIONS, DATASETS, option_fault
 from polyfed.data.cifar import CIFAR10, CIFAR100, CifarLayout, read_cifar_archive, read_cifar_folder
 from polyfed.data.dataset import Dataset
 from polyfed.data.digits import load_digits
@@ -87,6 +87,8 @@ def _check_arguments(name: str, path: Path | None, image_size: int | None, optio
         f"{option}: not an option of dataset {name!r}; it has {', '.join(DATASET_OPTIONS[name]) or 'none'}"
         for option in sorted(options.keys() - set(DATASET_OPTIONS[name]))
     ]
+    known = [option for option in DATASET_OPTIONS[name] if option in options]
+    faults += [f"{option}: {fault}" for option in known if (fault := option_fault(option, options[option]))]
     if name in ("npz", "csv") and path is None:
         faults.append(f"path: missing; dataset {name!r} needs the path of your file")
     if name == "digits" and path is not None:

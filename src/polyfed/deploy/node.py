@@ -151,7 +151,8 @@ class _Node:
         request = self.request
         told = {key: value for key, value in fields.items() if value is not None}
         head = {"kind": request.kind, "experiment": request.experiment, "key": request.key}
-        return wire.dump(Answer(**head, client=self.settings.client, seconds=self.clock.seconds, **told))
+        seconds = self.clock.seconds if self.settings.tells_costs else {}  # they hint at the network's size
+        return wire.dump(Answer(**head, client=self.settings.client, seconds=seconds, **told))
 
     def _describe(self) -> Frame:
         site = Site.of(self.settings, self.config)

@@ -243,7 +243,8 @@ class _Served:
                 self._save()
             for round_ in range(self.round + 1, config.run.rounds + 1):
                 self._play(round_)
-        summary = self.ledger.summary(str(self.run_dir.path), len(self.clients.settled), process_peak())
+        self.ledger.peaked(process_peak())
+        summary = self.ledger.summary(str(self.run_dir.path), len(self.clients.settled))
         summary["deployed"] = {
             "experiment": self.clients.experiment,
             "traffic": asdict(self.clients.traffic),

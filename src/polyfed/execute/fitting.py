@@ -102,6 +102,9 @@ class Local:
         count = len(self.losses)
         grads = self.fit.gradient(lambda loss, **replace: self.grad(batch, loss, **replace), self.nets, batch, due)
         del self.losses[count + 1 :]  # a step's loss is the first that its gradient asked for
+        for group in self.optimizer.param_groups:
+            for leaf in group["params"]:
+                leaf.grad = None  # what has no gradient in this step stays where it is
         for part, params in grads.items():
             clipped = clip(params, self.fit.client.plan.clip)
             for name, g in clipped.items():

@@ -207,27 +207,32 @@ class Update:
         self.plan, self.lr = plan, lr
         slots = 2 if plan.optimizer == "adam" else int(plan.momentum != 0)
         self.slots = [tree.map_parts(torch.zeros_like, weights) for _ in range(slots)]
-        device = next(v.device for p in weights.values() for v in p.values())
-        self.count = torch.zeros(clients, dtype=torch.float64, device=device)
+        # How often each was moved, which only Adam asks.
+        self.count: Grads = {}
+        if plan.optimizer == "adam":
+            self.count = tree.map_parts(lambda v: torch.zeros(clients, dtype=torch.float64, device=v.device), weights)
 
     def step(self, weights: Grads, grads: Parts, rows: Tensor | None) -> None:
         """Move ``weights`` (at ``rows`` of the stack, or all) against ``grads``."""
-        self.count[slice(None) if rows is None else rows] += 1
         for part, params in grads.items():
             lr = self.lr.get(part, self.plan.lr)
             for name, g in params.items():
                 whole = [weights[part][name], *(slot[part][name] for slot in self.slots)]
                 # Of all: in place. Of some: taken out by index, moved, and put back.
                 some = whole if rows is None else [value[rows] for value in whole]
-                self._move(some[0], g, some[1:], lr, self.count if rows is None else self.count[rows])
+                count = self.count.get(part, {}).get(name)
+                if count is not None:
+                    count[slice(None) if rows is None else rows] += 1
+                    count = count if rows is None else count[rows]
+                self._move(some[0], g, some[1:], lr, count)
                 if rows is not None:
                     for value, moved in zip(whole, some, strict=True):
                         value[rows] = moved
 
-    def _move(self, weight: Tensor, g: Tensor, slots: list[Tensor], lr: float, count: Tensor) -> None:
+    def _move(self, weight: Tensor, g: Tensor, slots: list[Tensor], lr: float, count: Tensor | None) -> None:
         if self.plan.weight_decay:
             g = g.add(weight, alpha=self.plan.weight_decay)
-        if self.plan.optimizer == "adam":
+        if count is not None:
             first, second = slots
             first.mul_(0.9).add_(g, alpha=0.1)
             second.mul_(0.999).addcmul_(g, g, value=0.001)

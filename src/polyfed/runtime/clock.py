@@ -106,7 +106,7 @@ def ended(
     if enough is not None and len(timely) >= enough:
         used = {client for _, client in timely[:enough]}
         return timely[enough - 1][0], {client: "surplus" for client in arrivals if client not in used}
-    if silent or len(timely) < len(arrivals):
+    if silent or told > limit or len(timely) < len(arrivals):
         return limit, {client: "late" for client, seconds in arrivals.items() if seconds > limit}
     return max((told, *arrivals.values())), {}
 

@@ -99,7 +99,7 @@ class Crew:
             partial(_site, source, _on(self.place, number), run.driver, memory) for number in range(count)
         ]
         self._pool = Pool(makers, self.close)
-        self.store.resident = False  # workers hold the states; a second copy here would double the memory
+        self.store.write_through()  # workers hold the states; a second copy here would double the memory
         return WorkerClients(
             self.federation, self._pool, self.store, self.ways, self.driver, resident=run.store == "memory"
         )

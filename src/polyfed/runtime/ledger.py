@@ -133,7 +133,11 @@ class Ledger:
             **({"simulated_seconds": self.now} if "simulated" in p else {}),
         }
 
-    def summary(self, run_dir: str, trained: int, peak: int) -> dict[str, Any]:
+    def peaked(self, peak: int) -> None:
+        """Enter the largest resident memory of the processes so far; a run that was resumed had others before."""
+        self.progress["peak"] = max(self.progress.get("peak", 0), peak)
+
+    def summary(self, run_dir: str, trained: int) -> dict[str, Any]:
         """The content of summary.json; docs/run-directory.md explains each key."""
         p, config = self.progress, self.federation.config
         up, down = p["bytes"]["up"], p["bytes"]["down"]
@@ -154,7 +158,7 @@ class Ledger:
             **{key: p[key] for key in ("flops", "flops_evaluation", "flops_per_example")},
             **{key: p[key] for key in ("seconds", "seconds_evaluation")},
             "memory": {
-                "process_peak": peak,
+                "process_peak": p.get("peak", 0),
                 "step_peak": {name: family["step_peak"] for name, family in p["by_model"].items()},
             },
             "by_model": p["by_model"],

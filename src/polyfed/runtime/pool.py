@@ -17,8 +17,9 @@ import os
 import resource
 import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -118,13 +119,15 @@ class Pool:
 
     def _send(self, worker: int, request: tuple[Any, ...]) -> None:
         try:
-            self._pipes[worker].send(request)
+            with _whole():
+                self._pipes[worker].send(request)
         except OSError as error:
             raise self._lost(worker) from error
 
     def _receive(self, worker: int) -> tuple[int, bool, Any]:
         try:
-            return self._pipes[worker].recv()
+            with _whole():
+                return self._pipes[worker].recv()
         except (EOFError, OSError) as error:
             raise self._lost(worker) from error
 
@@ -151,6 +154,22 @@ class Pool:
             if process.is_alive():
                 process.kill()
                 process.join()
+
+
+@contextlib.contextmanager
+def _whole() -> Generator[None]:
+    """Ctrl-C waits until the block is done: half a message would leave the other half to be read as the next."""
+    pressed: list[tuple[int, Any]] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Ctrl-C comes to the main thread only
+        return
+    before = signal.signal(signal.SIGINT, lambda number, frame: pressed.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if pressed and callable(before):
+            before(*pressed[0])
 
 
 def process_peak() -> int:

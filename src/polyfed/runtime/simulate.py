@@ -165,7 +165,6 @@ class _Run:
                     self._record(played, seconds, found)
                     if round_ % run.checkpoint_every == 0 or round_ == run.rounds:
                         self._save()
-                peak = self.crew.peak()
             except BaseException as error:
                 # Whatever ended the run: the last complete round is worth keeping. Only a moment between two rounds,
                 # in which memory holds half of one, leaves nothing but the checkpoint before.
@@ -175,7 +174,7 @@ class _Run:
                 if isinstance(error, KeyboardInterrupt):
                     raise Interrupted(self.run_dir.path) from None
                 raise
-        summary = self.ledger.summary(str(self.run_dir.path), self.run_dir.trained(), peak)
+        summary = self.ledger.summary(str(self.run_dir.path), self.run_dir.trained())
         files.write_json(self.run_dir.file("summary.json"), summary)
         self.watch.ended(summary)
         return summary
@@ -188,6 +187,7 @@ class _Run:
 
     def _save(self) -> None:
         self.clients.settle()
+        self.ledger.peaked(self.crew.peak())
         self.run_dir.save(self.round, self.server, self.store, self.ledger.progress, self.identity)
 
     def _due(self, round_: int) -> bool:

@@ -274,7 +274,8 @@ class WorkerClients:
                 raise WorkerError(f"the private state of client {lost[0]} is with no worker any more")
         for found in answers.values():
             for client, data in found.items():
-                self._store(client, data, self._round.pop(client))
+                self._store(client, data, self._round[client])
+                del self._round[client]  # only now: who is interrupted in between settles again
 
     def evaluate(self, round_: int, down: Down) -> dict[ClientId, Score]:
         """Test each client on its own test data, with what it keeps and what it receives."""
