@@ -65,6 +65,8 @@ def test_local_interrupted_and_resumed(tmp_path: Path) -> None:
             cwd=tmp_path,
             stdout=log,
             stderr=subprocess.STDOUT,
+            # A shell ignores Ctrl-C for what it starts in the background, as this suite may have been.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         rounds = tmp_path / "run" / "rounds.jsonl"
         end = time.monotonic() + PATIENCE
