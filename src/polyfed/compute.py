@@ -125,6 +125,7 @@ def fit(
         parts: what is trained, together; floating-point tensors that are not buffers of their model.
         loss: ``loss(nets, batch)`` -> scalar. Exactly one of ``loss`` and ``gradient``.
         gradient: ``gradient(grad, nets, batch, due)`` -> gradients, for methods whose step is not a loss's gradient.
+            What it leaves out stays where it is in that step.
         frozen: further parts that the loss reads and that are not trained.
         lr: learning rates of single parts, instead of the plan's.
         every: the steps at which ``gradient`` is told ``due = True``.
