@@ -283,8 +283,9 @@ def _at(config: Config, entry: Entry, setting: Setting, tuned: Mapping[str, Any]
     base = {name: table for name, table in config.to_dict().items() if name in SECTIONS}
     tables = overlaid(overlaid(overlaid(base, theirs), plain), entry.sections)
     tables["run"]["controls"] = False
+    takes = _keys(config, entry)
     # What an entry says itself is what it is: fedmrl:rep_dim=50 stays that along a grid of rep_dim.
-    keys = {key: value for key, value in special.items() if key in _keys(config, entry)} | dict(entry.keys)
+    keys = {key: value for key, value in special.items() if key in takes} | dict(entry.keys)
     return Config.parse({**tables, "algorithm": config.algorithm_table(entry.name, keys)})
 
 

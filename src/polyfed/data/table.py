@@ -60,10 +60,6 @@ def load_csv(
         DataError: no rows, a ragged row, a missing label, one class only, or a cell that is not finite.
         ConfigError: a column that does not exist, or options that contradict each other.
     """
-    if isinstance(missing, str) or isinstance(categorical, str):
-        raise ConfigError("missing, categorical: got one string; expected a list of strings")
-    if len(delimiter) != 1:
-        raise ConfigError(f"delimiter: got {delimiter!r}; expected one character such as ',' or ';'")
     if header is False and any(isinstance(c, str) for c in (label, group, *categorical)):
         raise ConfigError("header: got false, but columns are given by name; give their numbers instead")
     by_name = any(isinstance(c, str) for c in (label, group, *categorical))

@@ -243,7 +243,6 @@ class _Served:
                 self._save()
             for round_ in range(self.round + 1, config.run.rounds + 1):
                 self._play(round_)
-        self.ledger.peaked(process_peak())
         summary = self.ledger.summary(str(self.run_dir.path), len(self.clients.settled))
         summary["deployed"] = {
             "experiment": self.clients.experiment,
@@ -382,6 +381,7 @@ class _Served:
 
     def _save(self) -> None:
         assert self.roster.task is not None
+        self.ledger.peaked(process_peak())
         progress = {
             "ledger": self.ledger.progress,
             "settled": {str(client): key for client, key in self.clients.settled.items()},

@@ -18,6 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 #: A tensor, or a mapping or tuple of trees.
 Tree: TypeAlias = Any
+#: What does nothing where the shape stays.
 _VIEWS = (torch.ops.aten.view.default, torch.ops.aten.expand.default, torch.ops.aten._unsafe_view.default)
 #: Tracing pays off after about so many calls.
 AFTER = 64

@@ -169,9 +169,8 @@ def _grid(figure: Any, view: View) -> None:
         numeric = all(isinstance(row[3], (int, float)) and not isinstance(row[3], bool) for row in here)
         values = list(dict.fromkeys(row[3] if numeric else str(row[3]) for row in here))
         places: Sequence[Any] = sorted(values) if numeric else range(len(values))
-        apart = 0.05 * min(
-            (after - before for before, after in pairwise(places)), default=0
-        )  # bars that do not overlap
+        # Bars of one place stand apart, or they would hide each other.
+        apart = 0.05 * min((after - before for before, after in pairwise(places)), default=0)
         for number, (label, look) in enumerate(style.items()):
             rows = [row for row in here if row[1] == label]
             if rows:

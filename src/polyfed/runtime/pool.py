@@ -159,17 +159,17 @@ class Pool:
 @contextlib.contextmanager
 def _whole() -> Generator[None]:
     """Ctrl-C waits until the block is done: half a message would leave the other half to be read as the next."""
-    pressed: list[tuple[int, Any]] = []
+    pressed: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield  # Ctrl-C comes to the main thread only
         return
-    before = signal.signal(signal.SIGINT, lambda number, frame: pressed.append((number, frame)))
+    before = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-        if pressed and callable(before):
-            before(*pressed[0])
+        if pressed:
+            signal.raise_signal(signal.SIGINT)  # whatever it does outside the block
 
 
 def process_peak() -> int:
