@@ -21,8 +21,9 @@ import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, dataclass_transform, get_args, get_origin
+from typing import Annotated, Any, ClassVar, TypeAlias, dataclass_transform, get_args, get_origin
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -236,6 +237,28 @@ def unflatten(skeleton: Any, tensors: list[Tensor], *known: type[Record]) -> Rec
     return built
 
 
+#: A record in pieces: its skeleton, and type, shape and memory of each tensor.
+Pieces: TypeAlias = tuple[Any, list[tuple[torch.dtype, tuple[int, ...], np.ndarray]]]
+
+
+def disassemble(record: Record) -> Pieces:
+    """A record for another process of our own, without copying: the arrays are the tensors' own memory."""
+    skeleton, tensors = flatten(record)
+    return skeleton, [(tensor.dtype, tuple(tensor.shape), _memory(tensor)) for _, tensor in tensors]
+
+
+def assemble(pieces: Pieces, *known: type[Record]) -> Any:
+    """The record of `disassemble`, one of ``known``; its tensors are views of the arrays."""
+    skeleton, parts = pieces
+    tensors = [torch.from_numpy(raw).view(dtype).reshape(shape) for dtype, shape, raw in parts]
+    return unflatten(skeleton, tensors, *known)
+
+
+def _memory(tensor: Tensor) -> np.ndarray:
+    """The numbers of a tensor in order, as bytes; its own memory where they lie so."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
 def _layout(message: Message) -> tuple[bytes, list[tuple[str, Tensor]]]:
     if not isinstance(message, Message):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise MessageError(f"{type(message).__qualname__} is not a Message: it must not leave its owner")
@@ -277,9 +300,9 @@ def _chunks(header: bytes, tensors: list[tuple[str, Tensor]]) -> Iterator[bytes 
     yield _PREFIX.pack(MAGIC, len(header))
     yield header
     for _, tensor in tensors:
-        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        yield memoryview(raw.numpy().data)
-        yield b"\0" * (-raw.numel() % 8)
+        raw = _memory(tensor)
+        yield memoryview(raw.data)
+        yield b"\0" * (-raw.nbytes % 8)
 
 
 def _shape(told: Any) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 """Local training alone and stacked against plain torch: the same numbers, whatever the optimizer and the company."""
 
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from polyfed.execute import drivers
 from polyfed.execute.drivers import Auto, Batched, Work, make_driver
 from polyfed.execute.fitting import clip, run_fit, run_reduce
 from polyfed.execute.place import Place
+from polyfed.execute.replay import Product, Replays
 from polyfed.execute.stacked import Update, run_stacked, signature, why_not
 from polyfed.execute.ways import Way
 from polyfed.losses import supervised
@@ -237,6 +239,33 @@ def test_stacked_clients_end_where_they_would_alone(plan: str) -> None:
         assert got.loss == pytest.approx(alone.loss, rel=1e-12)
 
 
+@pytest.mark.parametrize("plan", [*PLANS, "plain with decay"])
+def test_stacks_of_the_usual_size_add_products_in_and_end_there_too(plan: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a wrong sign, rate or decay where a gradient is never written, and a step that is not the usual one."""
+    settings = PLANS.get(plan, LocalSGD(epochs=2, batch_size=4, lr=0.1, weight_decay=0.05))
+    net, taken = model(), Counter[type]()
+    fits = [
+        request(settings, k=k, n=n, net=net, parts=2, lr={"other": 0.02}, dtype=torch.float64)
+        for k, n in enumerate((11, 10, 11, 10))
+    ]
+    move = Update._move
+
+    def watched(self: Update, weight: Tensor, g: Any, *given: Any) -> None:
+        taken[type(g)] += 1
+        move(self, weight, g, *given)
+
+    monkeypatch.setattr(Update, "_move", watched)
+    replays = Replays()
+    for asked, got in zip(fits, run_stacked(fits, FP64, replays, usual=True), strict=True):
+        check(got.parts, run_fit(asked, FP64).parts, 1e-11)
+    # Each epoch has two steps of all with a whole batch, and some of some or with less.
+    epochs = settings.epochs or 2
+    assert replays.count == 2 * epochs
+    # Two networks of two dense layers; one has a bias, the other a BatchNorm of two; clipping needs them written.
+    assert taken[Product] == (0 if settings.clip else replays.count * 4)
+    assert taken[Tensor] > replays.count * 6
+
+
 def test_running_statistics_move_under_stacking_as_alone() -> None:
     """Catches BatchNorm statistics that stay where they were, are shared, or move twice."""
     net = model()
@@ -386,9 +415,7 @@ def test_a_stack_takes_no_more_than_its_memory_and_computes_the_same() -> None:
     fits = [request(PLANS["momentum"], k=k, net=net, dtype=torch.float64) for k in range(5)]
     sizes: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            drivers, "run_stacked", lambda few, place, replays: sizes.append(len(few)) or run_stacked(few, place)
-        )
+        patch.setattr(drivers, "run_stacked", lambda few, *_, **__: sizes.append(len(few)) or run_stacked(few, FP64))
         alone = Batched(FP64)._together(fits, [Work() for _ in fits])  # pyright: ignore[reportPrivateUsage]
         peak = Batched(FP64).costs.peak("-", fits[0], 4, False)
         tight = Batched(FP64, memory=2 * peak + 1)._together(fits, [Work() for _ in fits])  # pyright: ignore[reportPrivateUsage]

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
 
-from polyfed.execute.replay import Replays, tidy
+from polyfed.execute.replay import Product, Replays, tidy
 
 
 def step(weights: dict[str, Tensor], x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
@@ -32,7 +32,7 @@ def test_a_replay_gives_bitwise_what_the_function_gives() -> None:
         expected = step(*inputs(seed))
         assert torch.equal(grads["w"], expected[0]["w"])
         assert torch.equal(losses, expected[1])
-    assert replays.count == 4  # two as they are, one traced, one compared
+    assert replays.count == 6  # two as they are
 
 
 def test_a_trace_has_no_view_that_changes_no_shape() -> None:
@@ -54,7 +54,7 @@ def test_other_shapes_and_layouts_are_other_steps() -> None:
         for given in (x, turned, x[:, :4]):
             got, expected = replays.call("step", step, weights, given), step(weights, given)
             assert torch.equal(got[0]["w"], expected[0]["w"])
-    assert replays.count == 3
+    assert replays.count == 9
 
 
 def test_what_depends_on_more_than_tensors_is_not_replayed() -> None:
@@ -81,3 +81,33 @@ def test_what_cannot_be_traced_is_called() -> None:
         x = sign * torch.ones(3)
         assert torch.equal(replays.call("branching", branching, x), x + sign)
     assert replays.count == 0
+
+
+def test_a_gradient_may_stay_the_product_that_it_is_from_the_first_call_on() -> None:
+    """Catches factors that multiply to something else, and numbers that depend on how often a step was called."""
+    replays = Replays()
+    for seed in range(3):
+        (grads, losses), expected = replays.call("step", step, *inputs(seed), products=True), step(*inputs(seed))
+        assert isinstance(grads["w"], Product)
+        assert grads["w"].left.numel() + grads["w"].right.numel() == 3 * (2 * 5 + 5 * 4)
+        assert torch.equal(grads["w"].multiplied(), expected[0]["w"])
+        assert torch.equal(losses, expected[1])
+    assert replays.count == 3
+    written, _ = replays.call("step", step, *inputs(0))
+    assert isinstance(written["w"], Tensor), "only where it was asked for"
+
+
+def test_a_product_that_something_else_needs_is_written() -> None:
+    """Catches factors in the place of what a clipped or proximal gradient is made of, and of results that are none."""
+
+    def pulled(weights: dict[str, Tensor], x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        grads, _ = step(weights, x)
+        return {"pulled": grads["w"] + weights["w"], "plain": grads["w"]}, torch.bmm(weights["w"], x.mT)
+
+    grads, product = Replays().call("pulled", pulled, *inputs(0), products=True)
+    for got, expected in zip((grads["pulled"], grads["plain"], product), _values(pulled(*inputs(0))), strict=True):
+        assert torch.equal(got, expected)
+
+
+def _values(result: tuple[dict[str, Tensor], Tensor]) -> list[Tensor]:
+    return [*result[0].values(), result[1]]

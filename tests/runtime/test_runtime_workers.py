@@ -283,6 +283,26 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     return takes
 
 
+def test_stacks_of_the_usual_size_resume_bitwise(tmp_path: Path, clock: dict[str, float]) -> None:
+    """Catches steps whose last bit depends on how many came before in the same process."""
+
+    class Stop(Quiet):
+        def round_ended(self, row: Any) -> None:
+            if row["round"] == 3:
+                raise KeyboardInterrupt
+
+    told = {"rounds": 4, "eval_every": 2, "checkpoint_every": 2, "driver": "auto", "workers": 1}
+    clients = {"count": 5, "models": ["mlp(hidden=(12,))"], "participation": 1.0}
+    train = {"batch_size": 4, "momentum": 0.0}
+    asked = running.config(run=told, clients=clients, train=train, algorithm={"name": "fedavg"})
+    simulate(asked, out=tmp_path / "straight")
+    assert set(json.loads((tmp_path / "straight" / "choices.json").read_text())["stack"].values()) == {2}
+    with pytest.raises(Interrupted):
+        simulate(asked, out=tmp_path / "run", watch=Stop())
+    resume(tmp_path / "run")
+    running.same(tmp_path / "run", tmp_path / "straight")
+
+
 @pytest.mark.parametrize("fastest", ["stacked", "channels-last", "sequential"])
 def test_auto_takes_the_fastest_way_and_says_which(tmp_path: Path, clock: dict[str, float], fastest: str) -> None:
     """Catches a choice that is not followed, not written down, or that the clients' log does not tell."""

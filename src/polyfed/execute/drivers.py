@@ -216,14 +216,22 @@ class Batched(Sequential):
         examples, due = next(iter(_steps(fit)))
         return max(1, self.memory // max(1, self.costs.peak(signature(fit), fit, examples, due)))
 
+    def usual(self, fit: Fit) -> int | None:
+        """How many clients like this one are stacked as a rule, if there is one."""
+        return None
+
     def _together(self, fits: Sequence[Fit], works: Sequence[Work]) -> list[Fitted] | None:
         """The fits as one stack; None where they have to run one by one."""
         if not self._stack(fits):
             return None
         started = time.perf_counter()
         try:
-            most = self.most(fits[0])
-            fitted = [one for few in _pieces(fits, most) for one in run_stacked(few, self.place, self._replays)]
+            most, usual = self.most(fits[0]), self.usual(fits[0])
+            fitted = [
+                one
+                for few in _pieces(fits, most, even=usual is None)
+                for one in run_stacked(few, self.place, self._replays, usual=len(few) == usual)
+            ]
         except (RuntimeError, NotImplementedError) as error:  # vmap's refusals; nothing outside the stack has moved
             names = ", ".join(dict.fromkeys(model.name for model in fits[0].client.models.values()))
             self._refused[signature(fits[0])] = f"{names} cannot be stacked ({str(error).strip().splitlines()[0]})"
@@ -238,9 +246,11 @@ class Batched(Sequential):
         return fitted
 
 
-def _pieces(fits: Sequence[Fit], most: int) -> list[Sequence[Fit]]:
-    """As few as there must be, of nearly equal size."""
+def _pieces(fits: Sequence[Fit], most: int, *, even: bool) -> list[Sequence[Fit]]:
+    """As few as there must be: of nearly equal size, or all of ``most`` but the last."""
     count = -(-len(fits) // most)
+    if not even:
+        return [fits[start : start + most] for start in range(0, len(fits), most)]
     return [fits[len(fits) * k // count : len(fits) * (k + 1) // count] for k in range(count)]
 
 
@@ -265,7 +275,11 @@ class Auto(Batched):
 
     def most(self, fit: Fit) -> int:
         """How many clients like this one may be stacked: what fits, and no more than was found best."""
-        return min(super().most(fit), self.ways.stack.get(kind_of_fit(fit), sys.maxsize))
+        return min(super().most(fit), self.usual(fit) or sys.maxsize)
+
+    def usual(self, fit: Fit) -> int | None:
+        """The size of stacks that was found best."""
+        return self.ways.stack.get(kind_of_fit(fit))
 
     def _fit(self, fit: Fit) -> tuple[Fitted, str]:
         if self.ways.of(fit) != "channels-last":

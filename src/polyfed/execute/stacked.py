@@ -20,10 +20,14 @@ from polyfed.algorithm import Algorithm
 from polyfed.compute import Fit, Fitted
 from polyfed.execute.fitting import Grads, bind, buffers, clip, finish
 from polyfed.execute.place import Place
-from polyfed.execute.replay import Replays
+from polyfed.execute.replay import Product, Replays
+from polyfed.models.split import SplitModel
 from polyfed.nets import Batch, Loss, Nets
 from polyfed.plan import LocalSGD, Step
 from polyfed.typing import Params, Parts
+
+#: Gradients of a stack: by part and name.
+Gradients = Mapping[str, Mapping[str, Tensor | Product]]
 
 
 def signature(fit: Fit) -> object:
@@ -59,18 +63,26 @@ def replayable(fit: Fit) -> object | None:
     return (source, signature(fit)) if plain or isinstance(getattr(source, "__self__", None), Algorithm) else None
 
 
-def run_stacked(fits: Sequence[Fit], place: Place, replays: Replays | None = None) -> list[Fitted]:
+def has_images(models: Mapping[str, SplitModel]) -> bool:
+    """Whether any of the networks convolves images, so that their layout matters."""
+    return any(len(shape) == 4 for model in models.values() for shape in model.shapes.values())
+
+
+def run_stacked(
+    fits: Sequence[Fit], place: Place, replays: Replays | None = None, *, usual: bool = False
+) -> list[Fitted]:
     """Local training of clients with equal signatures; the outcome of each.
 
     Args:
         fits: what is asked for.
         place: device and precision.
         replays: what is known of steps like theirs, from groups before.
+        usual: whether there will be many groups of so many; see `Stack`.
     """
     first = fits[0]
     for model in first.client.models.values():
         model.train(True)
-    stack = Stack(fits, place, replays)
+    stack = Stack(fits, place, replays, usual=usual)
     schedules = [fit.client.plan.schedule(len(fit.client.train), fit.client.rng.at("batches")) for fit in fits]
     augment = [fit.client.rng.at("augment").torch() for fit in fits]
     while True:
@@ -93,12 +105,24 @@ def run_stacked(fits: Sequence[Fit], place: Place, replays: Replays | None = Non
 
 
 class Stack:
-    """The weights, buffers and optimizer state of a group: (K, ...) tensors."""
+    """The weights, buffers and optimizer state of a group: (K, ...) tensors.
 
-    def __init__(self, fits: Sequence[Fit], place: Place, replays: Replays | None = None) -> None:
+    Args:
+        fits: equal in signature.
+        place: device and precision.
+        replays: what is known of steps like theirs, from groups before.
+        usual: whether there will be many groups of so many: then a full step of all of them is traced at once, and
+            gradients of dense layers go into the weights without ever being written, which is half of such a step.
+            Elsewhere they are written, as the numbers differ in the last bit and must not depend on what ran before.
+    """
+
+    def __init__(
+        self, fits: Sequence[Fit], place: Place, replays: Replays | None = None, *, usual: bool = False
+    ) -> None:
         self.fits, self.place = fits, place
         self.replays, self.name = replays, replayable(fits[0])
         models = self.models = fits[0].client.models
+        self.usual = usual and not has_images(models)
 
         def stacked(parts: Sequence[Parts]) -> Grads:
             return {
@@ -125,7 +149,9 @@ class Stack:
         if self.replays is None or self.name is None:
             grads, moved, losses = one(*state, batch, drawn)
         else:
-            grads, moved, losses = self.replays.call((self.name, due, self.place), one, *state, batch, drawn)
+            products = self.usual and rows is None and batch[1].shape[1] == self.fits[0].client.plan.batch_size
+            name = (self.name, due, self.place)
+            grads, moved, losses = self.replays.call(name, one, *state, batch, drawn, products=products)
         self.update.step(self.weights, grads, rows)
         for part, params in moved.items():
             for name, value in params.items():
@@ -212,7 +238,7 @@ class Update:
         if plan.optimizer == "adam":
             self.count = tree.map_parts(lambda v: torch.zeros(clients, dtype=torch.float64, device=v.device), weights)
 
-    def step(self, weights: Grads, grads: Parts, rows: Tensor | None) -> None:
+    def step(self, weights: Grads, grads: Gradients, rows: Tensor | None) -> None:
         """Move ``weights`` (at ``rows`` of the stack, or all) against ``grads``."""
         for part, params in grads.items():
             lr = self.lr.get(part, self.plan.lr)
@@ -229,7 +255,12 @@ class Update:
                     for value, moved in zip(whole, some, strict=True):
                         value[rows] = moved
 
-    def _move(self, weight: Tensor, g: Tensor, slots: list[Tensor], lr: float, count: Tensor | None) -> None:
+    def _move(self, weight: Tensor, g: Tensor | Product, slots: list[Tensor], lr: float, count: Tensor | None) -> None:
+        if isinstance(g, Product):
+            if not slots:
+                weight.baddbmm_(g.left, g.right, beta=1 - lr * self.plan.weight_decay, alpha=-lr)
+                return
+            g = g.multiplied()
         if self.plan.weight_decay:
             g = g.add(weight, alpha=self.plan.weight_decay)
         if count is not None:

@@ -7,7 +7,7 @@ rounding grows over rounds, so a choice is made once, written down, and never as
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias, cast, get_args
@@ -20,8 +20,7 @@ from polyfed.errors import CheckpointError, PolyfedError
 from polyfed.execute.fitting import Local, run_reduce
 from polyfed.execute.place import Place
 from polyfed.execute.replay import Replays
-from polyfed.execute.stacked import Stack, why_not
-from polyfed.models.split import SplitModel
+from polyfed.execute.stacked import Stack, has_images, why_not
 from polyfed.parties import ClientInfo
 from polyfed.plan import Step
 
@@ -36,8 +35,7 @@ DEGENERATE = (PolyfedError, RuntimeError, ValueError, ArithmeticError, LookupErr
 #: tensors above 32 MB anew each time, every page of which faults once more.
 STACKS = (8, 16, 32, 64, 128)
 
-#: Calls before the clock starts: in the first torch chooses its kernels and a stack's step is traced, in the second its
-#: replay is compared (see `polyfed.execute.replay`).
+#: Calls before the clock starts: in the first torch chooses its kernels and a stack's step is traced.
 WARM = 2
 
 
@@ -194,7 +192,7 @@ class Calibration:
     def _stacked(self, fit: Fit, rows: Tensor, count: int) -> Callable[[], None]:
         # A trace takes up to a second, which stacks of convolutions hardly ever earn: they are timed without.
         replays = None if has_images(fit.client.models) else Replays(after=0)
-        stack = Stack([fit] * count, self.place, replays)
+        stack = Stack([fit] * count, self.place, replays, usual=True)
         data, each, augment = [fit.client.train] * count, [rows] * count, [_augmenter(fit)] * count
         drawn = {n: self.place.put(v).expand(count, *v.shape) for n, v in fit.drawn(Step(rows, 0, 0)).items()}
         return lambda: stack.step(list(range(count)), self.place.batches(data, each, augment), False, drawn)
@@ -236,11 +234,6 @@ def find_testing(
         if images and seconds(predict(replace(place, channels_last=True))) < MARGIN * seconds(predict(place)):
             way = "channels-last"
     ways.by_kind[kind_of_testing(info)] = way
-
-
-def has_images(models: Mapping[str, SplitModel]) -> bool:
-    """Whether any of the networks convolves images, so that their layout matters."""
-    return any(len(shape) == 4 for model in models.values() for shape in model.shapes.values())
 
 
 def seconds(work: Callable[[], Any], *, clients: int = 1, enough: float = 0.12) -> float:

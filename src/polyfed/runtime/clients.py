@@ -118,7 +118,7 @@ class LocalClients:
         if client in self._kept:
             return self._kept[client][0]
         state = self.store.get(client)
-        return self.federation.algorithm.init_client(self.federation.local(client, 0)) if state is None else state
+        return self.federation.first_state(client) if state is None else state
 
     def exchange(self, cohort: Cohort, down: Down, *, score: bool = False) -> tuple[Replies, dict[ClientId, Report]]:
         """Run the client's side of the round for each message."""
@@ -131,10 +131,12 @@ class LocalClients:
         replies = tuple(Reply(info, outcomes[info.id].upload) for info in cohort if info.id in outcomes)
         self._before = {client: self._kept.get(client) for client in outcomes}
         self._kept |= {client: (outcome.private, cohort.round) for client, outcome in outcomes.items()}
+        different = {id(message): message for message in down.values()}
+        received = {key: measure(message) for key, message in different.items()}
         reports = {
             client: Report(
                 outcome.work,
-                measure(down[client]),
+                received[id(down[client])],
                 measure(outcome.upload),
                 self._score(client, cohort.round, outcome.work.parts) if score and outcome.work.parts else None,
             )

@@ -19,6 +19,7 @@ from polyfed.data.dataset import Dataset
 from polyfed.data.partition import Partition, make_partition
 from polyfed.data.sources import load_dataset
 from polyfed.errors import ModelError
+from polyfed.message import Nothing, State
 from polyfed.models.catalogue import ModelSpec
 from polyfed.models.split import SplitModel
 from polyfed.parties import ClientInfo, LocalClient
@@ -102,6 +103,12 @@ class Federation:
         models = self.algorithm.models(self.task, self.own(client))
         train, held = self.data.train(client).hold_out(self.algorithm.holdout, self.rng.at("client", client, "held"))
         return LocalClient(self.info(client), models, train, self.plan, rng, round_, held)
+
+    def first_state(self, client: ClientId) -> State:
+        """What a client keeps before it first trains."""
+        if type(self.algorithm).init_client is Algorithm.init_client:
+            return Nothing()  # without the client's rows, of which nothing would come: a tenth of a small round
+        return self.algorithm.init_client(self.local(client, 0))
 
 
 def configured_task(config: Config, input_shape: tuple[int, ...], num_classes: int) -> Task:

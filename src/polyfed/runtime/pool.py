@@ -27,6 +27,7 @@ from typing import Any
 import torch
 
 from polyfed.errors import PolyfedError
+from polyfed.runtime import parcel
 
 #: Makes what answers requests, in the worker: ``make() -> {name: function}``.
 Make = Callable[[], Mapping[str, Callable[..., Any]]]
@@ -120,14 +121,14 @@ class Pool:
     def _send(self, worker: int, request: tuple[Any, ...]) -> None:
         try:
             with _whole():
-                self._pipes[worker].send(request)
+                parcel.send(self._pipes[worker], request)
         except OSError as error:
             raise self._lost(worker) from error
 
     def _receive(self, worker: int) -> tuple[int, bool, Any]:
         try:
             with _whole():
-                return self._pipes[worker].recv()
+                return parcel.receive(self._pipes[worker])
         except (EOFError, OSError) as error:
             raise self._lost(worker) from error
 
@@ -201,7 +202,7 @@ def _serve(pipe: Any, make: Make, inherited: Sequence[int], abandoned: Any) -> N
     methods: Mapping[str, Callable[..., Any]] | None = None
     while True:
         try:
-            number, name, *arguments = pipe.recv()
+            number, name, *arguments = parcel.receive(pipe)
         except (EOFError, OSError):
             os._exit(0)  # the parent is gone or done; of what was inherited nothing must be flushed or closed twice
         try:
@@ -226,7 +227,7 @@ def _answer(pipe: Any, answer: tuple[int, bool, Any]) -> None:
             # The user's own exception, whose class the parent may not be able to build again.
             text = "".join(traceback.format_exception(value))
             value = RuntimeError(f"in a worker process: {value}\n{text}")
-        pipe.send((number, done, value))
+        parcel.send(pipe, (number, done, value))
     except (EOFError, OSError):
         os._exit(0)
 

@@ -1,6 +1,6 @@
 """Clients dealt to worker processes: the same `LocalClients`, several times over.
 
-A message is encoded once and decoded where it is used. With ``run.store = "memory"`` a private state stays with the
+A message is packed once and unpacked where it is used. With ``run.store = "memory"`` a private state stays with the
 worker that trained it and comes home at a checkpoint, or when its client is dealt to another worker; with ``"disk"`` it
 comes home after each round, and workers keep nothing. Who does what is a pure function of the cohort and of what
 `Ways` knows, never of the clock, so a run repeats itself bit by bit.
@@ -18,9 +18,8 @@ from polyfed.config import Config
 from polyfed.execute.drivers import Driver, make_driver
 from polyfed.execute.place import Place
 from polyfed.execute.ways import Ways, kind_of_client
-from polyfed.message import Message, Nothing, State, decode, encode
+from polyfed.message import Message, Nothing, Pieces, State, assemble, disassemble
 from polyfed.parties import Cohort, Replies, Reply
-from polyfed.runtime import files
 from polyfed.runtime.clients import Down, LocalClients, Report
 from polyfed.runtime.federation import Federation, prepare
 from polyfed.runtime.pool import Pool, WorkerError
@@ -79,34 +78,34 @@ class Site:
             "private": self.private,
         }
 
-    def _take(self, states: Mapping[ClientId, bytes]) -> None:
+    def _take(self, states: Mapping[ClientId, Pieces]) -> None:
         for client, data in states.items():
-            self.held.states[client] = files.unpack(data, *self.federation.algorithm.states)
+            self.held.states[client] = assemble(data, *self.federation.algorithm.states)
 
-    def _read(self, messages: Mapping[int, bytes], down: Mapping[ClientId, int | None]) -> Down:
+    def _read(self, messages: Mapping[int, Pieces], down: Mapping[ClientId, int | None]) -> Down:
         kinds = self.federation.algorithm.messages
-        made = {number: decode(data, *kinds) for number, data in messages.items()}
+        made = {number: assemble(data, *kinds) for number, data in messages.items()}
         return {client: None if number is None else made[number] for client, number in down.items()}
 
     def exchange(
         self,
         cohort: Cohort,
-        messages: Mapping[int, bytes],
+        messages: Mapping[int, Pieces],
         down: Mapping[ClientId, int | None],
-        states: Mapping[ClientId, bytes],
+        states: Mapping[ClientId, Pieces],
         ways: Ways,
         score: bool,
         keep: bool,
-    ) -> tuple[dict[ClientId, tuple[bytes | None, Report]], float]:
+    ) -> tuple[dict[ClientId, tuple[Pieces | None, Report]], float]:
         """Play the client's side of the round; uploads and costs by client, and the seconds of counting."""
         self._take(states)
         self._learn(ways)
         counting = self.driver.costs.seconds
         replies, reports = self.clients.exchange(cohort, self._read(messages, down), score=score)
-        out: dict[ClientId, tuple[bytes | None, Report]] = {}
+        out: dict[ClientId, tuple[Pieces | None, Report]] = {}
         for reply in replies:
             client, report = reply.client.id, reports[reply.client.id]
-            upload = None if reply.message is None else encode(reply.message)
+            upload = None if reply.message is None else disassemble(reply.message)
             out[client] = (upload, replace(report, work=replace(report.work, parts={})))
         self._drop(() if keep else states)
         return out, self.driver.costs.seconds - counting
@@ -119,11 +118,11 @@ class Site:
         for client in clients:
             self.held.states.pop(client, None)
 
-    def private(self, client: ClientId) -> bytes:
+    def private(self, client: ClientId) -> Pieces:
         """A client's state as this round has it so far."""
-        return files.dump(self.clients.private(client))
+        return disassemble(self.clients.private(client))
 
-    def commit(self, clients: Iterable[ClientId], keep: bool) -> Mapping[ClientId, bytes | None]:
+    def commit(self, clients: Iterable[ClientId], keep: bool) -> Mapping[ClientId, Pieces | None]:
         """Make the states of a complete round final; unless they are kept here (None), give them away."""
         self.clients.commit()
         if keep:
@@ -132,17 +131,17 @@ class Site:
         self._drop(found)
         return found
 
-    def give(self, clients: Iterable[ClientId]) -> dict[ClientId, bytes]:
+    def give(self, clients: Iterable[ClientId]) -> dict[ClientId, Pieces]:
         """The states of clients."""
         found = {client: self.held.states[client] for client in clients if client in self.held.states}
-        return {client: files.dump(state) for client, state in found.items()}
+        return {client: disassemble(state) for client, state in found.items()}
 
     def evaluate(
         self,
         round_: int,
-        messages: Mapping[int, bytes],
+        messages: Mapping[int, Pieces],
         down: Mapping[ClientId, int | None],
-        states: Mapping[ClientId, bytes],
+        states: Mapping[ClientId, Pieces],
         ways: Ways,
         keep: bool,
     ) -> tuple[dict[ClientId, Score], float]:
@@ -210,7 +209,7 @@ class WorkerClients:
         self._dealt |= {client: worker for worker, mine in shares.items() for client in mine}
         self._now = cohort.round
         replies = tuple(
-            Reply(info, None if found[info.id][0] is None else decode(found[info.id][0], *kinds))
+            Reply(info, None if found[info.id][0] is None else assemble(found[info.id][0], *kinds))
             for info in cohort
             if info.id in found
         )
@@ -239,9 +238,9 @@ class WorkerClients:
         worker = self._dealt.get(client, self._home.get(client))
         if worker is not None:
             (found,) = self.pool.ask({worker: ("private", client)}).values()
-            return files.unpack(found, *self.federation.algorithm.states)
+            return assemble(found, *self.federation.algorithm.states)
         state = self.store.get(client)
-        return self.federation.algorithm.init_client(self.federation.local(client, 0)) if state is None else state
+        return self.federation.first_state(client) if state is None else state
 
     def commit(self) -> None:
         """The round is complete: its states are final where they are, or come home."""
@@ -255,8 +254,8 @@ class WorkerClients:
                     self._store(client, data, self._now)
         self._dealt.clear()
 
-    def _store(self, client: ClientId, data: bytes, round_: int) -> None:
-        self.store.put(client, files.unpack(data, *self.federation.algorithm.states), round_)
+    def _store(self, client: ClientId, data: Pieces, round_: int) -> None:
+        self.store.put(client, assemble(data, *self.federation.algorithm.states), round_)
 
     def settle(self) -> None:
         """Put into the store what only workers know.
@@ -313,23 +312,23 @@ class WorkerClients:
             speed = sum(shape.numel() for shape in self.federation.own(client).shapes.values())
         return speed * examples
 
-    def _move(self, shares: Mapping[int, Mapping[ClientId, Any]]) -> dict[int, dict[ClientId, bytes]]:
+    def _move(self, shares: Mapping[int, Mapping[ClientId, Any]]) -> dict[int, dict[ClientId, Pieces]]:
         """Bring to each worker the states that it lacks: from another worker, or from the store."""
         wanted: dict[int, list[ClientId]] = {}
         for worker, clients in shares.items():
             for client in clients:
                 if self._home.get(client, worker) != worker:
                     wanted.setdefault(self._home[client], []).append(client)
-        moved: dict[ClientId, bytes] = {}
+        moved: dict[ClientId, Pieces] = {}
         for found in self.pool.ask({worker: ("give", clients) for worker, clients in wanted.items()}).values():
             moved |= found
-        states: dict[int, dict[ClientId, bytes]] = {worker: {} for worker in shares}
+        states: dict[int, dict[ClientId, Pieces]] = {worker: {} for worker in shares}
         for worker, clients in shares.items():
             for client in clients:
                 if client in moved:
                     states[worker][client] = moved[client]
                 elif client not in self._home and (state := self.store.get(client)) is not None:
-                    states[worker][client] = files.dump(state)
+                    states[worker][client] = disassemble(state)
         return states
 
     def _arrived(self, shares: Mapping[int, Mapping[ClientId, Any]], states: Mapping[int, Iterable[ClientId]]) -> None:
@@ -345,10 +344,10 @@ class WorkerClients:
         self.pool.ask({worker: ("drop", clients) for worker, clients in left.items()})
 
 
-def _packed(down: Down) -> tuple[dict[int, bytes], dict[ClientId, int | None]]:
+def _packed(down: Down) -> tuple[dict[int, Pieces], dict[ClientId, int | None]]:
     """Every different message once, as bytes, and who gets which."""
     numbers: dict[int, int] = {}
-    messages: dict[int, bytes] = {}
+    messages: dict[int, Pieces] = {}
     which: dict[ClientId, int | None] = {}
     for client, message in down.items():
         if message is None:
@@ -356,6 +355,6 @@ def _packed(down: Down) -> tuple[dict[int, bytes], dict[ClientId, int | None]]:
             continue
         number = numbers.setdefault(id(message), len(numbers))
         if number not in messages:
-            messages[number] = encode(message)
+            messages[number] = disassemble(message)
         which[client] = number
     return messages, which

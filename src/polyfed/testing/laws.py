@@ -157,8 +157,10 @@ def test_replayed_equals_stacked(subject: Subject, monkeypatch: pytest.MonkeyPat
 
     Catches losses that depend on more than their tensors: on the round, a counter, a number read out of a tensor.
     """
-    even: Tables = {"partition": {"kind": "iid", "alpha": None, "min_samples": None}}
-    full: Tables = {"train": {"epochs": None, "steps": 3, "batch_size": 9}}  # few kinds of steps: each trace takes time
+    # Few kinds of steps, as a trace takes seconds: one network, batches of one size.
+    network = str(subject.federation().config.clients.models[0])
+    even: Tables = {"clients": {"models": [network]}, "partition": {"kind": "iid", "alpha": None, "min_samples": None}}
+    full: Tables = {"train": {"epochs": None, "steps": 3, "batch_size": 9}}
     called = play(subject.federation(even, full), local, rounds=2, driver="batched")
     monkeypatch.setattr(replay, "AFTER", 0)
     same(play(subject.federation(even, full), local, rounds=2, driver="batched"), called)

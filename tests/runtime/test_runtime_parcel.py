@@ -1,0 +1,108 @@
+"""What goes between processes of our own: large arrays beside the pipe, and nothing shared or left open."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from multiprocessing import Pipe
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from polyfed.runtime import parcel
+
+LARGE = parcel.LARGE // 8
+
+
+def across(value: Any, watch: Callable[[Any], object] = lambda pipe: None) -> Any:
+    """What arrives of a value; sending and receiving go on at the same time."""
+    ours, theirs = Pipe()
+    sender = threading.Thread(target=parcel.send, args=(theirs, value))
+    sender.start()
+    watch(ours)
+    got = parcel.receive(ours)
+    sender.join()
+    ours.close()
+    theirs.close()
+    return got
+
+
+def numbers(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(count)
+
+
+def test_arrays_of_any_size_arrive_among_other_things() -> None:
+    """Catches arrays in another order, cut, or at another place in the file."""
+    arrays = [numbers(n, n) for n in (0, 1, LARGE - 1, LARGE, LARGE + 1, 3 * LARGE + 5)]
+    got = across({"arrays": arrays, "turned": arrays[-1][:9000].reshape(3, -1).T, "text": "x" * 100_000, "none": None})
+    for one, other in zip(got["arrays"], arrays, strict=True):
+        assert np.array_equal(one, other)
+    assert np.array_equal(got["turned"], arrays[-1][:9000].reshape(3, -1).T)
+    assert (got["text"], got["none"]) == ("x" * 100_000, None)
+
+
+def test_what_arrives_is_the_receivers_own() -> None:
+    """Catches memory that both ends write to, or that the receiver may not write to."""
+    sent = {"large": numbers(LARGE), "small": numbers(5)}
+    before = {name: array.copy() for name, array in sent.items()}
+    got = across(sent)
+    for name in sent:
+        sent[name][:] = 7
+        assert np.array_equal(got[name], before[name])
+        got[name][:] = 8
+
+
+def test_large_arrays_go_beside_the_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches arrays that are pickled after all: megabytes through a pipe of kilobytes."""
+    seen: list[int] = []
+    loads = parcel.pickle.loads
+    monkeypatch.setattr(parcel.pickle, "loads", lambda body, **keys: seen.append(len(body)) or loads(body, **keys))
+    got = across([numbers(LARGE), numbers(4 * LARGE)])
+    assert [len(array) for array in got] == [LARGE, 4 * LARGE]
+    assert seen == [seen[0]]
+    assert seen[0] < 1000
+
+
+def test_who_keeps_one_array_does_not_keep_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches one file for everything, whose memory stays as long as any of it."""
+    sizes: list[list[int]] = []
+    mapped = parcel._mapped
+    monkeypatch.setattr(parcel, "_mapped", lambda fd, told: sizes.append(list(told)) or mapped(fd, told))
+    across([numbers(parcel.FULL // 16, k) for k in range(5)])
+    assert [len(told) for told in sizes] == [2, 2, 1]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="this system does not list open files")
+def test_no_file_stays_open() -> None:
+    """Catches descriptors that run out after some rounds."""
+    across([numbers(LARGE)])
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        across([numbers(parcel.FULL // 8) for _ in range(4)])
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("short", ["descriptors", "system"])
+def test_where_there_are_no_files_the_pipe_carries_all(short: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a run that ends because descriptors are short, and systems without such files."""
+    if short == "system":
+        monkeypatch.delattr(os, "memfd_create", raising=False)
+    else:
+        monkeypatch.setattr(os, "memfd_create", refuse, raising=False)
+    assert np.array_equal(across([numbers(LARGE)])[0], numbers(LARGE))
+
+
+def refuse(*_: Any) -> int:
+    raise OSError(24, "Too many open files")
+
+
+def test_a_sender_that_dies_halfway_is_noticed() -> None:
+    """Catches a receiver that waits for ever for the files of a worker that was killed."""
+    ours, theirs = Pipe()
+    theirs.send((b"", [[parcel.LARGE]]))
+    theirs.close()
+    with pytest.raises(EOFError):
+        parcel.receive(ours)
