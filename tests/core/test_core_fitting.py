@@ -246,7 +246,7 @@ def test_stacks_of_the_usual_size_add_products_in_and_end_there_too(plan: str, m
     net, taken = model(), Counter[type]()
     fits = [
         request(settings, k=k, n=n, net=net, parts=2, lr={"other": 0.02}, dtype=torch.float64)
-        for k, n in enumerate((11, 10, 11, 10))
+        for k, n in enumerate((11, 10, 11, 10, 10, 11, 11, 11))
     ]
     move = Update._move
 
@@ -256,7 +256,7 @@ def test_stacks_of_the_usual_size_add_products_in_and_end_there_too(plan: str, m
 
     monkeypatch.setattr(Update, "_move", watched)
     replays = Replays()
-    for asked, got in zip(fits, run_stacked(fits, FP64, replays, usual=True), strict=True):
+    for asked, got in zip(fits, run_stacked(fits, FP64, replays), strict=True):
         check(got.parts, run_fit(asked, FP64).parts, 1e-11)
     # Each epoch has two steps of all with a whole batch, and some of some or with less.
     epochs = settings.epochs or 2

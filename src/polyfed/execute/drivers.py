@@ -18,7 +18,7 @@ from polyfed.execute.cost import CostCounter
 from polyfed.execute.fitting import run_fit, run_reduce
 from polyfed.execute.place import Place
 from polyfed.execute.replay import Replays
-from polyfed.execute.stacked import run_stacked, signature, why_not
+from polyfed.execute.stacked import pieces, run_stacked, signature, why_not
 from polyfed.execute.ways import Ways, kind_of_fit
 from polyfed.message import Message, State
 from polyfed.parties import ClientInfo
@@ -216,22 +216,14 @@ class Batched(Sequential):
         examples, due = next(iter(_steps(fit)))
         return max(1, self.memory // max(1, self.costs.peak(signature(fit), fit, examples, due)))
 
-    def usual(self, fit: Fit) -> int | None:
-        """How many clients like this one are stacked as a rule, if there is one."""
-        return None
-
     def _together(self, fits: Sequence[Fit], works: Sequence[Work]) -> list[Fitted] | None:
         """The fits as one stack; None where they have to run one by one."""
         if not self._stack(fits):
             return None
         started = time.perf_counter()
         try:
-            most, usual = self.most(fits[0]), self.usual(fits[0])
-            fitted = [
-                one
-                for few in _pieces(fits, most, even=usual is None)
-                for one in run_stacked(few, self.place, self._replays, usual=len(few) == usual)
-            ]
+            most = self.most(fits[0])
+            fitted = [one for few in pieces(fits, most) for one in run_stacked(few, self.place, self._replays)]
         except (RuntimeError, NotImplementedError) as error:  # vmap's refusals; nothing outside the stack has moved
             names = ", ".join(dict.fromkeys(model.name for model in fits[0].client.models.values()))
             self._refused[signature(fits[0])] = f"{names} cannot be stacked ({str(error).strip().splitlines()[0]})"
@@ -244,14 +236,6 @@ class Batched(Sequential):
             work.way = "stacked"
             self.charge(fit, result, work)
         return fitted
-
-
-def _pieces(fits: Sequence[Fit], most: int, *, even: bool) -> list[Sequence[Fit]]:
-    """As few as there must be: of nearly equal size, or all of ``most`` but the last."""
-    count = -(-len(fits) // most)
-    if not even:
-        return [fits[start : start + most] for start in range(0, len(fits), most)]
-    return [fits[len(fits) * k // count : len(fits) * (k + 1) // count] for k in range(count)]
 
 
 class Auto(Batched):
@@ -275,11 +259,7 @@ class Auto(Batched):
 
     def most(self, fit: Fit) -> int:
         """How many clients like this one may be stacked: what fits, and no more than was found best."""
-        return min(super().most(fit), self.usual(fit) or sys.maxsize)
-
-    def usual(self, fit: Fit) -> int | None:
-        """The size of stacks that was found best."""
-        return self.ways.stack.get(kind_of_fit(fit))
+        return min(super().most(fit), self.ways.stack.get(kind_of_fit(fit), sys.maxsize))
 
     def _fit(self, fit: Fit) -> tuple[Fitted, str]:
         if self.ways.of(fit) != "channels-last":

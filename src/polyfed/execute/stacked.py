@@ -7,7 +7,7 @@ masked: unequal numbers of examples change nothing but speed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from types import FunctionType
 from typing import Any
@@ -26,6 +26,9 @@ from polyfed.nets import Batch, Loss, Nets
 from polyfed.plan import LocalSGD, Step
 from polyfed.typing import Params, Parts
 
+#: Sizes of stacks. What a step of all of them moves should fit a processor's caches; and glibc maps tensors above 32 MB
+#: anew each time, every page of which faults once more.
+SIZES = (8, 16, 32, 64, 128)
 #: Gradients of a stack: by part and name.
 Gradients = Mapping[str, Mapping[str, Tensor | Product]]
 
@@ -68,21 +71,35 @@ def has_images(models: Mapping[str, SplitModel]) -> bool:
     return any(len(shape) == 4 for model in models.values() for shape in model.shapes.values())
 
 
-def run_stacked(
-    fits: Sequence[Fit], place: Place, replays: Replays | None = None, *, usual: bool = False
-) -> list[Fitted]:
+def pieces(fits: Sequence[Fit], most: int) -> Iterator[Sequence[Fit]]:
+    """Requests with equal signatures in groups of at most ``most``.
+
+    Dense networks in groups of `SIZES` and a rest, as steps are traced for each size; others as evenly as can be.
+    """
+    start = 0
+    if not has_images(fits[0].client.models):
+        for size in reversed([size for size in SIZES if size <= most]):
+            while len(fits) - start >= size:
+                yield fits[start : start + size]
+                start += size
+    rest = fits[start:]
+    count = -(-len(rest) // most)
+    for k in range(count):
+        yield rest[len(rest) * k // count : len(rest) * (k + 1) // count]
+
+
+def run_stacked(fits: Sequence[Fit], place: Place, replays: Replays | None = None) -> list[Fitted]:
     """Local training of clients with equal signatures; the outcome of each.
 
     Args:
         fits: what is asked for.
         place: device and precision.
         replays: what is known of steps like theirs, from groups before.
-        usual: whether there will be many groups of so many; see `Stack`.
     """
     first = fits[0]
     for model in first.client.models.values():
         model.train(True)
-    stack = Stack(fits, place, replays, usual=usual)
+    stack = Stack(fits, place, replays)
     schedules = [fit.client.plan.schedule(len(fit.client.train), fit.client.rng.at("batches")) for fit in fits]
     augment = [fit.client.rng.at("augment").torch() for fit in fits]
     while True:
@@ -111,18 +128,16 @@ class Stack:
         fits: equal in signature.
         place: device and precision.
         replays: what is known of steps like theirs, from groups before.
-        usual: whether there will be many groups of so many: then a full step of all of them is traced at once, and
-            gradients of dense layers go into the weights without ever being written, which is half of such a step.
-            Elsewhere they are written, as the numbers differ in the last bit and must not depend on what ran before.
     """
 
-    def __init__(
-        self, fits: Sequence[Fit], place: Place, replays: Replays | None = None, *, usual: bool = False
-    ) -> None:
+    def __init__(self, fits: Sequence[Fit], place: Place, replays: Replays | None = None) -> None:
         self.fits, self.place = fits, place
         self.replays, self.name = replays, replayable(fits[0])
         models = self.models = fits[0].client.models
-        self.usual = usual and not has_images(models)
+        # A full step of a group of usual size is traced at once, and gradients of dense layers go into the weights
+        # without ever being written, which saves half of such a step. In the last bit that is another number, so it
+        # hangs on the size, which a resumed run has too, and not on how often a step was taken.
+        self.usual = len(fits) in SIZES and not has_images(models)
 
         def stacked(parts: Sequence[Parts]) -> Grads:
             return {

@@ -7,7 +7,7 @@ rounding grows over rounds, so a choice is made once, written down, and never as
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias, cast, get_args
@@ -20,7 +20,7 @@ from polyfed.errors import CheckpointError, PolyfedError
 from polyfed.execute.fitting import Local, run_reduce
 from polyfed.execute.place import Place
 from polyfed.execute.replay import Replays
-from polyfed.execute.stacked import Stack, has_images, why_not
+from polyfed.execute.stacked import SIZES, Stack, has_images, why_not
 from polyfed.parties import ClientInfo
 from polyfed.plan import Step
 
@@ -29,11 +29,10 @@ Way: TypeAlias = Literal["sequential", "channels-last", "stacked"]
 
 #: A way must be faster than the simpler one by this much before it is taken: the clock is no better than that.
 MARGIN = 0.95
+#: A stack that takes so many times as long as the best so far: larger ones are not tried.
+HOPELESS = 1.25
 #: What a trial without training may raise in an algorithm that counts on having trained.
 DEGENERATE = (PolyfedError, RuntimeError, ValueError, ArithmeticError, LookupError)
-#: Sizes of stacks that are tried. What a step of all of them moves should fit a processor's caches; and glibc maps
-#: tensors above 32 MB anew each time, every page of which faults once more.
-STACKS = (8, 16, 32, 64, 128)
 
 #: Calls before the clock starts: in the first torch chooses its kernels and a stack's step is traced.
 WARM = 2
@@ -128,6 +127,23 @@ def threads(count: int) -> Generator[None]:
         torch.set_num_threads(before)
 
 
+@dataclass(frozen=True)
+class Trial:
+    """How long a step takes, for each client, if ``clients`` take it together this way.
+
+    Args:
+        way: the way.
+        clients: how many at once.
+        alone: seconds on one thread.
+        together: seconds on all threads.
+    """
+
+    way: Way
+    clients: int
+    alone: float
+    together: float
+
+
 class Calibration:
     """Plays one client's round without learning anything, and times each way of doing each of its requests.
 
@@ -144,6 +160,15 @@ class Calibration:
         self.ways, self.place, self.twins, self.most = ways, place, twins, most
         #: Seconds of all the client's training in a round, on one thread and on all of them.
         self.alone = self.together = 0.0
+        self._best: dict[str, tuple[Trial, Trial]] = {}  # by kind of request: on one thread, and on all
+
+    def choose(self, *, workers: bool) -> None:
+        """Put what is best, on the one thread of a worker or on all threads of one process, into the ways."""
+        for kind, best in self._best.items():
+            trial = best[0] if workers else best[1]
+            self.ways.by_kind.setdefault(kind, trial.way)
+            if trial.way == "stacked":
+                self.ways.stack.setdefault(kind, trial.clients)
 
     def client(self, call: Steps[Answer] | Answer) -> None:
         """Find the ways of one client's round."""
@@ -159,19 +184,16 @@ class Calibration:
         return Fitted({part: dict(params) for part, params in request.parts.items()}, 1, 0.0)
 
     def _time(self, fit: Fit) -> None:
-        client, kind = fit.client, kind_of_fit(fit)
+        client = fit.client
         for model in client.models.values():
             model.train(True)
         with client.rng.at("calibrate").fork():
-            with threads(1):
-                best = fastest(self._trials(fit))
-            together = seconds(best.step, clients=best.clients)
-        self.ways.by_kind.setdefault(kind, best.way)
-        if best.way == "stacked":
-            self.ways.stack.setdefault(kind, best.clients)
+            trials = list(timed(self._trials(fit)))
+        best = fastest(trials, lambda trial: trial.alone), fastest(trials, lambda trial: trial.together)
+        self._best.setdefault(kind_of_fit(fit), best)
         steps = client.plan.count(len(client.train))
-        self.alone += best.seconds * steps
-        self.together += together * steps
+        self.alone += best[0].alone * steps
+        self.together += best[1].together * steps
 
     def _trials(self, fit: Fit) -> Iterator[tuple[Way, int, Callable[[], None]]]:
         """By way: how many clients, and a step of them, with its batch; larger stacks last."""
@@ -179,9 +201,9 @@ class Calibration:
         yield "sequential", 1, self._alone(fit, rows, self.place)
         if has_images(fit.client.models):
             yield "channels-last", 1, self._alone(fit, rows, replace(self.place, channels_last=True))
-        if self.twins > 1 and why_not(fit) is None:
-            most = min(self.twins, self.most(fit))
-            for count in sorted({min(most, size) for size in STACKS} - {1}):
+        most = min(self.twins, self.most(fit))
+        if most > 1 and why_not(fit) is None:
+            for count in [size for size in SIZES if size <= most] or [most]:
                 yield "stacked", count, self._stacked(fit, rows, count)
 
     def _alone(self, fit: Fit, rows: Tensor, place: Place) -> Callable[[], None]:
@@ -192,7 +214,7 @@ class Calibration:
     def _stacked(self, fit: Fit, rows: Tensor, count: int) -> Callable[[], None]:
         # A trace takes up to a second, which stacks of convolutions hardly ever earn: they are timed without.
         replays = None if has_images(fit.client.models) else Replays(after=0)
-        stack = Stack([fit] * count, self.place, replays, usual=True)
+        stack = Stack([fit] * count, self.place, replays)
         data, each, augment = [fit.client.train] * count, [rows] * count, [_augmenter(fit)] * count
         drawn = {n: self.place.put(v).expand(count, *v.shape) for n, v in fit.drawn(Step(rows, 0, 0)).items()}
         return lambda: stack.step(list(range(count)), self.place.batches(data, each, augment), False, drawn)
@@ -202,26 +224,25 @@ def _augmenter(fit: Fit) -> torch.Generator:
     return fit.client.rng.at("calibrate").torch()
 
 
-@dataclass(frozen=True)
-class Trial:
-    """How long a step takes, for each client, if ``clients`` take it together this way."""
-
-    way: Way
-    clients: int
-    step: Callable[[], None]
-    seconds: float
-
-
-def fastest(trials: Iterator[tuple[Way, int, Callable[[], None]]]) -> Trial:
-    """The simplest way unless another is faster by the margin; ends with the first stack that is no gain."""
-    best: Trial | None = None
+def timed(trials: Iterator[tuple[Way, int, Callable[[], None]]]) -> Iterator[Trial]:
+    """Each trial with its timings; ends with the first stack that is far from a gain."""
+    best = float("inf")
     for way, clients, step in trials:
-        trial = Trial(way, clients, step, seconds(step, clients=clients))
-        if best is None or trial.seconds < MARGIN * best.seconds:
-            best = trial
-        elif way == "stacked":
+        with threads(1):
+            alone = seconds(step, clients=clients)
+        together = seconds(step, clients=clients) if torch.get_num_threads() > 1 else alone
+        yield Trial(way, clients, alone, together)
+        if way == "stacked" and min(alone, together) > HOPELESS * best:
             break
-    assert best is not None, "there is always the sequential way"
+        best = min(best, alone, together)
+
+
+def fastest(trials: Sequence[Trial], takes: Callable[[Trial], float]) -> Trial:
+    """The simplest way, unless another is faster by the margin; of stacks the fastest."""
+    best = trials[0]
+    for trial in trials[1:]:
+        if takes(trial) < (1 if trial.way == best.way else MARGIN) * takes(best):
+            best = trial
     return best
 
 
@@ -236,7 +257,7 @@ def find_testing(
     ways.by_kind[kind_of_testing(info)] = way
 
 
-def seconds(work: Callable[[], Any], *, clients: int = 1, enough: float = 0.12) -> float:
+def seconds(work: Callable[[], Any], *, clients: int = 1, enough: float = 0.08) -> float:
     """The least of a few timings, per client of those that are served at once; infinite where it cannot be done."""
     try:
         for _ in range(WARM):
@@ -247,7 +268,7 @@ def seconds(work: Callable[[], Any], *, clients: int = 1, enough: float = 0.12) 
             work()
             if torch.cuda.is_initialized():
                 torch.cuda.synchronize()
-            times.append((time.perf_counter() - started) / clients)
+            times.append(time.perf_counter() - started)
     except (RuntimeError, NotImplementedError):  # vmap's refusals
         return float("inf")
-    return min(times)
+    return min(times) / clients

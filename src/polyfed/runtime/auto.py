@@ -114,6 +114,8 @@ class AutoClients:
         if self.ways.workers is None and kinds.keys() <= self.ways.seconds.keys():
             each = {client: timed[kind] for kind, clients in kinds.items() if kind in timed for client in clients}
             self.ways.workers, self.ways.since = self._decide(each, down), cohort.round
+        for trial in timed.values():
+            trial.choose(workers=(self.ways.workers or 1) > 1)
         if self.ways.seconds.keys() & new.keys():
             self.found(self.ways)
 
