@@ -254,6 +254,13 @@ def assemble(pieces: Pieces, *known: type[Record]) -> Any:
     return unflatten(skeleton, tensors, *known)
 
 
+def compact(record: Record) -> Any:
+    """The same record, in which no tensor is a part of a larger memory that it would keep alive."""
+    skeleton, tensors = flatten(record)
+    own = [tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor for _, tensor in tensors]
+    return unflatten(skeleton, own, type(record))
+
+
 def _memory(tensor: Tensor) -> np.ndarray:
     """The numbers of a tensor in order, as bytes; its own memory where they lie so."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()

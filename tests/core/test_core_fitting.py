@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from polyfed import tree
 from polyfed.algorithms.fedavg import FedAvg
+from polyfed.algorithms.standalone import Standalone
 from polyfed.compute import Fit, Reduce, drive, fit, reduce
 from polyfed.errors import DivergedError
 from polyfed.execute import drivers
@@ -372,6 +373,19 @@ def test_networks_that_draw_random_numbers_run_alone_and_the_reason_is_said_once
     for asked in fits:
         mine: Any = first[asked.client.info.id].private
         check(mine.parts, run_fit(asked, FP32).parts, 0.0)
+
+
+def test_a_state_that_was_trained_in_a_stack_is_kept_without_the_stack() -> None:
+    """Catches memory that grows with every round, as one client of a stack keeps what all of it once were."""
+    net = model()
+    (first, *_) = run_stacked([request(PLANS["plain"], k=k, net=net) for k in range(3)], FP32)
+    weight = first.parts["model"]["fc2.weight"]
+    assert weight.untyped_storage().nbytes() == 3 * weight.nbytes, "an outcome is a view: nothing is copied twice"
+    game = toy.play(toy.federation(Standalone()), rounds=1, driver="batched")
+    assert game.driver.paths == {"stacked": 3}
+    for client in range(3):
+        kept = game.private(client).model.values()
+        assert all(value.untyped_storage().nbytes() == value.nbytes for value in kept)
 
 
 def test_dropout_follows_the_clients_key_and_moves_no_other_stream() -> None:

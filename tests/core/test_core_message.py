@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 import struct
 from collections.abc import Mapping
 from typing import Annotated, Any, get_args
@@ -21,7 +22,10 @@ from polyfed.message import (
     Record,
     Size,
     State,
+    assemble,
+    compact,
     decode,
+    disassemble,
     encode,
     flatten,
     size,
@@ -137,6 +141,36 @@ def test_what_is_decoded_is_bitwise_what_was_encoded_and_as_long_as_size_says(re
     told = size(record)
     assert told.total == len(data)
     assert {"values": told.values, "indices": told.indices} == tally(record)
+
+
+@settings(max_examples=30, deadline=None)
+@given(records)
+def test_what_is_assembled_is_bitwise_what_was_disassembled(record: Everything) -> None:
+    """Catches what the codec keeps and the way between two processes of ours loses."""
+    pieces = pickle.loads(pickle.dumps(disassemble(record), protocol=5))
+    assert same(assemble(pieces, Everything), record)
+    told = [(dtype, shape, raw.nbytes) for dtype, shape, raw in disassemble(record)[1]]
+    assert told == [(tensor.dtype, tuple(tensor.shape), tensor.nbytes) for _, tensor in flatten(record)[1]]
+
+
+def test_disassembling_copies_nothing_that_lies_in_order() -> None:
+    """Catches a copy of every upload before the one that is needed."""
+    x = torch.zeros(3, 4)
+    (_, _, raw), *_ = disassemble(Small(x, 1))[1]
+    raw[:] = 255
+    assert bool(x.isnan().all())
+
+
+def test_what_is_compact_keeps_nothing_alive_but_itself() -> None:
+    """Catches a client's row of a stack that keeps the whole stack in memory for as long as it is a state."""
+    stack, own = torch.randn(50, 3, 4), torch.randn(5)
+    kept = compact(
+        Everything({"w": stack[7], "t": stack[3].T}, own, Leaf(own, 1, own), (), {}, None, (), (), 0.5, True)
+    )
+    assert torch.equal(kept.params["w"], stack[7])
+    assert torch.equal(kept.params["t"], stack[3].T)
+    assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for _, tensor in flatten(kept)[1])
+    assert kept.positions is own, "what is whole is not copied"
 
 
 def test_a_tensor_without_dimensions_and_one_that_learns_both_travel() -> None:

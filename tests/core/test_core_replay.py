@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -35,14 +37,49 @@ def test_a_replay_gives_bitwise_what_the_function_gives() -> None:
     assert replays.count == 6  # two as they are
 
 
-def test_a_trace_has_no_view_that_changes_no_shape() -> None:
-    """Catches the quarter of vmap's operations that do nothing, each of which takes microseconds at every step."""
-    graph = make_fx(lambda x: (x.view(3, 4).expand(3, 4).view(2, 6) * 2).view(2, 6))(torch.ones(3, 4))
-    assert [node.target for node in tidy(graph).graph.nodes if node.op == "call_function"] == [
-        torch.ops.aten.view.default,
-        torch.ops.aten.mul.Tensor,
-    ]
-    assert torch.equal(graph(torch.ones(3, 4)), torch.full((2, 6), 2.0))
+def operations(function: Any, *given: Tensor) -> list[Any]:
+    graph = tidy(make_fx(function)(*given))
+    for got, expected in zip(graph(*given), function(*given), strict=True):
+        assert torch.equal(got, expected)
+    return [node.target for node in graph.graph.nodes if node.op == "call_function"]
+
+
+def test_a_trace_has_no_operation_for_nothing() -> None:
+    """Catches the third of vmap's operations that do nothing, each of which takes microseconds at every step."""
+    aten, x = torch.ops.aten, torch.arange(12.0).view(3, 4)
+    viewed = operations(lambda x: [(x.view(3, 4).expand(3, 4).view(2, 6) * 2).view(2, 6)], x)
+    assert viewed == [aten.view.default, aten.mul.Tensor]
+    assert operations(lambda x: [x.transpose(0, 1).transpose(0, 1) * 2], x) == viewed[1:]
+    assert operations(lambda x: [aten.mul.Scalar(x, 1) + 2], x) == [aten.add.Tensor]
+    assert operations(lambda x: [(x + 1) * (x + 1)], x) == [aten.add.Tensor, aten.mul.Tensor]
+
+
+def test_what_looks_like_nothing_and_is_something_stays() -> None:
+    """Catches results that share a memory, other types, and two equal readings with a writing in between."""
+    x = torch.arange(4)
+    assert len(operations(lambda x: [x + 1, x + 1], x)) == 2
+    assert len(operations(lambda x: [torch.ops.aten.mul.Scalar(x, 1)], x)) == 1
+    assert len(operations(lambda x: [torch.ops.aten.mul.Scalar(x, 1.0) + 2], x)) == 2
+
+    def writing(x: Tensor) -> list[Tensor]:
+        moved = x.clone()
+        before = moved * 2
+        moved.add_(1)
+        return [before + moved * 2]
+
+    operations(writing, x)
+
+
+def test_steps_with_operations_of_several_results_are_replayed() -> None:
+    """Catches a convolutional network, or a BatchNorm, whose trace is given up without a word."""
+
+    def pooled(x: Tensor) -> tuple[Tensor]:
+        return (torch.func.vmap(torch.func.grad(lambda x: functional.max_pool2d(x, 2).sum()))(x),)
+
+    replays = Replays(after=0)
+    x = torch.randn(2, 1, 4, 4)
+    assert torch.equal(replays.call("pooled", pooled, x)[0], pooled(x)[0])
+    assert replays.count == 1
 
 
 def test_other_shapes_and_layouts_are_other_steps() -> None:

@@ -211,14 +211,14 @@ class Stack:
         return {part: dict(clip(params, limit)) for part, params in grads.items()}, fixed, losses[0]
 
     def outcomes(self) -> list[Fitted]:
-        """What each client ends with."""
+        """What each client ends with: views of the stack; who keeps one copies it (`polyfed.message.compact`)."""
         finite = self._finite()
         return [
             finish(
                 fit,
                 {
                     part: {
-                        name: (self.weights[part] if name in self.weights[part] else self.fixed[part])[name][k].clone()
+                        name: (self.weights[part] if name in self.weights[part] else self.fixed[part])[name][k]
                         for name in params
                     }
                     for part, params in fit.parts.items()

@@ -11,7 +11,7 @@ from polyfed.compute import drive
 from polyfed.errors import PolyfedError
 from polyfed.execute.drivers import Driver, Work
 from polyfed.execute.fitting import bind, tree_to
-from polyfed.message import Message, Nothing, Size, State, size
+from polyfed.message import Message, Nothing, Size, State, compact, size
 from polyfed.parties import Cohort, Replies, Reply
 from polyfed.runtime.federation import Federation
 from polyfed.runtime.scoring import Score, Scorer
@@ -130,7 +130,8 @@ class LocalClients:
         outcomes = self.driver.play(calls)
         replies = tuple(Reply(info, outcomes[info.id].upload) for info in cohort if info.id in outcomes)
         self._before = {client: self._kept.get(client) for client in outcomes}
-        self._kept |= {client: (outcome.private, cohort.round) for client, outcome in outcomes.items()}
+        # What was trained in a stack is a view of all of it.
+        self._kept |= {client: (compact(outcome.private), cohort.round) for client, outcome in outcomes.items()}
         different = {id(message): message for message in down.values()}
         received = {key: measure(message) for key, message in different.items()}
         reports = {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from polyfed.compute import Exchange, drive
 from polyfed.execute.drivers import Driver, Work
-from polyfed.message import Size, State
+from polyfed.message import Size, State, compact
 from polyfed.parties import Cohort
 from polyfed.runtime.clients import Clients, Report
 from polyfed.runtime.federation import Federation
@@ -68,7 +68,7 @@ def play_round(
         return replies
 
     after = drive(federation.algorithm.server_round(server, cohort), perform)
-    return Played(after, cohort, reports)
+    return Played(compact(after), cohort, reports)  # replies may be views of stacks
 
 
 def join(a: Report, b: Report) -> Report:
