@@ -78,7 +78,6 @@ class Library:
         played = play_round(self.federation, self.server, self.number, self.clients, self.crew.driver)
         self.clients.commit()
         self.server = played.server
-        self.ways = sorted({str(report.work.way) for report in played.reports.values()})
         return time.perf_counter() - started - (self.crew.driver.costs.seconds - counting)
 
     def evaluate(self) -> float:
@@ -208,6 +207,12 @@ def children() -> list[int]:
     return [int(k) for k in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
 
 
+def chosen(sample: Any) -> dict[str, Any]:
+    """What ``auto`` chose: ways, sizes of stacks, workers."""
+    ways = sample.__self__.crew.ways
+    return {"ways": ways.by_kind, "stacks": ways.stack, "workers": ways.workers}
+
+
 def measure(name: str, turns: int, patience: int) -> dict[str, Any]:
     """Medians over turns of one workload."""
     title, make = WORKLOADS[name]
@@ -230,6 +235,7 @@ def measure(name: str, turns: int, patience: int) -> dict[str, Any]:
             for who, seconds in turn.items():
                 samples.setdefault(who, []).append(seconds)
             print(f"  {name}: " + ", ".join(f"{who} {seconds:.3f} s" for who, seconds in turn.items()), file=sys.stderr)
+        choices = {who: chosen(sample) for who, sample in contestants.items() if who.startswith("auto")}
     base = samples["bare"]
     ratios = {who: [b / s for b, s in zip(base, found, strict=True)] for who, found in samples.items()}
     return {
@@ -238,6 +244,7 @@ def measure(name: str, turns: int, patience: int) -> dict[str, Any]:
         "speed": {who: statistics.median(found) for who, found in ratios.items()},
         "least": {who: min(found) for who, found in ratios.items()},
         "most": {who: max(found) for who, found in ratios.items()},
+        "choices": choices,
         "turns": len(base),
         "repeated": noisy,
     }
