@@ -2,11 +2,12 @@
 
     python benchmarks/large/measure.py [--only CASE] [--fresh] [--scratch FOLDER]
 
-Each case and number of clients is a process of its own with one thread; results.json keeps what was measured, so that
-an interrupted measurement goes on, and the table of docs/large.md is written from it. A sample is a window of rounds
-with exactly one checkpoint in it. Evaluation is apart: none falls into a window. A window during which other processes
-used more than a quarter of a core is measured again, up to a limit; if there are too few quiet ones then, all count and
-the row says so. About 6 minutes on 2 quiet cores, and 5 GB of scratch space.
+Each number of clients is a process of its own with one thread, and those of a case take turns: a machine that is now
+faster, now slower is so for all. results.json keeps what was measured, so that an interrupted measurement goes on, and
+the table of docs/large.md is written from it. A sample is a window of rounds with exactly one checkpoint in it; a ratio
+is to the smallest number of clients in the same turn. Evaluation is apart: none falls into a window. A turn in which
+other programs used more than a quarter of a core is taken again, up to a limit; if there are too few quiet ones then,
+all count and the rows say so. About 10 minutes on 2 quiet cores, and 10 GB of scratch space.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ PAGE = HERE.parents[1] / "docs" / "large.md"
 COHORT = 10
 NUMBERS = (10**2, 10**3, 10**4, 10**5, 10**6)
 ENDS = (10**2, 10**6)
-WINDOWS, MOST, PATIENCE = 5, 15, 25.0  # quiet windows wanted, windows at most, seconds until any five will do
+TURNS, MOST = 7, 15  # quiet turns wanted, turns at most
 SMALL = {"image_size": 8}, {"samples_per_client": 20}, "mlp(hidden=(8,))"
 WIDE = {"image_size": 32}, {"samples_per_client": 20}, "mlp(hidden=(2415,))"
 
@@ -92,8 +93,8 @@ class Done(KeyboardInterrupt):
     """Enough was measured."""
 
 
-def measured(case: str, clients: int, scratch: Path) -> dict[str, Any]:
-    """One process: play until there are enough quiet windows."""
+def contestant(case: str, clients: int, scratch: Path) -> None:
+    """One process: plays a window for every line that it reads, and tells of it in a line; at the end, of the rest."""
     from polyfed import simulate
     from polyfed.runtime.simulate import resume
     from polyfed.runtime.store import Store
@@ -116,7 +117,6 @@ def measured(case: str, clients: int, scratch: Path) -> dict[str, Any]:
     for name in ("get", "put", "save", "settle"):
         timed(name)
     window, filled = CASES[case][0], CASES[case][1].get("filled", False)
-    windows: list[dict[str, float]] = []
     found: dict[str, Any] = {"case": case, "clients": clients}
 
     class Meter(Quiet):
@@ -139,21 +139,14 @@ def measured(case: str, clients: int, scratch: Path) -> dict[str, Any]:
                 return
             if row["round"] == window:  # warm: costs of steps are known, files are there
                 Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+                told: dict[str, float] = {}
             else:
                 wall, cpu, all_, store = (b - a for a, b in zip(self.mark, self.now(), strict=True))
-                windows.append(
-                    {
-                        "round": wall / window,
-                        "cpu": cpu / window,
-                        "store": store / window,
-                        "foreign": max(0.0, all_ - cpu) / wall,
-                        **memory(),
-                    }
-                )
-                quiet = sum(w["foreign"] < 0.25 for w in windows)
-                tired = time.perf_counter() - began > PATIENCE and len(windows) >= WINDOWS
-                if quiet >= WINDOWS or len(windows) >= MOST or tired:
-                    raise Done
+                told = {"round": wall / window, "cpu": cpu / window, "store": store / window, **memory()}
+                told["foreign"] = max(0.0, all_ - cpu) / wall
+            print(json.dumps(told), flush=True)
+            if not sys.stdin.readline():
+                raise Done
             self.mark = self.now()
 
     folder = Path(tempfile.mkdtemp(prefix="polyfed-large-", dir=scratch))
@@ -172,13 +165,53 @@ def measured(case: str, clients: int, scratch: Path) -> dict[str, Any]:
         found["partition_bytes"] = (folder / "run" / "partition.npz").stat().st_size
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    quiet = [w for w in windows if w["foreign"] < 0.25]
-    chosen = quiet if len(quiet) >= WINDOWS else windows
-    for key in ("round", "cpu", "store", "foreign", "rss"):
-        found[key] = statistics.median(w[key] for w in chosen)
-    found["peak"] = max(w["peak"] for w in windows)
-    found["windows"], found["disturbed"] = len(chosen), len(quiet) < WINDOWS
-    return found
+    print(json.dumps(found), flush=True)
+
+
+def compete(case: str, scratch: Path) -> list[dict[str, Any]]:
+    """A row for each number of clients of a case."""
+    turns: list[list[dict[str, float]]] = []
+    with ExitStack() as stack:
+        players: list[subprocess.Popen[str]] = []
+        for clients in CASES[case][2]:
+            command = [sys.executable, __file__, "--one", case, str(clients), "--scratch", str(scratch)]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            pipe = subprocess.PIPE
+            player = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
+            players.append(stack.enter_context(player))
+            answer(player)  # it is warm, and waits
+        quiet: list[list[dict[str, float]]] = []
+        while len(quiet) < TURNS and len(turns) < MOST:
+            turns.append([answer(player, "go\n") for player in players])
+            quiet = [turn for turn in turns if max(window["foreign"] for window in turn) < 0.25]
+            print(f"  {case}:", ", ".join(f"{1e3 * window['round']:.0f} ms" for window in turns[-1]), flush=True)
+        rows: list[dict[str, Any]] = [last(player) for player in players]
+    chosen = quiet if len(quiet) == TURNS else turns
+    for k, row in enumerate(rows):
+        for key in ("round", "cpu", "store", "foreign", "rss"):
+            row[key] = statistics.median(turn[k][key] for turn in chosen)
+        for key in ("round", "cpu", "rss"):
+            row[f"{key}_ratio"] = statistics.median(turn[k][key] / turn[0][key] for turn in chosen)
+        row["peak"] = max(turn[k]["peak"] for turn in turns)
+        row["windows"], row["disturbed"] = len(chosen), len(quiet) < TURNS
+    return rows
+
+
+def answer(player: subprocess.Popen[str], line: str = "") -> dict[str, Any]:
+    """What a process says, to a line if one is given."""
+    assert player.stdin is not None
+    assert player.stdout is not None
+    player.stdin.write(line)
+    player.stdin.flush()
+    return json.loads(player.stdout.readline())
+
+
+def last(player: subprocess.Popen[str]) -> dict[str, Any]:
+    """What a process says when nothing more is wanted."""
+    assert player.stdin is not None
+    assert player.stdout is not None
+    player.stdin.close()
+    return json.loads(player.stdout.readline())
 
 
 def fill(run: Path, clients: int) -> None:
@@ -203,7 +236,7 @@ def fill(run: Path, clients: int) -> None:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """The results as Markdown, each with its ratio to the smallest number of clients of its case."""
+    """The results as Markdown, each with its ratio to the smallest number of clients of its case, turn by turn."""
     lines = [
         "| private state | clients | a round, ms | of it CPU | of it store | resident, MB | peak, MB | set-up, s |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -211,13 +244,11 @@ def table(results: list[dict[str, Any]]) -> str:
     for case, (_, _, _, title) in CASES.items():
         rows = [row for row in results if row["case"] == case]
         for row in rows:
-            time_, space = row["round"] / rows[0]["round"], row["rss"] / rows[0]["rss"]
-            cpu = row["cpu"] / rows[0]["cpu"]
             lines.append(
                 f"| {title if row is rows[0] else ''} | {row['clients']:,} "
-                f"| {1e3 * row['round']:.1f} ({time_:.2f}x){' *' * row['disturbed']} "
-                f"| {1e3 * row['cpu']:.1f} ({cpu:.2f}x) | {1e3 * row['store']:.1f} "
-                f"| {row['rss'] / 1e6:.0f} ({space:.2f}x) | {row['peak'] / 1e6:.0f} | {row['setup']:.1f} |"
+                f"| {1e3 * row['round']:.1f} ({row['round_ratio']:.2f}x){' *' * row['disturbed']} "
+                f"| {1e3 * row['cpu']:.1f} ({row['cpu_ratio']:.2f}x) | {1e3 * row['store']:.1f} "
+                f"| {row['rss'] / 1e6:.0f} ({row['rss_ratio']:.2f}x) | {row['peak'] / 1e6:.0f} | {row['setup']:.1f} |"
             )
     if any(row["disturbed"] for row in results):
         lines.append("\n\\* measured while other programs ran: read the CPU seconds.")
@@ -233,24 +264,21 @@ def main() -> None:
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        print(json.dumps(measured(arguments.one[0], int(arguments.one[1]), arguments.scratch)))
+        contestant(arguments.one[0], int(arguments.one[1]), arguments.scratch)
         return
     path = HERE / "results.json"
     kept = [] if arguments.fresh or not path.exists() else json.loads(path.read_text())
-    results = {(row["case"], row["clients"]): row for row in kept if row["case"] != arguments.only}
-    jobs = [(case, number) for case, (_, _, numbers, _) in CASES.items() for number in numbers]
-    for case, clients in jobs:
-        if (case, clients) in results or (arguments.only and case != arguments.only):
+    results = [row for row in kept if row["case"] != arguments.only]
+    for case in [arguments.only] if arguments.only else CASES:
+        if any(row["case"] == case for row in results):
             continue
-        command = [sys.executable, __file__, "--one", case, str(clients), "--scratch", str(arguments.scratch)]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        results[case, clients] = json.loads(done.stdout)
-        print(json.dumps(results[case, clients]), flush=True)
-        path.write_text(json.dumps([results[job] for job in jobs if job in results], indent=1) + "\n")
+        results += compete(case, arguments.scratch)
+        results.sort(key=lambda row: (list(CASES).index(row["case"]), row["clients"]))
+        path.write_text(json.dumps(results, indent=1) + "\n")
     for rows in arguments.scratch.glob("rows-*.npz"):
         rows.unlink()
     head, _, rest = PAGE.read_text().partition("<!-- large:begin -->\n")
-    told = table([results[job] for job in jobs if job in results])
+    told = table(results)
     PAGE.write_text(f"{head}<!-- large:begin -->\n{told}\n<!-- large:end -->{rest.partition('<!-- large:end -->')[2]}")
     print(told)
 
