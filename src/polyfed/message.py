@@ -250,12 +250,15 @@ def disassemble(record: Record) -> Pieces:
 def assemble(pieces: Pieces, *known: type[Record]) -> Any:
     """The record of `disassemble`, one of ``known``; its tensors are views of the arrays."""
     skeleton, parts = pieces
-    tensors = [torch.from_numpy(raw).view(dtype).reshape(shape) for dtype, shape, raw in parts]
+    tensors = [
+        torch.from_numpy(raw).view(dtype).reshape(shape) if raw.nbytes else torch.empty(shape, dtype=dtype)
+        for dtype, shape, raw in parts
+    ]
     return unflatten(skeleton, tensors, *known)
 
 
 def compact(record: Record) -> Any:
-    """The same record, in which no tensor is a part of a larger memory that it would keep alive."""
+    """The same record, in which no tensor is a part of a larger tensor that it would keep alive."""
     skeleton, tensors = flatten(record)
     own = [tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor for _, tensor in tensors]
     return unflatten(skeleton, own, type(record))
@@ -263,7 +266,10 @@ def compact(record: Record) -> Any:
 
 def _memory(tensor: Tensor) -> np.ndarray:
     """The numbers of a tensor in order, as bytes; its own memory where they lie so."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    if flat.stride() != (1,):  # a single number may keep any stride through contiguous()
+        flat = flat.clone(memory_format=torch.contiguous_format).as_strided(flat.shape, (1,))
+    return flat.view(torch.uint8).numpy()
 
 
 def _layout(message: Message) -> tuple[bytes, list[tuple[str, Tensor]]]:

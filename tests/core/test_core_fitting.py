@@ -267,6 +267,32 @@ def test_stacks_of_the_usual_size_add_products_in_and_end_there_too(plan: str, m
     assert taken[Tensor] > replays.count * 6
 
 
+class Factored(nn.Module):
+    """A dense layer whose weight is the product of two: the gradient of each is a product with the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.u, self.v = nn.Parameter(0.3 * torch.randn(6, 3)), nn.Parameter(0.3 * torch.randn(3, 7))
+        self.fc = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(torch.relu(functional.linear(x, self.u @ self.v)))
+
+
+def factored() -> nn.Module:
+    return Factored()
+
+
+def test_a_product_with_a_weight_is_made_before_that_weight_moves() -> None:
+    """Catches the gradient of one factor of W = U V made with the other as it is after its update."""
+    net = SplitModel("factored", factored, input_shape=(7,), classifier="fc")
+    fits = [request(PLANS["plain"], k=k, n=12, net=net, dtype=torch.float64) for k in range(8)]
+    replays = Replays()
+    for asked, got in zip(fits, run_stacked(fits, FP64, replays), strict=True):
+        check(got.parts, run_fit(asked, FP64).parts, 1e-11)
+    assert replays.count == 6
+
+
 def test_running_statistics_move_under_stacking_as_alone() -> None:
     """Catches BatchNorm statistics that stay where they were, are shared, or move twice."""
     net = model()

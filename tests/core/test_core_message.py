@@ -153,6 +153,18 @@ def test_what_is_assembled_is_bitwise_what_was_disassembled(record: Everything) 
     assert told == [(tensor.dtype, tuple(tensor.shape), tensor.nbytes) for _, tensor in flatten(record)[1]]
 
 
+def test_tensors_that_lie_oddly_are_assembled() -> None:
+    """Catches a single number with the stride of the table that it was cut out of, and tensors without numbers."""
+    for odd in (
+        torch.arange(12.0).view(4, 3)[:, 0][:1],
+        torch.zeros(0, 3),
+        torch.ones(2, 3).T,
+        torch.ones(1).expand(4),
+    ):
+        got = assemble(disassemble(Small(odd, 1)), Small)
+        assert torch.equal(got.x, odd)
+
+
 def test_disassembling_copies_nothing_that_lies_in_order() -> None:
     """Catches a copy of every upload before the one that is needed."""
     x = torch.zeros(3, 4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -58,6 +59,7 @@ def test_what_looks_like_nothing_and_is_something_stays() -> None:
     """Catches results that share a memory, other types, and two equal readings with a writing in between."""
     x = torch.arange(4)
     assert len(operations(lambda x: [x + 1, x + 1], x)) == 2
+    assert len(operations(lambda x: [(x + 1).view(2, 2), (x + 1).view(2, 2)], x)) == 4
     assert len(operations(lambda x: [torch.ops.aten.mul.Scalar(x, 1)], x)) == 1
     assert len(operations(lambda x: [torch.ops.aten.mul.Scalar(x, 1.0) + 2], x)) == 2
 
@@ -105,6 +107,16 @@ def test_what_depends_on_more_than_tensors_is_not_replayed() -> None:
         x = inputs(seed)[1]
         assert torch.equal(replays.call("scaled", scaled, x), scaled(x))
     assert replays.count == 0
+
+
+def test_short_memory_is_no_reason_to_compute_otherwise() -> None:
+    """Catches a last bit that depends on how much memory was free when a step was traced."""
+
+    def greedy(x: Tensor) -> Tensor:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        Replays(after=0).call("greedy", greedy, torch.ones(3))
 
 
 def test_what_cannot_be_traced_is_called() -> None:

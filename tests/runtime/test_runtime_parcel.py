@@ -77,12 +77,36 @@ def test_who_keeps_one_array_does_not_keep_all(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="this system does not list open files")
 def test_no_file_stays_open() -> None:
-    """Catches descriptors that run out after some rounds."""
+    """Catches descriptors that run out after some rounds, also where what came is kept."""
     across([numbers(LARGE)])
     before = len(os.listdir("/proc/self/fd"))
-    for _ in range(3):
-        across([numbers(parcel.FULL // 8) for _ in range(4)])
+    kept = [across([numbers(parcel.FULL // 8) for _ in range(4)]) for _ in range(3)]
     assert len(os.listdir("/proc/self/fd")) == before
+    assert np.array_equal(kept[0][3], numbers(parcel.FULL // 8))
+
+
+def test_few_files_are_on_their_way_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches one file for each of thousands of uploads: descriptors in flight count against a user's limit."""
+    monkeypatch.setattr(parcel, "FULL", parcel.LARGE)
+    sent = [numbers(LARGE + k, k) for k in range(100)]
+    _, files = parcel._packed(sent)
+    parcel._close(files)
+    assert parcel.MOST // 2 <= len(files) <= parcel.MOST + 1
+    assert all(np.array_equal(one, other) for one, other in zip(across(sent), sent, strict=True))
+
+
+def test_after_a_message_that_could_not_be_mapped_the_next_one_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches descriptors that stay in the pipe, and are read as the length of what comes next."""
+    ours, theirs = Pipe()
+    with monkeypatch.context() as patch:
+        patch.setattr(parcel, "_mapped", refuse)
+        parcel.send(theirs, [numbers(parcel.FULL // 8, k) for k in range(3)])
+        with pytest.raises(OSError, match="Too many"):
+            parcel.receive(ours)
+    parcel.send(theirs, "next")
+    assert parcel.receive(ours) == "next"
+    for end in (ours, theirs):
+        end.close()
 
 
 @pytest.mark.parametrize("short", ["descriptors", "system"])

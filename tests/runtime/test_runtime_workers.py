@@ -19,7 +19,7 @@ import torch
 from polyfed.errors import CheckpointError, ConfigError, DivergedError, StorageError
 from polyfed.execute import replay, ways
 from polyfed.execute.ways import Ways
-from polyfed.runtime import auto, crew, workers
+from polyfed.runtime import auto, crew, parcel, workers
 from polyfed.runtime.pool import Pool, WorkerError
 from polyfed.runtime.simulate import resume, simulate
 from polyfed.runtime.store import Store
@@ -190,6 +190,20 @@ def test_a_worker_that_ends_is_reported(pool: Pool) -> None:
         pool.ask({0: ("die",)})
 
 
+def test_a_worker_whose_answer_is_lost_is_ended(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a run that hangs, or believes an old answer, after a message for which memory or files were short."""
+
+    def refuse(pipe: Any) -> Any:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parcel, "receive", refuse)
+        with pytest.raises(WorkerError, match=r"worker process 0 could not be read .*Too many open files.*ulimit"):
+            pool.ask({0: ("echo", 1)})
+    with pytest.raises(WorkerError, match="worker process 0 ended"):
+        pool.ask({0: ("echo", 2)})
+
+
 def test_no_worker_outlives_its_pool(pool: Pool) -> None:
     """Catches processes left behind."""
     pids = pool.pids
@@ -295,6 +309,28 @@ def test_stacks_of_the_usual_size_resume_bitwise(tmp_path: Path, monkeypatch: py
     told = {"rounds": 4, "eval_every": 2, "checkpoint_every": 2, "driver": "batched"}
     clients = {"count": 9, "models": ["mlp(hidden=(12,))"], "participation": 1.0}
     train = {"batch_size": 4, "momentum": 0.0}
+    asked = running.config(run=told, clients=clients, train=train, algorithm={"name": "fedavg"})
+    simulate(asked, out=tmp_path / "straight")
+    with pytest.raises(Interrupted):
+        simulate(asked, out=tmp_path / "run", watch=Stop())
+    resume(tmp_path / "run")
+    running.same(tmp_path / "run", tmp_path / "straight")
+
+
+def test_stacks_are_cut_by_the_memory_that_was_free_at_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches other sizes of stacks, and so another last bit, where more or less memory is free at a resume."""
+    free = [10**9]
+    monkeypatch.setattr(crew, "_memory", lambda asked, place: free[0])
+    told = {"rounds": 2, "eval_every": 2, "checkpoint_every": 1, "driver": "batched"}
+    clients = {"count": 9, "models": ["mlp(hidden=(12,))"], "participation": 1.0}
+    train = {"batch_size": 4, "momentum": 0.0}
+
+    class Stop(Quiet):
+        def round_ended(self, row: Any) -> None:
+            if row["round"] == 1:
+                free[0] = 10**5
+                raise KeyboardInterrupt
+
     asked = running.config(run=told, clients=clients, train=train, algorithm={"name": "fedavg"})
     simulate(asked, out=tmp_path / "straight")
     with pytest.raises(Interrupted):

@@ -11,14 +11,17 @@ matrices that is as large as the weights. Asked for, such a gradient stays a `Pr
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
+
+log = logging.getLogger(__name__)
 
 #: A tensor, or a mapping or tuple of trees.
 Tree: TypeAlias = Any
@@ -39,6 +42,10 @@ class Product:
     def multiplied(self) -> Tensor:
         """The matrices: (K, I, L)."""
         return torch.bmm(self.left, self.right)
+
+    def within(self, memories: Container[int]) -> bool:
+        """Whether a factor lies in one of these memories, given by their addresses."""
+        return any(factor.untyped_storage().data_ptr() in memories for factor in (self.left, self.right))
 
 
 class Replays:
@@ -113,7 +120,10 @@ def _trace(function: Callable[..., Tree], trees: Tree, inputs: list[Tensor], pro
     try:
         replay = _Replay(make_fx(flat)(*inputs), out[0], first[0])
         same = all(map(_same, _leaves(replay(other)), _leaves(function(*_fill(shape, iter(other))))))
-    except Exception:  # whatever it is that tracing cannot do, calling could, many times over
+    except (MemoryError, torch.OutOfMemoryError):
+        raise  # how much was free must not decide about numbers
+    except Exception as error:  # whatever it is that tracing cannot do, calling could, many times over
+        log.info("a step is not replayed: %s", error)
         return None
     return replay if same else None
 
@@ -128,11 +138,13 @@ def tidy(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
     """Without a third of the operations that vmap leaves: those that do nothing, undo another, or are done twice."""
     nodes = list(graph.graph.nodes)
     calls = [node for node in nodes if node.op == "call_function"]
-    pure = not any(node.is_impure() for node in calls)
+    # Batch normalisation writes its statistics without declaring it (torch 2.13).
+    pure = not any(node.is_impure() or "batch_norm" in str(node.target) for node in calls)
+    results = _memories(nodes[-1])
     done: dict[object, Any] = {}
     for node in calls:
         source: Any = node.args[0] if node.args else None
-        returned = nodes[-1] in node.users  # two results must not be one memory
+        returned = node in results  # two results must not be one memory
         if node.target in _VIEWS and _alike(node, source):
             node.replace_all_uses_with(source)
         elif _turns(node) and _turns(source) and node.args[1:] == source.args[1:]:
@@ -146,6 +158,17 @@ def tidy(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph
+
+
+def _memories(output: torch.fx.Node) -> set[torch.fx.Node]:
+    """What the results are, and what they are views of."""
+    found, ahead = set[torch.fx.Node](), list(output.all_input_nodes)
+    while ahead:
+        node = ahead.pop()
+        if node not in found:
+            found.add(node)
+            ahead += node.all_input_nodes if getattr(node.target, "is_view", False) else []
+    return found
 
 
 def _alike(node: Any, source: Any) -> bool:

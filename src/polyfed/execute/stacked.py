@@ -165,8 +165,8 @@ class Stack:
             grads, moved, losses = one(*state, batch, drawn)
         else:
             products = self.usual and rows is None and batch[1].shape[1] == self.fits[0].client.plan.batch_size
-            name = (self.name, due, self.place)
-            grads, moved, losses = self.replays.call(name, one, *state, batch, drawn, products=products)
+            kind = (self.name, due, self.place)
+            grads, moved, losses = self.replays.call(kind, one, *state, batch, drawn, products=products)
         self.update.step(self.weights, grads, rows)
         for part, params in moved.items():
             for name, value in params.items():
@@ -255,6 +255,12 @@ class Update:
 
     def step(self, weights: Grads, grads: Gradients, rows: Tensor | None) -> None:
         """Move ``weights`` (at ``rows`` of the stack, or all) against ``grads``."""
+        # A factor may be another weight, as in W = U V, which moves below: then the product is made before.
+        own = {value.untyped_storage().data_ptr() for params in weights.values() for value in params.values()}
+        grads = {
+            part: {n: g.multiplied() if isinstance(g, Product) and g.within(own) else g for n, g in params.items()}
+            for part, params in grads.items()
+        }
         for part, params in grads.items():
             lr = self.lr.get(part, self.plan.lr)
             for name, g in params.items():

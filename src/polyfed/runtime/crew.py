@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import time
@@ -19,7 +18,7 @@ import torch
 from polyfed.config.loading import cores
 from polyfed.config.sections import RunSection
 from polyfed.errors import ConfigError
-from polyfed.execute.drivers import Auto, make_driver
+from polyfed.execute.drivers import Auto, Batched, make_driver
 from polyfed.execute.place import Place
 from polyfed.execute.ways import Ways
 from polyfed.runtime import files
@@ -74,9 +73,8 @@ class Crew:
             say(f"bf16 takes {times:.1f} times as long as fp32 on this processor, which has no instructions for it")
 
     def __enter__(self) -> Simulated:
-        # What lives as long as the program, torch most of all, is not looked through for garbage again and again:
-        # 0.1 s each time, as often as every tenth round of many small clients. Forks inherit it.
-        gc.freeze()
+        if isinstance(self.driver, Batched) and self.choices is not None and not self.choices.exists():
+            self._keep(self.ways)  # free memory decides about sizes of stacks, and these about the last bit
         local = LocalClients(resident(self.federation, self.place), self.driver, self.store)
         if isinstance(self.driver, Auto):
             if self.federation.config.run.workers is not None:
@@ -91,7 +89,6 @@ class Crew:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        gc.unfreeze()
         if self._pool is not None:
             self._pool.close()
 

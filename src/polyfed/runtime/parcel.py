@@ -16,10 +16,14 @@ import socket
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
+
 #: From so many bytes on an array goes into a file; below, the pipe is as fast.
 LARGE = 1 << 16
-#: Arrays share a file until it has so many bytes: few files, and who keeps one array keeps little besides.
+#: Arrays share a file of so many bytes, so that who keeps one array keeps little besides.
 FULL = 1 << 23
+#: About the most files at once: descriptors on their way count against a user's limit.
+MOST = 16
 #: Where arrays begin in a file, in bytes: what a mapping can begin at.
 PAGE = mmap.ALLOCATIONGRANULARITY
 
@@ -49,19 +53,28 @@ def receive(pipe: Any) -> Any:
         EOFError, OSError: the other end is gone.
     """
     body, files = pipe.recv()
-    buffers: list[memoryview] = []
+    descriptors: list[int] = []
     if files:
         with socket.fromfd(pipe.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as channel:
-            for sizes in files:
-                _, descriptors, *_ = socket.recv_fds(channel, 1, 1)
-                if not descriptors:
-                    raise EOFError
-                buffers += _mapped(descriptors[0], sizes)
+            for _ in files:  # all of them first: what stays in the pipe would be read as the next message
+                came, descriptor, *_ = socket.recv_fds(channel, 1, 1)
+                descriptors += descriptor
+                if not came:
+                    break
+    try:
+        if len(descriptors) < len(files):
+            raise EOFError(f"{len(descriptors)} of {len(files)} files came; are too many open?")
+        buffers = [array for file, sizes in zip(descriptors, files, strict=True) for array in _mapped(file, sizes)]
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
     return pickle.loads(body, buffers=buffers)
 
 
 def _packed(value: Any) -> tuple[bytes, list[tuple[int, list[int]]]]:
     """The pickle, and the files of large arrays: each a descriptor and the arrays' sizes."""
+    if not hasattr(os, "memfd_create"):  # not Linux
+        return pickle.dumps(value, protocol=5), []
     large: list[memoryview] = []
 
     def aside(buffer: pickle.PickleBuffer) -> bool:
@@ -70,8 +83,6 @@ def _packed(value: Any) -> tuple[bytes, list[tuple[int, list[int]]]]:
             large.append(raw)
         return raw.nbytes < LARGE  # true: within the pickle
 
-    if not hasattr(os, "memfd_create"):  # not Linux
-        return pickle.dumps(value, protocol=5), []
     body = pickle.dumps(value, protocol=5, buffer_callback=aside)
     files: list[tuple[int, list[int]]] = []
     try:
@@ -83,12 +94,14 @@ def _packed(value: Any) -> tuple[bytes, list[tuple[int, list[int]]]]:
 
 
 def _groups(large: Sequence[memoryview]) -> Iterator[list[memoryview]]:
+    """The arrays of each file, in order."""
+    full = max(FULL, 2 * sum(raw.nbytes for raw in large) // MOST)
     group: list[memoryview] = []
     for raw in large:
-        group.append(raw)
-        if sum(raw.nbytes for raw in group) >= FULL:
+        if group and sum(raw.nbytes for raw in group) + raw.nbytes > full:
             yield group
             group = []
+        group.append(raw)
     if group:
         yield group
 
@@ -108,12 +121,10 @@ def _write(group: Sequence[memoryview]) -> int:
 
 
 def _mapped(descriptor: int, sizes: Sequence[int]) -> list[memoryview]:
-    """The arrays of a file, which is closed: it lasts as long as they do."""
-    try:
-        length = os.fstat(descriptor).st_size
-        memory = memoryview(mmap.mmap(descriptor, length, flags=mmap.MAP_PRIVATE))
-    finally:
-        os.close(descriptor)
+    """The arrays of a file. The mapping lasts as long as they do, and needs no descriptor, as Python's mmap would."""
+    length = os.fstat(descriptor).st_size
+    whole = torch.from_file(f"/proc/self/fd/{descriptor}", shared=False, size=length, dtype=torch.uint8)
+    memory = whole.numpy().data
     found: list[memoryview] = []
     start = 0
     for size in sizes:

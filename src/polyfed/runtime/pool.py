@@ -123,18 +123,26 @@ class Pool:
             with _whole():
                 parcel.send(self._pipes[worker], request)
         except OSError as error:
-            raise self._lost(worker) from error
+            raise self._lost(worker, error) from error
 
     def _receive(self, worker: int) -> tuple[int, bool, Any]:
         try:
             with _whole():
                 return parcel.receive(self._pipes[worker])
-        except (EOFError, OSError) as error:
-            raise self._lost(worker) from error
+        except (EOFError, OSError, RuntimeError) as error:  # RuntimeError: torch could not map a file
+            raise self._lost(worker, error) from error
 
-    def _lost(self, worker: int) -> WorkerError:
-        self._processes[worker].join(timeout=5)
-        code = self._processes[worker].exitcode
+    def _lost(self, worker: int, error: Exception) -> WorkerError:
+        process = self._processes[worker]
+        process.join(timeout=5)
+        if process.is_alive():
+            process.kill()  # what it said is lost, so nothing else that it says can be believed
+            process.join()
+            return WorkerError(
+                f"a message of worker process {worker} could not be read ({error}); memory or open files "
+                "(`ulimit -n`) may be short. Resume with run.workers = 1, or with fewer"
+            )
+        code = process.exitcode
         return WorkerError(
             f"worker process {worker} ended (exit code {code}); out of memory (-9), or a script without "
             '`if __name__ == "__main__":` beside a GPU? Resume with run.workers = 1, or with fewer'

@@ -345,7 +345,7 @@ class WorkerClients:
 
 
 def _packed(down: Down) -> tuple[dict[int, Pieces], dict[ClientId, int | None]]:
-    """Every different message once, as bytes, and who gets which."""
+    """Every different message once, in pieces, and who gets which."""
     numbers: dict[int, int] = {}
     messages: dict[int, Pieces] = {}
     which: dict[ClientId, int | None] = {}
