@@ -10,6 +10,7 @@ import sys
 import time
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -19,7 +20,7 @@ from typer.testing import CliRunner
 from polyfed.cli import app
 from polyfed.deploy import commands
 from polyfed.deploy.commands import Command
-from polyfed.deploy.local import engine_bytes
+from polyfed.deploy.local import Following, engine_bytes
 from polyfed.deploy.processes import ProcessEndedError, Processes, free_ports, listening
 from polyfed.deploy.settings import Deployment, NodeSettings
 from polyfed.errors import ConfigError
@@ -181,3 +182,22 @@ def test_the_environment_of_flower_stays_in_its_folder(tmp_path: Path) -> None:
     full = commands.listing(tmp_path).full_environment()
     assert full["FLWR_HOME"] == str(tmp_path)
     assert full["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
+
+
+@pytest.mark.parametrize("again", [[], ["yy"], ["yyyyyyyyyyyyyyyyyyyy", "zzzzzzzzzzzzzzzzzzzzzzz"]])
+def test_a_log_that_a_resumed_server_cut_is_read_from_the_start_of_a_line(tmp_path: Path, again: list[str]) -> None:
+    """Catches half a line that is read as a whole one, after which `polyfed deploy resume` dies of its own log."""
+    log = tmp_path / "rounds.jsonl"
+    log.write_text("".join(f'{{"round": {k}}}\n' for k in range(4)))
+    seen: list[Any] = []
+    following = Following(tmp_path, lambda kind, row: seen.append((kind, row)))
+    log.write_text('{"round": 0}\n' + "".join(f'{{"{name}": 1}}\n' for name in again))
+    assert not following.look()
+    with open(log, "a") as file:
+        file.write('{"round": 2')
+    assert not following.look()
+    with open(log, "a") as file:
+        file.write("}\n")
+    assert not following.look()
+    assert seen[-1] == ("row", {"round": 2})
+    assert all(kind == "row" and len(row) == 1 for kind, row in seen)

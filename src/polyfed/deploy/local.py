@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -235,11 +236,19 @@ class Following:
         if not path.exists():
             return
         with open(path, "rb") as file:
-            file.seek(min(self.places[path.name], path.stat().st_size))
+            # A resumed server cuts a log back to its checkpoint, and may have written on since: begin with a line.
+            place = min(self.places[path.name], os.fstat(file.fileno()).st_size)
+            while place > 0:
+                file.seek(place - 1)
+                if file.read(1) == b"\n":
+                    break
+                place -= 1
+            file.seek(place)
             for line in file:
                 if line.endswith(b"\n"):
-                    self.places[path.name] += len(line)
+                    place += len(line)
                     self.seen(kind, json.loads(line))
+            self.places[path.name] = place
 
 
 def _end(path: Path) -> int:
