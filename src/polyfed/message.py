@@ -248,7 +248,11 @@ def disassemble(record: Record) -> Pieces:
 
 
 def assemble(pieces: Pieces, *known: type[Record]) -> Any:
-    """The record of `disassemble`, one of ``known``; its tensors are views of the arrays."""
+    """The record of `disassemble`, one of ``known``; its tensors are views of the arrays.
+
+    Raises:
+        MessageError: it is another record.
+    """
     skeleton, parts = pieces
     tensors = [
         torch.from_numpy(raw).view(dtype).reshape(shape) if raw.nbytes else torch.empty(shape, dtype=dtype)

@@ -106,6 +106,16 @@ def same(a: Run[Any], b: Run[Any]) -> None:
         assert not differences(state, b.privates[client]), f"the private state of client {client}"
 
 
+def close(a: Run[Any], b: Run[Any]) -> None:
+    """Two runs are the same within 1e-9 of each tensor's norm: the server after every round, every private state."""
+    for round_, (left, right) in enumerate(zip(a.servers, b.servers, strict=True)):
+        gap, where = furthest(left, right)
+        assert gap <= 1e-9, f"the server after round {round_}: {where} is {gap:.1e} off"
+    for client, state in b.privates.items():
+        gap, where = furthest(a.privates[client], state)
+        assert gap <= 1e-9, f"client {client}: {where} is {gap:.1e} off"
+
+
 # ------------------------------------------------------------------------------------------------------- drivers
 
 
@@ -119,12 +129,7 @@ def test_batched_equals_sequential(subject: Subject) -> None:
     fits = one.driver.paths["sequential"]
     assert fits > 0, "no client trained: is a `yield from` missing?"
     assert many.driver.paths["stacked"] == fits, f"{dict(many.driver.paths)} of {fits} fits"
-    for round_, (left, right) in enumerate(zip(many.servers, one.servers, strict=True)):
-        gap, where = furthest(left, right)
-        assert gap <= 1e-9, f"the server after round {round_}: {where} is {gap:.1e} off"
-    for client, state in one.privates.items():
-        gap, where = furthest(many.privates[client], state)
-        assert gap <= 1e-9, f"client {client}: {where} is {gap:.1e} off"
+    close(many, one)
 
 
 def test_batched_equals_sequential_in_single_precision(subject: Subject) -> None:
@@ -168,12 +173,7 @@ def test_replayed_equals_stacked(subject: Subject, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(stacked, "SIZES", range(2, 10))
     monkeypatch.setattr(stacked, "has_images", no_images)
     replayed = play(subject.federation(even, full), local, rounds=2, driver="batched", precision="fp64")
-    for round_, (left, right) in enumerate(zip(replayed.servers, called.servers, strict=True)):
-        gap, where = furthest(left, right)
-        assert gap <= 1e-9, f"the server after round {round_}: {where} is {gap:.1e} off"
-    for client, state in called.privates.items():
-        gap, where = furthest(replayed.privates[client], state)
-        assert gap <= 1e-9, f"client {client}: {where} is {gap:.1e} off"
+    close(replayed, called)
 
 
 def no_images(models: Mapping[str, SplitModel]) -> bool:
@@ -187,12 +187,8 @@ def test_channels_last_equals_sequential(subject: Subject) -> None:
     Catches views and reshapes that count on one layout, and gradients that are laid out unlike their weights.
     """
     one, other = subject.run("sequential"), subject.run("channels-last")
-    for round_, (left, right) in enumerate(zip(other.servers, one.servers, strict=True)):
-        gap, where = furthest(left, right)
-        assert gap <= 1e-9, f"the server after round {round_}: {where} is {gap:.1e} off"
-    for client, state in one.privates.items():
-        gap, where = furthest(other.privates[client], state)
-        assert gap <= 1e-9, f"client {client}: {where} is {gap:.1e} off"
+    close(other, one)
+    for client in one.privates:
         laid = [path for path, tensor in tensors(other.privates[client]).items() if not tensor.is_contiguous()]
         assert not laid, f"client {client} keeps {laid[0]} in another layout"
 
