@@ -36,6 +36,17 @@ def config(participation: float = 0.67, **run: Any) -> Any:
     return running.config(run=told, clients={"count": 6, "models": MODELS, "participation": participation})
 
 
+class Stop(Quiet):
+    """Ctrl-C at the end of a round."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def round_ended(self, row: Any) -> None:
+        if row["round"] == self.number:
+            raise KeyboardInterrupt
+
+
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run in one process."""
@@ -68,13 +79,8 @@ def test_replies_that_are_lost_are_lost_with_workers_too(tmp_path: Path, store: 
 def test_a_run_of_workers_resumes_identically(straight: Path, tmp_path: Path, store: str) -> None:
     """Catches states that a resumed run does not hand to its workers."""
 
-    class Stop(Quiet):
-        def round_ended(self, row: Any) -> None:
-            if row["round"] == 3:
-                raise KeyboardInterrupt
-
     with pytest.raises(Interrupted):
-        simulate(config(workers=2, store=store), out=tmp_path / "run", watch=Stop())
+        simulate(config(workers=2, store=store), out=tmp_path / "run", watch=Stop(3))
     resume(tmp_path / "run")
     running.same(tmp_path / "run", straight)
 
@@ -300,11 +306,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
 def test_stacks_of_the_usual_size_resume_bitwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches steps whose last bit depends on how many came before in the same process."""
 
-    class Stop(Quiet):
-        def round_ended(self, row: Any) -> None:
-            if row["round"] == 3:
-                raise KeyboardInterrupt
-
     monkeypatch.setattr(replay, "AFTER", 5)  # in the second round, or not so soon after a resume
     told = {"rounds": 4, "eval_every": 2, "checkpoint_every": 2, "driver": "batched"}
     clients = {"count": 9, "models": ["mlp(hidden=(12,))"], "participation": 1.0}
@@ -312,7 +313,7 @@ def test_stacks_of_the_usual_size_resume_bitwise(tmp_path: Path, monkeypatch: py
     asked = running.config(run=told, clients=clients, train=train, algorithm={"name": "fedavg"})
     simulate(asked, out=tmp_path / "straight")
     with pytest.raises(Interrupted):
-        simulate(asked, out=tmp_path / "run", watch=Stop())
+        simulate(asked, out=tmp_path / "run", watch=Stop(3))
     resume(tmp_path / "run")
     running.same(tmp_path / "run", tmp_path / "straight")
 
@@ -325,16 +326,11 @@ def test_stacks_are_cut_by_the_memory_that_was_free_at_first(tmp_path: Path, mon
     clients = {"count": 9, "models": ["mlp(hidden=(12,))"], "participation": 1.0}
     train = {"batch_size": 4, "momentum": 0.0}
 
-    class Stop(Quiet):
-        def round_ended(self, row: Any) -> None:
-            if row["round"] == 1:
-                free[0] = 10**5
-                raise KeyboardInterrupt
-
     asked = running.config(run=told, clients=clients, train=train, algorithm={"name": "fedavg"})
     simulate(asked, out=tmp_path / "straight")
     with pytest.raises(Interrupted):
-        simulate(asked, out=tmp_path / "run", watch=Stop())
+        simulate(asked, out=tmp_path / "run", watch=Stop(1))
+    free[0] = 10**5
     resume(tmp_path / "run")
     running.same(tmp_path / "run", tmp_path / "straight")
 
@@ -367,17 +363,12 @@ def test_workers_that_start_late_take_over_the_states_of_before(
 ) -> None:
     """Catches a checkpoint with the states that this process held before the workers trained them."""
 
-    class Stop(Quiet):
-        def round_ended(self, row: Any) -> None:
-            if row["round"] == 4:
-                raise KeyboardInterrupt
-
     monkeypatch.setattr(auto.AutoClients, "_decide", lambda self, timed, down: 2)
     learner = {"name": "fedl2g", "warmup": 2, "holdout": 0.3}
     told = {"rounds": 6, "eval_every": 6, "checkpoint_every": 6, "driver": "auto", "threads": 2}
     asked = running.config(run=told, clients={"participation": 1.0}, algorithm=learner)
     with pytest.raises(Interrupted):
-        simulate(asked, out=tmp_path / "run", watch=Stop())
+        simulate(asked, out=tmp_path / "run", watch=Stop(4))
     assert {round_ for _, round_, *_ in running.rows(tmp_path / "run" / "states")} == {4}
     resume(tmp_path / "run")
     simulate(asked, out=tmp_path / "straight")
@@ -429,17 +420,12 @@ def test_a_resumed_run_does_not_ask_the_clock_again(tmp_path: Path, monkeypatch:
     """Catches results that depend on a stopwatch: the same choices, and the same numbers."""
     simulate(config(driver="auto", workers=2), out=tmp_path / "straight")
 
-    class Stop(Quiet):
-        def round_ended(self, row: Any) -> None:
-            if row["round"] == 2:
-                raise KeyboardInterrupt
-
     run = tmp_path / "run"
     run.mkdir()
     (run / "choices.json").write_bytes((tmp_path / "straight" / "choices.json").read_bytes())
     monkeypatch.setattr(ways, "seconds", lambda *_, **__: pytest.fail("the clock was asked"))
     with pytest.raises(Interrupted):
-        simulate(config(driver="auto", workers=2), out=run, watch=Stop())
+        simulate(config(driver="auto", workers=2), out=run, watch=Stop(2))
     resume(run)
     running.same(run, tmp_path / "straight")
 
