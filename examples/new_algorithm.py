@@ -19,11 +19,11 @@ All share the body of one network; each keeps a head of its own, as clients with
 from dataclasses import dataclass
 
 from polyfed import Algorithm, Config, Message, State, exchange, fit
-from polyfed.aggregate import weighted_mean
+from polyfed.base.tree import drop, pick
+from polyfed.base.types import Params
+from polyfed.blocks.aggregate import weighted_mean
+from polyfed.blocks.losses import supervised
 from polyfed.compare import Comparison, compare
-from polyfed.losses import supervised
-from polyfed.tree import drop, pick
-from polyfed.typing import Params
 
 
 # Its fields are the hyper-parameters, keys of [algorithm]. It has no other state: what must be remembered is returned.

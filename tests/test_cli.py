@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 import polyfed as polyfed_package
-from polyfed import __version__, errors
+from polyfed import __version__
+from polyfed.base import errors
+from polyfed.base.errors import DivergedError, PolyfedError
 from polyfed.compare import runs
 from polyfed.data.catalogue import DATASETS, SHAPES
-from polyfed.data.digits import load_digits
-from polyfed.errors import DivergedError, PolyfedError
-from polyfed.runtime.watch import Interrupted
+from polyfed.data.readers.digits import load_digits
+from polyfed.rounds.callbacks import Interrupted
 
 with warnings.catch_warnings():
     # typer 0.29 names things that click 8.4 deprecates; here warnings are errors, for a user they are silent.

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from scipy.stats import ttest_rel
 
+from polyfed.base.errors import ConfigError, DataError, DivergedError, ModelError, RunDirError
 from polyfed.compare import (
     Cell,
     Entry,
@@ -20,12 +21,11 @@ from polyfed.compare import (
     runs,
     tabulate,
 )
-from polyfed.compare import cells as cells_
-from polyfed.compare.grid import parse_grid, planned
+from polyfed.compare import specs as cells_
+from polyfed.compare.compare import parse_grid, planned
 from polyfed.config import Config
-from polyfed.errors import ConfigError, DataError, DivergedError, ModelError, RunDirError
-from polyfed.runtime.rundir import RunDirInUseError
-from polyfed.runtime.watch import Interrupted
+from polyfed.rounds.callbacks import Interrupted
+from polyfed.storage.run_dir import RunDirInUseError
 
 ROUNDS = {"run": {"name": "t", "rounds": 2, "eval_every": 2, "threads": 1}}
 
@@ -111,7 +111,7 @@ def test_seeds_that_are_missing_are_left_out_of_differences_and_diverged_runs_ar
     (lost.run_dir(tmp_path) / "diverged.json").write_text("{}")
     a, b = tabulate([*cells, lost], tmp_path, tmp_path).lines
     assert a.difference == pytest.approx(0.15)
-    assert b.told == "40.0 ± 0.0 %, 1 diverged"
+    assert b.accuracy_text == "40.0 ± 0.0 %, 1 diverged"
 
 
 def test_the_best_rival_is_the_best_of_the_seeds_that_are_compared(tmp_path):
@@ -291,7 +291,7 @@ def test_a_run_that_diverges_is_told_and_not_tried_again(runtime, tmp_path, monk
 
     monkeypatch.setattr(runs, "simulate", diverge)
     found = compare(CONFIG, ["fedavg", "standalone"], [0, 1], tmp_path)
-    assert [line.told for line in found.lines][1] == "2 diverged"
+    assert [line.accuracy_text for line in found.lines][1] == "2 diverged"
     monkeypatch.setattr(runs, "simulate", None)
     assert compare(CONFIG, ["fedavg", "standalone"], [0, 1], tmp_path).lines == found.lines
 

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from polyfed.base.errors import ConfigError
 from polyfed.config import Config, algorithm_fields, canonical_name, load_algorithm
 from polyfed.config.profiles import load_profiles, to_csv
-from polyfed.config.reading import parse_override, to_toml
-from polyfed.errors import ConfigError
+from polyfed.config.toml import parse_override, to_toml
 
 
 def refused(text, tmp_path, overrides=()):
@@ -155,7 +155,10 @@ def test_all_faults_are_told_at_once_each_with_file_key_value_and_what_was_expec
         ('[algorithm]\nname = "no.such:A"', ("algorithm.name", "no module 'no'")),
         ('[algorithm]\nname = "json:loads"', ("algorithm.name", "no subclass", "a function")),
         ('[algorithm]\nname = "json:Nothing"', ("algorithm.name", "json has no 'Nothing'", "none")),
-        ('[algorithm]\nname = "polyfed.algorithm:Algorithm"', ("algorithm.name", "does not define", "client_round")),
+        (
+            '[algorithm]\nname = "polyfed.core.algorithm:Algorithm"',
+            ("algorithm.name", "does not define", "client_round"),
+        ),
     ],
 )
 def test_one_fault(text, parts, tmp_path):

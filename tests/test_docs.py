@@ -196,7 +196,7 @@ def test_studies_are_documented() -> None:
 
 
 def test_exit_codes_are_documented() -> None:
-    from polyfed import errors
+    from polyfed.base import errors
 
     page = text("docs/run-directory.md")
     for cls in vars(errors).values():

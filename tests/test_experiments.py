@@ -14,15 +14,17 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from polyfed.algorithm import Task
+from polyfed.base.errors import ConfigError, RunDirError
+from polyfed.base.rng import Rng
 from polyfed.cli import app
-from polyfed.compare import cells as cells_
-from polyfed.compare.cells import chosen
+from polyfed.compare import specs as cells_
 from polyfed.compare.runs import summary_of
+from polyfed.compare.specs import chosen
 from polyfed.config import Config
-from polyfed.config.reading import to_toml
+from polyfed.config.toml import to_toml
+from polyfed.core.algorithm import Task
+from polyfed.core.net import Net
 from polyfed.data.catalogue import SHAPES
-from polyfed.errors import ConfigError, RunDirError
 from polyfed.experiments import views
 from polyfed.experiments.catalogue import SCALES, find, items
 from polyfed.experiments.figures import draw
@@ -31,10 +33,8 @@ from polyfed.experiments.plan import RATE, work
 from polyfed.experiments.reproduce import NOTES, Job, reproduce, undecided
 from polyfed.experiments.study import Study
 from polyfed.models.catalogue import ModelSpec
-from polyfed.nets import Net
-from polyfed.rng import Rng
-from polyfed.runtime.federation import prepare
-from polyfed.runtime.rundir import RunDir
+from polyfed.rounds.federation import prepare
+from polyfed.storage.run_dir import RunDir
 
 TINY = {
     "run": {
@@ -378,7 +378,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from polyfed.experiments.reproduce import reproduce
-from polyfed.runtime.watch import Quiet
+from polyfed.rounds.callbacks import Quiet
 
 class Killer(Quiet):
     def __init__(self, label):
@@ -463,7 +463,7 @@ def test_what_the_paper_says_needs_a_source(tmp_path: Path) -> None:
 
 
 def test_what_is_below_two_standard_errors() -> None:
-    from polyfed.compare.table import Line
+    from polyfed.compare.statistics import Line
 
     def line(label: str, *means: float) -> Line:
         return Line("", label, dict(enumerate(means)), {}, 0, None)

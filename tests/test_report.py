@@ -8,23 +8,10 @@ import pytest
 from rich.console import Console
 
 from polyfed.config import Config
-from polyfed.report import (
-    TRAINING_TIME,
-    Lines,
-    Live,
-    clock,
-    close,
-    closing_table,
-    duration,
-    flops,
-    percent,
-    print_table,
-    remarks,
-    show,
-    size,
-    watch_of,
-)
-from polyfed.report import console as report_console
+from polyfed.report.progress import Lines, Live, close, watch_of
+from polyfed.report.tables import TRAINING_TIME, closing_table, print_table, remarks, show
+from polyfed.report.tables import console as report_console
+from polyfed.report.units import clock, duration, flops, percent, size
 
 
 class Ticks:

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from polyfed.config import Config
-from polyfed.deploy.local import Following, Local
-from polyfed.deploy.server import create
+from polyfed.deploy.host.local import Following, Local
+from polyfed.deploy.server.loop import create
 from polyfed.deploy.settings import Deployment
 
 #: Size of a message -> width of the one hidden layer; (1024 + 10 + 1) float32 per unit.

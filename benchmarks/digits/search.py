@@ -17,9 +17,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from polyfed.base.errors import DivergedError
 from polyfed.config import Config
-from polyfed.errors import DivergedError
-from polyfed.runtime.simulate import simulate
+from polyfed.simulation.simulate import simulate
 
 RESULTS = Path(__file__).parent / "results.jsonl"
 MODELS = ["cnn1", "cnn2", "cnn3", "cnn4", "cnn5"]

@@ -96,9 +96,9 @@ class Done(KeyboardInterrupt):
 def contestant(case: str, clients: int, scratch: Path) -> None:
     """One process: plays a window for every line that it reads, and tells of it in a line; at the end, of the rest."""
     from polyfed import simulate
-    from polyfed.runtime.simulate import resume
-    from polyfed.runtime.store import Store
-    from polyfed.runtime.watch import Interrupted, Quiet
+    from polyfed.rounds.callbacks import Interrupted, Quiet
+    from polyfed.simulation.simulate import resume
+    from polyfed.storage.state_store import Store
 
     spent = {"store": 0.0}
 
@@ -216,8 +216,9 @@ def last(player: subprocess.Popen[str]) -> dict[str, Any]:
 
 def fill(run: Path, clients: int) -> None:
     """Give every client a state, as if all had trained in round 1: a copy of one that did."""
-    from polyfed.runtime import files, rundir
-    from polyfed.runtime.store import Seal
+    from polyfed.base import files
+    from polyfed.storage import run_dir
+    from polyfed.storage.state_store import Seal
 
     with closing(sqlite3.connect(run / "states" / "index.sqlite")) as index, index:
         index.execute("PRAGMA synchronous = OFF")
@@ -232,7 +233,7 @@ def fill(run: Path, clients: int) -> None:
             seal = seal.plus(client, round_, sha256)
     path = run / "checkpoint" / "manifest.json"
     manifest = json.loads(path.read_text())["manifest"] | {"states": seal.entry()}
-    files.write_json(path, {"sha256": rundir._digest(manifest), "manifest": manifest})
+    files.write_json(path, {"sha256": run_dir._digest(manifest), "manifest": manifest})
 
 
 def table(results: list[dict[str, Any]]) -> str:

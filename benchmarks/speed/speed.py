@@ -30,13 +30,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 import bare
 
 from polyfed.config import Config
-from polyfed.execute.place import Place
+from polyfed.execute.placement import Place
 from polyfed.models.zoo import build
-from polyfed.runtime import crew
-from polyfed.runtime.crew import Crew
-from polyfed.runtime.federation import Federation, prepare
-from polyfed.runtime.round import play_round
-from polyfed.runtime.store import Store
+from polyfed.parallel import setup
+from polyfed.parallel.setup import Crew
+from polyfed.rounds.federation import Federation, prepare
+from polyfed.rounds.round import play_round
+from polyfed.storage.state_store import Store
 
 CNNS = ["cnn1", "cnn2", "cnn3", "cnn4", "cnn5"]
 HERE = Path(__file__).parent
@@ -122,7 +122,7 @@ def fedmrl(
     sequential = Library(sections, stack, driver="sequential")
     like = sequential.federation  # the data are read once
     made = {"sequential": sequential, "auto": Library(sections, stack, like, driver="auto")}
-    if crew.slower() < 1:  # elsewhere bfloat16 is emulated, and there is nothing to measure
+    if setup.slower() < 1:  # elsewhere bfloat16 is emulated, and there is nothing to measure
         made["auto, bf16"] = Library(sections, stack, like, driver="auto", precision="bf16")
     return made
 

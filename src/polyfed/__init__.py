@@ -13,45 +13,45 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from polyfed.algorithm import Algorithm, Task
-    from polyfed.compute import exchange, fit, reduce
+    from polyfed.base.errors import PolyfedError
+    from polyfed.base.rng import Rng
     from polyfed.config import Config
-    from polyfed.data.partition import make_partition
+    from polyfed.core.algorithm import Algorithm, Task
+    from polyfed.core.clients import ClientInfo, Cohort, LocalClient
+    from polyfed.core.message import Message, Nothing, Record, State
+    from polyfed.core.net import Net
+    from polyfed.core.requests import exchange, fit, reduce
+    from polyfed.data.partition.make import make_partition
     from polyfed.data.sources import load_dataset
-    from polyfed.errors import PolyfedError
-    from polyfed.message import Message, Nothing, Record, State
     from polyfed.models.split import SplitModel
     from polyfed.models.zoo import build
-    from polyfed.nets import Net
-    from polyfed.parties import ClientInfo, Cohort, LocalClient
-    from polyfed.rng import Rng
-    from polyfed.runtime.simulate import resume, simulate
+    from polyfed.simulation.simulate import resume, simulate
 
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "Algorithm": "polyfed.algorithm",
-    "Task": "polyfed.algorithm",
+    "Algorithm": "polyfed.core.algorithm",
+    "Task": "polyfed.core.algorithm",
     "Config": "polyfed.config",
-    "ClientInfo": "polyfed.parties",
-    "Cohort": "polyfed.parties",
-    "LocalClient": "polyfed.parties",
-    "Net": "polyfed.nets",
-    "exchange": "polyfed.compute",
-    "fit": "polyfed.compute",
-    "reduce": "polyfed.compute",
-    "Message": "polyfed.message",
-    "Nothing": "polyfed.message",
-    "Record": "polyfed.message",
-    "State": "polyfed.message",
-    "PolyfedError": "polyfed.errors",
-    "Rng": "polyfed.rng",
+    "ClientInfo": "polyfed.core.clients",
+    "Cohort": "polyfed.core.clients",
+    "LocalClient": "polyfed.core.clients",
+    "Net": "polyfed.core.net",
+    "exchange": "polyfed.core.requests",
+    "fit": "polyfed.core.requests",
+    "reduce": "polyfed.core.requests",
+    "Message": "polyfed.core.message",
+    "Nothing": "polyfed.core.message",
+    "Record": "polyfed.core.message",
+    "State": "polyfed.core.message",
+    "PolyfedError": "polyfed.base.errors",
+    "Rng": "polyfed.base.rng",
     "SplitModel": "polyfed.models.split",
     "build": "polyfed.models.zoo",
     "load_dataset": "polyfed.data.sources",
-    "make_partition": "polyfed.data.partition",
-    "resume": "polyfed.runtime.simulate",
-    "simulate": "polyfed.runtime.simulate",
+    "make_partition": "polyfed.data.partition.make",
+    "resume": "polyfed.simulation.simulate",
+    "simulate": "polyfed.simulation.simulate",
 }
 
 __all__ = [  # noqa: RUF022 - written out for type checkers, a test compares it with _PUBLIC

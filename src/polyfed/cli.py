@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from polyfed.base.errors import PolyfedError
 from polyfed.deploy.cli import app as deploy_app
-from polyfed.errors import PolyfedError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from polyfed.compare import Comparison
     from polyfed.config import Config
     from polyfed.data.dataset import Dataset
-    from polyfed.data.partition import Partition
+    from polyfed.data.partition.partition import Partition
 
 INTERRUPTED = 130
 
@@ -119,7 +119,8 @@ def run(
 ) -> None:
     """Run a configuration, and its controls if it has any."""
     from polyfed.config import Config
-    from polyfed.report import console, show, watch_of
+    from polyfed.report.progress import watch_of
+    from polyfed.report.tables import console, show
 
     with _reported():
         settings = Config.load(config, overrides or ())
@@ -135,7 +136,8 @@ def resume(
 ) -> None:
     """Go on with an interrupted run, and with its controls."""
     from polyfed.config import Config
-    from polyfed.report import console, show, watch_of
+    from polyfed.report.progress import watch_of
+    from polyfed.report.tables import console, show
 
     with _reported():
         from polyfed.compare import meanings, resume_with_controls
@@ -170,7 +172,7 @@ def _check_networks(config: Config) -> bool:
     """Build the networks and ask the algorithm whether it can train them; False if that takes the data."""
     from polyfed.config import load_algorithm
     from polyfed.data.catalogue import SHAPES
-    from polyfed.runtime.federation import check_networks, configured_task
+    from polyfed.rounds.federation import check_networks, configured_task
 
     if config.data.dataset not in SHAPES:
         return False
@@ -244,10 +246,10 @@ def partition(
 
     with _reported():
         settings = Config.load(config, overrides or ())
-        from polyfed.data.picture import picture
-        from polyfed.errors import StorageError
-        from polyfed.report import console
-        from polyfed.runtime.federation import deal
+        from polyfed.base.errors import StorageError
+        from polyfed.data.partition.plot import picture
+        from polyfed.report.tables import console
+        from polyfed.rounds.federation import deal
 
         path = (out / "partition.png").absolute()
         if path.exists():
@@ -266,7 +268,7 @@ _ROWS, _COLUMNS = 50, 20  # clients and classes that a table may show
 
 
 def _show_partition(console: Console, dataset: Dataset, dealt: Partition) -> None:
-    from polyfed.report import print_table
+    from polyfed.report.tables import print_table
 
     y, classes = dataset.y.numpy(), dataset.num_classes
     train, test = (dealt.counts(y, classes, which, first=_ROWS) for which in ("train", "test"))
@@ -320,7 +322,7 @@ def sweep(
 
     Keys of [algorithm] apply to the algorithms that have them. What is done is not run again.
     """
-    from polyfed.compare.grid import parse_grid
+    from polyfed.compare.compare import parse_grid
     from polyfed.config import Config
 
     with _reported():
@@ -350,7 +352,8 @@ def reproduce(
     What is done is not run again: after an interruption, give the same command.
     """
     from polyfed.experiments.catalogue import find
-    from polyfed.report import console, watch_of
+    from polyfed.report.progress import watch_of
+    from polyfed.report.tables import console
 
     words = ["polyfed", "reproduce", item, *(["--scale", scale] if scale else [])]
     words += [word for pattern in only or () for word in ("--only", pattern)]
@@ -370,7 +373,8 @@ def reproduce(
 
 
 def _show_plan(console: Console, rows: Sequence[tuple[Any, str, float | None]]) -> None:
-    from polyfed.report import duration, print_table
+    from polyfed.report.tables import print_table
+    from polyfed.report.units import duration
 
     told = [(cell.title, state, "-" if left is None else duration(left)) for cell, state, left in rows]
     print_table(console, ("cell", "state", "about"), told, left=("cell", "state"))
@@ -395,7 +399,8 @@ def _compared(
 ) -> None:
     """What compare and sweep have in common."""
     from polyfed.config import Config
-    from polyfed.report import console, watch_of
+    from polyfed.report.progress import watch_of
+    from polyfed.report.tables import console
 
     words = ["polyfed", *words, "--algorithms", algorithms, "--seeds", seeds]
     words += [word for override in overrides or () for word in ("--set", override)]
@@ -404,7 +409,7 @@ def _compared(
         numbers = _numbers(seeds)
         settings = Config.load(config, overrides or ())
         from polyfed.compare import compare as run_all
-        from polyfed.config.reading import items
+        from polyfed.config.toml import items
 
         terminal = console()
         table = run_all(settings, items(algorithms), numbers, out, values=values, watches=watch_of(terminal))
@@ -412,7 +417,7 @@ def _compared(
 
 
 def _numbers(text: str) -> list[int]:
-    from polyfed.errors import ConfigError
+    from polyfed.base.errors import ConfigError
 
     words = [word.strip() for word in text.split(",") if word.strip()]
     if not words or not all(word.isdecimal() for word in words):
@@ -421,7 +426,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def _show_comparison(console: Console, comparison: Comparison) -> None:
-    from polyfed.report import print_table
+    from polyfed.report.tables import print_table
 
     text = ("setting", "algorithm", "against")
     for headings, rows in (

@@ -8,15 +8,15 @@ import torch
 import toy
 from torch import Tensor
 
-from polyfed import tree
 from polyfed.algorithms.fedin import Features, FedIN
-from polyfed.compute import Reduce
-from polyfed.errors import ModelError
-from polyfed.execute.fitting import bind, run_reduce
-from polyfed.execute.place import Place
+from polyfed.base import tree
+from polyfed.base.errors import ModelError
+from polyfed.base.rng import Rng
+from polyfed.core.clients import ClientInfo, Cohort
+from polyfed.core.requests import Reduce
+from polyfed.execute.local_training import bind, run_reduce
+from polyfed.execute.placement import Place
 from polyfed.models.zoo import build
-from polyfed.parties import ClientInfo, Cohort
-from polyfed.rng import Rng
 
 SMALL = ("in-resnet10-small(width=4)", "in-resnet14-small(width=4)", "in-resnet18-small(width=4)")
 IMAGE = (1, 16, 16)

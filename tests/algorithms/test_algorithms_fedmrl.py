@@ -9,15 +9,15 @@ import toy
 from torch import Tensor
 from torch.nn import functional
 
-from polyfed import tree
-from polyfed.algorithm import Task
 from polyfed.algorithms.fedmrl import FedMRL
-from polyfed.errors import ModelError
-from polyfed.execute.fitting import bind
-from polyfed.message import size
+from polyfed.base import tree
+from polyfed.base.errors import ModelError
+from polyfed.base.rng import Rng
+from polyfed.core.algorithm import Task
+from polyfed.core.clients import ClientInfo
+from polyfed.core.message import size
+from polyfed.execute.local_training import bind
 from polyfed.models.zoo import build
-from polyfed.parties import ClientInfo
-from polyfed.rng import Rng
 
 IMAGE = (1, 16, 16)
 MODELS = ("cnn5(rep_dim=6)", "cnn2(rep_dim=8)")

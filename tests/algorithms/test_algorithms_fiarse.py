@@ -10,13 +10,13 @@ import toy
 from torch import Tensor
 from torch.nn import functional
 
-from polyfed import tree
 from polyfed.algorithms.fedavg import FedAvg
 from polyfed.algorithms.fiarse import FIARSE
-from polyfed.errors import ModelError
-from polyfed.execute.fitting import bind
-from polyfed.parties import Cohort, Replies, Reply
-from polyfed.submodel import above
+from polyfed.base import tree
+from polyfed.base.errors import ModelError
+from polyfed.blocks.submodel import above
+from polyfed.core.clients import Cohort, Replies, Reply
+from polyfed.execute.local_training import bind
 
 RESNET = "resnet8(norm=group, width=4)"
 

@@ -9,18 +9,18 @@ import torch
 import toy
 from torch import Tensor
 
-from polyfed import tree
-from polyfed.algorithm import Algorithm
 from polyfed.algorithms.fedapen import FedAPEN
 from polyfed.algorithms.fedkd import FedKD
 from polyfed.algorithms.fedmrl import FedMRL
 from polyfed.algorithms.fedmrl_adaptive import FedMRLAdaptive
 from polyfed.algorithms.fedmrl_e import FedMRLE
-from polyfed.compute import drive
-from polyfed.errors import MessageError, ModelError
-from polyfed.execute.fitting import bind
-from polyfed.runtime.evaluate import Evaluator
-from polyfed.runtime.federation import Federation
+from polyfed.base import tree
+from polyfed.base.errors import MessageError, ModelError
+from polyfed.core.algorithm import Algorithm
+from polyfed.core.requests import drive
+from polyfed.execute.local_training import bind
+from polyfed.rounds.evaluation import Evaluator
+from polyfed.rounds.federation import Federation
 
 IMAGE = (1, 16, 16)
 MODELS = ("mlp(hidden=(12, 9))", "mlp(hidden=(11,))")

@@ -7,20 +7,20 @@ import torch
 import toy
 from torch import Tensor
 
-from polyfed import tree
-from polyfed.algorithm import Task
 from polyfed.algorithms.fd import FD, Means
 from polyfed.algorithms.fedproto import FedProto
 from polyfed.algorithms.fml import FML
 from polyfed.algorithms.lg_fedavg import LGFedAvg
 from polyfed.algorithms.standalone import Standalone
-from polyfed.errors import MessageError, ModelError
-from polyfed.execute.fitting import bind
-from polyfed.message import size
+from polyfed.base import tree
+from polyfed.base.errors import MessageError, ModelError
+from polyfed.base.rng import Rng
+from polyfed.core.algorithm import Task
+from polyfed.core.clients import ClientInfo
+from polyfed.core.message import size
+from polyfed.execute.local_training import bind
 from polyfed.models.catalogue import ModelSpec
 from polyfed.models.zoo import build
-from polyfed.parties import ClientInfo
-from polyfed.rng import Rng
 
 TWO = (toy.MLP, "mlp(hidden=(9, 6))")
 CIFAR = ((3, 32, 32), 10), ((3, 32, 32), 100)

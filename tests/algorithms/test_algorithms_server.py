@@ -8,23 +8,23 @@ import torch
 import toy
 from torch import Tensor
 
-from polyfed import tree
-from polyfed.algorithm import Task
 from polyfed.algorithms.fedgen import FedGen
 from polyfed.algorithms.fedgh import FedGH
 from polyfed.algorithms.fedl2g import FedL2G
 from polyfed.algorithms.fedtgp import FedTGP
 from polyfed.algorithms.lg_fedavg import LGFedAvg
 from polyfed.algorithms.standalone import Standalone
-from polyfed.compute import Reduce, drive
-from polyfed.errors import DivergedError, MessageError, ModelError
-from polyfed.execute.fitting import bind, run_reduce
-from polyfed.generator import draw_classes
-from polyfed.message import size
+from polyfed.base import tree
+from polyfed.base.errors import DivergedError, MessageError, ModelError
+from polyfed.base.rng import Rng
+from polyfed.blocks.feature_generator import draw_classes
+from polyfed.core.algorithm import Task
+from polyfed.core.clients import ClientInfo
+from polyfed.core.message import size
+from polyfed.core.plan import Step
+from polyfed.core.requests import Reduce, drive
+from polyfed.execute.local_training import bind, run_reduce
 from polyfed.models.catalogue import ModelSpec
-from polyfed.parties import ClientInfo
-from polyfed.plan import Step
-from polyfed.rng import Rng
 
 TWO = (toy.MLP, "mlp(hidden=(9, 6))")
 CNNS = tuple(map(ModelSpec.parse, ("cnn1", "cnn5")))

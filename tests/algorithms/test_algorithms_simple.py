@@ -4,10 +4,10 @@ import pytest
 import torch
 import toy
 
-from polyfed import tree
 from polyfed.algorithms.fedavg import FedAvg
 from polyfed.algorithms.standalone import Standalone
-from polyfed.errors import ModelError
+from polyfed.base import tree
+from polyfed.base.errors import ModelError
 
 TRAIN = {"momentum": 0.9, "lr": 0.05}
 

@@ -6,15 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polyfed import tree
-from polyfed.aggregate import weighted_mean
 from polyfed.algorithms.fedavg import FedAvg
 from polyfed.algorithms.standalone import Standalone
-from polyfed.compute import exchange, fit
-from polyfed.losses import supervised
-from polyfed.message import Message
-from polyfed.parties import Cohort, LocalClient
-from polyfed.typing import Params
+from polyfed.base import tree
+from polyfed.base.types import Params
+from polyfed.blocks.aggregate import weighted_mean
+from polyfed.blocks.losses import supervised
+from polyfed.core.clients import Cohort, LocalClient
+from polyfed.core.message import Message
+from polyfed.core.requests import exchange, fit
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 
-from polyfed.errors import MessageError
+from polyfed.base.errors import MessageError
 from polyfed.testing import laws
 from polyfed.testing.process import Child
 from polyfed.testing.subject import Subject

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from polyfed import tree
-from polyfed.aggregate import by_name_mean, coverage_mean, weighted_mean
+from polyfed.base import tree
+from polyfed.blocks.aggregate import by_name_mean, coverage_mean, weighted_mean
 
 
 def models(seed: int, count: int, dtype: torch.dtype = torch.float32) -> list[dict[str, Tensor]]:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from torch import Tensor
 
-from polyfed.align import Align, combine, nearest_unopposed
+from polyfed.blocks.gradients import Align, combine, nearest_unopposed
 
 MODES: tuple[Align, ...] = ("none", "local_primary", "in_primary_sum", "always")
 

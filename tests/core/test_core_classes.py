@@ -4,12 +4,12 @@ import pytest
 import torch
 import toy
 
-from polyfed.aggregate import by_name_mean
 from polyfed.algorithms.standalone import Standalone
-from polyfed.classes import check_by_class, class_counts, class_means, class_table, distance_to_class
-from polyfed.compute import drive
-from polyfed.errors import MessageError, ModelError
-from polyfed.losses import kl_divergence
+from polyfed.base.errors import MessageError, ModelError
+from polyfed.blocks.aggregate import by_name_mean
+from polyfed.blocks.classwise import check_by_class, class_counts, class_means, class_table, distance_to_class
+from polyfed.blocks.losses import kl_divergence
+from polyfed.core.requests import drive
 
 
 def represent(nets, x):
@@ -18,7 +18,7 @@ def represent(nets, x):
 
 def test_class_means_are_exact_over_examples(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches the mean of batch means (FedGH's released code), training mode, and classes that are not there."""
-    monkeypatch.setattr("polyfed.execute.fitting.EVAL_BATCH", 4)  # several batches, of unequal make-up
+    monkeypatch.setattr("polyfed.execute.local_training.EVAL_BATCH", 4)  # several batches, of unequal make-up
     fed = toy.federation(Standalone(), models=("resnet8(width=4)",), shape=(1, 8, 8), sizes=(11, 3), classes=5)
     game = toy.play(fed, 1)
     local, model = game.local(0), game.private(0).model

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 
-from polyfed.compute import drive, exchange, finished, fit
+from polyfed.base.rng import Rng
+from polyfed.core.clients import ClientInfo, Cohort, Replies, Reply
+from polyfed.core.message import Message, Nothing
+from polyfed.core.net import Net
+from polyfed.core.requests import drive, exchange, finished, fit
 from polyfed.execute.drivers import Batched, Sequential
-from polyfed.execute.place import Place
-from polyfed.message import Message, Nothing
-from polyfed.nets import Net
-from polyfed.parties import ClientInfo, Cohort, Replies, Reply
-from polyfed.rng import Rng
+from polyfed.execute.placement import Place
 
 PLACE = Place(torch.device("cpu"))
 

@@ -13,10 +13,10 @@ from polyfed.algorithms.fedavg import FedAvg
 from polyfed.algorithms.fedin import FedIN
 from polyfed.algorithms.fedmrl import FedMRL
 from polyfed.algorithms.fiarse import FIARSE
-from polyfed.compute import Fit, fit
+from polyfed.blocks.losses import supervised
+from polyfed.core.requests import Fit, fit
 from polyfed.execute.cost import CostCounter, PeakMemory, StepCost
-from polyfed.execute.place import Place
-from polyfed.losses import supervised
+from polyfed.execute.placement import Place
 
 FP32 = Place(torch.device("cpu"))
 

@@ -9,21 +9,23 @@ import pytest
 import torch
 from torch import nn
 
-from polyfed import aggregate, tree
+from polyfed.base import tree
+from polyfed.base.errors import MessageError, ModelError
+from polyfed.base.types import Params
+from polyfed.blocks import aggregate
+from polyfed.blocks.submodel import above, gates, top_k_threshold
 from polyfed.config import Config
-from polyfed.errors import MessageError, ModelError
+from polyfed.core.message import Message, decode, encode
 from polyfed.execute.drivers import make_driver
-from polyfed.execute.place import Place
-from polyfed.message import Message, decode, encode
-from polyfed.models.split import SplitModel, check_layers_fit
-from polyfed.runtime.clients import LocalClients
-from polyfed.runtime.federation import prepare
-from polyfed.runtime.round import play_round
-from polyfed.runtime.simulate import resume, simulate
-from polyfed.runtime.store import Store
-from polyfed.runtime.watch import Quiet
-from polyfed.submodel import above, gates, top_k_threshold
-from polyfed.typing import Params
+from polyfed.execute.placement import Place
+from polyfed.models.compatibility import check_layers_fit
+from polyfed.models.split import SplitModel
+from polyfed.rounds.callbacks import Quiet
+from polyfed.rounds.clients import LocalClients
+from polyfed.rounds.federation import prepare
+from polyfed.rounds.round import play_round
+from polyfed.simulation.simulate import resume, simulate
+from polyfed.storage.state_store import Store
 
 NETS = '''
 import torch

@@ -14,27 +14,27 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from polyfed import tree
 from polyfed.algorithms.fedavg import FedAvg
 from polyfed.algorithms.standalone import Standalone
-from polyfed.compute import Fit, Reduce, drive, fit, reduce
-from polyfed.errors import DivergedError
+from polyfed.base import tree
+from polyfed.base.errors import DivergedError
+from polyfed.base.rng import Rng
+from polyfed.blocks.losses import supervised
+from polyfed.core.clients import ClientInfo, LocalClient
+from polyfed.core.net import Batch, Nets
+from polyfed.core.plan import LocalSGD
+from polyfed.core.requests import Fit, Reduce, drive, fit, reduce
 from polyfed.execute import drivers
+from polyfed.execute.choice import Way
 from polyfed.execute.drivers import Auto, Batched, Work, make_driver
-from polyfed.execute.fitting import clip, run_fit, run_reduce
-from polyfed.execute.place import Place
+from polyfed.execute.local_training import clip, run_fit, run_reduce
+from polyfed.execute.placement import Place
 from polyfed.execute.replay import Product, Replays
 from polyfed.execute.stacked import Update, run_stacked, signature, why_not
-from polyfed.execute.ways import Way
-from polyfed.losses import supervised
 from polyfed.models.split import SplitModel
-from polyfed.nets import Batch, Nets
-from polyfed.parties import ClientInfo, LocalClient
-from polyfed.plan import LocalSGD
-from polyfed.rng import Rng
-from polyfed.runtime.clients import LocalClients
-from polyfed.runtime.round import play_round
-from polyfed.runtime.store import Store
+from polyfed.rounds.clients import LocalClients
+from polyfed.rounds.round import play_round
+from polyfed.storage.state_store import Store
 
 FP32, FP64 = (Place(torch.device("cpu"), p) for p in ("fp32", "fp64"))
 PLANS = {

@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from polyfed import tree
-from polyfed.aggregate import nested_mean, weighted_mean
-from polyfed.errors import MessageError, ModelError
-from polyfed.lowrank import LowRank, rank
-from polyfed.message import Message, size
-from polyfed.rng import Rng
-from polyfed.submodel import leading, padded
+from polyfed.base import tree
+from polyfed.base.errors import MessageError, ModelError
+from polyfed.base.rng import Rng
+from polyfed.blocks.aggregate import nested_mean, weighted_mean
+from polyfed.blocks.lowrank import LowRank, rank
+from polyfed.blocks.submodel import leading, padded
+from polyfed.core.message import Message, size
 
 
 class Sent(Message):

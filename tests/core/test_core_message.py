@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from polyfed.errors import MessageError
-from polyfed.message import (
+from polyfed.base.errors import MessageError
+from polyfed.core.message import (
     INDICES,
     MAGIC,
     Message,

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polyfed.plan import LocalSGD, Step
-from polyfed.rng import Rng
+from polyfed.base.rng import Rng
+from polyfed.core.plan import LocalSGD, Step
 
 RNG = Rng((0, "test"))
 

@@ -6,16 +6,17 @@ import pytest
 import torch
 import toy
 
-from polyfed.classes import gaps, stack_rows
-from polyfed.errors import DivergedError, ModelError
-from polyfed.generator import draw_classes, ensemble, generate, sameness
-from polyfed.models.split import SplitModel, check_head_linear
+from polyfed.base.errors import DivergedError, ModelError
+from polyfed.base.rng import Rng
+from polyfed.blocks.classwise import gaps, stack_rows
+from polyfed.blocks.feature_generator import draw_classes, ensemble, generate, sameness
+from polyfed.blocks.server_training import run_two_layers, train_at_server, two_layers
+from polyfed.core.clients import Cohort
+from polyfed.core.net import Net
+from polyfed.core.plan import LocalSGD, Step
+from polyfed.models.compatibility import check_head_linear
+from polyfed.models.split import SplitModel
 from polyfed.models.zoo import build
-from polyfed.nets import Net
-from polyfed.parties import Cohort
-from polyfed.plan import LocalSGD, Step
-from polyfed.rng import Rng
-from polyfed.server import run_two_layers, train_at_server, two_layers
 
 
 def cohort(round_: int = 1) -> Cohort:

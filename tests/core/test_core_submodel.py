@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from polyfed import tree
-from polyfed.errors import MessageError
-from polyfed.message import Message, decode, encode, size
-from polyfed.submodel import Sparse, above, bias_factor, gates, kept, spread, top_k_threshold
+from polyfed.base import tree
+from polyfed.base.errors import MessageError
+from polyfed.blocks.submodel import Sparse, above, bias_factor, gates, kept, spread, top_k_threshold
+from polyfed.core.message import Message, decode, encode, size
 
 
 class Carrier(Message):

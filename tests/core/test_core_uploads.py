@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from polyfed.errors import MessageError
-from polyfed.message import Message
-from polyfed.typing import Params
-from polyfed.uploads import check_counterparts, check_numbers, check_tensor
+from polyfed.base.errors import MessageError
+from polyfed.base.types import Params
+from polyfed.core.checks import check_counterparts, check_numbers, check_tensor
+from polyfed.core.message import Message
 
 
 class Down(Message):

@@ -7,10 +7,11 @@ import pytest
 import torch
 from data_helpers import feature_dataset, image_dataset
 
+from polyfed.base.errors import DataError
+from polyfed.base.rng import Rng
 from polyfed.data.client import ClientData, FederatedData, Standardise, draw_shifts, shifted, together
-from polyfed.data.partition import Partition, make_partition
-from polyfed.errors import DataError
-from polyfed.rng import Rng
+from polyfed.data.partition.make import make_partition
+from polyfed.data.partition.partition import Partition
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -11,9 +11,9 @@ import pytest
 import torch
 from data_helpers import feature_dataset, image_dataset
 
+from polyfed.base.errors import ConfigError, DataError
 from polyfed.data.images import pad_or_resize, pixel_stats, resize
 from polyfed.data.sources import load_dataset
-from polyfed.errors import ConfigError, DataError
 
 
 @pytest.mark.parametrize(

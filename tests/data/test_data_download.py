@@ -15,10 +15,11 @@ from types import MappingProxyType
 import pytest
 from data_helpers import write_mnist
 
-from polyfed.data import download, sources
-from polyfed.data.download import RemoteFile, fetch
+from polyfed.base.errors import DataError
+from polyfed.data import sources
+from polyfed.data.readers import download
+from polyfed.data.readers.download import RemoteFile, fetch
 from polyfed.data.sources import load_dataset
-from polyfed.errors import DataError
 
 
 class _Quiet(SimpleHTTPRequestHandler):

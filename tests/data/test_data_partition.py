@@ -11,12 +11,13 @@ from data_helpers import image_dataset, labelled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from polyfed.base.errors import ConfigError, DataError, StorageError
+from polyfed.base.rng import Rng
 from polyfed.data.catalogue import PARTITION_OPTIONS, PARTITIONS
 from polyfed.data.dataset import Dataset
-from polyfed.data.partition import Partition, Resampled, make_partition
-from polyfed.data.picture import picture
-from polyfed.errors import ConfigError, DataError, StorageError
-from polyfed.rng import Rng
+from polyfed.data.partition.make import make_partition
+from polyfed.data.partition.partition import Partition, Resampled
+from polyfed.data.partition.plot import picture
 
 #: Of the kinds whose clients share no row.
 OPTIONS = {

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from data_helpers import idx_bytes, image_file, real_data, write_mnist
 
-from polyfed.data import cifar, idx, parquet, sources
+from polyfed.base.errors import ConfigError, DataError
+from polyfed.data import sources
+from polyfed.data.readers import cifar, idx, parquet
 from polyfed.data.sources import load_dataset
-from polyfed.errors import ConfigError, DataError
 
 
 @pytest.fixture(autouse=True)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from polyfed.base.errors import ConfigError, DataError, PolyfedError
 from polyfed.data.dataset import Dataset
 from polyfed.data.sources import load_dataset
-from polyfed.errors import ConfigError, DataError, PolyfedError
 
 
 def read(tmp_path: Path, text: str, **options) -> Dataset:

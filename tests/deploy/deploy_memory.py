@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from polyfed.deploy.node import Frame, answer
+from polyfed.deploy.client.node import Frame, answer
 from polyfed.deploy.settings import NodeSettings
-from polyfed.deploy.transport import Incoming, Outgoing
+from polyfed.deploy.wire.transport import Incoming, Outgoing
 
 #: What happens to a request instead of its being answered: a frame, an engine's error, or None for nothing at all.
 Instead = Callable[[Outgoing, Callable[[], Frame]], Frame | str | None]

@@ -12,10 +12,10 @@ from deploy_memory import Memory
 from safetensors.torch import load, load_file
 
 from polyfed.config import Config, load_algorithm
-from polyfed.deploy.server import create, serve
+from polyfed.deploy.server.loop import create, serve
 from polyfed.deploy.settings import Deployment, NodeSettings
-from polyfed.runtime import files
-from polyfed.runtime.store import Store
+from polyfed.storage import state_files
+from polyfed.storage.state_store import Store
 
 #: Networks and keys for each algorithm of the catalogue.
 SUITED: dict[str, tuple[str, ...]] = {
@@ -104,7 +104,7 @@ def kept(folder: Path, settings: Config) -> dict[int, dict[str, torch.Tensor]]:
     states = load_algorithm(settings.algorithm.name, settings.algorithm.keys).states
     store = Store(folder / "states", states, resident=False)
     found = {client: store.get(client) for client in range(settings.clients.count)}
-    return {client: load(files.dump(state)) for client, state in found.items() if state is not None}
+    return {client: load(state_files.dump(state)) for client, state in found.items() if state is not None}
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:

@@ -17,13 +17,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
 from typer.testing import CliRunner
 
+from polyfed.base.errors import ConfigError
 from polyfed.cli import app
-from polyfed.deploy import commands
-from polyfed.deploy.commands import Command
-from polyfed.deploy.local import Following, engine_bytes
-from polyfed.deploy.processes import ProcessEndedError, Processes, free_ports, listening
+from polyfed.deploy.host import commands
+from polyfed.deploy.host.commands import Command
+from polyfed.deploy.host.local import Following, engine_bytes
+from polyfed.deploy.host.processes import ProcessEndedError, Processes, free_ports, listening
 from polyfed.deploy.settings import Deployment, NodeSettings
-from polyfed.errors import ConfigError
 
 runner = CliRunner()
 
@@ -37,7 +37,7 @@ def test_help_needs_neither_torch_nor_flower() -> None:
 
 
 def test_the_bundle_is_handed_on_without_torch() -> None:
-    code = "import sys, polyfed.flower.app, polyfed.deploy.worker; sys.exit('torch' in sys.modules)"
+    code = "import sys, polyfed.flower.app, polyfed.deploy.client.worker; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

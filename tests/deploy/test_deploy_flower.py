@@ -23,7 +23,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 import polyfed.flower.grid
-from polyfed.deploy.transport import Outgoing
+from polyfed.deploy.wire.transport import Outgoing
 from polyfed.flower.grid import GridTransport, pack, unpack
 
 #: All that polyfed uses of Flower. A new name belongs here and in docs/deploy/flower.md.

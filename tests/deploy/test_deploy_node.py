@@ -20,16 +20,16 @@ from deploy_toy import Run, config, nodes, same
 from safetensors.torch import load_file
 
 from polyfed.algorithms.fedmrl import FedMRL
+from polyfed.base.errors import MessageError, StorageError
+from polyfed.base.rng import Rng
 from polyfed.config import load_algorithm
-from polyfed.deploy import wire
-from polyfed.deploy.node import answer
+from polyfed.core.message import State, encode
+from polyfed.deploy.client.node import answer
+from polyfed.deploy.client.state_dir import Vault
+from polyfed.deploy.client.worker import WorkerGoneError, ask
 from polyfed.deploy.settings import NodeSettings
-from polyfed.deploy.vault import Vault
-from polyfed.deploy.wire import Answer, Request, TaskFacts
-from polyfed.deploy.worker import WorkerGoneError, ask
-from polyfed.errors import MessageError, StorageError
-from polyfed.message import State, encode
-from polyfed.rng import Rng
+from polyfed.deploy.wire import headers
+from polyfed.deploy.wire.headers import Answer, Request, TaskFacts
 
 EXPERIMENT = "test-1"
 SHAPE = (1, 16, 16)
@@ -37,16 +37,16 @@ SHAPE = (1, 16, 16)
 
 def facts(settings: NodeSettings) -> TaskFacts:
     header, _ = answer(
-        wire.dump(Request(kind="describe", experiment=EXPERIMENT, config=config().to_dict())), None, settings
+        headers.dump(Request(kind="describe", experiment=EXPERIMENT, config=config().to_dict())), None, settings
     )
-    about = wire.load(Answer, header).about
+    about = headers.load(Answer, header).about
     assert about is not None
     return TaskFacts(input_shape=about.input_shape, num_classes=about.num_classes, architectures=())
 
 
 def train(settings: NodeSettings, round_: int, **more: Any) -> tuple[str, bytes]:
     """A request to train, and its body."""
-    from polyfed.deploy.site import task_of
+    from polyfed.deploy.client.local_setup import task_of
 
     told = config()
     task = facts(settings)
@@ -55,7 +55,7 @@ def train(settings: NodeSettings, round_: int, **more: Any) -> tuple[str, bytes]
     body = encode(FedMRL.Broadcast(server.G))
     fields = {"kind": "train", "experiment": EXPERIMENT, "key": (round_, 1, 1), "client": settings.client}
     request = Request(**fields, config=told.to_dict(), task=task, **more)
-    return wire.dump(request), body
+    return headers.dump(request), body
 
 
 def kept(settings: NodeSettings) -> dict[tuple[int, ...], dict[str, torch.Tensor]]:
@@ -82,7 +82,7 @@ def test_an_exception_before_the_end_leaves_the_state_of_before(moment: str, tmp
 
     told = {"since": (1, 1, 1), "settled": (1, 1, 1)}
     header, body = answer(*train(settings, 2, **told), settings, wait=stop)
-    assert wire.load(Answer, header).error == "Error; its text is in the client's log"
+    assert headers.load(Answer, header).error == "Error; its text is in the client's log"
     assert body is None
     assert kept(settings).keys() == before.keys()
     assert same(kept(settings)[1, 1, 1], before[1, 1, 1])
@@ -99,7 +99,7 @@ def test_a_kill_leaves_the_state_of_before_or_of_after_and_never_less(moment: st
     code = f"""
 import os, signal
 from pathlib import Path
-from polyfed.deploy.node import answer
+from polyfed.deploy.client.node import answer
 from polyfed.deploy.settings import NodeSettings
 def stop(now):
     if now == {moment!r}:
@@ -113,7 +113,7 @@ answer((here / "header").read_text(), (here / "body").read_bytes(), NodeSettings
     assert ((2, 1, 1) in kept(settings)) is after
     assert (1, 1, 1) in kept(settings)
     again, up = answer(header, body, settings)
-    assert wire.load(Answer, again).error is None
+    assert headers.load(Answer, again).error is None
     other = NodeSettings(client=0, state_dir=str(tmp_path / "other"))
     answer(*train(other, 1), other)
     _, expected = answer(header, body, other)
@@ -145,7 +145,7 @@ def test_a_void_round_is_trained_from_the_state_that_counts(tmp_path: Path) -> N
 def test_a_state_that_was_lost_is_told(tmp_path: Path) -> None:
     settings = nodes(tmp_path)[100]
     header, _ = answer(*train(settings, 5, since=(4, 1, 1), settled=(4, 1, 1)), settings)
-    assert wire.load(Answer, header).lost is True
+    assert headers.load(Answer, header).lost is True
 
 
 def test_private_state_is_the_owners_alone(tmp_path: Path) -> None:
@@ -177,16 +177,16 @@ def test_a_request_for_another_client_is_refused(tmp_path: Path) -> None:
     settings = nodes(tmp_path)
     header, body = train(settings[100], 1)
     told, _ = answer(header, body, settings[101])
-    assert (wire.load(Answer, told).error or "").startswith("MessageError")
+    assert (headers.load(Answer, told).error or "").startswith("MessageError")
 
 
 def test_a_client_that_tells_nothing_sends_the_declared_message_alone(tmp_path: Path) -> None:
     settings = nodes(tmp_path, tell=())[100]
     header, body = answer(*train(settings, 1, score=True), settings)
-    told = wire.load(Answer, header)
+    told = headers.load(Answer, header)
     assert body is not None
     assert told.score is None
-    assert told.work == wire.Work()
+    assert told.work == headers.Work()
     assert told.seconds == {}, "the time of the work is the size of the network"
     run = Run(tmp_path / "whole", config(), tell=())
     assert run.serve()["accuracy"] == {"best": None}
@@ -234,7 +234,7 @@ class Workers:
             file.write_text(settings.to_toml())
             paths = [path for path in (*sys.path, str(packages.get(node, ""))) if path]
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-            command = [sys.executable, "-m", "polyfed.deploy.worker", str(socket), str(file)]
+            command = [sys.executable, "-m", "polyfed.deploy.client.worker", str(socket), str(file)]
             self.processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL))
             self.sockets[node] = socket
         end = time.monotonic() + 60
@@ -291,7 +291,7 @@ def test_a_network_and_its_name_stay_with_the_client(tmp_path: Path) -> None:
 
 
 def test_an_algorithm_that_must_know_the_network_refuses_a_private_one(tmp_path: Path) -> None:
-    from polyfed.errors import ModelError
+    from polyfed.base.errors import ModelError
 
     run = Run(tmp_path, config("fedavg"))
     run.memory.settings[101] = run.memory.settings[101].model_copy(update={"model": "mlp(hidden=(24,))"})

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from polyfed.algorithms.catalogue import ALGORITHMS
 from polyfed.config import algorithm_class
-from polyfed.runtime.simulate import simulate
+from polyfed.simulation.simulate import simulate
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

@@ -10,13 +10,13 @@ import pytest
 import torch
 from deploy_toy import Run, config, same
 
-from polyfed.deploy.frames import Frame
-from polyfed.deploy.remote import ClientFailedError
-from polyfed.deploy.server import TooFewClientsError
+from polyfed.base.errors import ConfigError
+from polyfed.core.message import Message, decode, encode
+from polyfed.deploy.server.clients import ClientFailedError
+from polyfed.deploy.server.loop import TooFewClientsError
 from polyfed.deploy.settings import NodeSettings
-from polyfed.deploy.transport import Incoming, Outgoing
-from polyfed.errors import ConfigError
-from polyfed.message import Message, decode, encode
+from polyfed.deploy.wire.frames import Frame
+from polyfed.deploy.wire.transport import Incoming, Outgoing
 
 Go = Callable[[], Frame]
 
@@ -67,7 +67,7 @@ def test_a_client_that_raises_keeps_its_state_and_its_secrets(tmp_path: Path) ->
     def broken(message: Outgoing, go: Go) -> Frame:
         header = json.loads(message.header)
         header["config"]["train"]["lr"] = 1e30  # diverges: raises in mid-training
-        from polyfed.deploy.node import answer
+        from polyfed.deploy.client.node import answer
 
         return answer(json.dumps(header), message.body, run.memory.settings[message.node])
 
@@ -350,7 +350,7 @@ def test_too_few_clients_at_the_start_is_an_error_that_says_so(tmp_path: Path) -
 
 
 def test_a_client_that_is_mended_is_asked_again_and_takes_part(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("polyfed.deploy.roster._AGAIN", 0.0)
+    monkeypatch.setattr("polyfed.deploy.server.registry._AGAIN", 0.0)
     run = Run(tmp_path, config("fedmrl", "run.rounds=6"), ["rounds.min_clients=2"])
     good = run.memory.settings[102]
     run.memory.settings[102] = good.model_copy(update={"data": str(tmp_path / "missing.csv")})

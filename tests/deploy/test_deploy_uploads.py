@@ -17,15 +17,15 @@ from polyfed.algorithms.catalogue import ALGORITHMS
 from polyfed.algorithms.fedavg import FedAvg
 from polyfed.algorithms.fedin import Features, FedIN
 from polyfed.algorithms.fiarse import FIARSE
+from polyfed.base.errors import MessageError
 from polyfed.config import load_algorithm
-from polyfed.deploy.check import check_reply
-from polyfed.deploy.frames import Frame
-from polyfed.deploy.site import task_of
-from polyfed.deploy.transport import Outgoing
-from polyfed.deploy.wire import TaskFacts
-from polyfed.errors import MessageError
-from polyfed.message import decode, encode, flatten, unflatten
-from polyfed.parties import ClientInfo
+from polyfed.core.clients import ClientInfo
+from polyfed.core.message import decode, encode, flatten, unflatten
+from polyfed.deploy.client.local_setup import task_of
+from polyfed.deploy.server.reply_checks import check_reply
+from polyfed.deploy.wire.frames import Frame
+from polyfed.deploy.wire.headers import TaskFacts
+from polyfed.deploy.wire.transport import Outgoing
 
 #: A deployed round's check of one client's reply, and what that client received and sent.
 Case = tuple[Callable[[Any], None], Any, Any]

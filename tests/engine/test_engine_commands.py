@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from polyfed.deploy.processes import free_ports
+from polyfed.deploy.host.processes import free_ports
 
 #: Seconds until something must have happened; a quiet machine takes a tenth of it.
 PATIENCE = 400

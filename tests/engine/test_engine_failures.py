@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from deploy_toy import config
 
-from polyfed.deploy import commands, keys
-from polyfed.deploy.local import Following, Local
-from polyfed.deploy.processes import ProcessEndedError, free_ports
-from polyfed.deploy.server import create
+from polyfed.deploy.host import commands, keys
+from polyfed.deploy.host.local import Following, Local
+from polyfed.deploy.host.processes import ProcessEndedError, free_ports
+from polyfed.deploy.server.loop import create
 from polyfed.deploy.settings import Deployment
 
 #: Client 1's own network, which does as files beside it say; nobody else can import it.

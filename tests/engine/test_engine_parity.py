@@ -9,10 +9,10 @@ import torch
 from deploy_toy import config, kept
 from safetensors.torch import load_file
 
-from polyfed.deploy.local import Following, Local
-from polyfed.deploy.server import create
+from polyfed.deploy.host.local import Following, Local
+from polyfed.deploy.server.loop import create
 from polyfed.deploy.settings import Deployment
-from polyfed.runtime.simulate import simulate
+from polyfed.simulation.simulate import simulate
 
 ALGORITHMS = ("fedmrl", "fiarse", "fedin")
 RULES = ("rounds.start_timeout=300", "rounds.deadline=300")

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from polyfed.base.rng import Rng
 from polyfed.models.split import SplitModel
-from polyfed.rng import Rng
 
 
 def split(

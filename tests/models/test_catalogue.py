@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polyfed.errors import ModelError
+from polyfed.base.errors import ModelError
 from polyfed.models.catalogue import MODELS, OPTIONS, ModelSpec
 
 words = st.from_regex(r"[a-z][a-z_0-9]{0,8}", fullmatch=True)

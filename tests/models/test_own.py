@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from polyfed.errors import ModelError
+from polyfed.base.errors import ModelError
 from polyfed.models.catalogue import ModelSpec
 from polyfed.models.zoo import build
 

@@ -20,8 +20,9 @@ from peculiar_nets import (
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from polyfed.models.split import SplitModel, check_cuts_fit, keep_statistics
-from polyfed.rng import Rng
+from polyfed.base.rng import Rng
+from polyfed.models.compatibility import check_cuts_fit
+from polyfed.models.split import SplitModel, keep_statistics
 
 CUTS = [
     (Plain, "a"),

@@ -10,8 +10,9 @@ from peculiar_nets import Branches, ControlFlow, Norm, Plain, Residual, Tied, ba
 from torch import Tensor, nn
 from torch.nn import functional
 
-from polyfed.errors import ModelError
-from polyfed.models.split import SplitModel, check_cuts_fit
+from polyfed.base.errors import ModelError
+from polyfed.models.compatibility import check_cuts_fit
+from polyfed.models.split import SplitModel
 
 
 def says(error: pytest.ExceptionInfo[ModelError], *words: str) -> None:

@@ -5,12 +5,13 @@ from itertools import pairwise
 import pytest
 import torch
 
-from polyfed.errors import ModelError
+from polyfed.base.errors import ModelError
+from polyfed.base.rng import Rng
 from polyfed.models.catalogue import MODELS, ModelSpec
+from polyfed.models.compatibility import check_cuts_fit, check_heads_fit
 from polyfed.models.norm import groups
-from polyfed.models.split import SplitModel, check_cuts_fit, check_heads_fit
+from polyfed.models.split import SplitModel
 from polyfed.models.zoo import build, projector
-from polyfed.rng import Rng
 
 SMALL = ["cnn2", "cnn5", "resnet8", "in-resnet10-small", "in-resnet14-small", "in-resnet18-small", "mlp"]
 

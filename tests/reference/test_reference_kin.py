@@ -17,16 +17,16 @@ from test_reference import one_thread
 from torch import Tensor, nn
 from torch.nn import functional
 
-from polyfed import tree
 from polyfed.algorithms.fedapen import FedAPEN
 from polyfed.algorithms.fedkd import FedKD
 from polyfed.algorithms.fedmrl import FedMRL
 from polyfed.algorithms.fedmrl_adaptive import FedMRLAdaptive
 from polyfed.algorithms.fedmrl_e import FedMRLE
-from polyfed.compute import exchange
-from polyfed.lowrank import LowRank
+from polyfed.base import tree
+from polyfed.blocks.lowrank import LowRank
+from polyfed.blocks.submodel import padded
+from polyfed.core.requests import exchange
 from polyfed.models.mlp import MLP
-from polyfed.submodel import padded
 
 __all__ = ["one_thread"]
 

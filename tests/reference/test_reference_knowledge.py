@@ -17,16 +17,16 @@ from test_reference import batches, one_thread, pairs
 from torch import Tensor, nn
 from torch.nn import functional
 
-from polyfed import tree
-from polyfed.aggregate import by_name_mean
-from polyfed.algorithm import Algorithm
 from polyfed.algorithms.fd import FD
 from polyfed.algorithms.fedproto import FedProto
 from polyfed.algorithms.fml import FML
 from polyfed.algorithms.lg_fedavg import LGFedAvg
-from polyfed.classes import class_counts, class_means, distance_to_class
-from polyfed.compute import exchange, fit
-from polyfed.losses import cross_entropy, kl_divergence
+from polyfed.base import tree
+from polyfed.blocks.aggregate import by_name_mean
+from polyfed.blocks.classwise import class_counts, class_means, distance_to_class
+from polyfed.blocks.losses import cross_entropy, kl_divergence
+from polyfed.core.algorithm import Algorithm
+from polyfed.core.requests import exchange, fit
 from polyfed.models.mlp import MLP
 
 __all__ = ["one_thread"]

@@ -31,17 +31,17 @@ from test_reference_knowledge import (
 from torch import Tensor, nn
 from torch.nn import functional
 
-from polyfed import tree
 from polyfed.algorithms.fedgen import FedGen
 from polyfed.algorithms.fedgh import FedGH
 from polyfed.algorithms.fedl2g import FedL2G
 from polyfed.algorithms.fedtgp import FedTGP
-from polyfed.classes import class_means
-from polyfed.compute import exchange, fit
-from polyfed.generator import draw_classes
-from polyfed.losses import supervised
-from polyfed.plan import Step
-from polyfed.rng import Rng
+from polyfed.base import tree
+from polyfed.base.rng import Rng
+from polyfed.blocks.classwise import class_means
+from polyfed.blocks.feature_generator import draw_classes
+from polyfed.blocks.losses import supervised
+from polyfed.core.plan import Step
+from polyfed.core.requests import exchange, fit
 
 __all__ = ["one_thread"]
 

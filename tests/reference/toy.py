@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polyfed.algorithm import Algorithm
 from polyfed.config import Config
+from polyfed.core.algorithm import Algorithm
 from polyfed.data.dataset import Dataset
-from polyfed.data.partition import Partition
+from polyfed.data.partition.partition import Partition
 from polyfed.execute.drivers import Sequential, make_driver
-from polyfed.execute.place import Place, Precision
-from polyfed.runtime.clients import LocalClients
-from polyfed.runtime.federation import Federation
-from polyfed.runtime.round import Played, play_round
-from polyfed.runtime.store import Store
+from polyfed.execute.placement import Place, Precision
+from polyfed.rounds.clients import LocalClients
+from polyfed.rounds.federation import Federation
+from polyfed.rounds.round import Played, play_round
+from polyfed.storage.state_store import Store
 
 MLP = "mlp(hidden=(12, 6))"
 

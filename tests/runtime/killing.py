@@ -10,13 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from polyfed.runtime import store
-from polyfed.runtime.simulate import resume, simulate
-from polyfed.runtime.watch import Interrupted, Quiet
+from polyfed.rounds.callbacks import Interrupted, Quiet
+from polyfed.simulation.simulate import resume, simulate
+from polyfed.storage import state_store
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["torch", "torch._dynamo", "torch.utils.flop_counter", "polyfed.runtime.simulate", "polyfed.algorithms.fedmrl"]
+    ["torch", "torch._dynamo", "torch.utils.flop_counter", "polyfed.simulation.simulate", "polyfed.algorithms.fedmrl"]
 )
 
 #: Which calls count: those up to the first training, those after it, those of the latter that write a checkpoint.
@@ -65,7 +65,7 @@ class Countdown(Quiet):
 def play(config: Any, folder: Path, watch: Countdown, counts: Path | None) -> None:
     """Start the run, or go on with it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it starts in the background
-    store.INLINE = INLINE
+    state_store.INLINE = INLINE
     try:
         if (folder / "config.toml").exists():
             resume(folder, watch=watch)

@@ -10,18 +10,18 @@ import running
 from polyfed.algorithms.fedavg import FedAvg
 from polyfed.config import Config
 from polyfed.config.profiles import Profile
+from polyfed.core.clients import Cohort
+from polyfed.core.message import Size
 from polyfed.execute.drivers import Work, make_driver
-from polyfed.execute.place import Place
-from polyfed.message import Size
-from polyfed.parties import Cohort
-from polyfed.runtime import files
-from polyfed.runtime.clients import LocalClients, Report
-from polyfed.runtime.clock import REASONS, TimedClients, done, ended
-from polyfed.runtime.federation import prepare
-from polyfed.runtime.round import play_round
-from polyfed.runtime.simulate import resume, simulate
-from polyfed.runtime.store import Store
-from polyfed.runtime.watch import Interrupted, Quiet
+from polyfed.execute.placement import Place
+from polyfed.rounds.callbacks import Interrupted, Quiet
+from polyfed.rounds.clients import LocalClients, Report
+from polyfed.rounds.federation import prepare
+from polyfed.rounds.round import play_round
+from polyfed.simulation.clock import REASONS, TimedClients, done, ended
+from polyfed.simulation.simulate import resume, simulate
+from polyfed.storage import state_files
+from polyfed.storage.state_store import Store
 
 HEAD = "device,compute_gflops,memory_mb,down_mbps,up_mbps"
 
@@ -187,9 +187,9 @@ def test_who_is_late_leaves_nothing_but_its_costs(tmp_path: Path) -> None:
     cohort = Cohort(tuple(map(federation.info, (0, 2))), 1, settings.run.rounds, rng)
     played: Any = play_round(federation, server, 1, clients, driver, cohort=cohort)
     clients.commit()
-    assert (tmp_path / "late/checkpoint/server-round-1.safetensors").read_bytes() == files.dump(played.server)
+    assert (tmp_path / "late/checkpoint/server-round-1.safetensors").read_bytes() == state_files.dump(played.server)
     states = {client: data for client, _, _, data in running.rows(tmp_path / "late/states")}
-    assert states == {client: files.dump(store.get(client)) for client in (0, 2)}
+    assert states == {client: state_files.dump(store.get(client)) for client in (0, 2)}
 
 
 @dataclass(frozen=True, kw_only=True)

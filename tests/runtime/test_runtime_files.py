@@ -16,15 +16,17 @@ import running
 import torch
 
 from polyfed.algorithms.standalone import Standalone
-from polyfed.errors import CheckpointError, DivergedError, RunDirError, StorageError
-from polyfed.message import Nothing, State
-from polyfed.runtime import federation, files, rundir
-from polyfed.runtime import simulate as simulating
-from polyfed.runtime import store as store_module
-from polyfed.runtime.rundir import RunDir, RunDirInUseError
-from polyfed.runtime.simulate import resume, simulate
-from polyfed.runtime.store import Store
-from polyfed.runtime.watch import Interrupted, Quiet
+from polyfed.base import files
+from polyfed.base.errors import CheckpointError, DivergedError, RunDirError, StorageError
+from polyfed.core.message import Nothing, State
+from polyfed.rounds import federation
+from polyfed.rounds.callbacks import Interrupted, Quiet
+from polyfed.simulation import simulate as simulating
+from polyfed.simulation.simulate import resume, simulate
+from polyfed.storage import run_dir, state_files
+from polyfed.storage import state_store as store_module
+from polyfed.storage.run_dir import RunDir, RunDirInUseError
+from polyfed.storage.state_store import Store
 
 
 class Kept(State):
@@ -335,19 +337,19 @@ def test_a_full_disk_under_the_index_is_told(tmp_path: Path, resident: bool) -> 
 
 def test_a_state_of_another_algorithm_is_refused(tmp_path: Path) -> None:
     """Catches a checkpoint that is read as if it were ours."""
-    sha256 = files.write(tmp_path / "a.safetensors", files.dump(kept(1)))
+    sha256 = files.write(tmp_path / "a.safetensors", state_files.dump(kept(1)))
     with pytest.raises(CheckpointError, match="holds no state of this algorithm"):
-        files.load(tmp_path / "a.safetensors", sha256, Other)
+        state_files.load(tmp_path / "a.safetensors", sha256, Other)
 
 
 def test_bytes_that_are_no_state_are_refused(tmp_path: Path) -> None:
     """Catches a SafetensorError, or any other, that reaches the user as a traceback."""
-    good = files.dump(kept(1))
+    good = state_files.dump(kept(1))
     for number, data in enumerate((b"", b"garbage" * 9, good[:-1], good[:50], b"\xff" * 64)):
         path = tmp_path / f"{number}.safetensors"
         path.write_bytes(data)
         with pytest.raises(CheckpointError):
-            files.load(path, hashlib.sha256(data).hexdigest(), Kept)
+            state_files.load(path, hashlib.sha256(data).hexdigest(), Kept)
 
 
 # ----------------------------------------------------------------------------------------------------- run directory
@@ -389,7 +391,7 @@ def test_a_run_that_another_process_began_meanwhile_is_left_to_it(
 
 
 def test_a_directory_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
-    """Catches a run that settles among somebody's files, and sweeps away those that look like its own."""
+    """Catches a run that settles among somebody's state_files, and sweeps away those that look like its own."""
     mine = tmp_path / "states" / "thesis" / "only-copy.txt"
     mine.parent.mkdir(parents=True)
     mine.write_text("years of work")
@@ -527,7 +529,7 @@ def test_a_run_of_an_earlier_layout_is_refused(paused: Path) -> None:
     manifest = json.loads(path.read_text())["manifest"]
     manifest["states"] = {"3": ["03/client-3-round-2.safetensors", "0" * 64]}
     del manifest["layout"]
-    files.write_json(path, {"sha256": rundir._digest(manifest), "manifest": manifest})
+    files.write_json(path, {"sha256": run_dir._digest(manifest), "manifest": manifest})
     with pytest.raises(CheckpointError, match=r"written by another version of polyfed .layout 1, this one has 2"):
         resume(paused)
 
@@ -676,7 +678,7 @@ def test_a_diverging_run_keeps_its_last_good_checkpoint(tmp_path: Path) -> None:
     found = running.rows(tmp_path / "run/states")
     assert len(found) == manifest["states"]["count"] > 0
     for client, _, sha256, data in found:
-        state = files.parse(data, sha256, f"client {client}", *Standalone.states)
+        state = state_files.parse(data, sha256, f"client {client}", *Standalone.states)
         assert all(bool(torch.isfinite(v).all()) for v in state.model.values())
     with pytest.raises(DivergedError):  # it goes on from there, and comes to the same end
         resume(tmp_path / "run")

@@ -7,17 +7,17 @@ import pytest
 import running
 import torch
 
+from polyfed.base.errors import ConfigError
 from polyfed.config import Config
-from polyfed.deploy.server import create
+from polyfed.core.net import Net
+from polyfed.deploy.server.loop import create
 from polyfed.deploy.settings import Deployment
-from polyfed.errors import ConfigError
 from polyfed.execute.drivers import make_driver
-from polyfed.execute.place import Place
-from polyfed.nets import Net
-from polyfed.runtime.clients import LocalClients
-from polyfed.runtime.federation import deal, prepare
-from polyfed.runtime.gradient import gradient_squared
-from polyfed.runtime.simulate import simulate
+from polyfed.execute.placement import Place
+from polyfed.rounds.clients import LocalClients
+from polyfed.rounds.federation import deal, prepare
+from polyfed.rounds.gradient import gradient_squared
+from polyfed.simulation.simulate import simulate
 
 
 def test_it_is_the_squared_norm_over_all_parts_on_all_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,7 +39,7 @@ def test_it_is_the_squared_norm_over_all_parts_on_all_examples(tmp_path: Path, m
             grads = torch.autograd.grad(loss, [t for params in leaves.values() for t in params.values()])
             expected.append(float(sum(g.square().sum() for g in grads)))
         whole = gradient_squared(server, clients, 0)
-        monkeypatch.setattr("polyfed.runtime.gradient.EVAL_BATCH", 5)
+        monkeypatch.setattr("polyfed.rounds.gradient.EVAL_BATCH", 5)
         pieces = gradient_squared(server, clients, 0)
     assert whole == pytest.approx(sum(expected) / 4, rel=1e-9)
     assert pieces == pytest.approx(whole, rel=1e-9)

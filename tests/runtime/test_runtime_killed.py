@@ -11,8 +11,8 @@ import killing
 import pytest
 import running
 
-from polyfed.errors import RunDirError
-from polyfed.runtime.simulate import resume
+from polyfed.base.errors import RunDirError
+from polyfed.simulation.simulate import resume
 
 ROUNDS = 16
 MOMENTS = 20

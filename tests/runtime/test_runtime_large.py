@@ -9,8 +9,8 @@ import numpy.ma  # noqa: F401  # numpy's sets load it when first used; it is not
 import pytest
 import running
 
-from polyfed.runtime.simulate import simulate
-from polyfed.runtime.watch import Interrupted, Quiet
+from polyfed.rounds.callbacks import Interrupted, Quiet
+from polyfed.simulation.simulate import simulate
 
 WARM, LAST = 3, 9
 

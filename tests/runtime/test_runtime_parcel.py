@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from polyfed.runtime import parcel
+from polyfed.parallel import transfer
 
-LARGE = parcel.LARGE // 8
+LARGE = transfer.LARGE // 8
 
 
 def across(value: Any, watch: Callable[[Any], object] = lambda pipe: None) -> Any:
     """What arrives of a value; sending and receiving go on at the same time."""
     ours, theirs = Pipe()
-    sender = threading.Thread(target=parcel.send, args=(theirs, value))
+    sender = threading.Thread(target=transfer.send, args=(theirs, value))
     sender.start()
     watch(ours)
-    got = parcel.receive(ours)
+    got = transfer.receive(ours)
     sender.join()
     ours.close()
     theirs.close()
@@ -58,8 +58,8 @@ def test_what_arrives_is_the_receivers_own() -> None:
 def test_large_arrays_go_beside_the_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches arrays that are pickled after all: megabytes through a pipe of kilobytes."""
     seen: list[int] = []
-    loads = parcel.pickle.loads
-    monkeypatch.setattr(parcel.pickle, "loads", lambda body, **keys: seen.append(len(body)) or loads(body, **keys))
+    loads = transfer.pickle.loads
+    monkeypatch.setattr(transfer.pickle, "loads", lambda body, **keys: seen.append(len(body)) or loads(body, **keys))
     got = across([numbers(LARGE), numbers(4 * LARGE)])
     assert [len(array) for array in got] == [LARGE, 4 * LARGE]
     assert seen == [seen[0]]
@@ -69,9 +69,9 @@ def test_large_arrays_go_beside_the_pipe(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_who_keeps_one_array_does_not_keep_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches one file for everything, whose memory stays as long as any of it."""
     sizes: list[list[int]] = []
-    mapped = parcel._mapped
-    monkeypatch.setattr(parcel, "_mapped", lambda fd, told: sizes.append(list(told)) or mapped(fd, told))
-    across([numbers(parcel.FULL // 16, k) for k in range(5)])
+    mapped = transfer._mapped
+    monkeypatch.setattr(transfer, "_mapped", lambda fd, told: sizes.append(list(told)) or mapped(fd, told))
+    across([numbers(transfer.FULL // 16, k) for k in range(5)])
     assert [len(told) for told in sizes] == [2, 2, 1]
 
 
@@ -80,18 +80,18 @@ def test_no_file_stays_open() -> None:
     """Catches descriptors that run out after some rounds, also where what came is kept."""
     across([numbers(LARGE)])
     before = len(os.listdir("/proc/self/fd"))
-    kept = [across([numbers(parcel.FULL // 8) for _ in range(4)]) for _ in range(3)]
+    kept = [across([numbers(transfer.FULL // 8) for _ in range(4)]) for _ in range(3)]
     assert len(os.listdir("/proc/self/fd")) == before
-    assert np.array_equal(kept[0][3], numbers(parcel.FULL // 8))
+    assert np.array_equal(kept[0][3], numbers(transfer.FULL // 8))
 
 
 def test_few_files_are_on_their_way_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches one file for each of thousands of uploads: descriptors in flight count against a user's limit."""
-    monkeypatch.setattr(parcel, "FULL", parcel.LARGE)
+    monkeypatch.setattr(transfer, "FULL", transfer.LARGE)
     sent = [numbers(LARGE + k, k) for k in range(100)]
-    _, files = parcel._packed(sent)
-    parcel._close(files)
-    assert parcel.MOST // 2 <= len(files) <= parcel.MOST + 1
+    _, files = transfer._packed(sent)
+    transfer._close(files)
+    assert transfer.MOST // 2 <= len(files) <= transfer.MOST + 1
     assert all(np.array_equal(one, other) for one, other in zip(across(sent), sent, strict=True))
 
 
@@ -99,12 +99,12 @@ def test_after_a_message_that_could_not_be_mapped_the_next_one_is_read(monkeypat
     """Catches descriptors that stay in the pipe, and are read as the length of what comes next."""
     ours, theirs = Pipe()
     with monkeypatch.context() as patch:
-        patch.setattr(parcel, "_mapped", refuse)
-        parcel.send(theirs, [numbers(parcel.FULL // 8, k) for k in range(3)])
+        patch.setattr(transfer, "_mapped", refuse)
+        transfer.send(theirs, [numbers(transfer.FULL // 8, k) for k in range(3)])
         with pytest.raises(OSError, match="Too many"):
-            parcel.receive(ours)
-    parcel.send(theirs, "next")
-    assert parcel.receive(ours) == "next"
+            transfer.receive(ours)
+    transfer.send(theirs, "next")
+    assert transfer.receive(ours) == "next"
     for end in (ours, theirs):
         end.close()
 
@@ -126,7 +126,7 @@ def refuse(*_: Any) -> int:
 def test_a_sender_that_dies_halfway_is_noticed() -> None:
     """Catches a receiver that waits for ever for the files of a worker that was killed."""
     ours, theirs = Pipe()
-    theirs.send((b"", [[parcel.LARGE]]))
+    theirs.send((b"", [[transfer.LARGE]]))
     theirs.close()
     with pytest.raises(EOFError):
-        parcel.receive(ours)
+        transfer.receive(ours)

@@ -9,11 +9,11 @@ import pytest
 import running
 import torch
 
-from polyfed.message import size
-from polyfed.runtime.evaluate import Evaluation
-from polyfed.runtime.federation import Federation, prepare
-from polyfed.runtime.scoring import Score
-from polyfed.runtime.simulate import simulate
+from polyfed.core.message import size
+from polyfed.rounds.evaluation import Evaluation
+from polyfed.rounds.federation import Federation, prepare
+from polyfed.rounds.scoring import Score
+from polyfed.simulation.simulate import simulate
 
 FEDAVG: dict[str, Any] = {
     "run": {"rounds": 3, "eval_every": 1, "checkpoint_every": 1},

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import running
 
+from polyfed.base.rng import Rng
 from polyfed.config.profiles import load_profiles
 from polyfed.config.sections import oversampled
-from polyfed.rng import Rng
-from polyfed.runtime.federation import Federation, prepare
-from polyfed.runtime.fleet import Fleet
-from polyfed.runtime.selection import Weighted, draw_cohort, draw_there
+from polyfed.rounds.availability import Fleet
+from polyfed.rounds.federation import Federation, prepare
+from polyfed.rounds.sampling import Weighted, draw_there
+from polyfed.rounds.selection import draw_cohort
 
 MANY = 1_000_000
 

@@ -16,15 +16,15 @@ import pytest
 import running
 import torch
 
-from polyfed.errors import CheckpointError, ConfigError, DivergedError, StorageError
-from polyfed.execute import replay, ways
-from polyfed.execute.ways import Ways
-from polyfed.runtime import auto, crew, parcel, workers
-from polyfed.runtime.pool import Pool, WorkerError
-from polyfed.runtime.simulate import resume, simulate
-from polyfed.runtime.store import Store
-from polyfed.runtime.watch import Interrupted, Quiet
-from polyfed.runtime.workers import WorkerClients
+from polyfed.base.errors import CheckpointError, ConfigError, DivergedError, StorageError
+from polyfed.execute import choice, replay
+from polyfed.execute.choice import Ways
+from polyfed.parallel import auto, clients, setup, transfer
+from polyfed.parallel.clients import WorkerClients
+from polyfed.parallel.pool import Pool, WorkerError
+from polyfed.rounds.callbacks import Interrupted, Quiet
+from polyfed.simulation.simulate import resume, simulate
+from polyfed.storage.state_store import Store
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
@@ -57,7 +57,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("store", ["memory", "disk"])
 def test_two_workers_end_where_one_process_does(straight: Path, tmp_path: Path, store: str) -> None:
-    """Catches states that are lost on the way between workers, or not brought home for a checkpoint."""
+    """Catches states that are lost on the way between clients, or not brought home for a checkpoint."""
     simulate(config(workers=2, store=store), out=tmp_path / "run")
     running.same(tmp_path / "run", straight)
 
@@ -77,7 +77,7 @@ def test_replies_that_are_lost_are_lost_with_workers_too(tmp_path: Path, store: 
 
 @pytest.mark.parametrize("store", ["memory", "disk"])
 def test_a_run_of_workers_resumes_identically(straight: Path, tmp_path: Path, store: str) -> None:
-    """Catches states that a resumed run does not hand to its workers."""
+    """Catches states that a resumed run does not hand to its clients."""
 
     with pytest.raises(Interrupted):
         simulate(config(workers=2, store=store), out=tmp_path / "run", watch=Stop(3))
@@ -102,9 +102,9 @@ def test_gradients_are_measured_of_what_this_round_made(tmp_path: Path, store: s
 def test_a_state_on_its_way_to_another_worker_is_not_lost(
     straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Catches a checkpoint without the states that were between two workers when the run was interrupted."""
+    """Catches a checkpoint without the states that were between two clients when the run was interrupted."""
     moved: list[object] = []
-    packed = workers._packed
+    packed = clients._packed
 
     def interrupt(down: Any) -> Any:
         if moved:
@@ -119,9 +119,9 @@ def test_a_state_on_its_way_to_another_worker_is_not_lost(
         return states
 
     with monkeypatch.context() as patch:
-        patch.setattr(workers, "_packed", interrupt)
+        patch.setattr(clients, "_packed", interrupt)
         patch.setattr(WorkerClients, "_move", watched)
-        # The larger network goes to whoever is behind: states move between workers.
+        # The larger network goes to whoever is behind: states move between clients.
         patch.setattr(WorkerClients, "_cost", lambda self, client, training: 1.0 + client)
         with pytest.raises(Interrupted):
             simulate(config(workers=2, checkpoint_every=4), out=tmp_path / "run")
@@ -152,7 +152,7 @@ def pool() -> Iterator[Pool]:
 
 
 def test_workers_have_one_thread_and_answer_for_themselves(pool: Pool) -> None:
-    """Catches workers whose threads fight for the cores, and answers that are mixed up."""
+    """Catches clients whose threads fight for the cores, and answers that are mixed up."""
     assert pool.ask({0: ("threads",), 1: ("threads",)}) == {0: 1, 1: 1}
     assert [pool.ask({k: ("pid",)})[k] for k in (0, 1)] == pool.pids
     assert pool.ask({1: ("echo", 1), 0: ("echo", 2, 3)}) == {1: (1,), 0: (2, 3)}
@@ -203,7 +203,7 @@ def test_a_worker_whose_answer_is_lost_is_ended(pool: Pool, monkeypatch: pytest.
         raise OSError(24, "Too many open files")
 
     with monkeypatch.context() as patch:
-        patch.setattr(parcel, "receive", refuse)
+        patch.setattr(transfer, "receive", refuse)
         with pytest.raises(WorkerError, match=r"worker process 0 could not be read .*Too many open files.*ulimit"):
             pool.ask({0: ("echo", 1)})
     with pytest.raises(WorkerError, match="worker process 0 ended"):
@@ -225,7 +225,7 @@ def test_killed_with_its_run_no_worker_computes_on(tmp_path: Path, straight: Pat
     children = Path(f"/proc/{job.pid}/task/{job.pid}/children")
     deadline = time.monotonic() + 60
     while len(pids := children.read_text().split()) < 2:
-        assert time.monotonic() < deadline, "no workers were started"
+        assert time.monotonic() < deadline, "no clients were started"
         time.sleep(0.05)
     os.kill(job.pid, signal.SIGKILL)
     assert killing.ended(job) == -signal.SIGKILL
@@ -246,7 +246,7 @@ def test_a_killed_worker_ends_the_run_at_its_last_checkpoint(
 ) -> None:
     """Catches a checkpoint that is written without the states that died with a worker."""
     made: list[Pool] = []
-    monkeypatch.setattr(crew, "Pool", lambda *given: made.append(Pool(*given)) or made[-1])
+    monkeypatch.setattr(setup, "Pool", lambda *given: made.append(Pool(*given)) or made[-1])
 
     class Kill(Quiet):
         def round_ended(self, row: Any) -> None:
@@ -267,8 +267,8 @@ def test_a_client_that_diverges_is_named(tmp_path: Path) -> None:
 
 
 def test_a_process_that_may_have_no_children_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Python's daemonic processes may not start others: asked for workers there, say so; "auto" does without."""
-    monkeypatch.setattr(crew, "current_process", lambda: type("Process", (), {"daemon": True}))
+    """Python's daemonic processes may not start others: asked for clients there, say so; "auto" does without."""
+    monkeypatch.setattr(setup, "current_process", lambda: type("Process", (), {"daemon": True}))
     with pytest.raises(ConfigError, match=r"run\.workers is 2, but .* daemonic"):
         simulate(config(workers=2), out=tmp_path / "asked")
     simulate(config(driver="auto", rounds=1), out=tmp_path / "auto")
@@ -298,8 +298,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     def trials(self: Any, fit: Any) -> Any:
         return ((way, count, lambda way=way: way) for way, count in zip(takes, (1, 1, 2), strict=True))
 
-    monkeypatch.setattr(ways.Calibration, "_trials", trials)
-    monkeypatch.setattr(ways, "seconds", lambda work, **_: takes.get(str(work()), 1.0))
+    monkeypatch.setattr(choice.Calibration, "_trials", trials)
+    monkeypatch.setattr(choice, "seconds", lambda work, **_: takes.get(str(work()), 1.0))
     return takes
 
 
@@ -321,7 +321,7 @@ def test_stacks_of_the_usual_size_resume_bitwise(tmp_path: Path, monkeypatch: py
 def test_stacks_are_cut_by_the_memory_that_was_free_at_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches other sizes of stacks, and so another last bit, where more or less memory is free at a resume."""
     free = [10**9]
-    monkeypatch.setattr(crew, "_memory", lambda asked, place: free[0])
+    monkeypatch.setattr(setup, "_memory", lambda asked, place: free[0])
     told = {"rounds": 2, "eval_every": 2, "checkpoint_every": 1, "driver": "batched"}
     clients = {"count": 9, "models": ["mlp(hidden=(12,))"], "participation": 1.0}
     train = {"batch_size": 4, "momentum": 0.0}
@@ -348,7 +348,7 @@ def test_auto_takes_the_fastest_way_and_says_which(tmp_path: Path, clock: dict[s
 
 
 def test_a_method_that_warms_up_is_timed_when_it_trains(tmp_path: Path) -> None:
-    """Catches a kind that counts as known although nothing of it was timed, and workers decided by nothing."""
+    """Catches a kind that counts as known although nothing of it was timed, and clients decided by nothing."""
     learner = {"name": "fedl2g", "warmup": 2, "holdout": 0.3}
     told = {"rounds": 3, "eval_every": 1, "checkpoint_every": 1, "driver": "auto", "threads": 2}
     simulate(running.config(run=told, clients={"participation": 1.0}, algorithm=learner), out=tmp_path / "run")
@@ -361,7 +361,7 @@ def test_a_method_that_warms_up_is_timed_when_it_trains(tmp_path: Path) -> None:
 def test_workers_that_start_late_take_over_the_states_of_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Catches a checkpoint with the states that this process held before the workers trained them."""
+    """Catches a checkpoint with the states that this process held before the clients trained them."""
 
     monkeypatch.setattr(auto.AutoClients, "_decide", lambda self, timed, down: 2)
     learner = {"name": "fedl2g", "warmup": 2, "holdout": 0.3}
@@ -407,10 +407,10 @@ def test_auto_starts_workers_where_they_pay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: float, expected: int
 ) -> None:
     """Clients whose training takes no longer than the way to a worker stay here."""
-    monkeypatch.setattr(ways, "seconds", lambda work, **_: alone)
-    monkeypatch.setattr(crew, "cores", lambda: 2)
+    monkeypatch.setattr(choice, "seconds", lambda work, **_: alone)
+    monkeypatch.setattr(setup, "cores", lambda: 2)
     started: list[int] = []
-    monkeypatch.setattr(crew, "Pool", lambda makers, close: started.append(len(makers)) or Pool(makers, close))
+    monkeypatch.setattr(setup, "Pool", lambda makers, close: started.append(len(makers)) or Pool(makers, close))
     simulate(config(driver="auto", rounds=2, threads=2), out=tmp_path / "run")
     assert json.loads((tmp_path / "run" / "choices.json").read_text())["workers"] == expected
     assert started == ([2] if expected == 2 else [])
@@ -423,7 +423,7 @@ def test_a_resumed_run_does_not_ask_the_clock_again(tmp_path: Path, monkeypatch:
     run = tmp_path / "run"
     run.mkdir()
     (run / "choices.json").write_bytes((tmp_path / "straight" / "choices.json").read_bytes())
-    monkeypatch.setattr(ways, "seconds", lambda *_, **__: pytest.fail("the clock was asked"))
+    monkeypatch.setattr(choice, "seconds", lambda *_, **__: pytest.fail("the clock was asked"))
     with pytest.raises(Interrupted):
         simulate(config(driver="auto", workers=2), out=run, watch=Stop(2))
     resume(run)
@@ -434,7 +434,7 @@ def test_finding_out_moves_no_random_stream(tmp_path: Path) -> None:
     """Catches a trial that draws from what training draws from: with nothing chosen, bitwise the sequential run."""
     simulate(config(), out=tmp_path / "sequential")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ways, "MARGIN", 0.0)  # nothing is fast enough: everything is timed, and sequential it stays
+        patch.setattr(choice, "MARGIN", 0.0)  # nothing is fast enough: everything is timed, and sequential it stays
         patch.setattr(auto, "MARGIN", 0.0)
         simulate(config(driver="auto"), out=tmp_path / "auto")
     one, other = (running.outcome(tmp_path / driver) for driver in ("auto", "sequential"))
@@ -458,8 +458,8 @@ def test_choices_survive_their_file() -> None:
 
 
 def test_a_worker_that_starts_afresh_reads_its_configuration() -> None:
-    """Beside a GPU workers are no forks: they make their federation anew."""
-    place = crew.Place.of("cpu", "fp32")
-    site = workers.Site(config(), place, "sequential", None)
+    """Beside a GPU clients are no forks: they make their federation anew."""
+    place = setup.Place.of("cpu", "fp32")
+    site = clients.Site(config(), place, "sequential", None)
     assert site.federation.partition.num_clients == 6
     assert "exchange" in site.methods()

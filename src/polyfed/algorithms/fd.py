@@ -18,16 +18,16 @@ from typing import Any
 
 from torch import Tensor
 
-from polyfed.aggregate import by_name_mean
-from polyfed.algorithm import Algorithm, Task
-from polyfed.classes import check_by_class, class_means, class_table
-from polyfed.compute import Answer, Steps, exchange, fit
-from polyfed.losses import cross_entropy
-from polyfed.message import Message, Record, State
-from polyfed.nets import Batch, Nets
-from polyfed.parties import ClientInfo, Cohort, LocalClient
-from polyfed.rng import Rng
-from polyfed.typing import NonNegative, Params, Parts, Positive
+from polyfed.base.rng import Rng
+from polyfed.base.types import NonNegative, Params, Parts, Positive
+from polyfed.blocks.aggregate import by_name_mean
+from polyfed.blocks.classwise import check_by_class, class_means, class_table
+from polyfed.blocks.losses import cross_entropy
+from polyfed.core.algorithm import Algorithm, Task
+from polyfed.core.clients import ClientInfo, Cohort, LocalClient
+from polyfed.core.message import Message, Record, State
+from polyfed.core.net import Batch, Nets
+from polyfed.core.requests import Answer, Steps, exchange, fit
 
 
 class Means(Record):

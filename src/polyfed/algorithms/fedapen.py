@@ -15,17 +15,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from polyfed.aggregate import weighted_mean
-from polyfed.algorithm import Algorithm, Task
-from polyfed.compute import Answer, Steps, exchange, fit, reduce
-from polyfed.losses import cross_entropy, kl_divergence
-from polyfed.message import Message, State
+from polyfed.base.rng import Rng
+from polyfed.base.types import NonNegative, Params, Parts, Positive, Share
+from polyfed.blocks.aggregate import weighted_mean
+from polyfed.blocks.losses import cross_entropy, kl_divergence
+from polyfed.core.algorithm import Algorithm, Task
+from polyfed.core.clients import ClientInfo, Cohort, LocalClient
+from polyfed.core.message import Message, State
+from polyfed.core.net import Batch, Net, Nets
+from polyfed.core.requests import Answer, Steps, exchange, fit, reduce
 from polyfed.models.catalogue import ModelSpec
 from polyfed.models.split import SplitModel
-from polyfed.nets import Batch, Net, Nets
-from polyfed.parties import ClientInfo, Cohort, LocalClient
-from polyfed.rng import Rng
-from polyfed.typing import NonNegative, Params, Parts, Positive, Share
 
 
 @dataclass(frozen=True, kw_only=True)

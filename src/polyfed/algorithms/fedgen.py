@@ -15,20 +15,20 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from polyfed.aggregate import weighted_mean
-from polyfed.algorithm import Algorithm, Task
-from polyfed.compute import Answer, Draw, Steps, exchange, fit
-from polyfed.errors import MessageError
-from polyfed.generator import draw_classes, ensemble, generate, sameness
-from polyfed.losses import cross_entropy, kl_divergence
-from polyfed.message import Message, State
-from polyfed.nets import Batch, Nets
-from polyfed.parties import ClientInfo, Cohort, LocalClient
-from polyfed.plan import LocalSGD, Step
-from polyfed.rng import Rng
-from polyfed.server import train_at_server, two_layers
-from polyfed.typing import Capacity, NonNegative, Params, Parts, Positive, Rate
-from polyfed.uploads import check_like, check_tensor
+from polyfed.base.errors import MessageError
+from polyfed.base.rng import Rng
+from polyfed.base.types import Capacity, NonNegative, Params, Parts, Positive, Rate
+from polyfed.blocks.aggregate import weighted_mean
+from polyfed.blocks.feature_generator import draw_classes, ensemble, generate, sameness
+from polyfed.blocks.losses import cross_entropy, kl_divergence
+from polyfed.blocks.server_training import train_at_server, two_layers
+from polyfed.core.algorithm import Algorithm, Task
+from polyfed.core.checks import check_like, check_tensor
+from polyfed.core.clients import ClientInfo, Cohort, LocalClient
+from polyfed.core.message import Message, State
+from polyfed.core.net import Batch, Nets
+from polyfed.core.plan import LocalSGD, Step
+from polyfed.core.requests import Answer, Draw, Steps, exchange, fit
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,17 +19,17 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import linear
 
-from polyfed.algorithm import Algorithm, Task
-from polyfed.classes import check_by_class, class_means, stack_rows
-from polyfed.compute import Answer, Steps, exchange, fit
-from polyfed.losses import cross_entropy, supervised
-from polyfed.message import Message, State
-from polyfed.nets import Nets
-from polyfed.parties import ClientInfo, Cohort, LocalClient
-from polyfed.plan import LocalSGD, Step
-from polyfed.rng import Rng
-from polyfed.server import train_at_server
-from polyfed.typing import Params, Parts, Positive, Rate
+from polyfed.base.rng import Rng
+from polyfed.base.types import Params, Parts, Positive, Rate
+from polyfed.blocks.classwise import check_by_class, class_means, stack_rows
+from polyfed.blocks.losses import cross_entropy, supervised
+from polyfed.blocks.server_training import train_at_server
+from polyfed.core.algorithm import Algorithm, Task
+from polyfed.core.clients import ClientInfo, Cohort, LocalClient
+from polyfed.core.message import Message, State
+from polyfed.core.net import Nets
+from polyfed.core.plan import LocalSGD, Step
+from polyfed.core.requests import Answer, Steps, exchange, fit
 
 
 @dataclass(frozen=True, kw_only=True)

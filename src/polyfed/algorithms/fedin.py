@@ -15,20 +15,20 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from polyfed import tree
-from polyfed.aggregate import by_name_mean
-from polyfed.algorithm import Algorithm, Task
-from polyfed.align import Align, combine
-from polyfed.compute import Answer, Steps, exchange, fit, reduce
-from polyfed.losses import mean_squared_error, supervised
-from polyfed.message import Message, Nothing, Record, State
-from polyfed.models.split import check_layers_fit
-from polyfed.nets import Batch, Grad, Net, Nets
-from polyfed.parties import ClientInfo, Cohort, LocalClient
-from polyfed.plan import Every
-from polyfed.rng import Rng
-from polyfed.typing import NonNegative, Params, Parts, Positive
-from polyfed.uploads import check_features
+from polyfed.base import tree
+from polyfed.base.rng import Rng
+from polyfed.base.types import NonNegative, Params, Parts, Positive
+from polyfed.blocks.aggregate import by_name_mean
+from polyfed.blocks.gradients import Align, combine
+from polyfed.blocks.losses import mean_squared_error, supervised
+from polyfed.core.algorithm import Algorithm, Task
+from polyfed.core.checks import check_features
+from polyfed.core.clients import ClientInfo, Cohort, LocalClient
+from polyfed.core.message import Message, Nothing, Record, State
+from polyfed.core.net import Batch, Grad, Net, Nets
+from polyfed.core.plan import Every
+from polyfed.core.requests import Answer, Steps, exchange, fit, reduce
+from polyfed.models.compatibility import check_layers_fit
 
 
 class Features(Record):

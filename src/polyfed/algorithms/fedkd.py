@@ -16,21 +16,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from polyfed import tree
-from polyfed.aggregate import weighted_mean
-from polyfed.algorithm import Algorithm, Task
-from polyfed.compute import Answer, Steps, exchange, fit
-from polyfed.errors import MessageError
-from polyfed.losses import cross_entropy, kl_divergence, mean_squared_error
-from polyfed.lowrank import LowRank
-from polyfed.message import Message, State
+from polyfed.base import tree
+from polyfed.base.errors import MessageError
+from polyfed.base.rng import Rng
+from polyfed.base.types import Capacity, Params, Parts
+from polyfed.blocks.aggregate import weighted_mean
+from polyfed.blocks.losses import cross_entropy, kl_divergence, mean_squared_error
+from polyfed.blocks.lowrank import LowRank
+from polyfed.core.algorithm import Algorithm, Task
+from polyfed.core.checks import check_like
+from polyfed.core.clients import ClientInfo, Cohort, LocalClient
+from polyfed.core.message import Message, State
+from polyfed.core.net import Batch, Net, Nets
+from polyfed.core.requests import Answer, Steps, exchange, fit
 from polyfed.models.catalogue import ModelSpec
 from polyfed.models.split import SplitModel
-from polyfed.nets import Batch, Net, Nets
-from polyfed.parties import ClientInfo, Cohort, LocalClient
-from polyfed.rng import Rng
-from polyfed.typing import Capacity, Params, Parts
-from polyfed.uploads import check_like
 
 
 @dataclass(frozen=True, kw_only=True)

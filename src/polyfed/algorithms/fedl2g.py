@@ -16,18 +16,18 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from polyfed import tree
-from polyfed.aggregate import by_name_mean
-from polyfed.algorithm import Algorithm, Task
-from polyfed.classes import check_by_class, class_table, distance_to_class
-from polyfed.compute import Answer, Steps, exchange, fit, reduce
-from polyfed.errors import ModelError
-from polyfed.losses import cross_entropy
-from polyfed.message import Message, State
-from polyfed.nets import Batch, Net, Nets
-from polyfed.parties import ClientInfo, Cohort, LocalClient
-from polyfed.rng import Rng
-from polyfed.typing import Count, NonNegative, Params, Parts, Rate, Share
+from polyfed.base import tree
+from polyfed.base.errors import ModelError
+from polyfed.base.rng import Rng
+from polyfed.base.types import Count, NonNegative, Params, Parts, Rate, Share
+from polyfed.blocks.aggregate import by_name_mean
+from polyfed.blocks.classwise import check_by_class, class_table, distance_to_class
+from polyfed.blocks.losses import cross_entropy
+from polyfed.core.algorithm import Algorithm, Task
+from polyfed.core.clients import ClientInfo, Cohort, LocalClient
+from polyfed.core.message import Message, State
+from polyfed.core.net import Batch, Net, Nets
+from polyfed.core.requests import Answer, Steps, exchange, fit, reduce
 
 
 @dataclass(frozen=True, kw_only=True)

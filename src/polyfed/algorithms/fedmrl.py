@@ -15,18 +15,18 @@ from typing import Literal
 
 from torch import Tensor
 
-from polyfed import tree
-from polyfed.aggregate import weighted_mean
-from polyfed.algorithm import Algorithm, Task
-from polyfed.compute import Answer, Steps, exchange, fit
-from polyfed.losses import cross_entropy
-from polyfed.matryoshka import fuse, networks, small_model
-from polyfed.message import Message, State
+from polyfed.base import tree
+from polyfed.base.rng import Rng
+from polyfed.base.types import NonNegative, Params, Parts, Positive, Rate
+from polyfed.blocks.aggregate import weighted_mean
+from polyfed.blocks.losses import cross_entropy
+from polyfed.blocks.matryoshka import fuse, networks, small_model
+from polyfed.core.algorithm import Algorithm, Task
+from polyfed.core.clients import ClientInfo, Cohort, LocalClient
+from polyfed.core.message import Message, State
+from polyfed.core.net import Batch, Nets
+from polyfed.core.requests import Answer, Steps, exchange, fit
 from polyfed.models.split import SplitModel
-from polyfed.nets import Batch, Nets
-from polyfed.parties import ClientInfo, Cohort, LocalClient
-from polyfed.rng import Rng
-from polyfed.typing import NonNegative, Params, Parts, Positive, Rate
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,19 +13,19 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from polyfed import tree
-from polyfed.aggregate import nested_mean
-from polyfed.algorithm import Algorithm, Task
-from polyfed.compute import Answer, Steps, exchange, fit, reduce
-from polyfed.errors import MessageError
-from polyfed.matryoshka import at_width, losses_at_widths, networks, ones_up_to, small_model, widths_up_to
-from polyfed.message import Message, State
+from polyfed.base import tree
+from polyfed.base.errors import MessageError
+from polyfed.base.rng import Rng
+from polyfed.base.types import NonNegative, Params, Positive, Share
+from polyfed.blocks.aggregate import nested_mean
+from polyfed.blocks.matryoshka import at_width, losses_at_widths, networks, ones_up_to, small_model, widths_up_to
+from polyfed.blocks.submodel import leading, padded
+from polyfed.core.algorithm import Algorithm, Task
+from polyfed.core.clients import ClientInfo, Cohort, LocalClient
+from polyfed.core.message import Message, State
+from polyfed.core.net import Batch, Nets
+from polyfed.core.requests import Answer, Steps, exchange, fit, reduce
 from polyfed.models.split import SplitModel
-from polyfed.nets import Batch, Nets
-from polyfed.parties import ClientInfo, Cohort, LocalClient
-from polyfed.rng import Rng
-from polyfed.submodel import leading, padded
-from polyfed.typing import NonNegative, Params, Positive, Share
 
 
 @dataclass(frozen=True, kw_only=True)

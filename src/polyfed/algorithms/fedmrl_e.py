@@ -16,20 +16,20 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from polyfed import tree
-from polyfed.aggregate import weighted_mean
-from polyfed.algorithm import Algorithm, Task
-from polyfed.compute import Answer, Steps, exchange, fit
-from polyfed.errors import ModelError
-from polyfed.losses import cross_entropy
-from polyfed.matryoshka import fuse, networks, prefix, small_model
-from polyfed.message import Message, State
+from polyfed.base import tree
+from polyfed.base.errors import ModelError
+from polyfed.base.rng import Rng
+from polyfed.base.types import Params, Parts, Positive
+from polyfed.blocks.aggregate import weighted_mean
+from polyfed.blocks.losses import cross_entropy
+from polyfed.blocks.matryoshka import fuse, networks, prefix, small_model
+from polyfed.blocks.submodel import leading, overlaid
+from polyfed.core.algorithm import Algorithm, Task
+from polyfed.core.clients import ClientInfo, Cohort, LocalClient
+from polyfed.core.message import Message, State
+from polyfed.core.net import Batch, Nets
+from polyfed.core.requests import Answer, Steps, exchange, fit
 from polyfed.models.split import SplitModel
-from polyfed.nets import Batch, Nets
-from polyfed.parties import ClientInfo, Cohort, LocalClient
-from polyfed.rng import Rng
-from polyfed.submodel import leading, overlaid
-from polyfed.typing import Params, Parts, Positive
 
 
 @dataclass(frozen=True, kw_only=True)

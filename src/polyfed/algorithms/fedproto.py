@@ -19,16 +19,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from polyfed.aggregate import by_name_mean
-from polyfed.algorithm import Algorithm, Task
-from polyfed.classes import check_by_class, class_counts, class_means, class_table, distance_to_class, nearness
-from polyfed.compute import Answer, Steps, exchange, fit
-from polyfed.losses import cross_entropy
-from polyfed.message import Message, State
-from polyfed.nets import Batch, Nets
-from polyfed.parties import ClientInfo, Cohort, LocalClient
-from polyfed.rng import Rng
-from polyfed.typing import NonNegative, Params, Parts
+from polyfed.base.rng import Rng
+from polyfed.base.types import NonNegative, Params, Parts
+from polyfed.blocks.aggregate import by_name_mean
+from polyfed.blocks.classwise import check_by_class, class_counts, class_means, class_table, distance_to_class, nearness
+from polyfed.blocks.losses import cross_entropy
+from polyfed.core.algorithm import Algorithm, Task
+from polyfed.core.clients import ClientInfo, Cohort, LocalClient
+from polyfed.core.message import Message, State
+from polyfed.core.net import Batch, Nets
+from polyfed.core.requests import Answer, Steps, exchange, fit
 
 
 @dataclass(frozen=True, kw_only=True)

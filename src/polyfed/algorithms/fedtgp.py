@@ -19,18 +19,26 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from polyfed.aggregate import by_name_mean
-from polyfed.algorithm import Algorithm, Task
-from polyfed.classes import check_by_class, class_means, class_table, distance_to_class, gaps, nearness, stack_rows
-from polyfed.compute import Answer, Steps, exchange, fit
-from polyfed.losses import cross_entropy
-from polyfed.message import Message, State
-from polyfed.nets import Batch, Nets
-from polyfed.parties import ClientInfo, Cohort, LocalClient
-from polyfed.plan import LocalSGD, Step
-from polyfed.rng import Rng
-from polyfed.server import run_two_layers, train_at_server, two_layers
-from polyfed.typing import NonNegative, Params, Parts, Positive, Rate
+from polyfed.base.rng import Rng
+from polyfed.base.types import NonNegative, Params, Parts, Positive, Rate
+from polyfed.blocks.aggregate import by_name_mean
+from polyfed.blocks.classwise import (
+    check_by_class,
+    class_means,
+    class_table,
+    distance_to_class,
+    gaps,
+    nearness,
+    stack_rows,
+)
+from polyfed.blocks.losses import cross_entropy
+from polyfed.blocks.server_training import run_two_layers, train_at_server, two_layers
+from polyfed.core.algorithm import Algorithm, Task
+from polyfed.core.clients import ClientInfo, Cohort, LocalClient
+from polyfed.core.message import Message, State
+from polyfed.core.net import Batch, Nets
+from polyfed.core.plan import LocalSGD, Step
+from polyfed.core.requests import Answer, Steps, exchange, fit
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,18 +17,18 @@ from typing import Literal
 
 from torch import Tensor
 
-from polyfed import tree
-from polyfed.aggregate import coverage_mean
-from polyfed.algorithm import Algorithm, Task
-from polyfed.compute import Answer, Steps, exchange, fit
-from polyfed.losses import supervised
-from polyfed.message import Message, Nothing, State
+from polyfed.base import tree
+from polyfed.base.rng import Rng
+from polyfed.base.types import Capacity, Params, Parts, Rate
+from polyfed.blocks.aggregate import coverage_mean
+from polyfed.blocks.losses import supervised
+from polyfed.blocks.submodel import Sparse, above, bias_factor, gates, held, kept, spread, top_k_threshold
+from polyfed.core.algorithm import Algorithm, Task
+from polyfed.core.clients import ClientInfo, Cohort, LocalClient
+from polyfed.core.message import Message, Nothing, State
+from polyfed.core.net import Batch, Grad, Net, Nets
+from polyfed.core.requests import Answer, Steps, exchange, fit
 from polyfed.models.split import SplitModel
-from polyfed.nets import Batch, Grad, Net, Nets
-from polyfed.parties import ClientInfo, Cohort, LocalClient
-from polyfed.rng import Rng
-from polyfed.submodel import Sparse, above, bias_factor, gates, held, kept, spread, top_k_threshold
-from polyfed.typing import Capacity, Params, Parts, Rate
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,17 +13,17 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from polyfed.aggregate import weighted_mean
-from polyfed.algorithm import Algorithm, Task
-from polyfed.compute import Answer, Steps, exchange, fit
-from polyfed.losses import cross_entropy, kl_divergence
-from polyfed.message import Message, State
+from polyfed.base.rng import Rng
+from polyfed.base.types import Fraction, Params, Parts
+from polyfed.blocks.aggregate import weighted_mean
+from polyfed.blocks.losses import cross_entropy, kl_divergence
+from polyfed.core.algorithm import Algorithm, Task
+from polyfed.core.clients import ClientInfo, Cohort, LocalClient
+from polyfed.core.message import Message, State
+from polyfed.core.net import Batch, Net, Nets
+from polyfed.core.requests import Answer, Steps, exchange, fit
 from polyfed.models.catalogue import ModelSpec
 from polyfed.models.split import SplitModel
-from polyfed.nets import Batch, Net, Nets
-from polyfed.parties import ClientInfo, Cohort, LocalClient
-from polyfed.rng import Rng
-from polyfed.typing import Fraction, Params, Parts
 
 
 @dataclass(frozen=True, kw_only=True)

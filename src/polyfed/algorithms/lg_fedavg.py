@@ -16,15 +16,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from polyfed.aggregate import weighted_mean
-from polyfed.algorithm import Algorithm, Task
-from polyfed.compute import Answer, Steps, exchange, fit
-from polyfed.losses import supervised
-from polyfed.message import Message, State
-from polyfed.nets import Nets
-from polyfed.parties import ClientInfo, Cohort, LocalClient
-from polyfed.rng import Rng
-from polyfed.typing import Params, Parts
+from polyfed.base.rng import Rng
+from polyfed.base.types import Params, Parts
+from polyfed.blocks.aggregate import weighted_mean
+from polyfed.blocks.losses import supervised
+from polyfed.core.algorithm import Algorithm, Task
+from polyfed.core.clients import ClientInfo, Cohort, LocalClient
+from polyfed.core.message import Message, State
+from polyfed.core.net import Nets
+from polyfed.core.requests import Answer, Steps, exchange, fit
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,10 +6,11 @@ Modules: ``runs`` (one run, its controls), ``cells`` (what is to be run, each th
 ``table`` (the numbers side by side).
 """
 
-from polyfed.compare.cells import Cell, Entry, Setting
-from polyfed.compare.grid import compare
+from polyfed.compare.compare import compare
+from polyfed.compare.render import Comparison, tabulate
 from polyfed.compare.runs import meanings, resume_with_controls, run_or_go_on, run_with_controls, summary_of
-from polyfed.compare.table import Comparison, Costs, Line, Target, paired_p, tabulate
+from polyfed.compare.specs import Cell, Entry, Setting
+from polyfed.compare.statistics import Costs, Line, Target, paired_p
 
 __all__ = [
     "Cell",

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from polyfed.base.errors import RunDirError
 from polyfed.config import Config, canonical_name
-from polyfed.errors import RunDirError
-from polyfed.report import close
-from polyfed.runtime.simulate import resume, simulate
-from polyfed.runtime.watch import Interrupted, Quiet, Watch
+from polyfed.report.progress import close
+from polyfed.rounds.callbacks import Interrupted, Quiet, Watch
+from polyfed.simulation.simulate import resume, simulate
 
 #: A maker of watches, by what is running.
 Watches = Callable[[str], Watch]

@@ -9,14 +9,8 @@ Modules: ``sections`` (what can be said), ``reading`` (TOML in and out, override
 ``methods`` (algorithms by name), ``profiles`` (tables of devices), ``faults`` (how a fault is told).
 """
 
-from polyfed.config.loading import Config
-from polyfed.config.methods import (
-    AlgorithmField,
-    algorithm_class,
-    algorithm_fields,
-    canonical_name,
-    load_algorithm,
-)
+from polyfed.config.algorithms import AlgorithmField, algorithm_class, algorithm_fields, canonical_name, load_algorithm
+from polyfed.config.config import Config
 from polyfed.config.sections import (
     AlgorithmSection,
     ClientsSection,

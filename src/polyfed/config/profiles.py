@@ -13,8 +13,8 @@ from importlib.resources import files
 from math import inf, isfinite
 from pathlib import Path
 
+from polyfed.base.errors import ConfigError
 from polyfed.config.faults import hint
-from polyfed.errors import ConfigError
 
 #: What comes with polyfed, in defaults/devices.
 TABLES: Mapping[str, str] = {

@@ -10,10 +10,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from pydantic.functional_serializers import model_serializer
 from pydantic_core import core_schema
 
+from polyfed.base.errors import ModelError
 from polyfed.config.faults import facts, hint, shown
 from polyfed.config.profiles import TABLES, read_profiles
 from polyfed.data.catalogue import DATASET_OPTIONS, DATASETS, PARTITION_OPTIONS, PARTITIONS, option_fault
-from polyfed.errors import ModelError
 from polyfed.models.catalogue import ModelSpec
 
 Positive = Annotated[int, Field(gt=0)]
@@ -299,7 +299,7 @@ def oversampled(wanted: int, share: float) -> int:
 
 
 class TrainSection(Section):
-    """How a client trains; the fields of `polyfed.plan.LocalSGD`, where they are described."""
+    """How a client trains; the fields of `polyfed.core.plan.LocalSGD`, where they are described."""
 
     epochs: Positive | None = None
     steps: Positive | None = None

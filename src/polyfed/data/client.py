@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from polyfed.base.errors import DataError
+from polyfed.base.rng import Rng
 from polyfed.data.dataset import Dataset
-from polyfed.data.partition import Partition
-from polyfed.errors import DataError
-from polyfed.rng import Rng
+from polyfed.data.partition.partition import Partition
 
 _PIECE = 65_536  # rows whose statistics are taken at once, so that those of millions need no room
 _PAD = 4  # pixels that a random crop may shift an image by

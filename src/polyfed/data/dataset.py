@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from polyfed.errors import DataError
+from polyfed.base.errors import DataError
 
 
 @dataclass(frozen=True, eq=False)

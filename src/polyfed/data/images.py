@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from polyfed.errors import ConfigError
+from polyfed.base.errors import ConfigError
 
 _ROWS_AT_ONCE = 4096  # bounds the float copy of the images to some 50 MB
 

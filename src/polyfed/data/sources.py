@@ -18,19 +18,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from polyfed.base.errors import ConfigError, DataError
 from polyfed.data.catalogue import DATASET_OPTIONS, DATASETS, option_fault
-from polyfed.data.cifar import CIFAR10, CIFAR100, CifarLayout, read_cifar_archive, read_cifar_folder
 from polyfed.data.dataset import Dataset
-from polyfed.data.digits import load_digits
-from polyfed.data.download import OFFICIAL_FILES, fetch
-from polyfed.data.files import Arrays, cached_arrays, fingerprint
-from polyfed.data.idx import read_mnist_layout
 from polyfed.data.images import check_image_size, pad_or_resize, pixel_stats, resize
-from polyfed.data.names import CIFAR10_CLASSES, CIFAR100_CLASSES, FASHION_CLASSES
-from polyfed.data.npz import load_npz
-from polyfed.data.parquet import find_parquet, read_images
-from polyfed.data.table import load_csv
-from polyfed.errors import ConfigError, DataError
+from polyfed.data.readers.cache import Arrays, cached_arrays, fingerprint
+from polyfed.data.readers.cifar import CIFAR10, CIFAR100, CifarLayout, read_cifar_archive, read_cifar_folder
+from polyfed.data.readers.class_names import CIFAR10_CLASSES, CIFAR100_CLASSES, FASHION_CLASSES
+from polyfed.data.readers.csv import load_csv
+from polyfed.data.readers.digits import load_digits
+from polyfed.data.readers.download import OFFICIAL_FILES, fetch
+from polyfed.data.readers.idx import read_mnist_layout
+from polyfed.data.readers.npz import load_npz
+from polyfed.data.readers.parquet import find_parquet, read_images
 
 _CACHE_VERSION = 1  # raise it when decoding changes, so that older caches are left alone
 

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from polyfed.errors import ConfigError, PolyfedError, RunDirError
+from polyfed.base.errors import ConfigError, PolyfedError, RunDirError
 
 if TYPE_CHECKING:
-    from polyfed.deploy.commands import Command
-    from polyfed.deploy.local import Following
+    from polyfed.deploy.host.commands import Command
+    from polyfed.deploy.host.local import Following
     from polyfed.deploy.settings import Deployment
 
 app = typer.Typer(
@@ -95,9 +95,9 @@ def init(
 ) -> None:
     """Make the folder of a deployment: Flower's app bundle, deploy.toml, and with --tls certificates and keys."""
     with _reported():
-        from polyfed.deploy import commands
+        from polyfed.base import files
+        from polyfed.deploy.host import commands
         from polyfed.deploy.settings import Deployment
-        from polyfed.runtime import files
 
         if (folder / "deploy.toml").exists():
             raise RunDirError(
@@ -111,7 +111,7 @@ def init(
         )
         text = _DEPLOY.format(address=f"{host}:{port}", certificates=told, node_keys=str(tls).lower())
         if tls:
-            from polyfed.deploy import keys
+            from polyfed.deploy.host import keys
 
             hosts = list(dict.fromkeys([host, "localhost", "127.0.0.1"]))
             keys.authority(folder / "certificates", hosts)
@@ -138,8 +138,8 @@ def server(
 ) -> None:
     """Start the server, in the foreground. Node keys in DIR/keys/*.pub are registered."""
     with _reported():
-        from polyfed.deploy import commands
-        from polyfed.deploy.processes import Processes, listening
+        from polyfed.deploy.host import commands
+        from polyfed.deploy.host.processes import Processes, listening
 
         deployment = _deployment(folder)
         commands.write_connection(folder / "flwr", deployment)
@@ -165,7 +165,7 @@ def server(
 
 
 def _register(processes: Any, command: Command) -> None:
-    from polyfed.deploy.processes import ProcessEndedError
+    from polyfed.deploy.host.processes import ProcessEndedError
 
     _say(command)
     try:
@@ -206,12 +206,12 @@ def client(
 ) -> None:
     """Start a client, in the foreground: its node, and a worker that keeps torch and data loaded."""
     with _reported():
-        from polyfed.config.reading import apply, parse_override
-        from polyfed.deploy import commands
-        from polyfed.deploy.processes import Processes
+        from polyfed.base import files
+        from polyfed.config.toml import apply, parse_override
+        from polyfed.deploy.client.state_dir import private_folder
+        from polyfed.deploy.host import commands
+        from polyfed.deploy.host.processes import Processes
         from polyfed.deploy.settings import NodeSettings, parsed
-        from polyfed.deploy.vault import private_folder
-        from polyfed.runtime import files
 
         options: dict[str, Any] = {}
         for one in data_option or ():
@@ -271,7 +271,7 @@ def run(
     run_dir = out or _default(config)
     with _reported(lambda: f"polyfed deploy resume {shlex.quote(str(run_dir))} --dir {shlex.quote(str(folder))}"):
         from polyfed.config import Config
-        from polyfed.deploy.server import create
+        from polyfed.deploy.server.loop import create
 
         deployment = _deployment(folder, rules)
         create(run_dir, Config.load(config, overrides or ()), deployment)
@@ -310,8 +310,8 @@ def status(
         if folder is None and run_dir is None:
             raise ConfigError("status: give --dir, --run, or both")
         if folder is not None:
-            from polyfed.deploy import commands
-            from polyfed.deploy.processes import Processes
+            from polyfed.deploy.host import commands
+            from polyfed.deploy.host.processes import Processes
 
             with Processes(folder / "logs") as processes:
                 for command in (commands.nodes(folder / "flwr"), commands.listing(folder / "flwr")):
@@ -322,7 +322,7 @@ def status(
                     for row in found.get("runs", []):
                         typer.echo(f"  run {row.get('run-id')}  {row.get('status')}")
         if run_dir is not None:
-            from polyfed.deploy.server import told
+            from polyfed.deploy.server.loop import told
 
             if not (run_dir / "status.json").exists():
                 raise RunDirError(f"{run_dir} holds no deployed run that has begun")
@@ -349,10 +349,10 @@ def local(
     """Server and clients as real processes on this machine, in one command; nothing is left behind."""
     run_dir = out or _default(config)
     with _reported(lambda: f"polyfed deploy resume {shlex.quote(str(run_dir))}"):
+        from polyfed.base import files
         from polyfed.config import Config
-        from polyfed.deploy.server import create
+        from polyfed.deploy.server.loop import create
         from polyfed.deploy.settings import Deployment
-        from polyfed.runtime import files
 
         settings = Config.load(config, [*(overrides or ()), f"clients.count={clients}"])
         experiment = create(run_dir, settings, Deployment.load(None, rules or ()))
@@ -363,7 +363,7 @@ def local(
 
 
 def _play_locally(run_dir: Path, clients: int, tls: bool) -> None:
-    from polyfed.deploy.local import Local
+    from polyfed.deploy.host.local import Local
 
     with _terminable(), Local(run_dir / "deployment", clients, tls=tls, say=_say) as there:
         with _watched(run_dir) as following:
@@ -374,9 +374,9 @@ def _play_locally(run_dir: Path, clients: int, tls: bool) -> None:
 
 
 def _submit(folder: Path, run_dir: Path) -> None:
-    from polyfed.deploy import commands
-    from polyfed.deploy.local import engine_bytes
-    from polyfed.deploy.processes import Processes
+    from polyfed.deploy.host import commands
+    from polyfed.deploy.host.local import engine_bytes
+    from polyfed.deploy.host.processes import Processes
 
     home = folder / "flwr"
     with Processes(folder / "logs") as processes:
@@ -399,9 +399,10 @@ def _submit(folder: Path, run_dir: Path) -> None:
 def _watched(run_dir: Path) -> Generator[Following]:
     """Live progress of a run that is about to be submitted."""
     from polyfed.config import Config
-    from polyfed.deploy.local import Following
-    from polyfed.deploy.server import told
-    from polyfed.report import close, console, watch_of
+    from polyfed.deploy.host.local import Following
+    from polyfed.deploy.server.loop import told
+    from polyfed.report.progress import close, watch_of
+    from polyfed.report.tables import console
 
     settings = Config.load(run_dir / "config.toml")
     watch = watch_of(console())(f"{settings.algorithm.name} deployed")
@@ -426,8 +427,9 @@ def _watched(run_dir: Path) -> Generator[Following]:
 
 def _ended(run_dir: Path, engine: dict[str, int]) -> None:
     """The closing table, and our bytes beside Flower's."""
-    from polyfed.report import console, show, size
-    from polyfed.runtime import files
+    from polyfed.base import files
+    from polyfed.report.tables import console, show
+    from polyfed.report.units import size
 
     summary = json.loads((run_dir / "summary.json").read_text())
     ours = summary["deployed"]["traffic"]

@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from polyfed.base.errors import ConfigError
 from polyfed.config.faults import by_key, dotted, hint, sentence
-from polyfed.config.reading import apply, parse_override, read_toml, to_toml
 from polyfed.config.sections import Count, Positive
-from polyfed.errors import ConfigError
+from polyfed.config.toml import apply, parse_override, read_toml, to_toml
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]

@@ -19,12 +19,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from polyfed.compute import Fit
-from polyfed.execute.fitting import Local
-from polyfed.execute.place import Place
-from polyfed.nets import Batch
-from polyfed.plan import Step
-from polyfed.typing import Params
+from polyfed.base.types import Params
+from polyfed.core.net import Batch
+from polyfed.core.plan import Step
+from polyfed.core.requests import Fit
+from polyfed.execute.local_training import Local
+from polyfed.execute.placement import Place
 
 
 class PeakMemory(TorchDispatchMode):

@@ -13,16 +13,16 @@ from typing import Any, Protocol
 
 from torch.utils.flop_counter import FlopCounterMode
 
-from polyfed.compute import Answer, Fit, Fitted, Reduce, Steps, drive, finished
+from polyfed.base.types import ClientId, Parts
+from polyfed.core.clients import ClientInfo
+from polyfed.core.message import Message, State
+from polyfed.core.requests import Answer, Fit, Fitted, Reduce, Steps, drive, finished
+from polyfed.execute.choice import Ways, kind_of_fit
 from polyfed.execute.cost import CostCounter
-from polyfed.execute.fitting import run_fit, run_reduce
-from polyfed.execute.place import Place
+from polyfed.execute.local_training import run_fit, run_reduce
+from polyfed.execute.placement import Place
 from polyfed.execute.replay import Replays
 from polyfed.execute.stacked import pieces, run_stacked, signature, why_not
-from polyfed.execute.ways import Ways, kind_of_fit
-from polyfed.message import Message, State
-from polyfed.parties import ClientInfo
-from polyfed.typing import ClientId, Parts
 
 log = logging.getLogger(__name__)
 
@@ -243,7 +243,7 @@ class Auto(Batched):
 
     Args:
         place: device and precision.
-        ways: what was found to be fastest; who finds it out is `polyfed.execute.ways.Calibration`.
+        ways: what was found to be fastest; who finds it out is `polyfed.execute.choice.Calibration`.
         say: told, once each, the reasons for which clients run one by one.
         memory: bytes that a stack may take.
     """

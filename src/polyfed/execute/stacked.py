@@ -15,16 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polyfed import tree
-from polyfed.algorithm import Algorithm
-from polyfed.compute import Fit, Fitted
-from polyfed.execute.fitting import Grads, bind, buffers, clip, finish
-from polyfed.execute.place import Place
+from polyfed.base import tree
+from polyfed.base.types import Params, Parts
+from polyfed.core.algorithm import Algorithm
+from polyfed.core.net import Batch, Loss, Nets
+from polyfed.core.plan import LocalSGD, Step
+from polyfed.core.requests import Fit, Fitted
+from polyfed.execute.local_training import Grads, bind, buffers, clip, finish
+from polyfed.execute.placement import Place
 from polyfed.execute.replay import Product, Replays
 from polyfed.models.split import SplitModel
-from polyfed.nets import Batch, Loss, Nets
-from polyfed.plan import LocalSGD, Step
-from polyfed.typing import Params, Parts
 
 #: Sizes of stacks. What a step of all of them moves should fit a processor's caches; and glibc maps tensors above 32 MB
 #: anew each time, every page of which faults once more.
@@ -211,7 +211,7 @@ class Stack:
         return {part: dict(clip(params, limit)) for part, params in grads.items()}, fixed, losses[0]
 
     def outcomes(self) -> list[Fitted]:
-        """What each client ends with: views of the stack; who keeps one copies it (`polyfed.message.compact`)."""
+        """What each client ends with: views of the stack; who keeps one copies it (`polyfed.core.message.compact`)."""
         finite = self._finite()
         return [
             finish(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
+from polyfed.base.errors import ConfigError
 from polyfed.config.faults import hint
-from polyfed.config.reading import read_toml
-from polyfed.errors import ConfigError
+from polyfed.config.toml import read_toml
 
 #: The scales of the committed studies.
 SCALES = ("smoke", "cpu", "paper")

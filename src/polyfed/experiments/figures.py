@@ -8,8 +8,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from polyfed.data.files import replacing
-from polyfed.errors import StorageError
+from polyfed.base.errors import StorageError
+from polyfed.data.readers.cache import replacing
 from polyfed.experiments.views import View
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

@@ -7,10 +7,10 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError
 
+from polyfed.base.errors import ConfigError
 from polyfed.config.faults import by_key, dotted, sentence
-from polyfed.config.reading import read_toml
 from polyfed.config.sections import Section
-from polyfed.errors import ConfigError
+from polyfed.config.toml import read_toml
 
 #: Where a thing was read -> what the tag stands for. Recollections, and values read off pictures, have no tag.
 TAGS = {

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polyfed.compare.cells import FINISHED, Cell, all_here, check_splits, chosen, index, play
-from polyfed.compare.grid import write
+from polyfed.base.errors import RunDirError
+from polyfed.compare.compare import write
+from polyfed.compare.execution import all_here, check_splits, index, play
+from polyfed.compare.render import Comparison, markdown, tabulate
 from polyfed.compare.runs import Watches, quiet
-from polyfed.compare.table import Comparison, Line, differences, markdown, standard_error, tabulate
-from polyfed.config.reading import to_toml
-from polyfed.errors import RunDirError
+from polyfed.compare.specs import FINISHED, Cell, chosen
+from polyfed.compare.statistics import Line, differences, standard_error
+from polyfed.config.toml import to_toml
 from polyfed.experiments import tuning
 from polyfed.experiments.catalogue import folder
 from polyfed.experiments.figures import draw
@@ -21,7 +23,7 @@ from polyfed.experiments.known import TAGS, Known
 from polyfed.experiments.plan import rates, seconds
 from polyfed.experiments.study import Study
 from polyfed.experiments.views import VIEWS, Results, View
-from polyfed.report import percent
+from polyfed.report.units import percent
 
 #: What notes.md holds until somebody writes it.
 NOTES = """<!-- Three sentences by hand, in the place of the lines below; this file is never overwritten. -->
@@ -135,7 +137,7 @@ def reproduce(
         path: of the study; `find` knows those of papers.
         scale: of the study.
         out: directory of pages and of ``cells/``; ``runs`` if not given.
-        only: patterns, all of which a cell must fit to be run; see `polyfed.compare.cells.chosen`.
+        only: patterns, all of which a cell must fit to be run; see `polyfed.compare.specs.chosen`.
         watches: who looks on.
 
     Returns:
@@ -241,7 +243,7 @@ def _shown(view: View, pictured: bool) -> str:
 def _paper(known: Known, table: Comparison) -> str:
     parts = ["## Beside the paper"]
     if known.values:
-        ours = {(line.setting, line.label): line.told for line in table.lines}
+        ours = {(line.setting, line.label): line.accuracy_text for line in table.lines}
         rows = [
             (
                 v.setting or "-",

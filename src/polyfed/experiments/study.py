@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, ValidationError
 
-from polyfed.compare.cells import SECTIONS, Cell, Entry, Setting, expand, grid, overlaid, repeated
+from polyfed.base.errors import ConfigError
+from polyfed.compare.specs import SECTIONS, Cell, Entry, Setting, expand, grid, overlaid, repeated
 from polyfed.config import Config
 from polyfed.config.faults import by_key, dotted, hint, sentence
-from polyfed.config.reading import Table, read_toml
 from polyfed.config.sections import Count, Section
-from polyfed.errors import ConfigError
+from polyfed.config.toml import Table, read_toml
 
 View = Literal["accuracy", "curves", "clients", "targets", "grid", "predictors", "gradient", "networks"]
 Values = Annotated[tuple[Any, ...], Field(min_length=1)]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from polyfed.compare.cells import Cell
+from polyfed.compare.specs import Cell
 from polyfed.config import algorithm_class, algorithm_fields
 
 

@@ -12,13 +12,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from polyfed.compare.cells import Cell
-from polyfed.compare.table import deviation
+from polyfed.compare.specs import Cell
+from polyfed.compare.statistics import deviation
 from polyfed.config import Config
 from polyfed.data.catalogue import SHAPES
 from polyfed.experiments.study import Study
 from polyfed.models.catalogue import ModelSpec
-from polyfed.report import Summary, flops, percent, size
+from polyfed.report.tables import Summary
+from polyfed.report.units import flops, percent, size
 
 
 @dataclass(frozen=True)
@@ -274,7 +275,7 @@ def networks(results: Results) -> View:
 
 
 def _networks(config: Config) -> tuple[tuple[str, ...], list[tuple[Any, ...]], tuple[tuple[str, ...], list[Any]]]:
-    from polyfed.algorithm import Task
+    from polyfed.core.algorithm import Task
 
     channels, classes = SHAPES[config.data.dataset]
     side = config.data.image_size or 32

@@ -24,14 +24,14 @@ def _answer(message: Message, context: Context) -> Message:
     frame = unpack(message.content)
     worker = str(context.node_config.get("polyfed-worker", ""))
     if worker:
-        from polyfed.deploy.worker import ask
+        from polyfed.deploy.client.worker import ask
 
         return Message(pack(*ask(Path(worker), *frame)), reply_to=message)
     started = time.perf_counter()
     importlib.import_module("torch")  # the larger part of a small round, and told apart
 
     imported = time.perf_counter() - started
-    from polyfed.deploy.node import answer
+    from polyfed.deploy.client.node import answer
     from polyfed.deploy.settings import NodeSettings
 
     settings = NodeSettings.load(Path(str(context.node_config["polyfed-settings"])))
@@ -55,8 +55,8 @@ def _evaluate(message: Message, context: Context) -> Message:
 
 @server_app.main()
 def _serve(grid: Grid, context: Context) -> None:
-    from polyfed.deploy.parent import watch_parent
-    from polyfed.deploy.server import Status, serve
+    from polyfed.deploy.host.parent import watch_parent
+    from polyfed.deploy.server.loop import Status, serve
 
     folders = [Path(folder) for folder in str(context.run_config["run-dirs"]).split(os.pathsep)]
     playing = list(folders)

@@ -1,4 +1,4 @@
-"""`polyfed.deploy.transport.Transport` by Flower's Grid: one array of bytes and one header per message."""
+"""`polyfed.deploy.wire.transport.Transport` by Flower's Grid: one array of bytes and one header per message."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from polyfed.deploy.transport import Incoming, Outgoing
+from polyfed.deploy.wire.transport import Incoming, Outgoing
 
 _TYPES = {"describe": MessageType.QUERY, "train": MessageType.TRAIN, "evaluate": MessageType.EVALUATE}
 #: How the bytes are called where Flower asks for a serialization: they are not an array that it could read.

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from polyfed.errors import ModelError
-from polyfed.typing import Params
+from polyfed.base.errors import ModelError
+from polyfed.base.types import Params
 
 _NORMS = (
     nn.modules.batchnorm._NormBase,  # pyright: ignore[reportPrivateUsage]  # all BatchNorm and InstanceNorm

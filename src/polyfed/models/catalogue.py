@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from types import MappingProxyType
 from typing import TypeAlias, cast
 
-from polyfed.errors import ModelError
+from polyfed.base.errors import ModelError
 
 #: What an option may be: a string, number, truth value, None, or a tuple of these.
 Option: TypeAlias = "str | int | float | bool | tuple[Option, ...] | None"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from polyfed.errors import ModelError
+from polyfed.base.errors import ModelError
 
 #: name -> (channels of the second convolution, width of the first dense layer)
 SIZES = {

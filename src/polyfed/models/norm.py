@@ -6,7 +6,7 @@ from math import gcd
 
 from torch import nn
 
-from polyfed.errors import ModelError
+from polyfed.base.errors import ModelError
 
 
 def norm2d(kind: str, channels: int) -> nn.Module:

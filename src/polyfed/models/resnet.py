@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from polyfed.errors import ModelError
+from polyfed.base.errors import ModelError
 from polyfed.models.norm import norm2d
 
 #: name -> (kind of stem, blocks per stage)

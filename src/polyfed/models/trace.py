@@ -18,7 +18,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from polyfed.errors import ModelError
+from polyfed.base.errors import ModelError
 
 
 @dataclass(frozen=True)

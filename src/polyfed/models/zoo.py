@@ -1,12 +1,12 @@
-"""Builds the networks of the catalogue, and your own, as :class:`SplitModel`."""
+"""Builds the networks of the catalogue, and your custom, as :class:`SplitModel`."""
 
 from __future__ import annotations
 
 from functools import lru_cache, partial
 from typing import Any
 
-from polyfed.errors import ModelError
-from polyfed.models import cnn, mlp, own, resnet
+from polyfed.base.errors import ModelError
+from polyfed.models import cnn, custom, mlp, resnet
 from polyfed.models.catalogue import OPTIONS, ModelSpec, Option
 from polyfed.models.split import SplitModel
 
@@ -20,7 +20,7 @@ def build(spec: ModelSpec | str, *, input_shape: tuple[int, ...], num_classes: i
         num_classes: number of logits.
 
     Raises:
-        ModelError: unknown name or option, an input that is too small, or your own code fails.
+        ModelError: unknown name or option, an input that is too small, or your custom code fails.
 
     Example:
         >>> build("cnn5(rep_dim=100)", input_shape=(3, 32, 32), num_classes=10)
@@ -63,7 +63,7 @@ def _build(
     extractor: str | None
     if ":" in name:
         classifier, extractor = given.pop("classifier", None), given.pop("extractor", None)
-        factory = own.load(name, given, input_shape=input_shape, num_classes=num_classes)
+        factory = custom.load(name, given, input_shape=input_shape, num_classes=num_classes)
     elif name in cnn.SIZES:
         channels2, width1 = cnn.SIZES[name]
         factory = partial(cnn.CNN, input_shape, channels2=channels2, width1=width1, num_classes=num_classes, **given)

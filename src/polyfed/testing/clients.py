@@ -7,16 +7,16 @@ from typing import Any
 
 from torch import Tensor
 
+from polyfed.base.types import ClientId
+from polyfed.core.clients import Cohort, Replies, Reply
+from polyfed.core.message import Message, Size, State, decode, encode, size
 from polyfed.execute.cost import CostCounter, StepCost
 from polyfed.execute.drivers import Driver
-from polyfed.message import Message, Size, State, decode, encode, size
-from polyfed.parties import Cohort, Replies, Reply
-from polyfed.runtime.clients import Down, LocalClients, Report
-from polyfed.runtime.federation import Federation
-from polyfed.runtime.scoring import Score
-from polyfed.runtime.store import Store
+from polyfed.rounds.clients import Down, LocalClients, Report
+from polyfed.rounds.federation import Federation
+from polyfed.rounds.scoring import Score
+from polyfed.storage.state_store import Store
 from polyfed.testing.compare import digest
-from polyfed.typing import ClientId
 
 _FREE = StepCost(**{field.name: 0 for field in fields(StepCost)})
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from polyfed.message import Record
+from polyfed.core.message import Record
 
 
 def leaves(value: Any, *, per_client: bool = True, path: str = "") -> Iterator[tuple[str, Any]]:

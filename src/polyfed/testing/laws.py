@@ -20,25 +20,25 @@ import pytest
 import torch
 from torch import Tensor
 
-from polyfed.compute import Exchange, drive
-from polyfed.errors import DivergedError, MessageError
+from polyfed.base.errors import DivergedError, MessageError
+from polyfed.base.types import ClientId
+from polyfed.core.clients import ClientInfo, Cohort, Replies, Reply
+from polyfed.core.message import Message, State, encode
+from polyfed.core.requests import Exchange, drive
 from polyfed.execute import replay, stacked
-from polyfed.execute.fitting import bind
-from polyfed.execute.ways import threads
-from polyfed.message import Message, State, encode
+from polyfed.execute.choice import threads
+from polyfed.execute.local_training import bind
 from polyfed.models.split import SplitModel
-from polyfed.parties import ClientInfo, Cohort, Replies, Reply
-from polyfed.runtime.evaluate import Evaluator
-from polyfed.runtime.round import play_round
-from polyfed.runtime.selection import draw_cohort
-from polyfed.runtime.simulate import resume, simulate
-from polyfed.runtime.watch import Quiet
+from polyfed.rounds.callbacks import Quiet
+from polyfed.rounds.evaluation import Evaluator
+from polyfed.rounds.round import play_round
+from polyfed.rounds.selection import draw_cohort
+from polyfed.simulation.simulate import resume, simulate
 from polyfed.testing.clients import Visit, Watched
 from polyfed.testing.compare import differences, digest, furthest, leaves, tensors
 from polyfed.testing.process import Child
 from polyfed.testing.settings import Tables
 from polyfed.testing.subject import Run, Subject, elsewhere, local, make_driver, play, watched, wired, workers
-from polyfed.typing import ClientId
 
 __all__ = [
     "child",

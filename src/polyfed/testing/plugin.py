@@ -43,8 +43,8 @@ def pytest_configure(config: pytest.Config) -> None:
     names: list[str] = config.getoption("polyfed_algorithms", None) or []
     if not names:
         return
+    from polyfed.base.errors import ConfigError
     from polyfed.config import algorithm_class
-    from polyfed.errors import ConfigError
 
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -67,8 +67,8 @@ def _exemption(item: pytest.Item) -> str | None:
     module, parameters = getattr(getattr(item, "function", None), "__module__", ""), getattr(item, "callspec", None)
     if module != "polyfed.testing.laws" or parameters is None or "subject" not in parameters.params:
         return None
+    from polyfed.base.errors import ConfigError
     from polyfed.config import algorithm_class
-    from polyfed.errors import ConfigError
 
     law = item.name.partition("[")[0].removeprefix("test_")
     name = str(parameters.params["subject"])

@@ -20,20 +20,20 @@ from typing import Any
 
 import torch
 
-import polyfed.errors
+import polyfed.base.errors
+from polyfed.base.errors import PolyfedError
+from polyfed.base.types import ClientId
 from polyfed.config import Config
-from polyfed.errors import PolyfedError
+from polyfed.core.clients import Cohort, Replies, Reply
+from polyfed.core.message import decode, encode
 from polyfed.execute.drivers import Work, make_driver
-from polyfed.execute.place import Place
-from polyfed.message import decode, encode
-from polyfed.parties import Cohort, Replies, Reply
-from polyfed.runtime.clients import Down, LocalClients, Report, measure
-from polyfed.runtime.federation import Federation, prepare
-from polyfed.runtime.scoring import Score
-from polyfed.runtime.store import Store
+from polyfed.execute.placement import Place
+from polyfed.rounds.clients import Down, LocalClients, Report, measure
+from polyfed.rounds.federation import Federation, prepare
+from polyfed.rounds.scoring import Score
+from polyfed.storage.state_store import Store
 from polyfed.testing.clients import Unpriced
 from polyfed.testing.compare import digest
-from polyfed.typing import ClientId
 
 
 class Child:
@@ -63,7 +63,7 @@ class Child:
             raise RuntimeError(f"the clients' process ended (exit code {self._process.wait()})") from error
         if "error" in answer:
             name, text = answer["error"]
-            raised = getattr(polyfed.errors, name, None)
+            raised = getattr(polyfed.base.errors, name, None)
             raise raised(text) if raised else RuntimeError(f"{name} in the clients' process: {text}")
         return answer, back
 
@@ -74,7 +74,7 @@ class Child:
 
 
 class ProcessClients:
-    """The clients of a federation, living in a `Child`. A `polyfed.runtime.clients.Clients`.
+    """The clients of a federation, living in a `Child`. A `polyfed.rounds.clients.Clients`.
 
     Args:
         child: where they live; what lived there before is gone.

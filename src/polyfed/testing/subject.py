@@ -13,22 +13,24 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 
-from polyfed.algorithm import Algorithm
-from polyfed.compute import Fit, Fitted, drive
+from polyfed.base.errors import ModelError
+from polyfed.base.tree import map_parts
+from polyfed.base.types import ClientId
 from polyfed.config import Config, algorithm_class
-from polyfed.data.digits import load_digits
-from polyfed.errors import ModelError
+from polyfed.core.algorithm import Algorithm
+from polyfed.core.clients import ClientInfo
+from polyfed.core.message import State
+from polyfed.core.requests import Fit, Fitted, drive
+from polyfed.data.readers.digits import load_digits
+from polyfed.execute.choice import Way, Ways
 from polyfed.execute.drivers import Auto, Batched, Calls, Outcome, Sequential, Work
-from polyfed.execute.place import Place, Precision
-from polyfed.execute.ways import Way, Ways
-from polyfed.message import State
-from polyfed.parties import ClientInfo
-from polyfed.runtime.clients import Clients, LocalClients
-from polyfed.runtime.federation import Federation, prepare
-from polyfed.runtime.pool import Pool
-from polyfed.runtime.round import play_round
-from polyfed.runtime.store import Store
-from polyfed.runtime.workers import Site, WorkerClients
+from polyfed.execute.placement import Place, Precision
+from polyfed.parallel.clients import Site, WorkerClients
+from polyfed.parallel.pool import Pool
+from polyfed.rounds.clients import Clients, LocalClients
+from polyfed.rounds.federation import Federation, prepare
+from polyfed.rounds.round import play_round
+from polyfed.storage.state_store import Store
 from polyfed.testing.clients import Unpriced, Watched, Wired
 from polyfed.testing.compare import digest
 from polyfed.testing.process import Child, ProcessClients
@@ -46,8 +48,6 @@ from polyfed.testing.settings import (
     merged,
     without_none,
 )
-from polyfed.tree import map_parts
-from polyfed.typing import ClientId
 
 C = TypeVar("C", bound=Clients)
 

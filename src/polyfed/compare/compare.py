@@ -1,0 +1,122 @@
+"""Algorithms times seeds, on the same splits; and the same at every point of a grid."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from polyfed.base.errors import ConfigError, StorageError
+from polyfed.compare.execution import all_here, check_splits, index, play
+from polyfed.compare.render import Comparison, tabulate
+from polyfed.compare.runs import Watches, quiet
+from polyfed.compare.specs import Cell, Entry, Setting, expand, grid, repeated
+from polyfed.config import Config
+from polyfed.config.toml import parse_values
+
+
+def compare(
+    config: Config,
+    algorithms: Sequence[str],
+    seeds: Sequence[int],
+    out: Path | None = None,
+    *,
+    values: Mapping[str, Sequence[Any]] | None = None,
+    watches: Watches = quiet,
+) -> Comparison:
+    """Run every algorithm with every seed on the same splits and set them side by side.
+
+    A run that is complete is not run again, an interrupted one goes on. Writes table.md, table.csv and cells.csv.
+
+    Args:
+        config: all but algorithm and seed; its ``[algorithms.NAME]`` apply.
+        algorithms: names, or entries such as ``"fedmrl:share=false"``; the first is the one under examination.
+        seeds: ``run.seed`` of the repetitions.
+        out: directory of the tables, with the runs in ``cells/``; by default the tables go to a folder below ``runs/``
+            and the runs to ``runs/cells/``, where other comparisons find them.
+        values: of a grid, by dotted key: all of this at each of its points.
+        watches: who looks on.
+
+    Returns:
+        The table. Each algorithm is compared with the best of all others in the same setting.
+
+    Raises:
+        ConfigError: nothing to compare, something twice, or an algorithm that does not exist.
+        DataError: the splits differ, because the data changed between two runs.
+        RunDirError: other processes are at the rest.
+    """
+    cells = planned(config, algorithms, seeds, values)
+    root, folder = places(config, cells, out, "sweep" if values else "compare")
+    all_here(play(cells, root, watches))
+    check_splits(cells, root)
+    table = tabulate(cells, root, folder)
+    write(folder / "cells.csv", index(cells, root))
+    write(folder / "table.md", table.to_markdown())
+    write(folder / "table.csv", table.to_csv())
+    return table
+
+
+def places(config: Config, cells: Sequence[Cell], out: Path | None, what: str) -> tuple[Path, Path]:
+    """Where the cells lie, and where the tables go: the same for the same cells."""
+    if out is not None:
+        return out, out
+    key = hashlib.sha256(" ".join(cell.folder for cell in cells).encode()).hexdigest()[:8]
+    return Path("runs"), Path("runs") / f"{config.run.name}-{what}-{key}"
+
+
+def planned(
+    config: Config, algorithms: Sequence[str], seeds: Sequence[int], values: Mapping[str, Sequence[Any]] | None = None
+) -> list[Cell]:
+    """The cells, every fault of them found before the first run."""
+    faults: list[str] = []
+    entries: list[Entry] = []
+    for text in algorithms:
+        try:
+            entries.append(entry := Entry.parse(text))
+            if entry.label in {other.label for other in entries[:-1]}:
+                faults.append(f"--algorithms: {text!r} is named twice")
+        except ConfigError as error:
+            faults += error.faults
+    if not algorithms:
+        faults.append("--algorithms: got none; expected at least one, such as fedmrl,standalone")
+    if not seeds or len(set(seeds)) < len(seeds):
+        faults.append(f"--seeds: got {list(seeds)}; expected different numbers, such as 0,1,2")
+    cells: list[Cell] = []
+    try:
+        cells = expand(config, entries, tuple(dict.fromkeys(seeds)), grid(Setting(), values or {}))
+    except ConfigError as error:
+        faults += error.faults
+    if faults:
+        raise ConfigError(*dict.fromkeys(faults))
+    return cells
+
+
+def parse_grid(texts: Sequence[str]) -> dict[str, list[Any]]:
+    """``["train.lr=0.01,0.1"]`` -> ``{"train.lr": [0.01, 0.1]}``.
+
+    Raises:
+        ConfigError: no key, no value, or a key twice.
+    """
+    found: dict[str, list[Any]] = {}
+    for text in texts:
+        path, values = parse_values(text, "--grid")
+        if not values or len(path) < 2 or ".".join(path) in found or repeated(values):
+            raise ConfigError(
+                f"--grid {text!r}: expected section.key=value,value, such as train.lr=0.01,0.1, each key and value once"
+            )
+        found[".".join(path)] = values
+    return found
+
+
+def write(path: Path, text: str) -> None:
+    """Write a table.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"could not write {path}: {error.strerror or error}") from error

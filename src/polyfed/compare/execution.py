@@ -1,0 +1,100 @@
+"""Running what a comparison, a sweep or a study asks for, each run once."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from polyfed.base import files
+from polyfed.base.errors import DataError, DivergedError, ModelError, RunDirError
+from polyfed.compare.runs import Watches, run_or_go_on
+from polyfed.compare.specs import DIVERGED, FINISHED, Cell
+from polyfed.report.tables import Summary
+from polyfed.rounds.federation import misfits
+from polyfed.storage.run_dir import RunDirInUseError
+
+
+def play(cells: Sequence[Cell], root: Path, watches: Watches) -> list[Cell]:
+    """Run every cell that is not done, in order; a cell that diverges is marked so and is done.
+
+    Several processes may play the same cells: what one is at, the others leave to it.
+
+    Args:
+        cells: what is to be done.
+        root: the cells lie in ``cells/`` of it.
+        watches: who looks on.
+
+    Returns:
+        The cells that other processes are at.
+
+    Raises:
+        ModelError: networks that some cells' algorithms cannot train; before any cell is run.
+        PolyfedError: anything but divergence that ends a run.
+    """
+    cells = list({cell.folder: cell for cell in cells}.values())  # what two settings share is one run
+    faults = misfits([cell.config for cell in cells if cell.state(root) not in FINISHED])
+    if faults:
+        raise ModelError("\n".join(faults))
+    elsewhere: list[Cell] = []
+    for done, cell in enumerate(cells):
+        run_dir = cell.run_dir(root)
+        if cell.state(root) in FINISHED:
+            continue
+        try:
+            run_or_go_on(cell.config, run_dir, watches(f"{cell.title} ({done + 1} of {len(cells)})"))
+        except DivergedError as error:
+            files.write_json(run_dir / DIVERGED, {"error": str(error)})
+        except RunDirInUseError:
+            elsewhere.append(cell)
+    return [cell for cell in elsewhere if cell.state(root) not in FINISHED]  # they may have finished meanwhile
+
+
+def all_here(elsewhere: Sequence[Cell], waiting: int = 0) -> None:
+    """Nothing is left to other processes.
+
+    Args:
+        elsewhere: what other processes are at.
+        waiting: cells that cannot be begun before.
+
+    Raises:
+        RunDirError: something is; names it.
+    """
+    if elsewhere:
+        titles = "; ".join(cell.title for cell in elsewhere)
+        wait = f"; {waiting} more cells wait for them" if waiting else ""
+        raise RunDirError(
+            f"other processes are at {len(elsewhere)} of the cells ({titles}){wait}: all that could be done is done; "
+            "give the command again when they have finished"
+        )
+
+
+def check_splits(cells: Sequence[Cell], root: Path) -> None:
+    """Every algorithm of a setting and a seed ran on the same splits.
+
+    Raises:
+        DataError: the data changed between two runs.
+    """
+    first: dict[tuple[int, int], Summary] = {}
+    for cell in cells:
+        summary = cell.summary(root)
+        if summary is None:
+            continue
+        other = first.setdefault((id(cell.setting), cell.seed), summary)
+        if summary["partition_hash"] != other["partition_hash"]:
+            raise DataError(
+                f"{summary['run_dir']} ran on other splits than {other['run_dir']}: the data changed between the two; "
+                "remove the older one, or choose another --out"
+            )
+
+
+def index(cells: Sequence[Cell], root: Path) -> str:
+    """A CSV of which cell lies where."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["setting", "algorithm", "seed", "state", "folder"])
+    for cell in cells:
+        where = cell.run_dir(root).relative_to(root)
+        writer.writerow([cell.setting.title, cell.label, cell.seed, cell.state(root), where])
+    return text.getvalue()

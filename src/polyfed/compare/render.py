@@ -1,0 +1,199 @@
+"""A comparison as text: Markdown, CSV, and cells for a terminal. docs/costs.md defines every cost."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from polyfed.compare.specs import Cell
+from polyfed.compare.statistics import FEW, Line, Target, compared, deviation, line_of, mean_over
+from polyfed.report.tables import SIMULATED_TIME
+from polyfed.report.units import duration, flops, percent, size, spread
+
+COSTS = (
+    "up",
+    "down",
+    "header",
+    "training FLOPs",
+    "inference FLOPs",
+    "extra memory",
+    "training time",
+)  # headings of the second table, before those of the targets
+
+
+COST_NOTE = (
+    "Up, down and training FLOPs are per client and round; header is its share of the bytes; inference FLOPs are of "
+    "one example; extra memory is what a training step needs beyond Standalone's; training time is wall clock of all "
+    "rounds, without evaluation."
+)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The outcome of `compare`.
+
+    Args:
+        lines: by setting, then in the order asked for; the first algorithm is the one under examination.
+        seeds: in order.
+        notes: what has to be known to read the tables.
+        out: where the tables lie.
+    """
+
+    lines: tuple[Line, ...]
+    seeds: tuple[int, ...]
+    notes: tuple[str, ...]
+    out: Path
+
+    @cached_property
+    def _first(self) -> tuple[str, ...]:
+        return ("setting", "algorithm") if any(line.setting for line in self.lines) else ("algorithm",)
+
+    @property
+    def headings(self) -> tuple[str, ...]:
+        """Of `cells`."""
+        return (*self._first, "mean", "worst tenth", "difference", "against", "p")
+
+    def cells(self) -> list[tuple[str, ...]]:
+        """The accuracies as text, one tuple per line."""
+        return [
+            (
+                *self._names(line),
+                line.accuracy_text,
+                spread(line.worst.values()) if line.worst else "-",
+                "-" if line.difference is None else f"{100 * line.difference:+.1f}",
+                line.against or "-",
+                "-" if line.p is None else "< 0.001" if line.p < 0.001 else f"{line.p:.3f}",
+            )
+            for line in self.lines
+        ]
+
+    @property
+    def cost_headings(self) -> tuple[str, ...]:
+        """Of `cost_cells`."""
+        simulated = ("simulated time",) if self._simulated else ()
+        return (*self._first, *COSTS, *simulated, *(f"to {percent(target, 0)}" for target in self._targets))
+
+    def cost_cells(self) -> list[tuple[str, ...]]:
+        """The costs as text, one tuple per line with a result."""
+        rows: list[tuple[str, ...]] = []
+        for line in self.lines:
+            if (costs := line.costs) is not None:
+                memory = "-" if costs.memory is None else f"{'-' if costs.memory < 0 else ''}{size(abs(costs.memory))}"
+                share = f"{100 * costs.header:.2g} %" if costs.header else "-"
+                traffic = (size(costs.up), size(costs.down), share)
+                work = (flops(costs.training), flops(costs.inference), memory, duration(costs.seconds))
+                reached = (_told(costs.targets.get(target, ())) for target in self._targets)
+                clock = ("-" if costs.simulated is None else duration(costs.simulated),) if self._simulated else ()
+                rows.append((*self._names(line), *traffic, *work, *clock, *reached))
+        return rows
+
+    @cached_property
+    def _targets(self) -> tuple[float, ...]:
+        return tuple(dict.fromkeys(t for line in self.lines if line.costs is not None for t in line.costs.targets))
+
+    @cached_property
+    def _simulated(self) -> bool:
+        return any(line.costs is not None and line.costs.simulated is not None for line in self.lines)
+
+    def _names(self, line: Line) -> tuple[str, ...]:
+        return (line.setting, line.label) if len(self._first) == 2 else (line.label,)
+
+    @property
+    def _reached(self) -> tuple[str, ...]:
+        return ("round", "bytes", "flops", *(("simulated",) if self._simulated else ()))
+
+    def to_markdown(self) -> str:
+        """Both tables and the notes."""
+        tables = [markdown(self.headings, self.cells(), left=(*self._first, "against"))]
+        tables += [markdown(self.cost_headings, self.cost_cells(), left=self._first)] if self.cost_cells() else []
+        return "\n\n".join([*tables, *self.notes]) + "\n"
+
+    def to_csv(self) -> str:
+        """Plain numbers: fractions, bytes, FLOPs, seconds; the mean accuracy of every seed."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        head = ["setting", "algorithm", "mean", "mean_sd", "worst_decile", "worst_decile_sd", "diverged"]
+        costs = ["up", "down", "header", "training", "inference", "memory", "seconds"]
+        costs += ["simulated"] if self._simulated else []
+        reached = [f"{what}_to_{target:g}" for target in self._targets for what in self._reached]
+        seeds = [f"mean_seed_{seed}" for seed in self.seeds]
+        writer.writerow([*head, *costs, *reached, "difference", "against", "p", *seeds])
+        for line in self.lines:
+            worst = list(line.worst.values())
+            row: list[Any] = [line.setting, line.label, line.mean, deviation(line.means.values())]
+            row += [statistics.fmean(worst) if worst else None, deviation(worst), line.diverged]
+            row += [getattr(line.costs, cost) if line.costs else None for cost in costs]
+            for target in self._targets:
+                at = line.costs.targets.get(target, ()) if line.costs else ()
+                row += [mean_over([getattr(one, what, None) for one in at]) for what in self._reached]
+            row += [line.difference, line.against, line.p, *(line.means.get(seed) for seed in self.seeds)]
+            writer.writerow(["" if value is None else value for value in row])
+        return text.getvalue()
+
+
+def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]], *, left: Sequence[str] = ()) -> str:
+    """A table; columns of numbers are flush right."""
+    rule = ["---" if heading in left else "---:" for heading in headings]
+    lines = [headings, rule, *([cell.replace("|", r"\|") for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _told(found: Sequence[Target | None]) -> str:
+    """What it took to reach a target, for people."""
+    reached = [one for one in found if one is not None]
+    if not reached or len(reached) < len(found):
+        return f"{len(reached)} of {len(found)} seeds" if reached else "not reached"
+    round_, sent = (
+        statistics.fmean(values) for values in zip(*((one.round, one.bytes) for one in reached), strict=True)
+    )
+    clock = mean_over([one.simulated for one in reached])
+    return f"round {round_:.3g}, {size(sent)}{'' if clock is None else f', {duration(clock)}'}"
+
+
+def tabulate(cells: Sequence[Cell], root: Path, out: Path) -> Comparison:
+    """The tables of the cells that are done.
+
+    Args:
+        cells: by setting, in the order of the table.
+        root: they lie in ``cells/`` of it.
+        out: where the tables will lie.
+    """
+    settings = list(dict.fromkeys(cell.setting.title for cell in cells))
+    lines: list[Line] = []
+    same: list[str] = []
+    for title in settings:
+        here = [cell for cell in cells if cell.setting.title == title]
+        plain = [line_of(label, here, root) for label in dict.fromkeys(cell.label for cell in here)]
+        for line in plain:
+            found, note = compared(line, plain)
+            lines.append(found)
+            same += [note] if note else []
+    seeds = tuple(dict.fromkeys(cell.seed for cell in cells))
+    several = len({line.label for line in lines}) > 1
+    clock = any(line.costs is not None and line.costs.simulated is not None for line in lines)
+    counts = [len({cell.seed for cell in cells if cell.setting.title == title}) for title in settings]
+    notes = [*(_notes(several, counts) if counts else ()), *same, *([SIMULATED_TIME] if clock else [])]
+    return Comparison(tuple(lines), seeds, tuple(notes), out)
+
+
+def _notes(several: bool, seeds: Sequence[int]) -> list[str]:
+    """What has to be known, for settings with so many seeds each."""
+    least, most = min(seeds), max(seeds)
+    count = f"{most} seed{'s' if most > 1 else ''}" if least == most else f"{least} to {most} seeds"
+    over = f"{count}, mean ± standard deviation" if most > 1 else count
+    notes = [f"Accuracy over clients on the same splits for all algorithms; {over}; costs are means over seeds."]
+    if several:
+        notes.append("Difference: percentage points to the best of the other algorithms, which is named.")
+        if most < FEW:
+            notes.append(f"No test was made: it needs at least {FEW} seeds, and there are {most}.")
+        elif least < FEW:
+            notes.append(f"Settings with fewer than {FEW} seeds have no test.")
+        if most >= FEW:
+            notes.append("p: paired two-sided t-test over seeds, not corrected for the number of comparisons.")
+    return [*notes, COST_NOTE]

@@ -1,0 +1,303 @@
+"""Cells: what a comparison, a sweep or a study is made of. A cell is one run, and is never computed twice.
+
+Its folder is named by a hash of all that determines its numbers, so that any two studies which ask for the same run
+share it, and a command that was interrupted, by whatever, goes on where it stopped when it is given again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any, cast
+
+from polyfed.base.errors import ConfigError
+from polyfed.compare.runs import summary_of
+from polyfed.config import Config, algorithm_class, algorithm_fields, canonical_name
+from polyfed.config.toml import Table, apply, parse_override
+from polyfed.data.catalogue import PARTITION_OPTIONS
+from polyfed.report.tables import Summary
+
+#: Raised whenever the code gives other numbers for an unchanged configuration: cells of before are then left alone.
+RESULTS = 1
+
+#: Sections of a configuration that an entry, a setting or a grid may change.
+SECTIONS = tuple(name for name in Config.model_fields if name not in ("algorithm", "algorithms", "controls"))
+
+#: Keys on which the splits depend, by section; None stands for all of it.
+SPLITS: Mapping[str, tuple[str, ...] | None] = {
+    "partition": None,
+    "data": ("dataset", "path", "split", "test_fraction", "validation_fraction"),
+    "clients": ("count",),
+    "run": ("seed",),
+}
+
+#: States of a cell of which nothing is left to do.
+FINISHED = ("done", "diverged")
+
+DIVERGED = "diverged.json"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One algorithm of a comparison.
+
+    Args:
+        label: what the table calls it.
+        name: of the algorithm, or a label of ``[algorithms]``.
+        keys: of the algorithm, that differ.
+        sections: keys of other sections that differ, such as ``{"train": {"epochs": 2}}``.
+    """
+
+    label: str
+    name: str
+    keys: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    sections: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    @classmethod
+    def parse(cls, text: str) -> Entry:
+        """Read ``fedmrl``, ``fedmrl:share=false``, ``standalone:train.epochs=2`` or ``my_package.my_file:Mine:key=1``.
+
+        Raises:
+            ConfigError: a key without a name before it, of a section that there is not, or on which the splits depend.
+        """
+        head, *settings = re.split(r":(?=[^:=]+=)", text.strip())
+        if not head or "=" in head:
+            raise ConfigError(f"--algorithms {text!r}: expected a name, or name:key=value")
+        tables: Table = {}
+        for setting in settings:
+            path, value = parse_override(setting)
+            apply(tables, path, value)
+        return cls.of(text.strip(), {"name": head, **tables}, f"--algorithms {text!r}")
+
+    @classmethod
+    def of(cls, label: str, table: Mapping[str, Any], where: str) -> Entry:
+        """An entry from a table: ``name``, keys of the algorithm, and below the name of a section keys of that."""
+        name = table.get("name", label)
+        sections = {key: value for key, value in table.items() if key in SECTIONS and isinstance(value, Mapping)}
+        keys = {key: value for key, value in table.items() if key != "name" and key not in sections}
+        odd = [key for key, value in keys.items() if isinstance(value, Mapping)]
+        if odd or not isinstance(name, str):
+            what = f"{odd[0]}.*" if odd else f"name = {name!r}"
+            raise ConfigError(
+                f"{where}: got {what}; expected keys of the algorithm, or of the sections {', '.join(SECTIONS)}"
+            )
+        for section, names in SPLITS.items():
+            for key in cast(Table, sections.get(section, {})):
+                if names is None or key in names:
+                    raise ConfigError(
+                        f"{where}: got {section}.{key}; algorithms are compared on the same splits: put it into the "
+                        "configuration, or a setting of its own"
+                    )
+        return cls(label, name, keys, sections)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the algorithms are compared in.
+
+    Args:
+        name: for the table; "" where there is but one.
+        tables: keys that differ, by section; below "algorithm" keys for those algorithms that have them.
+        point: the values of the grid, by dotted key.
+    """
+
+    name: str = ""
+    tables: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    point: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def at(self, point: Mapping[str, Any]) -> Setting:
+        """This setting at a point of a grid."""
+        tables: Table = deepcopy(dict(self.tables))
+        for key, value in point.items():
+            apply(tables, key.split("."), value)
+        return Setting(self.name, tables, {**self.point, **point})
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Its name, and the point as ``epochs = 2``."""
+        told = (f"{key.rpartition('.')[2]} = {_plain(value)}" for key, value in self.point.items())
+        return (*((self.name,) if self.name else ()), *told)
+
+    @property
+    def title(self) -> str:
+        """All of it in a line."""
+        return ", ".join(self.words)
+
+
+def repeated(values: Sequence[Any]) -> list[Any]:
+    """Those that occur twice; 1 and 1.0 are the same, 1 and true are not."""
+    told = [(isinstance(value, bool), value) for value in values]
+    return [value for place, (_, value) in enumerate(told) if told[place] in told[:place]]
+
+
+def grid(setting: Setting, values: Mapping[str, Sequence[Any]]) -> list[Setting]:
+    """The setting at every point of a grid, the last key varying fastest."""
+    return [setting.at(dict(zip(values, point, strict=True))) for point in product(*values.values())]
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One run of a study.
+
+    Args:
+        setting: in which.
+        label: of the entry.
+        seed: ``run.seed``.
+        config: in full.
+    """
+
+    setting: Setting
+    label: str
+    seed: int
+    config: Config
+
+    @cached_property
+    def folder(self) -> str:
+        """The name of its run directory, by a hash of all that determines its numbers."""
+        key = hashlib.sha256(f"{RESULTS} {self.config.hash()}".encode()).hexdigest()[:12]
+        name = canonical_name(self.config.algorithm.name).rpartition(":")[2]
+        return f"{name}-seed-{self.seed}-{key}"
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What `chosen` looks at."""
+        return (*self.setting.words, self.label, f"seed {self.seed}")
+
+    @property
+    def title(self) -> str:
+        """All of it in a line."""
+        return ", ".join(self.words)
+
+    def state(self, root: Path) -> str:
+        """``"done"``, ``"diverged"``, ``"begun"`` or ``"to do"``."""
+        run_dir = self.run_dir(root)
+        for name, state in (("summary.json", "done"), (DIVERGED, "diverged"), ("config.toml", "begun")):
+            if (run_dir / name).exists():
+                return state
+        return "to do"
+
+    def run_dir(self, root: Path) -> Path:
+        """Where its run lies."""
+        return root / "cells" / self.folder
+
+    def summary(self, root: Path) -> Summary | None:
+        """Its results, if it is complete and did not diverge."""
+        return summary_of(self.run_dir(root))
+
+
+def chosen(cells: Iterable[Cell], only: Sequence[str]) -> list[Cell]:
+    """The cells that fit every pattern of ``only``: a setting, a value of the grid, an algorithm or a seed.
+
+    Args:
+        cells: to choose from.
+        only: such as ``"fedmrl"``, ``"fed*,standalone"`` (one of several), ``"seed 0"`` or ``"alpha = 0.1"``.
+
+    Raises:
+        ConfigError: nothing fits.
+    """
+    everything = list(cells)
+    words = dict.fromkeys(word for cell in everything for word in cell.words)
+
+    def meant(pattern: str) -> list[str]:
+        """The alternatives; names have commas, too: what fits as a whole is not split."""
+        whole = any(fnmatchcase(word, pattern) for word in words)
+        return [pattern] if whole else [one.strip() for one in pattern.split(",")]
+
+    alternatives = [meant(pattern) for pattern in only]
+    found = [
+        cell
+        for cell in everything
+        if all(any(fnmatchcase(word, one) for one in some for word in cell.words) for some in alternatives)
+    ]
+    if everything and not found:
+        raise ConfigError(f"--only {' --only '.join(only)}: fits no cell; there are {', '.join(words)}")
+    return found
+
+
+def expand(
+    config: Config,
+    entries: Sequence[Entry],
+    seeds: Sequence[int],
+    settings: Sequence[Setting] = (Setting(),),
+    *,
+    tuned: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[Cell]:
+    """The cells of settings times seeds times algorithms, in this order.
+
+    Args:
+        config: what all share; its ``[algorithms.NAME]`` apply.
+        entries: the algorithms.
+        seeds: of the repetitions.
+        settings: in which they are compared.
+        tuned: values by dotted key that were chosen for an entry, by label; they hold in every setting.
+
+    Raises:
+        ConfigError: all faults of all cells.
+    """
+    faults: list[str] = []
+    cells: list[Cell] = []
+    for setting in settings:
+        special = cast(Table, setting.tables.get("algorithm", {}))
+        lost = set(special)
+        for entry in entries:
+            try:
+                lost -= _keys(config, entry)
+                fits = _at(config, entry, setting, (tuned or {}).get(entry.label, {}))
+                for seed in seeds:
+                    run = fits.run.model_copy(update={"seed": seed})
+                    cells.append(Cell(setting, entry.label, seed, fits.model_copy(update={"run": run})))
+            except ConfigError as error:
+                faults += error.faults
+        names = ", ".join(entry.label for entry in entries)
+        faults += [f"algorithm.{key}: none of {names} has this key" for key in special if key in lost]
+    if faults:
+        raise ConfigError(*dict.fromkeys(faults))
+    rank = {id(setting): place for place, setting in enumerate(settings)}
+    return sorted(cells, key=lambda cell: (rank[id(cell.setting)], seeds.index(cell.seed)))
+
+
+def _keys(config: Config, entry: Entry) -> set[str]:
+    """What can be set of an entry's algorithm."""
+    return set(algorithm_fields(algorithm_class(config.algorithm_table(entry.name)["name"])))
+
+
+def _at(config: Config, entry: Entry, setting: Setting, tuned: Mapping[str, Any]) -> Config:
+    """The configuration of an entry in a setting."""
+    theirs: Table = {}
+    for key, value in tuned.items():
+        apply(theirs, key.split("."), value)
+    special = {**cast(Table, theirs.pop("algorithm", {})), **cast(Table, setting.tables.get("algorithm", {}))}
+    plain = {name: table for name, table in setting.tables.items() if name != "algorithm"}
+    base = {name: table for name, table in config.to_dict().items() if name in SECTIONS}
+    tables = overlaid(overlaid(overlaid(base, theirs), plain), entry.sections)
+    tables["run"]["controls"] = False
+    takes = _keys(config, entry)
+    # What an entry says itself is what it is: fedmrl:rep_dim=50 stays that along a grid of rep_dim.
+    keys = {key: value for key, value in special.items() if key in takes} | dict(entry.keys)
+    return Config.parse({**tables, "algorithm": config.algorithm_table(entry.name, keys)})
+
+
+def overlaid(tables: Mapping[str, Any], over: Mapping[str, Any]) -> Table:
+    """``tables`` with the keys of ``over`` on top, table by table; a new kind of partition drops the old one's keys."""
+    out: Table = dict(tables)
+    for key, value in over.items():
+        before = out.get(key)
+        if isinstance(value, Mapping) and isinstance(before, Mapping):
+            if key == "partition" and "kind" in value and value["kind"] != before.get("kind"):
+                options = {option for options in PARTITION_OPTIONS.values() for option in options}
+                before = {name: old for name, old in before.items() if name not in options}
+            out[key] = overlaid(before, value)
+        else:
+            out[key] = value
+    return out
+
+
+def _plain(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

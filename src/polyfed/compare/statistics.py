@@ -1,0 +1,228 @@
+"""The tables of a comparison: accuracies with a paired test, and costs, as Markdown and CSV.
+
+docs/costs.md defines every cost.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from polyfed.compare.specs import Cell
+from polyfed.report.tables import Summary, simulated_time
+from polyfed.report.units import spread
+
+FEW = 3  # seeds below which a paired t-test is not shown: with two it has one degree of freedom
+
+
+@dataclass(frozen=True)
+class Target:
+    """What it took to reach an accuracy, for one seed.
+
+    Args:
+        round: the first evaluated one that reached it.
+        bytes: sent both ways, by and to all clients, up to there.
+        flops: of all clients' training, up to there.
+        simulated: seconds on the simulated clock, up to there; None without one.
+    """
+
+    round: int
+    bytes: int
+    flops: int
+    simulated: float | None = None
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What an algorithm cost; means over seeds.
+
+    Args:
+        up: bytes that a client sends in a round.
+        down: bytes that a client receives in a round, for training.
+        header: share of these bytes that is neither values nor indices.
+        training: FLOPs of a client's training in a round.
+        inference: FLOPs of predicting one example, with every predictor of the algorithm.
+        memory: bytes that a training step's peak is above Standalone's with the same batches and optimizer, mean over
+            architectures; None without it.
+        seconds: of training, all rounds.
+        simulated: seconds on the simulated clock, all rounds; None without one.
+        targets: for each accuracy of ``run.targets``, what it took, by seed; None where it was not
+            reached, or the run is not complete.
+    """
+
+    up: float
+    down: float
+    header: float
+    training: float
+    inference: float
+    memory: float | None
+    seconds: float
+    simulated: float | None = None
+    targets: Mapping[float, tuple[Target | None, ...]] = field(default_factory=dict[float, tuple[Target | None, ...]])
+
+    @classmethod
+    def of(
+        cls, summaries: Sequence[Summary], alone: Sequence[Summary], targets: Sequence[float], missing: int
+    ) -> Costs:
+        """Of the runs of one algorithm.
+
+        Args:
+            summaries: of those that are complete.
+            alone: Standalone's in the same setting, if there are any.
+            targets: ``run.targets``.
+            missing: how many runs are not complete: no target counts as reached by every seed without them.
+        """
+        up, down, header = zip(*(_traffic(summary) for summary in summaries), strict=True)
+        return cls(
+            statistics.fmean(up),
+            statistics.fmean(down),
+            statistics.fmean(header),
+            statistics.fmean(s["flops"] / _participations(s) for s in summaries),
+            statistics.fmean(s["flops_per_example"] for s in summaries),
+            _peak(summaries) - _peak(alone) if alone else None,
+            statistics.fmean(s["seconds"] for s in summaries),
+            mean_over([simulated_time(summary) for summary in summaries]),
+            {
+                target: (*(_target(summary, i) for summary in summaries), *[None] * missing)
+                for i, target in enumerate(targets)
+            },
+        )
+
+
+def _participations(summary: Summary) -> int:
+    return max(1, summary["clients"]["participations"])
+
+
+def _traffic(summary: Summary) -> tuple[float, float, float]:
+    sent, times = summary["bytes"], _participations(summary)
+    both = sent["up"] + sent["down"]
+    return sent["up"] / times, sent["down"] / times, (sent["up_header"] + sent["down_header"]) / both if both else 0.0
+
+
+def _peak(summaries: Sequence[Summary]) -> float:
+    return statistics.fmean(statistics.fmean(s["memory"]["step_peak"].values()) for s in summaries)
+
+
+def _target(summary: Summary, place: int) -> Target | None:
+    found = summary["targets"][place]
+    if found is None:
+        return None
+    sent = found["bytes_up"] + found["bytes_down"]
+    return Target(found["round"], sent, found["flops"], found.get("simulated_seconds"))
+
+
+@dataclass(frozen=True)
+class Line:
+    """An algorithm's row of the tables. Accuracies are fractions.
+
+    Args:
+        setting: in which; "" where there is but one.
+        label: of the algorithm.
+        means: mean accuracy over clients, by seed, of the runs that are complete.
+        worst: of the worst tenth of clients, likewise.
+        diverged: how many runs ended without a result.
+        costs: None where no run is complete.
+        against: label of the best of the others, over the seeds of both; "" if there is none.
+        difference: mean over the seeds of both, this minus the other; None if there is none.
+        p: of the two-sided paired t-test over seeds; None where it cannot be made.
+    """
+
+    setting: str
+    label: str
+    means: Mapping[int, float]
+    worst: Mapping[int, float]
+    diverged: int
+    costs: Costs | None
+    against: str = ""
+    difference: float | None = None
+    p: float | None = None
+
+    @property
+    def mean(self) -> float | None:
+        """Over seeds; None where no run is complete."""
+        return statistics.fmean(self.means.values()) if self.means else None
+
+    @property
+    def accuracy_text(self) -> str:
+        """The mean over seeds and its standard deviation, for people."""
+        parts = [spread(self.means.values())] if self.means else []
+        parts += [f"{self.diverged} diverged"] if self.diverged else []
+        return ", ".join(parts) or "-"
+
+
+def deviation(values: Any) -> float | None:
+    """The standard deviation (n - 1); None for fewer than two values."""
+    some = list(values)
+    return statistics.stdev(some) if len(some) > 1 else None
+
+
+def mean_over(values: Sequence[float | None]) -> float | None:
+    """The mean over seeds; None where a seed has no value."""
+    there = [value for value in values if value is not None]
+    return statistics.fmean(there) if there and len(there) == len(values) else None
+
+
+def differences(line: Line, other: Line) -> list[float]:
+    """Accuracy of one minus the other, by seed, of the seeds of both."""
+    return [line.means[seed] - other.means[seed] for seed in line.means if seed in other.means]
+
+
+def standard_error(found: Sequence[float]) -> float | None:
+    """Of the mean of paired differences; None for fewer than two."""
+    return statistics.stdev(found) / math.sqrt(len(found)) if len(found) > 1 else None
+
+
+def paired_p(found: Sequence[float]) -> float | None:
+    """The p of the two-sided paired t-test; None for fewer than three pairs or differences without any spread."""
+    if len(found) < FEW or max(found) - min(found) < 1e-12:
+        return None
+    from scipy.stats import ttest_rel  # half a second to load
+
+    return float(ttest_rel(found, [0.0] * len(found)).pvalue)
+
+
+def line_of(label: str, cells: Sequence[Cell], root: Path) -> Line:
+    own = [cell for cell in cells if cell.label == label]
+    done = {cell.seed: summary for cell in own if (summary := cell.summary(root)) is not None}
+    alone = [
+        summary
+        for cell in cells
+        if cell.config.algorithm.name == "standalone"
+        and _step(cell) == _step(own[0])
+        and (summary := cell.summary(root)) is not None
+    ]
+    return Line(
+        own[0].setting.title,
+        label,
+        {seed: summary["accuracy"]["mean"] for seed, summary in done.items()},
+        {seed: summary["accuracy"]["worst_decile"] for seed, summary in done.items()},
+        sum(cell.state(root) == "diverged" for cell in own),
+        Costs.of(list(done.values()), alone, own[0].config.run.targets, len(own) - len(done)) if done else None,
+    )
+
+
+def _step(cell: Cell) -> object:
+    """What the memory of a training step depends on, but for the algorithm; how many there are is no part of it."""
+    config, train = cell.config, cell.config.train
+    return config.clients.models, train.batch_size, train.optimizer, train.momentum != 0, config.run.precision
+
+
+def compared(line: Line, lines: Sequence[Line]) -> tuple[Line, str]:
+    """A line set beside the best of the others, and what is to be said of them if no test can be made."""
+    others = [other for other in lines if other is not line and set(other.means) & set(line.means)]
+    if not others:
+        return line, ""
+    # The closest over the seeds of both: neither one easy seed more nor a hard one less must make a rival the best.
+    # Those with all of the line's seeds come first.
+    best = min(others, key=lambda other: (-len(differences(line, other)), statistics.fmean(differences(line, other))))
+    found = differences(line, best)
+    p, note = paired_p(found), ""
+    if p is None and len(found) >= FEW:
+        what = "equal" if not any(found) else "apart by the same amount"
+        where = f" ({line.setting})" if line.setting else ""
+        note = f"{line.label} and {best.label} are {what} for every seed{where}: there is nothing to test."
+    return replace(line, against=best.label, difference=statistics.fmean(found), p=p), note

@@ -1,0 +1,187 @@
+"""Algorithms by name and by dotted path, and the check of their keys.
+
+What is here loads torch when called, because an algorithm's keys are the fields of its class.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import os
+import sys
+from collections.abc import Mapping
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from polyfed.algorithms.catalogue import ALGORITHMS, ALIASES
+from polyfed.base.errors import ConfigError, PolyfedError
+from polyfed.config.faults import by_key, dotted, facts, hint, sentence
+
+if TYPE_CHECKING:
+    from polyfed.core.algorithm import Algorithm
+
+_STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class AlgorithmField:
+    """One key of an algorithm.
+
+    Args:
+        annotation: its type.
+        default: its value when not given; `dataclasses.MISSING` where it must be given.
+    """
+
+    annotation: Any
+    default: Any
+
+
+def canonical_name(name: str) -> str:
+    """The catalogue's spelling of ``name``: aliases resolved, case and underscores forgiven."""
+    if ":" in name:
+        return name
+    plain = name.lower().replace("_", "-")
+    return ALIASES.get(plain, plain if plain in ALGORITHMS else name)
+
+
+def algorithm_class(name: str) -> type[Algorithm]:
+    """The class called ``name``; the working directory is searched for dotted paths.
+
+    Raises:
+        ConfigError: nobody knows it, or the path does not lead to an algorithm; says which.
+    """
+    name = canonical_name(name)
+    if ":" in name:
+        path = name
+    elif name in ALGORITHMS:
+        path = ALGORITHMS[name][0]
+    else:
+        raise ConfigError(
+            f"unknown algorithm {name!r}{hint(name, (*ALGORITHMS, *ALIASES))} known: "
+            f"{', '.join(ALGORITHMS)}; your own is asked for as my_package.my_file:MyAlgorithm"
+        )
+    return _imported(path)
+
+
+def _imported(path: str) -> type[Algorithm]:
+    from polyfed.core.algorithm import Algorithm
+
+    module_name, _, attribute = path.partition(":")
+    if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
+        raise ConfigError(f"algorithm {path!r} is no dotted path; expected my_package.my_file:MyAlgorithm")
+    if os.getcwd() not in sys.path:  # as `python -m` has it and an installed command has not
+        sys.path.append(os.getcwd())
+    fault = f"algorithm {path!r}"
+    try:
+        module = import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
+            raise ConfigError(
+                f"{fault}: no module {error.name!r} in the working directory ({os.getcwd()}), on "
+                "PYTHONPATH or installed"
+            ) from error
+        text = f"{fault}: {module_name} was found, but imports {error.name!r}, which was not"
+        raise ConfigError(text) from error
+    except Exception as error:  # whatever the user's file raises
+        text = f"{fault}: importing {module_name} failed: {type(error).__name__}: {error}"
+        raise ConfigError(text) from error
+    cls = getattr(module, attribute, None)
+    if cls is None:
+        classes = [value for value in vars(module).values() if isinstance(value, type)]
+        there = [value.__name__ for value in classes if issubclass(value, Algorithm) and value is not Algorithm]
+        raise ConfigError(
+            f"{fault}: {module_name} has no {attribute!r}{hint(attribute, there)} algorithms there: "
+            f"{', '.join(there) or 'none'}"
+        )
+    if not (isinstance(cls, type) and issubclass(cls, Algorithm)):
+        raise ConfigError(f"{fault} is no subclass of polyfed.core.algorithm.Algorithm but {_kind(cls)}")
+    if inspect.isabstract(cls):
+        missing = ", ".join(sorted(cls.__abstractmethods__))
+        raise ConfigError(f"{fault} does not define {missing}")
+    if "__dataclass_params__" not in vars(cls) or not vars(cls)["__dataclass_params__"].frozen:
+        raise ConfigError(f"{fault} is no frozen dataclass; write @dataclass(frozen=True, kw_only=True) above it")
+    return cls
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    return f"a {type(value).__name__}"
+
+
+def algorithm_fields(cls: type[Algorithm]) -> dict[str, AlgorithmField]:
+    """The keys of an algorithm: its dataclass fields, in order."""
+    return dict(_fields(cls))
+
+
+@cache
+def _fields(cls: type[Algorithm]) -> dict[str, AlgorithmField]:
+    hints = get_type_hints(cls, include_extras=True)
+    fields: dict[str, AlgorithmField] = {}
+    for field in dataclasses.fields(cls):  # pyright: ignore[reportArgumentType]  # _imported saw to it
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if field.init:
+            fields[field.name] = AlgorithmField(hints[field.name], default)
+    return fields
+
+
+@cache
+def _adapter(cls: type[Algorithm], key: str) -> TypeAdapter[Any]:
+    """What checks a key; making one takes milliseconds, and studies have hundreds of configurations."""
+    return TypeAdapter(_fields(cls)[key].annotation, config=_STRICT)
+
+
+def checked_keys(
+    name: str, cls: type[Algorithm], keys: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """The values of ``keys`` that are good, and (key, fault) for every other."""
+    fields = algorithm_fields(cls)
+    good: dict[str, Any] = {}
+    faults: list[tuple[str, str]] = []
+    for key, value in keys.items():
+        if key not in fields:
+            takes = ", ".join(fields) or "none"
+            text = f"unknown key of algorithm {name!r}{hint(key, fields)} it takes: {takes}"
+            faults.append((dotted(key), text))
+            continue
+        try:
+            good[key] = _adapter(cls, key).validate_python(facts(value))
+        except ValidationError as error:
+            faults += [(dotted(key, *where), sentence(details)) for where, details in by_key(error).items()]
+    needed = [key for key, field in fields.items() if field.default is dataclasses.MISSING]
+    missing = [key for key in needed if key not in keys]
+    return good, faults + [(key, f"missing; algorithm {name!r} needs it") for key in missing]
+
+
+def load_algorithm(name: str, keys: Mapping[str, Any] | None = None) -> Algorithm:
+    """An algorithm with its hyper-parameters.
+
+    Args:
+        name: of `polyfed list algorithms`, an alias, or "package.module:Class".
+        keys: hyper-parameters, as in the ``[algorithm]`` table; those not given have their defaults.
+
+    Raises:
+        ConfigError: no such algorithm, or keys that it does not take; all at once.
+    """
+    algorithm, faults = try_algorithm(name, keys or {})
+    if algorithm is None:
+        raise ConfigError(*(f"algorithm.{key}: {text}" for key, text in faults))
+    return algorithm
+
+
+def try_algorithm(name: str, keys: Mapping[str, Any]) -> tuple[Algorithm | None, list[tuple[str, str]]]:
+    """The algorithm, or None and (key, fault) for all that is wrong."""
+    try:
+        cls = algorithm_class(name)
+    except ConfigError as error:
+        return None, [("name", text) for text in error.faults]
+    good, faults = checked_keys(canonical_name(name), cls, keys)
+    if faults:
+        return None, faults
+    try:
+        return cls(**good), []
+    except (PolyfedError, TypeError, ValueError) as error:  # from the class's own __post_init__
+        return None, [("name", f"{name} refused its keys: {error}")]

@@ -1,0 +1,322 @@
+"""`Config`: all sections together, read with every fault found at once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from polyfed.base.errors import ConfigError, ModelError
+from polyfed.config.algorithms import algorithm_class, algorithm_fields, canonical_name, try_algorithm
+from polyfed.config.faults import by_key, dotted, facts, hint, sentence
+from polyfed.config.profiles import read_profiles
+from polyfed.config.sections import (
+    AlgorithmSection,
+    ClientsSection,
+    DataSection,
+    DevicesSection,
+    PartitionSection,
+    RunSection,
+    Section,
+    TrainSection,
+)
+from polyfed.config.toml import Table, apply, parse_override, read_toml, to_toml
+from polyfed.models.catalogue import ModelSpec
+
+#: Keys of ``run`` that change neither what is computed nor what is told of it; threads change rounding only.
+_INCIDENTAL = ("name", "threads", "workers", "memory", "checkpoint_every", "store", "controls")
+
+#: Sections about other runs than this one.
+_SEVERAL = ("algorithms", "controls")
+
+#: Keys on which depends what the other keys of their section may be.
+_DECISIVE = ("kind", "dataset", "optimizer", "count", "name")
+
+
+class Config(Section):
+    """A run as it was asked for. `Config.load` and `Config.parse` read one and find all faults at once.
+
+    Args:
+        run: how long, where and how exactly.
+        data: which data.
+        partition: who holds which examples.
+        clients: who takes part, with which networks.
+        train: how a client trains.
+        devices: on which devices, for the simulated clock; None has none.
+        algorithm: the way to train together.
+        algorithms: for `polyfed compare`: keys that differ for one algorithm, by name or a label of your own.
+        controls: runs that follow the main one on the same splits, by label.
+    """
+
+    run: RunSection = Field(default_factory=RunSection)
+    data: DataSection = Field(default_factory=DataSection)
+    partition: PartitionSection = Field(default_factory=PartitionSection)
+    clients: ClientsSection = Field(default_factory=ClientsSection)
+    train: TrainSection = Field(default_factory=TrainSection)
+    devices: DevicesSection | None = None
+    algorithm: AlgorithmSection = Field(default_factory=AlgorithmSection)
+    algorithms: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    controls: dict[str, AlgorithmSection] = Field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: Path | str | None = None, overrides: Sequence[str] = ()) -> Config:
+        """Read a TOML file, put the overrides on top, and check everything that needs no data.
+
+        Args:
+            path: of the file; None takes the main job that comes with polyfed, ``defaults/digits.toml``.
+            overrides: such as ``"run.rounds=5"`` or ``'clients.models=["cnn1", "mlp"]'``; ``none`` as a value
+                takes the key away.
+
+        Raises:
+            ConfigError: all faults at once, each naming file, key, what was got and what was expected.
+        """
+        source = Path(str(files("polyfed") / "defaults" / "digits.toml")) if path is None else Path(path)
+        tables = read_toml(source)
+        _anchor(tables, source.parent)
+        faults: list[str] = []
+        overridden: list[str] = []
+        for override in overrides:
+            try:
+                key, value = parse_override(override)
+                apply(tables, key, value)
+                overridden.append(dotted(*key))
+            except ConfigError as error:
+                faults += error.faults
+        _anchor(tables, Path().absolute())
+        return cls._parsed(tables, str(source), faults, overridden)
+
+    @classmethod
+    def parse(cls, tables: Mapping[str, Any], *, source: str = "config") -> Config:
+        """Check tables as a TOML file would hold them.
+
+        Raises:
+            ConfigError: all faults at once.
+        """
+        return cls._parsed(tables, source, [], [])
+
+    @classmethod
+    def _parsed(cls, tables: Mapping[str, Any], source: str, faults: list[str], overridden: list[str]) -> Config:
+        config, found = _read(cls, tables)
+        if config is not None and not found:
+            found = config.check()
+        ours = tuple(f"{key}{end}" for key in overridden for end in (":", ".", "["))
+        everything = [*faults, *(f"{'--set' if text.startswith(ours) else source}: {text}" for text in found)]
+        if config is None or everything:
+            raise ConfigError(*everything)
+        return config
+
+    def check(self) -> list[str]:
+        """What is wrong with the values together, keys of algorithms too; empty if nothing. Loads torch."""
+        return _misfits(dict(self))
+
+    def replace(self, section: str, **keys: Any) -> Config:
+        """This configuration with keys of one section changed.
+
+        Raises:
+            ConfigError: the outcome cannot be run.
+        """
+        tables = self.to_dict()
+        tables[section] = {**tables.get(section, {}), **keys}
+        return Config.parse(tables)
+
+    def with_algorithm(self, name: str, keys: Mapping[str, Any] | None = None) -> Config:
+        """This configuration for another algorithm.
+
+        The keys of ``[algorithm]`` stay where the algorithm is the same; those of ``[algorithms.NAME]`` come
+        on top, then ``keys``. ``[algorithms]`` and ``[controls]`` have served then and are left out.
+
+        Args:
+            name: of an algorithm, or a label of ``[algorithms]`` that has a ``name`` of its own.
+            keys: hyper-parameters.
+        """
+        tables = self.to_dict() | {"algorithm": self.algorithm_table(name, keys)}
+        tables["run"] = {**tables["run"], "controls": False}
+        return Config.parse({key: tables[key] for key in tables if key not in _SEVERAL})
+
+    def algorithm_table(self, name: str, keys: Mapping[str, Any] | None = None) -> Table:
+        """The ``[algorithm]`` that `with_algorithm` puts in; not checked."""
+        special = self.algorithms_entry(name)
+        name = canonical_name(special.pop("name", name))
+        base = self.algorithm.keys if canonical_name(self.algorithm.name) == name else {}
+        return {"name": name, **base, **special, **(keys or {})}
+
+    def algorithms_entry(self, name: str) -> Table:
+        """The keys of ``[algorithms.NAME]``, whichever way its name is spelt; empty if there is none."""
+        if name in self.algorithms:
+            return dict(self.algorithms[name])
+        wanted = canonical_name(name)
+        spelt = {canonical_name(label): label for label in self.algorithms}
+        return dict(self.algorithms[spelt[wanted]]) if wanted in spelt else {}
+
+    def resolved(self) -> Config:
+        """This configuration with nothing left to defaults that depend on the machine or on another key.
+
+        Fills in ``run.threads``, ``partition.seed``, and the algorithm's name in full and all its keys.
+        """
+        keys = dict(self.algorithm.keys)
+        name = canonical_name(self.algorithm.name)
+        algorithm, faults = try_algorithm(name, keys)
+        if algorithm is None:
+            raise ConfigError(*(f"algorithm.{key}: {text}" for key, text in faults))
+        values = {key: getattr(algorithm, key) for key in algorithm_fields(type(algorithm))}
+        full = {key: value for key, value in values.items() if value is not None}  # TOML cannot say None
+        seed = self.run.seed if self.partition.seed is None else self.partition.seed
+        return self.model_copy(
+            update={
+                "run": self.run.model_copy(update={"threads": self.run.threads or cores()}),
+                "partition": self.partition.model_copy(update={"seed": seed}),
+                "algorithm": AlgorithmSection(name=name, keys=facts(full)),
+            }
+        )
+
+    def to_dict(self) -> Table:
+        """Tables as a TOML file would hold them; `parse` reads them back."""
+        dumped = self.model_dump(exclude_none=True)
+        return {name: table for name, table in dumped.items() if table or name not in _SEVERAL}
+
+    def to_toml(self) -> str:
+        """TOML text; `load` reads it back."""
+        return to_toml(self.to_dict())
+
+    def hash(self) -> str:
+        """sha256, in hexadecimal, of all that determines the numbers of this one run.
+
+        The same for a configuration and its resolved form, and wherever public data lie. What has its default is left
+        out, so that a key which a later version adds changes no hash. Loads torch.
+        """
+        resolved = self.resolved()
+        tables = resolved.model_dump(exclude_none=True, exclude_defaults=True, exclude={"algorithm", *_SEVERAL})
+        for key in _INCIDENTAL:
+            tables.get("run", {}).pop(key, None)
+        if self.data.dataset not in ("npz", "csv"):  # of your own file the path is all that is known
+            tables.get("data", {}).pop("path", None)
+        name, keys = resolved.algorithm.name, resolved.algorithm.keys
+        usual = {key: facts(field.default) for key, field in algorithm_fields(algorithm_class(name)).items()}
+        differing = {key: value for key, value in keys.items() if key not in usual or value != usual[key]}
+        tables["algorithm"] = {"name": name, **differing}
+        if self.devices is not None:  # what the table says counts, not where it lies
+            tables["devices"] = {**tables["devices"], "profiles": read_profiles(self.devices.profiles)[0]}
+        told = {section: keys for section, keys in tables.items() if keys}
+        return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _anchor(tables: Table, folder: Path) -> None:
+    """Take relative paths as relative to ``folder``. Changes ``tables``."""
+    for section, key in (("data", "path"), ("devices", "profiles")):
+        keys = tables.get(section)
+        value: object = keys.get(key) if isinstance(keys, dict) else None
+        if isinstance(value, str) and (key == "path" or value.endswith(".csv")):
+            tables[section][key] = str(folder / Path(value).expanduser())
+
+
+def cores() -> int:
+    """CPU threads at hand: ``OMP_NUM_THREADS`` if it is set, else the cores that this process may use."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdecimal() and int(asked) > 0:
+        return int(asked)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _read(cls: type[Config], tables: Mapping[str, Any]) -> tuple[Config | None, list[str]]:
+    """The configuration if every section can be read, and all faults; whatever can be checked is checked."""
+    try:
+        return cls.model_validate(dict(tables)), []
+    except ValidationError as error:
+        errors = by_key(error)
+    rest: Table = dict(tables)
+    unfit: set[str] = set()  # sections whose faults were told already, or cannot be told
+    for section, *keys in errors:
+        if keys and isinstance(rest.get(str(section)), Mapping):
+            rest[str(section)] = {key: value for key, value in rest[str(section)].items() if key != keys[0]}
+            if keys[0] in _DECISIVE:
+                unfit.add(str(section))
+        else:
+            rest.pop(str(section), None)
+            unfit.add(str(section))
+    readable = {name: value for name, value in cls.model_validate(rest) if name not in unfit}
+    faults = [_told(cls, where, details) for where, details in errors.items()]
+    return None, faults + _misfits(readable)
+
+
+def _told(cls: type[Config], where: tuple[str | int, ...], details: Any) -> str:
+    """The fault of one key; an unknown one is told with the nearest that is valid."""
+    if details[0]["type"] != "extra_forbidden":
+        return f"{dotted(*where)}: {sentence(details)}"
+    *section, key = (str(part) for part in where)
+    here = cls if not section else _section(cls.model_fields[section[0]].annotation)
+    known = list(here.model_fields) if isinstance(here, type) and issubclass(here, Section) else []
+    elsewhere = [
+        f"{name}.{key}"
+        for name, field in cls.model_fields.items()
+        if isinstance(there := _section(field.annotation), type)
+        and issubclass(there, Section)
+        and there is not AlgorithmSection
+        and key in there.model_fields
+    ]
+    what = "key" if section or not isinstance(details[0]["input"], Mapping) else "section"
+    near = f"; did you mean {elsewhere[0]!r}?" if elsewhere else hint(key, known)
+    place = f"[{section[0]}] has the keys" if section else "there are the sections"
+    return f"{dotted(*where)}: unknown {what}{near} {place} {', '.join(known)}"
+
+
+def _section(annotation: Any) -> Any:
+    """The class of a section that may be left out, which None stands for."""
+    return DevicesSection if annotation == DevicesSection | None else annotation
+
+
+def _refusal(spec: ModelSpec) -> str:
+    """Why your own network cannot be had: its module, its name or its options; "" if it can."""
+    from polyfed.models.custom import load
+
+    options = {key: value for key, value in spec.options if key not in ("classifier", "extractor")}
+    try:  # nothing is built yet, and the shapes are those of no particular data
+        load(spec.name, options, input_shape=(3, 32, 32), num_classes=10)
+    except ModelError as error:
+        return str(error)
+    return ""
+
+
+def _misfits(sections: Mapping[str, Any]) -> list[str]:
+    """Faults that need more than one key; of the sections that are there."""
+    faults: list[str] = []
+    for name in ("data", "partition", "train"):
+        if name in sections:
+            faults += [f"{name}.{key}: {text}" for key, text in sections[name].misfits()]
+    run, clients = sections.get("run"), sections.get("clients")
+    if run and clients:
+        samples = {"eval_clients": run.eval_clients, "gradient_clients": run.gradient_clients}
+        many = {key: count for key, count in samples.items() if count is not None and count > clients.count}
+        faults += [f"run.{key}: got {n}; expected at most clients.count, {clients.count}" for key, n in many.items()]
+    devices: DevicesSection | None = sections.get("devices")
+    if devices is not None:
+        found = devices.misfits(clients.wanted if clients else None)
+        faults += [f"devices.{key}: {text}" for key, text in found]
+    elif "devices" in sections and clients and clients.selection == "available":
+        faults.append('clients.selection: got "available" without [devices], which say who is there at what hour')
+    partition: PartitionSection | None = sections.get("partition")
+    if partition and clients and partition.kind == "resampled" and clients.selection == "by-size":
+        text = 'got "by-size"; clients of partition kind "resampled" are of one size, so "uniform" is the same'
+        faults.append(f"clients.selection: {text}")
+    for place, spec in enumerate(clients.models if clients else ()):
+        if spec.own and (text := _refusal(spec)):
+            faults.append(f"clients.models[{place}]: {text}")
+    main: AlgorithmSection | None = sections.get("algorithm")
+    if main is not None:
+        faults += [f"algorithm.{key}: {text}" for key, text in try_algorithm(main.name, main.keys)[1]]
+    for label, section in sections.get("controls", {}).items():
+        found = try_algorithm(section.name, section.keys)[1]
+        found = [(key, text) for key, text in found if not text.startswith("missing")]
+        faults += [f"{dotted('controls', label, key)}: {text}" for key, text in found]
+    for label, keys in sections.get("algorithms", {}).items():
+        name, rest = keys.get("name", label), {key: value for key, value in keys.items() if key != "name"}
+        found = try_algorithm(name, rest)[1]
+        # what is missing here may stand in [algorithm]
+        found = [(key, text) for key, text in found if not text.startswith("missing")]
+        faults += [f"{dotted('algorithms', label, key)}: {text}" for key, text in found]
+    return faults

@@ -1,0 +1,163 @@
+"""TOML in, overrides on top, TOML out. Knows nothing of what the keys mean."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from polyfed.base.errors import ConfigError
+
+Table = dict[str, Any]
+
+_BARE = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def read_toml(path: Path) -> Table:
+    """The tables of a TOML file.
+
+    Raises:
+        ConfigError: it cannot be read, or is not TOML; names line and column.
+    """
+    try:
+        return tomllib.loads(path.read_bytes().decode())
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file") from error
+    except IsADirectoryError as error:
+        raise ConfigError(f"{path}: a folder; expected a TOML file") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: byte {error.start} is not UTF-8; expected a TOML file") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+
+
+def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
+    """``"run.rounds=5"`` -> ``(("run", "rounds"), 5)``.
+
+    The value is TOML; what is no TOML is a string, also inside a list; ``none`` stands for "not given".
+
+    Raises:
+        ConfigError: no equals sign, or a key that is no dotted key.
+    """
+    path, value = _halves(text, "--set")
+    return path, _value(value)
+
+
+def parse_values(text: str, option: str) -> tuple[tuple[str, ...], list[Any]]:
+    """``"train.lr=0.1,0.2"`` -> ``(("train", "lr"), [0.1, 0.2])``, each value as `parse_override` reads it.
+
+    Raises:
+        ConfigError: as there.
+    """
+    path, values = _halves(text, option)
+    return path, [_value(item) for item in items(values)]
+
+
+def _halves(text: str, option: str) -> tuple[tuple[str, ...], str]:
+    """The dotted key, and the value as text."""
+    key, equals, value = (part.strip() for part in text.partition("="))
+    fault = f"{option} {text!r}: expected section.key=value, such as run.rounds=5"
+    if not equals:
+        raise ConfigError(fault)
+    try:
+        node: Any = tomllib.loads(f"{key} = 0")
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(fault) from error
+    path: list[str] = []
+    while isinstance(node, dict):
+        (name, node), *others = cast("dict[str, Any]", node).items()
+        if others:  # a line break in the key
+            raise ConfigError(fault)
+        path.append(name)
+    return tuple(path), value
+
+
+def _value(text: str) -> Any:
+    if text == "none":
+        return None
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        if text.startswith("[") and text.endswith("]"):  # the shell takes the quotes off ["cnn1", "mlp"]
+            return [_value(item) for item in items(text[1:-1])]
+        return text
+    return parsed["value"] if parsed.keys() == {"value"} else text
+
+
+def items(text: str) -> list[str]:
+    """Split at the commas that no bracket and no quote holds."""
+    items, depth, quote = [""], 0, ""
+    for char in text:
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in "\"'":
+            quote = char
+        else:
+            depth += (char in "([{") - (char in ")]}")
+        if char == "," and not depth and not quote:
+            items.append("")
+        else:
+            items[-1] += char
+    return [item.strip() for item in items if item.strip()]
+
+
+def apply(tables: Table, path: Sequence[str], value: Any) -> None:
+    """Put ``value`` at ``path``; None takes away what is there. Changes ``tables``.
+
+    Raises:
+        ConfigError: something on the way is not a table.
+    """
+    *way, last = path
+    node = tables
+    for part in way:
+        below = node.setdefault(part, {})
+        if not isinstance(below, dict):
+            raise ConfigError(f"--set {'.'.join(path)}: {part} is not a table")
+        node = cast(Table, below)
+    if value is None:
+        node.pop(last, None)
+    else:
+        node[last] = value
+
+
+def to_toml(tables: Mapping[str, Any]) -> str:
+    """TOML text that reads back as ``tables``; None is left out."""
+    lines: list[str] = []
+    for name, table in tables.items():
+        _table(lines, (name,), table)
+    return "\n".join(lines) + "\n"
+
+
+def _table(lines: list[str], path: tuple[str, ...], table: Mapping[str, Any]) -> None:
+    below = {key: value for key, value in table.items() if isinstance(value, Mapping)}
+    plain = {key: value for key, value in table.items() if key not in below and value is not None}
+    if plain or not below:
+        lines += [*([""] if lines else []), f"[{'.'.join(map(_key, path))}]"]
+        lines += [f"{_key(key)} = {_text(value)}" for key, value in plain.items()]
+    for key, value in below.items():
+        if value:
+            _table(lines, (*path, key), value)
+
+
+def _key(key: str) -> str:
+    return key if _BARE.fullmatch(key) else _text(key)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(_text(item) for item in cast('Sequence[Any]', value))}]"
+    if isinstance(value, Mapping):
+        pairs = cast("Mapping[str, Any]", value).items()
+        return f"{{ {', '.join(f'{_key(key)} = {_text(item)}' for key, item in pairs)} }}"
+    return str(value)  # TOML's dates and times

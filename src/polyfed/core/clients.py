@@ -1,0 +1,119 @@
+"""Who takes part: clients as the server knows them, as they know themselves, and their answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from polyfed.base.rng import Rng
+from polyfed.base.types import ClientId
+from polyfed.core.net import Batch
+from polyfed.core.plan import LocalSGD
+from polyfed.models.split import SplitModel
+
+
+class ClientData(Protocol):
+    """One client's examples: a view by index."""
+
+    def __len__(self) -> int:
+        """How many examples."""
+        ...
+
+    @property
+    def labels(self) -> Tensor:
+        """(n,) int64."""
+        ...
+
+    def batch(self, positions: Tensor, *, generator: Any = None, dtype: Any = ..., device: Any = ...) -> Batch:
+        """The examples at ``positions``; with a generator, augmented."""
+        ...
+
+
+@dataclass(frozen=True)
+class ClientInfo:
+    """What the server knows of a client.
+
+    Args:
+        id: its number.
+        capacity: the fraction of a full-size model that it can hold, in (0, 1].
+        architecture: the name of its network where the algorithm needs the server to know it, else "".
+    """
+
+    id: ClientId
+    capacity: float = 1.0
+    architecture: str = ""
+
+
+@dataclass(frozen=True)
+class LocalClient:
+    """What a client knows of itself while it works on one round.
+
+    Args:
+        info: what the server knows of it.
+        models: the networks that its parts run on, by part; `Algorithm.models` names them.
+        train: its training examples.
+        plan: how it trains.
+        rng: randomness keyed by seed, round and client.
+        round: the number of the round, from 1.
+        held: what `Algorithm.holdout` takes out of its training examples, the same in every round; None if nothing.
+    """
+
+    info: ClientInfo
+    models: Mapping[str, SplitModel]
+    train: ClientData
+    plan: LocalSGD
+    rng: Rng
+    round: int = 0
+    held: ClientData | None = None
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The clients of one round, in order of id.
+
+    Args:
+        clients: what the server knows of each.
+        round: the number of the round, from 1.
+        rounds: how many rounds the run has.
+        rng: randomness keyed by seed and round.
+    """
+
+    clients: tuple[ClientInfo, ...]
+    round: int
+    rounds: int
+    rng: Rng
+
+    def __iter__(self) -> Iterator[ClientInfo]:
+        return iter(self.clients)
+
+    def __len__(self) -> int:
+        return len(self.clients)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One client's answer."""
+
+    client: ClientInfo
+    message: Any
+
+
+@dataclass(frozen=True)
+class Replies(Sequence[Reply]):
+    """The answers of a cohort in order of client id, and who failed to answer and why."""
+
+    answered: tuple[Reply, ...]
+    failed: Mapping[ClientId, str] = field(default_factory=dict[ClientId, str])
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.answered[index]
+
+    def __len__(self) -> int:
+        return len(self.answered)
+
+    def all(self, name: str) -> list[Any]:
+        """The field ``name`` of every answer, in order."""
+        return [getattr(reply.message, name) for reply in self.answered]

@@ -1,0 +1,394 @@
+"""What travels: frozen, typed records, and the bytes they become. No pickle.
+
+A `Message` may hold tensors, mappings of tensors (`Params`), numbers, strings, other records, and tuples or mappings
+of records; anything else is refused when the class is made. `encode` writes
+
+    b"PLYF" | version u8 | 3 zero bytes | header length u64 | header (JSON) | tensors, each padded to 8 bytes
+
+and `decode` reads it back into one of the declared classes, checking every length. `size` tells, without encoding,
+how many bytes are *values* (weights, features), *indices* (which weights) and *header* (everything else);
+``size(m).total == len(encode(m))`` is a law of the test suite.
+
+A `State` is a record too, so that it can be checkpointed, but it is no `Message`: `encode` refuses it, hence what a
+client keeps private cannot be put on the wire by mistake.
+"""
+
+import dataclasses
+import json
+import math
+import struct
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, TypeAlias, dataclass_transform, get_args, get_origin
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from polyfed.base.errors import MessageError
+
+MAGIC = b"PLYF\x01\x00\x00\x00"
+_PREFIX = struct.Struct("<8sQ")
+_DTYPES: dict[str, torch.dtype] = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+        *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+    )
+}
+
+#: The longest header in bytes: of some 40 000 tensors. What reading it can cost is a multiple of its length.
+_HEADER_LIMIT = 1 << 22
+#: The most dimensions of a tensor.
+_MOST_DIMENSIONS = 64
+
+#: ``positions: Annotated[Tensor, INDICES]`` marks a field whose bytes are positions, counted apart from values.
+INDICES = "indices"
+
+
+@dataclass_transform(frozen_default=True)
+class Record:
+    """A frozen dataclass whose fields the wire and the checkpoint know. Subclassing applies ``@dataclass``.
+
+    Raises:
+        TypeError: when a subclass is defined with a field of a type that cannot travel.
+    """
+
+    #: Record classes that fields of this class may hold, by name; the only ones `decode` will build.
+    nested: ClassVar[Mapping[str, type["Record"]]] = {}
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        dataclass(frozen=True)(cls)
+        found: dict[str, type[Record]] = {}
+        for f in dataclasses.fields(cls):  # pyright: ignore[reportArgumentType]
+            _check_type(f.type, f"{cls.__qualname__}.{f.name}", found)
+        private = [name for name, inner in found.items() if issubclass(inner, State)]
+        if private and issubclass(cls, Message):
+            raise TypeError(f"{cls.__qualname__} is a Message but holds {private[0]}, a State, which is private")
+        cls.nested = found
+
+
+class Message(Record):
+    """What the server sends a client, or a client the server."""
+
+
+class State(Record):
+    """What the server or a client keeps between rounds: checkpointed, never sent."""
+
+
+class Nothing(State):
+    """The state of a server or client that remembers nothing."""
+
+
+def _check_type(hint: Any, where: str, found: dict[str, type[Record]]) -> None:
+    """Accept ``hint`` as a field's type or raise; collect the record classes in it into ``found``."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _check_type(args[0], where, found)
+    if hint in (int, float, str, bool, Tensor, type(None)):
+        return
+    if isinstance(hint, str):
+        raise TypeError(
+            f"{where} is annotated with the string {hint!r}; a module that defines records must not use "
+            "`from __future__ import annotations`, as their types are checked when the class is made"
+        )
+    if isinstance(hint, type) and issubclass(hint, Record) and hint not in (Record, Message, State):
+        found[hint.__name__] = hint
+        found.update(hint.nested)
+        return
+    if origin is tuple or origin in (types.UnionType, typing.Union):
+        for arg in args:
+            if arg is not Ellipsis:
+                _check_type(arg, where, found)
+        return
+    if origin in (dict, Mapping) and args[0] in (str, int):
+        _check_type(args[1], where, found)
+        return
+    raise TypeError(
+        f"{where} has type {hint!r}, which cannot travel; use Tensor, Params, int, float, bool, str, a Record, or a "
+        "tuple or mapping of them"
+    )
+
+
+def _kind(hint: Any) -> str:
+    return "indices" if get_origin(hint) is Annotated and INDICES in get_args(hint) else "values"
+
+
+@dataclass(frozen=True)
+class Size:
+    """Bytes of one message: values, indices and header (everything that is neither)."""
+
+    values: int = 0
+    indices: int = 0
+    header: int = 0
+
+    @property
+    def total(self) -> int:
+        """All bytes that travel."""
+        return self.values + self.indices + self.header
+
+    def __add__(self, other: "Size") -> "Size":
+        """Both together."""
+        return Size(self.values + other.values, self.indices + other.indices, self.header + other.header)
+
+
+def flatten(record: Record) -> tuple[Any, list[tuple[str, Tensor]]]:
+    """Split a record into a JSON-able skeleton and its tensors.
+
+    Returns:
+        The skeleton, in which a tensor is ``{"t": its number}``, and the tensors with their kind, ``"values"`` or
+        ``"indices"``, in that order.
+    """
+    tensors: list[tuple[str, Tensor]] = []
+
+    def walk(value: Any, kind: str) -> Any:
+        if isinstance(value, Tensor):
+            tensors.append((kind, value))
+            return {"t": len(tensors) - 1}
+        if isinstance(value, State) and isinstance(record, Message):
+            raise MessageError(f"{type(value).__qualname__} is a State: it must not leave its owner")
+        if isinstance(value, Record):
+            fields = dataclasses.fields(value)  # pyright: ignore[reportArgumentType]
+            inner = {f.name: walk(getattr(value, f.name), _kind(f.type)) for f in fields}
+            return {"r": type(value).__name__, "f": inner}
+        if isinstance(value, Mapping):
+            entries = typing.cast(Mapping[Any, Any], value)
+            integer = bool(entries) and all(isinstance(key, int) for key in entries)
+            return {"i" if integer else "m": {str(key): walk(item, kind) for key, item in entries.items()}}
+        if isinstance(value, tuple):
+            return [walk(item, kind) for item in typing.cast(tuple[Any, ...], value)]
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        raise MessageError(f"{type(record).__qualname__} holds a {type(value).__qualname__}, which cannot travel")
+
+    return walk(record, "values"), tensors
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a decoded value is of the type that its field declares."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _fits(value, args[0])
+    if origin in (types.UnionType, typing.Union):
+        return any(_fits(value, arg) for arg in args)
+    if origin is tuple:
+        each = [args[0]] * len(value) if args[-1] is Ellipsis and isinstance(value, tuple) else list(args)
+        return isinstance(value, tuple) and len(value) == len(each) and all(map(_fits, value, each))
+    if origin in (dict, Mapping):
+        entries = typing.cast(Mapping[Any, Any], value)
+        return isinstance(value, Mapping) and all(
+            isinstance(key, args[0]) and _fits(item, args[1]) for key, item in entries.items()
+        )
+    if hint is float:
+        return isinstance(value, float) or (type(value) is int and abs(value) <= 2**53)
+    return type(value) is hint if hint in (int, bool, str) else isinstance(value, hint)
+
+
+def unflatten(skeleton: Any, tensors: list[Tensor], *known: type[Record]) -> Record:
+    """Rebuild the record of `flatten`; only the classes ``known`` and those that their fields declare are built.
+
+    Raises:
+        MessageError: the skeleton names another class, another field, or a tensor that is not there, or does not use
+            each tensor once.
+    """
+    unused = dict(enumerate(tensors))  # none twice: receivers take two names for two tensors, to be written apart
+    classes: dict[str, type[Record]] = {}
+    for cls in known:
+        classes |= {cls.__name__: cls, **cls.nested}
+
+    def build(node: Any) -> Any:
+        if isinstance(node, list):
+            return tuple(build(item) for item in typing.cast(list[Any], node))
+        if not isinstance(node, dict):
+            return node
+        entries = typing.cast(dict[str, Any], node)
+        if "t" in entries:
+            return unused.pop(entries["t"])
+        if "m" in entries:
+            return {key: build(item) for key, item in entries["m"].items()}
+        if "i" in entries:
+            return {int(key): build(item) for key, item in entries["i"].items()}
+        cls = classes.get(entries["r"])
+        if cls is None:
+            raise MessageError(f"got a {entries['r']!r}; expected one of {', '.join(sorted(classes))}")
+        got, expected = set(entries["f"]), {f.name for f in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
+        if got != expected:
+            raise MessageError(f"{cls.__qualname__} came with fields {sorted(got)}; expected {sorted(expected)}")
+        values = {key: build(item) for key, item in entries["f"].items()}
+        for f in dataclasses.fields(cls):  # pyright: ignore[reportArgumentType]
+            if not _fits(values[f.name], f.type):
+                kind = type(values[f.name]).__name__
+                raise MessageError(
+                    f"{cls.__qualname__}.{f.name} came as {kind}, which is not what it declares: {f.type}"
+                )
+        return cls(**values)
+
+    try:
+        built = build(skeleton)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise MessageError(f"the structure of the message is damaged ({type(error).__name__}: {error})") from error
+    if unused:
+        raise MessageError(f"{len(unused)} tensors came that the message does not name")
+    if not isinstance(built, Record):
+        raise MessageError(f"the message is a {type(built).__name__}; expected one of {', '.join(sorted(classes))}")
+    return built
+
+
+#: A record in pieces: its skeleton, and type, shape and memory of each tensor.
+Pieces: TypeAlias = tuple[Any, list[tuple[torch.dtype, tuple[int, ...], np.ndarray]]]
+
+
+def disassemble(record: Record) -> Pieces:
+    """A record for another process of our own, without copying: the arrays are the tensors' own memory."""
+    skeleton, tensors = flatten(record)
+    return skeleton, [(tensor.dtype, tuple(tensor.shape), _memory(tensor)) for _, tensor in tensors]
+
+
+def assemble(pieces: Pieces, *known: type[Record]) -> Any:
+    """The record of `disassemble`, one of ``known``; its tensors are views of the arrays.
+
+    Raises:
+        MessageError: it is another record.
+    """
+    skeleton, parts = pieces
+    tensors = [
+        torch.from_numpy(raw).view(dtype).reshape(shape) if raw.nbytes else torch.empty(shape, dtype=dtype)
+        for dtype, shape, raw in parts
+    ]
+    return unflatten(skeleton, tensors, *known)
+
+
+def compact(record: Record) -> Any:
+    """The same record, in which no tensor is a part of a larger tensor that it would keep alive."""
+    skeleton, tensors = flatten(record)
+    own = [tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor for _, tensor in tensors]
+    return unflatten(skeleton, own, type(record))
+
+
+def _memory(tensor: Tensor) -> np.ndarray:
+    """The numbers of a tensor in order, as bytes; its own memory where they lie so."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    if flat.stride() != (1,):  # a single number may keep any stride through contiguous()
+        flat = flat.clone(memory_format=torch.contiguous_format).as_strided(flat.shape, (1,))
+    return flat.view(torch.uint8).numpy()
+
+
+def _layout(message: Message) -> tuple[bytes, list[tuple[str, Tensor]]]:
+    if not isinstance(message, Message):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise MessageError(f"{type(message).__qualname__} is not a Message: it must not leave its owner")
+    skeleton, tensors = flatten(message)
+    table = [[str(tensor.dtype).removeprefix("torch."), list(tensor.shape)] for _, tensor in tensors]
+    header = json.dumps({"tree": skeleton, "tensors": table}, separators=(",", ":")).encode()
+    if len(header) > _HEADER_LIMIT or any(tensor.dim() > _MOST_DIMENSIONS for _, tensor in tensors):
+        raise MessageError(
+            f"{type(message).__qualname__} cannot travel: its names and numbers take {len(header):,} bytes beside the "
+            f"tensors, at most {_HEADER_LIMIT:,} are read (put many numbers into a tensor); and a tensor has at most "
+            f"{_MOST_DIMENSIONS} dimensions"
+        )
+    return header + b" " * (-len(header) % 8), tensors
+
+
+def size(message: Message) -> Size:
+    """How many bytes `encode` would write, told apart, without writing them."""
+    header, tensors = _layout(message)
+    count = {"values": 0, "indices": 0}
+    padding = 0
+    for kind, tensor in tensors:
+        nbytes = tensor.numel() * tensor.element_size()
+        count[kind] += nbytes
+        padding += -nbytes % 8
+    return Size(header=_PREFIX.size + len(header) + padding, **count)
+
+
+def encode(message: Message) -> bytes:
+    """The bytes of a message.
+
+    Raises:
+        MessageError: the value is not a `Message` (a `State`, say), or holds what cannot travel, or too much of it.
+    """
+    header, tensors = _layout(message)
+    return b"".join(_chunks(header, tensors))
+
+
+def _chunks(header: bytes, tensors: list[tuple[str, Tensor]]) -> Iterator[bytes | memoryview]:
+    yield _PREFIX.pack(MAGIC, len(header))
+    yield header
+    for _, tensor in tensors:
+        raw = _memory(tensor)
+        yield memoryview(raw.data)
+        yield b"\0" * (-raw.nbytes % 8)
+
+
+def _shape(told: Any) -> tuple[int, ...]:
+    """A tensor's shape as it came.
+
+    Raises:
+        ValueError: it is not one that a tensor can have.
+    """
+    shape = tuple(told) if isinstance(told, list) else (-1,)
+    if len(shape) > _MOST_DIMENSIONS or not all(type(n) is int and 0 <= n < 2**63 for n in shape):
+        raise ValueError("a shape that no tensor has")
+    if math.prod(n for n in shape if n) >= 2**63:  # also where another side is 0: strides are computed all the same
+        raise ValueError("a shape of too many numbers")
+    return shape
+
+
+def decode(data: bytes, *known: type[Message], limit: int | None = None) -> Message:
+    """Rebuild a message from its bytes.
+
+    Args:
+        data: what `encode` wrote.
+        known: the message classes that may arrive here; nothing else is built.
+        limit: the most bytes that are accepted.
+
+    Returns:
+        The message; its tensors are views of one private copy of ``data``.
+
+    Raises:
+        MessageError: foreign, truncated, oversized or damaged bytes, or a message that is not one of ``known``.
+    """
+    if limit is not None and len(data) > limit:
+        raise MessageError(f"got {len(data):,} bytes; the limit is {limit:,} (raise it in the configuration)")
+    if len(data) < _PREFIX.size or data[:8] != MAGIC:
+        raise MessageError(
+            f"not a polyfed message of this version: starts with {bytes(data[:8])!r}, expected {MAGIC!r}"
+        )
+    _, header_size = _PREFIX.unpack_from(data)
+    start = _PREFIX.size + header_size
+    if start > len(data):
+        raise MessageError(f"truncated: the header needs {header_size:,} bytes, {len(data) - _PREFIX.size:,} came")
+    if header_size > _HEADER_LIMIT + 7:
+        raise MessageError(f"a header of {header_size:,} bytes came; at most {_HEADER_LIMIT:,} are read")
+    try:
+        header = json.loads(bytes(data[_PREFIX.size : start]))
+        table = [(_DTYPES[name], _shape(shape)) for name, shape in header["tensors"]]
+        skeleton = header["tree"]
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise MessageError(f"the header is damaged ({type(error).__name__}: {error})") from error
+    buffer = bytearray(memoryview(data)[start:])  # one writable copy, shared by all tensors
+    tensors: list[Tensor] = []
+    offset = 0
+    for dtype, shape in table:
+        count = math.prod(shape)
+        nbytes = count * dtype.itemsize
+        if offset + nbytes > len(buffer):
+            raise MessageError(
+                f"truncated: tensor {len(tensors)} of shape {shape} needs {nbytes:,} bytes at {offset:,}, "
+                f"{len(buffer):,} came"
+            )
+        flat = (
+            torch.frombuffer(buffer, dtype=dtype, count=count, offset=offset) if count else torch.empty(0, dtype=dtype)
+        )
+        tensors.append(flat.reshape(shape))
+        offset += nbytes + (-nbytes % 8)
+    if offset != len(buffer):
+        raise MessageError(f"{len(buffer) - offset:,} bytes too many after the last tensor")
+    message = unflatten(skeleton, tensors, *known)
+    if type(message) not in known:
+        raise MessageError(
+            f"got a {type(message).__qualname__}; expected one of {', '.join(cls.__qualname__ for cls in known)}"
+        )
+    return typing.cast(Message, message)

@@ -1,0 +1,192 @@
+"""The words of an algorithm: `fit`, `reduce` and `exchange`.
+
+An algorithm is two coroutines. Between these words they are ordinary Python on immutable values; each word is a
+request that they yield to whoever drives them, who decides where and how the work is done:
+
+    fitted = yield from fit(client, parts, loss=supervised)           # local training
+    sums = yield from reduce(client, parts, self.class_sums)          # a sum over the client's data
+    replies = yield from exchange(cohort, broadcast)                  # server only: a message to each client, and back
+
+A forgotten ``yield from`` would be a silent no-op; `drive` refuses a coroutine that returns one undriven.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+from types import GeneratorType
+from typing import Any, TypeAlias, TypeVar
+
+from torch import Tensor
+
+from polyfed.base.types import ClientId, Params, Parts
+from polyfed.core.clients import ClientData, ClientInfo, Cohort, LocalClient, Replies
+from polyfed.core.message import Message, State
+from polyfed.core.net import Batch, Grad, Gradient, Loss, Nets
+from polyfed.core.plan import Every, Step
+
+T = TypeVar("T")
+#: ``draw(step)`` -> tensors by name: what a step needs beside its batch, such as noise.
+Draw: TypeAlias = Callable[[Step], Params]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The outcome of `fit`.
+
+    Args:
+        parts: the trained parts, buffers included.
+        steps: optimizer steps taken.
+        loss: mean of the loss over the steps.
+    """
+
+    parts: dict[str, dict[str, Tensor]]
+    steps: int
+    loss: float
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A request: minimise ``loss`` over ``parts`` on the client's training data, as its plan says."""
+
+    client: LocalClient
+    parts: Parts
+    gradient: Gradient
+    loss: Loss | None
+    frozen: Parts
+    lr: Mapping[str, float]
+    every: Every
+    draw: Draw | None = None
+
+    @property
+    def identity(self) -> object:
+        """Equal for two requests that compute the same function: one method of one algorithm."""
+        source = self.loss if self.loss is not None else self.gradient
+        return (getattr(source, "__func__", source), id(getattr(source, "__self__", None)))
+
+    def due(self, index: int, in_epoch: int) -> bool:
+        """Whether the step is one of those that ``every`` names."""
+        return {"never": False, "step": True, "epoch": in_epoch == 0, "round": index == 0}[self.every]
+
+    def drawn(self, step: Step) -> Params:
+        """What ``draw`` gives for the step; nothing without one."""
+        return {} if self.draw is None else self.draw(step)
+
+
+@dataclass(frozen=True, eq=False)
+class Reduce:
+    """A request: the sum of ``fn`` over batches of a client's examples, in evaluation mode, not augmented."""
+
+    client: LocalClient
+    parts: Parts
+    fn: Callable[[Nets, Batch], Params]
+    rows: Tensor | None
+    held: bool = False
+
+    @property
+    def data(self) -> ClientData:
+        """What it goes over: the held-out examples, or those to train on."""
+        data = self.client.held if self.held else self.client.train
+        if data is None:
+            raise TypeError("reduce(held=True) needs held-out examples, but this algorithm's holdout is 0")
+        return data
+
+
+@dataclass(frozen=True, eq=False)
+class Exchange:
+    """A request: send each client its message, wait, and bring back the replies."""
+
+    cohort: Cohort
+    down: Mapping[ClientId, Message | None]
+
+
+Request: TypeAlias = Fit | Reduce | Exchange
+#: What a client keeps, first, and what it sends.
+Answer: TypeAlias = tuple[State, Message | None]
+#: A coroutine that may ask for work and returns a T.
+Steps: TypeAlias = Generator[Request, Any, T]
+
+
+def fit(
+    client: LocalClient,
+    parts: Parts,
+    *,
+    loss: Loss | None = None,
+    gradient: Gradient | None = None,
+    frozen: Parts | None = None,
+    lr: Mapping[str, float] | None = None,
+    every: Every = "never",
+    draw: Draw | None = None,
+) -> Steps[Fitted]:
+    """Train ``parts`` on the client's data.
+
+    Args:
+        client: whose data, plan and randomness.
+        parts: what is trained, together; floating-point tensors that are not buffers of their model.
+        loss: ``loss(nets, batch)`` -> scalar. Exactly one of ``loss`` and ``gradient``.
+        gradient: ``gradient(grad, nets, batch, due)`` -> gradients, for methods whose step is not a loss's gradient.
+            What it leaves out stays where it is in that step.
+        frozen: further parts that the loss reads and that are not trained.
+        lr: learning rates of single parts, instead of the plan's.
+        every: the steps at which ``gradient`` is told ``due = True``.
+        draw: ``draw(step)`` -> tensors that the loss sees at that step as the part ``drawn``. It runs outside vmap, so
+            it may use a generator: one of ``client.rng`` keyed by ``step.index``, as a step may be asked for twice.
+
+    Returns:
+        The trained parts.
+    """
+    if (loss is None) == (gradient is None):
+        raise TypeError("fit() takes exactly one of loss and gradient")
+
+    def of_loss(grad: Grad, nets: Nets, batch: Batch, due: bool) -> Parts:
+        assert loss is not None
+        return grad(loss)
+
+    return (yield Fit(client, parts, gradient or of_loss, loss, frozen or {}, lr or {}, every, draw))
+
+
+def reduce(
+    client: LocalClient,
+    parts: Parts,
+    fn: Callable[[Nets, Batch], Params],
+    *,
+    rows: Tensor | None = None,
+    held: bool = False,
+) -> Steps[dict[str, Tensor]]:
+    """The sum of ``fn(nets, batch)`` over the client's training data, or over its ``rows`` as one batch.
+
+    Networks are in evaluation mode, nothing is augmented, no gradient is kept. With ``held`` it goes over the examples
+    that `Algorithm.holdout` took out of the training data instead.
+    """
+    return (yield Reduce(client, parts, fn, rows, held))
+
+
+def exchange(cohort: Cohort, down: Message | Callable[[ClientInfo], Message | None] | None) -> Steps[Replies]:
+    """Send ``down``, or ``down(client)``, to each client of the cohort and wait for the replies; None sends nothing."""
+    messages = {client.id: down(client) if callable(down) else down for client in cohort}
+    return (yield Exchange(cohort, messages))
+
+
+def drive(steps: Steps[T] | T, perform: Callable[[Any], Any]) -> T:
+    """Run a coroutine to its end, answering each request by ``perform(request)``.
+
+    Raises:
+        TypeError: it returned a coroutine that nobody drove: a ``yield from`` is missing.
+    """
+    if not isinstance(steps, GeneratorType):  # an algorithm's method without any yield returns its value at once
+        return finished(steps)
+    answer: Any = None
+    while True:
+        try:
+            request = steps.send(answer)
+        except StopIteration as stop:
+            return finished(stop.value)
+        answer = perform(request)
+
+
+def finished(value: Any) -> Any:
+    """``value``, unless it is or holds a coroutine that was never driven."""
+    for item in value if isinstance(value, tuple) else (value,):
+        if isinstance(item, GeneratorType):
+            raise TypeError(f"a round returned the undriven coroutine {item.__qualname__}: a `yield from` is missing")
+    return value

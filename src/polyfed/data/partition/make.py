@@ -1,0 +1,259 @@
+"""Which rows belong to which client, for training and for testing."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from polyfed.base.errors import ConfigError, DataError
+from polyfed.base.rng import Rng
+from polyfed.data.catalogue import PARTITION_OPTIONS, PARTITIONS
+from polyfed.data.dataset import Dataset
+from polyfed.data.partition.apportion import (
+    Bools,
+    Ints,
+    cap_rows,
+    pick_test,
+    size_of_test,
+)
+from polyfed.data.partition.kinds import (
+    deal_balanced,
+    deal_classes,
+    deal_dirichlet,
+    deal_groups,
+    deal_iid,
+    deal_like,
+)
+from polyfed.data.partition.partition import Partition, Resampled, grouped
+
+
+def make_partition(
+    dataset: Dataset,
+    *,
+    kind: str,
+    num_clients: int | None,
+    rng: Rng,
+    test_fraction: float = 0.2,
+    split: str = "pooled",
+    min_samples: int = 2,
+    samples_per_client: int | None = None,
+    **options: Any,
+) -> Partition:
+    """Deal the rows of a data set to clients.
+
+    With ``split="pooled"`` official training and test rows are one pool; each client's part of it is split
+    into train and test, class by class. With ``split="official"`` training rows come from the official
+    training part, and the official test rows are dealt in each client's own class proportions (for
+    "natural": by group).
+
+    Args:
+        dataset: the data set.
+        kind: one of ``catalogue.PARTITIONS``.
+        num_clients: number of clients; None or 0 means one per group, for "natural" only.
+        rng: names the randomness; the same name gives the same partition.
+        test_fraction: fraction of a client's rows for testing, above 0 and below 1; for "pooled" only.
+        split: "pooled" or "official".
+        min_samples: the fewest training rows of a client; each client also has at least one test row.
+        samples_per_client: the most train and test rows together of a client, in its own class proportions;
+            None for no limit. For "resampled", which has no other measure, their exact number.
+        options: of the kind: ``classes_per_client`` for "classes", ``alpha`` for both Dirichlet kinds and
+            "resampled", and for "natural" ``groups="largest"``, which permits fewer clients than groups.
+
+    Raises:
+        ConfigError: an unknown kind or option, or a value out of range; all faults at once.
+        DataError: the data set lacks what the kind needs, or has too few rows.
+    """
+    settings = _check_settings(
+        dataset, kind, num_clients, test_fraction, split, min_samples, samples_per_client, options
+    )
+    y = dataset.y.cpu().numpy()
+    pool = np.arange(len(y), dtype=np.int64)
+    clients = num_clients or 0
+    if split == "official":
+        if dataset.test_rows is None:
+            raise DataError(f"split 'official': {dataset.name!r} has no official test rows; use split='pooled'")
+        if kind != "resampled" and len(dataset.test_rows) < clients:
+            raise DataError(
+                f"split 'official': {dataset.name!r} has {len(dataset.test_rows)} official test rows for {clients} "
+                "clients, and each needs one of its own; use split='pooled', or kind 'resampled', whose clients share"
+            )
+        pool = np.setdiff1d(pool, dataset.test_rows)
+    about = {"dataset": dataset.name, "rows": len(dataset), "kind": kind, "num_clients": clients, **settings}
+    about["seed"] = list(rng.key)
+    if kind == "resampled":
+        return _resample(dataset, y, pool, about, rng)
+    extra: dict[str, object] = {}
+    owner = np.full(len(y), -1, dtype=np.int64)
+    by_group = owner
+    if kind == "natural":
+        by_group, names = _natural(dataset, pool, clients, options.get("groups"))
+        clients = len(names)
+        extra["group_names"] = names
+        owner[pool] = by_group[pool]
+    else:
+        if len(pool) < clients:
+            raise DataError(f"{dataset.name!r} has {len(pool)} rows for {clients} clients; lower num_clients")
+
+        def enough(sizes: Ints) -> Bools:
+            test = size_of_test(sizes, test_fraction) if split == "pooled" else 0
+            return sizes - test >= min_samples
+
+        owner[pool] = _deal(kind, y[pool], dataset.num_classes, clients, options, enough, rng)
+    train = owner >= 0
+    test = np.zeros(len(y), dtype=np.bool_)
+    if split == "official" and dataset.test_rows is not None:
+        rows = dataset.test_rows
+        if kind == "natural":
+            owner[rows] = by_group[rows]
+        else:
+            held = np.bincount(owner[train] * dataset.num_classes + y[train], minlength=clients * dataset.num_classes)
+            held = held.reshape(clients, dataset.num_classes)
+            owner[rows] = deal_like(held, y[rows], rng.at("test").numpy())
+        test[rows] = owner[rows] >= 0
+    if samples_per_client is not None:
+        train, test = _cap(owner, y, train, test, clients, samples_per_client, rng)
+    if split == "pooled":
+        rows = np.flatnonzero(train)
+        test[rows] = pick_test(owner[rows], y[rows], clients, test_fraction, rng.at("split").numpy())
+        train &= ~test
+    about |= {"num_clients": clients, **extra}
+    partition = Partition(*grouped(owner, train, clients), *grouped(owner, test, clients), about)
+    _check_sizes(partition, kind, min_samples)
+    return partition
+
+
+def _deal(
+    kind: str, y: Ints, num_classes: int, clients: int, options: Mapping[str, Any], enough: Any, rng: Rng
+) -> Ints:
+    draw = rng.at("deal").numpy()
+    if kind == "iid":
+        return deal_iid(len(y), clients, draw)
+    if kind == "classes":
+        return deal_classes(y, num_classes, clients, options["classes_per_client"], draw)
+    if kind == "dirichlet":
+        return deal_dirichlet(y, num_classes, clients, options["alpha"], enough, draw)
+    return deal_balanced(y, num_classes, clients, options["alpha"], draw)
+
+
+def _resample(dataset: Dataset, y: Ints, pool: Ints, about: dict[str, Any], rng: Rng) -> Resampled:
+    if dataset.test_rows is not None and about["split"] == "official":
+        return Resampled.of(pool, dataset.test_rows, y, dataset.num_classes, len(dataset.test_rows) / len(y), about)
+    for_test = pick_test(np.zeros_like(y), y, 1, about["test_fraction"], rng.at("split").numpy())
+    return Resampled.of(pool[~for_test], pool[for_test], y, dataset.num_classes, about["test_fraction"], about)
+
+
+def _natural(dataset: Dataset, pool: Ints, clients: int, choice: str | None) -> tuple[Ints, list[str]]:
+    """Client of each row of the whole data set (-1: none), and the name of each client's group."""
+    if dataset.groups is None:
+        raise DataError(
+            f"partition 'natural': {dataset.name!r} has no groups; choose another kind, or read the data "
+            "with a group column (csv) or a 'groups' array (npz)"
+        )
+    available = len(np.unique(dataset.groups[pool]))
+    wanted = clients or available
+    if wanted > available or (wanted < available and choice != "largest"):
+        raise ConfigError(
+            f"num_clients: got {wanted}, but {dataset.name!r} has {available} groups; set it to {available}"
+            + (", or set groups='largest' to keep the largest ones only" if wanted < available else " or fewer")
+        )
+    dealt, kept = deal_groups(dataset.groups[pool], wanted, largest=choice == "largest")
+    client_of = np.full(int(dataset.groups.max()) + 1, -1, dtype=np.int64)
+    client_of[dataset.groups[pool]] = dealt
+    names = [dataset.group_names[g] if dataset.group_names else str(g) for g in kept]
+    return client_of[dataset.groups], names
+
+
+def _cap(owner: Ints, y: Ints, train: Bools, test: Bools, clients: int, cap: int, rng: Rng) -> tuple[Bools, Bools]:
+    """Train and test masks with at most ``cap`` rows per client, shared between the two as all rows are."""
+    fraction = test.sum() / max(1, (train | test).sum())
+    for_test = max(1, int(fraction * cap + 0.5)) if test.any() else 0
+    out: list[Bools] = []
+    for name, mask, limit in (("cap train", train, cap - for_test), ("cap test", test, for_test)):
+        rows = np.flatnonzero(mask)
+        kept = np.zeros_like(mask)
+        kept[rows] = cap_rows(owner[rows], y[rows], clients, limit, rng.at(name).numpy())
+        out.append(kept)
+    return out[0], out[1]
+
+
+def _check_sizes(partition: Partition, kind: str, min_samples: int) -> None:
+    train, test = np.diff(partition.train_offsets), np.diff(partition.test_offsets)
+    bad = np.flatnonzero((train < min_samples) | (test < 1))
+    if len(bad):
+        k = int(bad[0])
+        advice = {
+            "natural": "lower min_samples, or keep only large groups with groups='largest' and fewer clients",
+            "dirichlet": "raise alpha, or lower num_clients or min_samples",
+        }.get(kind, "lower num_clients or min_samples, or raise samples_per_client")
+        raise DataError(
+            f"partition {kind!r}: client {k} has {train[k]} training and {test[k]} test rows; expected at "
+            f"least {min_samples} and 1 ({len(bad)} of {partition.num_clients} clients have too few); "
+            f"{advice}"
+        )
+
+
+def _check_settings(
+    dataset: Dataset,
+    kind: str,
+    num_clients: int | None,
+    test_fraction: float,
+    split: str,
+    min_samples: int,
+    samples_per_client: int | None,
+    options: Mapping[str, Any],
+) -> dict[str, object]:
+    """The settings as they go into ``about``; every fault is reported at once."""
+    if kind not in PARTITIONS:
+        close = difflib.get_close_matches(kind, PARTITIONS, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ConfigError(f"kind: got {kind!r}; expected one of {', '.join(PARTITIONS)}{hint}")
+    known = PARTITION_OPTIONS[kind]
+    faults = [
+        f"{name}: not an option of partition {kind!r}; it has {', '.join(known) or 'none'}"
+        for name in sorted(options.keys() - set(known))
+    ]
+    unlimited = kind == "natural" and num_clients in (None, 0)
+    if not unlimited and not _whole(num_clients, 1):
+        faults.append(f"num_clients: got {num_clients!r}; expected a whole number of at least 1")
+    if split not in ("pooled", "official"):
+        faults.append(f"split: got {split!r}; expected 'pooled' or 'official'")
+    if not 0 < test_fraction < 1:
+        faults.append(f"test_fraction: got {test_fraction!r}; expected a fraction above 0 and below 1")
+    if not _whole(min_samples, 1):
+        faults.append(f"min_samples: got {min_samples!r}; expected a whole number of at least 1")
+    elif samples_per_client is not None and not _whole(samples_per_client, min_samples + 1):
+        faults.append(
+            f"samples_per_client: got {samples_per_client!r}; expected a whole number of at least "
+            f"{min_samples + 1} (min_samples for training and one for testing)"
+        )
+    if kind == "resampled" and samples_per_client is None:
+        faults.append("samples_per_client: missing; partition 'resampled' draws so many rows for each client")
+    if "classes_per_client" in known:
+        k = options.get("classes_per_client")
+        if not _whole(k, 1) or int(k or 0) > dataset.num_classes:
+            faults.append(
+                f"classes_per_client: got {k!r}; expected a whole number from 1 to {dataset.num_classes}, "
+                f"the classes of {dataset.name!r}"
+            )
+    if "alpha" in known:
+        alpha = options.get("alpha")
+        if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 1e-3 <= alpha <= 1e6:
+            faults.append(f"alpha: got {alpha!r}; expected a number from 0.001 (very uneven) to 1000000 (even)")
+    if "groups" in known and options.get("groups") not in (None, "largest"):
+        faults.append(f"groups: got {options['groups']!r}; expected 'largest', or leave it out")
+    if faults:
+        raise ConfigError(*faults)
+    return {
+        "split": split,
+        "test_fraction": test_fraction if split == "pooled" else None,
+        "min_samples": min_samples,
+        "samples_per_client": samples_per_client,
+        "options": dict(options),
+    }
+
+
+def _whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least

@@ -1,0 +1,338 @@
+"""Which rows belong to which client: offsets and rows, stored with a hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from polyfed.base.errors import ConfigError, DataError, StorageError
+from polyfed.base.files import replacing
+from polyfed.base.rng import Rng
+from polyfed.data.partition.apportion import (
+    Bools,
+    Floats,
+    Ints,
+    apportion,
+    draw_counts,
+    draw_rows,
+    pick_test,
+    size_of_test,
+)
+from polyfed.data.readers.cache import read_npz
+
+_ARRAYS = ("train_rows", "train_offsets", "test_rows", "test_offsets")
+
+
+@dataclass(frozen=True, eq=False)
+class Partition:
+    """Rows of each client as two flat arrays with offsets: client k has ``rows[offsets[k]:offsets[k + 1]]``.
+
+    Args:
+        train_rows: ``(n,)`` int64 row numbers for training, client after client, ascending within a client.
+        train_offsets: ``(clients + 1,)`` int64, from 0 to n.
+        test_rows: ``(m,)`` int64 row numbers for testing.
+        test_offsets: ``(clients + 1,)`` int64, from 0 to m.
+        about: how the partition was made: data set, number of rows, kind, options, seed; JSON values only.
+
+    Raises:
+        DataError: offsets that do not fit the rows, or a row that two clients hold.
+    """
+
+    train_rows: NDArray[np.int64]
+    train_offsets: NDArray[np.int64]
+    test_rows: NDArray[np.int64]
+    test_offsets: NDArray[np.int64]
+    about: Mapping[str, object]
+
+    def __post_init__(self) -> None:
+        """Check the arrays and make them read-only copies."""
+        for name in _ARRAYS:
+            array = np.array(getattr(self, name))
+            if array.ndim != 1 or array.dtype != np.int64:
+                raise DataError(
+                    f"partition: {name} has shape {array.shape} and type {array.dtype}; expected flat int64"
+                )
+            array.setflags(write=False)
+            object.__setattr__(self, name, array)
+        for part in ("train", "test"):
+            rows, offsets = getattr(self, f"{part}_rows"), getattr(self, f"{part}_offsets")
+            if len(offsets) < 2 or offsets[0] != 0 or offsets[-1] != len(rows) or (np.diff(offsets) < 0).any():
+                raise DataError(
+                    f"partition: {part}_offsets do not rise from 0 to {len(rows)}, the number of {part} "
+                    "rows; make the partition again"
+                )
+        if len(self.train_offsets) != len(self.test_offsets):
+            raise DataError(
+                f"partition: {len(self.train_offsets) - 1} clients train but {len(self.test_offsets) - 1} "
+                "test; expected the same clients"
+            )
+        rows = np.sort(np.concatenate([self.train_rows, self.test_rows]))  # ten times faster than np.unique
+        if len(rows) and (rows[0] < 0 or (rows[1:] == rows[:-1]).any()):
+            raise DataError(
+                "partition: a row number is negative or held twice; expected each row at most once; make "
+                "the partition again"
+            )
+        object.__setattr__(self, "about", MappingProxyType(json.loads(_json(self.about))))
+
+    @property
+    def num_clients(self) -> int:
+        """Number of clients."""
+        return len(self.train_offsets) - 1
+
+    @property
+    def smallest(self) -> int:
+        """A client that has no more training rows than any other."""
+        return int(np.argmin(np.diff(self.train_offsets)))
+
+    def train(self, client: int) -> NDArray[np.int64]:
+        """Training rows of a client, ascending; a read-only view."""
+        self._check_client(client)
+        return self.train_rows[self.train_offsets[client] : self.train_offsets[client + 1]]
+
+    def test(self, client: int) -> NDArray[np.int64]:
+        """Test rows of a client, ascending; a read-only view."""
+        self._check_client(client)
+        return self.test_rows[self.test_offsets[client] : self.test_offsets[client + 1]]
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 (hex) over the arrays and ``about``: equal if and only if two partitions are the same."""
+        digest = hashlib.sha256(b"polyfed partition 1\n")
+        about = _json(self.about).encode()
+        for content in (about, *(getattr(self, name).astype("<i8", copy=False).data for name in _ARRAYS)):  # no copies
+            digest.update(memoryview(content).nbytes.to_bytes(8, "little"))
+            digest.update(content)
+        return digest.hexdigest()
+
+    def counts(
+        self, y: ArrayLike, num_classes: int, which: str = "train", *, first: int | None = None
+    ) -> NDArray[np.int64]:
+        """``(clients, classes)`` number of rows of each class that each client holds.
+
+        Args:
+            y: ``(N,)`` classes of all rows of the data set (array or CPU tensor).
+            num_classes: number of classes.
+            which: "train" or "test".
+            first: only of so many clients, from client 0; None for all.
+        """
+        if which not in ("train", "test"):
+            raise ConfigError(f"which: got {which!r}; expected 'train' or 'test'")
+        clients = self.num_clients if first is None else min(first, self.num_clients)
+        rows, sizes = self._held(clients, which)
+        client = np.repeat(np.arange(clients), sizes)
+        flat = np.bincount(client * num_classes + np.asarray(y)[rows], minlength=clients * num_classes)
+        return flat.reshape(clients, num_classes).astype(np.int64)
+
+    def _held(self, clients: int, which: str) -> tuple[Ints, Ints]:
+        """The rows of the first ``clients``, client after client, and how many each has."""
+        rows = self.train_rows if which == "train" else self.test_rows
+        offsets = (self.train_offsets if which == "train" else self.test_offsets)[: clients + 1]
+        return rows[: offsets[-1]], np.diff(offsets)
+
+    def validating(self, fraction: float, y: ArrayLike, rng: Rng) -> Partition:
+        """The same clients with part of their training rows, class by class, in the place of their test rows.
+
+        For choosing hyper-parameters: what is chosen by looking at these rows has not looked at the test rows, which
+        nobody holds any more.
+
+        Args:
+            fraction: of each client's training rows, above 0 and below 1.
+            y: ``(N,)`` classes of all rows of the data set.
+            rng: which rows.
+
+        Raises:
+            DataError: a client has a single training row.
+        """
+        sizes = np.diff(self.train_offsets)
+        if sizes.min() < 2:
+            k = int(sizes.argmin())
+            raise DataError(
+                f"client {k} has {sizes[k]} training rows, of which none can be spared to validate on; expected at "
+                "least 2: raise partition.min_samples, or lower clients.count"
+            )
+        owner = np.full(len(np.asarray(y)), -1, dtype=np.int64)
+        owner[self.train_rows] = np.repeat(np.arange(self.num_clients), sizes)
+        rows = np.flatnonzero(owner >= 0)
+        held = np.zeros(len(owner), dtype=np.bool_)
+        held[rows] = pick_test(owner[rows], np.asarray(y)[rows], self.num_clients, fraction, rng.numpy())
+        parts = (*grouped(owner, (owner >= 0) & ~held, self.num_clients), *grouped(owner, held, self.num_clients))
+        return Partition(*parts, {**self.about, "validation_fraction": fraction})
+
+    def save(self, path: Path) -> None:
+        """Write the partition to an .npz file, whole or not at all.
+
+        Raises:
+            StorageError: the file cannot be written; what was there before is intact.
+        """
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        try:
+            with replacing(Path(path)) as handle:
+                np.savez_compressed(handle, about=np.array(_json(self.about)), hash=np.array(self.hash), **arrays)
+        except OSError as error:
+            raise StorageError(
+                f"{path}: the partition could not be written ({error}); free space or change the path"
+            ) from error
+
+    @classmethod
+    def load(cls, path: Path) -> Partition:
+        """Read what ``save`` wrote.
+
+        Raises:
+            DataError: the file is missing or damaged, or its content does not have the hash it names.
+        """
+        arrays = read_npz(Path(path))
+        if arrays.keys() != {*_ARRAYS, "about", "hash"}:
+            raise DataError(
+                f"{path}: holds {', '.join(sorted(arrays)) or 'nothing'}; expected a partition written by polyfed"
+            )
+        try:
+            about = json.loads(str(arrays["about"]))
+        except ValueError as error:
+            raise DataError(f"{path}: 'about' is not JSON ({error}); the file is damaged, make it again") from error
+        if not isinstance(about, dict):
+            raise DataError(f"{path}: 'about' is a {type(about).__name__}; expected a JSON object")
+        kind = Resampled if about.get("kind") == "resampled" else cls  # pyright: ignore[reportUnknownMemberType]
+        partition = kind(
+            arrays["train_rows"],
+            arrays["train_offsets"],
+            arrays["test_rows"],
+            arrays["test_offsets"],
+            about,
+        )
+        if partition.hash != str(arrays["hash"]):
+            raise DataError(
+                f"{path}: content has hash {partition.hash[:12]}, the file says {str(arrays['hash'])[:12]}; "
+                "it was changed or damaged, make the partition again"
+            )
+        return partition
+
+    def _check_client(self, client: int) -> None:
+        if not 0 <= client < self.num_clients:
+            raise IndexError(f"client {client}; expected 0 to {self.num_clients - 1}")
+
+
+class Resampled(Partition):
+    """Clients that draw their rows from two common pools, by formula: nothing is kept for each of them.
+
+    The arrays are the pools, in order of class, and ``offsets`` say where each class begins: class c has
+    ``rows[offsets[c]:offsets[c + 1]]``. Two clients may hold the same row; no client tests on a row that
+    another trains on. A client's class mix is a draw from Dirichlet(alpha) over the classes that are in both
+    pools; its rows are different ones. Everything of client k follows from the seed and k.
+    """
+
+    @classmethod
+    def of(cls, train: Ints, test: Ints, y: Ints, classes: int, fraction: float, about: Mapping[str, Any]) -> Resampled:
+        """Clients that each draw so many rows of two pools.
+
+        Args:
+            train: row numbers of the training pool.
+            test: row numbers of the test pool.
+            y: ``(N,)`` classes of all rows of the data set.
+            classes: number of classes.
+            fraction: of a client's rows for testing.
+            about: as of any partition; ``about["drawn"]`` becomes the numbers of rows that a client draws.
+
+        Raises:
+            DataError: the pools are too small, or a client would have too few rows to train.
+        """
+        drawn, least = about.get("drawn"), about["min_samples"]
+        total: int = about["samples_per_client"] if drawn is None else drawn["train"]
+        size = int(size_of_test(np.array([total]), fraction)[0])
+        arrays: list[Ints] = []
+        for pool in (train, test):
+            rows = np.sort(pool)
+            rows = rows[np.argsort(y[rows], kind="stable")]
+            arrays += [rows, np.searchsorted(y[rows], np.arange(classes + 1)).astype(np.int64)]
+        both = np.diff(arrays[1])[np.diff(arrays[3]) > 0].sum()
+        if total > both or total - size < least:
+            raise DataError(
+                f"partition 'resampled': a client's {total} rows are {total - size} for training and {size} for "
+                f"testing; expected at least {least} for training (min_samples), and at most {both} together, the "
+                "training rows of the classes that have rows for both; change samples_per_client"
+            )
+        told = {**about, "drawn": {"train": total - size, "test": size}}
+        return cls(arrays[0], arrays[1], arrays[2], arrays[3], told)
+
+    @property
+    def num_clients(self) -> int:
+        """Number of clients."""
+        return int(self.about["num_clients"])  # pyright: ignore[reportArgumentType]
+
+    @property
+    def smallest(self) -> int:
+        """Of the first hundred clients one with the fewest training rows; all have nearly the same number."""
+        return min(range(min(100, self.num_clients)), key=lambda client: len(self._draw(client)[0]))
+
+    def train(self, client: int) -> NDArray[np.int64]:
+        """Training rows of a client, ascending; read-only."""
+        self._check_client(client)
+        return self._drawn(client)[0]
+
+    def test(self, client: int) -> NDArray[np.int64]:
+        """Test rows of a client, ascending; read-only."""
+        self._check_client(client)
+        return self._drawn(client)[1]
+
+    @cached_property
+    def _drawn(self) -> Callable[[int], tuple[Ints, Ints]]:
+        return lru_cache(maxsize=1024)(self._draw)  # a client's rows are asked for several times in a round
+
+    def _draw(self, client: int) -> tuple[Ints, Ints]:
+        key, alpha, sizes, limits, one = self._constants
+        rng = key.at("client", client).numpy()
+        mix = np.zeros(len(limits))
+        mix[limits > 0] = rng.dirichlet(alpha)
+        counts = draw_counts(sizes.sum(), mix, limits, rng)
+        spare = np.minimum(np.maximum(counts - 1, 0), np.diff(self.test_offsets))
+        test = apportion(one, counts * (sizes[1] / counts.sum()), sizes[1:], rng, cap=spare)
+        if not test.any():  # a client of single rows
+            test[np.argmax(counts)] = 1
+        return (
+            draw_rows(self.train_rows, self.train_offsets, counts - test, rng),
+            draw_rows(self.test_rows, self.test_offsets, test, rng),
+        )
+
+    @cached_property
+    def _constants(self) -> tuple[Rng, Floats, Ints, Ints, Ints]:
+        """What all draws have in common: their key; alpha, rows for training and testing; most rows by class; zeros."""
+        about: dict[str, Any] = dict(self.about)
+        limits = np.where(np.diff(self.test_offsets) > 0, np.diff(self.train_offsets), 0)
+        alpha = np.full(np.count_nonzero(limits), float(about["options"]["alpha"]))
+        sizes = np.array([about["drawn"]["train"], about["drawn"]["test"]])
+        return Rng(tuple(about["seed"])), alpha, sizes, limits, np.zeros(len(limits), dtype=np.int64)
+
+    def validating(self, fraction: float, y: ArrayLike, rng: Rng) -> Partition:
+        """Part of the training pool, class by class, in the place of the test pool.
+
+        Raises:
+            DataError: too few rows are left.
+        """
+        labels, rows = np.asarray(y), self.train_rows
+        held = pick_test(np.zeros_like(rows), labels[rows], 1, fraction, rng.numpy())
+        about = {**self.about, "validation_fraction": fraction}
+        return self.of(rows[~held], rows[held], labels, len(self.train_offsets) - 1, fraction, about)
+
+    def _held(self, clients: int, which: str) -> tuple[Ints, Ints]:
+        held = [self._draw(client)[which == "test"] for client in range(clients)]
+        return np.concatenate(held), np.array([len(rows) for rows in held])
+
+
+def _json(about: Mapping[str, object]) -> str:
+    return json.dumps(dict(about), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def grouped(owner: Ints, mask: Bools, clients: int) -> tuple[Ints, Ints]:
+    """Rows of the mask, client after client, and offsets."""
+    rows = np.flatnonzero(mask)
+    order = np.argsort(owner[rows], kind="stable")  # stable: ascending rows within a client
+    sizes = np.bincount(owner[rows], minlength=clients)
+    return rows[order].astype(np.int64), np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)

@@ -1,0 +1,1 @@
+"""One module per format: from a file or an archive to arrays."""

@@ -1,0 +1,82 @@
+"""Arrays in .npz files, and a cache of decoded ones."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polyfed.base.errors import DataError
+from polyfed.base.files import replacing
+
+#: Names of arrays -> arrays, as an .npz file holds them.
+Arrays = Mapping[str, NDArray[Any]]
+
+# What numpy and zipfile raise on a damaged or foreign .npz file.
+_DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+
+
+def read_npz(path: Path) -> dict[str, NDArray[Any]]:
+    """All arrays of an .npz file; never runs code from it (pickled objects are refused).
+
+    Raises:
+        DataError: the file is missing, damaged, not an .npz, or holds pickled objects.
+    """
+    try:
+        with path.open("rb") as handle:  # ours, because np.load forgets to close a damaged file
+            loaded = np.load(handle, allow_pickle=False)
+            if not isinstance(loaded, np.lib.npyio.NpzFile):
+                raise DataError(f"{path}: holds a single array; expected an .npz file, written by numpy.savez")
+            with loaded:
+                return {name: loaded[name] for name in loaded.files}
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file; expected an .npz file; correct the path") from error
+    except _DAMAGED as error:
+        raise DataError(
+            f"{path}: cannot be read as an .npz file without pickled objects ({error}); it is damaged or "
+            "foreign, write it again with numpy.savez"
+        ) from error
+
+
+def _save(handle: IO[bytes], arrays: Arrays) -> None:
+    values: dict[str, Any] = dict(arrays)
+    np.savez(handle, **values)
+
+
+def fingerprint(*parts: object, files: Sequence[Path] = ()) -> str:
+    """A short name for decoded data: changes when a source file is replaced or a setting differs."""
+    seen: list[object] = list(parts)
+    for path in files:
+        stat = path.stat()
+        seen.append((path.name, stat.st_size, stat.st_mtime_ns))
+    return hashlib.sha256(repr(seen).encode()).hexdigest()[:24]
+
+
+def cached_arrays(path: Path | None, build: Callable[[], Arrays], usable: Callable[[Arrays], bool]) -> Arrays:
+    """The arrays kept at ``path``; built, and kept for the next time, if they are absent or not usable.
+
+    A cache is a convenience: a damaged file is built anew, and a folder that cannot be written only means no
+    caching.
+
+    Args:
+        path: where the arrays are kept; None switches the cache off.
+        build: makes the arrays from the source.
+        usable: whether arrays read from ``path`` have the names, shapes and types expected.
+    """
+    if path is not None and path.is_file():
+        with contextlib.suppress(DataError):
+            arrays = read_npz(path)
+            if usable(arrays):
+                return arrays
+    arrays = build()
+    if path is not None:
+        with contextlib.suppress(OSError), replacing(path) as handle:
+            _save(handle, arrays)
+    return arrays

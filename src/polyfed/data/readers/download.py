@@ -1,0 +1,132 @@
+"""Official files fetched once into the cache; nothing unverified is ever put there."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import logging
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from polyfed.base.errors import DataError
+from polyfed.base.files import replacing
+
+#: Opens a URL with a timeout in seconds; ``urllib.request.urlopen`` or a stand-in.
+Opener = Callable[..., Any]
+
+_SECONDS = 30.0
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file, where it comes from, and its published MD5 (a guard against damage, not against malice).
+
+    Args:
+        name: file name in the cache.
+        url: where it is.
+        md5: hexadecimal MD5 of the content.
+    """
+
+    name: str
+    url: str
+    md5: str
+
+
+def _mnist_files(base: str, sums: tuple[str, str, str, str]) -> tuple[RemoteFile, ...]:
+    names = (
+        "train-images-idx3-ubyte.gz",
+        "train-labels-idx1-ubyte.gz",
+        "t10k-images-idx3-ubyte.gz",
+        "t10k-labels-idx1-ubyte.gz",
+    )
+    return tuple(RemoteFile(name, base + name, md5) for name, md5 in zip(names, sums, strict=True))
+
+
+#: Data set -> its official files.
+OFFICIAL_FILES: Mapping[str, tuple[RemoteFile, ...]] = MappingProxyType(
+    {
+        "mnist": _mnist_files(
+            "https://ossci-datasets.s3.amazonaws.com/mnist/",
+            (
+                "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+                "d53e105ee54ea40749a09fcbcd1e9432",
+                "9fb629c4189551a2d022fa330f9573f3",
+                "ec29112dd5afa0611ce80d1b7f02629c",
+            ),
+        ),
+        "fashion-mnist": _mnist_files(
+            "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+            (
+                "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+                "25c81989df183df01b3e8a0aad5dffbe",
+                "bef4ecab320f06d8554ea6380940ec79",
+                "bb300cfdad3c16e7a12a480ee83cd310",
+            ),
+        ),
+        "cifar10": (
+            RemoteFile(
+                "cifar-10-binary.tar.gz",
+                "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+                "c32a1d4ab5d03f1284b67883e8d87530",
+            ),
+        ),
+        "cifar100": (
+            RemoteFile(
+                "cifar-100-binary.tar.gz",
+                "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
+                "03b5dce01913d631647c71ecec9e9cb8",
+            ),
+        ),
+    }
+)
+
+
+def md5_of(path: Path) -> str:
+    """Hexadecimal MD5 of a file's content."""
+    digest = hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as handle:
+        while chunk := handle.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def fetch(file: RemoteFile, folder: Path, *, opener: Opener | None = None) -> Path:
+    """The file in ``folder``: as it is there if its MD5 is right, otherwise downloaded and checked.
+
+    Args:
+        file: what to fetch.
+        folder: where it is kept.
+        opener: opens a URL; None stands for ``urllib.request.urlopen``.
+
+    Raises:
+        DataError: no network, a content with another MD5, or a folder that cannot be written.
+    """
+    target = folder / file.name
+    if target.is_file() and md5_of(target) == file.md5:
+        return target
+    logging.getLogger(__name__).info("downloading %s to %s", file.url, target)
+    digest = hashlib.md5(usedforsecurity=False)
+    size = 0
+    try:
+        with (
+            (opener or urllib.request.urlopen)(file.url, timeout=_SECONDS) as response,
+            replacing(target) as handle,
+        ):
+            while chunk := response.read(_CHUNK):
+                digest.update(chunk)
+                size += len(chunk)
+                handle.write(chunk)
+            if digest.hexdigest() != file.md5:  # inside the block, so that the file never gets its name
+                raise DataError(
+                    f"{file.url}: {size} bytes with md5 {digest.hexdigest()}; expected md5 {file.md5}; the "
+                    "download was cut short or the file changed; try again, or fetch it by hand and set the "
+                    "data path"
+                )
+    except (OSError, http.client.HTTPException) as error:
+        raise DataError(f"{file.url}: could not be downloaded to {target} ({error})") from error
+    return target

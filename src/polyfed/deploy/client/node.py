@@ -1,0 +1,250 @@
+"""One request, one reply: what a client does with a message, whoever carried it.
+
+An error becomes a reply that names its class; its text, which may tell of private files and layers, stays in the
+client's own log.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from polyfed.base.errors import MessageError, PolyfedError
+from polyfed.base.types import Parts
+from polyfed.config import Config
+from polyfed.core.message import Message, State, decode, encode
+from polyfed.core.requests import Fit, Fitted, drive
+from polyfed.deploy.client.local_setup import Site, task_of
+from polyfed.deploy.client.state_dir import Vault, private_folder
+from polyfed.deploy.settings import NodeSettings
+from polyfed.deploy.wire import headers
+from polyfed.deploy.wire.frames import Frame, pack, unpack
+from polyfed.deploy.wire.headers import About, Answer, Counts, Request
+from polyfed.execute.drivers import Sequential, Work
+from polyfed.execute.local_training import bind, tree_to
+from polyfed.execute.placement import Place
+from polyfed.models.zoo import build
+from polyfed.rounds.scoring import Scorer
+
+log = logging.getLogger(__name__)
+
+
+class _Uncounted(Sequential):
+    """Trains without finding out what that costs, for a client that does not tell."""
+
+    def charge(self, fit: Fit, fitted: Fitted, work: Work) -> None:
+        """Note what the fit ended with, nothing more."""
+        work.steps += fitted.steps
+        work.loss = fitted.loss
+        work.parts = {**fit.frozen, **fitted.parts}
+
+
+class Clock:
+    """Seconds by what they were spent on."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def of(self, name: str) -> Any:
+        """Charge the block to ``name``."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+
+def answer(
+    header: str,
+    body: bytes | None,
+    settings: NodeSettings,
+    *,
+    wait: Callable[[str], None] | None = None,
+    imported: float = 0.0,
+) -> Frame:
+    """Answer a request. Never raises what can be told: an error is an answer, too.
+
+    Args:
+        header: of the request.
+        body: the message's bytes, if one was sent.
+        settings: the client's.
+        wait: called with ``"received"``, ``"trained"`` and ``"kept"`` as the work goes on; tests stop it there.
+        imported: seconds that importing torch took in this process.
+
+    Raises:
+        MessageError: the header cannot be read, so there is nothing to answer to.
+    """
+    request = headers.load(Request, header)
+    try:
+        return _Node(request, body, settings, wait or (lambda moment: None), imported).answer()
+    except Exception as error:
+        # Whatever it is, also of the client's own code: told to nobody but this client.
+        log.error("client %d, %s %s: %s", settings.client, request.kind, request.key, traceback.format_exc())
+        _write_log(settings, request, error)
+        name = type(error).__name__ if isinstance(error, (PolyfedError, MemoryError)) else "Error"
+        told = Answer(
+            kind=request.kind,
+            experiment=request.experiment,
+            key=request.key,
+            client=settings.client,
+            error=f"{name}; its text is in the client's log",
+        )
+        return headers.dump(told), None
+
+
+def _write_log(settings: NodeSettings, request: Request, error: Exception) -> None:
+    try:
+        folder = private_folder(Path(settings.state_dir).expanduser())
+        row = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S"),
+            "experiment": request.experiment,
+            "kind": request.kind,
+            "key": request.key,
+            "error": f"{type(error).__name__}: {error}",
+            "traceback": traceback.format_exc(),
+        }
+        with open(folder / "errors.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+    except Exception:  # the disk is full, say; the reply still tells that there was an error
+        log.exception("client %d: its log could not be written", settings.client)
+
+
+class _Node:
+    def __init__(
+        self,
+        request: Request,
+        body: bytes | None,
+        settings: NodeSettings,
+        wait: Callable[[str], None],
+        imported: float,
+    ) -> None:
+        self.request, self.body, self.settings, self.wait = request, body, settings, wait
+        self.clock = Clock()
+        if imported:
+            self.clock.seconds["import"] = imported
+
+    def answer(self) -> Frame:
+        request, settings = self.request, self.settings
+        if request.client not in (None, settings.client):
+            raise MessageError(f"a request for client {request.client} came to client {settings.client}")
+        with self.clock.of("config"):
+            self.config = Config.parse(request.config, source="the server's configuration")
+        threads = settings.threads or self.config.run.threads
+        if threads:
+            torch.set_num_threads(threads)
+        self.place = Place.of(settings.device or self.config.run.device, self.config.run.precision)
+        if request.kind == "describe":
+            return self._describe()
+        with self.place.defaults():
+            return self._train() if request.kind == "train" else self._evaluate()
+
+    def _frame(self, **fields: Any) -> str:
+        request = self.request
+        told = {key: value for key, value in fields.items() if value is not None}
+        head = {"kind": request.kind, "experiment": request.experiment, "key": request.key}
+        seconds = self.clock.seconds if self.settings.tells_costs else {}  # they hint at the network's size
+        return headers.dump(Answer(**head, client=self.settings.client, seconds=seconds, **told))
+
+    def _describe(self) -> Frame:
+        site = Site.of(self.settings, self.config)
+        shape, classes = site.dataset.input_shape, site.dataset.num_classes
+        build(site.spec, input_shape=shape, num_classes=classes)  # a network that cannot work is told before round 1
+        about = About(
+            client=site.info.id,
+            capacity=site.info.capacity,
+            architecture=site.info.architecture,
+            input_shape=shape,
+            num_classes=classes,
+        )
+        return self._frame(about=about), None
+
+    def _prepare(self) -> None:
+        if self.request.task is None:
+            raise MessageError("the request does not say what the task is")
+        with self.clock.of("data"):
+            self.site = Site.of(self.settings, self.config).fitting(self.request.task)
+        self.task = task_of(self.config, self.request.task)
+        self.algorithm = self.site.algorithm
+        root = Path(self.settings.state_dir).expanduser()
+        self.vault = Vault(root, self.request.experiment, self.settings.client, self.algorithm.states)
+
+    def _message(self) -> Message | None:
+        with self.clock.of("decode"):
+            limit = int(self.settings.max_message * 1e6)
+            return None if self.body is None else decode(self.body, *self.algorithm.messages, limit=limit)
+
+    def _state(self) -> tuple[State, bool]:
+        with self.clock.of("load"):
+            state, lost = self.vault.state(self.request.since)
+        if state is None:
+            with self.clock.of("init"):
+                state = self.algorithm.init_client(self.site.local(self.task, 0))
+        return state, lost
+
+    def _train(self) -> Frame:
+        self._prepare()
+        request, client = self.request, self.settings.client
+        with self.vault.held():
+            asked = headers.digest(request, self.body)
+            before = self.vault.answered(request.key, asked)
+            if before is not None:
+                log.info("client %d: %s was answered before", client, request.key)
+                return unpack(before)
+            message = self._message()
+            private, lost = self._state()
+            self.wait("received")
+            with self.clock.of("work"):
+                driver = Sequential(self.place) if self.settings.tells_costs else _Uncounted(self.place)
+                local = self.site.local(self.task, request.key[0])
+                outcome = driver.play({client: self.algorithm.client_round(private, message, local)})[client]
+            self.wait("trained")
+            score = None
+            if request.score and outcome.work.parts and self.settings.tells_scores:
+                score = self._score(outcome.work.parts)
+            with self.clock.of("encode"):
+                upload = None if outcome.upload is None else encode(outcome.upload)
+            work = outcome.work
+            told = headers.Work(
+                loss=work.loss if self.settings.tells_scores else None,
+                **{
+                    name: getattr(work, name)
+                    for name in ("flops", "seconds", "peak_bytes", "steps")
+                    if self.settings.tells_costs
+                },
+            )
+            header = self._frame(lost=lost, work=told, score=score)
+            with self.clock.of("save"):
+                self.vault.keep(request.key, request.settled, asked, outcome.private, pack(header, upload))
+            self.wait("kept")
+            return self._frame(lost=lost, work=told, score=score), upload
+
+    def _evaluate(self) -> Frame:
+        if not self.settings.tells_scores:
+            return self._frame(), None
+        self._prepare()
+        message = self._message()
+        private, lost = self._state()
+        local = self.site.local(self.task, self.request.key[0])
+        driver, work = Sequential(self.place), Work()
+        steps = self.algorithm.parts(private, message, local)
+        score = self._score(drive(steps, lambda request: driver.perform(request, work)), work.flops)
+        return self._frame(lost=lost, score=score), None
+
+    def _score(self, parts: Parts, spent: int = 0) -> Counts:
+        with self.clock.of("score"):
+            driver = Sequential(self.place)
+            models = self.site.local(self.task, self.request.key[0]).models
+            nets = bind(models, tree_to(parts, self.place))
+            scorer = Scorer(self.algorithm, self.place, driver.costs)
+            found = scorer.score(nets, self.site.test())
+            told = {"flops": found.flops, "flops_parts": spent} if self.settings.tells_costs else {}
+            return Counts(examples=found.examples, correct=found.correct, **told)

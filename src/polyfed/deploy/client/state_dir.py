@@ -1,0 +1,184 @@
+"""A client's private state on its own disk: one folder for its owner alone, and a pointer that is replaced last.
+
+    STATE_DIR/EXPERIMENT/client-K/pointer.json     which exchange left which state_files, by SHA-256
+                                  state-R-A-P.safetensors, reply-R-A-P.bin
+
+An exchange writes its state and its reply first and the pointer last, in one rename: whatever moment the process is
+killed at, the state of before or the one of after is there, whole. The server says from which exchange on it counts,
+so a round that was void, or that a killed server plays again, starts from the state of before; older files go then.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from polyfed.base import files
+from polyfed.base.errors import CheckpointError, StorageError
+from polyfed.core.message import State
+from polyfed.deploy.wire.headers import Key
+from polyfed.storage import state_files
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One exchange that was completed here.
+
+    Args:
+        key: which.
+        request: the digest of what was asked.
+        state: file and SHA-256 of what the client kept.
+        reply: file and SHA-256 of what it answered.
+    """
+
+    key: Key
+    request: str
+    state: tuple[str, str]
+    reply: tuple[str, str]
+
+
+class Vault:
+    """The private states of one client in one experiment; held by one process at a time.
+
+    Args:
+        root: the client's state directory.
+        experiment: which run.
+        client: its number.
+        kinds: the state classes of the algorithm.
+    """
+
+    def __init__(self, root: Path, experiment: str, client: int, kinds: tuple[type[State], ...]) -> None:
+        self.kinds = kinds
+        self.folder = private_folder(root) / experiment / f"client-{client}"
+        private_folder(self.folder.parent)
+        private_folder(self.folder)
+        self.entries: list[Entry] = self._read()
+
+    @contextmanager
+    def held(self, seconds: float = 60.0) -> Generator[None]:
+        """Hold the folder against another process of this client, such as the orphan of a killed node.
+
+        Raises:
+            StorageError: another process holds it for longer than ``seconds``.
+        """
+        with open(self.folder / "lock", "a", encoding="utf-8") as lock:
+            end = time.monotonic() + seconds
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except OSError as error:
+                    if time.monotonic() > end:
+                        raise StorageError(f"{self.folder} is held by another process of this client") from error
+                    time.sleep(0.1)
+            self.entries = self._read()
+            yield
+
+    def _read(self) -> list[Entry]:
+        path = self.folder / "pointer.json"
+        if not path.exists():
+            return []
+        try:
+            found = json.loads(path.read_bytes())
+            return [
+                Entry(_key(e["key"]), str(e["request"]), _file(e["state"]), _file(e["reply"])) for e in found["entries"]
+            ]
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise CheckpointError(
+                f"{path} is damaged ({type(error).__name__}: {error}); remove it to start anew"
+            ) from error
+
+    def state(self, since: Key | None) -> tuple[State | None, bool]:
+        """What the client kept at ``since``, and whether that was lost.
+
+        Where that very state is gone (a disk restored from a backup), the latest older one is the nearest to it;
+        None means that the client starts from its first state.
+        """
+        if since is None:
+            return None, False
+        older = [entry for entry in self.entries if entry.key <= since]
+        if not older:
+            return None, True
+        entry = max(older, key=lambda entry: entry.key)
+        name, sha256 = entry.state
+        return state_files.load(self.folder / name, sha256, *self.kinds), entry.key != since
+
+    def answered(self, key: Key, request: str) -> bytes | None:
+        """What was answered to this very request before; None if it is new."""
+        for entry in self.entries:
+            if entry.key == key and entry.request == request:
+                name, sha256 = entry.reply
+                data = (self.folder / name).read_bytes()
+                if hashlib.sha256(data).hexdigest() == sha256:
+                    return data
+        return None
+
+    def keep(self, key: Key, settled: Key | None, request: str, state: State, reply: bytes) -> None:
+        """Complete an exchange: state, reply, and then the pointer, in one rename.
+
+        What a round can start from stays: the state of ``settled``, the last exchange of an earlier round that
+        counted, and what this round has left so far.
+
+        Raises:
+            StorageError: the disk is full; the state of before is intact.
+        """
+        told = "-".join(map(str, key))
+        names = f"state-{told}-{request[:8]}.safetensors", f"reply-{told}-{request[:8]}.bin"
+        entry = Entry(
+            key,
+            request,
+            (names[0], self._write(names[0], state_files.dump(state))),
+            (names[1], self._write(names[1], reply)),
+        )
+        counted = max((e.key for e in self.entries if settled is not None and e.key <= settled), default=None)
+        rest = [e for e in self.entries if e.key != key and (e.key == counted or e.key[0] >= key[0])]
+        self.entries = [*rest, entry]
+        text = json.dumps({"entries": [asdict(e) for e in self.entries]}, indent=1)
+        self._write("pointer.json", text.encode())
+        self._sweep()
+
+    def _write(self, name: str, data: bytes) -> str:
+        return files.write(self.folder / name, data, mode=0o600)
+
+    def _sweep(self) -> None:
+        current = {name for entry in self.entries for name in (entry.state[0], entry.reply[0])}
+        for pattern in ("state-*", "reply-*", ".*.tmp"):
+            for path in self.folder.glob(pattern):
+                if path.name not in current:
+                    path.unlink(missing_ok=True)
+
+
+def private_folder(path: Path) -> Path:
+    """A folder that its owner alone may enter, made if need be.
+
+    Raises:
+        StorageError: it cannot be made, or is somebody else's.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if path.stat().st_uid != os.getuid():
+            raise StorageError(f"{path} belongs to another user; private state is not written there")
+        path.chmod(0o700)
+    except OSError as error:
+        raise StorageError(f"{path} cannot hold private state: {error.strerror or error}") from error
+    return path
+
+
+def _key(value: Any) -> Key:
+    round_, attempt, phase = (int(part) for part in value)
+    return round_, attempt, phase
+
+
+def _file(value: Any) -> tuple[str, str]:
+    name, sha256 = value
+    if "/" in str(name):
+        raise ValueError(f"{name!r} is no file name")
+    return str(name), str(sha256)

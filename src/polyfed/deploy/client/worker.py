@@ -1,0 +1,120 @@
+"""A client's worker: one process that keeps torch, data and networks loaded between messages.
+
+Flower starts a process for every message. Importing torch there, and its first step, cost more than a small round; so
+that process only hands the frame on, over a socket in a folder of its owner alone, and the worker answers it. The
+socket belongs to a keeper that starts the worker anew when it dies (killed, or out of memory): the message that it was
+working on fails at once, later ones wait for the new worker.
+
+    python -m polyfed.deploy.client.worker SOCKET NODE_TOML
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from polyfed.base.errors import PolyfedError
+from polyfed.deploy.host.parent import with_parent
+from polyfed.deploy.wire.frames import Frame, pack, unpack
+
+
+class WorkerGoneError(PolyfedError):
+    """The worker ended while it was working on a message."""
+
+
+def ask(path: Path, header: str, body: bytes | None) -> Frame:
+    """Have the worker behind a socket answer.
+
+    Raises:
+        WorkerGoneError: it ended before it did.
+    """
+    with socket.socket(socket.AF_UNIX) as connection:
+        try:
+            connection.connect(str(path))
+            _send(connection, pack(header, body))
+            return unpack(_receive(connection))
+        except (EOFError, OSError) as error:
+            raise WorkerGoneError("the client's worker ended while it was working on this message") from error
+
+
+def _send(connection: socket.socket, data: bytes) -> None:
+    connection.sendall(len(data).to_bytes(8, "little"))
+    connection.sendall(data)
+
+
+def _receive(connection: socket.socket) -> bytes:
+    length = int.from_bytes(_read(connection, 8), "little")
+    return _read(connection, length)
+
+
+def _read(connection: socket.socket, count: int) -> bytes:
+    data = bytearray()
+    while len(data) < count:
+        piece = connection.recv(min(count - len(data), 1 << 20))
+        if not piece:
+            raise EOFError
+        data += piece
+    return bytes(data)
+
+
+def keep(path: Path, settings: Path) -> None:
+    """Hold the socket and see that a worker serves it, until SIGTERM."""
+    os.umask(0o077)
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(16)
+        worker: subprocess.Popen[bytes] | None = None
+
+        def stop(*_: object) -> None:
+            raise SystemExit(0)
+
+        signal.signal(signal.SIGTERM, stop)
+        try:
+            while True:
+                started = time.monotonic()
+                command = [
+                    sys.executable,
+                    "-m",
+                    "polyfed.deploy.client.worker",
+                    "--serve",
+                    str(listener.fileno()),
+                    str(settings),
+                ]
+                worker = subprocess.Popen(command, pass_fds=[listener.fileno()], preexec_fn=with_parent)
+                code = worker.wait()
+                print(f"the worker ended with {code}; a new one starts", file=sys.stderr, flush=True)
+                time.sleep(max(0.0, 1.0 - (time.monotonic() - started)))  # no faster than once a second
+        finally:
+            if worker is not None:
+                worker.terminate()
+            path.unlink(missing_ok=True)
+
+
+def serve(descriptor: int, settings: Path) -> None:
+    """Answer one message after another."""
+    from polyfed.deploy.client.node import answer
+    from polyfed.deploy.settings import NodeSettings
+
+    with socket.socket(fileno=descriptor) as listener:
+        while True:
+            connection, _ = listener.accept()
+            # Whoever asked may be gone (what was done is kept, and told when it asks again), or talk nonsense.
+            with connection, contextlib.suppress(EOFError, OSError, ValueError, PolyfedError):
+                frame = unpack(_receive(connection))
+                _send(connection, pack(*answer(*frame, NodeSettings.load(settings))))
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--serve":
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())
+        serve(int(sys.argv[2]), Path(sys.argv[3]))
+    else:
+        keep(Path(sys.argv[1]), Path(sys.argv[2]))

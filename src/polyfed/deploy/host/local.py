@@ -1,0 +1,262 @@
+"""A whole deployment on this machine: server and clients as real processes on loopback, in one command."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from polyfed.base import files
+from polyfed.deploy.host import commands
+from polyfed.deploy.host.processes import ProcessEndedError, Processes, free_ports, listening
+from polyfed.deploy.settings import Deployment, NodeSettings
+
+#: Seconds in which the server must answer, nodes must register, and a submitted run must begin.
+_START = 180.0
+
+
+@dataclass
+class Local(AbstractContextManager["Local"]):
+    """Server and clients on loopback, ended with the ``with`` block.
+
+    Args:
+        folder: for logs, keys, Flower's own files and the clients' states.
+        count: of clients.
+        tls: TLS with a new authority, and a key for each node.
+        late: clients that are not started with the others.
+        settings: of single clients, on top of number and state directory.
+        environment: of single clients' processes.
+        say: told each command.
+        database: keep the server's records on disk.
+        workers: keep torch and data loaded in one process per client; else each message has a process of its own.
+    """
+
+    folder: Path
+    count: int
+    tls: bool = False
+    late: Sequence[int] = ()
+    settings: Mapping[int, Mapping[str, Any]] = field(default_factory=dict[int, Mapping[str, Any]])
+    environment: Mapping[int, Mapping[str, str]] = field(default_factory=dict[int, Mapping[str, str]])
+    say: Callable[[str], None] = lambda text: None
+    database: bool = False
+    workers: bool = True
+
+    def __post_init__(self) -> None:
+        self.folder = self.folder.absolute()
+        self.home = self.folder / "flwr"
+        self.processes = Processes(self.folder / "logs")
+        # Not in the folder: the name of a socket is at most 107 bytes long.
+        self.sockets = Path(tempfile.mkdtemp(prefix="polyfed-")) if self.workers else None
+        server, *self.ports = free_ports(self.count + 1)
+        self.deployment = Deployment.load(None, [f'server.address="127.0.0.1:{server}"'])
+        if self.tls:
+            told = {"certificates": str(self.folder / "certificates"), "node_keys": True}
+            changed = self.deployment.server.model_copy(update=told)
+            self.deployment = self.deployment.model_copy(update={"server": changed})
+
+    def __enter__(self) -> Local:
+        self.processes.__enter__()
+        try:
+            self._start()
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        self.processes.end_all()
+        if self.sockets is not None:
+            shutil.rmtree(self.sockets, ignore_errors=True)
+
+    def _start(self) -> None:
+        self.app = commands.write_app(self.folder)
+        commands.write_connection(self.home, self.deployment)
+        if self.tls:
+            from polyfed.deploy.host import keys
+
+            keys.authority(self.folder / "certificates", ["localhost", "127.0.0.1"])
+            for client in range(self.count):
+                keys.node_key(self.folder / "keys" / f"client-{client}")
+        self.start_server()
+        if self.tls:
+            for client in range(self.count):
+                public = self.folder / "keys" / f"client-{client}.pub"
+                self.say(str(commands.register(self.home, public)))
+                self.processes.call(commands.register(self.home, public))
+        for client in range(self.count):
+            if client not in self.late:
+                self.start_client(client)
+
+    def start_server(self) -> None:
+        """Start the server and wait until it answers."""
+        database = self.folder / "superlink.db" if self.database or self.tls else None
+        command = commands.superlink(self.home, self.deployment, database)
+        self.say(str(command))
+        self.processes.start("server", command)
+        end = time.monotonic() + _START
+        while not listening(self.deployment.server.address):
+            self.processes.check("server")
+            if time.monotonic() > end:
+                raise ProcessEndedError(
+                    f"the server did not answer within {_START:g} s:\n{self.processes.tail('server')}"
+                )
+            time.sleep(0.1)
+
+    def node_file(self, client: int) -> Path:
+        """The client's node.toml."""
+        return self.folder / "clients" / str(client) / "node.toml"
+
+    def start_client(self, client: int, name: str = "", **changed: Any) -> None:
+        """Start a client's node; ``changed`` replaces arguments of its command."""
+        path = self.node_file(client)
+        told = {"client": client, "state_dir": str(path.parent / "state"), **self.settings.get(client, {})}
+        files.write(path, NodeSettings.model_validate(told).to_toml().encode())
+        arguments: dict[str, Any] = {"port": self.ports[client]}
+        if self.sockets is not None:
+            arguments["worker"] = self.sockets / f"{client}.sock"
+        if self.tls:
+            arguments |= {
+                "ca": self.folder / "certificates" / "ca.crt",
+                "key": self.folder / "keys" / f"client-{client}",
+            }
+        if self.sockets is not None and f"worker-{client}" not in self.processes.running:
+            served = commands.worker(self.sockets / f"{client}.sock", path)
+            self.say(str(served))
+            self.processes.start(f"worker-{client}", served, self.environment.get(client))
+        home = path.parent / "flwr"
+        command = commands.supernode(home, self.deployment.server.address, path, **{**arguments, **changed})
+        self.say(str(command))
+        self.processes.start(name or f"client-{client}", command, self.environment.get(client))
+
+    def submit(self, run_dirs: Sequence[Path]) -> str:
+        """Start runs, one after another; returns Flower's number of them together."""
+        command = commands.run(self.home, self.app, run_dirs)
+        self.say(str(command))
+        told = json.loads(self.processes.call(command))
+        return str(told["run-id"])
+
+    def tend(self) -> None:
+        """See that the server runs, and that every client that was started does.
+
+        Raises:
+            ProcessEndedError: the server ended, or a client does not stay up.
+        """
+        self.processes.check("server")
+        for client in range(self.count):
+            if f"client-{client}" in self.processes.running:
+                self.processes.tend(f"client-{client}")
+
+    def engine_bytes(self, run_id: str) -> dict[str, int]:
+        """What Flower counted for a run."""
+        return engine_bytes(self.processes.call(commands.listing(self.home)), run_id)
+
+    def forget(self) -> None:
+        """Remove Flower's own files; logs and the clients' states stay."""
+        for path in (self.home, *self.folder.glob("clients/*/flwr")):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def engine_bytes(listing: str, run_id: str) -> dict[str, int]:
+    """What Flower counted for a run, from `flwr list --format json`; empty where it does not know it."""
+    for run in json.loads(listing).get("runs", []):
+        if str(run.get("run-id")) == run_id:
+            traffic = run.get("network-traffic", {})
+            return {key.removesuffix("-bytes"): int(value) for key, value in traffic.items() if key.endswith("-bytes")}
+    return {}
+
+
+class Following:
+    """Watches the files of a run; made before the run is submitted.
+
+    Args:
+        run_dir: of the run.
+        seen: gets ``"row"`` and ``"event"`` lines as they are written.
+        patience: seconds until it must have begun.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        seen: Callable[[str, dict[str, Any]], None] = lambda kind, row: None,
+        *,
+        patience: float = _START,
+    ) -> None:
+        self.run_dir, self.seen, self.patience, self.began = run_dir, seen, patience, time.time()
+        self.places = {name: _end(run_dir / name) for name in ("events.jsonl", "rounds.jsonl")}
+
+    def until_ended(self, check: Callable[[], None] = lambda: None, *, timeout: float | None = None) -> None:
+        """Watch until the run ends.
+
+        Args:
+            check: raises where a process that the run needs is gone.
+            timeout: seconds.
+
+        Raises:
+            ProcessEndedError: it failed, or its process is gone.
+        """
+        while not self.look():
+            check()
+            if timeout is not None and time.time() - self.began > timeout:
+                raise ProcessEndedError(f"the run did not end within {timeout:g} s")
+            time.sleep(0.25)
+
+    def look(self) -> bool:
+        """Tell what is new; whether the run has ended well.
+
+        Raises:
+            ProcessEndedError: it failed, or its process is gone.
+        """
+        status = _json(self.run_dir / "status.json")
+        for name, kind in (("events.jsonl", "event"), ("rounds.jsonl", "row")):
+            self._lines(self.run_dir / name, kind)
+        if status.get("time", 0) < self.began:  # of an earlier start
+            if time.time() - self.began > self.patience:
+                raise ProcessEndedError(f"the run did not begin within {self.patience:g} s; see the server's log")
+            return False
+        if status["state"] == "failed":
+            raise ProcessEndedError(f"the run ended: {status.get('error')}")
+        if status["state"] != "finished" and Path("/proc").exists() and not Path(f"/proc/{status['pid']}").exists():
+            raise ProcessEndedError("the server's process of the run is gone; go on with `polyfed deploy resume`")
+        return status["state"] == "finished"
+
+    def _lines(self, path: Path, kind: str) -> None:
+        if not path.exists():
+            return
+        with open(path, "rb") as file:
+            # A resumed server cuts a log back to its checkpoint, and may have written on since: begin with a line.
+            place = min(self.places[path.name], os.fstat(file.fileno()).st_size)
+            while place > 0:
+                file.seek(place - 1)
+                if file.read(1) == b"\n":
+                    break
+                place -= 1
+            file.seek(place)
+            for line in file:
+                if line.endswith(b"\n"):
+                    place += len(line)
+                    self.seen(kind, json.loads(line))
+            self.places[path.name] = place
+
+
+def _end(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}

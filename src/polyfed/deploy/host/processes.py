@@ -1,0 +1,202 @@
+"""Processes that are ended together, whatever happens: every one that a deployment on this machine started."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from polyfed.base.errors import PolyfedError
+from polyfed.deploy.host.commands import Command
+from polyfed.deploy.host.parent import with_parent
+
+_MARK = "POLYFED_DEPLOYMENT"
+
+
+class ProcessEndedError(PolyfedError):
+    """A process of the deployment ended before its time."""
+
+
+def free_ports(count: int) -> list[int]:
+    """Different ports on loopback that nobody uses at the moment."""
+    held = [socket.socket() for _ in range(count)]
+    try:
+        for one in held:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in held]
+    finally:
+        for one in held:
+            one.close()
+
+
+def listening(address: str, seconds: float = 0.5) -> bool:
+    """Whether somebody answers at host:port."""
+    host, _, port = address.rpartition(":")
+    with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=seconds):
+        return True
+    return False
+
+
+class Processes:
+    """Starts processes and ends all of them, with whatever they started, at the end of a ``with`` block.
+
+    Each is marked by a variable in its environment, which its children inherit; on Linux the marked ones are found
+    even where they left their process group.
+
+    Args:
+        logs: folder of their output, one file each.
+    """
+
+    def __init__(self, logs: Path) -> None:
+        self.logs = logs
+        self.mark = secrets.token_hex(8)
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+        self._started: dict[str, tuple[Command, Mapping[str, str] | None, float]] = {}
+        self._down: dict[str, float] = {}  # since when a process has not stayed up
+
+    def __enter__(self) -> Processes:
+        self.logs.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.end_all()
+
+    def start(self, name: str, command: Command, more: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+        """Start a process of its own session, its output going to a log of its name."""
+        environment = {**command.full_environment(more), _MARK: self.mark}
+        with open(self.logs / f"{name}.log", "ab") as out:
+            process = subprocess.Popen(
+                command.argv,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the others in order
+                preexec_fn=with_parent if sys.platform == "linux" else None,
+            )
+        self.running[name] = process
+        self._started[name] = (command, more, time.monotonic())
+        return process
+
+    def tend(self, name: str, *, pause: float = 5.0, patience: float = 300.0) -> str:
+        """Start a process anew that has ended, as a service manager would; call it again and again.
+
+        Flower refuses a node with a key for about a minute after the same node was killed.
+
+        Args:
+            name: of a process that was started here.
+            pause: seconds from an end to the next start.
+            patience: seconds without a process that stays up, after which to give up.
+
+        Returns:
+            The end of its log, once, when it has ended; else "".
+
+        Raises:
+            ProcessEndedError: it does not stay up.
+        """
+        now = time.monotonic()
+        command, more, started = self._started[name]
+        if self.running[name].poll() is None:
+            if now - started > 30.0:
+                self._down.pop(name, None)
+            return ""
+        first = self._down.setdefault(name, now)
+        if now - first > patience:
+            self.check(name)
+        if now - max(started, first) > pause:
+            self.start(name, command, more)
+        return self.tail(name) if first == now else ""
+
+    def call(self, command: Command, seconds: float = 180.0, more: Mapping[str, str] | None = None) -> str:
+        """Run a short command; returns its standard output.
+
+        Raises:
+            ProcessEndedError: it failed, with what it said.
+        """
+        environment = {**command.full_environment(more), _MARK: self.mark}
+        try:
+            done = subprocess.run(
+                command.argv, env=environment, capture_output=True, text=True, timeout=seconds, check=False
+            )
+        except subprocess.TimeoutExpired as error:
+            raise ProcessEndedError(f"`{command}` did not end within {seconds:g} s") from error
+        if done.returncode:
+            raise ProcessEndedError(
+                f"`{command}` ended with {done.returncode}: {(done.stdout + done.stderr).strip()[-800:]}"
+            )
+        return done.stdout
+
+    def check(self, *names: str) -> None:
+        """See that these (or all) processes still run.
+
+        Raises:
+            ProcessEndedError: one does not; with the end of its log.
+        """
+        for name in names or tuple(self.running):
+            code = self.running[name].poll()
+            if code is not None:
+                raise ProcessEndedError(f"{name} ended with {code}; the end of its log:\n{self.tail(name)}")
+
+    def tail(self, name: str, lines: int = 15) -> str:
+        """The end of a log."""
+        path = self.logs / f"{name}.log"
+        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else ""
+
+    def kill(self, name: str) -> None:
+        """End one process at once, as a power cut would; what it started notices by itself."""
+        process = self.running.pop(name)
+        process.kill()
+        process.wait()
+
+    def marked(self) -> list[int]:
+        """The processes that bear the mark, except this one."""
+        found: list[int] = []
+        if sys.platform != "linux":
+            return [process.pid for process in self.running.values() if process.poll() is None]
+        wanted = f"{_MARK}={self.mark}".encode()
+        for folder in Path("/proc").iterdir():
+            if folder.name.isdecimal() and int(folder.name) != os.getpid():
+                with contextlib.suppress(OSError):
+                    if wanted in (folder / "environ").read_bytes().split(b"\0"):
+                        found.append(int(folder.name))
+        return found
+
+    def end_all(self, patience: float = 5.0) -> None:
+        """Ask all to end, then make them."""
+        before: Any = None
+        with contextlib.suppress(ValueError):  # only the main thread may; a second Ctrl-C must not leave them behind
+            before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            for how, wait in ((signal.SIGTERM, patience), (signal.SIGKILL, patience)):
+                end = time.monotonic() + wait
+                _send(self.marked(), how)
+                while time.monotonic() < end:
+                    for process in self.running.values():
+                        process.poll()
+                    if not self.marked():
+                        break
+                    time.sleep(0.1)
+            for process in self.running.values():
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=patience)
+            self.running.clear()
+        finally:
+            if before is not None:
+                signal.signal(signal.SIGINT, before)
+
+
+def _send(pids: list[int], how: signal.Signals) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, how)

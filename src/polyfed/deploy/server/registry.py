@@ -1,0 +1,147 @@
+"""Who is there: which node is which client, and what the server may know of it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+from polyfed.base.errors import MessageError
+from polyfed.base.types import ClientId
+from polyfed.config import Config
+from polyfed.deploy.wire import headers
+from polyfed.deploy.wire.headers import About, Answer, Request, TaskFacts
+from polyfed.deploy.wire.transport import Outgoing, Transport
+
+#: Told of everything that is worth a line: a kind and its particulars.
+Events = Callable[..., None]
+
+_AGAIN = 60.0  # seconds after which a node that was refused is asked again
+_TTL = 300.0  # seconds in which a node must say who it is, before it is asked again
+
+
+class Roster:
+    """The clients that are connected; nodes that nobody knows yet are asked who they are.
+
+    Args:
+        transport: to the nodes.
+        config: the experiment's.
+        experiment: which run.
+        tell: told who joins, leaves or is refused.
+        fixed: a client stays at the node that first was it, as node keys make sure.
+    """
+
+    def __init__(
+        self, transport: Transport, config: Config, experiment: str, tell: Events, *, fixed: bool = False
+    ) -> None:
+        self.transport, self.config, self.experiment, self.tell, self.fixed = (
+            transport,
+            config,
+            experiment,
+            tell,
+            fixed,
+        )
+        self.task: TaskFacts | None = None
+        self.node: dict[ClientId, int] = {}  # the node of each client, connected or not
+        self.about: dict[ClientId, About] = {}
+        self._asked: dict[str, tuple[int, float]] = {}  # ticket -> node, and when it was asked
+        self._refused: dict[int, float] = {}  # node -> when it may be asked again
+        self._online: set[int] = set()
+
+    @property
+    def present(self) -> list[ClientId]:
+        """The clients that are connected now, ascending."""
+        return sorted(client for client, node in self.node.items() if node in self._online)
+
+    def refresh(self) -> None:
+        """Look who is connected, ask newcomers who they are, and take in what they said."""
+        online = set(self.transport.nodes())
+        for client, node in self.node.items():
+            if node in self._online and node not in online:
+                self.tell("left", client=client)
+            elif node in online and node not in self._online and client in self.about:
+                self.tell("joined", client=client, again=True)
+        self._online = online
+        self._hear()
+        waiting = {node for node, asked in self._asked.values() if time.monotonic() - asked < _TTL}
+        self._refused = {node: until for node, until in self._refused.items() if node in online}
+        refused = {node for node, until in self._refused.items() if time.monotonic() < until}
+        known = {*self.node.values(), *waiting, *refused}
+        new = sorted(online - known)
+        if not new:
+            return
+        request = Request(kind="describe", experiment=self.experiment, config=self.config.to_dict())
+        told = [Outgoing(node, "describe", headers.dump(request), None, "join", _TTL) for node in new]
+        for node, ticket in zip(new, self.transport.push(told), strict=True):
+            if ticket is not None:
+                self._asked[ticket] = (node, time.monotonic())
+
+    def _hear(self) -> None:
+        if not self._asked:
+            return
+        for reply in self.transport.pull(list(self._asked)):
+            node, _ = self._asked.pop(reply.ticket, (0, 0.0))
+            if reply.error:
+                self.tell("refused", node=str(node), reason=reply.error)
+                continue  # it is asked again when the roster is looked at next
+            try:
+                answer = headers.load(Answer, reply.header)
+            except MessageError as error:
+                self._refuse(node, str(error))
+                continue
+            if answer.error or answer.about is None:
+                self._refuse(node, answer.error or "it did not say who it is")
+            else:
+                self._enter(node, answer.about)
+
+    def _refuse(self, node: int, reason: str, **more: Any) -> None:
+        self._refused[node] = time.monotonic() + _AGAIN  # what it lacks may be mended by then
+        self.tell("refused", node=str(node), reason=reason, **more)
+
+    def _enter(self, node: int, about: About) -> None:
+        client, before = about.client, self.node.get(about.client)
+        reason = self._misfit(about)
+        if reason:
+            self._refuse(node, reason, client=client)
+        elif self.fixed and before is not None and before != node:
+            self._refuse(node, "another node with a key of its own is this client", client=client)
+        else:
+            moved = before is not None and before != node
+            if moved and before is not None:
+                self._refused[before] = math.inf  # one client has one place: the one that it last spoke from
+            self.node[client], self.about[client] = node, about
+            self.tell("joined", client=client, again=moved)
+
+    def _misfit(self, about: About) -> str:
+        """Why a client cannot take part; "" if it can."""
+        if about.client >= self.config.clients.count:
+            return f"its number is {about.client}; clients.count is {self.config.clients.count}"
+        task = self.task
+        if task is None:
+            others = [other for other in self.about.values() if other.client != about.client]
+            if others and about.input_shape != others[0].input_shape:
+                return f"its examples have shape {about.input_shape}, those of others {others[0].input_shape}"
+            return ""
+        if about.input_shape != task.input_shape or about.num_classes > task.num_classes:
+            return (
+                f"its data have shape {about.input_shape} in {about.num_classes} classes; the task has "
+                f"{task.input_shape} in {task.num_classes}"
+            )
+        if task.architectures and about.architecture not in task.architectures:
+            return "its network is private or another; this algorithm was started knowing every network"
+        return ""
+
+    def facts(self) -> TaskFacts:
+        """The task of the clients that are there."""
+        about = [self.about[client] for client in self.present]
+        private = any(not one.architecture for one in about)
+        count = self.config.clients.count
+        public = tuple(dict.fromkeys(str(spec) for spec in self.config.clients.models[:count]))
+        configured = set(self.config.clients.capacities[:count])
+        return TaskFacts(
+            input_shape=about[0].input_shape,
+            num_classes=max(one.num_classes for one in about),
+            architectures=() if private else public,
+            capacities=tuple(sorted(configured | {one.capacity for one in about}, reverse=True)),
+        )

@@ -1,0 +1,1 @@
+"""What passes between server and client beside an algorithm's messages."""

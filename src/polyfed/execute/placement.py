@@ -1,0 +1,92 @@
+"""Where numbers live and how precise they are."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from polyfed.base.errors import ConfigError
+from polyfed.core.clients import ClientData
+from polyfed.core.net import Batch
+from polyfed.data.client import ClientData as Examples
+from polyfed.data.client import together
+
+Precision: TypeAlias = Literal["fp32", "bf16", "fp64"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A device and a precision.
+
+    Args:
+        device: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``; ``"auto"`` takes a GPU if there is one.
+        precision: ``"fp32"``; ``"bf16"``, fp32 weights and bfloat16 arithmetic where torch's autocast allows it;
+            ``"fp64"``, everything in double precision, for comparing drivers.
+        channels_last: keep images and kernels with the channels innermost, which convolutions may prefer: 1.2 times
+            faster on a CPU in fp32 and 1.6 times in bf16, and equal up to rounding.
+    """
+
+    device: torch.device
+    precision: Precision = "fp32"
+    channels_last: bool = False
+
+    @classmethod
+    def of(cls, device: str, precision: Precision) -> Place:
+        """Resolve a configured device.
+
+        Raises:
+            ConfigError: a GPU is asked for where torch sees none.
+        """
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise ConfigError(
+                f'run.device is {device!r}, but torch {torch.__version__} sees no GPU; use "cpu" or "auto"'
+            )
+        return cls(torch.device(device), precision)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of weights and inputs."""
+        return torch.float64 if self.precision == "fp64" else torch.float32
+
+    def put(self, value: Tensor, *, copy: bool = False) -> Tensor:
+        """``value`` as work wants it: on the device, in the layout. Itself where it is so, unless ``copy``."""
+        form = torch.channels_last if self.channels_last and value.dim() == 4 else torch.preserve_format
+        return value.to(self.device, copy=copy, memory_format=form)
+
+    def batch(self, data: ClientData, rows: Tensor, generator: torch.Generator | None = None) -> Batch:
+        """The examples at ``rows`` of a client's data, ready to compute with; with a generator, augmented."""
+        x, y = data.batch(rows, generator=generator, dtype=self.dtype, device=self.device)
+        return self.put(x), y
+
+    def batches(
+        self, data: Sequence[ClientData], rows: Sequence[Tensor], generators: Sequence[torch.Generator]
+    ) -> Batch:
+        """One batch of each client, equally long, as one: (K, B, ...) and (K, B)."""
+        own = [one for one in data if isinstance(one, Examples)]
+        alike = len(own) == len(data) and own[0].dataset.is_image
+        if alike and len({(id(one.dataset), one.augment) for one in own}) == 1:
+            x, y = together(own, rows, generators, dtype=self.dtype, device=self.device)
+            return x.unflatten(0, (len(own), -1)), y.unflatten(0, (len(own), -1))
+        each = [self.batch(*given) for given in zip(data, rows, generators, strict=True)]
+        return torch.stack([x for x, _ in each]), torch.stack([y for _, y in each])
+
+    def autocast(self) -> torch.autocast:
+        """The context of a forward pass."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+
+    @contextmanager
+    def defaults(self) -> Generator[None]:
+        """Inside the block, new floating-point tensors have this precision."""
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(self.dtype)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)

@@ -1,0 +1,1 @@
+"""Several processes: worker processes, what passes between them, and who is dealt to whom."""

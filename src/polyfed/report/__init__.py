@@ -1,0 +1,1 @@
+"""What a person sees of a run: units, progress, tables. Free of torch."""

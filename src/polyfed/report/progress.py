@@ -1,0 +1,160 @@
+"""Progress while a run goes: one line drawn anew in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Column
+
+from polyfed.report.units import clock, duration, percent, size
+
+if TYPE_CHECKING:
+    from polyfed.config import Config
+    from polyfed.rounds.callbacks import Watch
+
+_LINES = 20  # about as many plain lines as a run may print
+
+
+Summary = Mapping[str, Any]
+Row = Mapping[str, Any]
+
+
+class _Clock:
+    """How far a run is and when it will be over, by the wall clock, evaluation included."""
+
+    def __init__(self, first_round: int, now: Callable[[], float]) -> None:
+        self._done, self._now, self._start = first_round - 1, now, now()
+
+    def elapsed(self) -> float:
+        """Seconds since this process took up the run."""
+        return self._now() - self._start
+
+    def left(self, row: Row) -> float | None:
+        """Seconds to the end; None before the first round is over, and after the last."""
+        played, more = row["round"] - self._done, row["rounds"] - row["round"]
+        return self.elapsed() / played * more if played > 0 and more > 0 else None
+
+
+def _traffic(row: Row) -> int:
+    totals = row.get("totals", {})
+    return int(totals.get("bytes_up", 0)) + int(totals.get("bytes_down", 0))
+
+
+class Lines:
+    """Progress as plain lines, at most about 20 per run, for logs and pipes.
+
+    Args:
+        console: where to.
+        label: what is running.
+        now: a clock in seconds.
+    """
+
+    def __init__(self, console: Console, label: str, now: Callable[[], float] = time.monotonic) -> None:
+        self._console, self._label, self._now = console, label, now
+        self._clock = _Clock(1, now)
+        self._last: int | None = None
+
+    def _say(self, text: str) -> None:
+        # One record is one line: never wrapped, never coloured, brackets in paths left alone.
+        self._console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+    def started(self, run_dir: Path, config: Config, first_round: int) -> None:
+        """Say what begins, and where it is written."""
+        self._clock = _Clock(first_round, self._now)
+        goes_on = f", from round {first_round}" if first_round > 1 else ""
+        self._say(f"{self._label}: {config.run.rounds} rounds{goes_on}, in {run_dir}")
+
+    def round_ended(self, row: Row) -> None:
+        """A line for an evaluated round, unless the one before was only a moment ago."""
+        accuracy = row.get("accuracy")
+        if accuracy is None:
+            return
+        last, rounds = row["round"] == row["rounds"], row["rounds"]
+        if self._last is not None and not last and row["round"] - self._last < rounds / _LINES:
+            return
+        self._last = row["round"]
+        parts = [
+            f"round {row['round']:>{len(str(rounds))}}/{rounds}",
+            f"accuracy {percent(accuracy['mean'])}",
+            f"{size(_traffic(row))} up and down",
+            duration(self._clock.elapsed()),
+        ]
+        left = self._clock.left(row)
+        self._say(f"{self._label}: {'  '.join(parts)}{'' if left is None else f'  ETA {duration(left)}'}")
+
+    def note(self, text: str) -> None:
+        """A line of its own."""
+        self._say(f"{self._label}: {text}")
+
+    def ended(self, summary: Summary) -> None:
+        """Nothing: the last round had its line, and the table follows."""
+
+
+class Live:
+    """Progress as one line that is drawn anew, for a terminal.
+
+    Args:
+        console: the terminal.
+        label: what is running.
+        now: a clock in seconds.
+    """
+
+    def __init__(self, console: Console, label: str, now: Callable[[], float] = time.monotonic) -> None:
+        self._label, self._now = label, now
+        self._clock = _Clock(1, now)
+        self._accuracy = "-"
+        self._bar = Progress(
+            # What is running gives way first where 80 columns are too few.
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, max_width=24)),
+            BarColumn(bar_width=8),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.fields[told]}"),
+            console=console,
+        )
+        self._task: TaskID | None = None
+
+    def started(self, run_dir: Path, config: Config, first_round: int) -> None:
+        """Draw the bar."""
+        self._clock = _Clock(first_round, self._now)
+        done = first_round - 1
+        self._task = self._bar.add_task(self._label, total=config.run.rounds, completed=done, told="")
+        self._bar.start()
+
+    def round_ended(self, row: Row) -> None:
+        """Move the bar."""
+        if self._task is None:
+            return
+        if "accuracy" in row:
+            self._accuracy = percent(row["accuracy"]["mean"])
+        left = self._clock.left(row)
+        told = f"accuracy {self._accuracy}  {size(_traffic(row))}  {clock(self._clock.elapsed())}"
+        told += "" if left is None else f"  ETA {clock(left)}"
+        self._bar.update(self._task, completed=row["round"], told=told)
+
+    def note(self, text: str) -> None:
+        """A line above the bar."""
+        self._bar.console.print(text, markup=False, highlight=False)
+
+    def ended(self, summary: Summary) -> None:
+        """Leave the finished bar where it is."""
+        self.close()
+
+    def close(self) -> None:
+        """Give the terminal back, also after an error."""
+        self._bar.stop()
+
+
+def watch_of(console: Console) -> Callable[[str], Watch]:
+    """A maker of watches, by what is running: live for a terminal, plain lines otherwise."""
+    return lambda label: Live(console, label) if console.is_terminal else Lines(console, label)
+
+
+def close(watch: Watch) -> None:
+    """Let a watch give the terminal back, if it holds it."""
+    if isinstance(watch, Live):
+        watch.close()

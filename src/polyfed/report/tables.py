@@ -1,0 +1,207 @@
+"""What a person sees of a run: progress while it goes, a table when it is over. Free of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+
+from polyfed.report.progress import Summary
+from polyfed.report.units import duration, flops, percent, size
+
+if TYPE_CHECKING:
+    pass
+
+
+TRAINING_TIME = "Training time is wall clock without evaluation, and FLOPs are of training alone."
+
+SIMULATED_TIME = (
+    "Simulated time is of training on the devices of the table; 'to' is the time to the first evaluation at a target."
+)
+
+_BOUNDLESS = 10_000  # columns
+_GAP = 2  # columns between columns
+_FOLDED = 10  # columns to which text may be folded
+_NOTEWORTHY = 0.01  # share of the bytes that are not values above which the table's notes tell them apart
+
+
+def console() -> Console:
+    """Standard output; where it is no terminal, as wide as any table: a pipe has no width to cut it to."""
+    return Console() if Console().is_terminal else Console(width=_BOUNDLESS)
+
+
+def print_table(
+    console: Console,
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    left: Sequence[str] = (),
+    costs: Sequence[str] = (),
+) -> None:
+    """Print a table, as two where the console is too narrow for it: first without the costs, then these alone.
+
+    Text may be folded, numbers are never cut: what is too wide even so is left to the terminal to wrap.
+
+    Args:
+        console: where to.
+        headings: one per column; a line break makes a narrow column of a long heading.
+        rows: cells as text.
+        left: headings of the columns of text.
+        costs: headings of the columns of the second table; none keeps it in one.
+    """
+    whole = _Part(headings, rows, left)
+    parts = [whole]
+    if costs and whole.width > console.width:
+        chosen = [heading for heading in headings if heading not in costs], [headings[0], *costs]
+        parts = [_Part(some, [[row[headings.index(name)] for name in some] for row in rows], left) for some in chosen]
+    for number, part in enumerate(parts):
+        if number:
+            console.print()
+        room = console if part.least <= console.width else Console(file=console.file, width=part.least)
+        room.print(part.table(), markup=False, highlight=False)
+
+
+class _Part:
+    """A table and how wide it is.
+
+    Attributes:
+        width: with nothing folded.
+        least: with the text folded as far as it may be.
+    """
+
+    def __init__(self, headings: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[str]) -> None:
+        self._headings, self._rows, self._left = headings, rows, left
+        cells = [[line for cell in column for line in cell.split("\n")] for column in zip(headings, *rows, strict=True)]
+        wide = [max(map(cell_len, column)) for column in cells]
+        text = [heading in left for heading in headings]
+        gaps = _GAP * len(headings)
+        self.width = sum(wide) + gaps
+        self.least = sum(min(w, _FOLDED) if t else w for w, t in zip(wide, text, strict=True)) + gaps
+
+    def table(self) -> Table:
+        table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0))
+        for heading in self._headings:
+            if heading in self._left:
+                table.add_column(heading, overflow="fold")
+            else:
+                table.add_column(heading, justify="right", no_wrap=True)
+        for row in self._rows:
+            table.add_row(*row)
+        return table
+
+
+def closing_table(console: Console, summaries: Mapping[str, Summary]) -> None:
+    """Print one row per run, the main one first.
+
+    Args:
+        console: where to.
+        summaries: summary.json of each run, by label.
+    """
+    targets = targets_of(summaries.values())
+    simulated = any("simulated" in summary for summary in summaries.values())
+    times = ("simulated\ntime", *(f"to\n{percent(target)}" for target in targets)) if simulated else ()
+    costs = ("up", "down", "FLOPs", "training\ntime", "peak\nmemory", *times)
+    rows: list[tuple[str, ...]] = []
+    for label, summary in summaries.items():
+        accuracy, sent = summary["accuracy"], summary["bytes"]
+        rows.append(
+            (
+                label,
+                percent(accuracy["mean"]),
+                percent(accuracy["worst_decile"]),
+                size(sent["up"]),
+                size(sent["down"]),
+                flops(summary["flops"]),
+                duration(summary["seconds"]),
+                size(summary["memory"]["process_peak"]),
+                *((_told(simulated_time(summary)),) if simulated else ()),
+                *(_told(simulated_time(summary, target)) for target in (targets if simulated else ())),
+            )
+        )
+    print_table(console, ("algorithm", "mean", "worst\ntenth", *costs), rows, left=("algorithm",), costs=costs)
+
+
+def targets_of(summaries: Iterable[Summary]) -> list[float]:
+    """The target accuracies that some run reached, ascending."""
+    reached = {target["accuracy"] for summary in summaries for target in summary.get("targets", ()) if target}
+    return sorted(reached)
+
+
+def simulated_time(summary: Summary, target: float | None = None) -> float | None:
+    """Simulated seconds of a run, or up to a target; None without a simulated clock or where it was not reached."""
+    if "simulated" not in summary:
+        return None
+    if target is None:
+        return summary["simulated"]["seconds"]
+    found = (reached for reached in summary["targets"] if reached is not None and reached["accuracy"] == target)
+    return next((reached["simulated_seconds"] for reached in found), None)
+
+
+def _told(seconds: float | None) -> str:
+    return "-" if seconds is None else duration(seconds)
+
+
+def remarks(summaries: Mapping[str, Summary]) -> list[str]:
+    """What must be said under the table: who leads the main run, and what the bytes, times and peaks are.
+
+    Args:
+        summaries: as for `closing_table`; the first is the main run.
+    """
+    (main, first), *others = summaries.items()
+    mean = first["accuracy"]["mean"]
+    said: list[str] = []
+    for label, summary in others:
+        lead = summary["accuracy"]["mean"]
+        if lead > mean:
+            said.append(
+                f"{label} leads {main}: {percent(lead, 2)} against {percent(mean, 2)} in the mean over clients."
+            )
+    for label, summary in summaries.items():
+        for way in ("up", "down"):
+            sent = summary["bytes"]
+            total, values = sent[way], sent.get(f"{way}_values", sent[way])
+            if total and (total - values) / total > _NOTEWORTHY:
+                rest = f"{size(sent.get(f'{way}_indices', 0))} indices, {size(sent.get(f'{way}_header', 0))} header"
+                said.append(f"{label}: of the {size(total)} {way}, {size(values)} are values, {rest}.")
+    for label, summary in summaries.items():
+        if "simulated" in summary and (in_vain := _in_vain(summary["simulated"])):
+            said.append(f"{label}: {in_vain}.")
+    said.append(TRAINING_TIME)
+    if any("simulated" in summary for summary in summaries.values()):
+        said.append(SIMULATED_TIME)
+    if others:
+        said.append("Peak memory is the process's so far, whatever the row, and its workers', which share part of it.")
+    return said
+
+
+def _in_vain(simulated: Summary) -> str:
+    """The clients that did not count, by reason, and what they cost; "" if all did."""
+    failed = {reason: count for reason, count in simulated["failed"].items() if count}
+    if not failed:
+        return ""
+    wasted = simulated["wasted"]
+    reasons = ", ".join(f"{count} {reason}" for reason, count in failed.items())
+    void = f"; {simulated['void']} rounds were void" if simulated["void"] else ""
+    cost = f"{size(wasted['bytes_up'])} up, {size(wasted['bytes_down'])} down, {flops(wasted['flops'])} FLOPs"
+    return f"clients asked in vain: {reasons}{void}; that cost {cost}, which are not in the table"
+
+
+def show(console: Console, summaries: Mapping[str, Summary], notes: Sequence[str] = ()) -> None:
+    """Print the closing table, the notes, the remarks, and where the runs lie.
+
+    Args:
+        console: where to.
+        summaries: as for `closing_table`.
+        notes: what the labels stand for.
+    """
+    console.print()
+    closing_table(console, summaries)
+    console.print()
+    for remark in (*notes, *remarks(summaries)):
+        console.print(remark, soft_wrap=True, markup=False, highlight=False)
+    first = next(iter(summaries.values()))
+    console.print(f"The run lies in {Path(first['run_dir']).absolute()}", soft_wrap=True, markup=False, highlight=False)

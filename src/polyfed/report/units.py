@@ -1,0 +1,59 @@
+"""Numbers for people: percent, bytes, FLOPs, durations."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+
+
+def percent(fraction: float | None, digits: int = 1) -> str:
+    """0.8312 -> "83.1 %"; None, of what was not measured, -> "-"."""
+    return "-" if fraction is None else f"{100 * fraction:.{digits}f} %"
+
+
+def size(count: float) -> str:
+    """Bytes for people, in powers of 1000: 1234567 -> "1.23 MB"."""
+    return _scaled(count, "B")
+
+
+def flops(count: float) -> str:
+    """Floating-point operations for people: 1.2e12 -> "1.2 T"."""
+    return _scaled(count, "")
+
+
+def _scaled(count: float, unit: str) -> str:
+    if count < 1000:
+        return f"{count:.0f} {unit}".rstrip()
+    power = 1
+    while count >= 999.5 * 1000**power and power < 6:  # 999.6 kB is 1 MB, not 1e+03 kB
+        power += 1
+    return f"{count / 1000**power:.3g} {' kMGTPE'[power]}{unit}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: 3725 -> "1 h 02 min"; 95 -> "1 min 35 s"; 8.25 -> "8.2 s"."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def clock(seconds: float) -> str:
+    """Seconds where there is little room: 3725 -> "1:02:05"; 95 -> "1:35"."""
+    minutes, second = divmod(round(seconds), 60)
+    hour, minute = divmod(minutes, 60)
+    return f"{hour}:{minute:02d}:{second:02d}" if hour else f"{minute}:{second:02d}"
+
+
+def spread(fractions: Iterable[float]) -> str:
+    """Mean and standard deviation (n - 1) of fractions: ``71.6 ± 1.3 %``; of a single one ``71.6 %``."""
+    found = list(fractions)
+    if len(found) < 2:
+        return percent(statistics.fmean(found))
+    return f"{100 * statistics.fmean(found):.1f} ± {100 * statistics.stdev(found):.1f} %"

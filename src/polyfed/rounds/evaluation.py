@@ -1,0 +1,128 @@
+"""How good the models of a round are: all clients (or a sample), the cohort before aggregation, the server's own."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from polyfed.base.types import ClientId
+from polyfed.core.message import Message
+from polyfed.execute.cost import CostCounter
+from polyfed.execute.local_training import tree_to
+from polyfed.execute.placement import Place
+from polyfed.rounds.clients import Clients, Report, measure
+from polyfed.rounds.federation import Federation
+from polyfed.rounds.sampling import sample
+from polyfed.rounds.scoring import Score, Scorer
+
+
+@dataclass
+class Evaluation:
+    """The scores of a round.
+
+    Args:
+        scores: by client, all of them or the configured sample.
+        official: accuracy of the clients of the round just after their training, before aggregation.
+        whole: accuracy of each of the server's own models on the test data of these clients pooled, and the mean of
+            its accuracies on the single clients' test data.
+        gradient: mean over a sample of clients of the squared norm of the whole local model's gradient.
+        flops: of all of it: forward passes, and what `Algorithm.parts` computes before them.
+        seconds: of the evaluation.
+    """
+
+    scores: dict[ClientId, Score]
+    official: float | None = None
+    whole: dict[str, tuple[float, float]] = field(default_factory=dict[str, tuple[float, float]])
+    gradient: float | None = None
+    flops: int = 0
+    seconds: float = 0.0
+
+    @property
+    def flops_per_example(self) -> float:
+        """FLOPs of predicting one example, with every predictor; the mean over clients."""
+        return float(np.mean([score.flops / score.examples for score in self.scores.values()]))
+
+    @property
+    def down(self) -> int:
+        """Bytes sent for the sake of this evaluation."""
+        return sum(score.down for score in self.scores.values())
+
+    @property
+    def predictors(self) -> list[str]:
+        """All names, the default first."""
+        return list(next(iter(self.scores.values())).correct)
+
+    def mean(self, predictor: str | None = None, clients: Sequence[ClientId] | None = None) -> float:
+        """The mean over clients, each counting once."""
+        chosen = self.scores if clients is None else clients
+        return float(np.mean([self.scores[k].accuracy(predictor) for k in chosen]))
+
+    def worst_decile(self) -> float:
+        """The mean over the worst tenth of the clients (at least one)."""
+        accuracies = sorted(score.accuracy() for score in self.scores.values())
+        return float(np.mean(accuracies[: math.ceil(len(accuracies) / 10)]))
+
+
+class Evaluator:
+    """Tests clients and server models."""
+
+    def __init__(self, federation: Federation, place: Place, costs: CostCounter) -> None:
+        self.federation, self.place, self.costs = federation, place, costs
+        self.scorer = Scorer(federation.algorithm, place, costs)
+
+    def evaluate(
+        self, server: Any, clients: Clients, round_: int, reports: Mapping[ClientId, Report] | None = None
+    ) -> Evaluation:
+        """Test clients (all, or the sample) after aggregation, the cohort before it, and the server's models."""
+        started, counting = time.perf_counter(), self.costs.seconds
+        before = [report.score for report in (reports or {}).values() if report.score is not None]
+        official = float(np.mean([score.accuracy() for score in before])) if before else None
+        scores = self._clients(server, clients, round_)
+        whole, flops = self._whole(server, list(scores))
+        flops += sum(score.flops + score.flops_parts for score in (*before, *scores.values()))
+        seconds = time.perf_counter() - started - (self.costs.seconds - counting)
+        seconds += sum(score.seconds for score in before)
+        return Evaluation(scores, official, whole, flops=flops, seconds=seconds)
+
+    def _sample(self, round_: int) -> list[int]:
+        return sample(self.federation, self.federation.config.run.eval_clients, round_, "evaluate")
+
+    def _clients(self, server: Any, clients: Clients, round_: int) -> dict[ClientId, Score]:
+        algorithm = self.federation.algorithm
+        made: dict[object, tuple[Message | None, int]] = {}
+        down: dict[ClientId, tuple[Message | None, int]] = {}
+        for k in self._sample(round_):
+            info = self.federation.info(k)
+            kind = info if algorithm.personal_broadcast else replace(info, id=0)
+            if kind not in made:
+                message = algorithm.broadcast(server, info)
+                made[kind] = (message, measure(message).total)
+            down[k] = made[kind]
+        scores = clients.evaluate(round_, {k: message for k, (message, _) in down.items()})
+        for k, score in scores.items():
+            score.down = down[k][1]
+        return scores
+
+    def _whole(self, server: Any, clients: Sequence[ClientId]) -> tuple[dict[str, tuple[float, float]], int]:
+        named = self.federation.algorithm.global_nets(server, self.federation.task)
+        if not named:
+            return {}, 0
+        data, positions, sizes = self.federation.data.global_test(clients)
+        starts = np.cumsum(sizes) - sizes
+        out: dict[str, tuple[float, float]] = {}
+        flops = 0
+        for name, nets in named.items():
+            moved = tree_to({part: net.params for part, net in nets.items()}, self.place)
+            found, cost = self.scorer.right(
+                {part: replace(nets[part], params=moved[part]) for part in nets}, data, self.place
+            )
+            flops += cost
+            right = next(iter(found.values())).cpu().numpy()
+            per_client = np.add.reduceat(right[positions], starts, dtype=np.int64) / sizes
+            out[name] = (float(right.mean()), float(per_client.mean()))
+        return out, flops

@@ -1,0 +1,213 @@
+"""A configuration made real: data, partition, networks and clients."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from polyfed.base.errors import ModelError
+from polyfed.base.rng import Rng
+from polyfed.base.types import ClientId
+from polyfed.config import Config, load_algorithm
+from polyfed.config.profiles import load_profiles
+from polyfed.core.algorithm import Algorithm, Task
+from polyfed.core.clients import ClientInfo, LocalClient
+from polyfed.core.message import Nothing, State
+from polyfed.core.plan import LocalSGD
+from polyfed.data.client import FederatedData
+from polyfed.data.dataset import Dataset
+from polyfed.data.partition.make import make_partition
+from polyfed.data.partition.partition import Partition
+from polyfed.data.sources import load_dataset
+from polyfed.models.catalogue import ModelSpec
+from polyfed.models.split import SplitModel
+from polyfed.rounds.availability import Fleet
+from polyfed.rounds.sampling import Weighted
+
+
+@dataclass(frozen=True)
+class Federation:
+    """Everything that does not change during a run. Clients are described by formula, not by a list.
+
+    Args:
+        config: what was asked for.
+        dataset: all examples.
+        partition: whose they are.
+        algorithm: the way to train together.
+    """
+
+    config: Config
+    dataset: Dataset
+    partition: Partition
+    algorithm: Algorithm
+
+    @cached_property
+    def data(self) -> FederatedData:
+        """Each client's examples, by index."""
+        return FederatedData(self.dataset, self.partition, augment=self.config.data.augment)
+
+    @cached_property
+    def specs(self) -> tuple[ModelSpec, ...]:
+        """The architectures, dealt to clients in turn."""
+        return self.config.clients.models
+
+    @cached_property
+    def task(self) -> Task:
+        """What the server and all clients know."""
+        return configured_task(self.config, self.dataset.input_shape, self.dataset.num_classes)
+
+    @cached_property
+    def plan(self) -> LocalSGD:
+        """How clients train."""
+        return LocalSGD(**self.config.train.model_dump())
+
+    @cached_property
+    def rng(self) -> Rng:
+        """The root of all randomness but the partition's."""
+        return Rng((self.config.run.seed,))
+
+    @cached_property
+    def fleet(self) -> Fleet | None:
+        """The clients' devices, if the simulated clock is asked for."""
+        devices = self.config.devices
+        if devices is None:
+            return None
+        profiles = load_profiles(devices.profiles)
+        return Fleet(profiles, self.rng.at("devices"), devices.deal, devices.start_hour)
+
+    @cached_property
+    def weighted(self) -> Weighted | None:
+        """How clients are drawn where not all are equally likely."""
+        clients = self.config.clients
+        if clients.selection == "by-size":
+            return Weighted(np.diff(self.partition.train_offsets))
+        return Weighted(np.resize(clients.capacities, clients.count)) if clients.selection == "by-capacity" else None
+
+    def info(self, client: ClientId) -> ClientInfo:
+        """What the server knows of a client."""
+        capacities = self.config.clients.capacities
+        return ClientInfo(client, capacities[client % len(capacities)], str(self.specs[client % len(self.specs)]))
+
+    def own(self, client: ClientId) -> SplitModel:
+        """A client's network."""
+        return self.task.build(self.specs[client % len(self.specs)])
+
+    def local(self, client: ClientId, round_: int) -> LocalClient:
+        """A client at work in a round; round 0 is its creation, before its first."""
+        rng = self.rng.at("client", client) if round_ == 0 else self.rng.at("round", round_, "client", client)
+        models = self.algorithm.models(self.task, self.own(client))
+        train, held = self.data.train(client).hold_out(self.algorithm.holdout, self.rng.at("client", client, "held"))
+        return LocalClient(self.info(client), models, train, self.plan, rng, round_, held)
+
+    def first_state(self, client: ClientId) -> State:
+        """What a client keeps before it first trains."""
+        if type(self.algorithm).init_client is Algorithm.init_client:
+            return Nothing()  # without the client's rows, of which nothing would come: a tenth of a small round
+        return self.algorithm.init_client(self.local(client, 0))
+
+
+def configured_task(config: Config, input_shape: tuple[int, ...], num_classes: int) -> Task:
+    """The task of a configuration whose data have these shapes and classes."""
+    clients = config.clients
+    return Task(
+        input_shape=input_shape,
+        num_classes=num_classes,
+        num_clients=clients.count,
+        rounds=config.run.rounds,
+        architectures=tuple(dict.fromkeys(clients.models[: clients.count])),
+        capacities=tuple(sorted(set(clients.capacities[: clients.count]), reverse=True)),
+    )
+
+
+def check_networks(algorithm: Algorithm, task: Task) -> None:
+    """Build all networks, and ask the algorithm whether it can train them.
+
+    Raises:
+        ModelError: one cannot be built, or trained this way.
+    """
+    algorithm.check(task)
+    for model in task.family().values():
+        algorithm.models(task, model)
+
+
+def misfits(configs: Sequence[Config]) -> list[str]:
+    """Which of the configurations cannot be trained, for networks that do not fit data or algorithm; a fault for each.
+
+    Raises:
+        PolyfedError: data that cannot be loaded.
+    """
+    shapes: dict[object, tuple[tuple[int, ...], int]] = {}
+    faults: list[str] = []
+    for config in configs:
+        data = config.data.model_dump_json()
+        if data not in shapes:
+            dataset = _load(config)
+            shapes[data] = (dataset.input_shape, dataset.num_classes)
+        try:
+            check_networks(
+                load_algorithm(config.algorithm.name, config.algorithm.keys), configured_task(config, *shapes[data])
+            )
+        except ModelError as error:
+            faults.append(str(error))
+    return list(dict.fromkeys(faults))
+
+
+def deal(config: Config) -> tuple[Dataset, Partition]:
+    """Load the data and deal them to clients.
+
+    Raises:
+        PolyfedError: what cannot be loaded or dealt, and why.
+    """
+    dataset = _load(config)
+    settings = config.partition.model_dump(exclude_none=True, exclude={"kind", "seed"})
+    seed = config.run.seed if config.partition.seed is None else config.partition.seed
+    partition = make_partition(
+        dataset,
+        kind=config.partition.kind,
+        num_clients=config.clients.count,
+        rng=Rng((seed, "partition")),
+        test_fraction=config.data.test_fraction,
+        split=config.data.split,
+        **settings,
+    )
+    if config.data.validation_fraction:
+        y = dataset.y.cpu().numpy()
+        partition = partition.validating(config.data.validation_fraction, y, Rng((seed, "partition", "validation")))
+    return dataset, partition
+
+
+def prepare(config: Config) -> Federation:
+    """Load the data, deal them, and check that the algorithm can train these networks.
+
+    Raises:
+        PolyfedError: what cannot be loaded, dealt or trained, and why.
+    """
+    dataset, partition = deal(config)
+    name, keys = config.algorithm.name, config.algorithm.keys
+    federation = Federation(config, dataset, partition, load_algorithm(name, keys))
+    check_networks(federation.algorithm, federation.task)
+    if federation.algorithm.holdout:
+        federation.local(partition.smallest, 0)  # too few examples are told before the run
+    _give_back()
+    return federation
+
+
+def _load(config: Config) -> Dataset:
+    return load_dataset(
+        config.data.dataset,
+        path=Path(config.data.path) if config.data.path else None,
+        image_size=config.data.image_size,
+        **config.data.options,
+    )
+
+
+def _give_back() -> None:
+    """Return freed memory to the system: of dealing five million rows, glibc keeps 200 MB for later."""
+    with suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)

@@ -1,0 +1,84 @@
+"""The gradient of the whole local model, measured between two rounds: what a theorem about convergence bounds.
+
+No step is taken. A sample of clients begins the next round, as far as the first training that each asks for, and the
+gradient there is that of the loss it would minimise, over all its training examples at once and for all the parts it
+would train, private and shared. Weight decay and clipping belong to the optimizer and are not in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from types import GeneratorType
+from typing import Any
+
+import torch
+
+from polyfed.base.types import ClientId
+from polyfed.core.clients import Cohort
+from polyfed.core.message import Message
+from polyfed.core.plan import Step
+from polyfed.core.requests import Exchange, Fit
+from polyfed.execute.local_training import EVAL_BATCH, Local
+from polyfed.execute.placement import Place
+from polyfed.rounds.clients import Simulated
+from polyfed.rounds.sampling import sample
+
+
+def gradient_squared(server: Any, clients: Simulated, round_: int) -> float | None:
+    """The mean over ``run.gradient_clients`` clients of the squared norm; None if none of them trains.
+
+    Args:
+        server: the state after ``round_``.
+        clients: whose private states and data.
+        round_: the last round that was played.
+    """
+    federation = clients.federation
+    chosen = sample(federation, federation.config.run.gradient_clients, round_, "gradient")
+    rng = federation.rng.at("round", round_, "gradient")
+    cohort = Cohort(tuple(map(federation.info, chosen)), round_ + 1, federation.config.run.rounds, rng.at("server"))
+    exchange = _first(federation.algorithm.server_round(server, cohort), Exchange, clients)
+    down: Mapping[ClientId, Message | None] = {} if exchange is None else exchange.down
+    squares: list[float] = []
+    for client, message in down.items():
+        local = federation.local(client, round_ + 1)
+        fit = _first(federation.algorithm.client_round(clients.private(client), message, local), Fit, clients)
+        if fit is not None:
+            with rng.at("layers").fork():
+                squares.append(squared_norm(fit, clients.driver.place))
+    return sum(squares) / len(squares) if squares else None
+
+
+def _first(steps: Any, kind: type[Any], clients: Simulated) -> Any:
+    """The first request of a kind that a coroutine makes, which then ends there; None if it makes none."""
+    if not isinstance(steps, GeneratorType):
+        return None
+    answer: Any = None
+    while True:
+        try:
+            request = steps.send(answer)
+        except StopIteration:
+            return None
+        if isinstance(request, kind):
+            steps.close()
+            return request
+        answer = clients.driver.perform(request)
+
+
+def squared_norm(fit: Fit, place: Place) -> float:
+    """The squared norm, over all trained parts, of what the optimizer would step with on all examples at once."""
+    client = fit.client
+    for model in client.models.values():
+        model.train(True)
+    local = Local(fit, place)
+    count = len(client.train)
+    sums: dict[tuple[str, str], torch.Tensor] = {}
+    for index, rows in enumerate(torch.arange(count).split(EVAL_BATCH)):
+        batch = place.batch(client.train, rows)
+        local.see(fit.drawn(Step(rows, index, index)))
+        grads = fit.gradient(partial(local.grad, batch), local.nets, batch, False)
+        for part, params in grads.items():
+            for name, g in params.items():
+                share = g.double() * (len(rows) / count)  # a loss is a mean over its batch
+                sums[part, name] = sums[part, name] + share if (part, name) in sums else share
+    return float(sum(g.square().sum() for g in sums.values()))

@@ -1,0 +1,222 @@
+"""What a run has cost and reached so far: the numbers of summary.json, kept up round by round."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from polyfed.core.message import Size
+from polyfed.rounds.evaluation import Evaluation
+from polyfed.rounds.federation import Federation
+from polyfed.rounds.round import Played, total
+from polyfed.rounds.timing import Loss, Timing
+from polyfed.simulation.clock import REASONS
+
+
+class Ledger:
+    """Sums over rounds. `progress` is all of it, as JSON, for the checkpoint."""
+
+    def __init__(self, federation: Federation, progress: dict[str, Any] | None = None) -> None:
+        self.federation = federation
+        self.progress: dict[str, Any] = progress or {
+            "bytes": {"up": _size(Size()), "down": _size(Size()), "evaluation_down": 0},
+            "flops": 0,
+            "participations": 0,
+            "flops_evaluation": 0,
+            "flops_per_example": 0.0,
+            "seconds": 0.0,
+            "seconds_evaluation": 0.0,
+            "by_model": {},
+            "targets": [None for _ in federation.config.run.targets],
+            "best": None,
+            "last": None,
+        }
+        if federation.config.devices is not None and "simulated" not in self.progress:
+            failed = dict.fromkeys(REASONS, 0)
+            self.progress["simulated"] = {"seconds": 0.0, "void": 0, "failed": failed, "wasted": _wasted()}
+
+    @property
+    def now(self) -> float:
+        """Simulated seconds since the beginning of the run; 0 without devices."""
+        return self.progress["simulated"]["seconds"] if "simulated" in self.progress else 0.0
+
+    def round(self, played: Played, seconds: float) -> dict[str, Any]:
+        """Enter a round's training; returns the training half of its line in rounds.jsonl."""
+        reports = played.reports.values()
+        up, down = total([r.up for r in reports]), total([r.down for r in reports])
+        flops = sum(r.work.flops for r in reports)
+        p = self.progress
+        p["bytes"]["up"], p["bytes"]["down"] = _plus(p["bytes"]["up"], up), _plus(p["bytes"]["down"], down)
+        p["flops"] += flops
+        p["seconds"] += seconds
+        p["participations"] += len(reports)
+        for client, report in played.reports.items():
+            family = p["by_model"].setdefault(self.federation.info(client).architecture, _family())
+            family["bytes_up"] += report.up.total
+            family["bytes_down"] += report.down.total
+            family["flops"] += report.work.flops
+            family["seconds"] += report.work.seconds
+            family["step_peak"] = max(family["step_peak"], report.work.peak_bytes)
+        losses = [r.work.loss for r in reports if r.work.loss is not None]
+        row: dict[str, Any] = {
+            "cohort": [client.id for client in played.cohort],
+            "loss": sum(losses) / len(losses) if losses else None,
+            "bytes": {"up": up.total, "down": down.total},
+            "flops": flops,
+            "seconds": seconds,
+        }
+        return row if played.timing is None else row | self._simulated(played, played.timing)
+
+    def _simulated(self, played: Played, timing: Timing) -> dict[str, Any]:
+        """Enter a round of the simulated clock."""
+        p, fleet = self.progress["simulated"], self.federation.fleet
+        assert fleet is not None, "a round was timed"
+        failed = {client: loss.reason for client, loss in timing.losses.items() if client not in played.reports}
+        wasted = _wasted(*timing.losses.values())
+        p["seconds"] += timing.seconds
+        p["void"] += timing.void
+        p["failed"] = {reason: n + list(failed.values()).count(reason) for reason, n in p["failed"].items()}
+        p["wasted"] = {kind: n + wasted[kind] for kind, n in p["wasted"].items()}
+        row: dict[str, Any] = {
+            "replies": len(played.reports),
+            "simulated": {
+                "seconds": timing.seconds,
+                "hour": fleet.hour(timing.start) % 24,
+                "failed": {str(client): reason for client, reason in sorted(failed.items())},
+                "wasted": wasted,
+            },
+        }
+        return {**row, "void": True} if timing.void else row
+
+    def evaluation(self, round_: int, found: Evaluation) -> dict[str, Any]:
+        """Enter an evaluation; returns the accuracy half of the round's line."""
+        p = self.progress
+        p["bytes"]["evaluation_down"] += found.down
+        p["flops_evaluation"] += found.flops
+        p["flops_per_example"] = found.flops_per_example
+        p["seconds_evaluation"] += found.seconds
+        mean = found.mean()
+        for i, target in enumerate(self.federation.config.run.targets):
+            if p["targets"][i] is None and mean >= target:
+                p["targets"][i] = {"accuracy": target, "round": round_, **self.totals()}
+        if p["best"] is None or mean > p["best"]["mean"]:
+            p["best"] = {"mean": mean, "round": round_}
+        accuracy = {
+            "mean": mean,
+            "worst_decile": found.worst_decile(),
+            "predictors": {name: found.mean(name) for name in found.predictors},
+            "by_model": self._by(found, "architecture"),
+            "by_capacity": self._by(found, "capacity"),
+            "official": found.official,
+            "global": {name: pooled for name, (pooled, _) in found.whole.items()},
+            "global_local": {name: local for name, (_, local) in found.whole.items()},
+            "clients": len(found.scores),
+        }
+        p["last"] = accuracy
+        row = {"accuracy": accuracy, "evaluation_down": found.down, "seconds_evaluation": found.seconds}
+        return row if found.gradient is None else {**row, "gradient_squared": found.gradient}
+
+    def _by(self, found: Evaluation, what: Literal["architecture", "capacity"]) -> dict[str, float]:
+        groups: dict[str, list[int]] = {}
+        for client in found.scores:
+            info = self.federation.info(client)
+            kind = info.architecture if what == "architecture" else f"{info.capacity:g}"
+            groups.setdefault(kind, []).append(client)
+        return {name: found.mean(clients=clients) for name, clients in sorted(groups.items())}
+
+    def totals(self) -> dict[str, Any]:
+        """Training's bytes, FLOPs and seconds so far."""
+        p = self.progress
+        return {
+            "bytes_up": p["bytes"]["up"]["total"],
+            "bytes_down": p["bytes"]["down"]["total"],
+            "flops": p["flops"],
+            "seconds": p["seconds"],
+            **({"simulated_seconds": self.now} if "simulated" in p else {}),
+        }
+
+    def peaked(self, peak: int) -> None:
+        """Enter the largest resident memory of the processes so far; a run that was resumed had others before."""
+        self.progress["peak"] = max(self.progress.get("peak", 0), peak)
+
+    def summary(self, run_dir: str, trained: int) -> dict[str, Any]:
+        """The content of summary.json; docs/run-directory.md explains each key."""
+        p, config = self.progress, self.federation.config
+        up, down = p["bytes"]["up"], p["bytes"]["down"]
+        return {
+            "algorithm": self.federation.algorithm.name,
+            "name": config.run.name,
+            "seed": config.run.seed,
+            "rounds": config.run.rounds,
+            "run_dir": run_dir,
+            "accuracy": {**(p["last"] or {}), "best": p["best"]},
+            "bytes": {
+                "up": up["total"],
+                "down": down["total"],
+                **{f"up_{kind}": up[kind] for kind in ("values", "indices", "header")},
+                **{f"down_{kind}": down[kind] for kind in ("values", "indices", "header")},
+                "evaluation_down": p["bytes"]["evaluation_down"],
+            },
+            **{key: p[key] for key in ("flops", "flops_evaluation", "flops_per_example")},
+            **{key: p[key] for key in ("seconds", "seconds_evaluation")},
+            "memory": {
+                "process_peak": p.get("peak", 0),
+                "step_peak": {name: family["step_peak"] for name, family in p["by_model"].items()},
+            },
+            "by_model": p["by_model"],
+            "targets": p["targets"],
+            **({"simulated": p["simulated"]} if "simulated" in p else {}),
+            "clients": {"count": config.clients.count, "trained": trained, "participations": p["participations"]},
+            "partition_hash": self.federation.partition.hash,
+            "config_hash": config.hash(),
+        }
+
+
+def client_rows(
+    federation: Federation, round_: int, played: Played | None, found: Evaluation | None
+) -> list[dict[str, Any]]:
+    """The lines of clients.jsonl for a round: who trained, in vain or not, who was tested, and with what result."""
+    trained = played.reports if played else {}
+    timing = played.timing if played else None
+    lost = timing.losses if timing else {}
+    tested = found.scores if found else {}
+    rows: list[dict[str, Any]] = []
+    for client in sorted({*trained, *lost, *tested}):
+        info = federation.info(client)
+        row: dict[str, Any] = {"round": round_, "client": client, "model": info.architecture, "capacity": info.capacity}
+        if client in trained:
+            report = trained[client]
+            row |= {
+                "steps": report.work.steps,
+                "way": report.work.way,
+                "loss": report.work.loss,
+                "bytes_up": report.up.total,
+                "bytes_down": report.down.total,
+                "flops": report.work.flops,
+                "seconds": report.work.seconds,
+                "step_peak": report.work.peak_bytes,
+            }
+        if timing and (client in lost or client in trained):
+            loss = lost.get(client)
+            row["simulated_seconds"] = timing.clients.get(client, 0.0) + (loss.seconds if loss else 0.0)
+            row |= {"failed": loss.reason, "wasted": _wasted(loss)} if loss else {}
+        if client in tested:
+            score = tested[client]
+            row |= {"examples": score.examples, "correct": score.correct, "accuracy": score.accuracy()}
+        rows.append(row)
+    return rows
+
+
+def _size(size: Size) -> dict[str, int]:
+    return {"values": size.values, "indices": size.indices, "header": size.header, "total": size.total}
+
+
+def _plus(sums: dict[str, int], size: Size) -> dict[str, int]:
+    return {kind: sums[kind] + more for kind, more in _size(size).items()}
+
+
+def _wasted(*losses: Loss) -> dict[str, int]:
+    return {kind: sum(getattr(loss, kind) for loss in losses) for kind in ("bytes_up", "bytes_down", "flops")}
+
+
+def _family() -> dict[str, Any]:
+    return {"bytes_up": 0, "bytes_down": 0, "flops": 0, "seconds": 0.0, "step_peak": 0}

@@ -1,0 +1,90 @@
+"""One round: run the server's coroutine, add up what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from polyfed.base.types import ClientId
+from polyfed.core.clients import Cohort
+from polyfed.core.message import Size, State, compact
+from polyfed.core.requests import Exchange, drive
+from polyfed.execute.drivers import Driver, Work
+from polyfed.rounds.clients import Clients, Report
+from polyfed.rounds.federation import Federation
+from polyfed.rounds.selection import draw_cohort
+
+if TYPE_CHECKING:
+    from polyfed.rounds.timing import Timing
+
+
+@dataclass(frozen=True)
+class Played:
+    """The outcome of a round.
+
+    Args:
+        server: the new state.
+        cohort: who took part.
+        reports: what it cost each client whose reply counted, all exchanges of the round together.
+        timing: the round by the simulated clock, if there is one.
+    """
+
+    server: State
+    cohort: Cohort
+    reports: dict[ClientId, Report]
+    timing: Timing | None = None
+
+    @property
+    def testing(self) -> float:
+        """Wall-clock seconds of testing clients before aggregation."""
+        scores = (report.score.seconds for report in self.reports.values() if report.score)
+        return sum(scores) + (self.timing.testing if self.timing else 0.0)
+
+
+def play_round(
+    federation: Federation,
+    server: Any,
+    round_: int,
+    clients: Clients,
+    driver: Driver,
+    *,
+    score: bool = False,
+    cohort: Cohort | None = None,
+) -> Played:
+    """Play one round; with ``score``, test the cohort before aggregation. `Clients.commit` must follow.
+
+    ``cohort`` is drawn unless it is given, as where not every client is there.
+    """
+    cohort = draw_cohort(federation, round_) if cohort is None else cohort
+    reports: dict[ClientId, Report] = {}
+
+    def perform(request: Any) -> Any:
+        if not isinstance(request, Exchange):
+            return driver.perform(request)
+        replies, costs = clients.exchange(request.cohort, request.down, score=score)
+        for client, report in costs.items():
+            reports[client] = join(reports[client], report) if client in reports else report
+        return replies
+
+    after = drive(federation.algorithm.server_round(server, cohort), perform)
+    return Played(compact(after), cohort, reports)  # replies may be views of stacks
+
+
+def join(a: Report, b: Report) -> Report:
+    """Two exchanges of one client."""
+    work = Work(
+        flops=a.work.flops + b.work.flops,
+        seconds=a.work.seconds + b.work.seconds,
+        peak_bytes=max(a.work.peak_bytes, b.work.peak_bytes),
+        steps=a.work.steps + b.work.steps,
+        loss=b.work.loss if b.work.loss is not None else a.work.loss,
+        way=b.work.way or a.work.way,
+        parts=b.work.parts or a.work.parts,
+    )
+    return Report(work, a.down + b.down, a.up + b.up, b.score or a.score)
+
+
+def total(sizes: Sequence[Size]) -> Size:
+    """All together."""
+    return sum(sizes, Size())

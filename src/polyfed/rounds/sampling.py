@@ -1,0 +1,70 @@
+"""Draws without replacement, at a cost that depends on how many are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from polyfed.base.types import ClientId
+
+if TYPE_CHECKING:
+    from polyfed.rounds.federation import Federation
+
+#: Numbers of clients, (n,).
+ClientIds: TypeAlias = NDArray[np.int64]
+
+
+class Weighted:
+    """Draws of different numbers from 0 to n - 1, each next one in proportion to the weights of those that are left.
+
+    Args:
+        weights: ``(n,)`` not negative.
+    """
+
+    def __init__(self, weights: ArrayLike) -> None:
+        self.weights = np.asarray(weights, dtype=np.float64)
+        self._sums = np.cumsum(self.weights)
+
+    def draw(self, rng: np.random.Generator, count: int) -> list[int]:
+        """``count`` numbers in ascending order, or all those of positive weight where there are fewer."""
+        count = min(count, int(np.count_nonzero(self.weights))) if 2 * count > len(self.weights) else count
+        drawn: dict[int, None] = {}
+        sums = self._sums
+        while len(drawn) < count:
+            found = sums.searchsorted(rng.random(2 * count) * sums[-1], side="right")
+            drawn |= dict.fromkeys(found.tolist())  # who is drawn again was drawn at the first time
+            if len(drawn) < count:  # rare: a few weigh nearly all
+                rest = self.weights.copy()
+                rest[list(drawn)] = 0
+                sums = np.cumsum(rest)
+                if sums[-1] == 0:
+                    break
+        return sorted(list(drawn)[:count])
+
+
+def draw_there(
+    rng: np.random.Generator, total: int, count: int, there: Callable[[ClientIds], NDArray[np.bool_]]
+) -> list[int]:
+    """``count`` different numbers below ``total``, equally likely among those that are ``there``, or all of these."""
+    drawn: dict[int, None] = {}
+    size = 4 * count
+    while size < total:
+        some = rng.integers(total, size=size)
+        drawn |= dict.fromkeys(some[there(some)].tolist())  # who is drawn again was drawn at the first time
+        if len(drawn) >= count:
+            return sorted(list(drawn)[:count])
+        size *= 2
+    present = np.flatnonzero(there(np.arange(total)))  # hardly any are there, or most are asked
+    return sorted((present if len(present) <= count else rng.choice(present, count, replace=False)).tolist())
+
+
+def sample(federation: Federation, size: int | None, round_: int, purpose: str) -> list[ClientId]:
+    """So many different clients, ascending, drawn for a round and a purpose; None takes all."""
+    count = federation.config.clients.count
+    if size is None or size >= count:
+        return list(range(count))
+    rng = federation.rng.at("round", round_, purpose).numpy()
+    return sorted(int(k) for k in rng.choice(count, size, replace=False))

@@ -1,0 +1,94 @@
+"""How good one model is on one test set: exact counts, every predictor in one pass."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from polyfed.core.algorithm import Algorithm
+from polyfed.core.clients import ClientData
+from polyfed.core.net import Nets
+from polyfed.execute.cost import CostCounter
+from polyfed.execute.local_training import EVAL_BATCH
+from polyfed.execute.placement import Place
+
+
+@dataclass
+class Score:
+    """One client's test.
+
+    Args:
+        examples: how many test examples.
+        correct: right answers of each predictor, the default first.
+        flops: of the forward passes on the test examples.
+        flops_parts: of `Algorithm.parts`, before them: not of any one example.
+        seconds: of both.
+        down: bytes sent to the client for this evaluation.
+    """
+
+    examples: int
+    correct: dict[str, int]
+    flops: int = 0
+    flops_parts: int = 0
+    seconds: float = 0.0
+    down: int = 0
+
+    def accuracy(self, predictor: str | None = None) -> float:
+        """The share of right answers of a predictor, or of the default one."""
+        name = next(iter(self.correct)) if predictor is None else predictor
+        return self.correct[name] / self.examples
+
+
+class Scorer:
+    """Tests models of one algorithm on one place."""
+
+    def __init__(self, algorithm: Algorithm, place: Place, costs: CostCounter) -> None:
+        self.algorithm, self.place, self.costs = algorithm, place, costs
+
+    def score(self, nets: Nets, data: ClientData, place: Place | None = None) -> Score:
+        """The counts of every predictor; ``place`` may differ in layout from the scorer's."""
+        started, counting = time.perf_counter(), self.costs.seconds
+        right, flops = self.right(nets, data, place or self.place)
+        correct = {name: int(found.sum()) for name, found in right.items()}
+        seconds = time.perf_counter() - started - (self.costs.seconds - counting)
+        return Score(len(data), correct, flops, seconds=seconds)
+
+    def rows(self, data: ClientData) -> Tensor:
+        """The positions of one batch of testing."""
+        return torch.arange(min(len(data), EVAL_BATCH))
+
+    @torch.no_grad()
+    def predict(self, nets: Nets, x: Tensor, place: Place) -> Mapping[str, Tensor]:
+        """The logits of every predictor."""
+        for net in nets.values():
+            if net.model is not None:
+                net.model.train(False)
+        with place.autocast():
+            return self.algorithm.predict(nets, x)
+
+    @torch.no_grad()
+    def right(self, nets: Nets, data: ClientData, place: Place) -> tuple[dict[str, Tensor], int]:
+        """For every predictor, which examples it gets right, (n,) bool; and the FLOPs of finding out."""
+
+        def predict(x: Tensor) -> Mapping[str, Tensor]:
+            return self.algorithm.predict(nets, x)
+
+        models = tuple((part, net.model.signature) for part, net in nets.items() if net.model is not None)
+        for net in nets.values():
+            if net.model is not None:
+                net.model.train(False)
+        found: dict[str, list[Tensor]] = {}
+        flops = 0
+        for rows in torch.arange(len(data)).split(EVAL_BATCH):
+            x, y = place.batch(data, rows)
+            with place.autocast():
+                cost = self.costs.forward(("predict", models, x.shape[1:]), predict, x)
+                logits = predict(x)
+            flops += cost.flops(len(x))
+            for name, value in logits.items():
+                found.setdefault(name, []).append(value.argmax(dim=1) == y)
+        return {name: torch.cat(pieces) for name, pieces in found.items()}, flops

@@ -1,1 +1,0 @@
-"""From a configuration to a finished run on one machine: rounds, evaluation, costs, checkpoints, results."""

@@ -1,0 +1,211 @@
+"""The simulated clock: how long a round lasts on the clients' devices, who answers in time, and what was in vain.
+
+Rounds end as those of a deployment do, and what is lost is lost in the same way; docs/clocks.md has the definitions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from polyfed.base.types import ClientId
+from polyfed.config.profiles import Profile
+from polyfed.core.clients import Cohort, Replies
+from polyfed.execute.drivers import Driver
+from polyfed.rounds.availability import Fleet
+from polyfed.rounds.clients import Down, Report, Simulated, TooFewRepliesError
+from polyfed.rounds.federation import Federation
+from polyfed.rounds.round import Played, play_round
+from polyfed.rounds.scoring import Score
+from polyfed.rounds.selection import draw_cohort
+from polyfed.rounds.timing import Loss, Timing
+
+#: Why a client that was asked did not count, and the sentence that the algorithm's `Replies` hold.
+REASONS: Mapping[str, str] = {
+    "absent": "its device is not there at this hour",
+    "memory": "its device has too little memory for a step",
+    "dropped": "it vanished",
+    "late": "no reply within the deadline",
+    "surplus": "enough others had answered",
+    "void": "too few answered: the round is void",
+}
+
+
+def ended(
+    arrivals: Mapping[ClientId, float],
+    silent: Collection[ClientId],
+    *,
+    told: float = 0.0,
+    deadline: float | None = None,
+    enough: int | None = None,
+) -> tuple[float, dict[ClientId, str]]:
+    """When an exchange ends, and which replies come too late for it.
+
+    It ends with the reply that makes ``enough``; else at the deadline if anybody has still not answered then; else
+    when the last one has answered or told of its failure.
+
+    Args:
+        arrivals: seconds after which each reply comes.
+        silent: who will never answer, and does not say so.
+        told: seconds after which the last of those that fail and say so has said it.
+        deadline: seconds; None waits for all, so that nobody may be silent.
+        enough: replies after which nobody else is waited for.
+
+    Returns:
+        Seconds, and "late" or "surplus" for each reply that is not used.
+    """
+    limit = float("inf") if deadline is None else deadline
+    timely = sorted((seconds, client) for client, seconds in arrivals.items() if seconds <= limit)
+    if enough is not None and len(timely) >= enough:
+        used = {client for _, client in timely[:enough]}
+        return timely[enough - 1][0], {client: "surplus" for client in arrivals if client not in used}
+    if silent or told > limit or len(timely) < len(arrivals):
+        return limit, {client: "late" for client, seconds in arrivals.items() if seconds > limit}
+    return max((told, *arrivals.values())), {}
+
+
+def done(profile: Profile, report: Report, until: float) -> Loss:
+    """What a client has done ``until`` seconds after it was asked; it receives, computes and sends in turn."""
+    amounts = (report.down.total, report.work.flops, report.up.total)
+    begun, shares = 0.0, list[int]()
+    for amount, needed in zip(amounts, profile.seconds(*amounts), strict=True):
+        share = 1.0 if needed == 0 or until >= begun + needed else max(0.0, (until - begun) / needed)
+        shares.append(round(share * amount))
+        begun += needed
+    return Loss("", shares[2], shares[0], shares[1], min(until, begun))
+
+
+class TimedClients:
+    """Clients whose replies take their devices' time. A `polyfed.rounds.clients.Clients` for `play_round`.
+
+    Everyone who is there is run, since only then it is known how long that takes; of those that do not answer in time
+    nothing is kept but what it cost.
+
+    Args:
+        federation: with devices.
+        clients: that do the work.
+        say: told, once for each kind, of clients whose device cannot hold a step.
+    """
+
+    def __init__(self, federation: Federation, clients: Simulated, say: Callable[[str], None]) -> None:
+        assert federation.fleet is not None
+        assert federation.config.devices is not None
+        self.federation, self.clients, self.say = federation, clients, say
+        self.fleet: Fleet = federation.fleet
+        self.rules = federation.config.devices
+        self.timing = Timing(0.0)
+        self._phase = 0
+        self._wanted: int | None = None
+        self._counted: list[tuple[ClientId, Report]] = []
+        self._said: set[tuple[str, str]] = set()
+
+    def play(self, server: Any, round_: int, driver: Driver, now: float, *, score: bool) -> Played:
+        """A round that begins ``now``, in simulated seconds; a void one leaves ``server`` as it is."""
+        self.timing, self._phase, self._counted = Timing(now), 0, []
+        self._wanted = self.federation.config.clients.wanted if self.rules.oversample else None
+        cohort = draw_cohort(self.federation, round_, now)
+        try:
+            if not len(cohort):
+                raise TooFewRepliesError("nobody is there")
+            played = play_round(self.federation, server, round_, self, driver, score=score, cohort=cohort)
+            return replace(played, timing=self.timing)
+        except TooFewRepliesError:
+            self._void()
+            return Played(server, cohort, {}, self.timing)
+
+    def _void(self) -> None:
+        self.clients.forget()
+        for client, report in self._counted:
+            self._lose(client, report, "void")
+        self.timing.clients.clear()
+        self.timing.void = True
+        if self.timing.seconds == 0:  # nobody was there, or could begin: the server waits for the next full hour
+            self.timing.seconds = self.fleet.next_hour(self.timing.start)
+
+    def exchange(self, cohort: Cohort, down: Down, *, score: bool = False) -> tuple[Replies, dict[ClientId, Report]]:
+        """Send each client its message and bring back the replies that come in time.
+
+        Raises:
+            TooFewRepliesError: fewer than ``min_replies`` do.
+        """
+        self._phase += 1
+        asked = sorted(down)
+        there = dict(zip(asked, self.fleet.there(asked, self.timing.start + self.timing.seconds), strict=True))
+        present = {client: message for client, message in down.items() if there[client]}
+        replies, reports = self.clients.exchange(cohort, present, score=score)
+        profiles = {client: self.fleet.profile(client) for client in reports}
+        needed = {client: sum(self._legs(profiles[client], report)) for client, report in reports.items()}
+        failed = dict.fromkeys((client for client in asked if not there[client]), "absent")
+        failed |= dict.fromkeys(
+            (k for k, report in reports.items() if self._overfull(k, profiles[k], report)), "memory"
+        )
+        vanishing = {k: at for k, at in self._vanishing(cohort.round, present).items() if k not in failed}
+        failed |= dict.fromkeys(vanishing, "dropped")
+        # A client without memory tells so when it begins to compute.
+        told = {k: self._legs(profiles[k], reports[k])[0] for k, reason in failed.items() if reason == "memory"}
+        seconds, late = ended(
+            {client: needed[client] for client in reports if client not in failed},
+            vanishing,
+            told=max(told.values(), default=0.0),
+            deadline=self.rules.deadline,
+            enough=self._wanted,
+        )
+        failed |= late
+        self.timing.seconds += seconds
+        self.clients.undo([client for client in reports if client in failed])
+        for client, reason in failed.items():
+            until = told.get(client, needed.get(client, 0.0) * vanishing.get(client, 1.0))
+            self._lose(client, reports.get(client), reason, until)
+        kept = {client: report for client, report in reports.items() if client not in failed}
+        for client in kept:
+            self.timing.clients[client] = self.timing.clients.get(client, 0.0) + needed[client]
+        self._counted += kept.items()
+        if len(kept) < self.rules.min_replies:
+            raise TooFewRepliesError(f"round {cohort.round}: {len(kept)} of {len(down)} clients answered")
+        answered = tuple(reply for reply in replies if reply.client.id in kept)
+        return Replies(answered, {client: REASONS[reason] for client, reason in failed.items()}), kept
+
+    def commit(self) -> None:
+        """What the clients of a round that counts keep becomes their state."""
+        self.clients.commit()
+
+    def evaluate(self, round_: int, down: Down) -> dict[ClientId, Score]:
+        """Testing takes no simulated time."""
+        return self.clients.evaluate(round_, down)
+
+    def _legs(self, profile: Profile, report: Report) -> tuple[float, float, float]:
+        return profile.seconds(report.down.total, report.work.flops, report.up.total)
+
+    def _vanishing(self, round_: int, present: Down) -> dict[ClientId, float]:
+        """Who vanishes, and after which share of its time."""
+        rng = self.federation.rng.at("round", round_, "dropout", self._phase)
+        clients = np.array(sorted(present), dtype=np.int64)
+        gone = clients[rng.uniform(clients) < self.rules.dropout]
+        return dict(zip(gone.tolist(), rng.at("when").uniform(gone).tolist(), strict=True))
+
+    def _overfull(self, client: ClientId, profile: Profile, report: Report) -> bool:
+        needed = report.work.peak_bytes / 1e6
+        if needed <= profile.memory_mb:
+            return False
+        kind = (self.federation.info(client).architecture, profile.device)
+        if kind not in self._said:
+            self._said.add(kind)
+            self.say(
+                f"client {client} and others like it never answer: a step of {kind[0]} takes {needed:,.0f} MB, "
+                f"and a {kind[1]} has {profile.memory_mb:,.0f} MB"
+            )
+        return True
+
+    def _lose(self, client: ClientId, report: Report | None, reason: str, until: float | None = None) -> None:
+        if report is None:
+            loss = Loss(reason)
+        else:
+            profile = self.fleet.profile(client)
+            until = sum(self._legs(profile, report)) if until is None else until
+            loss = replace(done(profile, report, until), reason=reason)
+            self.timing.testing += report.score.seconds if report.score else 0.0
+        earlier = self.timing.losses.get(client)
+        self.timing.losses[client] = loss if earlier is None else earlier + loss

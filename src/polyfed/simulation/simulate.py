@@ -1,0 +1,235 @@
+"""A run from its first round to its summary: rounds, evaluations, logs, checkpoints; and its resumption."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import polyfed
+from polyfed.base import files
+from polyfed.base.errors import CheckpointError, RunDirError
+from polyfed.config import Config
+from polyfed.config.profiles import to_csv
+from polyfed.core.message import Nothing, State
+from polyfed.data.partition.partition import Partition
+from polyfed.execute.placement import Place
+from polyfed.parallel.pool import WorkerError
+from polyfed.parallel.setup import Crew
+from polyfed.rounds.callbacks import Interrupted, Quiet, Watch
+from polyfed.rounds.evaluation import Evaluation, Evaluator
+from polyfed.rounds.federation import Federation, prepare
+from polyfed.rounds.gradient import gradient_squared
+from polyfed.rounds.ledger import Ledger, client_rows
+from polyfed.rounds.round import Played, play_round
+from polyfed.simulation.clock import TimedClients
+from polyfed.storage.run_dir import LOGS, RunDir
+from polyfed.storage.state_store import Store
+
+#: What a run that was killed before it wrote its config.toml leaves behind.
+STARTED = ("lock", "environment.json", "partition.npz", "devices.csv", "choices.json", *LOGS)
+
+
+def simulate(config: Config, *, out: Path | None = None, watch: Watch | None = None) -> dict[str, Any]:
+    """Run a configuration from the start.
+
+    Args:
+        config: what to run.
+        out: the run directory, new or empty; by default ``runs/<name>-<algorithm>-<time>``.
+        watch: who looks on.
+
+    Returns:
+        What summary.json holds; docs/run-directory.md explains each key.
+
+    Raises:
+        PolyfedError: bad input, a diverging loss, a full disk.
+        Interrupted: Ctrl-C, after a checkpoint.
+    """
+    config = config.resolved()
+    folder = (
+        out or Path("runs") / f"{config.run.name}-{config.algorithm.name.split(':')[-1]}-{datetime.now():%Y%m%d-%H%M%S}"
+    )
+    _check_new(folder)
+    # Everything that can be wrong with the input is found before a file is written.
+    federation = prepare(config)
+    with _held(folder) as run_dir:
+        _check_new(folder)  # again: while this process prepared, another may have begun here and be gone
+        files.write_json(run_dir.file("environment.json"), environment(config))
+        federation.partition.save(run_dir.file("partition.npz"))
+        if federation.fleet is not None:
+            files.write(run_dir.file("devices.csv"), to_csv(federation.fleet.profiles).encode())
+        files.write(run_dir.file("config.toml"), config.to_toml().encode())  # last: it marks the directory as a run
+        return _Run(federation, run_dir, watch or Quiet()).play()
+
+
+def resume(folder: Path, *, watch: Watch | None = None) -> dict[str, Any]:
+    """Go on with a run from its last checkpoint; a complete run returns its summary.
+
+    Raises:
+        RunDirError: there is no run, or another process holds it.
+        CheckpointError: the checkpoint is damaged or foreign, or the data are not those of the run.
+    """
+    if not (folder / "config.toml").exists():
+        raise RunDirError(f"{folder} holds no run: there is no config.toml in it")
+    with _held(folder) as run_dir:
+        stored = Partition.load(run_dir.file("partition.npz")).hash  # its arrays need not stay as long as the run
+        federation = prepare(Config.load(folder / "config.toml"))
+        if stored != federation.partition.hash:
+            raise CheckpointError(
+                f"the data or the partition changed since {folder} was started (its partition is {stored[:12]}, "
+                f"now it is {federation.partition.hash[:12]}); give it the same data, or start a new run"
+            )
+        return _Run(federation, run_dir, watch or Quiet()).play()
+
+
+def _check_new(folder: Path) -> None:
+    if (folder / "config.toml").exists():
+        raise RunDirError(
+            f"{folder} already holds a run; go on with `polyfed resume {folder}`, or choose another --out"
+        )
+    found = sorted(path.name for path in folder.glob("[!.]*") if path.name not in STARTED)
+    if found:
+        raise RunDirError(f"{folder} is not empty (it holds {found[0]!r}); choose a new or an empty one for --out")
+
+
+@contextmanager
+def _held(folder: Path) -> Generator[RunDir]:
+    run_dir = RunDir(folder)
+    try:
+        yield run_dir
+    finally:
+        run_dir.close()
+
+
+@contextmanager
+def _settings(config: Config, place: Place) -> Generator[None]:
+    """Pin what the numbers depend on, and give it back."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(config.run.threads or threads)
+    try:
+        with place.defaults():
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+class _Run:
+    """The loop over rounds and what it carries from one to the next."""
+
+    def __init__(self, federation: Federation, run_dir: RunDir, watch: Watch) -> None:
+        self.federation, self.run_dir, self.watch = federation, run_dir, watch
+        config = federation.config
+        self.place = Place.of(config.run.device, config.run.precision)
+        states = federation.algorithm.states
+        self.store = Store(run_dir.states, states, resident=config.run.store == "memory")
+        choices, lock = run_dir.file("choices.json"), (run_dir.lock,)
+        self.crew = Crew(federation, self.store, self.place, choices=choices, say=watch.note, close=lock)
+        self.driver = self.crew.driver
+        self.evaluator = Evaluator(federation, self.place, self.driver.costs)
+        self.round = 0
+        self.server: State = Nothing()
+        self.identity = f"{config.hash()[:16]}-{federation.partition.hash[:16]}"
+
+    def play(self) -> dict[str, Any]:
+        run, algorithm = self.federation.config.run, self.federation.algorithm
+        with _settings(self.federation.config, self.place), self.crew as self.clients:
+            self.timed = TimedClients(self.federation, self.clients, self.watch.note) if self.federation.fleet else None
+            found = self.run_dir.restore(self.store, algorithm.states, self.identity)
+            self.round, self.server, progress = found or (0, Nothing(), None)
+            self.ledger = Ledger(self.federation, progress)
+            self.watch.started(self.run_dir.path, self.federation.config, self.round + 1)
+            self.whole = found is not None  # server, store, ledger and logs agree on self.round
+            try:
+                if found is None:
+                    self.server = algorithm.init_server(self.federation.task, self.federation.rng.at("server"))
+                    self._record(None, 0.0, self._evaluate(self.server, 0, None))
+                for round_ in range(self.round + 1, run.rounds + 1):
+                    started, counting = time.perf_counter(), self.driver.costs.seconds
+                    played = self._play(round_)
+                    # Finding out costs is no cost of the run, and testing the cohort is one of evaluation.
+                    other = self.driver.costs.seconds - counting + played.testing
+                    seconds = time.perf_counter() - started - other
+                    found = self._evaluate(played.server, round_, played)  # before anything is final: it takes time
+                    self.whole = False
+                    self.clients.commit()
+                    self.server, self.round = played.server, round_
+                    self._record(played, seconds, found)
+                    if round_ % run.checkpoint_every == 0 or round_ == run.rounds:
+                        self._save()
+            except BaseException as error:
+                # Whatever ended the run: the last complete round is worth keeping. Only a moment between two rounds,
+                # in which memory holds half of one, leaves nothing but the checkpoint before.
+                if self.whole:
+                    with suppress(WorkerError):  # what a dead worker knew is lost: then it is the checkpoint before
+                        self._save()
+                if isinstance(error, KeyboardInterrupt):
+                    raise Interrupted(self.run_dir.path) from None
+                raise
+        summary = self.ledger.summary(str(self.run_dir.path), self.run_dir.trained())
+        files.write_json(self.run_dir.file("summary.json"), summary)
+        self.watch.ended(summary)
+        return summary
+
+    def _play(self, round_: int) -> Played:
+        score = self._due(round_)
+        if self.timed is not None:
+            return self.timed.play(self.server, round_, self.driver, self.ledger.now, score=score)
+        return play_round(self.federation, self.server, round_, self.clients, self.driver, score=score)
+
+    def _save(self) -> None:
+        self.clients.settle()
+        self.ledger.peaked(self.crew.peak())
+        self.run_dir.save(self.round, self.server, self.store, self.ledger.progress, self.identity)
+
+    def _due(self, round_: int) -> bool:
+        """Whether the round is evaluated."""
+        run = self.federation.config.run
+        return round_ % run.eval_every == 0 or round_ == run.rounds
+
+    def _evaluate(self, server: State, round_: int, played: Played | None) -> Evaluation | None:
+        """Evaluate if it is time."""
+        if not self._due(round_):
+            return None
+        found = self.evaluator.evaluate(server, self.clients, round_, played.reports if played else None)
+        if self.federation.config.run.gradient_clients is not None:
+            started = time.perf_counter()
+            found.gradient = gradient_squared(server, self.clients, round_)
+            found.seconds += time.perf_counter() - started
+        return found
+
+    def _record(self, played: Played | None, seconds: float, found: Evaluation | None) -> None:
+        """Enter a round into ledger and logs."""
+        row: dict[str, Any] = {"round": self.round, "rounds": self.federation.config.run.rounds}
+        if played is not None:
+            row |= self.ledger.round(played, seconds)
+        if found is not None:
+            row |= self.ledger.evaluation(self.round, found)
+        row["totals"] = self.ledger.totals()
+        self.run_dir.append("rounds.jsonl", [row])
+        self.run_dir.append("clients.jsonl", client_rows(self.federation, self.round, played, found))
+        self.whole = True
+        self.watch.round_ended(row)
+
+
+def environment(config: Config) -> dict[str, Any]:
+    """Versions and hardware, for whoever wants to repeat the run."""
+    return {
+        "polyfed": polyfed.__version__,
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": config.run.threads,
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+    }

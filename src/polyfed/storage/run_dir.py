@@ -1,0 +1,191 @@
+"""The run directory: who holds it, what lies in it, and the checkpoint that a killed run goes on from.
+
+    config.toml         the resolved configuration           rounds.jsonl    one line per round
+    environment.json    versions and hardware                clients.jsonl   one line per client and round
+    partition.npz       whose rows are whose, with a hash    summary.json    the results, once the run is complete
+    checkpoint/         manifest.json and the server's state
+    states/             private states: index.sqlite, and a file for each large one
+
+The manifest names immutable files by checksum and is replaced last, in one rename: whatever moment a run is killed
+at, a complete checkpoint is there (or none, and the run starts again). docs/run-directory.md documents every key.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from polyfed.base import files
+from polyfed.base.errors import CheckpointError, RunDirError, StorageError
+from polyfed.core.message import State
+from polyfed.storage import state_files
+from polyfed.storage.state_store import Store
+
+LOGS = ("rounds.jsonl", "clients.jsonl")
+
+#: Raised when a run directory of before could not be resumed any more.
+LAYOUT = 2
+
+
+class RunDirInUseError(RunDirError):
+    """Another process holds the run directory."""
+
+
+class RunDir:
+    """A run directory, held by this process until `close`.
+
+    Raises:
+        RunDirInUseError: another process holds it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.resolve()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.path / "lock", "a+", encoding="utf-8")  # noqa: SIM115 - held until close()
+        except OSError as error:
+            raise StorageError(f"cannot use {self.path} as run directory: {error.strerror or error}") from error
+        try:
+            # The kernel drops the lock with its process, however that ends: a dead run never blocks.
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.seek(0)
+            owner = self._lock.read().strip() or "unknown"
+            self._lock.close()
+            raise RunDirInUseError(
+                f"{self.path} is in use by process {owner}; wait for it, stop it, or choose another --out"
+            ) from error
+        self._lock.truncate(0)
+        self._lock.write(str(os.getpid()))
+        self._lock.flush()
+        self._logs = {name: self._open(name) for name in LOGS}
+
+    def _open(self, name: str) -> Any:
+        return open(self.path / name, "ab")
+
+    def close(self) -> None:
+        """Let go of the directory."""
+        for log in self._logs.values():
+            log.close()
+        self._lock.close()
+
+    @property
+    def lock(self) -> int:
+        """The descriptor that holds the lock; a fork that kept it would hold the directory, too."""
+        return self._lock.fileno()
+
+    @property
+    def states(self) -> Path:
+        """Where private states go."""
+        return self.path / "states"
+
+    def file(self, name: str) -> Path:
+        """The path of a file of the run."""
+        return self.path / name
+
+    def append(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """Add lines to a log.
+
+        Raises:
+            StorageError: the disk is full.
+        """
+        log = self._logs[name]
+        try:
+            log.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+            log.flush()
+        except OSError as error:
+            raise StorageError(f"could not write to {self.path / name}: {error.strerror or error}") from error
+
+    def trained(self) -> int:
+        """How many clients have trained in a round that counted, as rounds.jsonl tells."""
+        rows = (json.loads(line) for line in self.file("rounds.jsonl").read_bytes().splitlines())
+        found: set[int] = set()
+        for row in rows:
+            failed = row.get("simulated", {}).get("failed", {})
+            found.update(client for client in row.get("cohort", ()) if str(client) not in failed)
+        return len(found)
+
+    def save(self, round_: int, server: State, store: Store, progress: Mapping[str, Any], identity: str) -> None:
+        """Write a checkpoint of the end of ``round_``; the one before it stays until this one is complete.
+
+        Args:
+            round_: the last complete round.
+            server: the server's state.
+            store: the private states.
+            progress: what the ledger must remember.
+            identity: what a later resume must find again: the hashes of configuration and partition.
+        """
+        name = f"server-round-{round_}.safetensors"
+        folder = self.path / "checkpoint"
+        manifest: dict[str, Any] = {
+            "layout": LAYOUT,
+            "round": round_,
+            "identity": identity,
+            "server": [name, files.write(folder / name, state_files.dump(server))],
+            "states": store.save(),
+            "logs": {name: self._sync(name) for name in LOGS},
+            "progress": progress,
+        }
+        files.write_json(folder / "manifest.json", {"sha256": _digest(manifest), "manifest": manifest})
+        for path in folder.glob("server-round-*.safetensors"):
+            if path.name != name:
+                path.unlink(missing_ok=True)
+        store.settle(round_)
+
+    def _sync(self, name: str) -> int:
+        os.fsync(self._logs[name].fileno())
+        return os.path.getsize(self.path / name)
+
+    def restore(self, store: Store, states: tuple[type[State], ...], identity: str) -> tuple[int, State, Any] | None:
+        """Go back to the checkpoint: the last complete round, the server's state and the ledger; None if there is none.
+
+        Raises:
+            CheckpointError: the checkpoint is damaged or belongs to another configuration.
+        """
+        for leftover in self.path.rglob(".*.tmp"):  # of a write that was killed
+            leftover.unlink(missing_ok=True)
+        path = self.path / "checkpoint" / "manifest.json"
+        if not path.exists():
+            for name in LOGS:
+                self._cut(name, 0)
+            store.restore()
+            return None
+        try:
+            whole = json.loads(path.read_bytes())
+            manifest = whole["manifest"]
+            intact = whole["sha256"] == _digest(manifest)
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise CheckpointError(f"{path} is damaged ({type(error).__name__}: {error})") from error
+        if not intact:
+            raise CheckpointError(f"{path} is damaged: its checksum does not match its content")
+        if manifest.get("layout") != LAYOUT:
+            raise CheckpointError(
+                f"{path} was written by another version of polyfed (layout {manifest.get('layout', 1)}, this one has "
+                f"{LAYOUT}); resume it with that version, or start a new run"
+            )
+        if manifest["identity"] != identity:
+            raise CheckpointError(
+                f"{path} belongs to another configuration or partition ({manifest['identity']}; this run is "
+                f"{identity}); resume with the config.toml that lies beside it"
+            )
+        name, sha256 = manifest["server"]
+        server = state_files.load(path.parent / name, sha256, *states)
+        for log in LOGS:
+            self._cut(log, manifest["logs"][log])
+        store.restore(manifest["round"], manifest["states"])
+        return manifest["round"], server, manifest["progress"]
+
+    def _cut(self, name: str, length: int) -> None:
+        """Forget the lines after ``length`` bytes: they are of rounds that will be played again."""
+        if os.path.getsize(self.path / name) < length:
+            raise CheckpointError(f"{self.path / name} is shorter than its checkpoint says ({length:,} bytes)")
+        self._logs[name].truncate(length)
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

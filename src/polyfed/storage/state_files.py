@@ -1,0 +1,71 @@
+"""States as files: safetensors with the structure in the metadata, known again by their SHA-256."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from polyfed.base.errors import CheckpointError, MessageError
+from polyfed.core.message import Record, State, flatten, unflatten
+
+
+def dump(state: State) -> bytes:
+    """A state as a safetensors file, its structure in the metadata."""
+    skeleton, tensors = flatten(state)
+    # Tensors that share memory are refused by safetensors, hence copies.
+    named: dict[str, Tensor] = {str(i): tensor.detach().cpu().clone() for i, (_, tensor) in enumerate(tensors)}
+    return safetensors.torch.save(named, metadata={"structure": json.dumps(skeleton)})
+
+
+def load(path: Path, sha256: str, *known: type[Record]) -> Any:
+    """Read back what `dump` wrote.
+
+    Raises:
+        CheckpointError: the file is missing, is not the one that was written, or holds another state.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"checkpoint file {path} cannot be read: {error.strerror or error}") from error
+    return parse(data, sha256, str(path), *known)
+
+
+def parse(data: bytes, sha256: str, where: str, *known: type[Record]) -> Any:
+    """The state in the bytes of `dump`.
+
+    Args:
+        data: the bytes.
+        sha256: what they must hash to.
+        where: they were found, for the error.
+        known: the classes that the state may be of.
+
+    Raises:
+        CheckpointError: these are not the bytes that were written, or they hold another state.
+    """
+    found = hashlib.sha256(data).hexdigest()
+    if found != sha256:
+        raise CheckpointError(
+            f"checkpoint file {where} is damaged: its SHA-256 is {found[:12]}..., expected {sha256[:12]}..."
+        )
+    return unpack(data, *known, where=f"checkpoint file {where}")
+
+
+def unpack(data: bytes, *known: type[Record], where: str = "a private state") -> Any:
+    """The state that `dump` made these bytes of, which came from a process of our own.
+
+    Raises:
+        CheckpointError: they hold something else.
+    """
+    try:
+        named = safetensors.torch.load(data)
+        length = int.from_bytes(data[:8], "little")
+        structure = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["structure"])
+        return unflatten(structure, [named[str(i)] for i in range(len(named))], *known)
+    except (MessageError, SafetensorError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{where} holds no state of this algorithm: {error}") from error
