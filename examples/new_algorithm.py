@@ -76,15 +76,15 @@ class PrivateHead(Algorithm):
 
     def client_round(self, private, msg, client):
         """A client's half: body and head train together; then they part."""
-        fitted = yield from fit(client, self.parts(private, msg, client), loss=supervised)
+        fitted = yield from fit(client, self.predictor_parts(private, msg, client), loss=supervised)
         model, head = fitted.parts["model"], private.head
         return self.Private(pick(model, head)), self.Upload(drop(model, head), len(client.train))
 
-    def broadcast(self, server, client):
+    def message_for(self, server, client):
         """What a client is sent in order to predict."""
         return self.Broadcast(server.body)
 
-    def parts(self, private, msg, client):
+    def predictor_parts(self, private, msg, client):
         """What it predicts with, and trains from: received and kept, put together."""
         return {"model": {**msg.body, **private.head}}
 

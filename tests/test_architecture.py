@@ -15,35 +15,32 @@ import polyfed
 SRC = Path(polyfed.__file__).parent
 MODULES = sorted(SRC.rglob("*.py"))
 
-#: package or module -> what it must not import.
+#: Every folder of the package from the lowest to the highest: each imports those before it, and no other. What a row
+#: holds together does not import one another.
+LAYERS = (
+    ("base",),
+    ("models", "data"),
+    ("core",),
+    ("blocks",),
+    ("algorithms",),
+    ("execute", "storage"),
+    ("config",),
+    ("rounds",),
+    ("parallel",),
+    ("simulation",),
+    ("report",),
+    ("compare",),
+    ("deploy",),
+    ("flower",),
+    ("experiments", "testing"),
+)
+#: Why an import that LAYERS would allow is wrong all the same: package -> what it must not import.
 FORBIDDEN = {
-    "algorithms": ["polyfed.execute", "polyfed.runtime", "polyfed.config", "polyfed.flower", "polyfed.algorithms"],
-    "execute": ["polyfed.algorithms", "polyfed.runtime", "polyfed.config"],
-    "models": ["polyfed.algorithms", "polyfed.execute", "polyfed.runtime", "polyfed.config", "polyfed.data"],
-    "data": ["polyfed.algorithms", "polyfed.execute", "polyfed.runtime", "polyfed.config", "polyfed.models"],
-    "config": ["polyfed.runtime", "polyfed.execute"],
-    "runtime": ["polyfed.algorithms", "polyfed.flower"],
+    "algorithms": ("algorithms", "a variant is a parameter or a block, not an import of another algorithm"),
 }
-for _base in (
-    "message",
-    "submodel",
-    "uploads",
-    "aggregate",
-    "align",
-    "classes",
-    "server",
-    "generator",
-    "losses",
-    "lowrank",
-    "matryoshka",
-    "plan",
-    "rng",
-    "tree",
-    "nets",
-    "parties",
-    "compute",
-):
-    FORBIDDEN[_base] = ["polyfed.algorithms", "polyfed.execute", "polyfed.runtime", "polyfed.config", "polyfed.data"]
+#: Modules at the root: they may import everything.
+ROOT = {"__init__", "__main__", "cli"}
+LEVEL = {package: level for level, row in enumerate(LAYERS) for package in row}
 
 
 def imports(path: Path) -> set[str]:
@@ -57,14 +54,52 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("layer", FORBIDDEN)
-def test_layers_import_downwards_only(layer: str) -> None:
-    files = [path for path in MODULES if path.relative_to(SRC).parts[0] in (layer, f"{layer}.py")]
-    assert files
-    for path in files:
-        for name in imports(path):
-            for ban in FORBIDDEN[layer]:
-                assert not f"{name}.".startswith(f"{ban}."), f"{path.relative_to(SRC)} imports {name}"
+def imported(path: Path) -> set[str]:
+    """The folders of polyfed that a file imports, its own apart."""
+    own = path.relative_to(SRC).parts[0]
+    names = {name.split(".")[1] for name in imports(path) if name.startswith("polyfed.")}
+    return {name for name in names & LEVEL.keys() if name != own}
+
+
+def test_every_folder_has_its_place() -> None:
+    assert {path.name for path in SRC.iterdir() if path.is_dir() and any(path.glob("*.py"))} == LEVEL.keys()
+    assert {path.stem for path in SRC.glob("*.py")} == ROOT
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SRC)))
+def test_layers_import_downwards_only(path: Path) -> None:
+    own = path.relative_to(SRC).parts[0]
+    if own in LEVEL:
+        above = {name for name in imported(path) if LEVEL[name] >= LEVEL[own]}
+        assert not above, f"{path.relative_to(SRC)} imports {sorted(above)}"
+
+
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_what_the_order_would_allow_and_the_design_does_not(package: str) -> None:
+    banned, reason = FORBIDDEN[package]
+    for path in (SRC / package).glob("*.py"):
+        names = {name for name in imports(path) if name.startswith(f"polyfed.{banned}.")}
+        assert not names, f"{path.name} imports {sorted(names)}: {reason}"
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    """Circles inside a folder, which the order of folders does not see; imports for type checkers count, too."""
+    names = {".".join(("polyfed", *path.relative_to(SRC).with_suffix("").parts)): path for path in MODULES}
+    names = {name.removesuffix(".__init__"): path for name, path in names.items() if name != "polyfed.__init__"}
+    arrows = {
+        name: {other for other in imports(path) if other in names and other != name} for name, path in names.items()
+    }
+    done: set[str] = set()
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, " -> ".join((*trail[trail.index(name) :], name))
+        if name not in done:
+            for other in sorted(arrows[name]):
+                visit(other, (*trail, name))
+            done.add(name)
+
+    for name in sorted(arrows):
+        visit(name, ())
 
 
 def test_flower_is_imported_in_one_package_only() -> None:
@@ -74,7 +109,7 @@ def test_flower_is_imported_in_one_package_only() -> None:
 
 
 #: Between a process and its children, as multiprocessing's own pipes do: nothing there comes from outside.
-PICKLES = {"runtime/parcel.py"}
+PICKLES = {"parallel/transfer.py"}
 
 
 def test_nothing_from_outside_is_unpickled() -> None:

@@ -10,8 +10,8 @@ from scipy.stats import ttest_rel
 
 from polyfed.base.errors import ConfigError, DataError, DivergedError, ModelError, RunDirError
 from polyfed.compare import (
-    Cell,
-    Entry,
+    AlgorithmEntry,
+    RunSpec,
     Setting,
     compare,
     meanings,
@@ -50,7 +50,7 @@ CONFIG = Config.parse({**ROUNDS, "algorithm": {"name": "fedavg"}})
 
 def put(root, label, seed, config=CONFIG, **of):
     """A cell whose run is done with these results."""
-    cell = Cell(
+    cell = RunSpec(
         Setting(),
         label,
         seed,
@@ -106,7 +106,7 @@ def test_one_algorithm_alone_is_compared_with_nobody(tmp_path):
 def test_seeds_that_are_missing_are_left_out_of_differences_and_diverged_runs_are_told(tmp_path):
     cells = [put(tmp_path, "a", seed, mean=mean) for seed, mean in enumerate([0.5, 0.6, 0.9])]
     cells += [put(tmp_path, "b", seed, mean=mean) for seed, mean in enumerate([0.4, 0.4])]
-    lost = Cell(Setting(), "b", 2, CONFIG.replace("run", seed=2))
+    lost = RunSpec(Setting(), "b", 2, CONFIG.replace("run", seed=2))
     lost.run_dir(tmp_path).mkdir(parents=True)
     (lost.run_dir(tmp_path) / "diverged.json").write_text("{}")
     a, b = tabulate([*cells, lost], tmp_path, tmp_path).lines
@@ -154,7 +154,7 @@ def test_settings_with_fewer_seeds_are_told_apart(tmp_path):
     """Catches three seeds that are claimed for a setting that has one."""
     cells = [put(tmp_path, "a", seed, mean=0.5) for seed in range(3)]
     few = put(tmp_path / "few", "a", 0, mean=0.5)
-    one = Cell(Setting("one"), "a", 0, few.config)
+    one = RunSpec(Setting("one"), "a", 0, few.config)
     notes = tabulate([*cells, one], tmp_path, tmp_path).notes
     assert "; 1 to 3 seeds, mean ± standard deviation; " in notes[0]
 
@@ -181,10 +181,10 @@ def test_costs_are_per_client_and_round(tmp_path):
     assert [row["to 50 %"] for row in rows] == ["round 4, 1.5 kB", "1 of 2 seeds", "not reached"]
     assert [row["to 90 %"] for row in rows] == ["not reached"] * 3
     assert rows[0]["header"] == "5 %"
-    diverged = Cell(Setting(), "a", 2, targets.replace("run", seed=2))
+    diverged = RunSpec(Setting(), "a", 2, targets.replace("run", seed=2))
     diverged.run_dir(tmp_path).mkdir(parents=True)
     (diverged.run_dir(tmp_path) / "diverged.json").write_text("{}")
-    open_ = Cell(Setting(), "a", 3, targets.replace("run", seed=3))
+    open_ = RunSpec(Setting(), "a", 3, targets.replace("run", seed=3))
     for more in (diverged, open_):
         rest = tabulate([*cells, more], tmp_path, tmp_path)
         assert dict(zip(rest.cost_headings, rest.cost_cells()[0], strict=True))["to 50 %"] == "2 of 3 seeds"
@@ -203,13 +203,13 @@ def test_costs_are_per_client_and_round(tmp_path):
     ],
 )
 def test_entries(text, name, keys, sections):
-    entry = Entry.parse(text)
+    entry = AlgorithmEntry.parse(text)
     assert (entry.name, dict(entry.keys), dict(entry.sections), entry.label) == (name, keys, sections, text)
 
 
 def test_an_entry_of_a_section_that_there_is_not_is_refused():
     with pytest.raises(ConfigError, match=r"got trian\.\*; expected keys of the algorithm, or of the sections run"):
-        Entry.parse("standalone:trian.epochs=2")
+        AlgorithmEntry.parse("standalone:trian.epochs=2")
 
 
 class Runtime:
@@ -218,7 +218,7 @@ class Runtime:
     def __init__(self):
         self.played, self.resumed, self.interrupt, self.hashes = [], [], None, {}
 
-    def simulate(self, config, *, out=None, watch=None):
+    def simulate(self, config, *, out=None, callback=None):
         out = out or Path("runs") / "made-up"
         out.mkdir(parents=True)
         (out / "config.toml").write_text(config.resolved().to_toml())
@@ -227,7 +227,7 @@ class Runtime:
             raise Interrupted(out)
         return self.finish(config, out)
 
-    def resume(self, out, *, watch=None):
+    def resume(self, out, *, callback=None):
         self.resumed.append(out)
         return self.finish(Config.load(out / "config.toml"), out)
 
@@ -283,11 +283,11 @@ def test_runs_of_another_configuration_are_not_taken_for_these(runtime, tmp_path
 
 
 def test_a_run_that_diverges_is_told_and_not_tried_again(runtime, tmp_path, monkeypatch):
-    def diverge(config, *, out=None, watch=None):
+    def diverge(config, *, out=None, callback=None):
         if config.algorithm.name == "standalone":
             out.mkdir(parents=True)
             raise DivergedError("a loss is not finite")
-        return runtime.simulate(config, out=out, watch=watch)
+        return runtime.simulate(config, out=out, callback=callback)
 
     monkeypatch.setattr(runs, "simulate", diverge)
     found = compare(CONFIG, ["fedavg", "standalone"], [0, 1], tmp_path)
@@ -299,11 +299,11 @@ def test_a_run_that_diverges_is_told_and_not_tried_again(runtime, tmp_path, monk
 def test_what_another_process_is_at_is_left_to_it(runtime, tmp_path, monkeypatch):
     held = []
 
-    def simulate(config, *, out=None, watch=None):
+    def simulate(config, *, out=None, callback=None):
         if not held:
             held.append(out)
             raise RunDirInUseError("in use")
-        return runtime.simulate(config, out=out, watch=watch)
+        return runtime.simulate(config, out=out, callback=callback)
 
     monkeypatch.setattr(runs, "simulate", simulate)
     with pytest.raises(RunDirError, match=r"other processes are at 1 of the cells \(fedavg, seed 0\)"):
@@ -315,8 +315,8 @@ def test_what_another_process_has_finished_meanwhile_is_taken(runtime, tmp_path,
     """Catches a command that waits for cells which were in use when it passed them, and are long done."""
     held = []
 
-    def simulate(config, *, out=None, watch=None):
-        found = runtime.simulate(config, out=out, watch=watch)
+    def simulate(config, *, out=None, callback=None):
+        found = runtime.simulate(config, out=out, callback=callback)
         if not held:
             held.append(out)
             raise RunDirInUseError("in use")
@@ -441,20 +441,20 @@ MAIN_JOB = Config.parse(
 def test_labels_are_short_and_the_same_for_run_and_resume_and_what_differs_is_told_once(monkeypatch, tmp_path):
     seen = []
 
-    def simulate(config, *, out=None, watch=None):
+    def simulate(config, *, out=None, callback=None):
         out.mkdir(parents=True)
         (out / "config.toml").write_text(config.resolved().to_toml())
         (out / "summary.json").write_text(json.dumps(summary(0.5, run_dir=str(out))))
         return json.loads((out / "summary.json").read_text())
 
-    def watches(label):
+    def callbacks(label):
         seen.append(label)
         return runs.quiet(label)
 
     monkeypatch.setattr(runs, "simulate", simulate)
     labels = ["fedmrl", "fedmrl (control)", "standalone"]
-    assert list(run_with_controls(MAIN_JOB, out=tmp_path / "r", watches=watches)) == labels
-    assert list(resume_with_controls(tmp_path / "r", watches=watches)) == labels
+    assert list(run_with_controls(MAIN_JOB, out=tmp_path / "r", callbacks=callbacks)) == labels
+    assert list(resume_with_controls(tmp_path / "r", callbacks=callbacks)) == labels
     assert seen == labels * 2
     told = ["fedmrl (control) is fedmrl share=false lr_private=0.2."]
     assert meanings(MAIN_JOB) == meanings(Config.load(tmp_path / "r" / "config.toml")) == told

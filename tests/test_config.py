@@ -148,7 +148,10 @@ def test_all_faults_are_told_at_once_each_with_file_key_value_and_what_was_expec
         ("[clients]\nmodels = []", ("clients.models: got []", "at least 1")),
         ('[clients]\nmodels = "cnn1"', ("clients.models: got 'cnn1'", "a list")),
         ("[clients]\ncapacities = [0.5, 0]", ("clients.capacities[1]: got 0", "more than 0")),
-        ('[clients]\nmodels = ["no_such_module:Net"]', ("clients.models[0]", "no_such_module", "not found")),
+        (
+            '[clients]\nmodels = ["no_such_module:Net"]',
+            ("clients.models[0]", "no module 'no_such_module'", "on PYTHONPATH"),
+        ),
         ("[train]\nlr = nan", ("train.lr", "a finite number")),
         ('[train]\noptimizer = "adam"\nmomentum = 0.9', ("train.momentum: got 0.9", '"adam"')),
         ('[algorithm]\nname = "fedmlr"', ("algorithm.name", "did you mean 'fedmrl'?", "fiarse")),
@@ -382,9 +385,9 @@ class Loose(Standalone.__bases__[0]):
         ("my_own:Mine", {"strength": -1}, "strength must not be negative"),
         ("my_own:Mien", {}, "did you mean 'Mine'?"),
         ("my_own:Loose", {}, "no frozen dataclass"),
-        ("my_broken:A", {}, "importing my_broken failed: ZeroDivisionError"),
-        ("my_needy:A", {}, "my_needy was found, but imports 'no_such_thing'"),
-        ("my_own:", {}, "no dotted path"),
+        ("my_broken:A", {}, "importing 'my_broken' raised ZeroDivisionError"),
+        ("my_needy:A", {}, "module 'my_needy' imports 'no_such_thing', which is not installed"),
+        ("my_own:", {}, "expected package.module:attribute"),
     ],
 )
 def test_an_algorithm_of_ones_own(name, keys, what, tmp_path, monkeypatch):

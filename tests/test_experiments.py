@@ -387,7 +387,7 @@ class Killer(Quiet):
         if "standalone" in self.label and row["round"] == 3:
             os.kill(os.getpid(), signal.SIGKILL)
 
-reproduce(Path(sys.argv[1]), out=Path(sys.argv[2]), watches=Killer)
+reproduce(Path(sys.argv[1]), out=Path(sys.argv[2]), callbacks=Killer)
 """
 
 

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from polyfed.config import Config
-from polyfed.report.progress import Lines, Live, close, watch_of
+from polyfed.report.progress import Lines, Live, callback_for, close
 from polyfed.report.tables import TRAINING_TIME, closing_table, print_table, remarks, show
 from polyfed.report.tables import console as report_console
 from polyfed.report.units import clock, duration, flops, percent, size
@@ -116,8 +116,8 @@ def test_rounds_that_were_not_evaluated_print_nothing():
 
 
 def test_a_terminal_gets_a_bar_and_a_pipe_gets_lines():
-    assert isinstance(watch_of(terminal())("a"), Live)
-    assert isinstance(watch_of(pipe())("a"), Lines)
+    assert isinstance(callback_for(terminal())("a"), Live)
+    assert isinstance(callback_for(pipe())("a"), Lines)
 
 
 def test_the_bar_shows_round_accuracy_bytes_time_and_eta_within_80_columns():

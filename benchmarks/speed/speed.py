@@ -3,7 +3,7 @@
 Each workload is sampled in turn by every contestant, several times over, in one process; the ratio of a sample is to
 the bare loop's in the same turn, and the table has the medians. A turn during which other programs used the processor
 is repeated. `--only` takes some workloads; `--out` writes the table as JSON. Real data are read from $POLYFED_DATA if
-they are there; otherwise pictures of noise of the same shape take their place: nothing depends on what they show.
+they are there; otherwise pictures of noise of the same shape take their placement: nothing depends on what they show.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 import bare
 
 from polyfed.config import Config
-from polyfed.execute.placement import Place
+from polyfed.execute.placement import Placement
 from polyfed.models.zoo import build
 from polyfed.parallel import setup
-from polyfed.parallel.setup import Crew
+from polyfed.parallel.setup import Execution
 from polyfed.rounds.federation import Federation, prepare
 from polyfed.rounds.round import play_round
 from polyfed.storage.state_store import Store
@@ -63,31 +63,31 @@ class Library:
         told = {"rounds": 10_000, "eval_every": 10_000, "targets": [], **run}
         config = Config.model_validate({**sections, "run": told}).resolved()
         self.federation = replace(like, config=config) if like else prepare(config)
-        self.place = Place.of("cpu", config.run.precision)
+        self.placement = Placement.of("cpu", config.run.precision)
         algorithm = self.federation.algorithm
         self.store = Store(folder, algorithm.states, resident=True)
-        self.crew = Crew(self.federation, self.store, self.place)
-        self.clients = stack.enter_context(self.crew)
+        self.execution = Execution(self.federation, self.store, self.placement)
+        self.clients = stack.enter_context(self.execution)
         self.server: Any = algorithm.init_server(self.federation.task, self.federation.rng.at("server"))
         self.number = 0
 
     def round(self) -> float:
         """Play a round; its seconds, without those of finding out what it costs."""
         self.number += 1
-        counting, started = self.crew.driver.costs.seconds, time.perf_counter()
-        played = play_round(self.federation, self.server, self.number, self.clients, self.crew.driver)
+        counting, started = self.execution.driver.costs.seconds, time.perf_counter()
+        played = play_round(self.federation, self.server, self.number, self.clients, self.execution.driver)
         self.clients.commit()
         self.server = played.server
-        return time.perf_counter() - started - (self.crew.driver.costs.seconds - counting)
+        return time.perf_counter() - started - (self.execution.driver.costs.seconds - counting)
 
     def evaluate(self) -> float:
         """Test every client; its seconds."""
         algorithm = self.federation.algorithm
         infos = [self.federation.info(k) for k in range(self.federation.config.clients.count)]
-        message = algorithm.broadcast(self.server, infos[0])
-        counting, started = self.crew.driver.costs.seconds, time.perf_counter()
+        message = algorithm.message_for(self.server, infos[0])
+        counting, started = self.execution.driver.costs.seconds, time.perf_counter()
         self.clients.evaluate(self.number, {info.id: message for info in infos})
-        return time.perf_counter() - started - (self.crew.driver.costs.seconds - counting)
+        return time.perf_counter() - started - (self.execution.driver.costs.seconds - counting)
 
     def images(self, part: str = "train") -> bare.Images:
         """The same data for the bare loop."""
@@ -175,7 +175,7 @@ def workload_testing(folder: Path, stack: ExitStack) -> dict[str, Sample]:
     rows = made["sequential"].images("test").rows
     for library in made.values():
         library.round()  # so that there are states
-        library.evaluate()  # so that there are ways
+        library.evaluate()  # so that there is a choice
     return {"bare": timed(lambda: hand.test(rows, 64)), **{name: library.evaluate for name, library in made.items()}}
 
 
@@ -208,9 +208,9 @@ def children() -> list[int]:
 
 
 def chosen(sample: Any) -> dict[str, Any]:
-    """What ``auto`` chose: ways, sizes of stacks, workers."""
-    ways = sample.__self__.crew.ways
-    return {"ways": ways.by_kind, "stacks": ways.stack, "workers": ways.workers}
+    """What ``auto`` chose: choice, sizes of stacks, workers."""
+    choice = sample.__self__.setup.choice
+    return {"choice": choice.by_kind, "stacks": choice.stack, "workers": choice.workers}
 
 
 def measure(name: str, turns: int, patience: int) -> dict[str, Any]:
@@ -221,7 +221,7 @@ def measure(name: str, turns: int, patience: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         contestants = make(Path(folder), stack)
         for sample in contestants.values():
-            sample()  # warm: kernels chosen, ways found, costs counted
+            sample()  # warm: kernels chosen, choices made, costs counted
         while len(samples.get("bare", [])) < turns:
             gc.collect()
             before, started = foreign(), time.perf_counter()

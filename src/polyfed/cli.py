@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import sys
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
@@ -15,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from polyfed.base.errors import PolyfedError
+from polyfed.base.imports import search_working_directory
 from polyfed.deploy.cli import app as deploy_app
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ _Set = Annotated[
 _Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A TOML file.")]
 
 
-class Kind(StrEnum):
+class ListKind(StrEnum):
     """What can be listed."""
 
     algorithms = "algorithms"
@@ -119,7 +118,7 @@ def run(
 ) -> None:
     """Run a configuration, and its controls if it has any."""
     from polyfed.config import Config
-    from polyfed.report.progress import watch_of
+    from polyfed.report.progress import callback_for
     from polyfed.report.tables import console, show
 
     with _reported():
@@ -127,7 +126,7 @@ def run(
         from polyfed.compare import meanings, run_with_controls
 
         terminal = console()
-        show(terminal, run_with_controls(settings, out=out, watches=watch_of(terminal)), meanings(settings))
+        show(terminal, run_with_controls(settings, out=out, callbacks=callback_for(terminal)), meanings(settings))
 
 
 @app.command()
@@ -136,14 +135,14 @@ def resume(
 ) -> None:
     """Go on with an interrupted run, and with its controls."""
     from polyfed.config import Config
-    from polyfed.report.progress import watch_of
+    from polyfed.report.progress import callback_for
     from polyfed.report.tables import console, show
 
     with _reported():
         from polyfed.compare import meanings, resume_with_controls
 
         terminal = console()
-        found = resume_with_controls(run_dir, watches=watch_of(terminal))
+        found = resume_with_controls(run_dir, callbacks=callback_for(terminal))
         show(terminal, found, meanings(Config.load(run_dir / "config.toml")))
 
 
@@ -184,7 +183,7 @@ def _check_networks(config: Config) -> bool:
 
 @app.command(name="list")
 def list_(
-    kind: Annotated[Kind, typer.Argument(help="What to list.")],
+    kind: Annotated[ListKind, typer.Argument(help="What to list.")],
     as_json: Annotated[bool, typer.Option("--json", help="A JSON list of objects.")] = False,
 ) -> None:
     """List what can be named in a configuration, or reproduced."""
@@ -197,7 +196,7 @@ def list_(
         typer.echo(f"{row['name']:<{width}}  {row['summary']}")
 
 
-def _listed(kind: Kind) -> list[dict[str, Any]]:
+def _listed(kind: ListKind) -> list[dict[str, Any]]:
     from polyfed.algorithms.catalogue import ALGORITHMS, ALIASES
     from polyfed.config.profiles import TABLES, load_profiles
     from polyfed.data.catalogue import DATASET_OPTIONS, DATASETS, PARTITION_OPTIONS, PARTITIONS
@@ -206,7 +205,7 @@ def _listed(kind: Kind) -> list[dict[str, Any]]:
     def rows(summaries: Mapping[str, str], options: Mapping[str, Any]) -> list[dict[str, Any]]:
         return [{"name": name, "summary": text, "options": options[name]} for name, text in summaries.items()]
 
-    if kind is Kind.algorithms:
+    if kind is ListKind.algorithms:
         return [
             {
                 "name": name,
@@ -216,16 +215,16 @@ def _listed(kind: Kind) -> list[dict[str, Any]]:
             }
             for name, (path, summary) in ALGORITHMS.items()
         ]
-    if kind is Kind.items:
+    if kind is ListKind.items:
         from polyfed.experiments.catalogue import items
 
         return [{"name": name, "summary": title} for name, title in items().items()]
-    if kind is Kind.datasets:
+    if kind is ListKind.datasets:
         return rows(DATASETS, DATASET_OPTIONS)
-    if kind is Kind.devices:
+    if kind is ListKind.devices:
         dealt = {name: [profile.device for profile in load_profiles(name)] for name in TABLES}
         return [{"name": name, "summary": text, "devices": dealt[name]} for name, text in TABLES.items()]
-    if kind is Kind.models:
+    if kind is ListKind.models:
         return rows(MODELS, {name: dict(options) for name, options in OPTIONS.items()})
     return rows(PARTITIONS, PARTITION_OPTIONS)
 
@@ -352,7 +351,7 @@ def reproduce(
     What is done is not run again: after an interruption, give the same command.
     """
     from polyfed.experiments.catalogue import find
-    from polyfed.report.progress import watch_of
+    from polyfed.report.progress import callback_for
     from polyfed.report.tables import console
 
     words = ["polyfed", "reproduce", item, *(["--scale", scale] if scale else [])]
@@ -367,7 +366,7 @@ def reproduce(
         if plan:
             _show_plan(terminal, Job.load(path, scale, out).plan(only or ()))
             return
-        table, page = run_all(path, scale, out, only=only or (), watches=watch_of(terminal))
+        table, page = run_all(path, scale, out, only=only or (), callbacks=callback_for(terminal))
         _show_comparison(terminal, table)
         typer.echo(f"The page is {(page / 'page.md').absolute()}")
 
@@ -399,7 +398,7 @@ def _compared(
 ) -> None:
     """What compare and sweep have in common."""
     from polyfed.config import Config
-    from polyfed.report.progress import watch_of
+    from polyfed.report.progress import callback_for
     from polyfed.report.tables import console
 
     words = ["polyfed", *words, "--algorithms", algorithms, "--seeds", seeds]
@@ -412,7 +411,7 @@ def _compared(
         from polyfed.config.toml import items
 
         terminal = console()
-        table = run_all(settings, items(algorithms), numbers, out, values=values, watches=watch_of(terminal))
+        table = run_all(settings, items(algorithms), numbers, out, values=values, callbacks=callback_for(terminal))
         _show_comparison(terminal, table)
 
 
@@ -442,6 +441,5 @@ def _show_comparison(console: Console, comparison: Comparison) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point of the command `polyfed`."""
-    if os.getcwd() not in sys.path:  # your own algorithms and models, as `python -m polyfed` finds them
-        sys.path.append(os.getcwd())
+    search_working_directory()  # for your own algorithms and models, as `python -m polyfed` finds them
     app(args=None if arguments is None else list(arguments), prog_name="polyfed")

@@ -15,7 +15,7 @@ from polyfed.base.rng import Rng
 from polyfed.core.clients import ClientInfo, Cohort
 from polyfed.core.requests import Reduce
 from polyfed.execute.local_training import bind, run_reduce
-from polyfed.execute.placement import Place
+from polyfed.execute.placement import Placement
 from polyfed.models.zoo import build
 
 SMALL = ("in-resnet10-small(width=4)", "in-resnet14-small(width=4)", "in-resnet18-small(width=4)")
@@ -183,7 +183,7 @@ def test_bytes_are_the_formula_of_the_card() -> None:
         first, second = (played.reports[k] for played in game.played)
         assert first.down.values == layers
         assert first.up.values == second.up.values == second.down.values == layers + pair
-    assert fed.algorithm.broadcast(game.server, fed.info(0)).pairs == ()
+    assert fed.algorithm.message_for(game.server, fed.info(0)).pairs == ()
 
 
 def test_without_in_steps_no_features_travel_and_it_is_layerwise_averaging() -> None:
@@ -254,7 +254,7 @@ def test_captured_features_are_not_augmented() -> None:
     local = fed.local(0, 1)
     w = local.models["model"].init(fed.rng)
     request = Reduce(local, {"model": w}, fed.algorithm.capture, torch.tensor([2, 0]))
-    made = run_reduce(request, Place(torch.device("cpu")))
+    made = run_reduce(request, Placement(torch.device("cpu")))
     local.models["model"].train(False)
     with torch.no_grad():
         expected = local.models["model"].extract(w, local.train.batch(torch.tensor([2, 0]))[0])

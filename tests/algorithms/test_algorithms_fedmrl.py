@@ -34,8 +34,8 @@ def federation(models: tuple[str, ...] = MODELS, sizes: tuple[int, ...] = (11, 8
 def leaves(game: toy.Game, client: int = 0) -> tuple[Any, dict[str, dict[str, Tensor]], Any]:
     """A client's networks on weights that learn, and a batch."""
     local = game.federation.local(client, 1)
-    parts = game.federation.algorithm.parts(
-        game.private(client), game.federation.algorithm.broadcast(game.server, local.info), local
+    parts = game.federation.algorithm.predictor_parts(
+        game.private(client), game.federation.algorithm.message_for(game.server, local.info), local
     )
     own = {part: {n: v.clone().requires_grad_() for n, v in params.items()} for part, params in parts.items()}
     return bind(local.models, own), own, local.train.batch(torch.arange(5))
@@ -164,7 +164,7 @@ def test_only_the_small_model_travels_and_weighs_what_the_card_says() -> None:
     algorithm = FedMRL(rep_dim=100)
     server = algorithm.init_server(task, Rng((0,)))
     info = ClientInfo(0)
-    assert size(algorithm.broadcast(server, info)).values == 465_658 * 4  # type: ignore[arg-type]
+    assert size(algorithm.message_for(server, info)).values == 465_658 * 4  # type: ignore[arg-type]
     for d1, count in {150: 491_208, 250: 542_308, 500: 670_058}.items():
         assert tree.numel(FedMRL(rep_dim=d1).init_server(task, Rng((0,))).G) == count
     projector = algorithm.models(task, build("cnn1", input_shape=(3, 32, 32), num_classes=10))["P"]

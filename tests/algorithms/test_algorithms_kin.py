@@ -75,7 +75,7 @@ def test_test_data_decide_nothing(algorithm: Algorithm) -> None:
 def test_held_out_examples_are_not_trained_on(algorithm: Algorithm) -> None:
     """Catches a fit that sees them: with the choice taken away, they may be anything, over several rounds."""
     fed = federation(algorithm)
-    rows = torch.cat([fed.local(k, 1).held.rows for k in range(3)])  # type: ignore[union-attr]
+    rows = torch.cat([fed.local(k, 1).held_out.rows for k in range(3)])  # type: ignore[union-attr]
     assert len(rows) == 3 + 2 + 2
     assert equal(told(toy.play(fed, 2)), told(toy.play(relabelled(fed, rows, noise=True), 2)))
     trained = fed.local(0, 2).train.rows[:3]  # type: ignore[attr-defined]
@@ -86,7 +86,7 @@ def test_held_out_examples_decide() -> None:
     """Catches a choice that looks at nothing."""
     for algorithm in (FedAPEN(auxiliary=MLP, holdout=0.3), adaptive()):
         fed = federation(algorithm)
-        rows = torch.cat([fed.local(k, 1).held.rows for k in range(3)])  # type: ignore[union-attr]
+        rows = torch.cat([fed.local(k, 1).held_out.rows for k in range(3)])  # type: ignore[union-attr]
         assert not equal(told(toy.play(fed, 3)), told(toy.play(relabelled(fed, rows), 3)))
 
 
@@ -126,7 +126,7 @@ def fedapen_predicts(cls: type[FedAPEN]) -> None:
 def fedmrl_e_predicts(cls: type[FedMRLE]) -> None:
     game = toy.play(federation(cls(auxiliary=MLP, rep_dim=8, granularities=(3, 8))))
     algorithm, local = game.federation.algorithm, game.local(0, 1)
-    parts = algorithm.parts(game.private(0), algorithm.broadcast(game.server, local.info), local)
+    parts = algorithm.predictor_parts(game.private(0), algorithm.message_for(game.server, local.info), local)
     x, _ = local.train.batch(torch.arange(5))
     small, large, (W, b) = body(parts["G"], x), body(parts["F"], x), last(parts["F"])  # noqa: N806
     fused = torch.cat([small, large], 1) @ parts["P"]["fc1.weight"].T + parts["P"]["fc1.bias"]
@@ -147,7 +147,7 @@ def adaptive_predicts(cls: type[FedMRLAdaptive]) -> None:
     game = toy.play(federation(cls(auxiliary=MLP, rep_dim=8, granularities=(2, 5), holdout=0.3)))
     algorithm, local = game.federation.algorithm, game.local(0, 1)
     server = replace(game.server, widths={0: 5})
-    parts = algorithm.parts(game.private(0), algorithm.broadcast(server, local.info), local)
+    parts = algorithm.predictor_parts(game.private(0), algorithm.message_for(server, local.info), local)
     x, _ = local.train.batch(torch.arange(5))
     small, large, P = body(server.G, x), body(parts["F"], x), parts["P"]["fc1.weight"]  # noqa: N806
     fused = small[:, :5] @ P[:, :5].T + large @ P[:, 8:].T + parts["P"]["fc1.bias"]
@@ -229,19 +229,19 @@ def test_the_weight_that_predicts_is_the_weight_that_trains_next() -> None:
     for k in range(3):
         local = game.local(k, 2)
         made = drive(
-            fed.algorithm.parts(game.private(k), fed.algorithm.broadcast(game.server, local.info), local),
+            fed.algorithm.predictor_parts(game.private(k), fed.algorithm.message_for(game.server, local.info), local),
             game.driver.perform,
         )
         found[k] = float(made["lambda"]["weight"])
         assert found[k] != was[k]
-    scores = game.clients.evaluate(2, {k: fed.algorithm.broadcast(game.server, fed.info(k)) for k in range(3)})
+    scores = game.clients.evaluate(2, {k: fed.algorithm.message_for(game.server, fed.info(k)) for k in range(3)})
     assert [game.private(k).weight for k in range(3)] == was
     for k, held in enumerate((3, 2, 2)):
         both = {**game.private(k).F, **{f"G.{name}": value for name, value in game.server.G.items()}}
         products = sum(value.numel() for value in both.values() if value.dim() > 1)
         assert scores[k].flops == 2 * products * 6  # six test examples
         assert scores[k].flops_parts == 2 * products * held
-    whole = Evaluator(fed, game.driver.place, game.driver.costs).evaluate(game.server, game.clients, 2)
+    whole = Evaluator(fed, game.driver.placement, game.driver.costs).evaluate(game.server, game.clients, 2)
     assert whole.flops_per_example == pytest.approx(sum(score.flops for score in scores.values()) / 6 / 3)
     shared = (
         2 * sum(value.numel() for value in game.server.G.values() if value.dim() > 1) * 18
@@ -325,8 +325,8 @@ def test_an_update_of_another_student_is_refused() -> None:
 def test_only_the_teacher_predicts_at_a_client_and_nothing_is_sent_for_it() -> None:
     game = toy.play(federation(FedKD(auxiliary=MLP)), 1)
     algorithm, local = game.federation.algorithm, game.local(1)
-    assert algorithm.broadcast(game.server, local.info) is None
-    nets = bind(local.models, algorithm.parts(game.private(1), None, local))
+    assert algorithm.message_for(game.server, local.info) is None
+    nets = bind(local.models, algorithm.predictor_parts(game.private(1), None, local))
     x, _ = local.train.batch(torch.arange(3))
     assert list(algorithm.predict(nets, x)) == ["teacher"]
     ((name, student),) = algorithm.global_nets(game.server, game.federation.task).items()
@@ -342,7 +342,7 @@ def test_there_is_one_header_and_the_small_network_has_none() -> None:
     game = toy.play(federation(FedMRLE(auxiliary=MLP, rep_dim=8, granularities=(3, 8))), 1)
     algorithm, local = game.federation.algorithm, game.local(0)
     assert not {"fc3.weight", "fc3.bias"} & (set(game.server.G) | set(game.got[0][0].G))
-    parts = algorithm.parts(game.private(0), game.sent[0][0], local)
+    parts = algorithm.predictor_parts(game.private(0), game.sent[0][0], local)
     x, y = local.train.batch(torch.arange(4))
     noisy = {**parts, "G": {**parts["G"], "fc3.weight": torch.randn(4, 8), "fc3.bias": torch.randn(4)}}
     outputs, others = (algorithm.predict(bind(local.models, p), x) for p in (parts, noisy))
@@ -362,8 +362,8 @@ def test_a_shared_header_is_the_mean_of_its_first_columns() -> None:
         own = game.private(0).F[last]
         assert torch.equal(sent[0].H[name], own[:, :8] if name == "weight" else own)
     local = game.local(0, 3)
-    message = game.federation.algorithm.broadcast(game.server, local.info)
-    used = game.federation.algorithm.parts(game.private(0), message, local)["F"]
+    message = game.federation.algorithm.message_for(game.server, local.info)
+    used = game.federation.algorithm.predictor_parts(game.private(0), message, local)["F"]
     assert torch.equal(used["fc3.weight"][:, :8], game.server.H["weight"])
     assert torch.equal(used["fc3.weight"][:, 8:], game.private(0).F["fc3.weight"][:, 8:])
     assert torch.equal(used["fc3.bias"], game.server.H["bias"])
@@ -424,7 +424,7 @@ def test_nothing_behind_the_width_is_read() -> None:
     game = toy.play(federation(adaptive()))
     algorithm, local = game.federation.algorithm, game.local(0, 1)
     game.server = replace(game.server, widths={0: 5})
-    parts = algorithm.parts(game.private(0), algorithm.broadcast(game.server, local.info), local)
+    parts = algorithm.predictor_parts(game.private(0), algorithm.message_for(game.server, local.info), local)
     assert parts["widths"]["masks"].tolist() == [[1.0] * m + [0.0] * (8 - m) for m in (2, 5)]
     other = toy.copy(parts["G"])
     other["fc2.bias"][5:], other["fc3.weight"][:, 5:] = 7.0, 7.0

@@ -38,7 +38,7 @@ def inputs(count: int) -> Tensor:
 
 def predicted(game: toy.Game, client: int, x: Tensor) -> dict[str, Tensor]:
     local, algorithm = game.federation.local(client, 1), game.federation.algorithm
-    parts = algorithm.parts(game.private(client), algorithm.broadcast(game.server, local.info), local)
+    parts = algorithm.predictor_parts(game.private(client), algorithm.message_for(game.server, local.info), local)
     with torch.no_grad():
         return dict(algorithm.predict(bind(local.models, parts), x))
 
@@ -210,7 +210,7 @@ def test_lg_fedavg_weighs_what_the_card_says(classes: int, count: int) -> None:
     algorithm = LGFedAvg()
     algorithm.check(task)
     server = algorithm.init_server(task, Rng((0,)))
-    assert size(algorithm.broadcast(server, ClientInfo(0))).values == 4 * count
+    assert size(algorithm.message_for(server, ClientInfo(0))).values == 4 * count
 
 
 def test_lg_fedavg_needs_equal_heads_that_the_server_knows() -> None:
@@ -229,7 +229,7 @@ def test_lg_fedavg_needs_equal_heads_that_the_server_knows() -> None:
 def test_fml_weighs_what_the_card_says(classes: int, count: int) -> None:
     """Catches a private network on the wire, and a meme of another size."""
     server = FML().init_server(Task((3, 32, 32), classes), Rng((0,)))
-    assert size(FML().broadcast(server, ClientInfo(0))).values == 4 * count
+    assert size(FML().message_for(server, ClientInfo(0))).values == 4 * count
     assert FML().models(Task((3, 32, 32), 10), build("cnn1", input_shape=(3, 32, 32), num_classes=10))["F"].name
 
 

@@ -38,7 +38,7 @@ def federation(algorithm: Any, **keys: Any) -> Any:
 
 def predicted(game: toy.Game, client: int, x: Tensor) -> dict[str, Tensor]:
     local, algorithm = game.federation.local(client, 1), game.federation.algorithm
-    parts = algorithm.parts(game.private(client), algorithm.broadcast(game.server, local.info), local)
+    parts = algorithm.predictor_parts(game.private(client), algorithm.message_for(game.server, local.info), local)
     with torch.no_grad():
         return dict(algorithm.predict(bind(local.models, parts), x))
 
@@ -50,7 +50,7 @@ def predicted(game: toy.Game, client: int, x: Tensor) -> dict[str, Tensor]:
 def test_fedgh_sends_what_the_card_says(classes: int, own: int, up: int, down: int) -> None:
     """Catches the header upwards, and more than the header down: d numbers by class, (d + 1) L."""
     server = FedGH().init_server(Task((3, 32, 32), classes, architectures=CNNS), Rng((0,)))
-    assert size(FedGH().broadcast(server, ClientInfo(0))).values == 4 * down
+    assert size(FedGH().message_for(server, ClientInfo(0))).values == 4 * down
     assert size(FedGH.Upload({str(c): torch.zeros(500) for c in range(own)})).values == 4 * up
     game = toy.play(federation(FedGH()), 1)
     for k in range(3):
@@ -77,7 +77,7 @@ def test_fedgen_sends_what_the_card_says() -> None:
     algorithm = FedGen()
     server = algorithm.init_server(Task((3, 32, 32), 10, architectures=CNNS), Rng((0,)))
     assert tree.numel(server.generator) == (32 + 10 + 1) * 256 + (256 + 1) * 500 == 139_508
-    assert size(algorithm.broadcast(server, ClientInfo(0))).values == 4 * 5_010
+    assert size(algorithm.message_for(server, ClientInfo(0))).values == 4 * 5_010
     game = toy.play(federation(FedGen(noise_dim=3, hidden=5, server_steps=1)), 1)
     for k in range(3):
         report = game.played[0].reports[k]
@@ -95,7 +95,7 @@ def test_fedl2g_sends_what_the_card_says(guide: Any, width: int) -> None:
         touched = set(local.train.labels[study].tolist())
         assert set(game.got[-1][k].gradients) == {str(c) for c in touched}
         assert (report.up.values, report.down.values) == (4 * len(touched) * width, 4 * 8 * width)
-    assert game.federation.algorithm.broadcast(game.server, ClientInfo(0)) is None
+    assert game.federation.algorithm.message_for(game.server, ClientInfo(0)) is None
 
 
 # -------------------------------------------------------------------------------------------------------- regressions
@@ -234,7 +234,7 @@ def test_fedl2g_asks_of_held_out_examples_and_never_of_none() -> None:
     for round_ in (1, 2, 3):
         for k in range(3):
             local = fed.local(k, round_)
-            held = {int(row) for row in local.held.rows}
+            held = {int(row) for row in local.held_out.rows}
             assert held
             assert not held & {int(row) for row in local.train.rows}
             msg = FedL2G.Broadcast(fed.algorithm.init_server(fed.task, Rng((0,))).vectors)
@@ -244,15 +244,15 @@ def test_fedl2g_asks_of_held_out_examples_and_never_of_none() -> None:
             def perform(request: Any, requests: list[Any] = requests) -> Any:
                 requests.append(request)
                 if isinstance(request, Reduce):
-                    return run_reduce(request, toy.play(fed).driver.place)
+                    return run_reduce(request, toy.play(fed).driver.placement)
                 return toy.play(fed).driver.perform(request)
 
             drive(fed.algorithm.client_round(private, msg, local), perform)
             quiz = requests[-1].parts["quiz"]
-            everything = local.held.batch(torch.arange(len(local.held)))[0]
+            everything = local.held_out.batch(torch.arange(len(local.held_out)))[0]
             rows = [int((everything == x).all(1).nonzero()[0]) for x in quiz["x"]]
             assert len(set(rows)) == len(rows) == min(4, len(held))
-            assert torch.equal(quiz["y"], local.held.labels[rows])
+            assert torch.equal(quiz["y"], local.held_out.labels[rows])
             asked[k].append(tuple(rows))
     assert len({frozenset(rows) for rows in asked[0]}) > 1
 
@@ -260,7 +260,7 @@ def test_fedl2g_asks_of_held_out_examples_and_never_of_none() -> None:
 def test_fedl2g_learns_its_vectors_before_its_networks() -> None:
     """Catches training in the warm-up, and vectors that stand still in it; afterwards both move."""
     game = toy.play(federation(FedL2G(warmup=2, server_lr=1.0)))
-    with game.driver.place.defaults():
+    with game.driver.placement.defaults():
         drawn = {k: game.private(k).model for k in range(3)}
     for round_ in (1, 2, 3):
         before = game.server.vectors

@@ -127,7 +127,7 @@ class SendsItAll(Standalone):
         everything: Tensor
 
     def client_round(self, private, msg, client: LocalClient):
-        fitted = yield from fit(client, self.parts(private, msg, client), loss=supervised)
+        fitted = yield from fit(client, self.predictor_parts(private, msg, client), loss=supervised)
         model = fitted.parts["model"]
         row = torch.cat([value.reshape(-1) for value in model.values() if value.is_floating_point()])
         return self.Private(model), self.Upload(row)
@@ -165,7 +165,7 @@ class Remembers(Standalone):
         self.memory[client.info.id] = fitted.parts["model"]
         return private, None
 
-    def parts(self, private, msg, client: LocalClient):
+    def predictor_parts(self, private, msg, client: LocalClient):
         return {"model": self.memory.get(client.info.id, private.model)}
 
 
@@ -191,7 +191,7 @@ class SharedPrivate(Standalone):
     shared: dict[str, Any] = field(default_factory=dict)
 
     def client_round(self, private, msg, client: LocalClient):
-        fitted = yield from fit(client, self.parts(private, msg, client), loss=supervised)
+        fitted = yield from fit(client, self.predictor_parts(private, msg, client), loss=supervised)
         mine = self.shared.setdefault(client.info.architecture, fitted.parts["model"])
         for name, value in fitted.parts["model"].items():
             mine[name].copy_(value)
@@ -202,7 +202,7 @@ class SharedPrivate(Standalone):
 class Undeclared(FedAvg):
     """What a client receives depends on its number, and nobody is told."""
 
-    def broadcast(self, server, client):
+    def message_for(self, server, client):
         return self.Broadcast(tree.map_leaves(lambda value: value + client.id, server.model))
 
 

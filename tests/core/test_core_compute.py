@@ -12,9 +12,9 @@ from polyfed.core.message import Message, Nothing
 from polyfed.core.net import Net
 from polyfed.core.requests import drive, exchange, finished, fit
 from polyfed.execute.drivers import Batched, Sequential
-from polyfed.execute.placement import Place
+from polyfed.execute.placement import Placement
 
-PLACE = Place(torch.device("cpu"))
+PLACE = Placement(torch.device("cpu"))
 
 
 class Note(Message):

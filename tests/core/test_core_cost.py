@@ -16,9 +16,9 @@ from polyfed.algorithms.fiarse import FIARSE
 from polyfed.blocks.losses import supervised
 from polyfed.core.requests import Fit, fit
 from polyfed.execute.cost import CostCounter, PeakMemory, StepCost
-from polyfed.execute.placement import Place
+from polyfed.execute.placement import Placement
 
-FP32 = Place(torch.device("cpu"))
+FP32 = Placement(torch.device("cpu"))
 
 
 def request(spec: str, shape: tuple[int, ...], *, examples: int = 40, classes: int = 4, **train: Any) -> Fit:

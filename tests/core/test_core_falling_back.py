@@ -17,7 +17,7 @@ from polyfed.blocks.submodel import above, gates, top_k_threshold
 from polyfed.config import Config
 from polyfed.core.message import Message, decode, encode
 from polyfed.execute.drivers import make_driver
-from polyfed.execute.placement import Place
+from polyfed.execute.placement import Placement
 from polyfed.models.compatibility import check_layers_fit
 from polyfed.models.split import SplitModel
 from polyfed.rounds.callbacks import Quiet
@@ -96,7 +96,7 @@ def test_a_module_that_branches_on_values_runs_alone_and_says_why_once(nets: str
     """Catches vmap's traceback instead of a fallback, and a fallback that nobody hears of."""
     model = {"name": f"{nets}:Branching", "classifier": "head"}
     ear = Listener()
-    got = simulate(config(model, driver=driver), out=tmp_path / driver, watch=ear)
+    got = simulate(config(model, driver=driver), out=tmp_path / driver, callback=ear)
     alone = simulate(config(model, driver="sequential"), out=tmp_path / "alone")
     assert got["accuracy"]["mean"] == alone["accuracy"]["mean"]
     # Who asked for stacks hears why there are none; "auto" has found out that there is no such way.
@@ -109,7 +109,7 @@ def test_what_an_owner_froze_stays_as_it_was(nets: str, driver: str, tmp_path: P
     federation = prepare(config({"name": f"{nets}:Frozen", "classifier": "head"}, driver=driver))
     model = federation.own(0)
     assert "backbone.weight" not in model.parameter_names
-    works = make_driver(driver, Place(torch.device("cpu")))
+    works = make_driver(driver, Placement(torch.device("cpu")))
     clients = LocalClients(federation, works, Store(tmp_path, federation.algorithm.states, resident=True))
     before: Any = federation.algorithm.init_server(federation.task, federation.rng.at("server"))
     after: Any = play_round(federation, before, 1, clients, works).server
@@ -136,21 +136,21 @@ class Broken(Quiet):
 def test_a_bug_in_somebodys_code_costs_no_finished_round(tmp_path: Path) -> None:
     """Catches rounds that only polyfed's own errors and Ctrl-C would save."""
     with pytest.raises(ZeroDivisionError):
-        simulate(config("mlp(hidden=(8,))", rounds=5, checkpoint_every=100), out=tmp_path / "run", watch=Broken())
+        simulate(config("mlp(hidden=(8,))", rounds=5, checkpoint_every=100), out=tmp_path / "run", callback=Broken())
     rounds: list[int] = []
 
     class Count(Quiet):
         def round_ended(self, row: Any) -> None:
             rounds.append(row["round"])
 
-    resume(tmp_path / "run", watch=Count())
+    resume(tmp_path / "run", callback=Count())
     assert rounds == [4, 5]
 
 
 def test_what_a_killed_write_left_is_swept(tmp_path: Path) -> None:
     """Catches temporary files that pile up over kills."""
     with pytest.raises(ZeroDivisionError):
-        simulate(config("mlp(hidden=(8,))", rounds=5), out=tmp_path / "run", watch=Broken())
+        simulate(config("mlp(hidden=(8,))", rounds=5), out=tmp_path / "run", callback=Broken())
     leftover = tmp_path / "run" / "checkpoint" / ".server-round-9.safetensors.77.tmp"
     leftover.write_bytes(b"half")
     resume(tmp_path / "run")

@@ -25,10 +25,10 @@ from polyfed.core.net import Batch, Nets
 from polyfed.core.plan import LocalSGD
 from polyfed.core.requests import Fit, Reduce, drive, fit, reduce
 from polyfed.execute import drivers
-from polyfed.execute.choice import Way
+from polyfed.execute.choice import ExecutionName
 from polyfed.execute.drivers import Auto, Batched, Work, make_driver
 from polyfed.execute.local_training import clip, run_fit, run_reduce
-from polyfed.execute.placement import Place
+from polyfed.execute.placement import Placement
 from polyfed.execute.replay import Product, Replays
 from polyfed.execute.stacked import Update, run_stacked, signature, why_not
 from polyfed.models.split import SplitModel
@@ -36,7 +36,7 @@ from polyfed.rounds.clients import LocalClients
 from polyfed.rounds.round import play_round
 from polyfed.storage.state_store import Store
 
-FP32, FP64 = (Place(torch.device("cpu"), p) for p in ("fp32", "fp64"))
+FP32, FP64 = (Placement(torch.device("cpu"), p) for p in ("fp32", "fp64"))
 PLANS = {
     "plain": LocalSGD(epochs=2, batch_size=4, lr=0.1),
     "momentum": LocalSGD(epochs=3, batch_size=4, lr=0.05, momentum=0.9),
@@ -428,7 +428,7 @@ def test_dropout_follows_the_clients_key_and_moves_no_other_stream() -> None:
 
 
 @pytest.mark.parametrize(
-    ("driver", "way", "path"),
+    ("driver", "execution", "path"),
     [
         ("auto", "stacked", "stacked"),
         ("auto", "channels-last", "channels-last"),
@@ -438,13 +438,15 @@ def test_dropout_follows_the_clients_key_and_moves_no_other_stream() -> None:
         ("sequential", "stacked", "sequential"),
     ],
 )
-def test_auto_goes_the_way_that_was_found_and_others_their_own(driver: str, way: Way | None, path: str) -> None:
+def test_auto_goes_the_way_that_was_found_and_others_their_own(
+    driver: str, execution: ExecutionName | None, path: str
+) -> None:
     """Catches a choice that is stored and not followed, and one that reaches a driver which does not choose."""
     federation = toy.federation(FedAvg(), models=("cnn5",), shape=(1, 16, 16), sizes=(4, 4))
     clients = LocalClients(federation, make_driver(driver, FP32), Store(Path("-"), (), resident=True))
     works = clients.driver
-    if isinstance(works, Auto) and way is not None:
-        works.ways.by_kind["cnn5 at 1: supervised"] = way
+    if isinstance(works, Auto) and execution is not None:
+        works.choice.by_kind["cnn5 at 1: supervised"] = execution
     play_round(federation, federation.algorithm.init_server(federation.task, federation.rng), 1, clients, works)
     assert works.paths == {path: 2}
 
@@ -542,16 +544,16 @@ def test_reduce_goes_over_held_out_examples_where_asked() -> None:
     """Catches a look at the training examples instead, and one at nothing where nothing is held out."""
     net = model()
     asked = request(PLANS["plain"], n=7, net=net)
-    client = replace(asked.client, held=Data(3, 5))
+    client = replace(asked.client, held_out=Data(3, 5))
 
     def count(nets: Nets, batch: Batch) -> dict[str, Tensor]:
         return {"n": torch.tensor(len(batch[0])), "x": batch[0].sum(0)}
 
-    found = drive(reduce(client, asked.parts, count, held=True), lambda asked: run_reduce(asked, FP32))
+    found = drive(reduce(client, asked.parts, count, held_out=True), lambda asked: run_reduce(asked, FP32))
     assert int(found["n"]) == 3
     assert torch.equal(found["x"], Data(3, 5).batch(torch.arange(3))[0].sum(0))
     with pytest.raises(TypeError, match="holdout"):
-        drive(reduce(asked.client, asked.parts, count, held=True), lambda asked: run_reduce(asked, FP32))
+        drive(reduce(asked.client, asked.parts, count, held_out=True), lambda asked: run_reduce(asked, FP32))
 
 
 def test_a_network_on_its_own_weights_is_the_module() -> None:

@@ -25,11 +25,11 @@ from polyfed.base.rng import Rng
 from polyfed.config import load_algorithm
 from polyfed.core.message import State, encode
 from polyfed.deploy.client.node import answer
-from polyfed.deploy.client.state_dir import Vault
+from polyfed.deploy.client.state_dir import ClientStateDir
 from polyfed.deploy.client.worker import WorkerGoneError, ask
 from polyfed.deploy.settings import NodeSettings
 from polyfed.deploy.wire import headers
-from polyfed.deploy.wire.headers import Answer, Request, TaskFacts
+from polyfed.deploy.wire.headers import ReplyHeader, RequestHeader, TaskFacts
 
 EXPERIMENT = "test-1"
 SHAPE = (1, 16, 16)
@@ -37,9 +37,9 @@ SHAPE = (1, 16, 16)
 
 def facts(settings: NodeSettings) -> TaskFacts:
     header, _ = answer(
-        headers.dump(Request(kind="describe", experiment=EXPERIMENT, config=config().to_dict())), None, settings
+        headers.dump(RequestHeader(kind="describe", experiment=EXPERIMENT, config=config().to_dict())), None, settings
     )
-    about = headers.load(Answer, header).about
+    about = headers.load(ReplyHeader, header).about
     assert about is not None
     return TaskFacts(input_shape=about.input_shape, num_classes=about.num_classes, architectures=())
 
@@ -54,7 +54,7 @@ def train(settings: NodeSettings, round_: int, **more: Any) -> tuple[str, bytes]
     server = algorithm.init_server(task_of(told, task), Rng((0, "server")))
     body = encode(FedMRL.Broadcast(server.G))
     fields = {"kind": "train", "experiment": EXPERIMENT, "key": (round_, 1, 1), "client": settings.client}
-    request = Request(**fields, config=told.to_dict(), task=task, **more)
+    request = RequestHeader(**fields, config=told.to_dict(), task=task, **more)
     return headers.dump(request), body
 
 
@@ -82,7 +82,7 @@ def test_an_exception_before_the_end_leaves_the_state_of_before(moment: str, tmp
 
     told = {"since": (1, 1, 1), "settled": (1, 1, 1)}
     header, body = answer(*train(settings, 2, **told), settings, wait=stop)
-    assert headers.load(Answer, header).error == "Error; its text is in the client's log"
+    assert headers.load(ReplyHeader, header).error == "Error; its text is in the client's log"
     assert body is None
     assert kept(settings).keys() == before.keys()
     assert same(kept(settings)[1, 1, 1], before[1, 1, 1])
@@ -113,7 +113,7 @@ answer((here / "header").read_text(), (here / "body").read_bytes(), NodeSettings
     assert ((2, 1, 1) in kept(settings)) is after
     assert (1, 1, 1) in kept(settings)
     again, up = answer(header, body, settings)
-    assert headers.load(Answer, again).error is None
+    assert headers.load(ReplyHeader, again).error is None
     other = NodeSettings(client=0, state_dir=str(tmp_path / "other"))
     answer(*train(other, 1), other)
     _, expected = answer(header, body, other)
@@ -145,7 +145,7 @@ def test_a_void_round_is_trained_from_the_state_that_counts(tmp_path: Path) -> N
 def test_a_state_that_was_lost_is_told(tmp_path: Path) -> None:
     settings = nodes(tmp_path)[100]
     header, _ = answer(*train(settings, 5, since=(4, 1, 1), settled=(4, 1, 1)), settings)
-    assert headers.load(Answer, header).lost is True
+    assert headers.load(ReplyHeader, header).lost is True
 
 
 def test_private_state_is_the_owners_alone(tmp_path: Path) -> None:
@@ -167,9 +167,9 @@ def test_the_name_of_an_experiment_is_no_path(name: str, tmp_path: Path) -> None
 
 
 def test_another_holder_of_the_state_is_waited_for_and_then_told(tmp_path: Path) -> None:
-    vault = Vault(tmp_path, EXPERIMENT, 0, (State,))
-    other = Vault(tmp_path, EXPERIMENT, 0, (State,))
-    with vault.held(), pytest.raises(StorageError, match="held by another process"), other.held(0.2):
+    state_dir = ClientStateDir(tmp_path, EXPERIMENT, 0, (State,))
+    other = ClientStateDir(tmp_path, EXPERIMENT, 0, (State,))
+    with state_dir.held(), pytest.raises(StorageError, match="held by another process"), other.held(0.2):
         raise AssertionError("both hold it")
 
 
@@ -177,16 +177,16 @@ def test_a_request_for_another_client_is_refused(tmp_path: Path) -> None:
     settings = nodes(tmp_path)
     header, body = train(settings[100], 1)
     told, _ = answer(header, body, settings[101])
-    assert (headers.load(Answer, told).error or "").startswith("MessageError")
+    assert (headers.load(ReplyHeader, told).error or "").startswith("MessageError")
 
 
 def test_a_client_that_tells_nothing_sends_the_declared_message_alone(tmp_path: Path) -> None:
     settings = nodes(tmp_path, tell=())[100]
     header, body = answer(*train(settings, 1, score=True), settings)
-    told = headers.load(Answer, header)
+    told = headers.load(ReplyHeader, header)
     assert body is not None
     assert told.score is None
-    assert told.work == headers.Work()
+    assert told.work == headers.WorkReport()
     assert told.seconds == {}, "the time of the work is the size of the network"
     run = Run(tmp_path / "whole", config(), tell=())
     assert run.serve()["accuracy"] == {"best": None}

@@ -29,7 +29,7 @@ def test_two_rounds_deployed_equal_two_rounds_in_process(
     deployed = {client: state for client, state in run.private().items() if state}
     assert deployed.keys() == private.keys()
     assert all(same(deployed[client], private[client]) for client in private)
-    for key in ("mean", "predictors", "official", "best"):
+    for key in ("mean", "predictors", "before_aggregation", "best"):
         assert there["accuracy"][key] == here["accuracy"][key]
     assert there["bytes"] == here["bytes"]
     assert there["flops"] == here["flops"]

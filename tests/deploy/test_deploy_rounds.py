@@ -195,12 +195,12 @@ def test_too_few_replies_make_a_round_void_and_leave_all_states(tmp_path: Path) 
 
     seen: list[bool] = []
 
-    def watch(message: Outgoing, go: Go) -> Frame | str | None:
+    def callback(message: Outgoing, go: Go) -> Frame | str | None:
         if message.kind == "train" and round_of(message) == 3 and not seen:
             seen.append(same(run.server(), before))
         return instead(message, go)
 
-    run.memory.instead = watch
+    run.memory.instead = callback
     run.serve()
     assert seen == [True]
     assert run.rows[2]["void"] is True

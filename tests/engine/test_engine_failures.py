@@ -137,11 +137,11 @@ def test_whatever_happens_the_training_goes_on(tmp_path: Path) -> None:
 
         (home / "stall").touch()
         run.until((home / "stalled").exists)
-        vault = there.node_file(1).parent / "state" / experiment / "client-1" / "pointer.json"
-        before, seen = vault.read_bytes(), len(run.failed(1))
+        state_dir = there.node_file(1).parent / "state" / experiment / "client-1" / "pointer.json"
+        before, seen = state_dir.read_bytes(), len(run.failed(1))
         os.kill(int((home / "stalled").read_text()), signal.SIGKILL)
         run.fails(1, seen)  # at once, not at the deadline
-        assert vault.read_bytes() == before or run.answered(3)
+        assert state_dir.read_bytes() == before or run.answered(3)
         run.until(lambda: run.answered(3))
 
         there.processes.kill("client-0")

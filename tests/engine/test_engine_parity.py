@@ -48,10 +48,12 @@ def test_two_rounds_of_three_algorithms_equal_those_in_process(tmp_path: Path) -
         assert deployed["bytes"] == here["bytes"]
         private = kept(tmp_path / f"{name}-here", config(name))
         for client, state in private.items():
-            vault = tmp_path / "deployment" / "clients" / str(client) / "state" / experiments[name] / f"client-{client}"
-            entries = json.loads((vault / "pointer.json").read_text())["entries"]
+            state_dir = (
+                tmp_path / "deployment" / "clients" / str(client) / "state" / experiments[name] / f"client-{client}"
+            )
+            entries = json.loads((state_dir / "pointer.json").read_text())["entries"]
             last = max(entries, key=lambda entry: entry["key"])
-            assert distance(load_file(vault / last["state"][0]), state) <= 1e-6
+            assert distance(load_file(state_dir / last["state"][0]), state) <= 1e-6
         assert len(private) == (3 if name == "fedmrl" else 0)
         sent += deployed["deployed"]["traffic"]["sent"]
     # Flower counts its own envelopes on top of ours; and says "outbound" for what its clients fetched.

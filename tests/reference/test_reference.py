@@ -46,7 +46,7 @@ def batches(game: toy.Game, client: int, round_: int) -> list[Any]:
     """The batches of a client's training, with whether an epoch starts."""
     local = game.local(client, round_)
     schedule = local.plan.schedule(len(local.train), local.rng.at("batches"))
-    place = game.driver.place
+    place = game.driver.placement
     with place.defaults():
         return [(*local.train.batch(step.rows, dtype=place.dtype), step.in_epoch == 0) for step in schedule]
 
@@ -85,7 +85,7 @@ def test_standalone(training: str, precision: Any, driver: str) -> None:
     """Catches anything that travels after all, over two rounds: each client trains as if the others did not exist."""
     keys, settings = TRAINING[training]
     game = toy.play(toy.federation(Standalone(), train=keys), precision=precision, driver=driver)
-    with game.driver.place.defaults():
+    with game.driver.placement.defaults():
         models = {k: toy.copy(game.private(k).model) for k in range(3)}
     for round_ in (1, 2):
         game.round()
@@ -123,7 +123,7 @@ def test_fedmrl(keys: dict[str, Any], precision: Any, driver: str) -> None:
         train=train | {"epochs": 1},
     )
     game = toy.play(fed, precision=precision, driver=driver)
-    with game.driver.place.defaults():
+    with game.driver.placement.defaults():
         before = {k: game.private(k) for k in range(3)}
     theta = toy.copy(game.server.G)
     game.round()
@@ -215,8 +215,8 @@ def test_fedin(align: Any, precision: Any, driver: str) -> None:
             w = plain.fedin_client(make(k), own, batches(game, k, round_), pair, settings, align=align, weight=0.6)
             local = game.local(k, round_)
             order = torch.randperm(len(local.train), generator=local.rng.at("features").torch())[:8]
-            with game.driver.place.defaults():
-                made[k] = plain.features(make(k), w, local.train.batch(order, dtype=game.driver.place.dtype)[0])
+            with game.driver.placement.defaults():
+                made[k] = plain.features(make(k), w, local.train.batch(order, dtype=game.driver.placement.dtype)[0])
             ended.append(w)
         layers, bank = plain.fedin_server(layers, ended, [12, 10, 10]), made
         toy.close(

@@ -45,19 +45,19 @@ def start(algorithm: Any, driver: str, **more: Any) -> toy.Game:
 
 
 def privates(game: toy.Game) -> dict[int, Any]:
-    with game.driver.place.defaults():
+    with game.driver.placement.defaults():
         return {k: game.private(k) for k in range(3)}
 
 
 def batches(game: toy.Game, client: int) -> list[Any]:
     local = game.local(client)
-    with game.driver.place.defaults():
+    with game.driver.placement.defaults():
         schedule = local.plan.schedule(len(local.train), local.rng.at("batches"))
         return [local.train.batch(step.rows, dtype=torch.float64) for step in schedule]
 
 
 def held(game: toy.Game, client: int) -> tuple[Tensor, Tensor]:
-    data = game.local(client).held
+    data = game.local(client).held_out
     return data.batch(torch.arange(len(data)), dtype=torch.float64)
 
 
@@ -343,8 +343,8 @@ class NotDetached(FedAPEN):
 class LearntOnTraining(FedAPEN):
     """lambda_k is learnt on what both networks have fitted."""
 
-    def parts(self, private: Any, msg: Any, client: Any) -> Any:
-        return (yield from super().parts(private, msg, replace(client, held=client.train)))
+    def predictor_parts(self, private: Any, msg: Any, client: Any) -> Any:
+        return (yield from super().predictor_parts(private, msg, replace(client, held_out=client.train)))
 
 
 class Forgets(FedAPEN):
@@ -410,8 +410,8 @@ class SliceOfTheInput(FedMRLE):
 class GoesOnWithItsOwn(FedMRLE):
     """What is shared of the header does not take the place of the client's own."""
 
-    def parts(self, private: Any, msg: Any, client: Any) -> Any:
-        return super().parts(private, replace(msg, H={}), client)
+    def predictor_parts(self, private: Any, msg: Any, client: Any) -> Any:
+        return super().predictor_parts(private, replace(msg, H={}), client)
 
 
 class HeadersAlike(FedMRLE):
@@ -427,7 +427,7 @@ class ZerosCount(FedMRLAdaptive):
     """Who does not hold a coordinate counts as a zero."""
 
     def server_round(self, server: Any, cohort: Any) -> Any:
-        replies = yield from exchange(cohort, lambda client: self.broadcast(server, client))
+        replies = yield from exchange(cohort, lambda client: self.message_for(server, client))
         models = [padded(model, tree.shapes(server.G)) for model in replies.all("G")]
         widths = {reply.client.id: reply.message.width for reply in replies}
         return self.Server(plain.mean(models, replies.all("num_examples")), server.shapes, widths)

@@ -62,7 +62,7 @@ def begin(algorithm: Algorithm, driver: str, **clients: Any) -> toy.Game:
 
 def start(game: toy.Game, field: str) -> dict[int, plain.Weights]:
     """What the clients begin with."""
-    with game.driver.place.defaults():
+    with game.driver.placement.defaults():
         return {k: toy.copy(getattr(game.private(k), field)) for k in range(3)}
 
 
@@ -332,7 +332,7 @@ class NeverForked(FML):
     def client_round(self, private: Any, msg: Any, client: Any) -> Any:
         memes = self.__dict__.setdefault("memes", {})
         own = self.Broadcast(memes.get(client.info.id, msg.G))
-        fitted = yield from fit(client, self.parts(private, own, client), loss=self.loss)
+        fitted = yield from fit(client, self.predictor_parts(private, own, client), loss=self.loss)
         memes[client.info.id] = fitted.parts["G"]
         return self.Private(fitted.parts["F"]), self.Upload(fitted.parts["G"])
 

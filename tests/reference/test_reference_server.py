@@ -135,7 +135,7 @@ class StaleMeans(FedGH):
     """Means of the extractor from before the round."""
 
     def client_round(self, private: Any, msg: Any, client: Any) -> Any:
-        stale = yield from class_means(client, self.parts(private, msg, client), self.represent)
+        stale = yield from class_means(client, self.predictor_parts(private, msg, client), self.represent)
         kept, _ = yield from super().client_round(private, msg, client)
         return kept, self.Upload(stale)
 
@@ -147,7 +147,7 @@ class SummedRows(OfSums, FedGH):
 class OwnHeader(FedGH):
     """The client's own header goes on, and the server's is not loaded."""
 
-    def parts(self, private: Any, msg: Any, client: Any) -> Any:
+    def predictor_parts(self, private: Any, msg: Any, client: Any) -> Any:
         model = client.models["model"]
         return {"model": model.with_head(private.body, model.head(model.init(Rng(("own",)))))}
 
@@ -255,7 +255,7 @@ def follow_fedgen(algorithm: FedGen, driver: str) -> None:
         return torch.relu(inner) @ w["fc2.weight"].T + w["fc2.bias"]
 
     def given(known: list[int], rng: Rng, number: int, n: int) -> dict[str, Tensor]:
-        with game.driver.place.defaults():
+        with game.driver.placement.defaults():
             return draw_classes(known, algorithm.noise_dim, rng, Step(torch.arange(n), number, 0))
 
     def loss(net: Any, last: Any, rng: Any, t: int, x: Tensor, y: Tensor, number: int) -> Tensor:
@@ -374,9 +374,9 @@ def follow_fedl2g(algorithm: FedL2G, driver: str) -> None:
             models[k] = plain.saved(net)
             B = local.plan.batch_size  # noqa: N806
             study = torch.randperm(len(local.train), generator=local.rng.at("study").torch())[:B]
-            quiz = torch.randperm(len(local.held), generator=local.rng.at("quiz").torch())[:B]
+            quiz = torch.randperm(len(local.held_out), generator=local.rng.at("quiz").torch())[:B]
             x, y = local.train.batch(study, dtype=torch.float64)
-            qx, qy = local.held.batch(quiz, dtype=torch.float64)
+            qx, qy = local.held_out.batch(quiz, dtype=torch.float64)
             # With J_i the derivative of the output for example i, dw'/dv_c = lr * 2 / (B m) * sum of J_i over class c.
             w = list(net.parameters())
             first = torch.autograd.grad(loss(x, y, 0), w)
@@ -418,7 +418,7 @@ class FirstOfTheArray(FedL2G):
     """The authors' code: the quiz asks of the first examples of the client's data, which it trains on here, too."""
 
     def client_round(self, private: Any, msg: Any, client: Any) -> Any:
-        return (yield from super().client_round(private, msg, replace(client, held=Ahead(client.train))))
+        return (yield from super().client_round(private, msg, replace(client, held_out=Ahead(client.train))))
 
 
 class Ahead:

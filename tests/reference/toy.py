@@ -16,7 +16,7 @@ from polyfed.core.algorithm import Algorithm
 from polyfed.data.dataset import Dataset
 from polyfed.data.partition.partition import Partition
 from polyfed.execute.drivers import Sequential, make_driver
-from polyfed.execute.placement import Place, Precision
+from polyfed.execute.placement import Placement, Precision
 from polyfed.rounds.clients import LocalClients
 from polyfed.rounds.federation import Federation
 from polyfed.rounds.round import Played, play_round
@@ -108,7 +108,7 @@ class Game:
     def round(self) -> Game:
         """Play one more round."""
         number = len(self.played) + 1
-        with self.driver.place.defaults():
+        with self.driver.placement.defaults():
             played = play_round(self.federation, self.server, number, self, self.driver)
             self.clients.commit()
         self.played.append(played)
@@ -132,7 +132,7 @@ class Game:
 
     def local(self, client: int, round_: int | None = None) -> Any:
         """A client as it works in a round, the last by default."""
-        with self.driver.place.defaults():
+        with self.driver.placement.defaults():
             return self.federation.local(client, len(self.played) if round_ is None else round_)
 
 
@@ -140,10 +140,10 @@ def play(
     fed: Federation, rounds: int = 0, *, driver: str = "sequential", precision: Precision = "fp32", folder: Any = None
 ) -> Game:
     """Set up a federation and play some rounds."""
-    place = Place(torch.device("cpu"), precision)
-    made = make_driver(driver, place)
+    placement = Placement(torch.device("cpu"), precision)
+    made = make_driver(driver, placement)
     store = Store(Path(folder or "/nonexistent"), fed.algorithm.states, resident=True)
-    with place.defaults():
+    with placement.defaults():
         server = fed.algorithm.init_server(fed.task, fed.rng.at("server"))
     game = Game(fed, made, LocalClients(fed, made, store), server)
     for _ in range(rounds):

@@ -62,21 +62,21 @@ class Countdown(Quiet):
             self.now = "rounds"
 
 
-def play(config: Any, folder: Path, watch: Countdown, counts: Path | None) -> None:
+def play(config: Any, folder: Path, callback: Countdown, counts: Path | None) -> None:
     """Start the run, or go on with it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it starts in the background
     state_store.INLINE = INLINE
     try:
         if (folder / "config.toml").exists():
-            resume(folder, watch=watch)
+            resume(folder, callback=callback)
         else:
-            simulate(config, out=folder, watch=watch)
+            simulate(config, out=folder, callback=callback)
     except Interrupted:
         sys.exit(130)
     finally:
         sys.setprofile(None)
     if counts:
-        counts.write_text(json.dumps(watch.counts))
+        counts.write_text(json.dumps(callback.counts))
 
 
 def start(

@@ -13,12 +13,13 @@ from polyfed.config.profiles import Profile
 from polyfed.core.clients import Cohort
 from polyfed.core.message import Size
 from polyfed.execute.drivers import Work, make_driver
-from polyfed.execute.placement import Place
+from polyfed.execute.placement import Placement
 from polyfed.rounds.callbacks import Interrupted, Quiet
 from polyfed.rounds.clients import LocalClients, Report
 from polyfed.rounds.federation import prepare
 from polyfed.rounds.round import play_round
-from polyfed.simulation.clock import REASONS, TimedClients, done, ended
+from polyfed.rounds.timing import REASONS
+from polyfed.simulation.clock import TimedClients, done, ended
 from polyfed.simulation.simulate import resume, simulate
 from polyfed.storage import state_files
 from polyfed.storage.state_store import Store
@@ -150,7 +151,7 @@ class Stop(Quiet):
 def test_a_resumed_run_goes_on_at_the_same_second(tmp_path: Path) -> None:
     simulate(running.config(**LOSSES), out=tmp_path / "straight")
     with pytest.raises(Interrupted):
-        simulate(running.config(**LOSSES), out=tmp_path / "stopped", watch=Stop())
+        simulate(running.config(**LOSSES), out=tmp_path / "stopped", callback=Stop())
     assert running.lines(tmp_path / "stopped/rounds.jsonl")[-1]["round"] == 3
     resume(tmp_path / "stopped")
     running.same(tmp_path / "stopped", tmp_path / "straight")
@@ -179,7 +180,7 @@ def test_who_is_late_leaves_nothing_but_its_costs(tmp_path: Path) -> None:
     assert all("steps" not in r and r["simulated_seconds"] > 1.0 for r in lost)
     # The same as a round of the two others by themselves.
     federation = prepare(config())
-    driver = make_driver("sequential", Place.of("cpu", "fp32"))
+    driver = make_driver("sequential", Placement.of("cpu", "fp32"))
     store = Store(tmp_path / "states", federation.algorithm.states, resident=True)
     server = federation.algorithm.init_server(federation.task, federation.rng.at("server"))
     rng = federation.rng.at("round", 1, "server")
@@ -207,7 +208,7 @@ def test_a_round_of_two_exchanges_is_as_long_as_both(tmp_path: Path) -> None:
     devices = {"profiles": profiles, "deal": "in-turn", "deadline": 1.0}
     settings = running.config(algorithm={"name": "fedavg"}, clients={"participation": 1.0}, devices=devices)
     federation = replace(prepare(settings), algorithm=Twice())
-    driver = make_driver("sequential", Place.of("cpu", "fp32"))
+    driver = make_driver("sequential", Placement.of("cpu", "fp32"))
     store = Store(tmp_path, federation.algorithm.states, resident=True)
     server = federation.algorithm.init_server(federation.task, federation.rng.at("server"))
     timed = TimedClients(federation, LocalClients(federation, driver, store), print)
@@ -223,19 +224,19 @@ def test_a_round_of_two_exchanges_is_as_long_as_both(tmp_path: Path) -> None:
 def test_an_exchange_can_be_taken_back(tmp_path: Path) -> None:
     """Catches a second exchange of a round that is lost and takes the state of the first with it."""
     federation = prepare(config())
-    driver = make_driver("sequential", Place.of("cpu", "fp32"))
+    driver = make_driver("sequential", Placement.of("cpu", "fp32"))
     clients = LocalClients(federation, driver, Store(tmp_path, federation.algorithm.states, resident=True))
     server: Any = federation.algorithm.init_server(federation.task, federation.rng.at("server"))
     infos = tuple(map(federation.info, (0, 1)))
     cohort = Cohort(infos, 1, 4, federation.rng.at("round", 1, "server"))
-    down = {info.id: federation.algorithm.broadcast(server, info) for info in infos}
+    down = {info.id: federation.algorithm.message_for(server, info) for info in infos}
     clients.exchange(cohort, {0: down[0]})
     first = clients.private(0)
     clients.exchange(cohort, down)
     assert clients.private(0) is not first
-    clients.undo([0, 1])
+    clients.discard([0, 1])
     assert clients.private(0) is first
-    clients.forget()
+    clients.discard_round()
     clients.commit()
     assert clients.store.get(0) is None
 
@@ -293,7 +294,7 @@ def test_a_step_that_a_device_cannot_hold_is_told_once_and_never_counts(tmp_path
     profiles = table(tmp_path, "big,1,1000,1,1", "tiny,1,0.01,1,1")
     notes = Notes()
     devices = {"profiles": profiles, "deal": "in-turn"}
-    summary = simulate(config(devices=devices), out=tmp_path / "run", watch=notes)
+    summary = simulate(config(devices=devices), out=tmp_path / "run", callback=notes)
     assert [text for text in notes.said if "tiny" in text] == notes.said
     assert len(notes.said) == 1
     rounds = running.lines(tmp_path / "run/rounds.jsonl")[1:]

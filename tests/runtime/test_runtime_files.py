@@ -94,7 +94,7 @@ def test_what_was_held_does_not_come_back_over_what_was_written(tmp_path: Path, 
     assert not store.resident
     store.put(3, kept(7), 2)
     entry = store.save()
-    store.settle(2)
+    store.prune(2)
     again = Store(tmp_path, (Kept,), resident=False)
     again.restore(2, entry)
     assert [again.get(client).n for client in (3, 4)] == [7, 2]
@@ -119,7 +119,7 @@ def test_what_a_checkpoint_left_stays_until_the_next(tmp_path: Path, resident: b
     store.put(3, kept(1), 1)
     store.put(5, kept(1), 1)
     first = store.save()
-    store.settle(1)
+    store.prune(1)
     for round_ in (2, 3):
         store.put(3, kept(round_), round_)
     second = store.save()  # and the manifest is not written: the disk is full
@@ -130,7 +130,7 @@ def test_what_a_checkpoint_left_stays_until_the_next(tmp_path: Path, resident: b
     assert written(tmp_path).keys() == {(3, 1), (5, 1)}
     again.put(3, kept(3), 3)
     assert again.save() == second
-    again.settle(3)
+    again.prune(3)
     assert written(tmp_path).keys() == {(3, 3), (5, 1)}
 
 
@@ -139,7 +139,7 @@ def test_a_store_goes_back_to_a_manifest(tmp_path: Path, resident: bool, where: 
     store = Store(tmp_path, (Kept,), resident=resident)
     store.put(3, kept(1), 1)
     entry = store.save()
-    store.settle(1)
+    store.prune(1)
     store.put(3, kept(2), 2)
     store.put(7, kept(2), 2)
     store.save()
@@ -160,7 +160,7 @@ def test_a_checkpoint_that_was_written_but_not_tidied_up_is_tidied_up(tmp_path: 
     store.put(3, kept(1), 1)
     store.put(5, kept(1), 1)
     store.save()
-    store.settle(1)
+    store.prune(1)
     store.put(3, kept(2), 2)
     entry = store.save()
     assert len(written(tmp_path)) == 3
@@ -187,7 +187,7 @@ def test_a_checkpoint_that_was_interrupted_is_made_again(
         return store.save()
 
     checkpoint(1)
-    store.settle(1)
+    store.prune(1)
     with monkeypatch.context() as patch:
         if after == "the file":
             patch.setattr(store, "_drop", interrupted)
@@ -197,7 +197,7 @@ def test_a_checkpoint_that_was_interrupted_is_made_again(
         with pytest.raises(KeyboardInterrupt):
             checkpoint(2)
     entry = checkpoint(2)  # and the rest of the round, or all of it again
-    store.settle(2)
+    store.prune(2)
     assert written(tmp_path).keys() == {(3, 2), (5, 2)}
     again = Store(tmp_path, (Kept,), resident=resident)
     again.restore(2, entry)
@@ -212,7 +212,7 @@ def test_ctrl_c_while_tidying_up_spoils_nothing(
     for client in (3, 5):
         store.put(client, kept(1), 1)
     store.save()
-    store.settle(1)
+    store.prune(1)
     for client in (3, 5):
         store.put(client, kept(2), 2)
     entry, drop = store.save(), store._drop
@@ -224,9 +224,9 @@ def test_ctrl_c_while_tidying_up_spoils_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(store, "_drop", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            store.settle(2)
+            store.prune(2)
     assert store.save() == entry
-    store.settle(2)
+    store.prune(2)
     again = Store(tmp_path, (Kept,), resident=resident)
     again.restore(2, entry)
     assert (again.get(3).n, again.get(5).n) == (2, 2)
@@ -238,7 +238,7 @@ def test_what_a_round_leaves_is_nobody_elses_before_the_checkpoint(tmp_path: Pat
     store = Store(tmp_path, (Kept,), resident=False)
     store.put(3, kept(1), 1)
     entry = store.save()
-    store.settle(1)
+    store.prune(1)
     store.put(3, kept(2), 2)
     assert store.get(3).n == 2
     assert written(tmp_path).keys() == {(3, 1)}
@@ -255,11 +255,11 @@ def test_an_index_that_is_not_the_manifests_is_refused(tmp_path: Path, how: str)
     for client in range(3):
         store.put(client, kept(client), 1)
     entries = {1: store.save()}
-    store.settle(1)
+    store.prune(1)
     shutil.copytree(tmp_path / "states", tmp_path / "older")
     store.put(1, kept(7), 2)
     entries[2] = store.save()
-    store.settle(2)
+    store.prune(2)
     del store
     index, round_ = tmp_path / "states" / "index.sqlite", 2
     if how == "gone":
@@ -292,7 +292,7 @@ def test_a_round_looks_at_its_cohort_only(tmp_path: Path, resident: bool) -> Non
         for client in range(trained):
             store.put(client, kept(client), 1)
         entry = store.save()
-        store.settle(1)
+        store.prune(1)
         del store
         store = Store(tmp_path / str(trained), (Kept,), resident=resident)
         store.restore(1, entry)
@@ -304,7 +304,7 @@ def test_a_round_looks_at_its_cohort_only(tmp_path: Path, resident: bool) -> Non
                 assert store.get(client).n in (client, round_ - 1)
                 store.put(client, kept(round_), round_)
         entry = store.save()
-        store.settle(3)
+        store.prune(3)
         costs[trained] = (len(steps), len(json.dumps(entry)) - len(str(trained)), len(store._held))
     few, many = costs[30], costs[3000]
     assert 0 < many[0] < 1.2 * few[0]
@@ -317,7 +317,7 @@ def test_a_full_disk_under_the_index_is_told(tmp_path: Path, resident: bool) -> 
     store = Store(tmp_path, (Kept,), resident=resident)
     store.put(3, kept(1), 1)
     entry = store.save()
-    store.settle(1)
+    store.prune(1)
     assert store._db is not None
     store._db.execute("PRAGMA max_page_count = 10")
 
@@ -391,7 +391,7 @@ def test_a_run_that_another_process_began_meanwhile_is_left_to_it(
 
 
 def test_a_directory_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
-    """Catches a run that settles among somebody's state_files, and sweeps away those that look like its own."""
+    """Catches a run that settles among somebody's files, and sweeps away those that look like its own."""
     mine = tmp_path / "states" / "thesis" / "only-copy.txt"
     mine.parent.mkdir(parents=True)
     mine.write_text("years of work")
@@ -438,7 +438,7 @@ class Stop(Quiet):
 
 def pause(folder: Path, **sections: Any) -> Path:
     with pytest.raises(Interrupted) as caught:
-        simulate(running.config(**sections), out=folder, watch=Stop(2))
+        simulate(running.config(**sections), out=folder, callback=Stop(2))
     assert caught.value.run_dir == folder.resolve()
     return folder
 
@@ -456,7 +456,7 @@ def test_six_rounds_are_three_and_three(tmp_path: Path) -> None:
     """Catches a resumed run that ends elsewhere."""
     one = {"run": {"rounds": 6, "eval_every": 1}}
     with pytest.raises(Interrupted):
-        simulate(running.config(**one), out=tmp_path / "a", watch=Stop(3))
+        simulate(running.config(**one), out=tmp_path / "a", callback=Stop(3))
     resume(tmp_path / "a")
     simulate(running.config(**one), out=tmp_path / "b")
     running.same(tmp_path / "a", tmp_path / "b")
@@ -530,7 +530,7 @@ def test_a_run_of_an_earlier_layout_is_refused(paused: Path) -> None:
     manifest["states"] = {"3": ["03/client-3-round-2.safetensors", "0" * 64]}
     del manifest["layout"]
     files.write_json(path, {"sha256": run_dir._digest(manifest), "manifest": manifest})
-    with pytest.raises(CheckpointError, match=r"written by another version of polyfed .layout 1, this one has 2"):
+    with pytest.raises(CheckpointError, match=r"written by another version of polyfed .layout 1, this one has 3"):
         resume(paused)
 
 
@@ -619,7 +619,7 @@ def test_a_run_goes_on_after_a_full_disk(
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", fails)
         with pytest.raises(StorageError, match="Make room"):
-            simulate(running.config(**rounds), out=tmp_path / "a", watch=Arm())
+            simulate(running.config(**rounds), out=tmp_path / "a", callback=Arm())
     assert json.loads((tmp_path / "a/checkpoint/manifest.json").read_text())["manifest"]["round"] < 3
     resume(tmp_path / "a")
     simulate(running.config(**rounds), out=tmp_path / "b")

@@ -13,7 +13,7 @@ from polyfed.core.net import Net
 from polyfed.deploy.server.loop import create
 from polyfed.deploy.settings import Deployment
 from polyfed.execute.drivers import make_driver
-from polyfed.execute.placement import Place
+from polyfed.execute.placement import Placement
 from polyfed.rounds.clients import LocalClients
 from polyfed.rounds.federation import deal, prepare
 from polyfed.rounds.gradient import gradient_squared
@@ -24,15 +24,17 @@ def test_it_is_the_squared_norm_over_all_parts_on_all_examples(tmp_path: Path, m
     """Catches a part left out, a sum over batches that is no mean, and the shared model of another round."""
     config = running.config(run={"gradient_clients": 4, "precision": "fp64"}, data={"augment": True})
     federation = prepare(config)
-    place = Place.of("cpu", "fp64")
-    with place.defaults():
+    placement = Placement.of("cpu", "fp64")
+    with placement.defaults():
         algorithm = federation.algorithm
-        clients = LocalClients(federation, make_driver("sequential", place), SimpleNamespace(get=lambda client: None))
+        clients = LocalClients(
+            federation, make_driver("sequential", placement), SimpleNamespace(get=lambda client: None)
+        )
         server = algorithm.init_server(federation.task, federation.rng.at("server"))
         expected = []
         for k in range(4):
             local = federation.local(k, 1)
-            parts = algorithm.parts(clients.private(k), algorithm.broadcast(server, local.info), local)
+            parts = algorithm.predictor_parts(clients.private(k), algorithm.message_for(server, local.info), local)
             leaves = {p: {n: t.clone().requires_grad_() for n, t in params.items()} for p, params in parts.items()}
             nets = {part: Net(local.models[part], params) for part, params in leaves.items()}
             loss = algorithm.loss(nets, local.train.batch(torch.arange(len(local.train)), dtype=torch.float64))

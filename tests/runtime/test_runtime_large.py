@@ -43,14 +43,14 @@ def counted(folder: Path, clients: int, store: str) -> Counting:
         clients={"count": clients, "participation": 4 / clients},
         train={"epochs": None, "steps": 1},
     )
-    watch = Counting()
+    callback = Counting()
     try:
         with pytest.raises(Interrupted):
-            simulate(config, out=folder, watch=watch)
+            simulate(config, out=folder, callback=callback)
     finally:
         sys.setprofile(None)
         tracemalloc.stop()
-    return watch
+    return callback
 
 
 @pytest.mark.parametrize("store", ["memory", "disk"])

@@ -17,12 +17,12 @@ from polyfed.parallel import transfer
 LARGE = transfer.LARGE // 8
 
 
-def across(value: Any, watch: Callable[[Any], object] = lambda pipe: None) -> Any:
+def across(value: Any, callback: Callable[[Any], object] = lambda pipe: None) -> Any:
     """What arrives of a value; sending and receiving go on at the same time."""
     ours, theirs = Pipe()
     sender = threading.Thread(target=transfer.send, args=(theirs, value))
     sender.start()
-    watch(ours)
+    callback(ours)
     got = transfer.receive(ours)
     sender.join()
     ours.close()

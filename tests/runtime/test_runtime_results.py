@@ -108,7 +108,7 @@ def test_the_official_number_is_of_the_cohort_before_aggregation(run: Any) -> No
     """Catches the released codes' number computed on other clients, or on the aggregated model."""
     folder, federation, _ = run
     log = running.lines(folder / "rounds.jsonl")
-    assert log[0]["accuracy"]["official"] is None
+    assert log[0]["accuracy"]["before_aggregation"] is None
     cohort = log[1]["cohort"]
     assert len(cohort) == 2
     algorithm, accuracies = federation.algorithm, []
@@ -124,7 +124,7 @@ def test_the_official_number_is_of_the_cohort_before_aggregation(run: Any) -> No
             optimizer.step()
         x, y = federation.data.test(k).batch(torch.arange(len(federation.data.test(k))))
         accuracies.append(float((forward(params, x).argmax(1) == y).double().mean()))
-    assert log[1]["accuracy"]["official"] == pytest.approx(sum(accuracies) / 2, abs=1e-9)
+    assert log[1]["accuracy"]["before_aggregation"] == pytest.approx(sum(accuracies) / 2, abs=1e-9)
 
 
 def test_bytes_are_the_lengths_of_the_messages(run: Any) -> None:
@@ -220,11 +220,19 @@ def test_the_summary_has_the_documented_keys(run: Any) -> None:
     assert {key: type(value) for key, value in read.items()} == kinds
     assert (read["algorithm"], read["rounds"], read["clients"]["count"]) == ("fedavg", 3, 4)
     accuracy = read["accuracy"]
-    assert {"mean", "worst_decile", "predictors", "by_model", "by_capacity", "official", "global", "clients"} <= set(
-        accuracy
-    )
+    assert {
+        "mean",
+        "worst_decile",
+        "predictors",
+        "by_model",
+        "by_capacity",
+        "before_aggregation",
+        "global",
+        "clients",
+    } <= set(accuracy)
     assert all(
-        isinstance(accuracy[key], float) and 0 <= accuracy[key] <= 1 for key in ("mean", "worst_decile", "official")
+        isinstance(accuracy[key], float) and 0 <= accuracy[key] <= 1
+        for key in ("mean", "worst_decile", "before_aggregation")
     )
     assert all(isinstance(value, int) for value in read["bytes"].values())
     assert set(read["by_model"]) == set(read["memory"]["step_peak"]) == {"mlp(hidden=(12, 8))"}

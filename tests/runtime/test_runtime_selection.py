@@ -12,9 +12,9 @@ import running
 from polyfed.base.rng import Rng
 from polyfed.config.profiles import load_profiles
 from polyfed.config.sections import oversampled
-from polyfed.rounds.availability import Fleet
+from polyfed.rounds.availability import Availability
 from polyfed.rounds.federation import Federation, prepare
-from polyfed.rounds.sampling import Weighted, draw_there
+from polyfed.rounds.sampling import Weighted, draw_available
 from polyfed.rounds.selection import draw_cohort
 
 MANY = 1_000_000
@@ -69,14 +69,14 @@ def test_those_that_are_there_are_equally_likely() -> None:
     """Catches a draw that looks at all clients only, or none of them enough times."""
     there = np.array([True, False, True, True, False, True, False, False])
     rng, draws = np.random.default_rng(1), 6000
-    seen = Counter(k for _ in range(draws) for k in draw_there(rng, 8, 2, lambda clients: there[clients]))
+    seen = Counter(k for _ in range(draws) for k in draw_available(rng, 8, 2, lambda clients: there[clients]))
     assert set(seen) == {0, 2, 3, 5}
     assert all(abs(n / draws - 0.5) < 0.03 for n in seen.values())
-    often = Counter(k for _ in range(draws) for k in draw_there(rng, 80, 2, lambda clients: there[clients % 8]))
+    often = Counter(k for _ in range(draws) for k in draw_available(rng, 80, 2, lambda clients: there[clients % 8]))
     assert len(often) == 40
     assert all(abs(n / draws - 0.05) < 0.015 for n in often.values())
-    assert draw_there(rng, 8, 5, lambda clients: there[clients]) == [0, 2, 3, 5]
-    assert draw_there(rng, 8, 2, lambda clients: np.zeros(len(clients), bool)) == []
+    assert draw_available(rng, 8, 5, lambda clients: there[clients]) == [0, 2, 3, 5]
+    assert draw_available(rng, 8, 2, lambda clients: np.zeros(len(clients), bool)) == []
 
 
 def federation(count: int = 12, **more: Any) -> Federation:
@@ -112,19 +112,19 @@ def test_over_sampling_asks_more_and_never_more_than_there_are() -> None:
 
 def test_a_million_clients_cost_their_cohort() -> None:
     """Catches a permutation, a list or an array of all clients in a round."""
-    fleet = Fleet(load_profiles("cross-device"), Rng((0, "devices")))
+    availability = Availability(load_profiles("cross-device"), Rng((0, "devices")))
     weighted = Weighted(np.arange(MANY) % 7 + 1)
     rng = np.random.default_rng(0)
     looked: list[int] = []
 
-    def there(clients: Any) -> Any:
+    def available(clients: Any) -> Any:
         looked.append(len(clients))
-        return fleet.there(clients, 0.0)
+        return availability.available(clients, 0.0)
 
-    draw_there(rng, MANY, 10, there)  # what is made once is made
+    draw_available(rng, MANY, 10, available)  # what is made once is made
     tracemalloc.start()
     try:
-        assert len(draw_there(rng, MANY, 10, there)) == len(weighted.draw(rng, 10)) == 10
+        assert len(draw_available(rng, MANY, 10, available)) == len(weighted.draw(rng, 10)) == 10
         assert len(rng.choice(MANY, 10, replace=False)) == 10
         assert tracemalloc.get_traced_memory()[1] < 200_000
     finally:
@@ -135,32 +135,32 @@ def test_a_million_clients_cost_their_cohort() -> None:
 def test_devices_are_dealt_by_shares_or_in_turn() -> None:
     profiles = load_profiles("cross-device")
     clients = np.arange(50_000)
-    rows = Fleet(profiles, Rng((0,))).rows(clients)
+    rows = Availability(profiles, Rng((0,))).rows(clients)
     shares = np.bincount(rows, minlength=len(profiles)) / len(clients)
     assert shares.tolist() == pytest.approx([profile.share for profile in profiles], abs=0.01)
-    assert (rows != Fleet(profiles, Rng((1,))).rows(clients)).any()
-    turn = Fleet(profiles, Rng((0,)), "in-turn")
+    assert (rows != Availability(profiles, Rng((1,))).rows(clients)).any()
+    turn = Availability(profiles, Rng((0,)), "in-turn")
     assert [turn.profile(k).device for k in (0, 1, 5, 6)] == ["phone-slow", "phone", "phone-slow", "phone"]
-    assert int(Fleet(profiles, Rng((0,))).rows([17])[0]) == rows[17]
+    assert int(Availability(profiles, Rng((0,))).rows([17])[0]) == rows[17]
 
 
 def test_as_many_are_there_as_the_table_says_and_not_anew_each_hour() -> None:
-    fleet = Fleet(load_profiles("cross-device"), Rng((0,)), "random", start_hour=22.0)
+    availability = Availability(load_profiles("cross-device"), Rng((0,)), "random", start_hour=22.0)
     clients = np.arange(20_000)
-    rows = fleet.rows(clients)
+    rows = availability.rows(clients)
     for hour in (0, 2, 14, 30):
-        there = fleet.there(clients, 3600.0 * hour)
-        for row, profile in enumerate(fleet.profiles):
+        there = availability.available(clients, 3600.0 * hour)
+        for row, profile in enumerate(availability.profiles):
             assert there[rows == row].mean() == pytest.approx(profile.hours[(22 + hour) % 24], abs=0.04)
     phones = clients[rows == 1]
-    midnight, noon, tomorrow = (fleet.there(phones, 3600.0 * hour) for hour in (2, 14, 26))
+    midnight, noon, tomorrow = (availability.available(phones, 3600.0 * hour) for hour in (2, 14, 26))
     assert not (noon & ~midnight).any()  # fewer are there at noon, and none that was not there at night
     assert (midnight != tomorrow).any()
 
 
 def test_the_clock_knows_the_hour() -> None:
-    fleet = Fleet(load_profiles("cross-silo"), Rng((0,)), start_hour=22.5)
-    assert [fleet.hour(now) for now in (0.0, 1799.0, 1800.0, 5400.0)] == [22, 22, 23, 24]
-    assert fleet.next_hour(0.0) == 1800.0
-    assert fleet.next_hour(1800.0) == 3600.0
-    assert fleet.next_hour(1800.0 - 1e-10) == pytest.approx(3600.0)  # rounding has not made it the hour before
+    availability = Availability(load_profiles("cross-silo"), Rng((0,)), start_hour=22.5)
+    assert [availability.hour(now) for now in (0.0, 1799.0, 1800.0, 5400.0)] == [22, 22, 23, 24]
+    assert availability.next_hour(0.0) == 1800.0
+    assert availability.next_hour(1800.0) == 3600.0
+    assert availability.next_hour(1800.0 - 1e-10) == pytest.approx(3600.0)  # rounding has not made it the hour before

@@ -17,8 +17,9 @@ import running
 import torch
 
 from polyfed.base.errors import CheckpointError, ConfigError, DivergedError, StorageError
-from polyfed.execute import choice, replay
-from polyfed.execute.choice import Ways
+from polyfed.execute import choice, drivers
+from polyfed.execute.choice import ExecutionChoice
+from polyfed.execute.replay import Replays
 from polyfed.parallel import auto, clients, setup, transfer
 from polyfed.parallel.clients import WorkerClients
 from polyfed.parallel.pool import Pool, WorkerError
@@ -80,7 +81,7 @@ def test_a_run_of_workers_resumes_identically(straight: Path, tmp_path: Path, st
     """Catches states that a resumed run does not hand to its clients."""
 
     with pytest.raises(Interrupted):
-        simulate(config(workers=2, store=store), out=tmp_path / "run", watch=Stop(3))
+        simulate(config(workers=2, store=store), out=tmp_path / "run", callback=Stop(3))
     resume(tmp_path / "run")
     running.same(tmp_path / "run", straight)
 
@@ -254,7 +255,7 @@ def test_a_killed_worker_ends_the_run_at_its_last_checkpoint(
                 os.kill(made[0].pids[1], signal.SIGKILL)
 
     with pytest.raises(WorkerError):
-        simulate(config(workers=2), out=tmp_path / "run", watch=Kill())
+        simulate(config(workers=2), out=tmp_path / "run", callback=Kill())
     resume(tmp_path / "run")
     running.same(tmp_path / "run", straight)
 
@@ -306,14 +307,16 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
 def test_stacks_of_the_usual_size_resume_bitwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches steps whose last bit depends on how many came before in the same process."""
 
-    monkeypatch.setattr(replay, "AFTER", 5)  # in the second round, or not so soon after a resume
+    monkeypatch.setattr(
+        drivers, "Replays", lambda _: Replays(5)
+    )  # traced in the second round, or not so soon after a resume
     told = {"rounds": 4, "eval_every": 2, "checkpoint_every": 2, "driver": "batched"}
     clients = {"count": 9, "models": ["mlp(hidden=(12,))"], "participation": 1.0}
     train = {"batch_size": 4, "momentum": 0.0}
     asked = running.config(run=told, clients=clients, train=train, algorithm={"name": "fedavg"})
     simulate(asked, out=tmp_path / "straight")
     with pytest.raises(Interrupted):
-        simulate(asked, out=tmp_path / "run", watch=Stop(3))
+        simulate(asked, out=tmp_path / "run", callback=Stop(3))
     resume(tmp_path / "run")
     running.same(tmp_path / "run", tmp_path / "straight")
 
@@ -321,7 +324,7 @@ def test_stacks_of_the_usual_size_resume_bitwise(tmp_path: Path, monkeypatch: py
 def test_stacks_are_cut_by_the_memory_that_was_free_at_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches other sizes of stacks, and so another last bit, where more or less memory is free at a resume."""
     free = [10**9]
-    monkeypatch.setattr(setup, "_memory", lambda asked, place: free[0])
+    monkeypatch.setattr(setup, "_memory", lambda asked, placement: free[0])
     told = {"rounds": 2, "eval_every": 2, "checkpoint_every": 1, "driver": "batched"}
     clients = {"count": 9, "models": ["mlp(hidden=(12,))"], "participation": 1.0}
     train = {"batch_size": 4, "momentum": 0.0}
@@ -329,7 +332,7 @@ def test_stacks_are_cut_by_the_memory_that_was_free_at_first(tmp_path: Path, mon
     asked = running.config(run=told, clients=clients, train=train, algorithm={"name": "fedavg"})
     simulate(asked, out=tmp_path / "straight")
     with pytest.raises(Interrupted):
-        simulate(asked, out=tmp_path / "run", watch=Stop(1))
+        simulate(asked, out=tmp_path / "run", callback=Stop(1))
     free[0] = 10**5
     resume(tmp_path / "run")
     running.same(tmp_path / "run", tmp_path / "straight")
@@ -343,8 +346,8 @@ def test_auto_takes_the_fastest_way_and_says_which(tmp_path: Path, clock: dict[s
     chosen = json.loads((tmp_path / "run" / "choices.json").read_text())
     assert set(chosen["by_kind"].values()) == {fastest, "sequential"}  # so are dense networks tested
     assert set(chosen["stack"].values()) == ({2} if fastest == "stacked" else set())
-    trained = [row for row in running.lines(tmp_path / "run" / "clients.jsonl") if "way" in row]
-    assert {row["way"] for row in trained} == {fastest}
+    trained = [row for row in running.lines(tmp_path / "run" / "clients.jsonl") if "execution" in row]
+    assert {row["execution"] for row in trained} == {fastest}
 
 
 def test_a_method_that_warms_up_is_timed_when_it_trains(tmp_path: Path) -> None:
@@ -368,7 +371,7 @@ def test_workers_that_start_late_take_over_the_states_of_before(
     told = {"rounds": 6, "eval_every": 6, "checkpoint_every": 6, "driver": "auto", "threads": 2}
     asked = running.config(run=told, clients={"participation": 1.0}, algorithm=learner)
     with pytest.raises(Interrupted):
-        simulate(asked, out=tmp_path / "run", watch=Stop(4))
+        simulate(asked, out=tmp_path / "run", callback=Stop(4))
     assert {round_ for _, round_, *_ in running.rows(tmp_path / "run" / "states")} == {4}
     resume(tmp_path / "run")
     simulate(asked, out=tmp_path / "straight")
@@ -425,7 +428,7 @@ def test_a_resumed_run_does_not_ask_the_clock_again(tmp_path: Path, monkeypatch:
     (run / "choices.json").write_bytes((tmp_path / "straight" / "choices.json").read_bytes())
     monkeypatch.setattr(choice, "seconds", lambda *_, **__: pytest.fail("the clock was asked"))
     with pytest.raises(Interrupted):
-        simulate(config(driver="auto", workers=2), out=run, watch=Stop(2))
+        simulate(config(driver="auto", workers=2), out=run, callback=Stop(2))
     resume(run)
     running.same(run, tmp_path / "straight")
 
@@ -453,13 +456,13 @@ def test_choices_that_are_none_are_refused(tmp_path: Path, text: str) -> None:
 
 def test_choices_survive_their_file() -> None:
     """Catches a field that is written and not read."""
-    made = Ways({"a: loss": "stacked"}, {"a: loss": 8}, {"a": 0.5}, 2, 7, 10**9)
-    assert Ways.from_json(json.loads(json.dumps(made.to_json())), "-") == made
+    made = ExecutionChoice({"a: loss": "stacked"}, {"a: loss": 8}, {"a": 0.5}, 2, 7, 10**9)
+    assert ExecutionChoice.from_json(json.loads(json.dumps(made.to_json())), "-") == made
 
 
 def test_a_worker_that_starts_afresh_reads_its_configuration() -> None:
     """Beside a GPU clients are no forks: they make their federation anew."""
-    place = setup.Place.of("cpu", "fp32")
-    site = clients.Site(config(), place, "sequential", None)
+    placement = setup.Placement.of("cpu", "fp32")
+    site = clients.Worker(config(), placement, "sequential", None)
     assert site.federation.partition.num_clients == 6
     assert "exchange" in site.methods()

@@ -18,8 +18,9 @@ from typing import Any
 
 from torch import Tensor
 
+from polyfed.base.ranges import NonNegative, Positive
 from polyfed.base.rng import Rng
-from polyfed.base.types import NonNegative, Params, Parts, Positive
+from polyfed.base.types import Params, Parts
 from polyfed.blocks.aggregate import by_name_mean
 from polyfed.blocks.classwise import check_by_class, class_means, class_table
 from polyfed.blocks.losses import cross_entropy
@@ -27,7 +28,7 @@ from polyfed.core.algorithm import Algorithm, Task
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
 from polyfed.core.message import Message, Record, State
 from polyfed.core.net import Batch, Nets
-from polyfed.core.requests import Answer, Steps, exchange, fit
+from polyfed.core.requests import ClientResult, Steps, exchange, fit
 
 
 class Means(Record):
@@ -89,7 +90,7 @@ class FD(Algorithm):
         others = [means.by_class for k, means in sorted(server.bank.items()) if k != client.id]
         return by_name_mean(others, [1] * len(others), default={})
 
-    def client_round(self, private: Private, msg: Broadcast, client: LocalClient) -> Steps[Answer]:
+    def client_round(self, private: Private, msg: Broadcast, client: LocalClient) -> Steps[ClientResult]:
         """E epochs with the others' means as targets; then the means of what was learnt."""
         classes = client.models["model"].num_classes
         targets = {"targets": class_table(msg.targets, classes, classes)}
@@ -108,10 +109,10 @@ class FD(Algorithm):
         """p(F(x)), (B, L): probabilities, never raw logits."""
         return nets["model"](x).softmax(dim=1)
 
-    def broadcast(self, server: Server, client: ClientInfo) -> None:
+    def message_for(self, server: Server, client: ClientInfo) -> None:
         """Nothing is needed to predict."""
 
-    def parts(self, private: Private, msg: Any, client: LocalClient) -> Parts:
+    def predictor_parts(self, private: Private, msg: Any, client: LocalClient) -> Parts:
         """The client's own model."""
         return {"model": private.model}
 

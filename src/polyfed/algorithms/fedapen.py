@@ -15,15 +15,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from polyfed.base.ranges import NonNegative, Positive, Share
 from polyfed.base.rng import Rng
-from polyfed.base.types import NonNegative, Params, Parts, Positive, Share
+from polyfed.base.types import Params, Parts
 from polyfed.blocks.aggregate import weighted_mean
 from polyfed.blocks.losses import cross_entropy, kl_divergence
 from polyfed.core.algorithm import Algorithm, Task
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
 from polyfed.core.message import Message, State
 from polyfed.core.net import Batch, Net, Nets
-from polyfed.core.requests import Answer, Steps, exchange, fit, reduce
+from polyfed.core.requests import ClientResult, Steps, exchange, fit, reduce
 from polyfed.models.catalogue import ModelSpec
 from polyfed.models.split import SplitModel
 
@@ -87,9 +88,9 @@ class FedAPEN(Algorithm):
         replies = yield from exchange(cohort, self.Broadcast(server.G))
         return self.Server(weighted_mean(replies.all("G"), [1] * len(replies)))
 
-    def client_round(self, private: Private, msg: Broadcast, client: LocalClient) -> Steps[Answer]:
+    def client_round(self, private: Private, msg: Broadcast, client: LocalClient) -> Steps[ClientResult]:
         """Learn lambda_k, then train both networks with it; keep F_k and lambda_k, send G_k."""
-        parts = yield from self.parts(private, msg, client)
+        parts = yield from self.predictor_parts(private, msg, client)
         fitted = yield from fit(
             client, {"F": parts["F"], "G": parts["G"]}, loss=self.loss, frozen={"lambda": parts["lambda"]}
         )
@@ -105,15 +106,15 @@ class FedAPEN(Algorithm):
         all_ = cross_entropy(g, y) + kl_divergence(g, z.detach()) + cross_entropy(lam * z.detach() + (1 - lam) * g, y)
         return own + all_
 
-    def broadcast(self, server: Server, client: ClientInfo) -> Broadcast:
+    def message_for(self, server: Server, client: ClientInfo) -> Broadcast:
         """The shared network, to train or to predict with."""
         return self.Broadcast(server.G)
 
-    def parts(self, private: Private, msg: Broadcast, client: LocalClient) -> Steps[Parts]:
+    def predictor_parts(self, private: Private, msg: Broadcast, client: LocalClient) -> Steps[Parts]:
         """Both networks, and lambda_k as their logits on the adaptability set have it."""
         nets = {"F": private.F, "G": msg.G}
-        everything = torch.arange(len(client.held or ()))
-        seen = yield from reduce(client, nets, self.logits, rows=everything, held=True)
+        everything = torch.arange(len(client.held_out or ()))
+        seen = yield from reduce(client, nets, self.logits, rows=everything, held_out=True)
         lam = self.learnt(private.weight, seen, client.plan.batch_size)
         return {**nets, "lambda": {"weight": torch.tensor(lam)}}
 

@@ -22,7 +22,7 @@ from polyfed.core.algorithm import Algorithm, Task
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
 from polyfed.core.message import Message, Nothing, State
 from polyfed.core.net import Net, Nets
-from polyfed.core.requests import Answer, Steps, exchange, fit
+from polyfed.core.requests import ClientResult, Steps, exchange, fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,16 +60,16 @@ class FedAvg(Algorithm):
         replies = yield from exchange(cohort, self.Broadcast(server.model))
         return self.Server(weighted_mean(replies.all("model"), replies.all("num_examples")))
 
-    def client_round(self, private: Nothing, msg: Broadcast, client: LocalClient) -> Steps[Answer]:
+    def client_round(self, private: Nothing, msg: Broadcast, client: LocalClient) -> Steps[ClientResult]:
         """E epochs of cross-entropy from w."""
         fitted = yield from fit(client, {"model": msg.model}, loss=supervised)
         return private, self.Upload(fitted.parts["model"], len(client.train))
 
-    def broadcast(self, server: Server, client: ClientInfo) -> Broadcast:
+    def message_for(self, server: Server, client: ClientInfo) -> Broadcast:
         """The global model."""
         return self.Broadcast(server.model)
 
-    def parts(self, private: Nothing, msg: Broadcast, client: LocalClient) -> Parts:
+    def predictor_parts(self, private: Nothing, msg: Broadcast, client: LocalClient) -> Parts:
         """The global model."""
         return {"model": msg.model}
 

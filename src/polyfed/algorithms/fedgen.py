@@ -15,20 +15,20 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from polyfed.base.errors import MessageError
+from polyfed.base.ranges import NonNegative, Portion, Positive, Rate
 from polyfed.base.rng import Rng
-from polyfed.base.types import Capacity, NonNegative, Params, Parts, Positive, Rate
+from polyfed.base.types import Params, Parts
 from polyfed.blocks.aggregate import weighted_mean
 from polyfed.blocks.feature_generator import draw_classes, ensemble, generate, sameness
 from polyfed.blocks.losses import cross_entropy, kl_divergence
 from polyfed.blocks.server_training import train_at_server, two_layers
 from polyfed.core.algorithm import Algorithm, Task
-from polyfed.core.checks import check_like, check_tensor
+from polyfed.core.checks import check_counts, check_like
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
 from polyfed.core.message import Message, State
 from polyfed.core.net import Batch, Nets
 from polyfed.core.plan import LocalSGD, Step
-from polyfed.core.requests import Answer, Draw, Steps, exchange, fit
+from polyfed.core.requests import ClientResult, Draw, Steps, exchange, fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class FedGen(Algorithm):
     exempt: ClassVar[Mapping[str, str]] = {"idle_rounds_change_nothing": "the server trains even if no client does"}
     alpha: NonNegative = 1.0
     beta: NonNegative = 1.0
-    decay: Capacity = 0.98
+    decay: Portion = 0.98
     diversity: NonNegative = 1.0
     noise_dim: Positive = 32
     hidden: Positive = 256
@@ -109,14 +109,15 @@ class FedGen(Algorithm):
         y, z = drawn["y"], generate(G, drawn["eps"][0], drawn["y"])  # (B,), (B, d)
         return cross_entropy(ensemble(heads, counts, z, y), y) + self.diversity * sameness(z, drawn["eps"][0])
 
-    def client_round(self, private: Private, msg: Broadcast, client: LocalClient) -> Steps[Answer]:
+    def client_round(self, private: Private, msg: Broadcast, client: LocalClient) -> Steps[ClientResult]:
         """E epochs under the mean head, with the terms of G once it is trained; keep the body, send the head."""
         model = client.models["model"]
         decay = torch.zeros(model.num_classes)  # 0 for a class that G does not know; in round 1 for all
         decay[list(msg.classes)] = self.decay ** (client.round - 1)
         frozen = {"G": msg.generator, "decay": {"of": decay}}
         draw = partial(draw_classes, msg.classes, self.noise_dim, client.rng)
-        fitted = yield from fit(client, self.parts(private, msg, client), loss=self.loss, frozen=frozen, draw=draw)
+        parts = self.predictor_parts(private, msg, client)
+        fitted = yield from fit(client, parts, loss=self.loss, frozen=frozen, draw=draw)
         counts = client.train.labels.cpu().bincount(minlength=model.num_classes).to(decay.dtype)
         return self.Private(model.body(fitted.parts["model"])), self.Upload(model.head(fitted.parts["model"]), counts)
 
@@ -130,20 +131,18 @@ class FedGen(Algorithm):
         kl = kl_divergence(known * logits, known * target)
         return cross_entropy(logits, y) + decay.max() * (self.alpha * latent + self.beta * kl)
 
-    def broadcast(self, server: Server, client: ClientInfo) -> Broadcast:
+    def message_for(self, server: Server, client: ClientInfo) -> Broadcast:
         """The head, which is all that predicting takes."""
         return self.Broadcast(server.head, {}, ())
 
-    def parts(self, private: Private, msg: Broadcast, client: LocalClient) -> Parts:
+    def predictor_parts(self, private: Private, msg: Broadcast, client: LocalClient) -> Parts:
         """The client's body under the mean head."""
         return {"model": client.models["model"].with_head(private.body, msg.head)}
 
     def check_upload(self, task: Task, client: ClientInfo, down: Broadcast, up: Upload) -> None:
         """A head like the one that was sent, and L counts."""
         check_like("head", up.head, down.head)
-        check_tensor("counts", up.counts, task.num_classes)
-        if not (bool((up.counts >= 0).all()) and bool(up.counts.any())):
-            raise MessageError(f"counts are {up.counts.tolist()}; expected numbers of examples, some above 0")
+        check_counts("counts", up.counts, task.num_classes)
 
     def predict(self, nets: Nets, x: Tensor) -> Mapping[str, Tensor]:
         """The logits of the own body under the mean head."""

@@ -19,8 +19,9 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import linear
 
+from polyfed.base.ranges import Positive, Rate
 from polyfed.base.rng import Rng
-from polyfed.base.types import Params, Parts, Positive, Rate
+from polyfed.base.types import Params, Parts
 from polyfed.blocks.classwise import check_by_class, class_means, stack_rows
 from polyfed.blocks.losses import cross_entropy, supervised
 from polyfed.blocks.server_training import train_at_server
@@ -29,7 +30,7 @@ from polyfed.core.clients import ClientInfo, Cohort, LocalClient
 from polyfed.core.message import Message, State
 from polyfed.core.net import Nets
 from polyfed.core.plan import LocalSGD, Step
-from polyfed.core.requests import Answer, Steps, exchange, fit
+from polyfed.core.requests import ClientResult, Steps, exchange, fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,9 +95,9 @@ class FedGH(Algorithm):
         plan = LocalSGD(epochs=self.server_epochs, batch_size=self.server_batch, lr=self.server_lr)
         return self.Server(train_at_server(server.head, loss, plan, len(labels), cohort))
 
-    def client_round(self, private: Private, msg: Broadcast, client: LocalClient) -> Steps[Answer]:
+    def client_round(self, private: Private, msg: Broadcast, client: LocalClient) -> Steps[ClientResult]:
         """E epochs of cross-entropy on extractor and header together; then C_k[c] = the mean of f_k over class c."""
-        fitted = yield from fit(client, self.parts(private, msg, client), loss=supervised)
+        fitted = yield from fit(client, self.predictor_parts(private, msg, client), loss=supervised)
         means = yield from class_means(client, fitted.parts, self.represent)
         return self.Private(client.models["model"].body(fitted.parts["model"])), self.Upload(means)
 
@@ -104,11 +105,11 @@ class FedGH(Algorithm):
         """f_k(x), (B, d)."""
         return nets["model"].represent(x)
 
-    def broadcast(self, server: Server, client: ClientInfo) -> Broadcast:
+    def message_for(self, server: Server, client: ClientInfo) -> Broadcast:
         """The header, to train or to predict with."""
         return self.Broadcast(server.head)
 
-    def parts(self, private: Private, msg: Broadcast, client: LocalClient) -> Parts:
+    def predictor_parts(self, private: Private, msg: Broadcast, client: LocalClient) -> Parts:
         """The client's extractor under the received header."""
         return {"model": client.models["model"].with_head(private.body, msg.head)}
 

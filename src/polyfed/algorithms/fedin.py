@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from polyfed.base import tree
+from polyfed.base.ranges import NonNegative, Positive
 from polyfed.base.rng import Rng
-from polyfed.base.types import NonNegative, Params, Parts, Positive
+from polyfed.base.types import Params, Parts
 from polyfed.blocks.aggregate import by_name_mean
 from polyfed.blocks.gradients import Align, combine
 from polyfed.blocks.losses import mean_squared_error, supervised
@@ -26,8 +27,7 @@ from polyfed.core.checks import check_features
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
 from polyfed.core.message import Message, Nothing, Record, State
 from polyfed.core.net import Batch, Grad, Net, Nets
-from polyfed.core.plan import Every
-from polyfed.core.requests import Answer, Steps, exchange, fit, reduce
+from polyfed.core.requests import ClientResult, Every, Steps, exchange, fit, reduce
 from polyfed.models.compatibility import check_layers_fit
 
 
@@ -93,7 +93,7 @@ class FedIN(Algorithm):
     def server_round(self, server: Server, cohort: Cohort) -> Steps[State]:
         """Deal layers and foreign pairs, exchange, average each layer over its owners, renew the bank."""
         pairs = {client.id: self.draw(server, client, cohort) for client in cohort}
-        replies = yield from exchange(cohort, lambda c: replace(self.broadcast(server, c), pairs=pairs[c.id]))
+        replies = yield from exchange(cohort, lambda c: replace(self.message_for(server, c), pairs=pairs[c.id]))
         weights = [n if self.weighting == "examples" else 1 for n in replies.all("num_examples")]
         fresh = {r.client.id: replace(p, round=cohort.round) for r in replies for p in r.message.pairs}
         bank = {k: p for k, p in {**server.bank, **fresh}.items() if cohort.round - p.round < self.max_age}
@@ -104,7 +104,7 @@ class FedIN(Algorithm):
         others = sorted(server.bank.keys() - {client.id})
         return tuple(server.bank[int(k)] for k in cohort.rng.at("pair", client.id).numpy().permutation(others)[:1])
 
-    def client_round(self, private: Nothing, msg: Broadcast, client: LocalClient) -> Steps[Answer]:
+    def client_round(self, private: Nothing, msg: Broadcast, client: LocalClient) -> Steps[ClientResult]:
         """Local training with IN steps in between; then capture one batch of pairs, unaugmented, in eval mode."""
         pair = {"pair": {"s_in": msg.pairs[0].s_in, "s_out": msg.pairs[0].s_out}} if msg.pairs else {}
         fitted = yield from fit(client, {"model": msg.layers}, gradient=self.gradient, frozen=pair, every=self.every)
@@ -137,11 +137,11 @@ class FedIN(Algorithm):
         super().check_upload(task, client, down, replace(up, pairs=()))
         check_features(task.build(client.architecture), [(p.s_in, p.s_out) for p in up.pairs], self.feature_batch)
 
-    def broadcast(self, server: Server, client: ClientInfo) -> Broadcast:
+    def message_for(self, server: Server, client: ClientInfo) -> Broadcast:
         """The layers alone: predicting needs no features."""
         return self.Broadcast(tree.pick(server.layers, server.owns[client.architecture]), ())
 
-    def parts(self, private: Nothing, msg: Broadcast, client: LocalClient) -> Parts:
+    def predictor_parts(self, private: Nothing, msg: Broadcast, client: LocalClient) -> Parts:
         """The received layers."""
         return {"model": msg.layers}
 

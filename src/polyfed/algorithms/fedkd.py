@@ -18,8 +18,9 @@ from torch import Tensor
 
 from polyfed.base import tree
 from polyfed.base.errors import MessageError
+from polyfed.base.ranges import Portion
 from polyfed.base.rng import Rng
-from polyfed.base.types import Capacity, Params, Parts
+from polyfed.base.types import Params, Parts
 from polyfed.blocks.aggregate import weighted_mean
 from polyfed.blocks.losses import cross_entropy, kl_divergence, mean_squared_error
 from polyfed.blocks.lowrank import LowRank
@@ -28,7 +29,7 @@ from polyfed.core.checks import check_like
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
 from polyfed.core.message import Message, State
 from polyfed.core.net import Batch, Net, Nets
-from polyfed.core.requests import Answer, Steps, exchange, fit
+from polyfed.core.requests import ClientResult, Steps, exchange, fit
 from polyfed.models.catalogue import ModelSpec
 from polyfed.models.split import SplitModel
 
@@ -44,7 +45,7 @@ class FedKD(Algorithm):
 
     name = "fedkd"
     auxiliary: str = "cnn5"
-    energy: tuple[Capacity, Capacity] = (0.95, 0.98)
+    energy: tuple[Portion, Portion] = (0.95, 0.98)
 
     class Server(State):
         """The student, the update that led to it, and the round in which those who lack only that took part."""
@@ -112,7 +113,7 @@ class FedKD(Algorithm):
         like = self.student(task).init(Rng((0,)))
         check_like("Upload.update", up.update.full(like), like)
 
-    def client_round(self, private: Private, msg: Broadcast, client: LocalClient) -> Steps[Answer]:
+    def client_round(self, private: Private, msg: Broadcast, client: LocalClient) -> Steps[ClientResult]:
         """Bring the student up to date, train teacher, student and map together, send the student's update."""
         if msg.update is not None and msg.since != private.round:
             raise MessageError(f"an update for who took part in round {msg.since}; this client did in {private.round}")
@@ -133,10 +134,10 @@ class FedKD(Algorithm):
         L_h = mean_squared_error(h_t, h_s @ nets["W"]["weight"].T)
         return tasks + (L_d + L_h) / s
 
-    def broadcast(self, server: Server, client: ClientInfo) -> None:
+    def message_for(self, server: Server, client: ClientInfo) -> None:
         """The teacher predicts: nothing is needed."""
 
-    def parts(self, private: Private, msg: None, client: LocalClient) -> Parts:
+    def predictor_parts(self, private: Private, msg: None, client: LocalClient) -> Parts:
         """The client's own network."""
         return {"F": private.F}
 

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from polyfed.base import tree
 from polyfed.base.errors import ModelError
+from polyfed.base.ranges import Count, NonNegative, Rate, Share
 from polyfed.base.rng import Rng
-from polyfed.base.types import Count, NonNegative, Params, Parts, Rate, Share
+from polyfed.base.types import Params, Parts
 from polyfed.blocks.aggregate import by_name_mean
 from polyfed.blocks.classwise import check_by_class, class_table, distance_to_class
 from polyfed.blocks.losses import cross_entropy
@@ -27,7 +28,7 @@ from polyfed.core.algorithm import Algorithm, Task
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
 from polyfed.core.message import Message, State
 from polyfed.core.net import Batch, Net, Nets
-from polyfed.core.requests import Answer, Steps, exchange, fit, reduce
+from polyfed.core.requests import ClientResult, Steps, exchange, fit, reduce
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,17 +100,17 @@ class FedL2G(Algorithm):
         scale = self.server_clip / (float(torch.cat([*mean.values()]).norm()) + 1e-6) if self.server_clip else 1.0
         return self.Server(tree.add(server.vectors, mean, scale=-self.server_lr * min(1.0, scale)))
 
-    def client_round(self, private: Private, msg: Broadcast, client: LocalClient) -> Steps[Answer]:
+    def client_round(self, private: Private, msg: Broadcast, client: LocalClient) -> Steps[ClientResult]:
         """After the warm-up E epochs of the guided loss; always one study batch, one quiz batch, and the gradient."""
         net, model = client.models["model"], private.model
         guide = class_table(msg.vectors, net.num_classes, len(msg.vectors["0"]))
         if client.round > self.warmup:
             fitted = yield from fit(client, {"model": model}, loss=self.loss, frozen={"guide": guide})
             model = fitted.parts["model"]
-        assert client.held is not None  # by holdout
-        asked = torch.randperm(len(client.held), generator=client.rng.at("quiz").torch())[: client.plan.batch_size]
+        assert client.held_out is not None  # by holdout
+        asked = torch.randperm(len(client.held_out), generator=client.rng.at("quiz").torch())[: client.plan.batch_size]
         study = torch.randperm(len(client.train), generator=client.rng.at("study").torch())[: client.plan.batch_size]
-        x, y = client.held.batch(asked, dtype=torch.get_default_dtype())
+        x, y = client.held_out.batch(asked, dtype=torch.get_default_dtype())
         parts = {"model": model, "guide": guide, "quiz": {"x": x, "y": y}}
         gradients = yield from reduce(client, parts, partial(self.meta_gradient, client.plan.lr), rows=study)
         return self.Private(model), self.Upload(gradients)
@@ -130,10 +131,10 @@ class FedL2G(Algorithm):
             (gradient,) = torch.autograd.grad(cross_entropy(after(nets["quiz"]["x"]), nets["quiz"]["y"]), v)  # (L, m)
         return {str(c): gradient[c] for c in study[1].unique().tolist()}
 
-    def broadcast(self, server: Server, client: ClientInfo) -> None:
+    def message_for(self, server: Server, client: ClientInfo) -> None:
         """Nothing is needed to predict."""
 
-    def parts(self, private: Private, msg: Broadcast | None, client: LocalClient) -> Parts:
+    def predictor_parts(self, private: Private, msg: Broadcast | None, client: LocalClient) -> Parts:
         """The client's own model."""
         return {"model": private.model}
 

@@ -16,8 +16,9 @@ from typing import Literal
 from torch import Tensor
 
 from polyfed.base import tree
+from polyfed.base.ranges import NonNegative, Positive, Rate
 from polyfed.base.rng import Rng
-from polyfed.base.types import NonNegative, Params, Parts, Positive, Rate
+from polyfed.base.types import Params, Parts
 from polyfed.blocks.aggregate import weighted_mean
 from polyfed.blocks.losses import cross_entropy
 from polyfed.blocks.matryoshka import fuse, networks, small_model
@@ -25,7 +26,7 @@ from polyfed.core.algorithm import Algorithm, Task
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
 from polyfed.core.message import Message, State
 from polyfed.core.net import Batch, Nets
-from polyfed.core.requests import Answer, Steps, exchange, fit
+from polyfed.core.requests import ClientResult, Steps, exchange, fit
 from polyfed.models.split import SplitModel
 
 
@@ -95,16 +96,16 @@ class FedMRL(Algorithm):
 
     def server_round(self, server: Server, cohort: Cohort) -> Steps[State]:
         """Broadcast theta^(t-1), then theta^t = sum_k (n_k / n) theta_k^t over the clients of the round."""
-        replies = yield from exchange(cohort, lambda client: self.broadcast(server, client))
+        replies = yield from exchange(cohort, lambda client: self.message_for(server, client))
         if not self.share:
             return server
         return self.Server(weighted_mean(replies.all("G"), replies.all("num_examples")))
 
-    def client_round(self, private: Private, msg: Broadcast | None, client: LocalClient) -> Steps[Answer]:
+    def client_round(self, private: Private, msg: Broadcast | None, client: LocalClient) -> Steps[ClientResult]:
         """Train G, F_k and P_k together; keep F_k and P_k, send G."""
         rates = {"G": self.lr_auxiliary, "F": self.lr_private, "P": self.lr_projector}
         lr = {part: rate for part, rate in rates.items() if rate is not None}
-        fitted = yield from fit(client, self.parts(private, msg, client), loss=self.loss, lr=lr)
+        fitted = yield from fit(client, self.predictor_parts(private, msg, client), loss=self.loss, lr=lr)
         F, P, G = (fitted.parts[part] for part in ("F", "P", "G"))
         if msg is None:
             return self.Private(F, P, G), None
@@ -128,10 +129,10 @@ class FedMRL(Algorithm):
         coarse = {"mix-small": G(fused[:, : small.shape[1]]), "single-small": G(small)} if self.mrl else {}
         return modes | coarse
 
-    def broadcast(self, server: Server, client: ClientInfo) -> Broadcast | None:
+    def message_for(self, server: Server, client: ClientInfo) -> Broadcast | None:
         """G, to train or to predict with."""
         return self.Broadcast(server.G) if self.share else None
 
-    def parts(self, private: Private, msg: Broadcast | None, client: LocalClient) -> Parts:
+    def predictor_parts(self, private: Private, msg: Broadcast | None, client: LocalClient) -> Parts:
         """G as received, with the client's own F and P."""
         return {"G": {**private.G, **(msg.G if msg else {})}, "F": private.F, "P": private.P}

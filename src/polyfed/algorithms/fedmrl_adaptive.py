@@ -15,8 +15,9 @@ from torch import Tensor
 
 from polyfed.base import tree
 from polyfed.base.errors import MessageError
+from polyfed.base.ranges import NonNegative, Positive, Share
 from polyfed.base.rng import Rng
-from polyfed.base.types import NonNegative, Params, Positive, Share
+from polyfed.base.types import Params
 from polyfed.blocks.aggregate import nested_mean
 from polyfed.blocks.matryoshka import at_width, losses_at_widths, networks, ones_up_to, small_model, widths_up_to
 from polyfed.blocks.submodel import leading, padded
@@ -24,7 +25,7 @@ from polyfed.core.algorithm import Algorithm, Task
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
 from polyfed.core.message import Message, State
 from polyfed.core.net import Batch, Nets
-from polyfed.core.requests import Answer, Steps, exchange, fit, reduce
+from polyfed.core.requests import ClientResult, Steps, exchange, fit, reduce
 from polyfed.models.split import SplitModel
 
 
@@ -42,7 +43,7 @@ class FedMRLAdaptive(Algorithm):
     """
 
     name = "fedmrl-adaptive"
-    personal_broadcast = True
+    personal_message = True
     auxiliary: str = "cnn5"
     rep_dim: Positive = 100
     granularities: tuple[Positive, ...] = ()
@@ -97,7 +98,7 @@ class FedMRLAdaptive(Algorithm):
 
     def server_round(self, server: Server, cohort: Cohort) -> Steps[State]:
         """Each client its width; each coordinate averaged by n_k over the clients that hold it; nobody's stay."""
-        replies = yield from exchange(cohort, lambda client: self.broadcast(server, client))
+        replies = yield from exchange(cohort, lambda client: self.message_for(server, client))
         G = nested_mean(replies.all("G"), replies.all("num_examples"), default=server.G)
         return self.Server(G, server.shapes, {**server.widths, **{r.client.id: r.message.width for r in replies}})
 
@@ -107,13 +108,13 @@ class FedMRLAdaptive(Algorithm):
         if up.width not in self.ladder:
             raise MessageError(f"Upload.width is {up.width}; expected one of {self.ladder}")
 
-    def client_round(self, private: Private, msg: Broadcast, client: LocalClient) -> Steps[Answer]:
+    def client_round(self, private: Private, msg: Broadcast, client: LocalClient) -> Steps[ClientResult]:
         """Train G up to the width, F_k and P_k; then look at the held-out examples, and choose the next width."""
-        parts = self.parts(private, msg, client)
+        parts = self.predictor_parts(private, msg, client)
         widths = {"widths": parts.pop("widths")}
         fitted = yield from fit(client, parts, loss=self.loss, frozen=widths)
         F, P, G = (fitted.parts[part] for part in ("F", "P", "G"))
-        seen = yield from reduce(client, {**fitted.parts, **widths}, self.validation, held=True)
+        seen = yield from reduce(client, {**fitted.parts, **widths}, self.validation, held_out=True)
         width, needed = self.next_width(seen["V"].tolist(), private.needed)
         return self.Private(F, P, needed), self.Upload(leading(G, tree.shapes(msg.G)), len(client.train), width)
 
@@ -130,16 +131,15 @@ class FedMRLAdaptive(Algorithm):
         enough, last = (1 + self.tolerance) * min(losses), len(losses) - 1
         index = next((i for i, loss in enumerate(losses) if loss <= enough), last)
         needed = needed + 1 if index == last else 0
-        if needed >= self.patience and last + 1 < len(self.ladder):
-            return self.ladder[last + 1], 0
-        return self.ladder[index], needed
+        wider = needed >= self.patience and last + 1 < len(self.ladder)
+        return (self.ladder[last + 1], 0) if wider else (self.ladder[index], needed)
 
-    def broadcast(self, server: Server, client: ClientInfo) -> Broadcast:
+    def message_for(self, server: Server, client: ClientInfo) -> Broadcast:
         """G up to the width that the client asked for."""
         width = server.widths.get(client.id, self.rep_dim)
         return self.Broadcast(leading(server.G, server.shapes[width]), width)
 
-    def parts(self, private: Private, msg: Broadcast, client: LocalClient) -> dict[str, Params]:
+    def predictor_parts(self, private: Private, msg: Broadcast, client: LocalClient) -> dict[str, Params]:
         """G with zeros behind the width, the client's own F and P, and the widths that it can be used at."""
         widths = {"masks": ones_up_to([m for m in self.ladder if m <= msg.width], self.rep_dim)}
         return {"G": padded(msg.G, client.models["G"].shapes), "F": private.F, "P": private.P, "widths": widths}

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from polyfed.base import tree
 from polyfed.base.errors import ModelError
+from polyfed.base.ranges import Positive
 from polyfed.base.rng import Rng
-from polyfed.base.types import Params, Parts, Positive
+from polyfed.base.types import Params, Parts
 from polyfed.blocks.aggregate import weighted_mean
 from polyfed.blocks.losses import cross_entropy
 from polyfed.blocks.matryoshka import fuse, networks, prefix, small_model
@@ -28,7 +29,7 @@ from polyfed.core.algorithm import Algorithm, Task
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
 from polyfed.core.message import Message, State
 from polyfed.core.net import Batch, Nets
-from polyfed.core.requests import Answer, Steps, exchange, fit
+from polyfed.core.requests import ClientResult, Steps, exchange, fit
 from polyfed.models.split import SplitModel
 
 
@@ -109,9 +110,9 @@ class FedMRLE(Algorithm):
         replies = yield from exchange(cohort, self.Broadcast(server.G, server.H))
         return self.Server(*(weighted_mean(replies.all(part), replies.all("num_examples")) for part in ("G", "H")))
 
-    def client_round(self, private: Private, msg: Broadcast, client: LocalClient) -> Steps[Answer]:
+    def client_round(self, private: Private, msg: Broadcast, client: LocalClient) -> Steps[ClientResult]:
         """Train G, F_k and P_k together; keep F_k and P_k, send G."""
-        fitted = yield from fit(client, self.parts(private, msg, client), loss=self.loss)
+        fitted = yield from fit(client, self.predictor_parts(private, msg, client), loss=self.loss)
         F, P, G = (fitted.parts[part] for part in ("F", "P", "G"))
         H = leading(client.models["F"].head(F), tree.shapes(msg.H))
         return self.Private(F, P), self.Upload(tree.pick(G, msg.G), H, len(client.train))
@@ -123,11 +124,11 @@ class FedMRLE(Algorithm):
         widths = {*self.nested, fused.shape[1]}
         return torch.stack([cross_entropy(nets["F"].classify(prefix(fused, m)), y) for m in sorted(widths)]).sum()
 
-    def broadcast(self, server: Server, client: ClientInfo) -> Broadcast:
+    def message_for(self, server: Server, client: ClientInfo) -> Broadcast:
         """G, to train or to predict with."""
         return self.Broadcast(server.G, server.H)
 
-    def parts(self, private: Private, msg: Broadcast, client: LocalClient) -> Parts:
+    def predictor_parts(self, private: Private, msg: Broadcast, client: LocalClient) -> Parts:
         """G as received, with the client's own F, but for what is shared of its header, and P.
 
         A network runs on all of its tensors, so G's header is there as zeros: nothing reads it, nothing moves it, and

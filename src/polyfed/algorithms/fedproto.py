@@ -19,8 +19,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from polyfed.base.ranges import NonNegative
 from polyfed.base.rng import Rng
-from polyfed.base.types import NonNegative, Params, Parts
+from polyfed.base.types import Params, Parts
 from polyfed.blocks.aggregate import by_name_mean
 from polyfed.blocks.classwise import check_by_class, class_counts, class_means, class_table, distance_to_class, nearness
 from polyfed.blocks.losses import cross_entropy
@@ -28,7 +29,7 @@ from polyfed.core.algorithm import Algorithm, Task
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
 from polyfed.core.message import Message, State
 from polyfed.core.net import Batch, Nets
-from polyfed.core.requests import Answer, Steps, exchange, fit
+from polyfed.core.requests import ClientResult, Steps, exchange, fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +82,9 @@ class FedProto(Algorithm):
         prototypes = replies.all("prototypes")
         return self.Server(by_name_mean(prototypes, [1] * len(prototypes), default=server.prototypes))
 
-    def client_round(self, private: Private, msg: Broadcast, client: LocalClient) -> Steps[Answer]:
+    def client_round(self, private: Private, msg: Broadcast, client: LocalClient) -> Steps[ClientResult]:
         """E epochs of the loss; then C_i[c] = the mean of f_i over the client's examples of class c."""
-        parts = self.parts(private, msg, client)
+        parts = self.predictor_parts(private, msg, client)
         frozen = {"prototypes": parts["prototypes"]}
         fitted = yield from fit(client, {"model": parts["model"]}, loss=self.loss, frozen=frozen)
         prototypes = yield from class_means(client, fitted.parts, self.represent)
@@ -100,11 +101,11 @@ class FedProto(Algorithm):
         """f_i(x), (B, d)."""
         return nets["model"].represent(x)
 
-    def broadcast(self, server: Server, client: ClientInfo) -> Broadcast:
+    def message_for(self, server: Server, client: ClientInfo) -> Broadcast:
         """Cbar, to train or to predict with."""
         return self.Broadcast(server.prototypes)
 
-    def parts(self, private: Private, msg: Broadcast, client: LocalClient) -> Parts:
+    def predictor_parts(self, private: Private, msg: Broadcast, client: LocalClient) -> Parts:
         """The client's own model, the prototypes, and which classes are its own."""
         model = client.models["model"]
         own = torch.zeros(model.num_classes)

@@ -19,18 +19,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from polyfed.base.ranges import NonNegative, Positive, Rate
 from polyfed.base.rng import Rng
-from polyfed.base.types import NonNegative, Params, Parts, Positive, Rate
+from polyfed.base.types import Params, Parts
+from polyfed.blocks import classwise
 from polyfed.blocks.aggregate import by_name_mean
-from polyfed.blocks.classwise import (
-    check_by_class,
-    class_means,
-    class_table,
-    distance_to_class,
-    gaps,
-    nearness,
-    stack_rows,
-)
 from polyfed.blocks.losses import cross_entropy
 from polyfed.blocks.server_training import run_two_layers, train_at_server, two_layers
 from polyfed.core.algorithm import Algorithm, Task
@@ -38,7 +31,7 @@ from polyfed.core.clients import ClientInfo, Cohort, LocalClient
 from polyfed.core.message import Message, State
 from polyfed.core.net import Batch, Nets
 from polyfed.core.plan import LocalSGD, Step
-from polyfed.core.requests import Answer, Steps, exchange, fit
+from polyfed.core.requests import ClientResult, Steps, exchange, fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +42,7 @@ class FedTGP(Algorithm):
         weight: lambda, of the distance to the prototypes.
         max_margin: tau, the most that delta may be.
         server_lr: learning rate of the prototypes at the server, by plain SGD.
-        server_epochs: S, passes over the representations of a round.
-        server_batch: representations in a step of the server.
+        server_epochs, server_batch: S, passes over a round's representations, and how many make a step.
     """
 
     name = "fedtgp"
@@ -100,7 +92,7 @@ class FedTGP(Algorithm):
         """Send P; then S epochs of CE(-(||C - P_j|| + delta [j = c]), c) over all (C, c) of the round."""
         replies = yield from exchange(cohort, self.Broadcast(server.prototypes))
         uploads: list[Params] = replies.all("prototypes")
-        (rows, labels), delta = stack_rows(uploads), self.margin(uploads)  # (n, d), (n,)
+        (rows, labels), delta = classwise.stack_rows(uploads), self.margin(uploads)  # (n, d), (n,)
 
         def loss(weights: Params, step: Step) -> Tensor:
             P = run_two_layers(weights, weights["e"])  # (L, d) = W2 relu(W1 e + b1) + b2
@@ -113,8 +105,8 @@ class FedTGP(Algorithm):
 
     def margin(self, uploads: list[Params]) -> float:
         """Delta = min(tau, max over c of the least distance of c's mean over clients to another class's)."""
-        means, classes = stack_rows([by_name_mean(uploads, [1] * len(uploads), default={})])
-        return min(self.max_margin, float(gaps(means).max())) if len(classes) > 1 else 0.0
+        means, classes = classwise.stack_rows([by_name_mean(uploads, [1] * len(uploads), default={})])
+        return min(self.max_margin, float(classwise.gaps(means).max())) if len(classes) > 1 else 0.0
 
     def contrast(self, rows: Tensor, labels: Tensor, P: Tensor, delta: float) -> Tensor:
         """CE of minus the distances; delta makes the distance to the true class longer, hence the task harder."""
@@ -122,37 +114,37 @@ class FedTGP(Algorithm):
         distance = torch.cdist(rows, P, compute_mode="donot_use_mm_for_euclid_dist")  # (B, L)
         return cross_entropy(-(distance + delta * one_hot(labels, len(P))), labels)
 
-    def client_round(self, private: Private, msg: Broadcast, client: LocalClient) -> Steps[Answer]:
+    def client_round(self, private: Private, msg: Broadcast, client: LocalClient) -> Steps[ClientResult]:
         """E epochs of the loss; then C_k[c] = the mean of f_k, as trained, over the client's examples of class c."""
-        frozen = {"prototypes": self.parts(private, msg, client)["prototypes"]}
+        frozen = {"prototypes": self.predictor_parts(private, msg, client)["prototypes"]}
         fitted = yield from fit(client, {"model": private.model}, loss=self.loss, frozen=frozen)
-        prototypes = yield from class_means(client, fitted.parts, self.represent)
+        prototypes = yield from classwise.class_means(client, fitted.parts, self.represent)
         return self.Private(fitted.parts["model"]), self.Upload(prototypes)
 
     def loss(self, nets: Nets, batch: Batch) -> Tensor:
         """CE(F_k(x), y) + lambda MSE(f_k(x), P[y])."""
         r = nets["model"].represent(batch[0])  # (B, d)
-        distance = distance_to_class(r, batch[1], nets["prototypes"])
+        distance = classwise.distance_to_class(r, batch[1], nets["prototypes"])
         return cross_entropy(nets["model"].classify(r), batch[1]) + self.weight * distance
 
     def represent(self, nets: Nets, x: Tensor) -> Tensor:
         """f_k(x), (B, d)."""
         return nets["model"].represent(x)
 
-    def broadcast(self, server: Server, client: ClientInfo) -> Broadcast:
+    def message_for(self, server: Server, client: ClientInfo) -> Broadcast:
         """P, to train or to predict with."""
         return self.Broadcast(server.prototypes)
 
-    def parts(self, private: Private, msg: Broadcast, client: LocalClient) -> Parts:
+    def predictor_parts(self, private: Private, msg: Broadcast, client: LocalClient) -> Parts:
         """The client's own model, and P."""
         L, d = client.models["model"].num_classes, client.models["model"].rep_dim
-        return {"model": private.model, "prototypes": class_table(msg.prototypes, L, d)}
+        return {"model": private.model, "prototypes": classwise.class_table(msg.prototypes, L, d)}
 
     def check_upload(self, task: Task, client: ClientInfo, down: Broadcast, up: Upload) -> None:
         """Rows of the common width for classes that there are."""
-        check_by_class("prototypes", up.prototypes, task.num_classes, task.common_width(self.name))
+        classwise.check_by_class("prototypes", up.prototypes, task.num_classes, task.common_width(self.name))
 
     def predict(self, nets: Nets, x: Tensor) -> Mapping[str, Tensor]:
         """The nearest prototype (class 0 before there is any), and the header's logits."""
         r = nets["model"].represent(x)
-        return {"prototype": nearness(r, nets["prototypes"]), "header": nets["model"].classify(r)}
+        return {"prototype": classwise.nearness(r, nets["prototypes"]), "header": nets["model"].classify(r)}

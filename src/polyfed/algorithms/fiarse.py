@@ -18,16 +18,17 @@ from typing import Literal
 from torch import Tensor
 
 from polyfed.base import tree
+from polyfed.base.ranges import Portion, Rate
 from polyfed.base.rng import Rng
-from polyfed.base.types import Capacity, Params, Parts, Rate
+from polyfed.base.types import Params, Parts
 from polyfed.blocks.aggregate import coverage_mean
 from polyfed.blocks.losses import supervised
-from polyfed.blocks.submodel import Sparse, above, bias_factor, gates, held, kept, spread, top_k_threshold
+from polyfed.blocks.submodel import Sparse, above, apply_mask, bias_factor, gates, put_kept, take_kept, top_k_threshold
 from polyfed.core.algorithm import Algorithm, Task
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
 from polyfed.core.message import Message, Nothing, State
 from polyfed.core.net import Batch, Grad, Net, Nets
-from polyfed.core.requests import Answer, Steps, exchange, fit
+from polyfed.core.requests import ClientResult, Steps, exchange, fit
 from polyfed.models.split import SplitModel
 
 
@@ -48,7 +49,7 @@ class FIARSE(Algorithm):
     gate: Literal["biased", "released", "frozen"] = "biased"
     scope: Literal["model", "layer"] = "model"
     server_lr: Rate = 1.0
-    unseen_capacities: tuple[Capacity, ...] = (0.5, 0.125, 0.03125)
+    unseen_capacities: tuple[Portion, ...] = (0.5, 0.125, 0.03125)
 
     class Server(State):
         """The global model x, the names of its masked tensors, and of its buffers."""
@@ -88,16 +89,16 @@ class FIARSE(Algorithm):
 
     def server_round(self, server: Server, cohort: Cohort) -> Steps[State]:
         """Extract a submodel for each capacity, exchange, and average per coordinate by mask counts."""
-        down = {client.capacity: self.broadcast(server, client) for client in cohort}
+        down = {client.capacity: self.message_for(server, client) for client in cohort}
         mask = {capacity: self.mask(server, msg.threshold) for capacity, msg in down.items()}
         replies = yield from exchange(cohort, lambda client: down[client.capacity])
         masks = [mask[reply.client.capacity] for reply in replies]
-        deltas = [spread(reply.message.delta, m) for reply, m in zip(replies, masks, strict=True)]
+        deltas = [put_kept(reply.message.delta, m) for reply, m in zip(replies, masks, strict=True)]
         step = coverage_mean(deltas, masks)  # 0 where nobody holds the weight                  line 13
         moved = tree.add(server.model, tree.pick(step, server.buffers))  # running statistics are averaged as they are
         return replace(server, model=tree.add(moved, tree.drop(step, server.buffers), scale=self.server_lr))
 
-    def broadcast(self, server: Server, client: ClientInfo) -> Broadcast:
+    def message_for(self, server: Server, client: ClientInfo) -> Broadcast:
         """The submodel of the client's capacity."""
         threshold = self.threshold(server, client.capacity)
         return self.Broadcast(Sparse.take(server.model, self.mask(server, threshold)), threshold)
@@ -106,30 +107,30 @@ class FIARSE(Algorithm):
         """M_i(x) = 1[|x| >= theta_i]."""
         return above(server.model, gates(server.model, server.masked, threshold))
 
-    def client_round(self, private: Nothing, msg: Broadcast, client: LocalClient) -> Steps[Answer]:
+    def client_round(self, private: Nothing, msg: Broadcast, client: LocalClient) -> Steps[ClientResult]:
         """K steps of the threshold-controlled gradient; the difference goes back."""
-        parts = self.parts(private, msg, client)
+        parts = self.predictor_parts(private, msg, client)
         mask = msg.submodel.mask(client.models["model"].shapes)
         frozen = {"gate": parts["gate"], "mask": mask}
         fitted = yield from fit(client, {"model": parts["model"]}, gradient=self.gradient, frozen=frozen)
         delta = tree.sub(fitted.parts["model"], parts["model"])  # lines 10-11, with the opposite sign
-        return private, self.Upload(kept(delta, mask))
+        return private, self.Upload(take_kept(delta, mask))
 
     def gradient(self, grad: Grad, nets: Nets, batch: Batch, due: bool) -> Parts:
         """g(x) = dF/dw * M(x) * (1 + 2 |x| theta / (|x| + theta)^2) at w = x * M(x).                Eq. 3."""
         x, theta, M = nets["model"].params, nets["gate"].params, self.mask_now(nets)
-        g = grad(supervised, model=held(x, M))["model"]
+        g = grad(supervised, model=apply_mask(x, M))["model"]
         bias = self.gate == "biased"
         return {"model": {n: v * M[n] * bias_factor(x[n], theta[n], bias) if n in M else v for n, v in g.items()}}
 
-    def parts(self, private: Nothing, msg: Broadcast, client: LocalClient) -> Parts:
+    def predictor_parts(self, private: Nothing, msg: Broadcast, client: LocalClient) -> Parts:
         """The submodel at full shape, and its thresholds."""
         model = msg.submodel.dense(client.models["model"].shapes)
         return {"model": model, "gate": gates(model, msg.submodel.masked, msg.threshold)}
 
     def predict(self, nets: Nets, x: Tensor) -> Mapping[str, Tensor]:
         """The submodel's logits; weights that fell below the threshold while training do not take part."""
-        w = held(nets["model"].params, self.mask_now(nets))
+        w = apply_mask(nets["model"].params, self.mask_now(nets))
         return {"submodel": Net(nets["model"].model, w)(x)}
 
     def mask_now(self, nets: Nets) -> Mapping[str, Tensor]:

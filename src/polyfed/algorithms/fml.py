@@ -13,15 +13,16 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from polyfed.base.ranges import Fraction
 from polyfed.base.rng import Rng
-from polyfed.base.types import Fraction, Params, Parts
+from polyfed.base.types import Params, Parts
 from polyfed.blocks.aggregate import weighted_mean
 from polyfed.blocks.losses import cross_entropy, kl_divergence
 from polyfed.core.algorithm import Algorithm, Task
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
 from polyfed.core.message import Message, State
 from polyfed.core.net import Batch, Net, Nets
-from polyfed.core.requests import Answer, Steps, exchange, fit
+from polyfed.core.requests import ClientResult, Steps, exchange, fit
 from polyfed.models.catalogue import ModelSpec
 from polyfed.models.split import SplitModel
 
@@ -82,9 +83,9 @@ class FML(Algorithm):
         replies = yield from exchange(cohort, self.Broadcast(server.G))
         return self.Server(weighted_mean(replies.all("G"), [1] * len(replies)))
 
-    def client_round(self, private: Private, msg: Broadcast, client: LocalClient) -> Steps[Answer]:
+    def client_round(self, private: Private, msg: Broadcast, client: LocalClient) -> Steps[ClientResult]:
         """Train both networks together; keep F_k, send G_k."""
-        fitted = yield from fit(client, self.parts(private, msg, client), loss=self.loss)
+        fitted = yield from fit(client, self.predictor_parts(private, msg, client), loss=self.loss)
         return self.Private(fitted.parts["F"]), self.Upload(fitted.parts["G"])
 
     def loss(self, nets: Nets, batch: Batch) -> Tensor:
@@ -96,11 +97,11 @@ class FML(Algorithm):
         # L_meme = beta CE(g, y) + (1 - beta) KL(sg[p(z)] || p(g))
         return local + self.beta * cross_entropy(g, y) + (1 - self.beta) * kl_divergence(g, z.detach())
 
-    def broadcast(self, server: Server, client: ClientInfo) -> Broadcast:
+    def message_for(self, server: Server, client: ClientInfo) -> Broadcast:
         """The meme, to train or to predict with."""
         return self.Broadcast(server.G)
 
-    def parts(self, private: Private, msg: Broadcast, client: LocalClient) -> Parts:
+    def predictor_parts(self, private: Private, msg: Broadcast, client: LocalClient) -> Parts:
         """The client's own network, and the meme as received."""
         return {"F": private.F, "G": msg.G}
 

@@ -24,7 +24,7 @@ from polyfed.core.algorithm import Algorithm, Task
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
 from polyfed.core.message import Message, State
 from polyfed.core.net import Nets
-from polyfed.core.requests import Answer, Steps, exchange, fit
+from polyfed.core.requests import ClientResult, Steps, exchange, fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,17 +73,17 @@ class LGFedAvg(Algorithm):
         replies = yield from exchange(cohort, self.Broadcast(server.head))
         return self.Server(weighted_mean(replies.all("head"), replies.all("num_examples")))
 
-    def client_round(self, private: Private, msg: Broadcast, client: LocalClient) -> Steps[Answer]:
+    def client_round(self, private: Private, msg: Broadcast, client: LocalClient) -> Steps[ClientResult]:
         """E epochs of cross-entropy on body and head together; keep the body, send the head."""
-        fitted = yield from fit(client, self.parts(private, msg, client), loss=supervised)
+        fitted = yield from fit(client, self.predictor_parts(private, msg, client), loss=supervised)
         model, params = client.models["model"], fitted.parts["model"]
         return self.Private(model.body(params)), self.Upload(model.head(params), len(client.train))
 
-    def broadcast(self, server: Server, client: ClientInfo) -> Broadcast:
+    def message_for(self, server: Server, client: ClientInfo) -> Broadcast:
         """The head, to train or to predict with."""
         return self.Broadcast(server.head)
 
-    def parts(self, private: Private, msg: Broadcast, client: LocalClient) -> Parts:
+    def predictor_parts(self, private: Private, msg: Broadcast, client: LocalClient) -> Parts:
         """The client's body under the received head."""
         return {"model": client.models["model"].with_head(private.body, msg.head)}
 

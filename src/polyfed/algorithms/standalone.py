@@ -18,7 +18,7 @@ from polyfed.core.algorithm import Algorithm, Task
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
 from polyfed.core.message import Nothing, State
 from polyfed.core.net import Nets
-from polyfed.core.requests import Answer, Steps, exchange, fit
+from polyfed.core.requests import ClientResult, Steps, exchange, fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,15 +45,15 @@ class Standalone(Algorithm):
         yield from exchange(cohort, None)
         return server
 
-    def client_round(self, private: Private, msg: None, client: LocalClient) -> Steps[Answer]:
+    def client_round(self, private: Private, msg: None, client: LocalClient) -> Steps[ClientResult]:
         """E epochs of cross-entropy."""
-        fitted = yield from fit(client, self.parts(private, msg, client), loss=supervised)
+        fitted = yield from fit(client, self.predictor_parts(private, msg, client), loss=supervised)
         return self.Private(fitted.parts["model"]), None
 
-    def broadcast(self, server: Nothing, client: ClientInfo) -> None:
+    def message_for(self, server: Nothing, client: ClientInfo) -> None:
         """Nothing is needed to predict."""
 
-    def parts(self, private: Private, msg: Any, client: LocalClient) -> Parts:
+    def predictor_parts(self, private: Private, msg: Any, client: LocalClient) -> Parts:
         """The client's own model."""
         return {"model": private.model}
 

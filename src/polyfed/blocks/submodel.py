@@ -54,7 +54,7 @@ def gates(params: Params, masked: tuple[str, ...], threshold: tuple[float, ...])
     return {n: torch.tensor(value, dtype=params[n].dtype) for n, value in zip(masked, each, strict=True)}
 
 
-def held(params: Params, mask: Mask) -> dict[str, Tensor]:
+def apply_mask(params: Params, mask: Mask) -> dict[str, Tensor]:
     """X * M: zero where the mask does not hold a weight; what is not masked as it is."""
     return {name: value * mask[name] if name in mask else value for name, value in params.items()}
 
@@ -107,12 +107,12 @@ def overlaid(value: Tensor, block: Tensor) -> Tensor:
     return out
 
 
-def kept(params: Params, mask: Mask) -> dict[str, Tensor]:
+def take_kept(params: Params, mask: Mask) -> dict[str, Tensor]:
     """The values that the mask keeps, one flat tensor per name; what is not masked, whole."""
     return {name: value[mask[name]] if name in mask else value for name, value in params.items()}
 
 
-def spread(values: Params, mask: Mask) -> dict[str, Tensor]:
+def put_kept(values: Params, mask: Mask) -> dict[str, Tensor]:
     """The inverse of `kept`: the values in their places, zero elsewhere.
 
     Raises:
@@ -159,7 +159,7 @@ class Sparse(Record):
         else:
             positions = torch.from_numpy(np.packbits(flat.numpy()))
         shapes = tuple(tuple(params[name].shape) for name in masked)
-        return cls(kept(params, mask), positions, masked, shapes)
+        return cls(take_kept(params, mask), positions, masked, shapes)
 
     def mask(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
         """One bool per weight of the masked tensors.
@@ -199,4 +199,4 @@ class Sparse(Record):
     def dense(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
         """All tensors at full shape, zero where nothing was sent; arguments and errors as for `mask`."""
         device = next(iter(self.values.values())).device if self.values else torch.device("cpu")
-        return spread(self.values, {name: where.to(device) for name, where in self.mask(shapes).items()})
+        return put_kept(self.values, {name: where.to(device) for name, where in self.mask(shapes).items()})

@@ -9,15 +9,15 @@ Modules: ``runs`` (one run, its controls), ``cells`` (what is to be run, each th
 from polyfed.compare.compare import compare
 from polyfed.compare.render import Comparison, tabulate
 from polyfed.compare.runs import meanings, resume_with_controls, run_or_go_on, run_with_controls, summary_of
-from polyfed.compare.specs import Cell, Entry, Setting
+from polyfed.compare.specs import AlgorithmEntry, RunSpec, Setting
 from polyfed.compare.statistics import Costs, Line, Target, paired_p
 
 __all__ = [
-    "Cell",
+    "AlgorithmEntry",
     "Comparison",
     "Costs",
-    "Entry",
     "Line",
+    "RunSpec",
     "Setting",
     "Target",
     "compare",

@@ -10,8 +10,8 @@ from typing import Any
 from polyfed.base.errors import ConfigError, StorageError
 from polyfed.compare.execution import all_here, check_splits, index, play
 from polyfed.compare.render import Comparison, tabulate
-from polyfed.compare.runs import Watches, quiet
-from polyfed.compare.specs import Cell, Entry, Setting, expand, grid, repeated
+from polyfed.compare.runs import Callbacks, quiet
+from polyfed.compare.specs import AlgorithmEntry, RunSpec, Setting, expand, grid, repeated
 from polyfed.config import Config
 from polyfed.config.toml import parse_values
 
@@ -23,7 +23,7 @@ def compare(
     out: Path | None = None,
     *,
     values: Mapping[str, Sequence[Any]] | None = None,
-    watches: Watches = quiet,
+    callbacks: Callbacks = quiet,
 ) -> Comparison:
     """Run every algorithm with every seed on the same splits and set them side by side.
 
@@ -36,7 +36,7 @@ def compare(
         out: directory of the tables, with the runs in ``cells/``; by default the tables go to a folder below ``runs/``
             and the runs to ``runs/cells/``, where other comparisons find them.
         values: of a grid, by dotted key: all of this at each of its points.
-        watches: who looks on.
+        callbacks: who looks on.
 
     Returns:
         The table. Each algorithm is compared with the best of all others in the same setting.
@@ -48,7 +48,7 @@ def compare(
     """
     cells = planned(config, algorithms, seeds, values)
     root, folder = places(config, cells, out, "sweep" if values else "compare")
-    all_here(play(cells, root, watches))
+    all_here(play(cells, root, callbacks))
     check_splits(cells, root)
     table = tabulate(cells, root, folder)
     write(folder / "cells.csv", index(cells, root))
@@ -57,7 +57,7 @@ def compare(
     return table
 
 
-def places(config: Config, cells: Sequence[Cell], out: Path | None, what: str) -> tuple[Path, Path]:
+def places(config: Config, cells: Sequence[RunSpec], out: Path | None, what: str) -> tuple[Path, Path]:
     """Where the cells lie, and where the tables go: the same for the same cells."""
     if out is not None:
         return out, out
@@ -67,13 +67,13 @@ def places(config: Config, cells: Sequence[Cell], out: Path | None, what: str) -
 
 def planned(
     config: Config, algorithms: Sequence[str], seeds: Sequence[int], values: Mapping[str, Sequence[Any]] | None = None
-) -> list[Cell]:
+) -> list[RunSpec]:
     """The cells, every fault of them found before the first run."""
     faults: list[str] = []
-    entries: list[Entry] = []
+    entries: list[AlgorithmEntry] = []
     for text in algorithms:
         try:
-            entries.append(entry := Entry.parse(text))
+            entries.append(entry := AlgorithmEntry.parse(text))
             if entry.label in {other.label for other in entries[:-1]}:
                 faults.append(f"--algorithms: {text!r} is named twice")
         except ConfigError as error:
@@ -82,7 +82,7 @@ def planned(
         faults.append("--algorithms: got none; expected at least one, such as fedmrl,standalone")
     if not seeds or len(set(seeds)) < len(seeds):
         faults.append(f"--seeds: got {list(seeds)}; expected different numbers, such as 0,1,2")
-    cells: list[Cell] = []
+    cells: list[RunSpec] = []
     try:
         cells = expand(config, entries, tuple(dict.fromkeys(seeds)), grid(Setting(), values or {}))
     except ConfigError as error:

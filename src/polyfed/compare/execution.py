@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
 from polyfed.base import files
 from polyfed.base.errors import DataError, DivergedError, ModelError, RunDirError
-from polyfed.compare.runs import Watches, run_or_go_on
-from polyfed.compare.specs import DIVERGED, FINISHED, Cell
+from polyfed.base.text import csv_text
+from polyfed.compare.runs import Callbacks, run_or_go_on
+from polyfed.compare.specs import DIVERGED, FINISHED, RunSpec
 from polyfed.report.tables import Summary
 from polyfed.rounds.federation import misfits
 from polyfed.storage.run_dir import RunDirInUseError
 
 
-def play(cells: Sequence[Cell], root: Path, watches: Watches) -> list[Cell]:
+def play(cells: Sequence[RunSpec], root: Path, callbacks: Callbacks) -> list[RunSpec]:
     """Run every cell that is not done, in order; a cell that diverges is marked so and is done.
 
     Several processes may play the same cells: what one is at, the others leave to it.
@@ -24,7 +23,7 @@ def play(cells: Sequence[Cell], root: Path, watches: Watches) -> list[Cell]:
     Args:
         cells: what is to be done.
         root: the cells lie in ``cells/`` of it.
-        watches: who looks on.
+        callbacks: who looks on.
 
     Returns:
         The cells that other processes are at.
@@ -37,13 +36,13 @@ def play(cells: Sequence[Cell], root: Path, watches: Watches) -> list[Cell]:
     faults = misfits([cell.config for cell in cells if cell.state(root) not in FINISHED])
     if faults:
         raise ModelError("\n".join(faults))
-    elsewhere: list[Cell] = []
+    elsewhere: list[RunSpec] = []
     for done, cell in enumerate(cells):
         run_dir = cell.run_dir(root)
         if cell.state(root) in FINISHED:
             continue
         try:
-            run_or_go_on(cell.config, run_dir, watches(f"{cell.title} ({done + 1} of {len(cells)})"))
+            run_or_go_on(cell.config, run_dir, callbacks(f"{cell.title} ({done + 1} of {len(cells)})"))
         except DivergedError as error:
             files.write_json(run_dir / DIVERGED, {"error": str(error)})
         except RunDirInUseError:
@@ -51,7 +50,7 @@ def play(cells: Sequence[Cell], root: Path, watches: Watches) -> list[Cell]:
     return [cell for cell in elsewhere if cell.state(root) not in FINISHED]  # they may have finished meanwhile
 
 
-def all_here(elsewhere: Sequence[Cell], waiting: int = 0) -> None:
+def all_here(elsewhere: Sequence[RunSpec], waiting: int = 0) -> None:
     """Nothing is left to other processes.
 
     Args:
@@ -70,7 +69,7 @@ def all_here(elsewhere: Sequence[Cell], waiting: int = 0) -> None:
         )
 
 
-def check_splits(cells: Sequence[Cell], root: Path) -> None:
+def check_splits(cells: Sequence[RunSpec], root: Path) -> None:
     """Every algorithm of a setting and a seed ran on the same splits.
 
     Raises:
@@ -89,12 +88,10 @@ def check_splits(cells: Sequence[Cell], root: Path) -> None:
             )
 
 
-def index(cells: Sequence[Cell], root: Path) -> str:
+def index(cells: Sequence[RunSpec], root: Path) -> str:
     """A CSV of which cell lies where."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["setting", "algorithm", "seed", "state", "folder"])
-    for cell in cells:
-        where = cell.run_dir(root).relative_to(root)
-        writer.writerow([cell.setting.title, cell.label, cell.seed, cell.state(root), where])
-    return text.getvalue()
+    rows = (
+        (cell.setting.title, cell.label, cell.seed, cell.state(root), cell.run_dir(root).relative_to(root))
+        for cell in cells
+    )
+    return csv_text(("setting", "algorithm", "seed", "state", "folder"), rows)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from polyfed.compare.specs import Cell
+from polyfed.base.text import csv_text
+from polyfed.compare.specs import RunSpec
 from polyfed.compare.statistics import FEW, Line, Target, compared, deviation, line_of, mean_over
 from polyfed.report.tables import SIMULATED_TIME
 from polyfed.report.units import duration, flops, percent, size, spread
@@ -116,14 +115,12 @@ class Comparison:
 
     def to_csv(self) -> str:
         """Plain numbers: fractions, bytes, FLOPs, seconds; the mean accuracy of every seed."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
         head = ["setting", "algorithm", "mean", "mean_sd", "worst_decile", "worst_decile_sd", "diverged"]
         costs = ["up", "down", "header", "training", "inference", "memory", "seconds"]
         costs += ["simulated"] if self._simulated else []
         reached = [f"{what}_to_{target:g}" for target in self._targets for what in self._reached]
         seeds = [f"mean_seed_{seed}" for seed in self.seeds]
-        writer.writerow([*head, *costs, *reached, "difference", "against", "p", *seeds])
+        rows: list[list[Any]] = []
         for line in self.lines:
             worst = list(line.worst.values())
             row: list[Any] = [line.setting, line.label, line.mean, deviation(line.means.values())]
@@ -133,8 +130,8 @@ class Comparison:
                 at = line.costs.targets.get(target, ()) if line.costs else ()
                 row += [mean_over([getattr(one, what, None) for one in at]) for what in self._reached]
             row += [line.difference, line.against, line.p, *(line.means.get(seed) for seed in self.seeds)]
-            writer.writerow(["" if value is None else value for value in row])
-        return text.getvalue()
+            rows.append(row)
+        return csv_text([*head, *costs, *reached, "difference", "against", "p", *seeds], rows)
 
 
 def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]], *, left: Sequence[str] = ()) -> str:
@@ -156,7 +153,7 @@ def _told(found: Sequence[Target | None]) -> str:
     return f"round {round_:.3g}, {size(sent)}{'' if clock is None else f', {duration(clock)}'}"
 
 
-def tabulate(cells: Sequence[Cell], root: Path, out: Path) -> Comparison:
+def tabulate(cells: Sequence[RunSpec], root: Path, out: Path) -> Comparison:
     """The tables of the cells that are done.
 
     Args:

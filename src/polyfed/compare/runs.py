@@ -10,15 +10,15 @@ from typing import Any
 from polyfed.base.errors import RunDirError
 from polyfed.config import Config, canonical_name
 from polyfed.report.progress import close
-from polyfed.rounds.callbacks import Interrupted, Quiet, Watch
+from polyfed.rounds.callbacks import Callback, Interrupted, Quiet
 from polyfed.simulation.simulate import resume, simulate
 
-#: A maker of watches, by what is running.
-Watches = Callable[[str], Watch]
+#: A maker of callbacks, by what is running.
+Callbacks = Callable[[str], Callback]
 
 
-def quiet(label: str) -> Watch:
-    """A watch that says nothing."""
+def quiet(label: str) -> Callback:
+    """A callback that says nothing."""
     return Quiet()
 
 
@@ -37,7 +37,7 @@ def summary_of(run_dir: Path) -> dict[str, Any] | None:
         raise RunDirError(f"{path} cannot be read: {error}; remove it and resume the run") from error
 
 
-def run_or_go_on(config: Config, out: Path, watch: Watch) -> dict[str, Any]:
+def run_or_go_on(config: Config, out: Path, callback: Callback) -> dict[str, Any]:
     """The summary of ``config`` in ``out``: the one that is there, or of a run resumed or begun.
 
     Raises:
@@ -46,12 +46,12 @@ def run_or_go_on(config: Config, out: Path, watch: Watch) -> dict[str, Any]:
     stored = out / "config.toml"
     try:
         if not stored.exists():
-            return simulate(config, out=out, watch=watch)
+            return simulate(config, out=out, callback=callback)
         if Config.load(stored).hash() != config.hash():
             raise RunDirError(f"{out} holds a run of another configuration; choose another --out")
-        return summary_of(out) or resume(out, watch=watch)
+        return summary_of(out) or resume(out, callback=callback)
     finally:
-        close(watch)
+        close(callback)
 
 
 def described(name: str, keys: Mapping[str, Any]) -> str:
@@ -61,14 +61,14 @@ def described(name: str, keys: Mapping[str, Any]) -> str:
 
 
 def run_with_controls(
-    config: Config, *, out: Path | None = None, watches: Watches = quiet
+    config: Config, *, out: Path | None = None, callbacks: Callbacks = quiet
 ) -> dict[str, dict[str, Any]]:
     """Run a configuration and then, if ``run.controls`` is set, its controls on the same splits.
 
     Args:
         config: what to run.
         out: the run directory; each control gets ``controls/<label>`` in it.
-        watches: who looks on.
+        callbacks: who looks on.
 
     Returns:
         The summary of each run by its label, the main one first: the algorithm's name, and the controls' own labels.
@@ -77,26 +77,26 @@ def run_with_controls(
         Interrupted: Ctrl-C; names the main run's directory, which `resume_with_controls` goes on with.
     """
     label = _main(config)
-    watch = watches(label)
+    callback = callbacks(label)
     try:
-        summary = simulate(config, out=out, watch=watch)
+        summary = simulate(config, out=out, callback=callback)
     finally:
-        close(watch)
-    return {label: summary} | _controls(config, Path(summary["run_dir"]), watches)
+        close(callback)
+    return {label: summary} | _controls(config, Path(summary["run_dir"]), callbacks)
 
 
-def resume_with_controls(run_dir: Path, *, watches: Watches = quiet) -> dict[str, dict[str, Any]]:
+def resume_with_controls(run_dir: Path, *, callbacks: Callbacks = quiet) -> dict[str, dict[str, Any]]:
     """Go on with what `run_with_controls` began, wherever it stopped; same arguments and results."""
     if not (run_dir / "config.toml").exists():
         raise RunDirError(f"{run_dir} holds no run: there is no config.toml in it")
     config = Config.load(run_dir / "config.toml")
     label = _main(config)
-    watch = watches(label)
+    callback = callbacks(label)
     try:
-        summary = summary_of(run_dir) or resume(run_dir, watch=watch)
+        summary = summary_of(run_dir) or resume(run_dir, callback=callback)
     finally:
-        close(watch)
-    return {label: summary} | _controls(config, run_dir, watches)
+        close(callback)
+    return {label: summary} | _controls(config, run_dir, callbacks)
 
 
 def meanings(config: Config) -> list[str]:
@@ -123,13 +123,13 @@ def _control(config: Config, name: str) -> str:
     return f"{name} (control)" if name == _main(config) else name
 
 
-def _controls(config: Config, run_dir: Path, watches: Watches) -> dict[str, dict[str, Any]]:
+def _controls(config: Config, run_dir: Path, callbacks: Callbacks) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for name, section in config.controls.items() if config.run.controls else ():
         label = _control(config, name)
         control = config.with_algorithm(section.name, section.keys)
         try:
-            found[label] = run_or_go_on(control, run_dir / "controls" / name, watches(label))
+            found[label] = run_or_go_on(control, run_dir / "controls" / name, callbacks(label))
         except Interrupted:
             raise Interrupted(run_dir) from None
     return found

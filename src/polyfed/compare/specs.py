@@ -45,7 +45,7 @@ DIVERGED = "diverged.json"
 
 
 @dataclass(frozen=True)
-class Entry:
+class AlgorithmEntry:
     """One algorithm of a comparison.
 
     Args:
@@ -61,7 +61,7 @@ class Entry:
     sections: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @classmethod
-    def parse(cls, text: str) -> Entry:
+    def parse(cls, text: str) -> AlgorithmEntry:
         """Read ``fedmrl``, ``fedmrl:share=false``, ``standalone:train.epochs=2`` or ``my_package.my_file:Mine:key=1``.
 
         Raises:
@@ -77,7 +77,7 @@ class Entry:
         return cls.of(text.strip(), {"name": head, **tables}, f"--algorithms {text!r}")
 
     @classmethod
-    def of(cls, label: str, table: Mapping[str, Any], where: str) -> Entry:
+    def of(cls, label: str, table: Mapping[str, Any], where: str) -> AlgorithmEntry:
         """An entry from a table: ``name``, keys of the algorithm, and below the name of a section keys of that."""
         name = table.get("name", label)
         sections = {key: value for key, value in table.items() if key in SECTIONS and isinstance(value, Mapping)}
@@ -143,7 +143,7 @@ def grid(setting: Setting, values: Mapping[str, Sequence[Any]]) -> list[Setting]
 
 
 @dataclass(frozen=True, eq=False)
-class Cell:
+class RunSpec:
     """One run of a study.
 
     Args:
@@ -192,7 +192,7 @@ class Cell:
         return summary_of(self.run_dir(root))
 
 
-def chosen(cells: Iterable[Cell], only: Sequence[str]) -> list[Cell]:
+def chosen(cells: Iterable[RunSpec], only: Sequence[str]) -> list[RunSpec]:
     """The cells that fit every pattern of ``only``: a setting, a value of the grid, an algorithm or a seed.
 
     Args:
@@ -223,12 +223,12 @@ def chosen(cells: Iterable[Cell], only: Sequence[str]) -> list[Cell]:
 
 def expand(
     config: Config,
-    entries: Sequence[Entry],
+    entries: Sequence[AlgorithmEntry],
     seeds: Sequence[int],
     settings: Sequence[Setting] = (Setting(),),
     *,
     tuned: Mapping[str, Mapping[str, Any]] | None = None,
-) -> list[Cell]:
+) -> list[RunSpec]:
     """The cells of settings times seeds times algorithms, in this order.
 
     Args:
@@ -242,7 +242,7 @@ def expand(
         ConfigError: all faults of all cells.
     """
     faults: list[str] = []
-    cells: list[Cell] = []
+    cells: list[RunSpec] = []
     for setting in settings:
         special = cast(Table, setting.tables.get("algorithm", {}))
         lost = set(special)
@@ -252,7 +252,7 @@ def expand(
                 fits = _at(config, entry, setting, (tuned or {}).get(entry.label, {}))
                 for seed in seeds:
                     run = fits.run.model_copy(update={"seed": seed})
-                    cells.append(Cell(setting, entry.label, seed, fits.model_copy(update={"run": run})))
+                    cells.append(RunSpec(setting, entry.label, seed, fits.model_copy(update={"run": run})))
             except ConfigError as error:
                 faults += error.faults
         names = ", ".join(entry.label for entry in entries)
@@ -263,12 +263,12 @@ def expand(
     return sorted(cells, key=lambda cell: (rank[id(cell.setting)], seeds.index(cell.seed)))
 
 
-def _keys(config: Config, entry: Entry) -> set[str]:
+def _keys(config: Config, entry: AlgorithmEntry) -> set[str]:
     """What can be set of an entry's algorithm."""
     return set(algorithm_fields(algorithm_class(config.algorithm_table(entry.name)["name"])))
 
 
-def _at(config: Config, entry: Entry, setting: Setting, tuned: Mapping[str, Any]) -> Config:
+def _at(config: Config, entry: AlgorithmEntry, setting: Setting, tuned: Mapping[str, Any]) -> Config:
     """The configuration of an entry in a setting."""
     theirs: Table = {}
     for key, value in tuned.items():

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from polyfed.compare.specs import Cell
+from polyfed.compare.specs import RunSpec
 from polyfed.report.tables import Summary, simulated_time
 from polyfed.report.units import spread
 
@@ -185,7 +185,8 @@ def paired_p(found: Sequence[float]) -> float | None:
     return float(ttest_rel(found, [0.0] * len(found)).pvalue)
 
 
-def line_of(label: str, cells: Sequence[Cell], root: Path) -> Line:
+def line_of(label: str, cells: Sequence[RunSpec], root: Path) -> Line:
+    """The row of one algorithm among the runs of its setting, not yet compared with the others."""
     own = [cell for cell in cells if cell.label == label]
     done = {cell.seed: summary for cell in own if (summary := cell.summary(root)) is not None}
     alone = [
@@ -205,7 +206,7 @@ def line_of(label: str, cells: Sequence[Cell], root: Path) -> Line:
     )
 
 
-def _step(cell: Cell) -> object:
+def _step(cell: RunSpec) -> object:
     """What the memory of a training step depends on, but for the algorithm; how many there are is no part of it."""
     config, train = cell.config, cell.config.train
     return config.clients.models, train.batch_size, train.optimizer, train.momentum != 0, config.run.precision

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import os
-import sys
 from collections.abc import Mapping
 from functools import cache
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from polyfed.algorithms.catalogue import ALGORITHMS, ALIASES
 from polyfed.base.errors import ConfigError, PolyfedError
-from polyfed.config.faults import by_key, dotted, facts, hint, sentence
+from polyfed.base.imports import load_attribute
+from polyfed.base.text import hint
+from polyfed.config.faults import by_key, dotted, facts, sentence
 
 if TYPE_CHECKING:
     from polyfed.core.algorithm import Algorithm
@@ -69,33 +68,10 @@ def algorithm_class(name: str) -> type[Algorithm]:
 def _imported(path: str) -> type[Algorithm]:
     from polyfed.core.algorithm import Algorithm
 
-    module_name, _, attribute = path.partition(":")
-    if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
-        raise ConfigError(f"algorithm {path!r} is no dotted path; expected my_package.my_file:MyAlgorithm")
-    if os.getcwd() not in sys.path:  # as `python -m` has it and an installed command has not
-        sys.path.append(os.getcwd())
     fault = f"algorithm {path!r}"
-    try:
-        module = import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
-            raise ConfigError(
-                f"{fault}: no module {error.name!r} in the working directory ({os.getcwd()}), on "
-                "PYTHONPATH or installed"
-            ) from error
-        text = f"{fault}: {module_name} was found, but imports {error.name!r}, which was not"
-        raise ConfigError(text) from error
-    except Exception as error:  # whatever the user's file raises
-        text = f"{fault}: importing {module_name} failed: {type(error).__name__}: {error}"
-        raise ConfigError(text) from error
-    cls = getattr(module, attribute, None)
-    if cls is None:
-        classes = [value for value in vars(module).values() if isinstance(value, type)]
-        there = [value.__name__ for value in classes if issubclass(value, Algorithm) and value is not Algorithm]
-        raise ConfigError(
-            f"{fault}: {module_name} has no {attribute!r}{hint(attribute, there)} algorithms there: "
-            f"{', '.join(there) or 'none'}"
-        )
+    cls = load_attribute(
+        path, fault, ConfigError, lambda value: isinstance(value, type) and issubclass(value, Algorithm)
+    )
     if not (isinstance(cls, type) and issubclass(cls, Algorithm)):
         raise ConfigError(f"{fault} is no subclass of polyfed.core.algorithm.Algorithm but {_kind(cls)}")
     if inspect.isabstract(cls):

@@ -13,8 +13,9 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from polyfed.base.errors import ConfigError, ModelError
+from polyfed.base.text import hint
 from polyfed.config.algorithms import algorithm_class, algorithm_fields, canonical_name, try_algorithm
-from polyfed.config.faults import by_key, dotted, facts, hint, sentence
+from polyfed.config.faults import by_key, dotted, facts, sentence
 from polyfed.config.profiles import read_profiles
 from polyfed.config.sections import (
     AlgorithmSection,

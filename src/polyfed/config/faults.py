@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -30,17 +29,6 @@ _EXPECTED: Mapping[str, str] = {
     "literal_error": "{expected}",
     "string_too_short": "a string that is not empty",
 }
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """``"; did you mean 'x'?"`` where a known word is near, else nothing."""
-    near = get_close_matches(word, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def hint(word: str, known: Iterable[str]) -> str:
-    """`nearest`, or a mere semicolon, for a list of what is known to follow."""
-    return nearest(word, known) or ";"
 
 
 def shown(value: object) -> str:

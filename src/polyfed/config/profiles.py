@@ -6,7 +6,6 @@ docs/clocks.md defines the columns and says where the numbers of the tables that
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -14,7 +13,7 @@ from math import inf, isfinite
 from pathlib import Path
 
 from polyfed.base.errors import ConfigError
-from polyfed.config.faults import hint
+from polyfed.base.text import csv_text, hint
 
 #: What comes with polyfed, in defaults/devices.
 TABLES: Mapping[str, str] = {
@@ -101,12 +100,8 @@ def read_profiles(table: str) -> tuple[tuple[Profile, ...], list[str]]:
 
 def to_csv(profiles: Sequence[Profile]) -> str:
     """Text of a table; `read_profiles` reads it back."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
-    for profile in profiles:
-        writer.writerow([*(getattr(profile, name) for name in ("device", *_RATES, "share")), *profile.hours])
-    return text.getvalue()
+    names = ("device", *_RATES, "share")
+    return csv_text(_COLUMNS, ([*(getattr(profile, name) for name in names), *profile.hours] for profile in profiles))
 
 
 def _head_faults(head: list[str]) -> list[str]:

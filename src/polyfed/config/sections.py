@@ -11,16 +11,12 @@ from pydantic.functional_serializers import model_serializer
 from pydantic_core import core_schema
 
 from polyfed.base.errors import ModelError
-from polyfed.config.faults import facts, hint, shown
+from polyfed.base.ranges import Count, NonNegative, Portion, Positive, Rate
+from polyfed.base.text import hint
+from polyfed.config.faults import facts, shown
 from polyfed.config.profiles import TABLES, read_profiles
 from polyfed.data.catalogue import DATASET_OPTIONS, DATASETS, PARTITION_OPTIONS, PARTITIONS, option_fault
 from polyfed.models.catalogue import ModelSpec
-
-Positive = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
-Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 def _spec(value: object) -> ModelSpec:
@@ -115,7 +111,7 @@ class RunSection(Section):
     workers: Positive | None = None
     memory: Rate | None = None
     checkpoint_every: Positive = 10
-    targets: tuple[Fraction, ...] = ()
+    targets: tuple[Portion, ...] = ()
     store: Literal["memory", "disk"] = "memory"
     controls: bool = False
 
@@ -226,10 +222,10 @@ class ClientsSection(Section):
     """
 
     count: Positive = 10
-    participation: Fraction = 1.0
+    participation: Portion = 1.0
     selection: Literal["uniform", "by-size", "by-capacity", "available"] = "uniform"
     models: Annotated[tuple[Model, ...], Field(min_length=1)] = (ModelSpec("cnn5"),)
-    capacities: Annotated[tuple[Fraction, ...], Field(min_length=1)] = (1.0,)
+    capacities: Annotated[tuple[Portion, ...], Field(min_length=1)] = (1.0,)
 
     @property
     def wanted(self) -> int:
@@ -307,8 +303,8 @@ class TrainSection(Section):
     optimizer: Literal["sgd", "adam"] = "sgd"
     lr: Rate = 0.01
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    weight_decay: Weight = 0.0
-    clip: Weight = 0.0
+    weight_decay: NonNegative = 0.0
+    clip: NonNegative = 0.0
 
     @model_validator(mode="before")
     @classmethod

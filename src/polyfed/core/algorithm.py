@@ -16,7 +16,7 @@ from polyfed.core.checks import check_counterparts
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
 from polyfed.core.message import Message, Nothing, State
 from polyfed.core.net import Nets
-from polyfed.core.requests import Answer, Steps
+from polyfed.core.requests import ClientResult, Steps
 from polyfed.models.catalogue import ModelSpec
 from polyfed.models.compatibility import check_cuts_fit, check_head_linear, check_heads_fit
 from polyfed.models.split import SplitModel
@@ -114,10 +114,10 @@ class Algorithm(ABC):
     name: ClassVar[str]
     #: Laws of `polyfed.testing` that do not apply, each with the reason.
     exempt: ClassVar[Mapping[str, str]] = {}
-    #: Whether `broadcast` depends on the client's id, not only on its capacity and architecture.
-    personal_broadcast: ClassVar[bool] = False
-    #: The share of each client's training examples, in [0, 1), that it never trains on: its ``client.held``, to choose
-    #: something by. ``client.train`` and its length are without them. A field of this name makes it a key.
+    #: Whether `message_for` depends on the client's id, not only on its capacity and architecture.
+    personal_message: ClassVar[bool] = False
+    #: The share of each client's training examples, in [0, 1), that it never trains on: its ``client.held_out``, to
+    #: choose something by. ``client.train`` and its length are without them. A field of this name makes it a key.
     holdout: float = 0.0
     #: The message classes that may travel.
     messages: ClassVar[tuple[type[Message], ...]] = ()
@@ -151,15 +151,15 @@ class Algorithm(ABC):
         """One round at the server: usually broadcast, `exchange`, aggregate. Returns the new state."""
 
     @abstractmethod
-    def client_round(self, private: Any, msg: Any, client: LocalClient) -> Steps[Answer]:
+    def client_round(self, private: Any, msg: Any, client: LocalClient) -> Steps[ClientResult]:
         """One round at a client. Returns what it keeps, first, and what it sends; None sends nothing."""
 
     @abstractmethod
-    def broadcast(self, server: Any, client: ClientInfo) -> Message | None:
+    def message_for(self, server: Any, client: ClientInfo) -> Message | None:
         """What a client receives in order to predict after this round; None if it needs nothing."""
 
     @abstractmethod
-    def parts(self, private: Any, msg: Any, client: LocalClient) -> Parts | Steps[Parts]:
+    def predictor_parts(self, private: Any, msg: Any, client: LocalClient) -> Parts | Steps[Parts]:
         """What a client predicts with: its private state put together with what it received.
 
         A coroutine where that takes a look at the client's data; it may ask for `reduce`, and keeps nothing.

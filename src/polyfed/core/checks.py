@@ -96,6 +96,17 @@ def check_tensor(where: str, value: Tensor, *shape: int | range, dtype: torch.dt
         )
 
 
+def check_counts(where: str, counts: Tensor, num_classes: int) -> None:
+    """``counts`` is (num_classes,), of the type of the run's weights: numbers of examples by class, some above 0.
+
+    Raises:
+        MessageError: it is not.
+    """
+    check_tensor(where, counts, num_classes)
+    if not (bool((counts >= 0).all()) and bool(counts.any())):
+        raise MessageError(f"{where} are {counts.tolist()}; expected numbers of examples, some above 0")
+
+
 def check_features(model: SplitModel, pairs: Iterable[tuple[Tensor, Tensor]], most: int) -> None:
     """Each pair is a batch of the extractor's outputs and the classifier's inputs as ``model`` has them.
 

@@ -15,7 +15,7 @@ from polyfed.core.plan import LocalSGD
 from polyfed.models.split import SplitModel
 
 
-class ClientData(Protocol):
+class Examples(Protocol):
     """One client's examples: a view by index."""
 
     def __len__(self) -> int:
@@ -58,16 +58,16 @@ class LocalClient:
         plan: how it trains.
         rng: randomness keyed by seed, round and client.
         round: the number of the round, from 1.
-        held: what `Algorithm.holdout` takes out of its training examples, the same in every round; None if nothing.
+        held_out: what `Algorithm.holdout` takes out of its training examples, the same in every round; None if nothing.
     """
 
     info: ClientInfo
     models: Mapping[str, SplitModel]
-    train: ClientData
+    train: Examples
     plan: LocalSGD
     rng: Rng
     round: int = 0
-    held: ClientData | None = None
+    held_out: Examples | None = None
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from typing import Any, TypeAlias, TypeVar
 from torch import Tensor
 
 from polyfed.base.types import ClientId, Params, Parts
-from polyfed.core.clients import ClientData, ClientInfo, Cohort, LocalClient, Replies
+from polyfed.core.clients import ClientInfo, Cohort, Examples, LocalClient, Replies
 from polyfed.core.message import Message, State
 from polyfed.core.net import Batch, Grad, Gradient, Loss, Nets
 from polyfed.core.plan import Every, Step
@@ -81,14 +81,14 @@ class Reduce:
     parts: Parts
     fn: Callable[[Nets, Batch], Params]
     rows: Tensor | None
-    held: bool = False
+    held_out: bool = False
 
     @property
-    def data(self) -> ClientData:
+    def data(self) -> Examples:
         """What it goes over: the held-out examples, or those to train on."""
-        data = self.client.held if self.held else self.client.train
+        data = self.client.held_out if self.held_out else self.client.train
         if data is None:
-            raise TypeError("reduce(held=True) needs held-out examples, but this algorithm's holdout is 0")
+            raise TypeError("reduce(held_out=True) needs held-out examples, but this algorithm's holdout is 0")
         return data
 
 
@@ -102,7 +102,7 @@ class Exchange:
 
 Request: TypeAlias = Fit | Reduce | Exchange
 #: What a client keeps, first, and what it sends.
-Answer: TypeAlias = tuple[State, Message | None]
+ClientResult: TypeAlias = tuple[State, Message | None]
 #: A coroutine that may ask for work and returns a T.
 Steps: TypeAlias = Generator[Request, Any, T]
 
@@ -151,14 +151,14 @@ def reduce(
     fn: Callable[[Nets, Batch], Params],
     *,
     rows: Tensor | None = None,
-    held: bool = False,
+    held_out: bool = False,
 ) -> Steps[dict[str, Tensor]]:
     """The sum of ``fn(nets, batch)`` over the client's training data, or over its ``rows`` as one batch.
 
-    Networks are in evaluation mode, nothing is augmented, no gradient is kept. With ``held`` it goes over the examples
-    that `Algorithm.holdout` took out of the training data instead.
+    Networks are in evaluation mode, nothing is augmented, no gradient is kept. With ``held_out`` it goes over the
+    examples that `Algorithm.holdout` took out of the training data instead.
     """
-    return (yield Reduce(client, parts, fn, rows, held))
+    return (yield Reduce(client, parts, fn, rows, held_out))
 
 
 def exchange(cohort: Cohort, down: Message | Callable[[ClientInfo], Message | None] | None) -> Steps[Replies]:

@@ -7,7 +7,6 @@ missing files are downloaded.
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable
 from functools import partial
@@ -19,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from polyfed.base.errors import ConfigError, DataError
+from polyfed.base.text import nearest
 from polyfed.data.catalogue import DATASET_OPTIONS, DATASETS, option_fault
 from polyfed.data.dataset import Dataset
 from polyfed.data.images import check_image_size, pad_or_resize, pixel_stats, resize
@@ -80,9 +80,8 @@ def load_dataset(
 
 def _check_arguments(name: str, path: Path | None, image_size: int | None, options: dict[str, Any]) -> None:
     if name not in DATASETS:
-        close = difflib.get_close_matches(name, DATASETS, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ConfigError(f"dataset: got {name!r}; expected one of {', '.join(DATASETS)}{hint}")
+        near = nearest(name, DATASETS)
+        raise ConfigError(f"dataset: got {name!r}; expected one of {', '.join(DATASETS)}{near}")
     faults = [
         f"{option}: not an option of dataset {name!r}; it has {', '.join(DATASET_OPTIONS[name]) or 'none'}"
         for option in sorted(options.keys() - set(DATASET_OPTIONS[name]))

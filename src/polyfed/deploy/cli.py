@@ -401,28 +401,28 @@ def _watched(run_dir: Path) -> Generator[Following]:
     from polyfed.config import Config
     from polyfed.deploy.host.local import Following
     from polyfed.deploy.server.loop import told
-    from polyfed.report.progress import close, watch_of
+    from polyfed.report.progress import callback_for, close
     from polyfed.report.tables import console
 
     settings = Config.load(run_dir / "config.toml")
-    watch = watch_of(console())(f"{settings.algorithm.name} deployed")
+    callback = callback_for(console())(f"{settings.algorithm.name} deployed")
     begun = False
 
     def seen(kind: str, row: dict[str, Any]) -> None:
         nonlocal begun
         if kind == "event":
-            watch.note(told(row))
+            callback.note(told(row))
             return
         if not begun:
             begun = True
-            watch.started(run_dir, settings, max(1, row["round"]))
+            callback.started(run_dir, settings, max(1, row["round"]))
         if "rounds" in row:
-            watch.round_ended(row)
+            callback.round_ended(row)
 
     try:
         yield Following(run_dir, seen)
     finally:
-        close(watch)
+        close(callback)
 
 
 def _ended(run_dir: Path, engine: dict[str, int]) -> None:

@@ -9,13 +9,13 @@ from typing import Annotated, Any, Literal, TypeVar, cast
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from polyfed.base.errors import ConfigError
-from polyfed.config.faults import by_key, dotted, hint, sentence
-from polyfed.config.sections import Count, Positive
+from polyfed.base.ranges import Count, Positive, Rate
+from polyfed.base.text import hint
+from polyfed.config.faults import by_key, dotted, sentence
 from polyfed.config.toml import apply, parse_override, read_toml, to_toml
 
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
-Megabytes = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+#: Clients asked beyond those wanted, as a share of these.
+Oversample = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
 _T = TypeVar("_T", bound=BaseModel)
 
 
@@ -37,14 +37,14 @@ class Rounds(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     min_clients: Positive | None = None
-    start_timeout: Seconds = 600.0
+    start_timeout: Rate = 600.0
     min_replies: Positive = 1
-    deadline: Seconds = 600.0
-    oversample: Share = 0.0
+    deadline: Rate = 600.0
+    oversample: Oversample = 0.0
     on_error: Literal["skip", "retry", "abort"] = "skip"
     max_void: Positive = 3
-    max_message: Megabytes = 1024.0
-    poll: Seconds = 0.2
+    max_message: Rate = 1024.0
+    poll: Rate = 0.2
 
 
 class Server(BaseModel):
@@ -127,7 +127,7 @@ class NodeSettings(BaseModel):
     device: str | None = None
     threads: Positive | None = None
     tell: tuple[Literal["scores", "costs"], ...] | None = None
-    max_message: Megabytes = 1024.0
+    max_message: Rate = 1024.0
 
     @property
     def tells_scores(self) -> bool:

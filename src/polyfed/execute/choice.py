@@ -1,6 +1,6 @@
-"""Which way each kind of client is trained, found once by the clock and then kept with the run.
+"""How each kind of client is trained, found once by the clock and then kept with the run.
 
-The ways differ in speed only: their numbers agree up to rounding (the laws hold each to the sequential driver). But
+The choice differ in speed only: their numbers agree up to rounding (the laws hold each to the sequential driver). But
 rounding grows over rounds, so a choice is made once, written down, and never asked of the clock again.
 """
 
@@ -18,16 +18,16 @@ from torch import Tensor
 from polyfed.base.errors import CheckpointError, PolyfedError
 from polyfed.core.clients import ClientInfo
 from polyfed.core.plan import Step
-from polyfed.core.requests import Answer, Fit, Fitted, Reduce, Steps, drive
+from polyfed.core.requests import ClientResult, Fit, Fitted, Reduce, Steps, drive
 from polyfed.execute.local_training import Local, run_reduce
-from polyfed.execute.placement import Place
+from polyfed.execute.placement import Placement
 from polyfed.execute.replay import Replays
 from polyfed.execute.stacked import SIZES, Stack, has_images, why_not
 
 #: One client after another as they come; the same with channels innermost; many clients at once.
-Way: TypeAlias = Literal["sequential", "channels-last", "stacked"]
+ExecutionName: TypeAlias = Literal["sequential", "channels-last", "stacked"]
 
-#: A way must be faster than the simpler one by this much before it is taken: the clock is no better than that.
+#: A execution must be faster than the simpler one by this much before it is taken: the clock is no better than that.
 MARGIN = 0.95
 #: A stack that takes so many times as long as the best so far: larger ones are not tried.
 HOPELESS = 1.25
@@ -39,31 +39,31 @@ WARM = 2
 
 
 @dataclass
-class Ways:
+class ExecutionChoice:
     """The choices of a run, as choices.json holds them.
 
     Args:
-        by_kind: kind of client and work -> way.
-        stack: kind of client and work -> how many to stack at once, where that is the way.
+        by_kind: kind of client and work -> execution.
+        stack: kind of client and work -> how many to stack at once, where that is the execution.
         seconds: kind of client -> seconds of training per example and pass, on one thread.
         workers: how many processes; 1 is this process alone, None is not decided yet.
         since: the round in which that was decided: an earlier one, played again after a kill, was played alone.
         memory: bytes that stacks of clients may take together.
     """
 
-    by_kind: dict[str, Way] = field(default_factory=dict[str, Way])
+    by_kind: dict[str, ExecutionName] = field(default_factory=dict[str, ExecutionName])
     stack: dict[str, int] = field(default_factory=dict[str, int])
     seconds: dict[str, float] = field(default_factory=dict[str, float])
     workers: int | None = None
     since: int = 0
     memory: int | None = None
 
-    def of(self, fit: Fit) -> Way:
-        """The way of a request; sequential where nothing was found out."""
+    def of(self, fit: Fit) -> ExecutionName:
+        """The execution of a request; sequential where nothing was found out."""
         return self.by_kind.get(kind_of_fit(fit), "sequential")
 
-    def of_testing(self, client: ClientInfo) -> Way:
-        """The way of testing a client's networks."""
+    def of_testing(self, client: ClientInfo) -> ExecutionName:
+        """The execution of testing a client's networks."""
         return self.by_kind.get(kind_of_testing(client), "sequential")
 
     def to_json(self) -> dict[str, Any]:
@@ -78,23 +78,27 @@ class Ways:
         }
 
     @classmethod
-    def from_json(cls, found: Any, where: str) -> Ways:
+    def from_json(cls, found: Any, where: str) -> ExecutionChoice:
         """What `to_json` made.
 
         Raises:
             CheckpointError: it is something else.
         """
         try:
-            ways = cls(
-                {str(kind): cast("Way", way) for kind, way in found["by_kind"].items() if way in get_args(Way)},
+            choice = cls(
+                {
+                    str(kind): cast("ExecutionName", execution)
+                    for kind, execution in found["by_kind"].items()
+                    if execution in get_args(ExecutionName)
+                },
                 {str(kind): int(count) for kind, count in found["stack"].items()},
                 {str(kind): float(seconds) for kind, seconds in found["seconds"].items()},
                 None if found["workers"] is None else int(found["workers"]),
                 int(found["since"]),
                 None if found["memory"] is None else int(found["memory"]),
             )
-            if len(ways.by_kind) == len(found["by_kind"]):
-                return ways
+            if len(choice.by_kind) == len(found["by_kind"]):
+                return choice
         except (KeyError, TypeError, ValueError, AttributeError):
             pass
         raise CheckpointError(f"{where} does not hold the choices of a run; remove it to have them made again")
@@ -106,13 +110,13 @@ def kind_of_client(info: ClientInfo) -> str:
 
 
 def kind_of_fit(fit: Fit) -> str:
-    """Requests of one kind are done the same way: one kind of client, one function."""
+    """Requests of one kind are executed alike: one kind of client, one function."""
     source = fit.loss if fit.loss is not None else fit.gradient
     return f"{kind_of_client(fit.client.info)}: {getattr(source, '__name__', 'step')}"
 
 
 def kind_of_testing(info: ClientInfo) -> str:
-    """Clients of one kind are tested the same way."""
+    """Clients of one kind are tested alike."""
     return f"{kind_of_client(info)}: predict"
 
 
@@ -129,56 +133,56 @@ def threads(count: int) -> Generator[None]:
 
 @dataclass(frozen=True)
 class Trial:
-    """How long a step takes, for each client, if ``clients`` take it together this way.
+    """How long a step takes, for each client, if ``clients`` take it together.
 
     Args:
-        way: the way.
+        execution: the execution.
         clients: how many at once.
         alone: seconds on one thread.
         together: seconds on all threads.
     """
 
-    way: Way
+    execution: ExecutionName
     clients: int
     alone: float
     together: float
 
 
 class Calibration:
-    """Plays one client's round without learning anything, and times each way of doing each of its requests.
+    """Plays one client's round without learning anything, and times every execution of each of its requests.
 
     Nothing of the run moves: randomness is keyed, what came in is cloned, and what comes out is thrown away.
 
     Args:
-        ways: where the findings go.
-        place: device and precision.
+        choice: where the findings go.
+        placement: device and precision.
         twins: how many clients of the kind train in a round; a single one cannot be stacked.
         most: how many clients like that of a request fit into memory at once.
     """
 
-    def __init__(self, ways: Ways, place: Place, twins: int, most: Callable[[Fit], int]) -> None:
-        self.ways, self.place, self.twins, self.most = ways, place, twins, most
+    def __init__(self, choice: ExecutionChoice, placement: Placement, twins: int, most: Callable[[Fit], int]) -> None:
+        self.choice, self.placement, self.twins, self.most = choice, placement, twins, most
         #: Seconds of all the client's training in a round, on one thread and on all of them.
         self.alone = self.together = 0.0
         self._best: dict[str, tuple[Trial, Trial]] = {}  # by kind of request: on one thread, and on all
 
     def choose(self, *, workers: bool) -> None:
-        """Put what is best, on the one thread of a worker or on all threads of one process, into the ways."""
+        """Put what is best, on the one thread of a worker or on all threads of one process, into the choice."""
         for kind, best in self._best.items():
             trial = best[0] if workers else best[1]
-            self.ways.by_kind.setdefault(kind, trial.way)
-            if trial.way == "stacked":
-                self.ways.stack.setdefault(kind, trial.clients)
+            self.choice.by_kind.setdefault(kind, trial.execution)
+            if trial.execution == "stacked":
+                self.choice.stack.setdefault(kind, trial.clients)
 
-    def client(self, call: Steps[Answer] | Answer) -> None:
-        """Find the ways of one client's round."""
+    def client(self, call: Steps[ClientResult] | ClientResult) -> None:
+        """Find the executions of one client's round."""
         # A dry run trains nothing, so what an algorithm makes of it may be degenerate; then sequential it stays.
         with suppress(*DEGENERATE):
-            drive(cast("Steps[Answer]", call), self._answer)
+            drive(cast("Steps[ClientResult]", call), self._answer)
 
     def _answer(self, request: Any) -> Any:
         if isinstance(request, Reduce):
-            return run_reduce(request, self.place)
+            return run_reduce(request, self.placement)
         assert isinstance(request, Fit)
         self._time(request)
         return Fitted({part: dict(params) for part, params in request.parts.items()}, 1, 0.0)
@@ -195,66 +199,70 @@ class Calibration:
         self.alone += best[0].alone * steps
         self.together += best[1].together * steps
 
-    def _trials(self, fit: Fit) -> Iterator[tuple[Way, int, Callable[[], None]]]:
-        """By way: how many clients, and a step of them, with its batch; larger stacks last."""
+    def _trials(self, fit: Fit) -> Iterator[tuple[ExecutionName, int, Callable[[], None]]]:
+        """By execution: how many clients, and a step of them, with its batch; larger stacks last."""
         rows = torch.arange(min(fit.client.plan.batch_size, len(fit.client.train)))
-        yield "sequential", 1, self._alone(fit, rows, self.place)
+        yield "sequential", 1, self._alone(fit, rows, self.placement)
         if has_images(fit.client.models):
-            yield "channels-last", 1, self._alone(fit, rows, replace(self.place, channels_last=True))
+            yield "channels-last", 1, self._alone(fit, rows, replace(self.placement, channels_last=True))
         most = min(self.twins, self.most(fit))
         if most > 1 and why_not(fit) is None:
             for count in [size for size in SIZES if size <= most] or [most]:
                 yield "stacked", count, self._stacked(fit, rows, count)
 
-    def _alone(self, fit: Fit, rows: Tensor, place: Place) -> Callable[[], None]:
+    def _alone(self, fit: Fit, rows: Tensor, placement: Placement) -> Callable[[], None]:
         data, augment, drawn = fit.client.train, _augmenter(fit), fit.drawn(Step(rows, 0, 0))
-        local = Local(fit, place)
-        return lambda: local.step(place.batch(data, rows, augment), False, drawn)
+        local = Local(fit, placement)
+        return lambda: local.step(placement.batch(data, rows, augment), False, drawn)
 
     def _stacked(self, fit: Fit, rows: Tensor, count: int) -> Callable[[], None]:
         # A trace takes up to a second, which stacks of convolutions hardly ever earn: they are timed without.
         replays = None if has_images(fit.client.models) else Replays(after=0)
-        stack = Stack([fit] * count, self.place, replays)
+        stack = Stack([fit] * count, self.placement, replays)
         data, each, augment = [fit.client.train] * count, [rows] * count, [_augmenter(fit)] * count
-        drawn = {n: self.place.put(v).expand(count, *v.shape) for n, v in fit.drawn(Step(rows, 0, 0)).items()}
-        return lambda: stack.step(list(range(count)), self.place.batches(data, each, augment), False, drawn)
+        drawn = {n: self.placement.put(v).expand(count, *v.shape) for n, v in fit.drawn(Step(rows, 0, 0)).items()}
+        return lambda: stack.step(list(range(count)), self.placement.batches(data, each, augment), False, drawn)
 
 
 def _augmenter(fit: Fit) -> torch.Generator:
     return fit.client.rng.at("calibrate").torch()
 
 
-def timed(trials: Iterator[tuple[Way, int, Callable[[], None]]]) -> Iterator[Trial]:
+def timed(trials: Iterator[tuple[ExecutionName, int, Callable[[], None]]]) -> Iterator[Trial]:
     """Each trial with its timings; ends with the first stack that is far from a gain."""
     best = float("inf")
-    for way, clients, step in trials:
+    for execution, clients, step in trials:
         with threads(1):
             alone = seconds(step, clients=clients)
         together = seconds(step, clients=clients) if torch.get_num_threads() > 1 else alone
-        yield Trial(way, clients, alone, together)
-        if way == "stacked" and min(alone, together) > HOPELESS * best:
+        yield Trial(execution, clients, alone, together)
+        if execution == "stacked" and min(alone, together) > HOPELESS * best:
             break
         best = min(best, alone, together)
 
 
 def fastest(trials: Sequence[Trial], takes: Callable[[Trial], float]) -> Trial:
-    """The simplest way, unless another is faster by the margin; of stacks the fastest."""
+    """The simplest execution, unless another is faster by the margin; of stacks the fastest."""
     best = trials[0]
     for trial in trials[1:]:
-        if takes(trial) < (1 if trial.way == best.way else MARGIN) * takes(best):
+        if takes(trial) < (1 if trial.execution == best.execution else MARGIN) * takes(best):
             best = trial
     return best
 
 
 def find_testing(
-    ways: Ways, place: Place, info: ClientInfo, images: bool, predict: Callable[[Place], Callable[[], Any]]
+    choice: ExecutionChoice,
+    placement: Placement,
+    info: ClientInfo,
+    images: bool,
+    predict: Callable[[Placement], Callable[[], Any]],
 ) -> None:
-    """Find the way of testing a client: the layout in which ``predict(place)()`` is fastest, on one thread."""
-    way: Way = "sequential"
+    """Choose the layout in which ``predict(placement)()`` tests a client fastest, on one thread."""
+    execution: ExecutionName = "sequential"
     with threads(1), suppress(*DEGENERATE):
-        if images and seconds(predict(replace(place, channels_last=True))) < MARGIN * seconds(predict(place)):
-            way = "channels-last"
-    ways.by_kind[kind_of_testing(info)] = way
+        if images and seconds(predict(replace(placement, channels_last=True))) < MARGIN * seconds(predict(placement)):
+            execution = "channels-last"
+    choice.by_kind[kind_of_testing(info)] = execution
 
 
 def seconds(work: Callable[[], Any], *, clients: int = 1, enough: float = 0.08) -> float:

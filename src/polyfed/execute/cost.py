@@ -24,7 +24,7 @@ from polyfed.core.net import Batch
 from polyfed.core.plan import Step
 from polyfed.core.requests import Fit
 from polyfed.execute.local_training import Local
-from polyfed.execute.placement import Place
+from polyfed.execute.placement import Placement
 
 
 class PeakMemory(TorchDispatchMode):
@@ -86,7 +86,7 @@ def _affine(count: Callable[[int], int], examples: int) -> tuple[float, float]:
 class CostCounter:
     """Remembers what each kind of step costs; ``seconds`` is the time it spent on finding out."""
 
-    place: Place
+    placement: Placement
     known: dict[object, StepCost] = field(default_factory=dict[object, StepCost])
     peaks: dict[object, int] = field(default_factory=dict[object, int])
     seconds: float = 0.0
@@ -128,17 +128,17 @@ class CostCounter:
     def _batch(self, fit: Fit, examples: int) -> tuple[Batch, Params]:
         """A batch of that size, and what is drawn for it."""
         rows = torch.arange(examples) % len(fit.client.train)
-        return self.place.batch(fit.client.train, rows), fit.drawn(Step(rows, 0, 0))
+        return self.placement.batch(fit.client.train, rows), fit.drawn(Step(rows, 0, 0))
 
     def _flops(self, fit: Fit, examples: int, due: bool) -> int:
-        local, (batch, drawn) = Local(fit, self.place), self._batch(fit, examples)
+        local, (batch, drawn) = Local(fit, self.placement), self._batch(fit, examples)
         with FlopCounterMode(display=False) as counter:
             local.step(batch, due, drawn)
         return counter.get_total_flops()
 
     def _peak(self, fit: Fit, examples: int, due: bool) -> int:
         batch, drawn = self._batch(fit, examples)
-        local = Local(fit, self.place)
+        local = Local(fit, self.placement)
         with PeakMemory() as memory:
             leaves = (leaf for params in local.parts.values() for leaf in params.values())
             for tensor in (*batch, *drawn.values(), *leaves):

@@ -16,20 +16,20 @@ from torch.utils.flop_counter import FlopCounterMode
 from polyfed.base.types import ClientId, Parts
 from polyfed.core.clients import ClientInfo
 from polyfed.core.message import Message, State
-from polyfed.core.requests import Answer, Fit, Fitted, Reduce, Steps, drive, finished
-from polyfed.execute.choice import Ways, kind_of_fit
+from polyfed.core.requests import ClientResult, Fit, Fitted, Reduce, Steps, drive, finished
+from polyfed.execute.choice import ExecutionChoice, kind_of_fit
 from polyfed.execute.cost import CostCounter
 from polyfed.execute.local_training import run_fit, run_reduce
-from polyfed.execute.placement import Place
+from polyfed.execute.placement import Placement
 from polyfed.execute.replay import Replays
-from polyfed.execute.stacked import pieces, run_stacked, signature, why_not
+from polyfed.execute.stacked import USUAL, StackRule, pieces, run_stacked, signature, why_not
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class Work:
-    """What one client's round cost, and what it ended with.
+    """What one client's round cost.
 
     Args:
         flops: counted, forward and backward.
@@ -37,8 +37,7 @@ class Work:
         peak_bytes: largest sum of live tensors in one step.
         steps: optimizer steps.
         loss: mean training loss of the last fit.
-        way: how the last fit was done: "sequential", "channels-last" or "stacked".
-        parts: everything the last fit ended with, frozen parts included.
+        execution: how the last fit was done: "sequential", "channels-last" or "stacked".
     """
 
     flops: int = 0
@@ -46,27 +45,42 @@ class Work:
     peak_bytes: int = 0
     steps: int = 0
     loss: float | None = None
-    way: str | None = None
-    parts: Parts = field(default_factory=dict[str, Any])
+    execution: str | None = None
+
+
+@dataclass
+class _Account:
+    """What a driver writes down of a client while its coroutine runs; see `Outcome`."""
+
+    work: Work = field(default_factory=Work)
+    trained: Parts = field(default_factory=dict[str, Any])
 
 
 #: A client's coroutine, by client.
-Calls = Mapping[ClientId, Steps[Answer]]
+Calls = Mapping[ClientId, Steps[ClientResult]]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a client keeps, what it sends, and what that cost."""
+    """The end of a client's coroutine.
+
+    Args:
+        private: what it keeps.
+        upload: what it sends.
+        work: what that cost.
+        trained: everything its last fit ended with, frozen parts included; empty without a fit.
+    """
 
     private: State
     upload: Message | None
     work: Work
+    trained: Parts = field(default_factory=dict[str, Any])
 
 
 class Driver(Protocol):
     """Runs the coroutines of a cohort."""
 
-    place: Place
+    placement: Placement
     costs: CostCounter
 
     def play(self, calls: Calls) -> dict[ClientId, Outcome]:
@@ -77,7 +91,7 @@ class Driver(Protocol):
         """Do one request by itself, such as the server's own; what it costs goes to ``work``."""
         ...
 
-    def testing(self, client: ClientInfo) -> Place:
+    def testing(self, client: ClientInfo) -> Placement:
         """Where and in which layout a client's networks are tested."""
         ...
 
@@ -85,9 +99,9 @@ class Driver(Protocol):
 class Sequential:
     """One client after another, in this process: small, plain, and bitwise reproducible on a CPU."""
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
-        self.costs = CostCounter(place)
+    def __init__(self, placement: Placement) -> None:
+        self.placement = placement
+        self.costs = CostCounter(placement)
         #: How many fits went which way: ``{"sequential": 12}``.
         self.paths = Counter[str]()
 
@@ -95,37 +109,38 @@ class Sequential:
         """Run each client's coroutine to its end, in order of client id."""
         out: dict[ClientId, Outcome] = {}
         for client in sorted(calls):
-            work = Work()
-            private, upload = drive(calls[client], lambda request, work=work: self._perform(request, work))
-            out[client] = Outcome(private, upload, work)
+            account = _Account()
+            private, upload = drive(calls[client], lambda request, account=account: self._perform(request, account))
+            out[client] = Outcome(private, upload, account.work, account.trained)
         return out
 
     def perform(self, request: Any, work: Work | None = None) -> Any:
         """Do one request by itself, such as the server's own; what it costs goes to ``work``."""
-        return self._perform(request, Work() if work is None else work)
+        return self._perform(request, _Account(work or Work()))
 
-    def _perform(self, request: Any, work: Work) -> Any:
-        started = time.perf_counter()
+    def _perform(self, request: Any, account: _Account) -> Any:
+        started, work = time.perf_counter(), account.work
         if isinstance(request, Reduce):
             with FlopCounterMode(display=False) as counter:  # a forward pass or a few: cheap enough to count as it runs
-                result = run_reduce(request, self.place)
+                result = run_reduce(request, self.placement)
             work.seconds += time.perf_counter() - started
             work.flops += counter.get_total_flops()
             return result
         if not isinstance(request, Fit):
             raise TypeError(f"a client asked for {type(request).__name__}; it may ask for fit and reduce")
-        fitted, work.way = self._fit(request)
-        self.paths[work.way] += 1
+        fitted, work.execution = self._fit(request)
+        self.paths[work.execution] += 1
         work.seconds += time.perf_counter() - started
         self.charge(request, fitted, work)
+        account.trained = {**request.frozen, **fitted.parts}
         return fitted
 
     def _fit(self, fit: Fit) -> tuple[Fitted, str]:
-        return run_fit(fit, self.place), "sequential"
+        return run_fit(fit, self.placement), "sequential"
 
-    def testing(self, client: ClientInfo) -> Place:
+    def testing(self, client: ClientInfo) -> Placement:
         """Where and in which layout a client's networks are tested."""
-        return self.place
+        return self.placement
 
     def charge(self, fit: Fit, fitted: Fitted, work: Work) -> None:
         """Put what a fit cost on its client's account."""
@@ -137,7 +152,6 @@ class Sequential:
                 work.peak_bytes = max(work.peak_bytes, self.costs.peak(kind, fit, examples, due))
         work.steps += fitted.steps
         work.loss = fitted.loss
-        work.parts = {**fit.frozen, **fitted.parts}
         log.debug("client %d: %d steps, loss %.4f", client.info.id, fitted.steps, fitted.loss)
 
 
@@ -153,24 +167,31 @@ class Batched(Sequential):
     """Many clients at once over stacked parameters, grouped by signature; alone where that cannot be or does not pay.
 
     Args:
-        place: device and precision.
+        placement: device and precision.
         say: told, once each, the reasons for which clients run one by one.
         memory: bytes that a stack may take, so that any number of clients fits; None sets no limit.
+        rule: how large stacks are, and which of their steps are traced.
     """
 
-    def __init__(self, place: Place, say: Callable[[str], None] = log.info, memory: int | None = None) -> None:
-        super().__init__(place)
-        self.say, self.memory = say, memory
+    def __init__(
+        self,
+        placement: Placement,
+        say: Callable[[str], None] = log.info,
+        memory: int | None = None,
+        rule: StackRule = USUAL,
+    ) -> None:
+        super().__init__(placement)
+        self.say, self.memory, self.rule = say, memory, rule
         self._said: set[str] = set()
         self._refused: dict[object, str] = {}  # signatures that vmap cannot run, and why
-        self._replays = Replays()
+        self._replays = Replays(rule.after)
 
     def play(self, calls: Calls) -> dict[ClientId, Outcome]:
         """Advance all coroutines to their next request, do the requests by groups, and so on until all have ended."""
-        works = {client: Work() for client in sorted(calls)}
+        accounts = {client: _Account() for client in sorted(calls)}
         # A client's method without any yield returned its value at once.
         ended = {client: finished(call) for client, call in calls.items() if not isinstance(call, GeneratorType)}
-        answers: dict[ClientId, Any] = {client: None for client in works if client not in ended}
+        answers: dict[ClientId, Any] = {client: None for client in accounts if client not in ended}
         while answers:
             requests: dict[ClientId, Any] = {}
             for client, answer in answers.items():
@@ -178,21 +199,24 @@ class Batched(Sequential):
                     requests[client] = calls[client].send(answer)
                 except StopIteration as stop:
                     ended[client] = finished(stop.value)
-            answers = self._answer(requests, works)
-        return {client: Outcome(ended[client][0], ended[client][1], works[client]) for client in works}
+            answers = self._answer(requests, accounts)
+        return {
+            client: Outcome(ended[client][0], ended[client][1], account.work, account.trained)
+            for client, account in accounts.items()
+        }
 
-    def _answer(self, requests: Mapping[ClientId, Any], works: Mapping[ClientId, Work]) -> dict[ClientId, Any]:
+    def _answer(self, requests: Mapping[ClientId, Any], accounts: Mapping[ClientId, _Account]) -> dict[ClientId, Any]:
         groups: dict[object, list[ClientId]] = {}
         for client, request in requests.items():
             groups.setdefault(signature(request) if isinstance(request, Fit) else client, []).append(client)
         answers: dict[ClientId, Any] = {}
         for clients in groups.values():
             fits = [requests[client] for client in clients]
-            fitted = self._together(fits, [works[c] for c in clients]) if isinstance(fits[0], Fit) else None
+            fitted = self._together(fits, [accounts[c] for c in clients]) if isinstance(fits[0], Fit) else None
             if fitted is not None:
                 answers |= zip(clients, fitted, strict=True)
             else:
-                answers |= {client: self._perform(requests[client], works[client]) for client in clients}
+                answers |= {client: self._perform(requests[client], accounts[client]) for client in clients}
         return {client: answers[client] for client in requests}
 
     def _stack(self, fits: Sequence[Fit]) -> bool:
@@ -216,14 +240,14 @@ class Batched(Sequential):
         examples, due = next(iter(_steps(fit)))
         return max(1, self.memory // max(1, self.costs.peak(signature(fit), fit, examples, due)))
 
-    def _together(self, fits: Sequence[Fit], works: Sequence[Work]) -> list[Fitted] | None:
+    def _together(self, fits: Sequence[Fit], accounts: Sequence[_Account]) -> list[Fitted] | None:
         """The fits as one stack; None where they have to run one by one."""
         if not self._stack(fits):
             return None
         started = time.perf_counter()
         try:
             most = self.most(fits[0])
-            fitted = [one for few in pieces(fits, most) for one in run_stacked(few, self.place, self._replays)]
+            fitted = [one for few in pieces(fits, most, self.rule) for one in self._run(few)]
         except (RuntimeError, NotImplementedError) as error:  # vmap's refusals; nothing outside the stack has moved
             names = ", ".join(dict.fromkeys(model.name for model in fits[0].client.models.values()))
             self._refused[signature(fits[0])] = f"{names} cannot be stacked ({str(error).strip().splitlines()[0]})"
@@ -231,55 +255,65 @@ class Batched(Sequential):
             return None
         self.paths["stacked"] += len(fits)
         share = (time.perf_counter() - started) / len(fits)
-        for fit, result, work in zip(fits, fitted, works, strict=True):
-            work.seconds += share
-            work.way = "stacked"
-            self.charge(fit, result, work)
+        for fit, result, account in zip(fits, fitted, accounts, strict=True):
+            account.work.seconds += share
+            account.work.execution = "stacked"
+            account.trained = {**fit.frozen, **result.parts}
+            self.charge(fit, result, account.work)
         return fitted
+
+    def _run(self, fits: Sequence[Fit]) -> list[Fitted]:
+        return run_stacked(fits, self.placement, self._replays, self.rule)
 
 
 class Auto(Batched):
-    """Each kind of work the way that `Ways` says: stacked, or alone in the layout that suits it.
+    """Each kind of work the way that `ExecutionChoice` says: stacked, or alone in the layout that suits it.
 
     Args:
-        place: device and precision.
-        ways: what was found to be fastest; who finds it out is `polyfed.execute.choice.Calibration`.
+        placement: device and precision.
+        choice: what was found to be fastest; who finds it out is `polyfed.execute.choice.Calibration`.
         say: told, once each, the reasons for which clients run one by one.
         memory: bytes that a stack may take.
     """
 
     def __init__(
-        self, place: Place, ways: Ways, say: Callable[[str], None] = log.info, memory: int | None = None
+        self,
+        placement: Placement,
+        choice: ExecutionChoice,
+        say: Callable[[str], None] = log.info,
+        memory: int | None = None,
     ) -> None:
-        super().__init__(place, say, memory)
-        self.ways = ways
+        super().__init__(placement, say, memory)
+        self.choice = choice
 
     def _pays(self, fit: Fit) -> bool:
-        return self.ways.of(fit) == "stacked"
+        return self.choice.of(fit) == "stacked"
 
     def most(self, fit: Fit) -> int:
         """How many clients like this one may be stacked: what fits, and no more than was found best."""
-        return min(super().most(fit), self.ways.stack.get(kind_of_fit(fit), sys.maxsize))
+        return min(super().most(fit), self.choice.stack.get(kind_of_fit(fit), sys.maxsize))
 
     def _fit(self, fit: Fit) -> tuple[Fitted, str]:
-        if self.ways.of(fit) != "channels-last":
+        if self.choice.of(fit) != "channels-last":
             return super()._fit(fit)
-        return run_fit(fit, replace(self.place, channels_last=True)), "channels-last"
+        return run_fit(fit, replace(self.placement, channels_last=True)), "channels-last"
 
-    def testing(self, client: ClientInfo) -> Place:
+    def testing(self, client: ClientInfo) -> Placement:
         """Where and in which layout a client's networks are tested."""
-        return replace(self.place, channels_last=self.ways.of_testing(client) == "channels-last")
+        return replace(self.placement, channels_last=self.choice.of_testing(client) == "channels-last")
 
 
 def make_driver(
     name: str,
-    place: Place,
+    placement: Placement,
     say: Callable[[str], None] = log.info,
     *,
-    ways: Ways | None = None,
+    choice: ExecutionChoice | None = None,
     memory: int | None = None,
 ) -> Sequential:
     """The driver called ``name``: ``sequential``, ``batched`` or ``auto``."""
     if name == "sequential":
-        return Sequential(place)
-    return Auto(place, ways or Ways(), say, memory) if name == "auto" else Batched(place, say, memory)
+        return Sequential(placement)
+    return (
+        Auto(placement, choice or ExecutionChoice(), say, memory) if name == "auto" else Batched(placement, say, memory)
+    )

@@ -19,7 +19,7 @@ from polyfed.base.types import Params, Parts
 from polyfed.core.net import Batch, Loss, Net, Nets
 from polyfed.core.plan import LocalSGD
 from polyfed.core.requests import Fit, Fitted, Reduce
-from polyfed.execute.placement import Place
+from polyfed.execute.placement import Placement
 from polyfed.models.split import SplitModel
 
 Grads = dict[str, dict[str, Tensor]]
@@ -43,17 +43,17 @@ class Local:
     """The mutable state of one local training: leaves, optimizer, losses. Lives as long as its fit."""
 
     fit: Fit
-    place: Place
+    placement: Placement
     parts: Grads = field(init=False)
     losses: list[Tensor] = field(init=False, default_factory=list[Tensor])
 
     def __post_init__(self) -> None:
-        models, place = self.fit.client.models, self.place
+        models, placement = self.fit.client.models, self.placement
         self.parts = {}
         for part, params in self.fit.parts.items():
             fixed = buffers(models, part)
             self.parts[part] = {
-                name: place.put(value.detach(), copy=True).requires_grad_(
+                name: placement.put(value.detach(), copy=True).requires_grad_(
                     name not in fixed and value.is_floating_point()
                 )
                 for name, value in params.items()
@@ -61,7 +61,8 @@ class Local:
         # A frozen network in training mode moves its running statistics too, hence copies of its buffers.
         frozen = {
             part: {
-                name: place.put(value.detach(), copy=name in buffers(models, part)) for name, value in params.items()
+                name: placement.put(value.detach(), copy=name in buffers(models, part))
+                for name, value in params.items()
             }
             for part, params in self.fit.frozen.items()
         }
@@ -75,7 +76,7 @@ class Local:
         if replace:
             leaves = {**self.parts, **{part: self._at(part, params) for part, params in replace.items()}}
             nets = {**self.nets, **bind(self.fit.client.models, {part: leaves[part] for part in replace})}
-        with self.place.autocast():
+        with self.placement.autocast():
             value = loss(nets, batch)
         self.losses.append(value.detach())
         flat = [(part, name, leaf) for part, p in leaves.items() for name, leaf in p.items() if leaf.requires_grad]
@@ -94,7 +95,7 @@ class Local:
     def see(self, drawn: Params) -> None:
         """Let the loss see what was drawn for a step."""
         if drawn:
-            self.nets["drawn"] = Net(None, tree.map_leaves(self.place.put, drawn))
+            self.nets["drawn"] = Net(None, tree.map_leaves(self.placement.put, drawn))
 
     def step(self, batch: Batch, due: bool, drawn: Params) -> None:
         """One gradient and one optimizer step."""
@@ -136,7 +137,7 @@ def optimizer(plan: LocalSGD, parts: Parts, lr: Mapping[str, float]) -> torch.op
     return torch.optim.SGD(groups, lr=plan.lr, momentum=plan.momentum, weight_decay=plan.weight_decay, fused=True)
 
 
-def run_fit(fit: Fit, place: Place) -> Fitted:
+def run_fit(fit: Fit, placement: Placement) -> Fitted:
     """Local training of one client, by itself.
 
     Raises:
@@ -145,12 +146,12 @@ def run_fit(fit: Fit, place: Place) -> Fitted:
     client = fit.client
     for model in client.models.values():
         model.train(True)
-    local = Local(fit, place)
+    local = Local(fit, placement)
     augment = client.rng.at("augment").torch()
     draws = any(model.random for model in client.models.values())
     with client.rng.at("layers").fork() if draws else nullcontext():
         for step in client.plan.schedule(len(client.train), client.rng.at("batches")):
-            batch = place.batch(client.train, step.rows, augment)
+            batch = placement.batch(client.train, step.rows, augment)
             local.step(batch, fit.due(step.index, step.in_epoch), fit.drawn(step))
     parts = {part: {name: leaf.detach() for name, leaf in p.items()} for part, p in local.parts.items()}
     return finish(fit, parts, local.losses)
@@ -172,7 +173,7 @@ def finish(fit: Fit, parts: Grads, losses: list[Tensor], *, finite: bool = False
 
 
 @torch.no_grad()
-def run_reduce(request: Reduce, place: Place) -> dict[str, Tensor]:
+def run_reduce(request: Reduce, placement: Placement) -> dict[str, Tensor]:
     """The sum of a function over one client's data, in evaluation mode.
 
     Raises:
@@ -181,12 +182,12 @@ def run_reduce(request: Reduce, place: Place) -> dict[str, Tensor]:
     client = request.client
     for model in client.models.values():
         model.train(False)
-    nets = bind(client.models, tree_to(request.parts, place))
+    nets = bind(client.models, tree_to(request.parts, placement))
     rows = (request.rows,) if request.rows is not None else torch.arange(len(request.data)).split(EVAL_BATCH)
     out: dict[str, Tensor] = {}
     for some in rows:
-        batch = place.batch(request.data, some)
-        with place.autocast():
+        batch = placement.batch(request.data, some)
+        with placement.autocast():
             part = request.fn(nets, batch)
         out = {name: out[name] + value if name in out else value for name, value in part.items()}
     bad = tree.first_not_finite({"sum": out})
@@ -198,6 +199,6 @@ def run_reduce(request: Reduce, place: Place) -> dict[str, Tensor]:
     return {name: value.cpu().contiguous() for name, value in out.items()}
 
 
-def tree_to(parts: Parts, place: Place) -> Parts:
+def tree_to(parts: Parts, placement: Placement) -> Parts:
     """The parts as ``place`` wants them; themselves where they are so."""
-    return tree.map_parts(place.put, parts)
+    return tree.map_parts(placement.put, parts)

@@ -11,16 +11,15 @@ import torch
 from torch import Tensor
 
 from polyfed.base.errors import ConfigError
-from polyfed.core.clients import ClientData
+from polyfed.core.clients import Examples
 from polyfed.core.net import Batch
-from polyfed.data.client import ClientData as Examples
-from polyfed.data.client import together
+from polyfed.data.client import ClientData, together
 
 Precision: TypeAlias = Literal["fp32", "bf16", "fp64"]
 
 
 @dataclass(frozen=True)
-class Place:
+class Placement:
     """A device and a precision.
 
     Args:
@@ -36,7 +35,7 @@ class Place:
     channels_last: bool = False
 
     @classmethod
-    def of(cls, device: str, precision: Precision) -> Place:
+    def of(cls, device: str, precision: Precision) -> Placement:
         """Resolve a configured device.
 
         Raises:
@@ -60,16 +59,14 @@ class Place:
         form = torch.channels_last if self.channels_last and value.dim() == 4 else torch.preserve_format
         return value.to(self.device, copy=copy, memory_format=form)
 
-    def batch(self, data: ClientData, rows: Tensor, generator: torch.Generator | None = None) -> Batch:
+    def batch(self, data: Examples, rows: Tensor, generator: torch.Generator | None = None) -> Batch:
         """The examples at ``rows`` of a client's data, ready to compute with; with a generator, augmented."""
         x, y = data.batch(rows, generator=generator, dtype=self.dtype, device=self.device)
         return self.put(x), y
 
-    def batches(
-        self, data: Sequence[ClientData], rows: Sequence[Tensor], generators: Sequence[torch.Generator]
-    ) -> Batch:
+    def batches(self, data: Sequence[Examples], rows: Sequence[Tensor], generators: Sequence[torch.Generator]) -> Batch:
         """One batch of each client, equally long, as one: (K, B, ...) and (K, B)."""
-        own = [one for one in data if isinstance(one, Examples)]
+        own = [one for one in data if isinstance(one, ClientData)]
         alike = len(own) == len(data) and own[0].dataset.is_image
         if alike and len({(id(one.dataset), one.augment) for one in own}) == 1:
             x, y = together(own, rows, generators, dtype=self.dtype, device=self.device)

@@ -52,11 +52,11 @@ class Replays:
     """Functions by name, each called as it is until it has been called often in one way, and replayed afterwards.
 
     Args:
-        after: how many calls with inputs of the same shapes and strides go before the trace; `AFTER` if not given.
+        after: how many calls with inputs of the same shapes and strides go before the trace.
     """
 
-    def __init__(self, after: int | None = None) -> None:
-        self.after = AFTER if after is None else after
+    def __init__(self, after: int = AFTER) -> None:
+        self.after = after
         #: How many calls were replays.
         self.count = 0
         self._calls = Counter[object]()

@@ -8,6 +8,7 @@ masked: unequal numbers of examples change nothing but speed.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from types import FunctionType
 from typing import Any
@@ -22,13 +23,36 @@ from polyfed.core.net import Batch, Loss, Nets
 from polyfed.core.plan import LocalSGD, Step
 from polyfed.core.requests import Fit, Fitted
 from polyfed.execute.local_training import Grads, bind, buffers, clip, finish
-from polyfed.execute.placement import Place
-from polyfed.execute.replay import Product, Replays
+from polyfed.execute.placement import Placement
+from polyfed.execute.replay import AFTER, Product, Replays
 from polyfed.models.split import SplitModel
 
 #: Sizes of stacks. What a step of all of them moves should fit a processor's caches; and glibc maps tensors above 32 MB
 #: anew each time, every page of which faults once more.
 SIZES = (8, 16, 32, 64, 128)
+
+
+@dataclass(frozen=True)
+class StackRule:
+    """How large stacks are, and which of their steps are replayed from a trace.
+
+    Args:
+        sizes: of stacks of dense networks, ascending; a trace is made for each.
+        after: how often a step of another size is taken before it is traced.
+        images: whether networks that convolve are stacked and traced as dense ones are.
+    """
+
+    sizes: Sequence[int] = SIZES
+    after: int = AFTER
+    images: bool = False
+
+    def even(self, models: Mapping[str, SplitModel]) -> bool:
+        """Whether clients with these networks are stacked in the usual sizes, and not as evenly as can be."""
+        return self.images or not has_images(models)
+
+
+USUAL = StackRule()
+
 #: Gradients of a stack: by part and name.
 Gradients = Mapping[str, Mapping[str, Tensor | Product]]
 
@@ -71,14 +95,15 @@ def has_images(models: Mapping[str, SplitModel]) -> bool:
     return any(len(shape) == 4 for model in models.values() for shape in model.shapes.values())
 
 
-def pieces(fits: Sequence[Fit], most: int) -> Iterator[Sequence[Fit]]:
+def pieces(fits: Sequence[Fit], most: int, rule: StackRule = USUAL) -> Iterator[Sequence[Fit]]:
     """Requests with equal signatures in groups of at most ``most``.
 
-    Dense networks in groups of `SIZES` and a rest, as steps are traced for each size; others as evenly as can be.
+    Dense networks in groups of the usual sizes and a rest, as steps are traced for each size; others as
+    evenly as can be.
     """
     start = 0
-    if not has_images(fits[0].client.models):
-        for size in reversed([size for size in SIZES if size <= most]):
+    if rule.even(fits[0].client.models):
+        for size in reversed([size for size in rule.sizes if size <= most]):
             while len(fits) - start >= size:
                 yield fits[start : start + size]
                 start += size
@@ -88,18 +113,21 @@ def pieces(fits: Sequence[Fit], most: int) -> Iterator[Sequence[Fit]]:
         yield rest[len(rest) * k // count : len(rest) * (k + 1) // count]
 
 
-def run_stacked(fits: Sequence[Fit], place: Place, replays: Replays | None = None) -> list[Fitted]:
+def run_stacked(
+    fits: Sequence[Fit], placement: Placement, replays: Replays | None = None, rule: StackRule = USUAL
+) -> list[Fitted]:
     """Local training of clients with equal signatures; the outcome of each.
 
     Args:
         fits: what is asked for.
-        place: device and precision.
+        placement: device and precision.
         replays: what is known of steps like theirs, from groups before.
+        rule: which sizes are usual.
     """
     first = fits[0]
     for model in first.client.models.values():
         model.train(True)
-    stack = Stack(fits, place, replays)
+    stack = Stack(fits, placement, replays, rule)
     schedules = [fit.client.plan.schedule(len(fit.client.train), fit.client.rng.at("batches")) for fit in fits]
     augment = [fit.client.rng.at("augment").torch() for fit in fits]
     while True:
@@ -114,9 +142,9 @@ def run_stacked(fits: Sequence[Fit], place: Place, replays: Replays | None = Non
         for (_, due), members in groups.items():
             who = [k for k, _ in members]
             data = [fits[k].client.train for k in who]
-            batch = place.batches(data, [step.rows for _, step in members], [augment[k] for k in who])
+            batch = placement.batches(data, [step.rows for _, step in members], [augment[k] for k in who])
             draws = [fits[k].drawn(step) for k, step in members]
-            drawn = {n: torch.stack([place.put(d[n]) for d in draws]) for n in draws[0]}
+            drawn = {n: torch.stack([placement.put(d[n]) for d in draws]) for n in draws[0]}
             stack.step(who, batch, due, drawn)
     return stack.outcomes()
 
@@ -126,22 +154,25 @@ class Stack:
 
     Args:
         fits: equal in signature.
-        place: device and precision.
+        placement: device and precision.
         replays: what is known of steps like theirs, from groups before.
+        rule: which sizes are usual.
     """
 
-    def __init__(self, fits: Sequence[Fit], place: Place, replays: Replays | None = None) -> None:
-        self.fits, self.place = fits, place
+    def __init__(
+        self, fits: Sequence[Fit], placement: Placement, replays: Replays | None = None, rule: StackRule = USUAL
+    ) -> None:
+        self.fits, self.placement = fits, placement
         self.replays, self.name = replays, replayable(fits[0])
         models = self.models = fits[0].client.models
         # A full step of a group of usual size is traced at once, and gradients of dense layers go into the weights
         # without ever being written, which saves half of such a step. In the last bit that is another number, so it
         # hangs on the size, which a resumed run has too, and not on how often a step was taken.
-        self.usual = len(fits) in SIZES and not has_images(models)
+        self.usual = len(fits) in rule.sizes and rule.even(models)
 
         def stacked(parts: Sequence[Parts]) -> Grads:
             return {
-                part: {n: torch.stack([p[part][n].detach().to(place.device) for p in parts]) for n in params}
+                part: {n: torch.stack([p[part][n].detach().to(placement.device) for p in parts]) for n in params}
                 for part, params in parts[0].items()
             }
 
@@ -158,14 +189,14 @@ class Stack:
 
     def step(self, members: list[int], batch: Batch, due: bool, drawn: Params) -> None:
         """One gradient and one update of the clients ``members``."""
-        rows = None if len(members) == len(self.fits) else torch.tensor(members, device=self.place.device)
+        rows = None if len(members) == len(self.fits) else torch.tensor(members, device=self.placement.device)
         state = tuple(_rows(parts, rows) for parts in (self.weights, self.fixed, self.frozen))
         one: Any = torch.func.vmap(partial(self._one, due))
         if self.replays is None or self.name is None:
             grads, moved, losses = one(*state, batch, drawn)
         else:
             products = self.usual and rows is None and batch[1].shape[1] == self.fits[0].client.plan.batch_size
-            kind = (self.name, due, self.place)
+            kind = (self.name, due, self.placement)
             grads, moved, losses = self.replays.call(kind, one, *state, batch, drawn, products=products)
         self.update.step(self.weights, grads, rows)
         for part, params in moved.items():
@@ -197,7 +228,7 @@ class Stack:
 
             def objective(w: Grads) -> tuple[Tensor, tuple[Tensor, Grads]]:
                 state = tree.map_parts(torch.clone, fixed)  # grad() forbids writing to what it captured
-                with self.place.autocast():
+                with self.placement.autocast():
                     value = loss(nets(w, state), batch)
                 return value, (value, state)
 

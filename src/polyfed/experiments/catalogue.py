@@ -6,7 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from polyfed.base.errors import ConfigError
-from polyfed.config.faults import hint
+from polyfed.base.text import hint
 from polyfed.config.toml import read_toml
 
 #: The scales of the committed studies.

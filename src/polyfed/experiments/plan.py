@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from polyfed.compare.specs import Cell
+from polyfed.compare.specs import RunSpec
 from polyfed.config import Config
 from polyfed.data.catalogue import SIZES
 
@@ -36,7 +36,7 @@ def work(config: Config) -> float | None:
     return run.rounds * a_round + evaluations * an_evaluation
 
 
-def rates(cells: Sequence[Cell], root: Path) -> dict[str, float]:
+def rates(cells: Sequence[RunSpec], root: Path) -> dict[str, float]:
     """Examples per second by algorithm, of the cells that are done."""
     done: dict[str, list[tuple[float, float]]] = {}
     for cell in cells:
@@ -50,7 +50,7 @@ def rates(cells: Sequence[Cell], root: Path) -> dict[str, float]:
     }
 
 
-def seconds(cell: Cell, known: dict[str, float]) -> float | None:
+def seconds(cell: RunSpec, known: dict[str, float]) -> float | None:
     """About how long a cell takes from its beginning; None where the data's size is not known."""
     amount = work(cell.config)
     return None if amount is None else amount / known.get(cell.config.algorithm.name, RATE)

@@ -12,8 +12,8 @@ from polyfed.base.errors import RunDirError
 from polyfed.compare.compare import write
 from polyfed.compare.execution import all_here, check_splits, index, play
 from polyfed.compare.render import Comparison, markdown, tabulate
-from polyfed.compare.runs import Watches, quiet
-from polyfed.compare.specs import FINISHED, Cell, chosen
+from polyfed.compare.runs import Callbacks, quiet
+from polyfed.compare.specs import FINISHED, RunSpec, chosen
 from polyfed.compare.statistics import Line, differences, standard_error
 from polyfed.config.toml import to_toml
 from polyfed.experiments import tuning
@@ -89,7 +89,7 @@ class Job:
             )
         write(note, mine)
 
-    def tuning(self) -> list[Cell]:
+    def tuning(self) -> list[RunSpec]:
         """The cells of the tuning, if there is one."""
         return self.study.tuning() if self.study.tune else []
 
@@ -102,7 +102,7 @@ class Job:
         waiting = {cell.label for cell in cells if cell.state(self.out) not in FINISHED}
         return tuning.choose([cell for cell in cells if cell.label not in waiting], self.out), waiting
 
-    def plan(self, only: Sequence[str] = ()) -> list[tuple[Cell, str, float | None]]:
+    def plan(self, only: Sequence[str] = ()) -> list[tuple[RunSpec, str, float | None]]:
         """Every cell with its state and the seconds that it is thought to need; those of the tuning first.
 
         Before an algorithm is tuned, its cells are those with the values of the file.
@@ -112,7 +112,7 @@ class Job:
         asked = chosen(after, only)
         labels = {cell.label for cell in asked}
         cells = [*(cell for cell in first if cell.label in labels), *asked]
-        rows: dict[str, tuple[Cell, str, float | None]] = {}
+        rows: dict[str, tuple[RunSpec, str, float | None]] = {}
         for cell in cells:
             state = cell.state(self.out)
             left = 0.0 if state in FINISHED else seconds(cell, known)
@@ -126,7 +126,7 @@ def reproduce(
     out: Path | None = None,
     *,
     only: Sequence[str] = (),
-    watches: Watches = quiet,
+    callbacks: Callbacks = quiet,
 ) -> tuple[Comparison, Path]:
     """Do what is not done of a study, and write its page: page.md, table.csv, cells.csv, and CSV and PNG of each view.
 
@@ -138,7 +138,7 @@ def reproduce(
         scale: of the study.
         out: directory of pages and of ``cells/``; ``runs`` if not given.
         only: patterns, all of which a cell must fit to be run; see `polyfed.compare.specs.chosen`.
-        watches: who looks on.
+        callbacks: who looks on.
 
     Returns:
         The tables, and the folder of the page.
@@ -152,12 +152,12 @@ def reproduce(
     job.claim()
     labels = {cell.label for cell in chosen(job.study.cells(), only)}
     first = [cell for cell in job.tuning() if cell.label in labels]
-    elsewhere = play(first, job.out, watches)
+    elsewhere = play(first, job.out, callbacks)
     check_splits(first, job.out)
     tuned, waiting = job.tuned()
     cells = job.study.cells(tuned)
     asked = chosen(cells, only)
-    elsewhere += play([cell for cell in asked if cell.label not in waiting], job.out, watches)
+    elsewhere += play([cell for cell in asked if cell.label not in waiting], job.out, callbacks)
     check_splits(cells, job.out)
     table = _page(job, cells, tuned, waiting)
     all_here(elsewhere, sum(cell.label in waiting for cell in asked))
@@ -165,7 +165,7 @@ def reproduce(
 
 
 def _page(
-    job: Job, everything: Sequence[Cell], tuned: Mapping[str, Mapping[str, Any]], waiting: set[str]
+    job: Job, everything: Sequence[RunSpec], tuned: Mapping[str, Mapping[str, Any]], waiting: set[str]
 ) -> Comparison:
     study, page = job.study, job.page
     # Before an algorithm is tuned its cells have the values of the file; other studies may have run these.
@@ -199,7 +199,7 @@ def _page(
     return table
 
 
-def _run(job: Job, cells: Sequence[Cell]) -> str:
+def _run(job: Job, cells: Sequence[RunSpec]) -> str:
     """What all cells share, and where the rest is."""
     seeds = ", ".join(map(str, dict.fromkeys(cell.seed for cell in cells)))
     return (
@@ -210,7 +210,7 @@ def _run(job: Job, cells: Sequence[Cell]) -> str:
     )
 
 
-def _chosen(cells: Sequence[Cell], tuned: Mapping[str, Mapping[str, Any]], waiting: set[str]) -> str:
+def _chosen(cells: Sequence[RunSpec], tuned: Mapping[str, Mapping[str, Any]], waiting: set[str]) -> str:
     """What was chosen for whom, and for whom nothing."""
     lines = tuning.told(tuned)
     lost = [label for label in dict.fromkeys(cell.label for cell in cells) if label not in tuned]
@@ -219,7 +219,7 @@ def _chosen(cells: Sequence[Cell], tuned: Mapping[str, Mapping[str, Any]], waiti
     return "\n".join(f"* {line}" for line in lines)
 
 
-def _head(job: Job, cells: Sequence[Cell], waiting: set[str]) -> str:
+def _head(job: Job, cells: Sequence[RunSpec], waiting: set[str]) -> str:
     lines = [f"Reproduces {job.study.source}."] if job.study.source else []
     item = job.item if job.path.is_relative_to(folder()) else shlex.quote(str(job.path))
     lines += [f"Made by `polyfed reproduce {item}{f' --scale {job.scale}' if job.scale else ''}`."]

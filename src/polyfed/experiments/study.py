@@ -9,13 +9,15 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import Field, ValidationError
 
 from polyfed.base.errors import ConfigError
-from polyfed.compare.specs import SECTIONS, Cell, Entry, Setting, expand, grid, overlaid, repeated
+from polyfed.base.ranges import Count
+from polyfed.base.text import hint
+from polyfed.compare.specs import SECTIONS, AlgorithmEntry, RunSpec, Setting, expand, grid, overlaid, repeated
 from polyfed.config import Config
-from polyfed.config.faults import by_key, dotted, hint, sentence
-from polyfed.config.sections import Count, Section
+from polyfed.config.faults import by_key, dotted, sentence
+from polyfed.config.sections import Section
 from polyfed.config.toml import Table, read_toml
 
-View = Literal["accuracy", "curves", "clients", "targets", "grid", "predictors", "gradient", "networks"]
+ViewName = Literal["accuracy", "curves", "clients", "targets", "grid", "predictors", "gradient", "networks"]
 Values = Annotated[tuple[Any, ...], Field(min_length=1)]
 
 
@@ -75,7 +77,7 @@ class Study(Section):
     settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
     grid: dict[str, Values] = Field(default_factory=dict)
     tune: Tune | None = None
-    show: tuple[View, ...] = ()
+    show: tuple[ViewName, ...] = ()
     pair: tuple[str, str] | None = None
 
     @classmethod
@@ -146,14 +148,14 @@ class Study(Section):
         """What all cells share."""
         return Config.parse(self.config)
 
-    def cells(self, tuned: Mapping[str, Mapping[str, Any]] | None = None) -> list[Cell]:
+    def cells(self, tuned: Mapping[str, Mapping[str, Any]] | None = None) -> list[RunSpec]:
         """All cells, by setting, seed and algorithm.
 
         Args:
             tuned: what was chosen for an algorithm, by label and dotted key.
         """
         config, faults = self.configuration, list[str]()
-        cells: list[Cell] = []
+        cells: list[RunSpec] = []
         for setting, keys in self._settings():
             try:
                 entries = self._entries(keys.algorithms or self.algorithms)
@@ -166,7 +168,7 @@ class Study(Section):
             raise ConfigError(*dict.fromkeys(faults))
         return cells
 
-    def tuning(self) -> list[Cell]:
+    def tuning(self) -> list[RunSpec]:
         """The cells by which hyper-parameters are chosen; their test rows are validation rows."""
         assert self.tune is not None
         config = Config.parse(overlaid(self.config, self.tune.config))
@@ -226,9 +228,11 @@ class Study(Section):
             for name, table in self.settings.items()
         ]
 
-    def _entries(self, labels: Sequence[str]) -> list[Entry]:
+    def _entries(self, labels: Sequence[str]) -> list[AlgorithmEntry]:
         return [
-            Entry.of(label, self.entries[label], f"entries.{label}") if label in self.entries else Entry.parse(label)
+            AlgorithmEntry.of(label, self.entries[label], f"entries.{label}")
+            if label in self.entries
+            else AlgorithmEntry.parse(label)
             for label in labels
         ]
 

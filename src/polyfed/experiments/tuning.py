@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from polyfed.compare.specs import Cell
+from polyfed.compare.specs import RunSpec
 from polyfed.config import algorithm_class, algorithm_fields
 
 
-def choose(cells: Sequence[Cell], root: Path) -> dict[str, dict[str, Any]]:
+def choose(cells: Sequence[RunSpec], root: Path) -> dict[str, dict[str, Any]]:
     """For each algorithm the point of the grid with the best mean over seeds; of equal ones the first.
 
     Args:
@@ -21,7 +21,7 @@ def choose(cells: Sequence[Cell], root: Path) -> dict[str, dict[str, Any]]:
     Returns:
         Values by label and dotted key, of those keys that the algorithm has; none where every point diverged.
     """
-    points: dict[str, dict[str, list[Cell]]] = {}
+    points: dict[str, dict[str, list[RunSpec]]] = {}
     for cell in cells:
         points.setdefault(cell.label, {}).setdefault(cell.setting.title, []).append(cell)
     chosen: dict[str, dict[str, Any]] = {}
@@ -33,13 +33,13 @@ def choose(cells: Sequence[Cell], root: Path) -> dict[str, dict[str, Any]]:
     return chosen
 
 
-def _score(cells: Sequence[Cell], root: Path) -> float | None:
+def _score(cells: Sequence[RunSpec], root: Path) -> float | None:
     found = [cell.summary(root) for cell in cells]
     done = [summary["accuracy"]["mean"] for summary in found if summary is not None]
     return statistics.fmean(done) if len(done) == len(found) else None
 
 
-def _own(cell: Cell) -> dict[str, Any]:
+def _own(cell: RunSpec) -> dict[str, Any]:
     fields = algorithm_fields(algorithm_class(cell.config.algorithm.name))
     return {
         key: value

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import statistics
 from collections.abc import Callable, Sequence
@@ -12,7 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from polyfed.compare.specs import Cell
+from polyfed.base.text import csv_text
+from polyfed.compare.specs import RunSpec
 from polyfed.compare.statistics import deviation
 from polyfed.config import Config
 from polyfed.data.catalogue import SHAPES
@@ -42,11 +41,7 @@ class View:
 
     def to_csv(self) -> str:
         """The rows."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(self.headings)
-        writer.writerows([["" if value is None else value for value in row] for row in self.rows])
-        return text.getvalue()
+        return csv_text(self.headings, self.rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,27 +55,27 @@ class Results:
     """
 
     study: Study
-    cells: Sequence[Cell]
+    cells: Sequence[RunSpec]
     root: Path
 
     @cached_property
-    def done(self) -> dict[Cell, Summary]:
+    def done(self) -> dict[RunSpec, Summary]:
         """The cells with results."""
         return {cell: summary for cell in self.cells if (summary := cell.summary(self.root)) is not None}
 
-    def groups(self) -> dict[tuple[str, str], list[Cell]]:
+    def groups(self) -> dict[tuple[str, str], list[RunSpec]]:
         """The finished cells by setting and algorithm; they differ by seed."""
-        out: dict[tuple[str, str], list[Cell]] = {}
+        out: dict[tuple[str, str], list[RunSpec]] = {}
         for cell in self.done:
             out.setdefault((cell.setting.title, cell.label), []).append(cell)
         return out
 
-    def rounds(self, cell: Cell) -> list[dict[str, Any]]:
+    def rounds(self, cell: RunSpec) -> list[dict[str, Any]]:
         """The evaluated rounds of a cell."""
         lines = (cell.run_dir(self.root) / "rounds.jsonl").read_text().splitlines()
         return [row for row in map(json.loads, lines) if "accuracy" in row]
 
-    def clients(self, cell: Cell) -> dict[int, float]:
+    def clients(self, cell: RunSpec) -> dict[int, float]:
         """The accuracy of each client at the end."""
         lines = (cell.run_dir(self.root) / "clients.jsonl").read_text().splitlines()
         rows = (row for row in map(json.loads, lines) if row["round"] == cell.config.run.rounds)

@@ -21,7 +21,7 @@ _NORMS = (
 )
 
 
-class Place(NamedTuple):
+class Slot(NamedTuple):
     """Where a module keeps a tensor: ``owner[local]``; ``name`` is the tensor's, ``alias`` the place's."""
 
     owner: dict[str, Tensor | None]
@@ -31,7 +31,7 @@ class Place(NamedTuple):
     tensor: Tensor
 
 
-def places(module: nn.Module) -> Iterator[Place]:
+def places(module: nn.Module) -> Iterator[Slot]:
     """Each place of each parameter and buffer. A tied tensor has several and is named after the first."""
     first: dict[int, str] = {}
     for path, child in cast("Iterable[tuple[str, nn.Module]]", module.named_modules()):
@@ -39,7 +39,7 @@ def places(module: nn.Module) -> Iterator[Place]:
             for local, tensor in owner.items():
                 if tensor is not None:
                     alias = f"{path}.{local}" if path else local
-                    yield Place(owner, local, first.setdefault(id(tensor), alias), alias, tensor)
+                    yield Slot(owner, local, first.setdefault(id(tensor), alias), alias, tensor)
 
 
 class Binding:

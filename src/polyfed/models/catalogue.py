@@ -8,11 +8,11 @@ from __future__ import annotations
 import ast
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from types import MappingProxyType
 from typing import TypeAlias, cast
 
 from polyfed.base.errors import ModelError
+from polyfed.base.text import hint
 
 #: What an option may be: a string, number, truth value, None, or a tuple of these.
 Option: TypeAlias = "str | int | float | bool | tuple[Option, ...] | None"
@@ -113,21 +113,15 @@ class ModelSpec:
                 raise ModelError(f"{self.name!r} does not name your own model; expected package.module:attribute")
             return
         if self.name not in OPTIONS:
-            near = get_close_matches(self.name, MODELS, n=3)
             raise ModelError(
-                f"unknown model {self.name!r}"
-                + (f"; did you mean {' or '.join(map(repr, near))}?" if near else ";")
-                + f" Known: {', '.join(MODELS)}; your own model is asked for as package.module:attribute"
+                f"unknown model {self.name!r}{hint(self.name, MODELS, 3)} Known: {', '.join(MODELS)}; your own model "
+                "is asked for as package.module:attribute"
             )
         takes = OPTIONS[self.name]
         for key, value in self.options:
             if key not in takes:
-                near = get_close_matches(key, takes, n=1)
-                raise ModelError(
-                    f"model {self.name!r} has no option {key!r}"
-                    + (f"; did you mean {near[0]!r}?" if near else ";")
-                    + f" It takes: {', '.join(f'{k} (default {_text(v)})' for k, v in takes.items())}"
-                )
+                known = ", ".join(f"{k} (default {_text(v)})" for k, v in takes.items())
+                raise ModelError(f"model {self.name!r} has no option {key!r}{hint(key, takes)} It takes: {known}")
             _check_value(self.name, key, value)
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from difflib import get_close_matches
 from functools import partial
-from importlib import import_module
 from typing import Any
 
 from torch import nn
 
 from polyfed.base.errors import ModelError
+from polyfed.base.imports import load_attribute
+from polyfed.base.text import hint
 from polyfed.models.catalogue import Option
 
 
@@ -29,7 +29,10 @@ def load(
     Raises:
         ModelError: the module or attribute cannot be had, or does not take the options.
     """
-    target = _find(name)
+    target: Callable[..., Any] = load_attribute(name, f"model {name!r}", ModelError, callable)
+    if not callable(target):
+        kind = type(target).__name__  # pyright: ignore[reportUnreachable]  # a user's module may hold anything
+        raise ModelError(f"model {name!r} is a {kind}, expected a class or function that builds a module")
     try:
         takes = dict(inspect.signature(target).parameters)
     except (TypeError, ValueError):  # builtins have none
@@ -40,39 +43,8 @@ def load(
     if takes and not anything:
         for key in options:
             if key not in takes:
-                near = get_close_matches(key, takes, n=1)
                 raise ModelError(
-                    f"model {name!r} has no option {key!r}"
-                    + (f"; did you mean {near[0]!r}?" if near else ";")
-                    + f" It takes: {', '.join(takes)} (and classifier and extractor, which name the cuts)"
+                    f"model {name!r} has no option {key!r}{hint(key, takes)} It takes: {', '.join(takes)} (and "
+                    "classifier and extractor, which name the cuts)"
                 )
     return partial(target, **arguments)
-
-
-def _find(name: str) -> Callable[..., Any]:
-    path, _, attribute = name.partition(":")
-    try:
-        value: Any = import_module(path)
-    except ModuleNotFoundError as error:
-        if error.name is not None and (path == error.name or path.startswith(f"{error.name}.")):
-            raise ModelError(
-                f"model {name!r}: module {error.name!r} was not found; is its folder on PYTHONPATH, or its "
-                "package installed?"
-            ) from error
-        raise ModelError(f"model {name!r}: its module {path!r} needs {error.name!r}, which is not installed") from error
-    except Exception as error:  # user code
-        raise ModelError(f"model {name!r}: importing {path!r} raised {type(error).__name__}: {error}") from error
-    for part in attribute.split("."):
-        if not hasattr(value, part):
-            public = [key for key in dir(value) if not key.startswith("_")]
-            near = get_close_matches(part, public, n=3, cutoff=0.4) or public[:8]
-            raise ModelError(
-                f"model {name!r}: {path!r} was found but has no {part!r}; nearest: "
-                f"{', '.join(map(repr, near)) or 'nothing'}"
-            )
-        value = getattr(value, part)
-    if not callable(value):
-        raise ModelError(
-            f"model {name!r} is a {type(value).__name__}, expected a class or function that builds a module"
-        )
-    return value

@@ -12,13 +12,13 @@ import inspect
 import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 
 from polyfed.base.errors import ModelError
+from polyfed.base.text import alternatives
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,10 @@ def find_submodule(module: nn.Module, name: str, role: str, model: str) -> str:
     named = cast("Iterable[tuple[str, nn.Module]]", module.named_modules(remove_duplicate=False))
     known = {path: child for path, child in named if path}
     if name not in known:
-        near = get_close_matches(name, known, n=3, cutoff=0.4) or list(known)[:8]
+        near = alternatives(name, known)
         raise ModelError(
             f"model {model!r} has no submodule {name!r} to be its {role}; "
-            f"{'nearest' if near else 'it has no submodules at all'}: {', '.join(map(repr, near))}"
+            f"{'nearest' if near else 'it has no submodules at all'}: {near}"
         )
     wanted = known[name]
     return next(path for path, child in known.items() if child is wanted)

@@ -3,7 +3,7 @@
 A message is packed once and unpacked where it is used. With ``run.store = "memory"`` a private state stays with the
 worker that trained it and comes home at a checkpoint, or when its client is dealt to another worker; with ``"disk"`` it
 comes home after each round, and workers keep nothing. Who does what is a pure function of the cohort and of what
-`Ways` knows, never of the clock, so a run repeats itself bit by bit.
+`ExecutionChoice` knows, never of the clock, so a run repeats itself bit by bit.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from polyfed.base.types import ClientId
 from polyfed.config import Config
 from polyfed.core.clients import Cohort, Replies, Reply
 from polyfed.core.message import Message, Nothing, Pieces, State, assemble, disassemble
-from polyfed.execute.choice import Ways, kind_of_client
+from polyfed.execute.choice import ExecutionChoice, kind_of_client
 from polyfed.execute.drivers import Driver, make_driver
-from polyfed.execute.placement import Place
+from polyfed.execute.placement import Placement
 from polyfed.parallel.pool import Pool, WorkerError
 from polyfed.rounds.clients import Down, LocalClients, Report
 from polyfed.rounds.federation import Federation, prepare
@@ -47,21 +47,21 @@ class Held:
             self.states[client] = state
 
 
-class Site:
+class Worker:
     """What a worker answers requests with.
 
     Args:
         source: the federation, or its configuration where the worker has to make it anew.
-        place: device and precision.
+        placement: device and precision.
         driver: a name of `make_driver`.
         memory: bytes that a stack of clients may take.
     """
 
-    def __init__(self, source: Federation | Config, place: Place, driver: str, memory: int | None) -> None:
-        self.federation = resident(source if isinstance(source, Federation) else prepare(source), place)
-        torch.set_default_dtype(place.dtype)
-        self.ways = Ways()
-        self.driver = make_driver(driver, place, ways=self.ways, memory=memory)
+    def __init__(self, source: Federation | Config, placement: Placement, driver: str, memory: int | None) -> None:
+        self.federation = resident(source if isinstance(source, Federation) else prepare(source), placement)
+        torch.set_default_dtype(placement.dtype)
+        self.choice = ExecutionChoice()
+        self.driver = make_driver(driver, placement, choice=self.choice, memory=memory)
         self.held = Held()
         self.clients = LocalClients(self.federation, self.driver, self.held)
 
@@ -69,8 +69,8 @@ class Site:
         """Each request by name."""
         return {
             "exchange": self.exchange,
-            "undo": self.clients.undo,
-            "forget": self.clients.forget,
+            "discard": self.clients.discard,
+            "discard_round": self.clients.discard_round,
             "commit": self.commit,
             "evaluate": self.evaluate,
             "give": self.give,
@@ -93,26 +93,26 @@ class Site:
         messages: Mapping[int, Pieces],
         down: Mapping[ClientId, int | None],
         states: Mapping[ClientId, Pieces],
-        ways: Ways,
+        choice: ExecutionChoice,
         score: bool,
         keep: bool,
     ) -> tuple[dict[ClientId, tuple[Pieces | None, Report]], float]:
         """Play the client's side of the round; uploads and costs by client, and the seconds of counting."""
         self._take(states)
-        self._learn(ways)
+        self._learn(choice)
         counting = self.driver.costs.seconds
         replies, reports = self.clients.exchange(cohort, self._read(messages, down), score=score)
         out: dict[ClientId, tuple[Pieces | None, Report]] = {}
         for reply in replies:
             client, report = reply.client.id, reports[reply.client.id]
             upload = None if reply.message is None else disassemble(reply.message)
-            out[client] = (upload, replace(report, work=replace(report.work, parts={})))
+            out[client] = (upload, report)
         self._drop(() if keep else states)
         return out, self.driver.costs.seconds - counting
 
-    def _learn(self, ways: Ways) -> None:
-        self.ways.by_kind.update(ways.by_kind)
-        self.ways.stack.update(ways.stack)
+    def _learn(self, choice: ExecutionChoice) -> None:
+        self.choice.by_kind.update(choice.by_kind)
+        self.choice.stack.update(choice.stack)
 
     def _drop(self, clients: Iterable[ClientId]) -> None:
         for client in clients:
@@ -142,24 +142,24 @@ class Site:
         messages: Mapping[int, Pieces],
         down: Mapping[ClientId, int | None],
         states: Mapping[ClientId, Pieces],
-        ways: Ways,
+        choice: ExecutionChoice,
         keep: bool,
     ) -> tuple[dict[ClientId, Score], float]:
         """Test clients; the seconds of counting beside their scores."""
         counting = self.driver.costs.seconds
         self._take(states)
-        self._learn(ways)
+        self._learn(choice)
         scores = self.clients.evaluate(round_, self._read(messages, down))
         self._drop(() if keep else states)
         return scores, self.driver.costs.seconds - counting
 
 
-def resident(federation: Federation, place: Place) -> Federation:
+def resident(federation: Federation, placement: Placement) -> Federation:
     """The same with its examples on the GPU, as bytes, if they take at most half of what is free there."""
     dataset = federation.dataset
-    if place.device.type != "cuda" or dataset.x.nbytes > torch.cuda.mem_get_info(place.device)[0] // 2:
+    if placement.device.type != "cuda" or dataset.x.nbytes > torch.cuda.mem_get_info(placement.device)[0] // 2:
         return federation
-    return replace(federation, dataset=dataset.to(place.device))
+    return replace(federation, dataset=dataset.to(placement.device))
 
 
 class WorkerClients:
@@ -167,18 +167,25 @@ class WorkerClients:
 
     Args:
         federation: whose clients.
-        pool: the processes; each answers with a `Site`.
+        pool: the processes; each answers with a `Worker`.
         store: private states, as far as they are here.
-        ways: how each kind of client is trained, and how long that takes.
+        choice: how each kind of client is trained, and how long that takes.
         driver: of this process, whose clock of finding out goes on: workers find out beside each other, so the slowest
             counts.
-        resident: whether states stay with the workers until `settle`.
+        resident: whether states stay with the workers until `flush`.
     """
 
     def __init__(
-        self, federation: Federation, pool: Pool, store: Store, ways: Ways, driver: Driver, *, resident: bool
+        self,
+        federation: Federation,
+        pool: Pool,
+        store: Store,
+        choice: ExecutionChoice,
+        driver: Driver,
+        *,
+        resident: bool,
     ) -> None:
-        self.federation, self.pool, self.store, self.ways, self.resident = federation, pool, store, ways, resident
+        self.federation, self.pool, self.store, self.choice, self.resident = federation, pool, store, choice, resident
         self.driver = driver
         self._home: dict[ClientId, int] = {}  # which worker holds a client's state
         self._round: dict[ClientId, int] = {}  # clients whose state moved since it was last in the store, and when
@@ -195,7 +202,7 @@ class WorkerClients:
                 replace(cohort, clients=tuple(info for info in cohort if info.id in mine)),
                 *_packed(mine),
                 states[worker],
-                self.ways,
+                self.choice,
                 score,
                 self.resident,
             )
@@ -215,15 +222,15 @@ class WorkerClients:
         )
         return Replies(replies), {client: report for client, (_, report) in sorted(found.items())}
 
-    def undo(self, clients: Iterable[ClientId]) -> None:
+    def discard(self, clients: Iterable[ClientId]) -> None:
         """Take back the last exchange of some clients: nobody had their replies."""
-        for gone in self.pool.ask({k: ("undo", mine) for k, mine in self._where(clients).items()}).values():
+        for gone in self.pool.ask({k: ("discard", mine) for k, mine in self._where(clients).items()}).values():
             for client in gone:
                 del self._dealt[client]
 
-    def forget(self) -> None:
+    def discard_round(self) -> None:
         """Take back the whole round: it is void."""
-        self.pool.ask({worker: ("forget",) for worker in set(self._dealt.values())})
+        self.pool.ask({worker: ("discard_round",) for worker in set(self._dealt.values())})
         self._dealt.clear()
 
     def _where(self, clients: Iterable[ClientId]) -> dict[int, list[ClientId]]:
@@ -257,7 +264,7 @@ class WorkerClients:
     def _store(self, client: ClientId, data: Pieces, round_: int) -> None:
         self.store.put(client, assemble(data, *self.federation.algorithm.states), round_)
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Put into the store what only workers know.
 
         Raises:
@@ -281,7 +288,7 @@ class WorkerClients:
         shares = self.deal(down, training=False)
         states = self._move(shares)
         requests = {
-            worker: ("evaluate", round_, *_packed(mine), states[worker], self.ways, self.resident)
+            worker: ("evaluate", round_, *_packed(mine), states[worker], self.choice, self.resident)
             for worker, mine in shares.items()
         }
         answers = self.pool.ask(requests)
@@ -307,7 +314,7 @@ class WorkerClients:
         """Work of a client in units that only compare with each other."""
         data, info = self.federation.data, self.federation.info(client)
         examples = data.train_size(client) if training else len(self.federation.partition.test(client))
-        speed = self.ways.seconds.get(kind_of_client(info))
+        speed = self.choice.seconds.get(kind_of_client(info))
         if not speed:  # nothing was timed: then by the number of weights
             speed = sum(shape.numel() for shape in self.federation.own(client).shapes.values())
         return speed * examples

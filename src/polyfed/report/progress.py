@@ -15,7 +15,7 @@ from polyfed.report.units import clock, duration, percent, size
 
 if TYPE_CHECKING:
     from polyfed.config import Config
-    from polyfed.rounds.callbacks import Watch
+    from polyfed.rounds.callbacks import Callback
 
 _LINES = 20  # about as many plain lines as a run may print
 
@@ -149,12 +149,12 @@ class Live:
         self._bar.stop()
 
 
-def watch_of(console: Console) -> Callable[[str], Watch]:
-    """A maker of watches, by what is running: live for a terminal, plain lines otherwise."""
+def callback_for(console: Console) -> Callable[[str], Callback]:
+    """A maker of callbacks, by what is running: live for a terminal, plain lines otherwise."""
     return lambda label: Live(console, label) if console.is_terminal else Lines(console, label)
 
 
-def close(watch: Watch) -> None:
-    """Let a watch give the terminal back, if it holds it."""
-    if isinstance(watch, Live):
-        watch.close()
+def close(callback: Callback) -> None:
+    """Let a callback give the terminal back, if it holds it."""
+    if isinstance(callback, Live):
+        callback.close()

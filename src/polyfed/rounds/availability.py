@@ -19,7 +19,7 @@ _TICK = 1e-6  # seconds: a clock that stands at the full hour but for rounding h
 
 
 @dataclass(frozen=True)
-class Fleet:
+class Availability:
     """Who computes on what.
 
     Args:
@@ -61,7 +61,7 @@ class Fleet:
         """Seconds to the next full hour."""
         return (self.hour(now) + 1 - self.start_hour) * _HOUR - now
 
-    def there(self, clients: ArrayLike, now: float) -> NDArray[np.bool_]:
+    def available(self, clients: ArrayLike, now: float) -> NDArray[np.bool_]:
         """Whether each client can be reached.
 
         A client draws one number per day and is there in the hours whose fraction exceeds it: as many are there as

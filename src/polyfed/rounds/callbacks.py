@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from polyfed.config import Config
 
 
-class Watch(Protocol):
+class Callback(Protocol):
     """Sees what happens and changes nothing."""
 
     def started(self, run_dir: Path, config: Config, first_round: int) -> None:

@@ -12,7 +12,7 @@ from polyfed.base.types import ClientId, Parts
 from polyfed.core.clients import Cohort, Replies, Reply
 from polyfed.core.message import Message, Nothing, Size, State, compact, size
 from polyfed.core.requests import drive
-from polyfed.execute.drivers import Driver, Work
+from polyfed.execute.drivers import Calls, Driver, Outcome, Work
 from polyfed.execute.local_training import bind, tree_to
 from polyfed.rounds.federation import Federation
 from polyfed.rounds.scoring import Score, Scorer
@@ -75,15 +75,15 @@ class Simulated(Clients, Protocol):
         """A client's state, made (and not kept) if it has none."""
         ...
 
-    def undo(self, clients: Iterable[ClientId]) -> object:
+    def discard(self, clients: Iterable[ClientId]) -> object:
         """Take back the last exchange of some clients: nobody had their replies."""
         ...
 
-    def forget(self) -> None:
+    def discard_round(self) -> None:
         """Take back the whole round: it is void."""
         ...
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Put into the store what only others know, before a checkpoint."""
         ...
 
@@ -109,7 +109,7 @@ class LocalClients:
 
     def __init__(self, federation: Federation, driver: Driver, store: States) -> None:
         self.federation, self.driver, self.store = federation, driver, store
-        self.scorer = Scorer(federation.algorithm, driver.place, driver.costs)
+        self.scorer = Scorer(federation.algorithm, driver.placement, driver.costs)
         self._kept: dict[ClientId, tuple[State, int]] = {}
         self._before: dict[ClientId, tuple[State, int] | None] = {}  # of those of the last exchange, what was kept then
 
@@ -120,6 +120,10 @@ class LocalClients:
         state = self.store.get(client)
         return self.federation.first_state(client) if state is None else state
 
+    def play(self, calls: Calls) -> dict[ClientId, Outcome]:
+        """Run the coroutines of clients to their ends."""
+        return self.driver.play(calls)
+
     def exchange(self, cohort: Cohort, down: Down, *, score: bool = False) -> tuple[Replies, dict[ClientId, Report]]:
         """Run the client's side of the round for each message."""
         algorithm = self.federation.algorithm
@@ -127,7 +131,7 @@ class LocalClients:
             client: algorithm.client_round(self.private(client), msg, self.federation.local(client, cohort.round))
             for client, msg in down.items()
         }
-        outcomes = self.driver.play(calls)
+        outcomes = self.play(calls)
         replies = tuple(Reply(info, outcomes[info.id].upload) for info in cohort if info.id in outcomes)
         self._before = {client: self._kept.get(client) for client in outcomes}
         # What was trained in a stack is a view of all of it.
@@ -139,13 +143,13 @@ class LocalClients:
                 outcome.work,
                 received[id(down[client])],
                 measure(outcome.upload),
-                self._score(client, cohort.round, outcome.work.parts) if score and outcome.work.parts else None,
+                self._score(client, cohort.round, outcome.trained) if score and outcome.trained else None,
             )
             for client, outcome in outcomes.items()
         }
         return Replies(replies), reports
 
-    def undo(self, clients: Iterable[ClientId]) -> list[ClientId]:
+    def discard(self, clients: Iterable[ClientId]) -> list[ClientId]:
         """Take back the last exchange of some clients: nobody had their replies.
 
         Returns:
@@ -160,7 +164,7 @@ class LocalClients:
                 self._kept[client] = before
         return [client for client in clients if client not in self._kept]
 
-    def forget(self) -> None:
+    def discard_round(self) -> None:
         """Take back the whole round: it is void."""
         self._kept.clear()
 
@@ -177,12 +181,12 @@ class LocalClients:
         for client, message in down.items():
             private, local = self.private(client), self.federation.local(client, round_)
             # Clients that keep nothing and receive the same message have the same model, unless it takes their data.
-            same = isinstance(private, Nothing) and not isgeneratorfunction(self.federation.algorithm.parts)
+            same = isinstance(private, Nothing) and not isgeneratorfunction(self.federation.algorithm.predictor_parts)
             kind = (id(message), replace(local.info, id=0)) if same else client
             work = Work()
             if kind not in shared:
                 shared = {} if kind is client else shared
-                steps = self.federation.algorithm.parts(private, message, local)
+                steps = self.federation.algorithm.predictor_parts(private, message, local)
                 made: Parts = drive(steps, lambda request, work=work: self.driver.perform(request, work))
                 shared[kind] = tree_to(made, self.driver.testing(local.info))
             score = out[client] = self._score(client, round_, shared[kind])
@@ -190,7 +194,7 @@ class LocalClients:
             score.seconds += work.seconds
         return out
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Put into the store what only others know: here, nothing."""
 
     def _score(self, client: ClientId, round_: int, parts: Parts) -> Score:

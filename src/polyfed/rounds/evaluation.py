@@ -14,11 +14,11 @@ from polyfed.base.types import ClientId
 from polyfed.core.message import Message
 from polyfed.execute.cost import CostCounter
 from polyfed.execute.local_training import tree_to
-from polyfed.execute.placement import Place
+from polyfed.execute.placement import Placement
 from polyfed.rounds.clients import Clients, Report, measure
 from polyfed.rounds.federation import Federation
-from polyfed.rounds.sampling import sample
 from polyfed.rounds.scoring import Score, Scorer
+from polyfed.rounds.selection import sample
 
 
 @dataclass
@@ -27,16 +27,16 @@ class Evaluation:
 
     Args:
         scores: by client, all of them or the configured sample.
-        official: accuracy of the clients of the round just after their training, before aggregation.
+        before_aggregation: accuracy of the clients of the round just after their training, before aggregation.
         whole: accuracy of each of the server's own models on the test data of these clients pooled, and the mean of
             its accuracies on the single clients' test data.
         gradient: mean over a sample of clients of the squared norm of the whole local model's gradient.
-        flops: of all of it: forward passes, and what `Algorithm.parts` computes before them.
+        flops: of all of it: forward passes, and what `Algorithm.predictor_parts` computes before them.
         seconds: of the evaluation.
     """
 
     scores: dict[ClientId, Score]
-    official: float | None = None
+    before_aggregation: float | None = None
     whole: dict[str, tuple[float, float]] = field(default_factory=dict[str, tuple[float, float]])
     gradient: float | None = None
     flops: int = 0
@@ -71,9 +71,9 @@ class Evaluation:
 class Evaluator:
     """Tests clients and server models."""
 
-    def __init__(self, federation: Federation, place: Place, costs: CostCounter) -> None:
-        self.federation, self.place, self.costs = federation, place, costs
-        self.scorer = Scorer(federation.algorithm, place, costs)
+    def __init__(self, federation: Federation, placement: Placement, costs: CostCounter) -> None:
+        self.federation, self.placement, self.costs = federation, placement, costs
+        self.scorer = Scorer(federation.algorithm, placement, costs)
 
     def evaluate(
         self, server: Any, clients: Clients, round_: int, reports: Mapping[ClientId, Report] | None = None
@@ -81,13 +81,13 @@ class Evaluator:
         """Test clients (all, or the sample) after aggregation, the cohort before it, and the server's models."""
         started, counting = time.perf_counter(), self.costs.seconds
         before = [report.score for report in (reports or {}).values() if report.score is not None]
-        official = float(np.mean([score.accuracy() for score in before])) if before else None
+        before_aggregation = float(np.mean([score.accuracy() for score in before])) if before else None
         scores = self._clients(server, clients, round_)
         whole, flops = self._whole(server, list(scores))
         flops += sum(score.flops + score.flops_parts for score in (*before, *scores.values()))
         seconds = time.perf_counter() - started - (self.costs.seconds - counting)
         seconds += sum(score.seconds for score in before)
-        return Evaluation(scores, official, whole, flops=flops, seconds=seconds)
+        return Evaluation(scores, before_aggregation, whole, flops=flops, seconds=seconds)
 
     def _sample(self, round_: int) -> list[int]:
         return sample(self.federation, self.federation.config.run.eval_clients, round_, "evaluate")
@@ -98,9 +98,9 @@ class Evaluator:
         down: dict[ClientId, tuple[Message | None, int]] = {}
         for k in self._sample(round_):
             info = self.federation.info(k)
-            kind = info if algorithm.personal_broadcast else replace(info, id=0)
+            kind = info if algorithm.personal_message else replace(info, id=0)
             if kind not in made:
-                message = algorithm.broadcast(server, info)
+                message = algorithm.message_for(server, info)
                 made[kind] = (message, measure(message).total)
             down[k] = made[kind]
         scores = clients.evaluate(round_, {k: message for k, (message, _) in down.items()})
@@ -117,9 +117,9 @@ class Evaluator:
         out: dict[str, tuple[float, float]] = {}
         flops = 0
         for name, nets in named.items():
-            moved = tree_to({part: net.params for part, net in nets.items()}, self.place)
+            moved = tree_to({part: net.params for part, net in nets.items()}, self.placement)
             found, cost = self.scorer.right(
-                {part: replace(nets[part], params=moved[part]) for part in nets}, data, self.place
+                {part: replace(nets[part], params=moved[part]) for part in nets}, data, self.placement
             )
             flops += cost
             right = next(iter(found.values())).cpu().numpy()

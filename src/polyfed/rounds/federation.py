@@ -27,7 +27,7 @@ from polyfed.data.partition.partition import Partition
 from polyfed.data.sources import load_dataset
 from polyfed.models.catalogue import ModelSpec
 from polyfed.models.split import SplitModel
-from polyfed.rounds.availability import Fleet
+from polyfed.rounds.availability import Availability
 from polyfed.rounds.sampling import Weighted
 
 
@@ -73,13 +73,13 @@ class Federation:
         return Rng((self.config.run.seed,))
 
     @cached_property
-    def fleet(self) -> Fleet | None:
+    def availability(self) -> Availability | None:
         """The clients' devices, if the simulated clock is asked for."""
         devices = self.config.devices
         if devices is None:
             return None
         profiles = load_profiles(devices.profiles)
-        return Fleet(profiles, self.rng.at("devices"), devices.deal, devices.start_hour)
+        return Availability(profiles, self.rng.at("devices"), devices.deal, devices.start_hour)
 
     @cached_property
     def weighted(self) -> Weighted | None:

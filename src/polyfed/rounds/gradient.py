@@ -20,9 +20,9 @@ from polyfed.core.message import Message
 from polyfed.core.plan import Step
 from polyfed.core.requests import Exchange, Fit
 from polyfed.execute.local_training import EVAL_BATCH, Local
-from polyfed.execute.placement import Place
+from polyfed.execute.placement import Placement
 from polyfed.rounds.clients import Simulated
-from polyfed.rounds.sampling import sample
+from polyfed.rounds.selection import sample
 
 
 def gradient_squared(server: Any, clients: Simulated, round_: int) -> float | None:
@@ -45,7 +45,7 @@ def gradient_squared(server: Any, clients: Simulated, round_: int) -> float | No
         fit = _first(federation.algorithm.client_round(clients.private(client), message, local), Fit, clients)
         if fit is not None:
             with rng.at("layers").fork():
-                squares.append(squared_norm(fit, clients.driver.place))
+                squares.append(squared_norm(fit, clients.driver.placement))
     return sum(squares) / len(squares) if squares else None
 
 
@@ -65,16 +65,16 @@ def _first(steps: Any, kind: type[Any], clients: Simulated) -> Any:
         answer = clients.driver.perform(request)
 
 
-def squared_norm(fit: Fit, place: Place) -> float:
+def squared_norm(fit: Fit, placement: Placement) -> float:
     """The squared norm, over all trained parts, of what the optimizer would step with on all examples at once."""
     client = fit.client
     for model in client.models.values():
         model.train(True)
-    local = Local(fit, place)
+    local = Local(fit, placement)
     count = len(client.train)
     sums: dict[tuple[str, str], torch.Tensor] = {}
     for index, rows in enumerate(torch.arange(count).split(EVAL_BATCH)):
-        batch = place.batch(client.train, rows)
+        batch = placement.batch(client.train, rows)
         local.see(fit.drawn(Step(rows, index, index)))
         grads = fit.gradient(partial(local.grad, batch), local.nets, batch, False)
         for part, params in grads.items():

@@ -8,8 +8,7 @@ from polyfed.core.message import Size
 from polyfed.rounds.evaluation import Evaluation
 from polyfed.rounds.federation import Federation
 from polyfed.rounds.round import Played, total
-from polyfed.rounds.timing import Loss, Timing
-from polyfed.simulation.clock import REASONS
+from polyfed.rounds.timing import REASONS, Timing, Wasted
 
 
 class Ledger:
@@ -68,8 +67,8 @@ class Ledger:
 
     def _simulated(self, played: Played, timing: Timing) -> dict[str, Any]:
         """Enter a round of the simulated clock."""
-        p, fleet = self.progress["simulated"], self.federation.fleet
-        assert fleet is not None, "a round was timed"
+        p, availability = self.progress["simulated"], self.federation.availability
+        assert availability is not None, "a round was timed"
         failed = {client: loss.reason for client, loss in timing.losses.items() if client not in played.reports}
         wasted = _wasted(*timing.losses.values())
         p["seconds"] += timing.seconds
@@ -80,7 +79,7 @@ class Ledger:
             "replies": len(played.reports),
             "simulated": {
                 "seconds": timing.seconds,
-                "hour": fleet.hour(timing.start) % 24,
+                "hour": availability.hour(timing.start) % 24,
                 "failed": {str(client): reason for client, reason in sorted(failed.items())},
                 "wasted": wasted,
             },
@@ -106,7 +105,7 @@ class Ledger:
             "predictors": {name: found.mean(name) for name in found.predictors},
             "by_model": self._by(found, "architecture"),
             "by_capacity": self._by(found, "capacity"),
-            "official": found.official,
+            "before_aggregation": found.before_aggregation,
             "global": {name: pooled for name, (pooled, _) in found.whole.items()},
             "global_local": {name: local for name, (_, local) in found.whole.items()},
             "clients": len(found.scores),
@@ -187,7 +186,7 @@ def client_rows(
             report = trained[client]
             row |= {
                 "steps": report.work.steps,
-                "way": report.work.way,
+                "execution": report.work.execution,
                 "loss": report.work.loss,
                 "bytes_up": report.up.total,
                 "bytes_down": report.down.total,
@@ -214,7 +213,7 @@ def _plus(sums: dict[str, int], size: Size) -> dict[str, int]:
     return {kind: sums[kind] + more for kind, more in _size(size).items()}
 
 
-def _wasted(*losses: Loss) -> dict[str, int]:
+def _wasted(*losses: Wasted) -> dict[str, int]:
     return {kind: sum(getattr(loss, kind) for loss in losses) for kind in ("bytes_up", "bytes_down", "flops")}
 
 

@@ -79,8 +79,7 @@ def join(a: Report, b: Report) -> Report:
         peak_bytes=max(a.work.peak_bytes, b.work.peak_bytes),
         steps=a.work.steps + b.work.steps,
         loss=b.work.loss if b.work.loss is not None else a.work.loss,
-        way=b.work.way or a.work.way,
-        parts=b.work.parts or a.work.parts,
+        execution=b.work.execution or a.work.execution,
     )
     return Report(work, a.down + b.down, a.up + b.up, b.score or a.score)
 

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-
-from polyfed.base.types import ClientId
-
-if TYPE_CHECKING:
-    from polyfed.rounds.federation import Federation
 
 #: Numbers of clients, (n,).
 ClientIds: TypeAlias = NDArray[np.int64]
@@ -45,26 +40,17 @@ class Weighted:
         return sorted(list(drawn)[:count])
 
 
-def draw_there(
-    rng: np.random.Generator, total: int, count: int, there: Callable[[ClientIds], NDArray[np.bool_]]
+def draw_available(
+    rng: np.random.Generator, total: int, count: int, available: Callable[[ClientIds], NDArray[np.bool_]]
 ) -> list[int]:
-    """``count`` different numbers below ``total``, equally likely among those that are ``there``, or all of these."""
+    """``count`` different numbers below ``total``, equally likely among those ``available``, or all of these."""
     drawn: dict[int, None] = {}
     size = 4 * count
     while size < total:
         some = rng.integers(total, size=size)
-        drawn |= dict.fromkeys(some[there(some)].tolist())  # who is drawn again was drawn at the first time
+        drawn |= dict.fromkeys(some[available(some)].tolist())  # who is drawn again was drawn at the first time
         if len(drawn) >= count:
             return sorted(list(drawn)[:count])
         size *= 2
-    present = np.flatnonzero(there(np.arange(total)))  # hardly any are there, or most are asked
+    present = np.flatnonzero(available(np.arange(total)))  # hardly any are there, or most are asked
     return sorted((present if len(present) <= count else rng.choice(present, count, replace=False)).tolist())
-
-
-def sample(federation: Federation, size: int | None, round_: int, purpose: str) -> list[ClientId]:
-    """So many different clients, ascending, drawn for a round and a purpose; None takes all."""
-    count = federation.config.clients.count
-    if size is None or size >= count:
-        return list(range(count))
-    rng = federation.rng.at("round", round_, purpose).numpy()
-    return sorted(int(k) for k in rng.choice(count, size, replace=False))

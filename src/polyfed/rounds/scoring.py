@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from polyfed.core.algorithm import Algorithm
-from polyfed.core.clients import ClientData
+from polyfed.core.clients import Examples
 from polyfed.core.net import Nets
 from polyfed.execute.cost import CostCounter
 from polyfed.execute.local_training import EVAL_BATCH
-from polyfed.execute.placement import Place
+from polyfed.execute.placement import Placement
 
 
 @dataclass
@@ -25,7 +25,7 @@ class Score:
         examples: how many test examples.
         correct: right answers of each predictor, the default first.
         flops: of the forward passes on the test examples.
-        flops_parts: of `Algorithm.parts`, before them: not of any one example.
+        flops_parts: of `Algorithm.predictor_parts`, before them: not of any one example.
         seconds: of both.
         down: bytes sent to the client for this evaluation.
     """
@@ -44,34 +44,34 @@ class Score:
 
 
 class Scorer:
-    """Tests models of one algorithm on one place."""
+    """Tests models of one algorithm on one placement."""
 
-    def __init__(self, algorithm: Algorithm, place: Place, costs: CostCounter) -> None:
-        self.algorithm, self.place, self.costs = algorithm, place, costs
+    def __init__(self, algorithm: Algorithm, placement: Placement, costs: CostCounter) -> None:
+        self.algorithm, self.placement, self.costs = algorithm, placement, costs
 
-    def score(self, nets: Nets, data: ClientData, place: Place | None = None) -> Score:
+    def score(self, nets: Nets, data: Examples, placement: Placement | None = None) -> Score:
         """The counts of every predictor; ``place`` may differ in layout from the scorer's."""
         started, counting = time.perf_counter(), self.costs.seconds
-        right, flops = self.right(nets, data, place or self.place)
+        right, flops = self.right(nets, data, placement or self.placement)
         correct = {name: int(found.sum()) for name, found in right.items()}
         seconds = time.perf_counter() - started - (self.costs.seconds - counting)
         return Score(len(data), correct, flops, seconds=seconds)
 
-    def rows(self, data: ClientData) -> Tensor:
+    def rows(self, data: Examples) -> Tensor:
         """The positions of one batch of testing."""
         return torch.arange(min(len(data), EVAL_BATCH))
 
     @torch.no_grad()
-    def predict(self, nets: Nets, x: Tensor, place: Place) -> Mapping[str, Tensor]:
+    def predict(self, nets: Nets, x: Tensor, placement: Placement) -> Mapping[str, Tensor]:
         """The logits of every predictor."""
         for net in nets.values():
             if net.model is not None:
                 net.model.train(False)
-        with place.autocast():
+        with placement.autocast():
             return self.algorithm.predict(nets, x)
 
     @torch.no_grad()
-    def right(self, nets: Nets, data: ClientData, place: Place) -> tuple[dict[str, Tensor], int]:
+    def right(self, nets: Nets, data: Examples, placement: Placement) -> tuple[dict[str, Tensor], int]:
         """For every predictor, which examples it gets right, (n,) bool; and the FLOPs of finding out."""
 
         def predict(x: Tensor) -> Mapping[str, Tensor]:
@@ -84,8 +84,8 @@ class Scorer:
         found: dict[str, list[Tensor]] = {}
         flops = 0
         for rows in torch.arange(len(data)).split(EVAL_BATCH):
-            x, y = place.batch(data, rows)
-            with place.autocast():
+            x, y = placement.batch(data, rows)
+            with placement.autocast():
                 cost = self.costs.forward(("predict", models, x.shape[1:]), predict, x)
                 logits = predict(x)
             flops += cost.flops(len(x))

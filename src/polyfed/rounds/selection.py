@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from polyfed.base.rng import Rng
 from polyfed.base.types import ClientId
 from polyfed.core.clients import Cohort
-from polyfed.rounds.sampling import draw_there
+from polyfed.rounds.sampling import draw_available
 
 if TYPE_CHECKING:
     from polyfed.rounds.federation import Federation
@@ -33,13 +33,22 @@ def draw_cohort(federation: Federation, round_: int, now: float = 0.0) -> Cohort
 
 
 def _chosen(federation: Federation, rng: Rng, count: int, now: float) -> range | list[ClientId]:
-    total, fleet = federation.config.clients.count, federation.fleet
+    total, availability = federation.config.clients.count, federation.availability
     if federation.config.clients.selection == "available":
-        assert fleet is not None, "the configuration was checked"
-        return draw_there(rng.numpy(), total, count, lambda clients: fleet.there(clients, now))
+        assert availability is not None, "the configuration was checked"
+        return draw_available(rng.numpy(), total, count, lambda clients: availability.available(clients, now))
     if count == total:
         return range(total)
     if federation.weighted is not None:
         return federation.weighted.draw(rng.numpy(), count)
     # NumPy's way (Floyd's) costs the cohort where that is at most a fiftieth of many clients.
     return sorted(rng.numpy().choice(total, count, replace=False).tolist())
+
+
+def sample(federation: Federation, size: int | None, round_: int, purpose: str) -> list[ClientId]:
+    """So many different clients, ascending, drawn for a round and a purpose; None takes all."""
+    count = federation.config.clients.count
+    if size is None or size >= count:
+        return list(range(count))
+    rng = federation.rng.at("round", round_, purpose).numpy()
+    return sorted(int(k) for k in rng.choice(count, size, replace=False))

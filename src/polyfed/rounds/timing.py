@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from polyfed.base.types import ClientId
 
 
 @dataclass(frozen=True)
-class Loss:
+class Wasted:
     """What a client did in vain.
 
     Args:
@@ -25,10 +26,10 @@ class Loss:
     flops: int = 0
     seconds: float = 0.0
 
-    def __add__(self, other: Loss) -> Loss:
+    def __add__(self, other: Wasted) -> Wasted:
         """Two losses of one client, the later last; its reason stands for both."""
         sums = (getattr(self, name) + getattr(other, name) for name in ("bytes_up", "bytes_down", "flops", "seconds"))
-        return Loss(other.reason, *sums)
+        return Wasted(other.reason, *sums)
 
 
 @dataclass
@@ -47,6 +48,17 @@ class Timing:
     start: float
     seconds: float = 0.0
     clients: dict[ClientId, float] = field(default_factory=dict[ClientId, float])
-    losses: dict[ClientId, Loss] = field(default_factory=dict[ClientId, Loss])
+    losses: dict[ClientId, Wasted] = field(default_factory=dict[ClientId, Wasted])
     void: bool = False
     testing: float = 0.0
+
+
+#: Why a client that was asked did not count, and the sentence that the algorithm's `Replies` hold.
+REASONS: Mapping[str, str] = {
+    "absent": "its device is not there at this hour",
+    "memory": "its device has too little memory for a step",
+    "dropped": "it vanished",
+    "late": "no reply within the deadline",
+    "surplus": "enough others had answered",
+    "void": "too few answered: the round is void",
+}

@@ -15,23 +15,13 @@ from polyfed.base.types import ClientId
 from polyfed.config.profiles import Profile
 from polyfed.core.clients import Cohort, Replies
 from polyfed.execute.drivers import Driver
-from polyfed.rounds.availability import Fleet
+from polyfed.rounds.availability import Availability
 from polyfed.rounds.clients import Down, Report, Simulated, TooFewRepliesError
 from polyfed.rounds.federation import Federation
 from polyfed.rounds.round import Played, play_round
 from polyfed.rounds.scoring import Score
 from polyfed.rounds.selection import draw_cohort
-from polyfed.rounds.timing import Loss, Timing
-
-#: Why a client that was asked did not count, and the sentence that the algorithm's `Replies` hold.
-REASONS: Mapping[str, str] = {
-    "absent": "its device is not there at this hour",
-    "memory": "its device has too little memory for a step",
-    "dropped": "it vanished",
-    "late": "no reply within the deadline",
-    "surplus": "enough others had answered",
-    "void": "too few answered: the round is void",
-}
+from polyfed.rounds.timing import REASONS, Timing, Wasted
 
 
 def ended(
@@ -67,7 +57,7 @@ def ended(
     return max((told, *arrivals.values())), {}
 
 
-def done(profile: Profile, report: Report, until: float) -> Loss:
+def done(profile: Profile, report: Report, until: float) -> Wasted:
     """What a client has done ``until`` seconds after it was asked; it receives, computes and sends in turn."""
     amounts = (report.down.total, report.work.flops, report.up.total)
     begun, shares = 0.0, list[int]()
@@ -75,7 +65,7 @@ def done(profile: Profile, report: Report, until: float) -> Loss:
         share = 1.0 if needed == 0 or until >= begun + needed else max(0.0, (until - begun) / needed)
         shares.append(round(share * amount))
         begun += needed
-    return Loss("", shares[2], shares[0], shares[1], min(until, begun))
+    return Wasted("", shares[2], shares[0], shares[1], min(until, begun))
 
 
 class TimedClients:
@@ -91,10 +81,10 @@ class TimedClients:
     """
 
     def __init__(self, federation: Federation, clients: Simulated, say: Callable[[str], None]) -> None:
-        assert federation.fleet is not None
+        assert federation.availability is not None
         assert federation.config.devices is not None
         self.federation, self.clients, self.say = federation, clients, say
-        self.fleet: Fleet = federation.fleet
+        self.availability: Availability = federation.availability
         self.rules = federation.config.devices
         self.timing = Timing(0.0)
         self._phase = 0
@@ -117,13 +107,13 @@ class TimedClients:
             return Played(server, cohort, {}, self.timing)
 
     def _void(self) -> None:
-        self.clients.forget()
+        self.clients.discard_round()
         for client, report in self._counted:
             self._lose(client, report, "void")
         self.timing.clients.clear()
         self.timing.void = True
         if self.timing.seconds == 0:  # nobody was there, or could begin: the server waits for the next full hour
-            self.timing.seconds = self.fleet.next_hour(self.timing.start)
+            self.timing.seconds = self.availability.next_hour(self.timing.start)
 
     def exchange(self, cohort: Cohort, down: Down, *, score: bool = False) -> tuple[Replies, dict[ClientId, Report]]:
         """Send each client its message and bring back the replies that come in time.
@@ -133,10 +123,12 @@ class TimedClients:
         """
         self._phase += 1
         asked = sorted(down)
-        there = dict(zip(asked, self.fleet.there(asked, self.timing.start + self.timing.seconds), strict=True))
+        there = dict(
+            zip(asked, self.availability.available(asked, self.timing.start + self.timing.seconds), strict=True)
+        )
         present = {client: message for client, message in down.items() if there[client]}
         replies, reports = self.clients.exchange(cohort, present, score=score)
-        profiles = {client: self.fleet.profile(client) for client in reports}
+        profiles = {client: self.availability.profile(client) for client in reports}
         needed = {client: sum(self._legs(profiles[client], report)) for client, report in reports.items()}
         failed = dict.fromkeys((client for client in asked if not there[client]), "absent")
         failed |= dict.fromkeys(
@@ -155,7 +147,7 @@ class TimedClients:
         )
         failed |= late
         self.timing.seconds += seconds
-        self.clients.undo([client for client in reports if client in failed])
+        self.clients.discard([client for client in reports if client in failed])
         for client, reason in failed.items():
             until = told.get(client, needed.get(client, 0.0) * vanishing.get(client, 1.0))
             self._lose(client, reports.get(client), reason, until)
@@ -201,9 +193,9 @@ class TimedClients:
 
     def _lose(self, client: ClientId, report: Report | None, reason: str, until: float | None = None) -> None:
         if report is None:
-            loss = Loss(reason)
+            loss = Wasted(reason)
         else:
-            profile = self.fleet.profile(client)
+            profile = self.availability.profile(client)
             until = sum(self._legs(profile, report)) if until is None else until
             loss = replace(done(profile, report, until), reason=reason)
             self.timing.testing += report.score.seconds if report.score else 0.0

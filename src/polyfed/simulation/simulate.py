@@ -22,10 +22,10 @@ from polyfed.config import Config
 from polyfed.config.profiles import to_csv
 from polyfed.core.message import Nothing, State
 from polyfed.data.partition.partition import Partition
-from polyfed.execute.placement import Place
+from polyfed.execute.placement import Placement
 from polyfed.parallel.pool import WorkerError
-from polyfed.parallel.setup import Crew
-from polyfed.rounds.callbacks import Interrupted, Quiet, Watch
+from polyfed.parallel.setup import Execution
+from polyfed.rounds.callbacks import Callback, Interrupted, Quiet
 from polyfed.rounds.evaluation import Evaluation, Evaluator
 from polyfed.rounds.federation import Federation, prepare
 from polyfed.rounds.gradient import gradient_squared
@@ -39,13 +39,13 @@ from polyfed.storage.state_store import Store
 STARTED = ("lock", "environment.json", "partition.npz", "devices.csv", "choices.json", *LOGS)
 
 
-def simulate(config: Config, *, out: Path | None = None, watch: Watch | None = None) -> dict[str, Any]:
+def simulate(config: Config, *, out: Path | None = None, callback: Callback | None = None) -> dict[str, Any]:
     """Run a configuration from the start.
 
     Args:
         config: what to run.
         out: the run directory, new or empty; by default ``runs/<name>-<algorithm>-<time>``.
-        watch: who looks on.
+        callback: who looks on.
 
     Returns:
         What summary.json holds; docs/run-directory.md explains each key.
@@ -65,13 +65,13 @@ def simulate(config: Config, *, out: Path | None = None, watch: Watch | None = N
         _check_new(folder)  # again: while this process prepared, another may have begun here and be gone
         files.write_json(run_dir.file("environment.json"), environment(config))
         federation.partition.save(run_dir.file("partition.npz"))
-        if federation.fleet is not None:
-            files.write(run_dir.file("devices.csv"), to_csv(federation.fleet.profiles).encode())
+        if federation.availability is not None:
+            files.write(run_dir.file("devices.csv"), to_csv(federation.availability.profiles).encode())
         files.write(run_dir.file("config.toml"), config.to_toml().encode())  # last: it marks the directory as a run
-        return _Run(federation, run_dir, watch or Quiet()).play()
+        return _Run(federation, run_dir, callback or Quiet()).play()
 
 
-def resume(folder: Path, *, watch: Watch | None = None) -> dict[str, Any]:
+def resume(folder: Path, *, callback: Callback | None = None) -> dict[str, Any]:
     """Go on with a run from its last checkpoint; a complete run returns its summary.
 
     Raises:
@@ -88,7 +88,7 @@ def resume(folder: Path, *, watch: Watch | None = None) -> dict[str, Any]:
                 f"the data or the partition changed since {folder} was started (its partition is {stored[:12]}, "
                 f"now it is {federation.partition.hash[:12]}); give it the same data, or start a new run"
             )
-        return _Run(federation, run_dir, watch or Quiet()).play()
+        return _Run(federation, run_dir, callback or Quiet()).play()
 
 
 def _check_new(folder: Path) -> None:
@@ -111,12 +111,12 @@ def _held(folder: Path) -> Generator[RunDir]:
 
 
 @contextmanager
-def _settings(config: Config, place: Place) -> Generator[None]:
+def _settings(config: Config, placement: Placement) -> Generator[None]:
     """Pin what the numbers depend on, and give it back."""
     threads = torch.get_num_threads()
     torch.set_num_threads(config.run.threads or threads)
     try:
-        with place.defaults():
+        with placement.defaults():
             yield
     finally:
         torch.set_num_threads(threads)
@@ -125,28 +125,34 @@ def _settings(config: Config, place: Place) -> Generator[None]:
 class _Run:
     """The loop over rounds and what it carries from one to the next."""
 
-    def __init__(self, federation: Federation, run_dir: RunDir, watch: Watch) -> None:
-        self.federation, self.run_dir, self.watch = federation, run_dir, watch
+    def __init__(self, federation: Federation, run_dir: RunDir, callback: Callback) -> None:
+        self.federation, self.run_dir, self.callback = federation, run_dir, callback
         config = federation.config
-        self.place = Place.of(config.run.device, config.run.precision)
+        self.placement = Placement.of(config.run.device, config.run.precision)
         states = federation.algorithm.states
         self.store = Store(run_dir.states, states, resident=config.run.store == "memory")
         choices, lock = run_dir.file("choices.json"), (run_dir.lock,)
-        self.crew = Crew(federation, self.store, self.place, choices=choices, say=watch.note, close=lock)
-        self.driver = self.crew.driver
-        self.evaluator = Evaluator(federation, self.place, self.driver.costs)
+        self.execution = Execution(
+            federation, self.store, self.placement, choices=choices, say=callback.note, close=lock
+        )
+        self.driver = self.execution.driver
+        self.evaluator = Evaluator(federation, self.placement, self.driver.costs)
         self.round = 0
         self.server: State = Nothing()
         self.identity = f"{config.hash()[:16]}-{federation.partition.hash[:16]}"
 
     def play(self) -> dict[str, Any]:
         run, algorithm = self.federation.config.run, self.federation.algorithm
-        with _settings(self.federation.config, self.place), self.crew as self.clients:
-            self.timed = TimedClients(self.federation, self.clients, self.watch.note) if self.federation.fleet else None
+        with _settings(self.federation.config, self.placement), self.execution as self.clients:
+            self.timed = (
+                TimedClients(self.federation, self.clients, self.callback.note)
+                if self.federation.availability
+                else None
+            )
             found = self.run_dir.restore(self.store, algorithm.states, self.identity)
             self.round, self.server, progress = found or (0, Nothing(), None)
             self.ledger = Ledger(self.federation, progress)
-            self.watch.started(self.run_dir.path, self.federation.config, self.round + 1)
+            self.callback.started(self.run_dir.path, self.federation.config, self.round + 1)
             self.whole = found is not None  # server, store, ledger and logs agree on self.round
             try:
                 if found is None:
@@ -176,7 +182,7 @@ class _Run:
                 raise
         summary = self.ledger.summary(str(self.run_dir.path), self.run_dir.trained())
         files.write_json(self.run_dir.file("summary.json"), summary)
-        self.watch.ended(summary)
+        self.callback.ended(summary)
         return summary
 
     def _play(self, round_: int) -> Played:
@@ -186,8 +192,8 @@ class _Run:
         return play_round(self.federation, self.server, round_, self.clients, self.driver, score=score)
 
     def _save(self) -> None:
-        self.clients.settle()
-        self.ledger.peaked(self.crew.peak())
+        self.clients.flush()
+        self.ledger.peaked(self.execution.peak())
         self.run_dir.save(self.round, self.server, self.store, self.ledger.progress, self.identity)
 
     def _due(self, round_: int) -> bool:
@@ -217,7 +223,7 @@ class _Run:
         self.run_dir.append("rounds.jsonl", [row])
         self.run_dir.append("clients.jsonl", client_rows(self.federation, self.round, played, found))
         self.whole = True
-        self.watch.round_ended(row)
+        self.callback.round_ended(row)
 
 
 def environment(config: Config) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from polyfed.storage.state_store import Store
 LOGS = ("rounds.jsonl", "clients.jsonl")
 
 #: Raised when a run directory of before could not be resumed any more.
-LAYOUT = 2
+LAYOUT = 3
 
 
 class RunDirInUseError(RunDirError):
@@ -135,7 +135,7 @@ class RunDir:
         for path in folder.glob("server-round-*.safetensors"):
             if path.name != name:
                 path.unlink(missing_ok=True)
-        store.settle(round_)
+        store.prune(round_)
 
     def _sync(self, name: str) -> int:
         os.fsync(self._logs[name].fileno())

@@ -147,7 +147,7 @@ class Store:
     def save(self) -> dict[str, Any]:
         """Write what is not on disk yet; returns what a manifest needs to know the states again.
 
-        Until `settle` is called the states of the checkpoint before can be restored, too.
+        Until `prune` is called the states of the checkpoint before can be restored, too.
         """
         self._write_dirty()
         if self._db is not None:
@@ -162,7 +162,7 @@ class Store:
             seal = (seal if before is None else seal.minus(client, *before)).plus(client, round_, sha256)
         return seal
 
-    def settle(self, round_: int) -> None:
+    def prune(self, round_: int) -> None:
         """The manifest of ``round_`` is written: what its states supersede goes."""
         written = dict(self._written)
         self._settled = (round_, self._sealed())  # first: Ctrl-C below must leave what a further save builds upon

@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from polyfed.base.types import ClientId
+from polyfed.base.types import ClientId, Parts
 from polyfed.core.clients import Cohort, Replies, Reply
 from polyfed.core.message import Message, Size, State, decode, encode, size
 from polyfed.execute.cost import CostCounter, StepCost
-from polyfed.execute.drivers import Driver
+from polyfed.execute.drivers import Calls, Driver, Outcome
 from polyfed.rounds.clients import Down, LocalClients, Report
 from polyfed.rounds.federation import Federation
 from polyfed.rounds.scoring import Score
@@ -44,7 +44,8 @@ class Visit:
         down: what it received.
         after: its private state when it answered.
         up: what it sent.
-        report: what that cost; ``report.work.parts`` is what its last fit ended with.
+        report: what that cost.
+        trained: what its last fit ended with.
         seen: the digests of ``before`` and ``down`` on arrival, and of ``after`` and ``up`` on departure.
     """
 
@@ -55,6 +56,7 @@ class Visit:
     after: State
     up: Message | None
     report: Report
+    trained: Parts
     seen: tuple[str, str, str, str]
 
     def written(self) -> list[str]:
@@ -69,6 +71,13 @@ class Watched(LocalClients):
     def __init__(self, federation: Federation, driver: Driver, store: Store) -> None:
         super().__init__(federation, driver, store)
         self.visits: list[Visit] = []
+        self._trained: dict[ClientId, Parts] = {}
+
+    def play(self, calls: Calls) -> dict[ClientId, Outcome]:
+        """Run the clients and remember what their last fits ended with."""
+        outcomes = super().play(calls)
+        self._trained = {client: outcome.trained for client, outcome in outcomes.items()}
+        return outcomes
 
     def exchange(self, cohort: Cohort, down: Down, *, score: bool = False) -> tuple[Replies, dict[ClientId, Report]]:
         """Pass the messages on and write down what came and what went."""
@@ -90,6 +99,7 @@ class Watched(LocalClients):
                     after,
                     reply.message,
                     reports[client],
+                    self._trained[client],
                     (*arrived[client], digest(after), digest(reply.message)),
                 )
             )

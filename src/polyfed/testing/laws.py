@@ -25,10 +25,8 @@ from polyfed.base.types import ClientId
 from polyfed.core.clients import ClientInfo, Cohort, Replies, Reply
 from polyfed.core.message import Message, State, encode
 from polyfed.core.requests import Exchange, drive
-from polyfed.execute import replay, stacked
 from polyfed.execute.choice import threads
 from polyfed.execute.local_training import bind
-from polyfed.models.split import SplitModel
 from polyfed.rounds.callbacks import Quiet
 from polyfed.rounds.evaluation import Evaluator
 from polyfed.rounds.round import play_round
@@ -148,7 +146,7 @@ def test_batched_equals_sequential_in_single_precision(subject: Subject) -> None
 
 def _gaps(one: Run[Watched], many: Run[Watched]) -> list[float]:
     """For each client how far what it last trained is apart: over the norm of all of it together."""
-    last = [{visit.client: visit.report.work.parts for visit in run.clients.visits} for run in (one, many)]
+    last = [{visit.client: visit.trained for visit in run.clients.visits} for run in (one, many)]
     gaps: list[float] = []
     for client, parts in last[0].items():
         ours, theirs = tensors(parts), tensors(last[1][client])
@@ -158,7 +156,7 @@ def _gaps(one: Run[Watched], many: Run[Watched]) -> list[float]:
     return gaps
 
 
-def test_replayed_equals_stacked(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replayed_equals_stacked(subject: Subject) -> None:
     """Steps of stacked clients that are replayed from a trace do what they do as they are, within 1e-9 of each norm.
 
     Not bitwise: the gradient of a dense layer goes into the weights as the two factors that it is the product of.
@@ -169,16 +167,8 @@ def test_replayed_equals_stacked(subject: Subject, monkeypatch: pytest.MonkeyPat
     even: Tables = {"clients": {"models": [network]}, "partition": {"kind": "iid", "alpha": None, "min_samples": None}}
     full: Tables = {"train": {"epochs": None, "steps": 3, "batch_size": 9, "optimizer": "sgd", "momentum": 0.0}}
     called = play(subject.federation(even, full), local, rounds=2, driver="batched", precision="fp64")
-    monkeypatch.setattr(replay, "AFTER", 0)
-    monkeypatch.setattr(stacked, "SIZES", range(2, 10))
-    monkeypatch.setattr(stacked, "has_images", no_images)
-    replayed = play(subject.federation(even, full), local, rounds=2, driver="batched", precision="fp64")
+    replayed = play(subject.federation(even, full), local, rounds=2, driver="replayed", precision="fp64")
     close(replayed, called)
-
-
-def no_images(models: Mapping[str, SplitModel]) -> bool:
-    """In the place of `polyfed.execute.stacked.has_images`: whatever the networks are, they count as dense."""
-    return False
 
 
 def test_channels_last_equals_sequential(subject: Subject) -> None:
@@ -246,7 +236,7 @@ def _visits(subject: Subject, clients: list[ClientId], driver: str) -> dict[Clie
     for visit in subject.run().clients.visits:
         if visit.round == 2:  # they come as they left the first round
             met.store.put(visit.client, visit.before, 1)
-    with works.place.defaults():
+    with works.placement.defaults():
         steps = federation.algorithm.server_round(server, draw_cohort(federation, 2))
         request = next(steps)
         while not isinstance(request, Exchange):
@@ -301,7 +291,7 @@ def test_other_process_same_run(subject: Subject, child: Child) -> None:
 
 
 def _evaluated(run: Run[Any]) -> Any:
-    place = run.driver.place
+    place = run.driver.placement
     with place.defaults():
         found = Evaluator(run.federation, place, run.driver.costs).evaluate(run.servers[-1], run.clients, 3)
     return {client: (score.examples, score.correct, score.down) for client, score in found.scores.items()}
@@ -367,7 +357,7 @@ def test_predicting_writes_nothing(subject: Subject) -> None:
     have. A client that never trained predicts too.
     """
     run = subject.run()
-    federation, server, place = run.federation, run.servers[-1], run.driver.place
+    federation, server, place = run.federation, run.servers[-1], run.driver.placement
     algorithm = federation.algorithm
     names: set[tuple[str, ...]] = set()
     was = digest(server), {client: digest(state) for client, state in run.privates.items()}
@@ -376,8 +366,8 @@ def test_predicting_writes_nothing(subject: Subject) -> None:
             here = federation.local(client, 3)
             x, _ = federation.data.test(client).batch(torch.arange(2), dtype=place.dtype)
             for private in (trained, algorithm.init_client(federation.local(client, 0))):
-                received = algorithm.broadcast(server, here.info)
-                parts = drive(algorithm.parts(private, received, here), run.driver.perform)
+                received = algorithm.message_for(server, here.info)
+                parts = drive(algorithm.predictor_parts(private, received, here), run.driver.perform)
                 before = digest(private), digest(received), digest(parts)
                 for model in here.models.values():
                     model.train(False)
@@ -427,7 +417,7 @@ def test_resumed_run_is_the_same_run(subject: Subject, tmp_path: Path) -> None:
     config = subject.config({"clients": {"participation": 0.5}})
     simulate(config, out=tmp_path / "straight")
     with pytest.raises(_KilledError):
-        simulate(config, out=tmp_path / "killed", watch=_Killer())
+        simulate(config, out=tmp_path / "killed", callback=_Killer())
     resume(tmp_path / "killed")
     names = {
         path.relative_to(tmp_path / "straight")
@@ -485,7 +475,7 @@ def _aggregate(subject: Subject, answers: Sequence[tuple[ClientInfo, list[Messag
         now = next(turn)
         return Replies(tuple(Reply(info, of_one[now]) for info, of_one in answers))
 
-    with works.place.defaults():
+    with works.placement.defaults():
         return drive(run.federation.algorithm.server_round(run.servers[1], cohort), perform)
 
 
@@ -555,16 +545,16 @@ def test_idle_rounds_change_nothing(subject: Subject) -> None:
 def test_broadcast_does_not_depend_on_the_id(subject: Subject) -> None:
     """What a client receives in order to predict depends on its network and capacity alone.
 
-    Catches a ``personal_broadcast`` that is not declared: evaluation sends one message to all clients of a kind.
+    Catches a ``personal_message`` that is not declared: evaluation sends one message to all clients of a kind.
     """
     run = subject.run()
-    if run.federation.algorithm.personal_broadcast:
+    if run.federation.algorithm.personal_message:
         return
     for client in run.privates:
         info = run.federation.info(client)
         other = replace(info, id=client + 1)
-        mine, theirs = (run.federation.algorithm.broadcast(run.servers[-1], k) for k in (info, other))
-        assert not differences(mine, theirs), f"client {client} under another number; set personal_broadcast = True"
+        mine, theirs = (run.federation.algorithm.message_for(run.servers[-1], k) for k in (info, other))
+        assert not differences(mine, theirs), f"client {client} under another number; set personal_message = True"
 
 
 # ------------------------------------------------------------------------------------------------------ learning
@@ -578,7 +568,7 @@ def test_learns(subject: Subject) -> None:
     federation = subject.learning()
     driver = make_driver("sequential", "fp32")
     clients, rounds = local(federation, driver), federation.config.run.rounds
-    evaluator = Evaluator(federation, driver.place, driver.costs)
+    evaluator = Evaluator(federation, driver.placement, driver.costs)
     server: State = federation.algorithm.init_server(federation.task, federation.rng.at("server"))
     before = evaluator.evaluate(server, clients, 0).mean()
     for round_ in range(1, rounds + 1):

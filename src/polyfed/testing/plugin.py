@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -44,10 +42,10 @@ def pytest_configure(config: pytest.Config) -> None:
     if not names:
         return
     from polyfed.base.errors import ConfigError
+    from polyfed.base.imports import search_working_directory
     from polyfed.config import algorithm_class
 
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    search_working_directory()
     for name in names:
         try:
             algorithm_class(name)

@@ -27,7 +27,7 @@ from polyfed.config import Config
 from polyfed.core.clients import Cohort, Replies, Reply
 from polyfed.core.message import decode, encode
 from polyfed.execute.drivers import Work, make_driver
-from polyfed.execute.placement import Place
+from polyfed.execute.placement import Placement
 from polyfed.rounds.clients import Down, LocalClients, Report, measure
 from polyfed.rounds.federation import Federation, prepare
 from polyfed.rounds.scoring import Score
@@ -79,17 +79,17 @@ class ProcessClients:
     Args:
         child: where they live; what lived there before is gone.
         federation: the server's view; the other process makes its own from the configuration.
-        place: device and precision of the clients' work.
+        placement: device and precision of the clients' work.
         driver: by which they run.
     """
 
-    def __init__(self, child: Child, federation: Federation, place: Place, driver: str = "sequential") -> None:
+    def __init__(self, child: Child, federation: Federation, placement: Placement, driver: str = "sequential") -> None:
         self.child, self.federation = child, federation
         answer, _ = child.ask(
             {
                 "do": "open",
                 "config": federation.config.to_dict(),
-                "place": [str(place.device), place.precision],
+                "place": [str(placement.device), placement.precision],
                 "driver": driver,
                 "threads": torch.get_num_threads(),
             }
@@ -156,15 +156,15 @@ class _Served:
 
     def __init__(self, header: Mapping[str, Any]) -> None:
         torch.set_num_threads(header["threads"])
-        self.place = Place.of(*header["place"])
+        self.placement = Placement.of(*header["place"])
         federation = prepare(Config.parse(header["config"]))
         store = Store(Path("never-written"), federation.algorithm.states, resident=True)
-        driver = make_driver(header["driver"], self.place)
-        driver.costs = Unpriced(self.place)
+        driver = make_driver(header["driver"], self.placement)
+        driver.costs = Unpriced(self.placement)
         self.clients = LocalClients(federation, driver, store)
 
     def answer(self, header: Mapping[str, Any], frames: list[bytes]) -> tuple[dict[str, Any], list[bytes]]:
-        with self.place.defaults():
+        with self.placement.defaults():
             if header["do"] == "commit":
                 self.clients.commit()
                 return {}, []

@@ -22,10 +22,11 @@ from polyfed.core.clients import ClientInfo
 from polyfed.core.message import State
 from polyfed.core.requests import Fit, Fitted, drive
 from polyfed.data.readers.digits import load_digits
-from polyfed.execute.choice import Way, Ways
+from polyfed.execute.choice import ExecutionChoice, ExecutionName
 from polyfed.execute.drivers import Auto, Batched, Calls, Outcome, Sequential, Work
-from polyfed.execute.placement import Place, Precision
-from polyfed.parallel.clients import Site, WorkerClients
+from polyfed.execute.placement import Placement, Precision
+from polyfed.execute.stacked import StackRule
+from polyfed.parallel.clients import Worker, WorkerClients
 from polyfed.parallel.pool import Pool
 from polyfed.rounds.clients import Clients, LocalClients
 from polyfed.rounds.federation import Federation, prepare
@@ -79,18 +80,25 @@ class Idle(Sequential):
 class ChannelsLast(Auto):
     """Everything with the channels of images innermost, whether or not it pays."""
 
-    def __init__(self, place: Place) -> None:
-        super().__init__(place, Innermost())
+    def __init__(self, placement: Placement) -> None:
+        super().__init__(placement, Innermost())
 
 
-class Innermost(Ways):
+class Replayed(Batched):
+    """Every step of a stack is replayed from a trace, whatever the networks are and from the first step on."""
+
+    def __init__(self, placement: Placement) -> None:
+        super().__init__(placement, rule=StackRule(sizes=range(2, 10), after=0, images=True))
+
+
+class Innermost(ExecutionChoice):
     """One way for all."""
 
-    def of(self, fit: Fit) -> Way:
+    def of(self, fit: Fit) -> ExecutionName:
         """Channels innermost."""
         return "channels-last"
 
-    def of_testing(self, client: ClientInfo) -> Way:
+    def of_testing(self, client: ClientInfo) -> ExecutionName:
         """Channels innermost."""
         return "channels-last"
 
@@ -99,15 +107,16 @@ _DRIVERS: Mapping[str, type[Sequential]] = {
     "channels-last": ChannelsLast,
     "sequential": Sequential,
     "batched": Batched,
+    "replayed": Replayed,
     "backwards": Backwards,
     "idle": Idle,
 }
 
 
 def make_driver(name: str, precision: Precision) -> Sequential:
-    """``"sequential"``, ``"batched"`` whether or not it pays, ``"backwards"`` or ``"idle"``; on the CPU, unpriced."""
-    driver = _DRIVERS[name](Place.of("cpu", precision))
-    driver.costs = Unpriced(driver.place)
+    """One of `_DRIVERS` on the CPU, which counts no costs."""
+    driver = _DRIVERS[name](Placement.of("cpu", precision))
+    driver.costs = Unpriced(driver.placement)
     return driver
 
 
@@ -134,7 +143,7 @@ class Run(Generic[C]):
         """Every client's private state at the end, where it is at hand."""
         if not isinstance(self.clients, LocalClients | WorkerClients):
             raise TypeError("these clients' states stay in another process; ask for their digests")
-        with self.driver.place.defaults():
+        with self.driver.placement.defaults():
             return {client: self.clients.private(client) for client in range(self.federation.config.clients.count)}
 
 
@@ -149,7 +158,7 @@ def play(
     """The first rounds of a run, without its directory and its evaluations."""
     works = make_driver(driver, precision)
     met = clients(federation, works)
-    with works.place.defaults():
+    with works.placement.defaults():
         servers = [federation.algorithm.init_server(federation.task, federation.rng.at("server"))]
         seen = [digest(servers[0])]
         for round_ in range(1, rounds + 1):
@@ -181,7 +190,7 @@ def wired(federation: Federation, driver: Sequential) -> Wired:
 
 def elsewhere(child: Child) -> Callable[[Federation, Sequential], ProcessClients]:
     """Clients in another process, for `play`."""
-    return lambda federation, driver: ProcessClients(child, federation, driver.place)
+    return lambda federation, driver: ProcessClients(child, federation, driver.placement)
 
 
 @contextmanager
@@ -190,9 +199,9 @@ def workers(count: int) -> Generator[Callable[[Federation, Sequential], WorkerCl
     pools: list[Pool] = []
 
     def made(federation: Federation, driver: Sequential) -> WorkerClients:
-        pool = Pool([partial(_site, federation, driver.place) for _ in range(count)])
+        pool = Pool([partial(_worker, federation, driver.placement) for _ in range(count)])
         pools.append(pool)
-        return WorkerClients(federation, pool, memory(federation), Ways(), driver, resident=True)
+        return WorkerClients(federation, pool, memory(federation), ExecutionChoice(), driver, resident=True)
 
     try:
         yield made
@@ -201,8 +210,8 @@ def workers(count: int) -> Generator[Callable[[Federation, Sequential], WorkerCl
             pool.close()
 
 
-def _site(federation: Federation, place: Place) -> Any:
-    return Site(federation, place, "sequential", None).methods()
+def _worker(federation: Federation, placement: Placement) -> Any:
+    return Worker(federation, placement, "sequential", None).methods()
 
 
 class Subject:

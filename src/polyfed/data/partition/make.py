@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from polyfed.base.errors import ConfigError, DataError
 from polyfed.base.rng import Rng
+from polyfed.base.text import nearest
 from polyfed.data.catalogue import PARTITION_OPTIONS, PARTITIONS
 from polyfed.data.dataset import Dataset
 from polyfed.data.partition.apportion import (
@@ -207,9 +207,8 @@ def _check_settings(
 ) -> dict[str, object]:
     """The settings as they go into ``about``; every fault is reported at once."""
     if kind not in PARTITIONS:
-        close = difflib.get_close_matches(kind, PARTITIONS, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ConfigError(f"kind: got {kind!r}; expected one of {', '.join(PARTITIONS)}{hint}")
+        near = nearest(kind, PARTITIONS)
+        raise ConfigError(f"kind: got {kind!r}; expected one of {', '.join(PARTITIONS)}{near}")
     known = PARTITION_OPTIONS[kind]
     faults = [
         f"{name}: not an option of partition {kind!r}; it has {', '.join(known) or 'none'}"

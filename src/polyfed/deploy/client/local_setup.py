@@ -64,8 +64,8 @@ def _own(path: Path, stamp: int, options: str, client: int, text: str) -> tuple[
 
 
 @dataclass(frozen=True)
-class Site:
-    """A client at home.
+class LocalSetup:
+    """A client's own data and networks.
 
     Args:
         settings: its own.
@@ -84,7 +84,7 @@ class Site:
     algorithm: Algorithm
 
     @classmethod
-    def of(cls, settings: NodeSettings, config: Config) -> Site:
+    def of(cls, settings: NodeSettings, config: Config) -> LocalSetup:
         """Load what this client holds.
 
         Raises:
@@ -122,8 +122,8 @@ class Site:
             str(self.config.clients.model(client)) if self.settings.model is None else "",
         )
 
-    def fitting(self, facts: TaskFacts) -> Site:
-        """This site for the task of all: classes that no row here has are known all the same.
+    def fitting(self, facts: TaskFacts) -> LocalSetup:
+        """This client for the task of all: classes that no row here has are known all the same.
 
         Raises:
             DataError: the data have another shape, or more classes.

@@ -22,15 +22,15 @@ from polyfed.base.types import Parts
 from polyfed.config import Config
 from polyfed.core.message import Message, State, decode, encode
 from polyfed.core.requests import Fit, Fitted, drive
-from polyfed.deploy.client.local_setup import Site, task_of
-from polyfed.deploy.client.state_dir import Vault, private_folder
+from polyfed.deploy.client.local_setup import LocalSetup, task_of
+from polyfed.deploy.client.state_dir import ClientStateDir, private_folder
 from polyfed.deploy.settings import NodeSettings
 from polyfed.deploy.wire import headers
 from polyfed.deploy.wire.frames import Frame, pack, unpack
-from polyfed.deploy.wire.headers import About, Answer, Counts, Request
+from polyfed.deploy.wire.headers import About, Counts, ReplyHeader, RequestHeader
 from polyfed.execute.drivers import Sequential, Work
 from polyfed.execute.local_training import bind, tree_to
-from polyfed.execute.placement import Place
+from polyfed.execute.placement import Placement
 from polyfed.models.zoo import build
 from polyfed.rounds.scoring import Scorer
 
@@ -44,7 +44,6 @@ class _Uncounted(Sequential):
         """Note what the fit ended with, nothing more."""
         work.steps += fitted.steps
         work.loss = fitted.loss
-        work.parts = {**fit.frozen, **fitted.parts}
 
 
 class Clock:
@@ -83,7 +82,7 @@ def answer(
     Raises:
         MessageError: the header cannot be read, so there is nothing to answer to.
     """
-    request = headers.load(Request, header)
+    request = headers.load(RequestHeader, header)
     try:
         return _Node(request, body, settings, wait or (lambda moment: None), imported).answer()
     except Exception as error:
@@ -91,7 +90,7 @@ def answer(
         log.error("client %d, %s %s: %s", settings.client, request.kind, request.key, traceback.format_exc())
         _write_log(settings, request, error)
         name = type(error).__name__ if isinstance(error, (PolyfedError, MemoryError)) else "Error"
-        told = Answer(
+        told = ReplyHeader(
             kind=request.kind,
             experiment=request.experiment,
             key=request.key,
@@ -101,7 +100,7 @@ def answer(
         return headers.dump(told), None
 
 
-def _write_log(settings: NodeSettings, request: Request, error: Exception) -> None:
+def _write_log(settings: NodeSettings, request: RequestHeader, error: Exception) -> None:
     try:
         folder = private_folder(Path(settings.state_dir).expanduser())
         row = {
@@ -121,7 +120,7 @@ def _write_log(settings: NodeSettings, request: Request, error: Exception) -> No
 class _Node:
     def __init__(
         self,
-        request: Request,
+        request: RequestHeader,
         body: bytes | None,
         settings: NodeSettings,
         wait: Callable[[str], None],
@@ -141,10 +140,10 @@ class _Node:
         threads = settings.threads or self.config.run.threads
         if threads:
             torch.set_num_threads(threads)
-        self.place = Place.of(settings.device or self.config.run.device, self.config.run.precision)
+        self.placement = Placement.of(settings.device or self.config.run.device, self.config.run.precision)
         if request.kind == "describe":
             return self._describe()
-        with self.place.defaults():
+        with self.placement.defaults():
             return self._train() if request.kind == "train" else self._evaluate()
 
     def _frame(self, **fields: Any) -> str:
@@ -152,16 +151,16 @@ class _Node:
         told = {key: value for key, value in fields.items() if value is not None}
         head = {"kind": request.kind, "experiment": request.experiment, "key": request.key}
         seconds = self.clock.seconds if self.settings.tells_costs else {}  # they hint at the network's size
-        return headers.dump(Answer(**head, client=self.settings.client, seconds=seconds, **told))
+        return headers.dump(ReplyHeader(**head, client=self.settings.client, seconds=seconds, **told))
 
     def _describe(self) -> Frame:
-        site = Site.of(self.settings, self.config)
-        shape, classes = site.dataset.input_shape, site.dataset.num_classes
-        build(site.spec, input_shape=shape, num_classes=classes)  # a network that cannot work is told before round 1
+        setup = LocalSetup.of(self.settings, self.config)
+        shape, classes = setup.dataset.input_shape, setup.dataset.num_classes
+        build(setup.spec, input_shape=shape, num_classes=classes)  # a network that cannot work is told before round 1
         about = About(
-            client=site.info.id,
-            capacity=site.info.capacity,
-            architecture=site.info.architecture,
+            client=setup.info.id,
+            capacity=setup.info.capacity,
+            architecture=setup.info.architecture,
             input_shape=shape,
             num_classes=classes,
         )
@@ -171,11 +170,11 @@ class _Node:
         if self.request.task is None:
             raise MessageError("the request does not say what the task is")
         with self.clock.of("data"):
-            self.site = Site.of(self.settings, self.config).fitting(self.request.task)
+            self.setup = LocalSetup.of(self.settings, self.config).fitting(self.request.task)
         self.task = task_of(self.config, self.request.task)
-        self.algorithm = self.site.algorithm
+        self.algorithm = self.setup.algorithm
         root = Path(self.settings.state_dir).expanduser()
-        self.vault = Vault(root, self.request.experiment, self.settings.client, self.algorithm.states)
+        self.state_dir = ClientStateDir(root, self.request.experiment, self.settings.client, self.algorithm.states)
 
     def _message(self) -> Message | None:
         with self.clock.of("decode"):
@@ -184,18 +183,18 @@ class _Node:
 
     def _state(self) -> tuple[State, bool]:
         with self.clock.of("load"):
-            state, lost = self.vault.state(self.request.since)
+            state, lost = self.state_dir.state(self.request.since)
         if state is None:
             with self.clock.of("init"):
-                state = self.algorithm.init_client(self.site.local(self.task, 0))
+                state = self.algorithm.init_client(self.setup.local(self.task, 0))
         return state, lost
 
     def _train(self) -> Frame:
         self._prepare()
         request, client = self.request, self.settings.client
-        with self.vault.held():
+        with self.state_dir.held():
             asked = headers.digest(request, self.body)
-            before = self.vault.answered(request.key, asked)
+            before = self.state_dir.answered(request.key, asked)
             if before is not None:
                 log.info("client %d: %s was answered before", client, request.key)
                 return unpack(before)
@@ -203,17 +202,17 @@ class _Node:
             private, lost = self._state()
             self.wait("received")
             with self.clock.of("work"):
-                driver = Sequential(self.place) if self.settings.tells_costs else _Uncounted(self.place)
-                local = self.site.local(self.task, request.key[0])
+                driver = Sequential(self.placement) if self.settings.tells_costs else _Uncounted(self.placement)
+                local = self.setup.local(self.task, request.key[0])
                 outcome = driver.play({client: self.algorithm.client_round(private, message, local)})[client]
             self.wait("trained")
             score = None
-            if request.score and outcome.work.parts and self.settings.tells_scores:
-                score = self._score(outcome.work.parts)
+            if request.score and outcome.trained and self.settings.tells_scores:
+                score = self._score(outcome.trained)
             with self.clock.of("encode"):
                 upload = None if outcome.upload is None else encode(outcome.upload)
             work = outcome.work
-            told = headers.Work(
+            told = headers.WorkReport(
                 loss=work.loss if self.settings.tells_scores else None,
                 **{
                     name: getattr(work, name)
@@ -223,7 +222,7 @@ class _Node:
             )
             header = self._frame(lost=lost, work=told, score=score)
             with self.clock.of("save"):
-                self.vault.keep(request.key, request.settled, asked, outcome.private, pack(header, upload))
+                self.state_dir.keep(request.key, request.settled, asked, outcome.private, pack(header, upload))
             self.wait("kept")
             return self._frame(lost=lost, work=told, score=score), upload
 
@@ -233,18 +232,18 @@ class _Node:
         self._prepare()
         message = self._message()
         private, lost = self._state()
-        local = self.site.local(self.task, self.request.key[0])
-        driver, work = Sequential(self.place), Work()
-        steps = self.algorithm.parts(private, message, local)
+        local = self.setup.local(self.task, self.request.key[0])
+        driver, work = Sequential(self.placement), Work()
+        steps = self.algorithm.predictor_parts(private, message, local)
         score = self._score(drive(steps, lambda request: driver.perform(request, work)), work.flops)
         return self._frame(lost=lost, score=score), None
 
     def _score(self, parts: Parts, spent: int = 0) -> Counts:
         with self.clock.of("score"):
-            driver = Sequential(self.place)
-            models = self.site.local(self.task, self.request.key[0]).models
-            nets = bind(models, tree_to(parts, self.place))
-            scorer = Scorer(self.algorithm, self.place, driver.costs)
-            found = scorer.score(nets, self.site.test())
+            driver = Sequential(self.placement)
+            models = self.setup.local(self.task, self.request.key[0]).models
+            nets = bind(models, tree_to(parts, self.placement))
+            scorer = Scorer(self.algorithm, self.placement, driver.costs)
+            found = scorer.score(nets, self.setup.test())
             told = {"flops": found.flops, "flops_parts": spent} if self.settings.tells_costs else {}
             return Counts(examples=found.examples, correct=found.correct, **told)

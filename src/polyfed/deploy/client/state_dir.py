@@ -29,7 +29,7 @@ from polyfed.storage import state_files
 
 
 @dataclass(frozen=True)
-class Entry:
+class StoredExchange:
     """One exchange that was completed here.
 
     Args:
@@ -45,7 +45,7 @@ class Entry:
     reply: tuple[str, str]
 
 
-class Vault:
+class ClientStateDir:
     """The private states of one client in one experiment; held by one process at a time.
 
     Args:
@@ -60,7 +60,7 @@ class Vault:
         self.folder = private_folder(root) / experiment / f"client-{client}"
         private_folder(self.folder.parent)
         private_folder(self.folder)
-        self.entries: list[Entry] = self._read()
+        self.entries: list[StoredExchange] = self._read()
 
     @contextmanager
     def held(self, seconds: float = 60.0) -> Generator[None]:
@@ -82,14 +82,15 @@ class Vault:
             self.entries = self._read()
             yield
 
-    def _read(self) -> list[Entry]:
+    def _read(self) -> list[StoredExchange]:
         path = self.folder / "pointer.json"
         if not path.exists():
             return []
         try:
             found = json.loads(path.read_bytes())
             return [
-                Entry(_key(e["key"]), str(e["request"]), _file(e["state"]), _file(e["reply"])) for e in found["entries"]
+                StoredExchange(_key(e["key"]), str(e["request"]), _file(e["state"]), _file(e["reply"]))
+                for e in found["entries"]
             ]
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise CheckpointError(
@@ -132,7 +133,7 @@ class Vault:
         """
         told = "-".join(map(str, key))
         names = f"state-{told}-{request[:8]}.safetensors", f"reply-{told}-{request[:8]}.bin"
-        entry = Entry(
+        entry = StoredExchange(
             key,
             request,
             (names[0], self._write(names[0], state_files.dump(state))),

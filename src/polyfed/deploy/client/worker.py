@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 from polyfed.base.errors import PolyfedError
+from polyfed.base.imports import search_working_directory
 from polyfed.deploy.host.parent import with_parent
 from polyfed.deploy.wire.frames import Frame, pack, unpack
 
@@ -113,8 +114,7 @@ def serve(descriptor: int, settings: Path) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "--serve":
-        if os.getcwd() not in sys.path:
-            sys.path.append(os.getcwd())
+        search_working_directory()
         serve(int(sys.argv[2]), Path(sys.argv[3]))
     else:
         keep(Path(sys.argv[1]), Path(sys.argv[2]))

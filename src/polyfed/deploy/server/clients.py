@@ -14,12 +14,12 @@ from polyfed.core.algorithm import Algorithm
 from polyfed.core.clients import ClientInfo, Cohort, Replies, Reply
 from polyfed.core.message import Message, decode, encode
 from polyfed.deploy.client.local_setup import task_of
-from polyfed.deploy.server.registry import Events, Roster
+from polyfed.deploy.server.registry import ClientRegistry, Events
 from polyfed.deploy.server.reply_checks import check_reply
 from polyfed.deploy.settings import Rounds
 from polyfed.deploy.wire import headers
-from polyfed.deploy.wire.headers import Answer, Key, Request
-from polyfed.deploy.wire.transport import Incoming, Kind, Outgoing, Transport
+from polyfed.deploy.wire.headers import Key, ReplyHeader, RequestHeader
+from polyfed.deploy.wire.transport import Incoming, Outgoing, RequestKind, Transport
 from polyfed.execute.drivers import Work
 from polyfed.rounds.clients import Down, Report, TooFewRepliesError, measure
 from polyfed.rounds.scoring import Score
@@ -42,8 +42,8 @@ class Traffic:
 class _Good:
     """Replies to one kind of request, as they come in."""
 
-    answers: dict[ClientId, tuple[Answer, Message | None, int]] = field(
-        default_factory=dict[ClientId, tuple[Answer, Message | None, int]]
+    answers: dict[ClientId, tuple[ReplyHeader, Message | None, int]] = field(
+        default_factory=dict[ClientId, tuple[ReplyHeader, Message | None, int]]
     )
     failed: dict[ClientId, str] = field(default_factory=dict[ClientId, str])
 
@@ -53,7 +53,7 @@ class RemoteClients:
 
     Args:
         transport: to their nodes.
-        roster: who is there.
+        registry: who is there.
         config: the experiment's.
         algorithm: whose messages travel.
         experiment: which run.
@@ -64,14 +64,14 @@ class RemoteClients:
     def __init__(
         self,
         transport: Transport,
-        roster: Roster,
+        registry: ClientRegistry,
         config: Config,
         algorithm: Algorithm,
         experiment: str,
         rounds: Rounds,
         tell: Events,
     ) -> None:
-        self.transport, self.roster, self.config, self.algorithm = transport, roster, config, algorithm
+        self.transport, self.registry, self.config, self.algorithm = transport, registry, config, algorithm
         self.experiment, self.rounds, self.tell = experiment, rounds, tell
         #: The last exchange of each client in a round that counted: what its private state is of.
         self.settled: dict[ClientId, Key] = {}
@@ -149,7 +149,7 @@ class RemoteClients:
 
     def _ask(
         self,
-        kind: Kind,
+        kind: RequestKind,
         key: Key,
         down: Down,
         infos: Mapping[ClientId, ClientInfo],
@@ -181,13 +181,13 @@ class RemoteClients:
                 raise ClientFailedError(f'client {client}, round {key[0]}: {reason}; rounds.on_error is "abort"')
             if again:
                 retried.add(client)
-                self.roster.refresh()
-                if client in self.roster.present:
+                self.registry.refresh()
+                if client in self.registry.present:
                     send([client])
                     return
             found.failed[client] = reason
 
-        absent = [client for client in down if client not in self.roster.node]
+        absent = [client for client in down if client not in self.registry.node]
         for client in absent:
             fail(client, "it is not connected")
         send([client for client in down if client not in absent])
@@ -224,7 +224,7 @@ class RemoteClients:
 
     def _request(
         self,
-        kind: Kind,
+        kind: RequestKind,
         key: Key,
         client: ClientId,
         message: Message | None,
@@ -236,7 +236,7 @@ class RemoteClients:
             encoded[id(message)] = encode(message)
         body = None if message is None else encoded[id(message)]
         settled = self.settled.get(client)
-        request = Request(
+        request = RequestHeader(
             kind=kind,
             experiment=self.experiment,
             key=key,
@@ -245,23 +245,23 @@ class RemoteClients:
             settled=settled,
             score=score,
             config=self.config.to_dict(),
-            task=self.roster.task,
+            task=self.registry.task,
         )
         header = headers.dump(request)
         self.traffic.sent += len(header) + len(body or b"")
         self.traffic.messages += 1
         left = max(1.0, end - time.monotonic())
-        return Outgoing(self.roster.node[client], kind, header, body, f"{key[0]}", left)
+        return Outgoing(self.registry.node[client], kind, header, body, f"{key[0]}", left)
 
     def _read(
         self,
         reply: Incoming,
-        kind: Kind,
+        kind: RequestKind,
         key: Key,
         client: ClientId,
         down: Message | None,
         info: ClientInfo | None,
-    ) -> tuple[Answer, Message | None, int]:
+    ) -> tuple[ReplyHeader, Message | None, int]:
         """A reply, if it may be used.
 
         Raises:
@@ -271,7 +271,7 @@ class RemoteClients:
             raise MessageError(reply.error)
         count = len(reply.header) + len(reply.body or b"")
         self.traffic.received += count
-        answer = headers.load(Answer, reply.header)
+        answer = headers.load(ReplyHeader, reply.header)
         if (answer.kind, answer.experiment, answer.key, answer.client) != (kind, self.experiment, key, client):
             raise MessageError(f"an answer to {answer.kind} {answer.key} of client {answer.client} came instead")
         if answer.error:
@@ -280,8 +280,8 @@ class RemoteClients:
         if reply.body is not None:
             message = decode(reply.body, *self.algorithm.messages, limit=int(self.rounds.max_message * 1e6))
         if info is not None:
-            assert self.roster.task is not None, "the task is known before anything is sent"
-            check_reply(self.algorithm, task_of(self.config, self.roster.task), info, down, message)
+            assert self.registry.task is not None, "the task is known before anything is sent"
+            check_reply(self.algorithm, task_of(self.config, self.registry.task), info, down, message)
         if answer.lost:
             self.tell("lost-state", client=client, round=key[0])
         self.seconds[client] = answer.seconds
@@ -298,11 +298,11 @@ class RemoteClients:
         self._late = {ticket: entry for ticket, entry in self._late.items() if entry[2] > now}
 
 
-def info_of(roster: Roster, config: Config, client: ClientId) -> ClientInfo:
+def info_of(registry: ClientRegistry, config: Config, client: ClientId) -> ClientInfo:
     """What the server knows of a client, connected or not."""
-    about = roster.about.get(client)
+    about = registry.about.get(client)
     if about is None:
-        private = roster.task is not None and not roster.task.architectures
+        private = registry.task is not None and not registry.task.architectures
         known = ClientInfo(client, config.clients.capacity(client), str(config.clients.model(client)))
         return replace(known, architecture="") if private else known
     return ClientInfo(client, about.capacity, about.architecture)

@@ -33,12 +33,12 @@ from polyfed.core.clients import ClientInfo, Cohort
 from polyfed.core.message import Nothing, State
 from polyfed.deploy.client.local_setup import task_of
 from polyfed.deploy.server.clients import ClientFailedError, RemoteClients, info_of
-from polyfed.deploy.server.registry import Roster
+from polyfed.deploy.server.registry import ClientRegistry
 from polyfed.deploy.settings import Deployment
 from polyfed.deploy.wire.headers import TaskFacts
 from polyfed.deploy.wire.transport import Transport
 from polyfed.execute.drivers import make_driver
-from polyfed.execute.placement import Place
+from polyfed.execute.placement import Placement
 from polyfed.parallel.pool import process_peak
 from polyfed.rounds.evaluation import Evaluation, Evaluator
 from polyfed.rounds.federation import Federation
@@ -62,13 +62,13 @@ class View:
 
     config: Config
     algorithm: Algorithm
-    roster: Roster
+    registry: ClientRegistry
 
     @cached_property
     def task(self) -> Task:
         """As the clients describe it."""
-        assert self.roster.task is not None, "the clients have not told the task yet"
-        return task_of(self.config, self.roster.task)
+        assert self.registry.task is not None, "the clients have not told the task yet"
+        return task_of(self.config, self.registry.task)
 
     @cached_property
     def rng(self) -> Rng:
@@ -82,18 +82,18 @@ class View:
 
     def info(self, client: ClientId) -> ClientInfo:
         """What the server knows of a client."""
-        return info_of(self.roster, self.config, client)
+        return info_of(self.registry, self.config, client)
 
 
 class _RemoteEvaluator(Evaluator):
     """Tests by the clients that are there; the server has no test data of its own."""
 
-    def __init__(self, view: View, place: Place, costs: Any) -> None:
-        super().__init__(cast(Federation, view), place, costs)
-        self.roster = view.roster
+    def __init__(self, view: View, placement: Placement, costs: Any) -> None:
+        super().__init__(cast(Federation, view), placement, costs)
+        self.registry = view.registry
 
     def _sample(self, round_: int) -> list[int]:
-        present = set(self.roster.present)
+        present = set(self.registry.present)
         return [client for client in super()._sample(round_) if client in present]
 
     def _whole(self, server: Any, clients: Sequence[ClientId]) -> tuple[dict[str, tuple[float, float]], int]:
@@ -210,11 +210,11 @@ class _Served:
         config = Config.load(run_dir.file("config.toml"))
         algorithm = load_algorithm(config.algorithm.name, config.algorithm.keys)
         self.journal = Journal(run_dir.file("events.jsonl"))
-        self.roster = Roster(transport, config, experiment, self.journal, fixed=deployment.server.node_keys)
-        self.view = View(config, algorithm, self.roster)
-        self.clients = RemoteClients(transport, self.roster, config, algorithm, experiment, self.rules, self.journal)
-        self.place = Place.of(config.run.device, config.run.precision)
-        self.driver = make_driver(config.run.driver, self.place)
+        self.registry = ClientRegistry(transport, config, experiment, self.journal, fixed=deployment.server.node_keys)
+        self.view = View(config, algorithm, self.registry)
+        self.clients = RemoteClients(transport, self.registry, config, algorithm, experiment, self.rules, self.journal)
+        self.placement = Placement.of(config.run.device, config.run.precision)
+        self.driver = make_driver(config.run.driver, self.placement)
         self.store = Store(run_dir.states, algorithm.states, resident=True)  # stays empty: states are the clients'
         self.identity = f"{config.hash()[:16]}-{experiment}"
         self.round, self.void = 0, 0
@@ -223,20 +223,20 @@ class _Served:
     def play(self) -> dict[str, Any]:
         config, algorithm = self.view.config, self.view.algorithm
         torch.set_num_threads(config.run.threads or torch.get_num_threads())
-        with self.place.defaults():
+        with self.placement.defaults():
             found = self.run_dir.restore(self.store, algorithm.states, self.identity)
             progress: dict[str, Any] = {}
             if found is not None:
                 self.round, self.server, progress = found
-                self.roster.task = TaskFacts.model_validate(progress["task"])
+                self.registry.task = TaskFacts.model_validate(progress["task"])
                 self.clients.settled = {int(k): (key[0], key[1], key[2]) for k, key in progress["settled"].items()}
                 self.journal("resumed", round=self.round)
             self._gather()
-            if self.roster.task is None:
-                self.roster.task = self.roster.facts()
+            if self.registry.task is None:
+                self.registry.task = self.registry.facts()
             algorithm.check(self.view.task)
             self.ledger = Ledger(cast(Federation, self.view), progress.get("ledger"))
-            self.evaluator = _RemoteEvaluator(self.view, self.place, self.driver.costs)
+            self.evaluator = _RemoteEvaluator(self.view, self.placement, self.driver.costs)
             if found is None:
                 self.server = algorithm.init_server(self.view.task, self.view.rng.at("server"))
                 self._record(None, 0.0)
@@ -309,7 +309,7 @@ class _Served:
         config = self.view.config
         rng = self.view.rng.at("round", round_)
         wanted = config.clients.wanted
-        present = self.roster.present
+        present = self.registry.present
         count = min(len(present), oversampled(wanted, self.rules.oversample))
         draws = rng.at("cohort").numpy()
         if count == len(present):
@@ -334,7 +334,7 @@ class _Served:
         self.status("waiting", needed=needed)
         if self._await(needed, self.rules.start_timeout):
             return
-        there = len(self.roster.present)
+        there = len(self.registry.present)
         if there < self.rules.min_replies:
             raise TooFewClientsError(
                 f"{there} of {needed} clients connected within {self.rules.start_timeout:g} s, and rounds.min_replies "
@@ -345,8 +345,8 @@ class _Served:
     def _await(self, needed: int, seconds: float) -> bool:
         end = time.monotonic() + seconds
         while True:
-            self.roster.refresh()
-            if len(self.roster.present) >= needed:
+            self.registry.refresh()
+            if len(self.registry.present) >= needed:
                 return True
             if time.monotonic() > end:
                 return False
@@ -380,11 +380,11 @@ class _Served:
         self.run_dir.append("clients.jsonl", client_rows(cast(Federation, self.view), self.round, played, found))
 
     def _save(self) -> None:
-        assert self.roster.task is not None
+        assert self.registry.task is not None
         self.ledger.peaked(process_peak())
         progress = {
             "ledger": self.ledger.progress,
             "settled": {str(client): key for client, key in self.clients.settled.items()},
-            "task": self.roster.task.model_dump(mode="json"),
+            "task": self.registry.task.model_dump(mode="json"),
         }
         self.run_dir.save(self.round, self.server, self.store, progress, self.identity)

@@ -11,7 +11,7 @@ from polyfed.base.errors import MessageError
 from polyfed.base.types import ClientId
 from polyfed.config import Config
 from polyfed.deploy.wire import headers
-from polyfed.deploy.wire.headers import About, Answer, Request, TaskFacts
+from polyfed.deploy.wire.headers import About, ReplyHeader, RequestHeader, TaskFacts
 from polyfed.deploy.wire.transport import Outgoing, Transport
 
 #: Told of everything that is worth a line: a kind and its particulars.
@@ -21,7 +21,7 @@ _AGAIN = 60.0  # seconds after which a node that was refused is asked again
 _TTL = 300.0  # seconds in which a node must say who it is, before it is asked again
 
 
-class Roster:
+class ClientRegistry:
     """The clients that are connected; nodes that nobody knows yet are asked who they are.
 
     Args:
@@ -71,7 +71,7 @@ class Roster:
         new = sorted(online - known)
         if not new:
             return
-        request = Request(kind="describe", experiment=self.experiment, config=self.config.to_dict())
+        request = RequestHeader(kind="describe", experiment=self.experiment, config=self.config.to_dict())
         told = [Outgoing(node, "describe", headers.dump(request), None, "join", _TTL) for node in new]
         for node, ticket in zip(new, self.transport.push(told), strict=True):
             if ticket is not None:
@@ -84,9 +84,9 @@ class Roster:
             node, _ = self._asked.pop(reply.ticket, (0, 0.0))
             if reply.error:
                 self.tell("refused", node=str(node), reason=reply.error)
-                continue  # it is asked again when the roster is looked at next
+                continue  # it is asked again when the registry is looked at next
             try:
-                answer = headers.load(Answer, reply.header)
+                answer = headers.load(ReplyHeader, reply.header)
             except MessageError as error:
                 self._refuse(node, str(error))
                 continue

@@ -50,7 +50,7 @@ class TaskFacts(BaseModel):
     capacities: tuple[float, ...] = (1.0,)
 
 
-class Request(_Header):
+class RequestHeader(_Header):
     """From the server to a client.
 
     Args:
@@ -76,7 +76,7 @@ class Request(_Header):
     task: TaskFacts | None = None
 
 
-class Work(BaseModel):
+class WorkReport(BaseModel):
     """Costs of a client's work, as far as it tells them; see `polyfed.execute.drivers.Work`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -117,7 +117,7 @@ class About(BaseModel):
     num_classes: Annotated[int, Field(ge=2, le=10**7)]
 
 
-class Answer(_Header):
+class ReplyHeader(_Header):
     """From a client to the server.
 
     Args:
@@ -136,7 +136,7 @@ class Answer(_Header):
     client: _Count
     error: Annotated[str, Field(max_length=200)] | None = None
     lost: bool = False
-    work: Work | None = None
+    work: WorkReport | None = None
     score: Counts | None = None
     about: About | None = None
     seconds: Annotated[dict[str, _Seconds], Field(max_length=100)] = Field(default_factory=dict)
@@ -163,7 +163,7 @@ def load(cls: type[_H], text: str) -> _H:
         raise MessageError(f"the header of a message is damaged: {where}: {first['msg']}") from error
 
 
-def digest(request: Request, body: bytes | None) -> str:
+def digest(request: RequestHeader, body: bytes | None) -> str:
     """What a repeated request has in common with the first: everything that the answer depends on."""
     told = hashlib.sha256(dump(request).encode())
     told.update(b"-" if body is None else b"+" + body)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-Kind = Literal["describe", "train", "evaluate"]
+RequestKind = Literal["describe", "train", "evaluate"]
 
 
 @dataclass(frozen=True)
@@ -16,14 +16,14 @@ class Outgoing:
     Args:
         node: the engine's name of the receiver.
         kind: what is asked.
-        header: see `polyfed.deploy.wire.headers.Request`.
+        header: see `polyfed.deploy.wire.headers.RequestHeader`.
         body: the bytes of a message, if one is sent.
         group: by which the engine's log names it: the round.
         ttl: seconds after which nobody needs to answer.
     """
 
     node: int
-    kind: Kind
+    kind: RequestKind
     header: str
     body: bytes | None
     group: str
@@ -36,7 +36,7 @@ class Incoming:
 
     Args:
         ticket: of the request.
-        header: see `polyfed.deploy.wire.headers.Answer`; "" where there is an error.
+        header: see `polyfed.deploy.wire.headers.ReplyHeader`; "" where there is an error.
         body: the bytes of a message, if one was sent.
         error: the engine's.
     """

@@ -1,0 +1,54 @@
+"""Your own code, asked for as ``package.module:attribute``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from polyfed.base.errors import PolyfedError
+from polyfed.base.text import alternatives, hint
+
+
+def search_working_directory() -> None:
+    """Let imports find modules in the working directory, last, as an installed command does not by itself."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+
+
+def load_attribute(path: str, what: str, error: type[PolyfedError], suits: Callable[[Any], bool]) -> Any:
+    """What ``path`` names; the working directory is searched, too.
+
+    Args:
+        path: ``"package.module:attribute"``; the attribute may have dots.
+        what: it is for, to begin the messages with, such as ``"model 'my_nets:Net'"``.
+        error: the class to raise.
+        suits: which values of the module to suggest where it lacks the attribute.
+
+    Raises:
+        PolyfedError: an ``error``: the path is malformed, the module or the attribute cannot be had; says which.
+    """
+    module_name, _, attribute = path.partition(":")
+    if not all(part.isidentifier() for part in (*module_name.split("."), *attribute.split("."))):
+        raise error(f"{what}: got {path!r}; expected package.module:attribute")
+    search_working_directory()
+    try:
+        value: Any = import_module(module_name)
+    except ModuleNotFoundError as missing:
+        if missing.name is not None and f"{module_name}.".startswith(f"{missing.name}."):
+            raise error(
+                f"{what}: no module {missing.name!r} in the working directory ({os.getcwd()}), on PYTHONPATH or "
+                "installed"
+            ) from missing
+        raise error(f"{what}: module {module_name!r} imports {missing.name!r}, which is not installed") from missing
+    except Exception as fault:  # whatever the user's file raises
+        raise error(f"{what}: importing {module_name!r} raised {type(fault).__name__}: {fault}") from fault
+    for part in attribute.split("."):
+        if not hasattr(value, part):
+            public = [key for key, found in vars(value).items() if not key.startswith("_") and suits(found)]
+            there = alternatives(part, public) or "none"
+            raise error(f"{what}: {module_name} has no {part!r}{hint(part, public)} it has {there}")
+        value = getattr(value, part)
+    return value
