@@ -28,7 +28,7 @@ from polyfed.core.algorithm import Algorithm, Task
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
 from polyfed.core.message import Message, Record, State
 from polyfed.core.net import Batch, Nets
-from polyfed.core.requests import ClientResult, Steps, exchange, fit
+from polyfed.core.requests import ClientResult, Steps, each, exchange, fit
 
 
 class Means(Record):
@@ -81,8 +81,9 @@ class FD(Algorithm):
 
     def server_round(self, server: Server, cohort: Cohort) -> Steps[State]:
         """Send each client the others' means, and renew the bank by what comes back."""
-        replies = yield from exchange(cohort, lambda client: self.Broadcast(self.targets(server, client)))
-        bank = {**server.bank, **{reply.client.id: Means(reply.message.means, cohort.round) for reply in replies}}
+        down = {client.id: self.Broadcast(self.targets(server, client)) for client in cohort}
+        got = yield from exchange(cohort, down, gather={"means": each})
+        bank = {**server.bank, **{client: Means(means, cohort.round) for client, means in got["means"].items()}}
         return self.Server({k: means for k, means in bank.items() if cohort.round - means.round < self.max_age})
 
     def targets(self, server: Server, client: ClientInfo) -> Params:

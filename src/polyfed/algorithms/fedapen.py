@@ -18,7 +18,7 @@ from torch import Tensor
 from polyfed.base.ranges import NonNegative, Positive, Share
 from polyfed.base.rng import Rng
 from polyfed.base.types import Params, Parts
-from polyfed.blocks.aggregate import weighted_mean
+from polyfed.blocks.aggregate import Mean
 from polyfed.blocks.losses import cross_entropy, kl_divergence
 from polyfed.core.algorithm import Algorithm, Task
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
@@ -85,8 +85,8 @@ class FedAPEN(Algorithm):
 
     def server_round(self, server: Server, cohort: Cohort) -> Steps[State]:
         """G = the plain mean of G_k over the clients of the round."""
-        replies = yield from exchange(cohort, self.Broadcast(server.G))
-        return self.Server(weighted_mean(replies.all("G"), [1] * len(replies)))
+        got = yield from exchange(cohort, self.Broadcast(server.G), gather={"G": Mean()})
+        return self.Server(got["G"])
 
     def client_round(self, private: Private, msg: Broadcast, client: LocalClient) -> Steps[ClientResult]:
         """Learn lambda_k, then train both networks with it; keep F_k and lambda_k, send G_k."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from polyfed.base.rng import Rng
 from polyfed.base.types import Params, Parts
-from polyfed.blocks.aggregate import weighted_mean
+from polyfed.blocks.aggregate import Mean
 from polyfed.blocks.losses import supervised
 from polyfed.core.algorithm import Algorithm, Task
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
@@ -57,8 +57,8 @@ class FedAvg(Algorithm):
 
     def server_round(self, server: Server, cohort: Cohort) -> Steps[State]:
         """Send w, average what comes back by numbers of examples."""
-        replies = yield from exchange(cohort, self.Broadcast(server.model))
-        return self.Server(weighted_mean(replies.all("model"), replies.all("num_examples")))
+        got = yield from exchange(cohort, self.Broadcast(server.model), gather={"model": Mean("num_examples")})
+        return self.Server(got["model"])
 
     def client_round(self, private: Nothing, msg: Broadcast, client: LocalClient) -> Steps[ClientResult]:
         """E epochs of cross-entropy from w."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from polyfed.base.ranges import NonNegative, Portion, Positive, Rate
 from polyfed.base.rng import Rng
 from polyfed.base.types import Params, Parts
-from polyfed.blocks.aggregate import weighted_mean
+from polyfed.blocks.aggregate import by_name_mean
 from polyfed.blocks.feature_generator import draw_classes, ensemble, generate, sameness
 from polyfed.blocks.losses import cross_entropy, kl_divergence
 from polyfed.blocks.server_training import train_at_server, two_layers
@@ -28,7 +28,7 @@ from polyfed.core.clients import ClientInfo, Cohort, LocalClient
 from polyfed.core.message import Message, State
 from polyfed.core.net import Batch, Nets
 from polyfed.core.plan import LocalSGD, Step
-from polyfed.core.requests import ClientResult, Draw, Steps, exchange, fit
+from polyfed.core.requests import ClientResult, Draw, Steps, each, exchange, fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,13 +94,14 @@ class FedGen(Algorithm):
 
     def server_round(self, server: Server, cohort: Cohort) -> Steps[State]:
         """Average the heads by examples; train G for the classes that the clients of the round have."""
-        replies = yield from exchange(cohort, self.Broadcast(server.head, server.generator, server.classes))
-        heads, counts = replies.all("head"), torch.stack(replies.all("counts"))  # (K, L)
+        down = self.Broadcast(server.head, server.generator, server.classes)
+        got = yield from exchange(cohort, down, gather={"head": each, "counts": each})
+        heads, counts = [*got["head"].values()], torch.stack([*got["counts"].values()])  # (K, L)
         present = counts.sum(dim=0).nonzero().flatten().tolist()  # classes
         plan = LocalSGD(steps=self.server_steps, batch_size=self.server_batch, optimizer="adam", lr=self.server_lr)
         loss = partial(self.server_loss, heads, counts, partial(draw_classes, present, self.noise_dim, cohort.rng))
         G = train_at_server(server.generator, loss, plan, self.server_batch, cohort)
-        head = weighted_mean(heads, counts.sum(dim=1).tolist())
+        head = by_name_mean(heads, counts.sum(dim=1).tolist(), default={})
         return self.Server(head, G, tuple(sorted({*server.classes, *present})))
 
     def server_loss(self, heads: list[Params], counts: Tensor, draw: Draw, G: Params, step: Step) -> Tensor:

@@ -30,7 +30,7 @@ from polyfed.core.clients import ClientInfo, Cohort, LocalClient
 from polyfed.core.message import Message, State
 from polyfed.core.net import Nets
 from polyfed.core.plan import LocalSGD, Step
-from polyfed.core.requests import ClientResult, Steps, exchange, fit
+from polyfed.core.requests import ClientResult, Steps, each, exchange, fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +85,8 @@ class FedGH(Algorithm):
 
     def server_round(self, server: Server, cohort: Cohort) -> Steps[State]:
         """Send h; then steps of CE(h(C_k[c]), c) over all C_k[c] of the round."""
-        replies = yield from exchange(cohort, self.Broadcast(server.head))
-        rows, labels = stack_rows(replies.all("means"))  # (n, d), (n,)
+        got = yield from exchange(cohort, self.Broadcast(server.head), gather={"means": each})
+        rows, labels = stack_rows([*got["means"].values()])  # (n, d), (n,)
 
         def loss(head: Params, step: Step) -> Tensor:
             logits = linear(rows[step.rows], head["weight"], head.get("bias"))  # (B, L)

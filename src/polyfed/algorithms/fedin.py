@@ -19,7 +19,7 @@ from polyfed.base import tree
 from polyfed.base.ranges import NonNegative, Positive
 from polyfed.base.rng import Rng
 from polyfed.base.types import Params, Parts
-from polyfed.blocks.aggregate import by_name_mean
+from polyfed.blocks.aggregate import MeanByName
 from polyfed.blocks.gradients import Align, combine
 from polyfed.blocks.losses import mean_squared_error, supervised
 from polyfed.core.algorithm import Algorithm, Task
@@ -27,7 +27,7 @@ from polyfed.core.checks import check_features
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
 from polyfed.core.message import Message, Nothing, Record, State
 from polyfed.core.net import Batch, Grad, Net, Nets
-from polyfed.core.requests import ClientResult, Every, Steps, exchange, fit, reduce
+from polyfed.core.requests import ClientResult, Every, Steps, each, exchange, fit, reduce
 from polyfed.models.compatibility import check_layers_fit
 
 
@@ -92,12 +92,12 @@ class FedIN(Algorithm):
 
     def server_round(self, server: Server, cohort: Cohort) -> Steps[State]:
         """Deal layers and foreign pairs, exchange, average each layer over its owners, renew the bank."""
-        pairs = {client.id: self.draw(server, client, cohort) for client in cohort}
-        replies = yield from exchange(cohort, lambda c: replace(self.message_for(server, c), pairs=pairs[c.id]))
-        weights = [n if self.weighting == "examples" else 1 for n in replies.all("num_examples")]
-        fresh = {r.client.id: replace(p, round=cohort.round) for r in replies for p in r.message.pairs}
+        mean = MeanByName("num_examples" if self.weighting == "examples" else None, default=server.layers)
+        down = {c.id: replace(self.message_for(server, c), pairs=self.draw(server, c, cohort)) for c in cohort}
+        got = yield from exchange(cohort, down, gather={"layers": mean, "pairs": each})
+        fresh = {k: replace(p, round=cohort.round) for k, pairs in got["pairs"].items() for p in pairs}
         bank = {k: p for k, p in {**server.bank, **fresh}.items() if cohort.round - p.round < self.max_age}
-        return self.Server(by_name_mean(replies.all("layers"), weights, default=server.layers), server.owns, bank)
+        return self.Server(got["layers"], server.owns, bank)
 
     def draw(self, server: Server, client: ClientInfo, cohort: Cohort) -> tuple[Features, ...]:
         """The pairs of one other client, uniformly; none while there are none."""

@@ -21,7 +21,7 @@ from polyfed.base.errors import MessageError
 from polyfed.base.ranges import Portion
 from polyfed.base.rng import Rng
 from polyfed.base.types import Params, Parts
-from polyfed.blocks.aggregate import weighted_mean
+from polyfed.blocks.aggregate import Mean
 from polyfed.blocks.losses import cross_entropy, kl_divergence, mean_squared_error
 from polyfed.blocks.lowrank import LowRank
 from polyfed.core.algorithm import Algorithm, Task
@@ -102,11 +102,11 @@ class FedKD(Algorithm):
         energy = self.energy[0] + (self.energy[1] - self.energy[0]) * cohort.round / cohort.rounds  # T(t)
         news = self.Broadcast(server.update, {}, max(server.current.values(), default=0), energy)
         whole = self.Broadcast(None, server.G, 0, energy)
-        replies = yield from exchange(cohort, lambda client: news if client.id in server.current else whole)
-        updates = [reply.message.update.full(server.G) for reply in replies]
-        update = LowRank.of(weighted_mean(updates, replies.all("num_examples")), energy)
+        down = {client.id: news if client.id in server.current else whole for client in cohort}
+        got = yield from exchange(cohort, down, gather={"update": Mean("num_examples", of=lambda u: u.full(server.G))})
+        update = LowRank.of(got["update"], energy)
         G = tree.add(server.G, update.full(server.G))  # what clients will make of it, not what was averaged
-        return self.Server(G, update, {reply.client.id: cohort.round for reply in replies})
+        return self.Server(G, update, {client.id: cohort.round for client in got.clients})
 
     def check_upload(self, task: Task, client: ClientInfo, down: Broadcast, up: Upload) -> None:
         """An update of the student."""

@@ -21,7 +21,7 @@ from polyfed.base.errors import ModelError
 from polyfed.base.ranges import Count, NonNegative, Rate, Share
 from polyfed.base.rng import Rng
 from polyfed.base.types import Params, Parts
-from polyfed.blocks.aggregate import by_name_mean
+from polyfed.blocks.aggregate import MeanByName
 from polyfed.blocks.classwise import check_by_class, class_table, distance_to_class
 from polyfed.blocks.losses import cross_entropy
 from polyfed.core.algorithm import Algorithm, Task
@@ -94,9 +94,8 @@ class FedL2G(Algorithm):
 
     def server_round(self, server: Server, cohort: Cohort) -> Steps[State]:
         """Send v; then v[c] -= server_lr * the mean gradient of the clients that have one for c, clipped."""
-        replies = yield from exchange(cohort, self.Broadcast(server.vectors))
-        uploads = replies.all("gradients")
-        mean = by_name_mean(uploads, [1] * len(uploads), default={})
+        got = yield from exchange(cohort, self.Broadcast(server.vectors), gather={"gradients": MeanByName()})
+        mean: Params = got["gradients"]
         scale = self.server_clip / (float(torch.cat([*mean.values()]).norm()) + 1e-6) if self.server_clip else 1.0
         return self.Server(tree.add(server.vectors, mean, scale=-self.server_lr * min(1.0, scale)))
 

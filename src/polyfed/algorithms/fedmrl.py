@@ -19,7 +19,7 @@ from polyfed.base import tree
 from polyfed.base.ranges import NonNegative, Positive, Rate
 from polyfed.base.rng import Rng
 from polyfed.base.types import Params, Parts
-from polyfed.blocks.aggregate import weighted_mean
+from polyfed.blocks.aggregate import Mean
 from polyfed.blocks.losses import cross_entropy
 from polyfed.blocks.matryoshka import fuse, networks, small_model
 from polyfed.core.algorithm import Algorithm, Task
@@ -96,10 +96,9 @@ class FedMRL(Algorithm):
 
     def server_round(self, server: Server, cohort: Cohort) -> Steps[State]:
         """Broadcast theta^(t-1), then theta^t = sum_k (n_k / n) theta_k^t over the clients of the round."""
-        replies = yield from exchange(cohort, lambda client: self.message_for(server, client))
-        if not self.share:
-            return server
-        return self.Server(weighted_mean(replies.all("G"), replies.all("num_examples")))
+        gather = {"G": Mean("num_examples")} if self.share else {}
+        got = yield from exchange(cohort, lambda client: self.message_for(server, client), gather=gather)
+        return self.Server(got["G"]) if self.share else server
 
     def client_round(self, private: Private, msg: Broadcast | None, client: LocalClient) -> Steps[ClientResult]:
         """Train G, F_k and P_k together; keep F_k and P_k, send G."""

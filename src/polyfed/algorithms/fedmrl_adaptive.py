@@ -18,14 +18,14 @@ from polyfed.base.errors import MessageError
 from polyfed.base.ranges import NonNegative, Positive, Share
 from polyfed.base.rng import Rng
 from polyfed.base.types import Params
-from polyfed.blocks.aggregate import nested_mean
+from polyfed.blocks.aggregate import NestedMean
 from polyfed.blocks.matryoshka import at_width, losses_at_widths, networks, ones_up_to, small_model, widths_up_to
 from polyfed.blocks.submodel import leading, padded
 from polyfed.core.algorithm import Algorithm, Task
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
 from polyfed.core.message import Message, State
 from polyfed.core.net import Batch, Nets
-from polyfed.core.requests import ClientResult, Steps, exchange, fit, reduce
+from polyfed.core.requests import ClientResult, Steps, each, exchange, fit, reduce
 from polyfed.models.split import SplitModel
 
 
@@ -98,9 +98,9 @@ class FedMRLAdaptive(Algorithm):
 
     def server_round(self, server: Server, cohort: Cohort) -> Steps[State]:
         """Each client its width; each coordinate averaged by n_k over the clients that hold it; nobody's stay."""
-        replies = yield from exchange(cohort, lambda client: self.message_for(server, client))
-        G = nested_mean(replies.all("G"), replies.all("num_examples"), default=server.G)
-        return self.Server(G, server.shapes, {**server.widths, **{r.client.id: r.message.width for r in replies}})
+        gather = {"G": NestedMean("num_examples", default=server.G), "width": each}
+        got = yield from exchange(cohort, lambda client: self.message_for(server, client), gather=gather)
+        return self.Server(got["G"], server.shapes, {**server.widths, **got["width"]})
 
     def check_upload(self, task: Task, client: ClientInfo, down: Broadcast, up: Upload) -> None:
         """What was sent, as a client may send it back; and a width that there is."""

@@ -21,7 +21,7 @@ from polyfed.base.errors import ModelError
 from polyfed.base.ranges import Positive
 from polyfed.base.rng import Rng
 from polyfed.base.types import Params, Parts
-from polyfed.blocks.aggregate import weighted_mean
+from polyfed.blocks.aggregate import Mean
 from polyfed.blocks.losses import cross_entropy
 from polyfed.blocks.matryoshka import fuse, networks, prefix, small_model
 from polyfed.blocks.submodel import leading, overlaid
@@ -107,8 +107,9 @@ class FedMRLE(Algorithm):
 
     def server_round(self, server: Server, cohort: Cohort) -> Steps[State]:
         """theta_ex^t = sum_k (n_k / n) theta_ex,k^t over the clients of the round; likewise of a shared header."""
-        replies = yield from exchange(cohort, self.Broadcast(server.G, server.H))
-        return self.Server(*(weighted_mean(replies.all(part), replies.all("num_examples")) for part in ("G", "H")))
+        mean = Mean("num_examples")
+        got = yield from exchange(cohort, self.Broadcast(server.G, server.H), gather={"G": mean, "H": mean})
+        return self.Server(got["G"], got["H"])
 
     def client_round(self, private: Private, msg: Broadcast, client: LocalClient) -> Steps[ClientResult]:
         """Train G, F_k and P_k together; keep F_k and P_k, send G."""

@@ -22,7 +22,7 @@ from torch import Tensor
 from polyfed.base.ranges import NonNegative
 from polyfed.base.rng import Rng
 from polyfed.base.types import Params, Parts
-from polyfed.blocks.aggregate import by_name_mean
+from polyfed.blocks.aggregate import MeanByName
 from polyfed.blocks.classwise import check_by_class, class_counts, class_means, class_table, distance_to_class, nearness
 from polyfed.blocks.losses import cross_entropy
 from polyfed.core.algorithm import Algorithm, Task
@@ -78,9 +78,9 @@ class FedProto(Algorithm):
 
     def server_round(self, server: Server, cohort: Cohort) -> Steps[State]:
         """Cbar[c] = the plain mean of C_i[c] over the clients of the round that have c."""
-        replies = yield from exchange(cohort, self.Broadcast(server.prototypes))
-        prototypes = replies.all("prototypes")
-        return self.Server(by_name_mean(prototypes, [1] * len(prototypes), default=server.prototypes))
+        mean = MeanByName(default=server.prototypes)
+        got = yield from exchange(cohort, self.Broadcast(server.prototypes), gather={"prototypes": mean})
+        return self.Server(got["prototypes"])
 
     def client_round(self, private: Private, msg: Broadcast, client: LocalClient) -> Steps[ClientResult]:
         """E epochs of the loss; then C_i[c] = the mean of f_i over the client's examples of class c."""

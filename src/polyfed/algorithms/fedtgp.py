@@ -31,7 +31,7 @@ from polyfed.core.clients import ClientInfo, Cohort, LocalClient
 from polyfed.core.message import Message, State
 from polyfed.core.net import Batch, Nets
 from polyfed.core.plan import LocalSGD, Step
-from polyfed.core.requests import ClientResult, Steps, exchange, fit
+from polyfed.core.requests import ClientResult, Steps, each, exchange, fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +90,8 @@ class FedTGP(Algorithm):
 
     def server_round(self, server: Server, cohort: Cohort) -> Steps[State]:
         """Send P; then S epochs of CE(-(||C - P_j|| + delta [j = c]), c) over all (C, c) of the round."""
-        replies = yield from exchange(cohort, self.Broadcast(server.prototypes))
-        uploads: list[Params] = replies.all("prototypes")
+        got = yield from exchange(cohort, self.Broadcast(server.prototypes), gather={"prototypes": each})
+        uploads: list[Params] = [*got["prototypes"].values()]
         (rows, labels), delta = classwise.stack_rows(uploads), self.margin(uploads)  # (n, d), (n,)
 
         def loss(weights: Params, step: Step) -> Tensor:

@@ -21,9 +21,9 @@ from polyfed.base import tree
 from polyfed.base.ranges import Portion, Rate
 from polyfed.base.rng import Rng
 from polyfed.base.types import Params, Parts
-from polyfed.blocks.aggregate import coverage_mean
+from polyfed.blocks.aggregate import CoverageMean
 from polyfed.blocks.losses import supervised
-from polyfed.blocks.submodel import Sparse, above, apply_mask, bias_factor, gates, put_kept, take_kept, top_k_threshold
+from polyfed.blocks.submodel import Sparse, above, apply_mask, bias_factor, gates, take_kept, top_k_threshold
 from polyfed.core.algorithm import Algorithm, Task
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
 from polyfed.core.message import Message, Nothing, State
@@ -91,10 +91,9 @@ class FIARSE(Algorithm):
         """Extract a submodel for each capacity, exchange, and average per coordinate by mask counts."""
         down = {client.capacity: self.message_for(server, client) for client in cohort}
         mask = {capacity: self.mask(server, msg.threshold) for capacity, msg in down.items()}
-        replies = yield from exchange(cohort, lambda client: down[client.capacity])
-        masks = [mask[reply.client.capacity] for reply in replies]
-        deltas = [put_kept(reply.message.delta, m) for reply, m in zip(replies, masks, strict=True)]
-        step = coverage_mean(deltas, masks)  # 0 where nobody holds the weight                  line 13
+        gather = {"delta": CoverageMean(lambda client: mask[client.capacity])}
+        got = yield from exchange(cohort, lambda client: down[client.capacity], gather=gather)
+        step = got["delta"]  # 0 where nobody holds the weight                                  line 13
         moved = tree.add(server.model, tree.pick(step, server.buffers))  # running statistics are averaged as they are
         return replace(server, model=tree.add(moved, tree.drop(step, server.buffers), scale=self.server_lr))
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from polyfed.base.ranges import Fraction
 from polyfed.base.rng import Rng
 from polyfed.base.types import Params, Parts
-from polyfed.blocks.aggregate import weighted_mean
+from polyfed.blocks.aggregate import Mean
 from polyfed.blocks.losses import cross_entropy, kl_divergence
 from polyfed.core.algorithm import Algorithm, Task
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
@@ -80,8 +80,8 @@ class FML(Algorithm):
 
     def server_round(self, server: Server, cohort: Cohort) -> Steps[State]:
         """Every client forks the meme; merge: G = the plain mean of G_k over the clients of the round."""
-        replies = yield from exchange(cohort, self.Broadcast(server.G))
-        return self.Server(weighted_mean(replies.all("G"), [1] * len(replies)))
+        got = yield from exchange(cohort, self.Broadcast(server.G), gather={"G": Mean()})
+        return self.Server(got["G"])
 
     def client_round(self, private: Private, msg: Broadcast, client: LocalClient) -> Steps[ClientResult]:
         """Train both networks together; keep F_k, send G_k."""

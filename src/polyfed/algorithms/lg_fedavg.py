@@ -18,7 +18,7 @@ from torch import Tensor
 
 from polyfed.base.rng import Rng
 from polyfed.base.types import Params, Parts
-from polyfed.blocks.aggregate import weighted_mean
+from polyfed.blocks.aggregate import Mean
 from polyfed.blocks.losses import supervised
 from polyfed.core.algorithm import Algorithm, Task
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
@@ -70,8 +70,8 @@ class LGFedAvg(Algorithm):
 
     def server_round(self, server: Server, cohort: Cohort) -> Steps[State]:
         """Send the head, then head = sum_k (n_k / n) head_k over the clients of the round."""
-        replies = yield from exchange(cohort, self.Broadcast(server.head))
-        return self.Server(weighted_mean(replies.all("head"), replies.all("num_examples")))
+        got = yield from exchange(cohort, self.Broadcast(server.head), gather={"head": Mean("num_examples")})
+        return self.Server(got["head"])
 
     def client_round(self, private: Private, msg: Broadcast, client: LocalClient) -> Steps[ClientResult]:
         """E epochs of cross-entropy on body and head together; keep the body, send the head."""

@@ -31,7 +31,7 @@ from polyfed.config.toml import Table, apply, parse_override, read_toml, to_toml
 from polyfed.models.catalogue import ModelSpec
 
 #: Keys of ``run`` that change neither what is computed nor what is told of it; threads change rounding only.
-_INCIDENTAL = ("name", "threads", "workers", "memory", "checkpoint_every", "store", "controls")
+_INCIDENTAL = ("name", "threads", "server_threads", "workers", "memory", "checkpoint_every", "store", "controls")
 
 #: Sections about other runs than this one.
 _SEVERAL = ("algorithms", "controls")
@@ -158,7 +158,7 @@ class Config(Section):
     def resolved(self) -> Config:
         """This configuration with nothing left to defaults that depend on the machine or on another key.
 
-        Fills in ``run.threads``, ``partition.seed``, and the algorithm's name in full and all its keys.
+        Fills in ``run.threads`` (the cores at hand divided among the cohort), ``partition.seed``, and the algorithm's name in full and all its keys.
         """
         keys = dict(self.algorithm.keys)
         name = canonical_name(self.algorithm.name)
@@ -170,7 +170,9 @@ class Config(Section):
         seed = self.run.seed if self.partition.seed is None else self.partition.seed
         return self.model_copy(
             update={
-                "run": self.run.model_copy(update={"threads": self.run.threads or cores()}),
+                "run": self.run.model_copy(
+                    update={"threads": self.run.threads or max(1, cores() // self.clients.wanted)}
+                ),
                 "partition": self.partition.model_copy(update={"seed": seed}),
                 "algorithm": AlgorithmSection(name=name, keys=facts(full)),
             }

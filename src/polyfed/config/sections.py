@@ -84,14 +84,15 @@ class RunSection(Section):
         eval_clients: evaluate a sample of this many clients instead of all.
         gradient_clients: at each evaluation, measure the gradient of the whole local model at a sample of this many
             clients; None measures none.
-        driver: how client work is executed; "auto" finds out the fastest way.
+        driver: how client work is executed; "auto" follows a rule by kind of network and size of a step.
         device: "auto", "cpu", "cuda" or "cuda:1".
         precision: of the training's arithmetic.
-        threads: of torch on the CPU; None takes the cores at hand; the resolved configuration says which.
-        workers: processes that train clients at the same time, with one thread (or one GPU) each; None lets "auto"
-            find out, and is 1 for other drivers.
-        memory: GB that clients trained at once may take together; None takes a quarter of what is free, or three
-            quarters of what is free on a GPU.
+        threads: of torch for each client; None divides the cores at hand by the size of the cohort, at least one;
+            the resolved configuration records it, as the last bit of a result depends on it.
+        server_threads: of torch for the server's own work.
+        workers: processes that train clients at the same time, with ``threads`` (or one GPU) each; None takes as many
+            as there are cores for under "auto", and 1 for other drivers. No result depends on it.
+        memory: GB that a stack of clients may take.
         checkpoint_every: rounds between two checkpoints.
         targets: accuracies, as fractions, whose first round, bytes and FLOPs the summary tells.
         store: where the clients' private states live.
@@ -108,8 +109,9 @@ class RunSection(Section):
     device: Annotated[str, BeforeValidator(_device)] = "cpu"
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
     threads: Positive | None = None
+    server_threads: Positive = 1
     workers: Positive | None = None
-    memory: Rate | None = None
+    memory: Rate = 2.0
     checkpoint_every: Positive = 10
     targets: tuple[Portion, ...] = ()
     store: Literal["memory", "disk"] = "memory"

@@ -1,9 +1,9 @@
-"""Who takes part: clients as the server knows them, as they know themselves, and their answers."""
+"""Who takes part: clients as the server knows them, and as they know themselves."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -91,29 +91,3 @@ class Cohort:
 
     def __len__(self) -> int:
         return len(self.clients)
-
-
-@dataclass(frozen=True)
-class Reply:
-    """One client's answer."""
-
-    client: ClientInfo
-    message: Any
-
-
-@dataclass(frozen=True)
-class Replies(Sequence[Reply]):
-    """The answers of a cohort in order of client id, and who failed to answer and why."""
-
-    answered: tuple[Reply, ...]
-    failed: Mapping[ClientId, str] = field(default_factory=dict[ClientId, str])
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.answered[index]
-
-    def __len__(self) -> int:
-        return len(self.answered)
-
-    def all(self, name: str) -> list[Any]:
-        """The field ``name`` of every answer, in order."""
-        return [getattr(reply.message, name) for reply in self.answered]

@@ -261,11 +261,18 @@ def assemble(pieces: Pieces, *known: type[Record]) -> Any:
     return unflatten(skeleton, tensors, *known)
 
 
-def compact(record: Record) -> Any:
-    """The same record, in which no tensor is a part of a larger tensor that it would keep alive."""
-    skeleton, tensors = flatten(record)
-    own = [tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor for _, tensor in tensors]
-    return unflatten(skeleton, own, type(record))
+def compact(value: Any) -> Any:
+    """The same record, mapping, tuple or tensor, in which no tensor is a part of a larger one that it keeps alive."""
+    if isinstance(value, Tensor):
+        return value.clone() if value.untyped_storage().nbytes() > value.nbytes else value
+    if isinstance(value, Record):
+        fields = dataclasses.fields(value)  # pyright: ignore[reportArgumentType]
+        return type(value)(**{f.name: compact(getattr(value, f.name)) for f in fields})
+    if isinstance(value, Mapping):
+        return {key: compact(item) for key, item in typing.cast(Mapping[Any, Any], value).items()}
+    if isinstance(value, tuple):
+        return tuple(compact(item) for item in typing.cast(tuple[Any, ...], value))
+    return value
 
 
 def _memory(tensor: Tensor) -> np.ndarray:

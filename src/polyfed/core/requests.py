@@ -5,7 +5,7 @@ request that they yield to whoever drives them, who decides where and how the wo
 
     fitted = yield from fit(client, parts, loss=supervised)           # local training
     sums = yield from reduce(client, parts, self.class_sums)          # a sum over the client's data
-    replies = yield from exchange(cohort, broadcast)                  # server only: a message to each client, and back
+    got = yield from exchange(cohort, message, gather={"model": Mean()})   # server only: a message to each, and back
 
 A forgotten ``yield from`` would be a silent no-op; `drive` refuses a coroutine that returns one undriven.
 """
@@ -13,17 +13,35 @@ A forgotten ``yield from`` would be a silent no-op; `drive` refuses a coroutine 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import GeneratorType
 from typing import Any, TypeAlias, TypeVar
 
 from torch import Tensor
 
 from polyfed.base.types import ClientId, Params, Parts
-from polyfed.core.clients import ClientInfo, Cohort, Examples, LocalClient, Replies
+from polyfed.core.clients import ClientInfo, Cohort, Examples, LocalClient
+from polyfed.core.gather import Gather, Gathered, each
 from polyfed.core.message import Message, State
 from polyfed.core.net import Batch, Grad, Gradient, Loss, Nets
 from polyfed.core.plan import Every, Step
+
+__all__ = [
+    "ClientResult",
+    "Draw",
+    "Every",
+    "Exchange",
+    "Fit",
+    "Fitted",
+    "Reduce",
+    "Steps",
+    "drive",
+    "each",
+    "exchange",
+    "finished",
+    "fit",
+    "reduce",
+]
 
 T = TypeVar("T")
 #: ``draw(step)`` -> tensors by name: what a step needs beside its batch, such as noise.
@@ -94,10 +112,11 @@ class Reduce:
 
 @dataclass(frozen=True, eq=False)
 class Exchange:
-    """A request: send each client its message, wait, and bring back the replies."""
+    """A request: send each client its message, wait, and bring back what the replies add up to."""
 
     cohort: Cohort
     down: Mapping[ClientId, Message | None]
+    gather: Mapping[str, Gather] = field(default_factory=dict[str, Gather])
 
 
 Request: TypeAlias = Fit | Reduce | Exchange
@@ -161,10 +180,26 @@ def reduce(
     return (yield Reduce(client, parts, fn, rows, held_out))
 
 
-def exchange(cohort: Cohort, down: Message | Callable[[ClientInfo], Message | None] | None) -> Steps[Replies]:
-    """Send ``down``, or ``down(client)``, to each client of the cohort and wait for the replies; None sends nothing."""
-    messages = {client.id: down(client) if callable(down) else down for client in cohort}
-    return (yield Exchange(cohort, messages))
+def exchange(
+    cohort: Cohort,
+    down: Message | Mapping[ClientId, Message | None] | Callable[[ClientInfo], Message | None] | None,
+    *,
+    gather: Mapping[str, Gather] | None = None,
+) -> Steps[Gathered]:
+    """Send each client of the cohort a message, wait for the replies, and add them up.
+
+    Args:
+        cohort: who is asked.
+        down: the message for all, a message by client id, or ``down(client)``; None sends nothing.
+        gather: by the name of a field of the upload, what that field of all uploads adds up to; fields that are not
+            named are dropped.
+
+    Returns:
+        The totals by field, and who replied.
+    """
+    if not isinstance(down, Mapping):
+        down = {client.id: down(client) if callable(down) else down for client in cohort}
+    return (yield Exchange(cohort, down, gather or {}))
 
 
 def drive(steps: Steps[T] | T, perform: Callable[[Any], Any]) -> T:

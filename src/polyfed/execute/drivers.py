@@ -17,7 +17,7 @@ from polyfed.base.types import ClientId, Parts
 from polyfed.core.clients import ClientInfo
 from polyfed.core.message import Message, State
 from polyfed.core.requests import ClientResult, Fit, Fitted, Reduce, Steps, drive, finished
-from polyfed.execute.choice import ExecutionChoice, kind_of_fit
+from polyfed.execute.choice import ExecutionChoice
 from polyfed.execute.cost import CostCounter
 from polyfed.execute.local_training import run_fit, run_reduce
 from polyfed.execute.placement import Placement
@@ -87,6 +87,10 @@ class Driver(Protocol):
         """Run each to its end, in order of client id."""
         ...
 
+    def unit(self, client: ClientInfo) -> int:
+        """How many clients like this one make a unit: those that are played together."""
+        ...
+
     def perform(self, request: Any, work: Work | None = None) -> Any:
         """Do one request by itself, such as the server's own; what it costs goes to ``work``."""
         ...
@@ -113,6 +117,10 @@ class Sequential:
             private, upload = drive(calls[client], lambda request, account=account: self._perform(request, account))
             out[client] = Outcome(private, upload, account.work, account.trained)
         return out
+
+    def unit(self, client: ClientInfo) -> int:
+        """How many clients like this one make a unit: each is played alone."""
+        return 1
 
     def perform(self, request: Any, work: Work | None = None) -> Any:
         """Do one request by itself, such as the server's own; what it costs goes to ``work``."""
@@ -185,6 +193,10 @@ class Batched(Sequential):
         self._said: set[str] = set()
         self._refused: dict[object, str] = {}  # signatures that vmap cannot run, and why
         self._replays = Replays(rule.after)
+
+    def unit(self, client: ClientInfo) -> int:
+        """How many clients like this one make a unit: all of a cohort."""
+        return sys.maxsize
 
     def play(self, calls: Calls) -> dict[ClientId, Outcome]:
         """Advance all coroutines to their next request, do the requests by groups, and so on until all have ended."""
@@ -267,11 +279,11 @@ class Batched(Sequential):
 
 
 class Auto(Batched):
-    """Each kind of work the way that `ExecutionChoice` says: stacked, or alone in the layout that suits it.
+    """Each kind of client as `ExecutionChoice` says: stacked, or one after another in the layout that suits it.
 
     Args:
         placement: device and precision.
-        choice: what was found to be fastest; who finds it out is `polyfed.execute.choice.Calibration`.
+        choice: how each kind of client is executed.
         say: told, once each, the reasons for which clients run one by one.
         memory: bytes that a stack may take.
     """
@@ -286,21 +298,21 @@ class Auto(Batched):
         super().__init__(placement, say, memory)
         self.choice = choice
 
-    def _pays(self, fit: Fit) -> bool:
-        return self.choice.of(fit) == "stacked"
+    def unit(self, client: ClientInfo) -> int:
+        """How many clients like this one make a unit."""
+        return self.choice.of(client).size
 
-    def most(self, fit: Fit) -> int:
-        """How many clients like this one may be stacked: what fits, and no more than was found best."""
-        return min(super().most(fit), self.choice.stack.get(kind_of_fit(fit), sys.maxsize))
+    def _pays(self, fit: Fit) -> bool:
+        return self.choice.of(fit.client.info).execution == "stacked"
 
     def _fit(self, fit: Fit) -> tuple[Fitted, str]:
-        if self.choice.of(fit) != "channels-last":
+        if self.choice.of(fit.client.info).execution != "channels-last":
             return super()._fit(fit)
         return run_fit(fit, replace(self.placement, channels_last=True)), "channels-last"
 
     def testing(self, client: ClientInfo) -> Placement:
         """Where and in which layout a client's networks are tested."""
-        return replace(self.placement, channels_last=self.choice.of_testing(client) == "channels-last")
+        return replace(self.placement, channels_last=self.choice.of(client).layout == "channels-last")
 
 
 def make_driver(
@@ -314,6 +326,6 @@ def make_driver(
     """The driver called ``name``: ``sequential``, ``batched`` or ``auto``."""
     if name == "sequential":
         return Sequential(placement)
-    return (
-        Auto(placement, choice or ExecutionChoice(), say, memory) if name == "auto" else Batched(placement, say, memory)
-    )
+    if name == "batched":
+        return Batched(placement, say, memory)
+    return Auto(placement, choice or ExecutionChoice(), say, memory)

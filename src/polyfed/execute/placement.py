@@ -87,3 +87,17 @@ class Placement:
             yield
         finally:
             torch.set_default_dtype(before)
+
+
+@contextmanager
+def threads(count: int) -> Generator[None]:
+    """Inside the block torch computes on so many threads."""
+    before = torch.get_num_threads()
+    if count == before:
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -4,8 +4,8 @@ Where torch sees no GPU the workers are forks: they share the data set and the n
 and start in a hundredth of a second. Beside a GPU a fork's autograd refuses to work, so there they start afresh and
 read their data again; then a script must guard its entry by ``if __name__ == "__main__":``.
 
-One request, one answer; the parent computes nothing while it waits. Two processes with several threads each on the
-same cores would be slower than one by an order of magnitude (their threads spin), hence one thread for each.
+One request, one answer. Processes with more threads together than there are cores are slower than one by an order of
+magnitude (their threads spin), so threads times workers is at most the number of cores.
 """
 
 from __future__ import annotations
@@ -19,16 +19,18 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
 from polyfed.base.errors import PolyfedError
 from polyfed.parallel import transfer
 
+#: A request ``(name, *arguments)``, made for the worker that is free to do it.
+Job: TypeAlias = Callable[[int], tuple[Any, ...]]
 #: Makes what answers requests, in the worker: ``make() -> {name: function}``.
 Make = Callable[[], Mapping[str, Callable[..., Any]]]
 
@@ -47,10 +49,12 @@ class Pool:
     Args:
         makers: one for each worker; with forks any callable, otherwise one that can be pickled.
         close: file descriptors of the parent that a fork must not keep open, such as that of a lock.
+        threads: of each.
     """
 
-    def __init__(self, makers: Sequence[Make], close: Sequence[int] = ()) -> None:
-        forks = can_fork()
+    def __init__(self, makers: Sequence[Make], close: Sequence[int] = (), *, threads: int = 1) -> None:
+        # The child of a process that has computed on several threads may not do so itself: GNU's OpenMP hangs.
+        forks = can_fork() and threads == 1
         # Any: the types of contexts and pipes differ from system to system.
         context: Any = multiprocessing.get_context("fork" if forks else "spawn")
         self._pipes: list[Any] = []
@@ -61,7 +65,9 @@ class Pool:
         for make in makers:
             ours, theirs = context.Pipe()
             inherited = (*close, *(pipe.fileno() for pipe in (*self._pipes, ours))) if forks else ()
-            process = context.Process(target=_serve, args=(theirs, make, inherited, self._abandoned), daemon=True)
+            process = context.Process(
+                target=_serve, args=(theirs, make, inherited, self._abandoned, threads), daemon=True
+            )
             process.start()
             theirs.close()
             self._pipes.append(ours)
@@ -84,39 +90,41 @@ class Pool:
                 found.append(int(status.split("VmHWM:")[1].split()[0]) * 1024)
         return found
 
-    def ask(self, requests: Mapping[int, tuple[Any, ...]]) -> dict[int, Any]:
-        """Have workers do ``(name, *arguments)`` at the same time; their answers.
+    def each(self, jobs: Iterable[Job]) -> Iterator[tuple[int, Any]]:
+        """Have whoever is free do the next job; ``(worker, answer)`` as they come, in any order.
 
         Raises:
             WorkerError: a worker ended without an answer.
-            BaseException: what a worker raised; the first, if several did. No worker goes on with its request.
+            BaseException: what a worker raised; the first, if several did. No worker goes on with its job then, nor if
+                the caller stops.
         """
         self._asked += 1
-        waiting = dict(requests)
-        failure: BaseException | None = None
+        asked, left = self._asked, iter(jobs)
+        busy: set[int] = set()
         try:
-            for worker, request in requests.items():
-                self._send(worker, (self._asked, *request))
-            answers: dict[int, Any] = {}
-            while waiting:
+            for worker in range(len(self)):
+                self._next(worker, left, busy)
+            while busy:
                 # In whatever order they come: who fails must not wait for who is slow.
-                for pipe in wait([self._pipes[worker] for worker in waiting]):
+                for pipe in wait([self._pipes[worker] for worker in busy]):
                     worker = self._pipes.index(pipe)
                     number, done, answer = self._receive(worker)
-                    if number != self._asked:
+                    if number != asked:
                         continue  # it answers what was abandoned earlier
-                    del waiting[worker]
-                    if done:
-                        answers[worker] = answer
-                    elif failure is None:
-                        failure = answer
-                        self._abandon(waiting)
-        except BaseException:  # Ctrl-C, most of all
-            self._abandon(waiting)
+                    busy.discard(worker)
+                    if not done:
+                        raise answer
+                    self._next(worker, left, busy)  # first, so that it has work while the answer is looked at
+                    yield worker, answer
+        except BaseException:  # Ctrl-C, most of all; or nobody wants the rest
+            self._abandon(busy, asked)
             raise
-        if failure is not None:
-            raise failure
-        return {worker: answers[worker] for worker in requests}
+
+    def _next(self, worker: int, jobs: Iterator[Job], busy: set[int]) -> None:
+        job = next(jobs, None)
+        if job is not None:
+            busy.add(worker)
+            self._send(worker, (self._asked, *job(worker)))
 
     def _send(self, worker: int, request: tuple[Any, ...]) -> None:
         try:
@@ -148,8 +156,8 @@ class Pool:
             '`if __name__ == "__main__":` beside a GPU? Resume with run.workers = 1, or with fewer'
         )
 
-    def _abandon(self, workers: Mapping[int, Any]) -> None:
-        self._abandoned.value = self._asked
+    def _abandon(self, workers: Iterable[int], asked: int) -> None:
+        self._abandoned.value = max(self._abandoned.value, asked)
         for worker in workers:
             if self._processes[worker].is_alive():
                 os.kill(self._processes[worker].pid, signal.SIGUSR1)
@@ -192,7 +200,7 @@ def can_fork() -> bool:
     return sys.platform == "linux" and torch.cuda.device_count() == 0
 
 
-def _serve(pipe: Any, make: Make, inherited: Sequence[int], abandoned: Any) -> None:
+def _serve(pipe: Any, make: Make, inherited: Sequence[int], abandoned: Any, threads: int) -> None:
     """The life of a worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of a terminal; the parent decides
     busy = 0  # the number of the request that is being answered
@@ -206,7 +214,7 @@ def _serve(pipe: Any, make: Make, inherited: Sequence[int], abandoned: Any) -> N
         with contextlib.suppress(OSError):
             os.close(descriptor)
     _die_with_parent()
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     methods: Mapping[str, Callable[..., Any]] | None = None
     while True:
         try:

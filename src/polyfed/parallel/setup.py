@@ -1,11 +1,10 @@
-"""Who does the work of a run: a driver in this process, worker processes, and the choice between them."""
+"""Who does the work of a run: a driver in this process, or worker processes."""
 
 from __future__ import annotations
 
 import logging
-import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from multiprocessing import current_process
@@ -15,21 +14,23 @@ from typing import Any
 
 import torch
 
-from polyfed.base import files
 from polyfed.base.errors import ConfigError
+from polyfed.config import Config
 from polyfed.config.config import cores
-from polyfed.config.sections import RunSection
-from polyfed.execute.choice import ExecutionChoice
-from polyfed.execute.drivers import Auto, Batched, make_driver
+from polyfed.core.clients import ClientInfo
+from polyfed.execute.choice import Chosen, ExecutionChoice, choose
+from polyfed.execute.drivers import Driver, make_driver
 from polyfed.execute.placement import Placement
-from polyfed.parallel.auto import AutoClients
-from polyfed.parallel.clients import Worker, WorkerClients, resident
+from polyfed.parallel.clients import Worker, WorkerClients
 from polyfed.parallel.pool import Make, Pool, can_fork, process_peak
-from polyfed.rounds.clients import LocalClients, Simulated
+from polyfed.rounds.clients import LocalClients, SimulatedClients
 from polyfed.rounds.federation import Federation
 from polyfed.storage.state_store import Store
 
 log = logging.getLogger(__name__)
+
+#: FLOPs of a round's training below which worker processes cost more than they save: about 20 ms of one core.
+WORTH_WORKERS = 4e8
 
 
 class Execution:
@@ -39,8 +40,8 @@ class Execution:
         federation: whose clients.
         store: their private states.
         placement: device and precision.
-        choices: where the choices of ``auto`` are kept; a file that is there is believed.
-        say: told what a user should know about the way it is done.
+        scratch: on whose disk replies and states wait.
+        say: told what a user should know about how the run is executed.
         close: file descriptors that worker processes must not keep open.
     """
 
@@ -50,37 +51,33 @@ class Execution:
         store: Store,
         placement: Placement,
         *,
-        choices: Path | None = None,
+        scratch: Path | None = None,
         say: Callable[[str], None] = log.info,
         close: Sequence[int] = (),
     ) -> None:
         run = federation.config.run
-        self.federation, self.store, self.placement, self.close = federation, store, placement, close
-        self.choices = choices
-        self.choice = ExecutionChoice()
-        if choices is not None and choices.exists():
-            self.choice = ExecutionChoice.from_json(files.read_json(choices), str(choices))
-        self.memory = self.choice.memory = self.choice.memory or _memory(run.memory, placement)
+        self.federation, self.store, self.placement = federation, store, placement
+        self.scratch, self.close = scratch, close
         if (run.workers or 1) > 1 and current_process().daemon:
             raise ConfigError(
                 f"run.workers is {run.workers}, but this is a daemonic process, which Python lets have no children; "
                 "set run.workers = 1, or start polyfed in a process with daemon=False"
             )
-        self.most = min(run.workers or _most(run, placement), federation.config.clients.count)
-        self.driver = make_driver(run.driver, placement, say, choice=self.choice, memory=self.memory)
+        self.driver = driver_for(federation, placement, say)
+        self.count = min(run.workers or self._workers(), federation.config.clients.count)
         self._pool: Pool | None = None
         if placement.precision == "bf16" and placement.device.type == "cpu" and (times := slower()) > 1:
             say(f"bf16 takes {times:.1f} times as long as fp32 on this processor, which has no instructions for it")
 
-    def __enter__(self) -> Simulated:
-        if isinstance(self.driver, Batched) and self.choices is not None and not self.choices.exists():
-            self._keep(self.choice)  # free memory decides about sizes of stacks, and these about the last bit
-        local = LocalClients(resident(self.federation, self.placement), self.driver, self.store)
-        if isinstance(self.driver, Auto):
-            if self.federation.config.run.workers is not None:
-                self.choice.workers = self.most
-            return AutoClients(local, self.driver, self.choice, start=self.workers, most=self.most, found=self._keep)
-        return self.workers(self.most) if self.most > 1 else local
+    def __enter__(self) -> SimulatedClients:
+        if self.count == 1:
+            local = resident(self.federation, self.placement)
+            return LocalClients(local, self.driver, self.store, self.scratch)
+        threads = self.federation.config.run.threads or 1
+        source = self.federation if can_fork() and threads == 1 else self.federation.config
+        makers: list[Make] = [partial(_worker, source, _on(self.placement, number)) for number in range(self.count)]
+        self._pool = Pool(makers, self.close, threads=threads)
+        return WorkerClients(self.federation, self.driver, self.store, self._pool, self.scratch)
 
     def peak(self) -> int:
         """The largest resident memory of this process and its workers together; what forks share counts in each."""
@@ -92,36 +89,60 @@ class Execution:
         if self._pool is not None:
             self._pool.close()
 
-    def workers(self, count: int) -> WorkerClients:
-        """So many processes, and the clients dealt to them."""
-        run = self.federation.config.run
-        source = self.federation if can_fork() else self.federation.config
-        memory = self.memory // count
-        makers: list[Make] = [
-            partial(_worker, source, _on(self.placement, number), run.driver, memory) for number in range(count)
-        ]
-        self._pool = Pool(makers, self.close)
-        self.store.write_through()  # workers hold the states; a second copy here would double the memory
-        return WorkerClients(
-            self.federation, self._pool, self.store, self.choice, self.driver, resident=run.store == "memory"
-        )
+    def _workers(self) -> int:
+        """Processes where ``run.workers`` does not say: by cores, or GPUs, for ``auto``; no result depends on it."""
+        run, clients = self.federation.config.run, self.federation.config.clients
+        if run.driver != "auto" or current_process().daemon:
+            return 1
+        if self.placement.device.type == "cuda":
+            return 1 if ":" in str(self.placement.device) else torch.cuda.device_count()
+        return min(cores() // (run.threads or 1), clients.wanted) if self._worth_workers() else 1
 
-    def _keep(self, choice: ExecutionChoice) -> None:
-        if self.choices is not None:
-            files.write_json(self.choices, choice.to_json())
+    def _worth_workers(self) -> bool:
+        federation = self.federation
+        kinds = len(federation.specs) * len(federation.config.clients.capacities)
+        infos = [federation.info(client) for client in range(min(kinds, federation.config.clients.count))]
+        choice = execution_choice(federation)
+        flops = [choice.of(info).flops for info in infos]
+        steps = federation.plan.count(int(federation.partition.train_offsets[-1]) // federation.config.clients.count)
+        counted = [f for f in flops if f is not None]
+        if len(counted) < len(flops):
+            return True  # what cannot be counted is taken for large
+        return sum(counted) / len(counted) * steps * federation.config.clients.wanted > WORTH_WORKERS
 
 
-def _worker(source: Any, placement: Placement, driver: str, memory: int | None) -> Any:
-    return Worker(source, placement, driver, memory).methods()
+def driver_for(federation: Federation, placement: Placement, say: Callable[[str], None] = log.info) -> Driver:
+    """Who runs the clients of a federation in one process."""
+    run = federation.config.run
+    choice = execution_choice(federation)
+    return make_driver(run.driver, placement, say, choice=choice, memory=int(run.memory * 1e9))
 
 
-def _most(run: RunSection, placement: Placement) -> int:
-    """Workers that ``auto`` may use: the cores, or the GPUs. Other drivers have none unless they are asked for."""
-    if run.driver != "auto" or current_process().daemon:
-        return 1
-    if placement.device.type == "cuda":
-        return 1 if ":" in str(placement.device) else torch.cuda.device_count()
-    return min(cores(), run.threads or cores())
+def execution_choice(federation: Federation) -> ExecutionChoice:
+    """How each kind of client of a federation is executed."""
+    config = federation.config
+
+    def decide(client: ClientInfo) -> Chosen:
+        specs, capacities = federation.specs, config.clients.capacities
+        alike = specs.count(specs[client.id % len(specs)]) / len(specs)
+        alike *= capacities.count(client.capacity) / len(capacities)
+        models = federation.algorithm.models(federation.task, federation.own(client.id))
+        return choose(models, federation.plan, federation.dataset.input_shape, config.clients.wanted * alike)
+
+    return ExecutionChoice(decide)
+
+
+def _worker(source: Federation | Config, placement: Placement) -> Mapping[str, Callable[..., Any]]:
+    return Worker(source, lambda federation: driver_for(federation, placement)).methods()
+
+
+def resident(federation: Federation, placement: Placement) -> Federation:
+    """The same with its examples on the GPU, as bytes, if they take at most half of its memory."""
+    dataset = federation.dataset
+    if placement.device.type != "cuda":
+        return federation
+    memory = torch.cuda.get_device_properties(placement.device).total_memory
+    return federation if dataset.x.nbytes > memory // 2 else replace(federation, dataset=dataset.to(placement.device))
 
 
 def _on(placement: Placement, worker: int) -> Placement:
@@ -143,12 +164,3 @@ def _timed(a: torch.Tensor) -> float:
     started = time.perf_counter()
     torch.mm(a, b)
     return time.perf_counter() - started
-
-
-def _memory(asked: float | None, placement: Placement) -> int:
-    """Bytes that stacks of clients may take together: three quarters of a GPU's free memory, a quarter of the CPU's."""
-    if asked is not None:
-        return int(asked * 1e9)
-    if placement.device.type == "cuda":
-        return int(torch.cuda.mem_get_info(placement.device)[0] * 0.75)
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4

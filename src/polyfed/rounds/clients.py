@@ -1,41 +1,28 @@
-"""The clients as the server meets them: messages go in, replies come out. Here they live in this process."""
+"""The clients as the server meets them: messages go out, and what the replies add up to comes back."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from inspect import isgeneratorfunction
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from polyfed.base.errors import PolyfedError
-from polyfed.base.types import ClientId, Parts
-from polyfed.core.clients import Cohort, Replies, Reply
-from polyfed.core.message import Message, Nothing, Size, State, compact, size
-from polyfed.core.requests import drive
-from polyfed.execute.drivers import Calls, Driver, Outcome, Work
-from polyfed.execute.local_training import bind, tree_to
+from polyfed.base.types import ClientId
+from polyfed.core.clients import ClientInfo
+from polyfed.core.gather import Gathered
+from polyfed.core.message import Message
+from polyfed.core.requests import Exchange
+from polyfed.execute.drivers import Driver
+from polyfed.execute.placement import threads
 from polyfed.rounds.federation import Federation
-from polyfed.rounds.scoring import Score, Scorer
-
-#: Messages by client; None sends nothing.
-Down = Mapping[ClientId, Message | None]
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a client's part of one exchange cost.
-
-    Args:
-        work: computing.
-        down: bytes that it received.
-        up: bytes that it sent.
-        score: its test just after its training, before aggregation, if that was asked for.
-    """
-
-    work: Work
-    down: Size
-    up: Size
-    score: Score | None = None
+from polyfed.rounds.gathering import Gathering
+from polyfed.rounds.scoring import Score
+from polyfed.rounds.unit import Down, Finished, Report, UnitRunner
+from polyfed.storage.spool import PendingStates, Spool
+from polyfed.storage.state_store import Store
 
 
 class TooFewRepliesError(PolyfedError):
@@ -45,8 +32,8 @@ class TooFewRepliesError(PolyfedError):
 class Clients(Protocol):
     """Where the server's messages go."""
 
-    def exchange(self, cohort: Cohort, down: Down, *, score: bool = False) -> tuple[Replies, dict[ClientId, Report]]:
-        """Send each client its message and bring back the replies; with ``score``, have them tested, too."""
+    def exchange(self, request: Exchange, *, score: bool = False) -> tuple[Gathered, dict[ClientId, Report]]:
+        """Send each client its message and bring back the totals; with ``score``, have the clients tested, too."""
         ...
 
     def commit(self) -> None:
@@ -58,151 +45,125 @@ class Clients(Protocol):
         ...
 
 
-class Simulated(Clients, Protocol):
-    """Clients of a simulation: whoever plays it may look at what they keep."""
+class SimulatedClients(ABC):
+    """Clients of a simulation, whose states the simulation keeps.
 
-    @property
-    def federation(self) -> Federation:
-        """Whose clients."""
-        ...
+    What they keep becomes their state only when the whole round is complete, so that a round that fails can be played
+    again from the state of before.
 
-    @property
-    def driver(self) -> Driver:
-        """Who works in this process."""
-        ...
-
-    def private(self, client: ClientId) -> Any:
-        """A client's state, made (and not kept) if it has none."""
-        ...
-
-    def discard(self, clients: Iterable[ClientId]) -> object:
-        """Take back the last exchange of some clients: nobody had their replies."""
-        ...
-
-    def discard_round(self) -> None:
-        """Take back the whole round: it is void."""
-        ...
-
-    def flush(self) -> None:
-        """Put into the store what only others know, before a checkpoint."""
-        ...
-
-
-class States(Protocol):
-    """Where private states are kept; see `polyfed.storage.state_store.Store`."""
-
-    def get(self, client: ClientId) -> Any:
-        """A client's state, or None."""
-        ...
-
-    def put(self, client: ClientId, state: State, round_: int) -> None:
-        """Keep a client's state as of the end of ``round_``."""
-        ...
-
-
-class LocalClients:
-    """Clients of this process, run by a driver.
-
-    What they keep becomes their state only when the whole round is complete, so that a round that fails can be
-    played again from the state of before.
+    Args:
+        federation: whose clients.
+        driver: of this process.
+        store: their private states.
+        scratch: on whose disk replies and states wait.
     """
 
-    def __init__(self, federation: Federation, driver: Driver, store: States) -> None:
-        self.federation, self.driver, self.store = federation, driver, store
-        self.scorer = Scorer(federation.algorithm, driver.placement, driver.costs)
-        self._kept: dict[ClientId, tuple[State, int]] = {}
-        self._before: dict[ClientId, tuple[State, int] | None] = {}  # of those of the last exchange, what was kept then
+    def __init__(self, federation: Federation, driver: Driver, store: Store, scratch: Path | None = None) -> None:
+        self.federation, self.driver, self.store, self.scratch = federation, driver, store, scratch
+        spool = None if store.resident else Spool(scratch)
+        self._pending = PendingStates(federation.algorithm.states, spool)
+        self._round = 0
+
+    # ------------------------------------------------------------------------------------- what a process does
+
+    @abstractmethod
+    def _train(self, round_: int, units: Sequence[Down], *, score: bool) -> Iterator[dict[ClientId, Finished]]:
+        """Train unit by unit, in any order; one unit at a time comes back."""
+
+    @abstractmethod
+    def _test(self, round_: int, down: Down) -> Iterator[dict[ClientId, Score]]:
+        """Test the clients, some at a time, in any order."""
+
+    # ----------------------------------------------------------------------------------------------- a round
+
+    def work(self, request: Exchange, *, score: bool) -> Iterator[tuple[ClientInfo, Message | None, Report]]:
+        """Run the clients' side of an exchange; each reply as its client is done."""
+        infos = {info.id: info for info in request.cohort}
+        self._round = request.cohort.round
+        self._pending.begin()
+        for finished in self._train(self._round, self._units(infos.values(), request.down), score=score):
+            for client, end in finished.items():
+                self._pending.put(client, end.private)
+                yield infos[client], end.upload, end.report
+
+    def gathering(self, request: Exchange, counted: Iterable[ClientId] | None = None) -> Gathering:
+        """Where the replies to a request are added up."""
+        return Gathering(request.gather, self.federation.algorithm.messages, self.scratch, counted)
+
+    def exchange(self, request: Exchange, *, score: bool = False) -> tuple[Gathered, dict[ClientId, Report]]:
+        """Run the clients' side of the exchange; everyone who is asked replies, and counts."""
+        reports: dict[ClientId, Report] = {}
+        with self.gathering(request, request.down) as gathering:
+            for info, upload, report in self.work(request, score=score):
+                gathering.put(info, upload)
+                reports[info.id] = report
+            return gathering.settle(request.down, {}), dict(sorted(reports.items()))
 
     def private(self, client: ClientId) -> Any:
         """A client's state, made (and not kept) if it has none."""
-        if client in self._kept:
-            return self._kept[client][0]
-        state = self.store.get(client)
+        state = self._state(client)
         return self.federation.first_state(client) if state is None else state
 
-    def play(self, calls: Calls) -> dict[ClientId, Outcome]:
-        """Run the coroutines of clients to their ends."""
-        return self.driver.play(calls)
+    def _state(self, client: ClientId) -> Any:
+        return self._pending.get(client) if client in self._pending else self.store.get(client)
 
-    def exchange(self, cohort: Cohort, down: Down, *, score: bool = False) -> tuple[Replies, dict[ClientId, Report]]:
-        """Run the client's side of the round for each message."""
-        algorithm = self.federation.algorithm
-        calls = {
-            client: algorithm.client_round(self.private(client), msg, self.federation.local(client, cohort.round))
-            for client, msg in down.items()
-        }
-        outcomes = self.play(calls)
-        replies = tuple(Reply(info, outcomes[info.id].upload) for info in cohort if info.id in outcomes)
-        self._before = {client: self._kept.get(client) for client in outcomes}
-        # What was trained in a stack is a view of all of it.
-        self._kept |= {client: (compact(outcome.private), cohort.round) for client, outcome in outcomes.items()}
-        different = {id(message): message for message in down.values()}
-        received = {key: measure(message) for key, message in different.items()}
-        reports = {
-            client: Report(
-                outcome.work,
-                received[id(down[client])],
-                measure(outcome.upload),
-                self._score(client, cohort.round, outcome.trained) if score and outcome.trained else None,
-            )
-            for client, outcome in outcomes.items()
-        }
-        return Replies(replies), reports
-
-    def discard(self, clients: Iterable[ClientId]) -> list[ClientId]:
-        """Take back the last exchange of some clients: nobody had their replies.
-
-        Returns:
-            Those of which now nothing of this round is kept.
-        """
-        clients = list(clients)
+    def discard(self, clients: Iterable[ClientId]) -> None:
+        """Take back the last exchange of some clients: nobody had their replies."""
         for client in clients:
-            before = self._before[client]
-            if before is None:
-                del self._kept[client]
-            else:
-                self._kept[client] = before
-        return [client for client in clients if client not in self._kept]
+            self._pending.discard(client)
 
     def discard_round(self) -> None:
         """Take back the whole round: it is void."""
-        self._kept.clear()
+        self._pending.clear()
 
     def commit(self) -> None:
         """Put the states of the round into the store."""
-        for client, (state, round_) in self._kept.items():
-            self.store.put(client, state, round_)
-        self._kept.clear()
+        for client in self._pending:
+            self.store.put(client, self._pending.get(client), self._round)
+        self._pending.clear()
 
     def evaluate(self, round_: int, down: Down) -> dict[ClientId, Score]:
         """Test each client on its own test data, with what it keeps and what it receives."""
-        shared: dict[object, Parts] = {}
-        out: dict[ClientId, Score] = {}
-        for client, message in down.items():
-            private, local = self.private(client), self.federation.local(client, round_)
-            # Clients that keep nothing and receive the same message have the same model, unless it takes their data.
-            same = isinstance(private, Nothing) and not isgeneratorfunction(self.federation.algorithm.predictor_parts)
-            kind = (id(message), replace(local.info, id=0)) if same else client
-            work = Work()
-            if kind not in shared:
-                shared = {} if kind is client else shared
-                steps = self.federation.algorithm.predictor_parts(private, message, local)
-                made: Parts = drive(steps, lambda request, work=work: self.driver.perform(request, work))
-                shared[kind] = tree_to(made, self.driver.testing(local.info))
-            score = out[client] = self._score(client, round_, shared[kind])
-            score.flops_parts = work.flops
-            score.seconds += work.seconds
-        return out
+        scores: dict[ClientId, Score] = {}
+        for found in self._test(round_, down):
+            scores |= found
+        return {client: scores[client] for client in down}
 
-    def flush(self) -> None:
-        """Put into the store what only others know: here, nothing."""
+    def _units(self, infos: Iterable[ClientInfo], down: Down) -> list[Down]:
+        """The clients that are asked, unit by unit, in order of the units' first clients.
 
-    def _score(self, client: ClientId, round_: int, parts: Parts) -> Score:
-        local = self.federation.local(client, round_)
-        place = self.driver.testing(local.info)
-        return self.scorer.score(bind(local.models, tree_to(parts, place)), self.federation.data.test(client), place)
+        A unit is clients of one kind in order of id, as many as are stacked at once; so units, and with them every bit
+        of a result, follow from the cohort and not from how many processes there are.
+        """
+        units: list[list[ClientId]] = []
+        last: dict[object, list[ClientId]] = {}
+        for info in sorted(infos, key=lambda info: info.id):
+            if info.id not in down:
+                continue
+            kind = (info.architecture, info.capacity)
+            unit = last.get(kind)
+            if unit is None or len(unit) >= self.driver.unit(info):
+                unit = last[kind] = []
+                units.append(unit)
+            unit.append(info.id)
+        return [{client: down[client] for client in unit} for unit in units]
 
 
-def measure(message: Message | None) -> Size:
-    """The bytes of a message; nothing sent is no bytes."""
-    return Size() if message is None else size(message)
+class LocalClients(SimulatedClients):
+    """Clients of this process."""
+
+    def __init__(self, federation: Federation, driver: Driver, store: Store, scratch: Path | None = None) -> None:
+        super().__init__(federation, driver, store, scratch)
+        self.runner = UnitRunner(federation, driver)
+        self._threads = federation.config.run.threads or torch.get_num_threads()
+
+    def _train(self, round_: int, units: Sequence[Down], *, score: bool) -> Iterator[dict[ClientId, Finished]]:
+        for unit in units:
+            with threads(self._threads):
+                finished = self.runner.train(round_, unit, self._state, score=score)
+            yield finished
+
+    def _test(self, round_: int, down: Down) -> Iterator[dict[ClientId, Score]]:
+        with threads(self._threads):
+            scores = self.runner.test(round_, down, self._state)
+        yield scores

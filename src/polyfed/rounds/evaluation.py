@@ -15,10 +15,11 @@ from polyfed.core.message import Message
 from polyfed.execute.cost import CostCounter
 from polyfed.execute.local_training import tree_to
 from polyfed.execute.placement import Placement
-from polyfed.rounds.clients import Clients, Report, measure
+from polyfed.rounds.clients import Clients
 from polyfed.rounds.federation import Federation
 from polyfed.rounds.scoring import Score, Scorer
 from polyfed.rounds.selection import sample
+from polyfed.rounds.unit import Report, measure
 
 
 @dataclass

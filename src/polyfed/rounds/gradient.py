@@ -21,11 +21,11 @@ from polyfed.core.plan import Step
 from polyfed.core.requests import Exchange, Fit
 from polyfed.execute.local_training import EVAL_BATCH, Local
 from polyfed.execute.placement import Placement
-from polyfed.rounds.clients import Simulated
+from polyfed.rounds.clients import SimulatedClients
 from polyfed.rounds.selection import sample
 
 
-def gradient_squared(server: Any, clients: Simulated, round_: int) -> float | None:
+def gradient_squared(server: Any, clients: SimulatedClients, round_: int) -> float | None:
     """The mean over ``run.gradient_clients`` clients of the squared norm; None if none of them trains.
 
     Args:
@@ -49,7 +49,7 @@ def gradient_squared(server: Any, clients: Simulated, round_: int) -> float | No
     return sum(squares) / len(squares) if squares else None
 
 
-def _first(steps: Any, kind: type[Any], clients: Simulated) -> Any:
+def _first(steps: Any, kind: type[Any], clients: SimulatedClients) -> Any:
     """The first request of a kind that a coroutine makes, which then ends there; None if it makes none."""
     if not isinstance(steps, GeneratorType):
         return None

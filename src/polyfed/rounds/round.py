@@ -11,9 +11,10 @@ from polyfed.core.clients import Cohort
 from polyfed.core.message import Size, State, compact
 from polyfed.core.requests import Exchange, drive
 from polyfed.execute.drivers import Driver, Work
-from polyfed.rounds.clients import Clients, Report
+from polyfed.rounds.clients import Clients
 from polyfed.rounds.federation import Federation
 from polyfed.rounds.selection import draw_cohort
+from polyfed.rounds.unit import Report
 
 if TYPE_CHECKING:
     from polyfed.rounds.timing import Timing
@@ -62,13 +63,13 @@ def play_round(
     def perform(request: Any) -> Any:
         if not isinstance(request, Exchange):
             return driver.perform(request)
-        replies, costs = clients.exchange(request.cohort, request.down, score=score)
+        gathered, costs = clients.exchange(request, score=score)
         for client, report in costs.items():
             reports[client] = join(reports[client], report) if client in reports else report
-        return replies
+        return gathered
 
     after = drive(federation.algorithm.server_round(server, cohort), perform)
-    return Played(compact(after), cohort, reports)  # replies may be views of stacks
+    return Played(compact(after), cohort, reports)  # what was kept of each reply may be a view of a stack
 
 
 def join(a: Report, b: Report) -> Report:

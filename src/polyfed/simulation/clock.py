@@ -5,7 +5,7 @@ Rounds end as those of a deployment do, and what is lost is lost in the same way
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,15 +13,18 @@ import numpy as np
 
 from polyfed.base.types import ClientId
 from polyfed.config.profiles import Profile
-from polyfed.core.clients import Cohort, Replies
+from polyfed.core.clients import Cohort
+from polyfed.core.gather import Gathered
+from polyfed.core.requests import Exchange
 from polyfed.execute.drivers import Driver
 from polyfed.rounds.availability import Availability
-from polyfed.rounds.clients import Down, Report, Simulated, TooFewRepliesError
+from polyfed.rounds.clients import SimulatedClients, TooFewRepliesError
 from polyfed.rounds.federation import Federation
 from polyfed.rounds.round import Played, play_round
 from polyfed.rounds.scoring import Score
 from polyfed.rounds.selection import draw_cohort
 from polyfed.rounds.timing import REASONS, Timing, Wasted
+from polyfed.rounds.unit import Down, Report
 
 
 def ended(
@@ -80,7 +83,7 @@ class TimedClients:
         say: told, once for each kind, of clients whose device cannot hold a step.
     """
 
-    def __init__(self, federation: Federation, clients: Simulated, say: Callable[[str], None]) -> None:
+    def __init__(self, federation: Federation, clients: SimulatedClients, say: Callable[[str], None]) -> None:
         assert federation.availability is not None
         assert federation.config.devices is not None
         self.federation, self.clients, self.say = federation, clients, say
@@ -115,22 +118,38 @@ class TimedClients:
         if self.timing.seconds == 0:  # nobody was there, or could begin: the server waits for the next full hour
             self.timing.seconds = self.availability.next_hour(self.timing.start)
 
-    def exchange(self, cohort: Cohort, down: Down, *, score: bool = False) -> tuple[Replies, dict[ClientId, Report]]:
-        """Send each client its message and bring back the replies that come in time.
+    def exchange(self, request: Exchange, *, score: bool = False) -> tuple[Gathered, dict[ClientId, Report]]:
+        """Send each client its message and add up the replies that come in time.
 
         Raises:
             TooFewRepliesError: fewer than ``min_replies`` do.
         """
         self._phase += 1
+        cohort, down = request.cohort, request.down
         asked = sorted(down)
         there = dict(
             zip(asked, self.availability.available(asked, self.timing.start + self.timing.seconds), strict=True)
         )
         present = {client: message for client, message in down.items() if there[client]}
-        replies, reports = self.clients.exchange(cohort, present, score=score)
+        with self.clients.gathering(request) as gathering:
+            reports: dict[ClientId, Report] = {}
+            for info, upload, report in self.clients.work(replace(request, down=present), score=score):
+                gathering.put(info, upload)
+                reports[info.id] = report
+            kept, failed = self._ended(cohort, asked, present, dict(sorted(reports.items())))
+            return gathering.settle(kept, {client: REASONS[reason] for client, reason in failed.items()}), kept
+
+    def _ended(
+        self, cohort: Cohort, asked: Sequence[ClientId], present: Down, reports: Mapping[ClientId, Report]
+    ) -> tuple[dict[ClientId, Report], dict[ClientId, str]]:
+        """The reports of those whose replies count, and why the others' do not; takes these back.
+
+        Raises:
+            TooFewRepliesError: fewer than ``min_replies`` count.
+        """
         profiles = {client: self.availability.profile(client) for client in reports}
         needed = {client: sum(self._legs(profiles[client], report)) for client, report in reports.items()}
-        failed = dict.fromkeys((client for client in asked if not there[client]), "absent")
+        failed = dict.fromkeys((client for client in asked if client not in present), "absent")
         failed |= dict.fromkeys(
             (k for k, report in reports.items() if self._overfull(k, profiles[k], report)), "memory"
         )
@@ -156,9 +175,8 @@ class TimedClients:
             self.timing.clients[client] = self.timing.clients.get(client, 0.0) + needed[client]
         self._counted += kept.items()
         if len(kept) < self.rules.min_replies:
-            raise TooFewRepliesError(f"round {cohort.round}: {len(kept)} of {len(down)} clients answered")
-        answered = tuple(reply for reply in replies if reply.client.id in kept)
-        return Replies(answered, {client: REASONS[reason] for client, reason in failed.items()}), kept
+            raise TooFewRepliesError(f"round {cohort.round}: {len(kept)} of {len(asked)} clients answered")
+        return kept, failed
 
     def commit(self) -> None:
         """What the clients of a round that counts keep becomes their state."""

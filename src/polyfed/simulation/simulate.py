@@ -7,7 +7,7 @@ import platform
 import sys
 import time
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,7 @@ from polyfed.config import Config
 from polyfed.config.profiles import to_csv
 from polyfed.core.message import Nothing, State
 from polyfed.data.partition.partition import Partition
-from polyfed.execute.placement import Placement
-from polyfed.parallel.pool import WorkerError
+from polyfed.execute.placement import Placement, threads
 from polyfed.parallel.setup import Execution
 from polyfed.rounds.callbacks import Callback, Interrupted, Quiet
 from polyfed.rounds.evaluation import Evaluation, Evaluator
@@ -36,7 +35,7 @@ from polyfed.storage.run_dir import LOGS, RunDir
 from polyfed.storage.state_store import Store
 
 #: What a run that was killed before it wrote its config.toml leaves behind.
-STARTED = ("lock", "environment.json", "partition.npz", "devices.csv", "choices.json", *LOGS)
+STARTED = ("lock", "environment.json", "partition.npz", "devices.csv", *LOGS)
 
 
 def simulate(config: Config, *, out: Path | None = None, callback: Callback | None = None) -> dict[str, Any]:
@@ -112,14 +111,9 @@ def _held(folder: Path) -> Generator[RunDir]:
 
 @contextmanager
 def _settings(config: Config, placement: Placement) -> Generator[None]:
-    """Pin what the numbers depend on, and give it back."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(config.run.threads or threads)
-    try:
-        with placement.defaults():
-            yield
-    finally:
-        torch.set_num_threads(threads)
+    """Pin what the server's numbers depend on, and give it back; clients have threads of their own."""
+    with threads(config.run.server_threads), placement.defaults():
+        yield
 
 
 class _Run:
@@ -131,9 +125,9 @@ class _Run:
         self.placement = Placement.of(config.run.device, config.run.precision)
         states = federation.algorithm.states
         self.store = Store(run_dir.states, states, resident=config.run.store == "memory")
-        choices, lock = run_dir.file("choices.json"), (run_dir.lock,)
+        scratch, lock = run_dir.states, (run_dir.lock,)
         self.execution = Execution(
-            federation, self.store, self.placement, choices=choices, say=callback.note, close=lock
+            federation, self.store, self.placement, scratch=scratch, say=callback.note, close=lock
         )
         self.driver = self.execution.driver
         self.evaluator = Evaluator(federation, self.placement, self.driver.costs)
@@ -175,8 +169,7 @@ class _Run:
                 # Whatever ended the run: the last complete round is worth keeping. Only a moment between two rounds,
                 # in which memory holds half of one, leaves nothing but the checkpoint before.
                 if self.whole:
-                    with suppress(WorkerError):  # what a dead worker knew is lost: then it is the checkpoint before
-                        self._save()
+                    self._save()
                 if isinstance(error, KeyboardInterrupt):
                     raise Interrupted(self.run_dir.path) from None
                 raise
@@ -192,7 +185,6 @@ class _Run:
         return play_round(self.federation, self.server, round_, self.clients, self.driver, score=score)
 
     def _save(self) -> None:
-        self.clients.flush()
         self.ledger.peaked(self.execution.peak())
         self.run_dir.save(self.round, self.server, self.store, self.ledger.progress, self.identity)
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from torch import Tensor
 
 from polyfed.base.types import ClientId, Parts
-from polyfed.core.clients import Cohort, Replies, Reply
+from polyfed.core.clients import ClientInfo
+from polyfed.core.gather import Gathered
 from polyfed.core.message import Message, Size, State, decode, encode, size
+from polyfed.core.requests import Exchange
 from polyfed.execute.cost import CostCounter, StepCost
 from polyfed.execute.drivers import Calls, Driver, Outcome
-from polyfed.rounds.clients import Down, LocalClients, Report
+from polyfed.rounds.clients import LocalClients
 from polyfed.rounds.federation import Federation
 from polyfed.rounds.scoring import Score
+from polyfed.rounds.unit import Down, Report, UnitRunner
 from polyfed.storage.state_store import Store
 from polyfed.testing.compare import digest
 
@@ -65,45 +69,53 @@ class Visit:
         return [name for (name, value), was in zip(values.items(), self.seen, strict=True) if digest(value) != was]
 
 
+class Remembering(UnitRunner):
+    """Runs units and remembers what the last fit of each client ended with."""
+
+    def __init__(self, federation: Federation, driver: Driver) -> None:
+        super().__init__(federation, driver)
+        self.trained: dict[ClientId, Parts] = {}
+
+    def play(self, calls: Calls) -> dict[ClientId, Outcome]:
+        """Run the clients."""
+        outcomes = super().play(calls)
+        self.trained |= {client: outcome.trained for client, outcome in outcomes.items()}
+        return outcomes
+
+
 class Watched(LocalClients):
     """Clients of this process; every visit is written down."""
 
     def __init__(self, federation: Federation, driver: Driver, store: Store) -> None:
         super().__init__(federation, driver, store)
+        self.runner = self._remembering = Remembering(federation, driver)
         self.visits: list[Visit] = []
-        self._trained: dict[ClientId, Parts] = {}
 
-    def play(self, calls: Calls) -> dict[ClientId, Outcome]:
-        """Run the clients and remember what their last fits ended with."""
-        outcomes = super().play(calls)
-        self._trained = {client: outcome.trained for client, outcome in outcomes.items()}
-        return outcomes
-
-    def exchange(self, cohort: Cohort, down: Down, *, score: bool = False) -> tuple[Replies, dict[ClientId, Report]]:
+    def work(self, request: Exchange, *, score: bool) -> Iterator[tuple[ClientInfo, Message | None, Report]]:
         """Pass the messages on and write down what came and what went."""
+        down = request.down
         before: dict[ClientId, Any] = {client: self.private(client) for client in down}
         arrived = {client: (digest(before[client]), digest(down[client])) for client in down}
         # What a client has not got in its store it would make anew for the round, and this one would not be the same
         # object: it could be written to unseen.
-        self._kept = {client: (state, cohort.round) for client, state in before.items()} | self._kept
-        replies, reports = super().exchange(cohort, down, score=score)
-        for reply in replies:
-            client = reply.client.id
-            after = self.private(client)
+        for client, state in before.items():
+            self._pending.put(client, state)
+        for info, upload, report in super().work(request, score=score):
+            after = self.private(info.id)
             self.visits.append(
                 Visit(
-                    cohort.round,
-                    client,
-                    before[client],
-                    down[client],
+                    request.cohort.round,
+                    info.id,
+                    before[info.id],
+                    down[info.id],
                     after,
-                    reply.message,
-                    reports[client],
-                    self._trained[client],
-                    (*arrived[client], digest(after), digest(reply.message)),
+                    upload,
+                    report,
+                    self._remembering.trained[info.id],
+                    (*arrived[info.id], digest(after), digest(upload)),
                 )
             )
-        return replies, reports
+            yield info, upload, report
 
 
 class Wired(LocalClients):
@@ -124,17 +136,28 @@ class Wired(LocalClients):
         self.sizes.append((message, size(message), len(data)))
         return decode(data, *self.federation.algorithm.messages)
 
-    def exchange(self, cohort: Cohort, down: Down, *, score: bool = False) -> tuple[Replies, dict[ClientId, Report]]:
+    def work(self, request: Exchange, *, score: bool) -> Iterator[tuple[ClientInfo, Message | None, Report]]:
         """Encode and decode both ways."""
-        came = {client: self._through(message) for client, message in down.items()}
-        replies, reports = super().exchange(cohort, came, score=score)
-        back = tuple(Reply(reply.client, self._through(reply.message)) for reply in replies)
-        for reply in back:
-            if reply.message is not None:
-                task, received = self.federation.task, came[reply.client.id]
-                self.federation.algorithm.check_upload(task, reply.client, received, reply.message)
-        return Replies(back, replies.failed), reports
+        came = {client: self._through(message) for client, message in request.down.items()}
+        for info, upload, report in super().work(replace(request, down=came), score=score):
+            back = self._through(upload)
+            if back is not None:
+                self.federation.algorithm.check_upload(self.federation.task, info, came[info.id], back)
+            yield info, back, report
 
     def evaluate(self, round_: int, down: Down) -> dict[ClientId, Score]:
         """Encode and decode what the clients predict with."""
         return super().evaluate(round_, {client: self._through(message) for client, message in down.items()})
+
+
+class Shuffled(LocalClients):
+    """Clients of this process whose replies come in descending order of id, and are folded when all are there."""
+
+    def exchange(self, request: Exchange, *, score: bool = False) -> tuple[Gathered, dict[ClientId, Report]]:
+        """Let every reply wait on disk."""
+        arrived = list(self.work(request, score=score))
+        with self.gathering(request) as gathering:
+            for info, upload, _ in sorted(arrived, key=lambda reply: -reply[0].id):
+                gathering.put(info, upload)
+            gathered = gathering.settle(request.down, {})
+        return gathered, {info.id: report for info, _, report in sorted(arrived, key=lambda reply: reply[0].id)}

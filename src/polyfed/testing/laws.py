@@ -22,13 +22,14 @@ from torch import Tensor
 
 from polyfed.base.errors import DivergedError, MessageError
 from polyfed.base.types import ClientId
-from polyfed.core.clients import ClientInfo, Cohort, Replies, Reply
+from polyfed.core.clients import ClientInfo, Cohort
 from polyfed.core.message import Message, State, encode
 from polyfed.core.requests import Exchange, drive
-from polyfed.execute.choice import threads
 from polyfed.execute.local_training import bind
+from polyfed.execute.placement import threads
 from polyfed.rounds.callbacks import Quiet
 from polyfed.rounds.evaluation import Evaluator
+from polyfed.rounds.gathering import Gathering
 from polyfed.rounds.round import play_round
 from polyfed.rounds.selection import draw_cohort
 from polyfed.simulation.simulate import resume, simulate
@@ -36,7 +37,7 @@ from polyfed.testing.clients import Visit, Watched
 from polyfed.testing.compare import differences, digest, furthest, leaves, tensors
 from polyfed.testing.process import Child
 from polyfed.testing.settings import Tables
-from polyfed.testing.subject import Run, Subject, elsewhere, local, make_driver, play, watched, wired, workers
+from polyfed.testing.subject import Run, Subject, elsewhere, local, make_driver, play, shuffled, watched, wired, workers
 
 __all__ = [
     "child",
@@ -57,6 +58,7 @@ __all__ = [
     "test_learns",
     "test_order_of_the_answers_does_not_matter",
     "test_order_of_the_clients_does_not_matter",
+    "test_order_of_the_replies_does_not_matter",
     "test_other_process_same_run",
     "test_predicting_writes_nothing",
     "test_private_state_is_never_sent",
@@ -213,6 +215,15 @@ def test_order_of_the_clients_does_not_matter(subject: Subject) -> None:
     same(play(subject.federation(), local, driver="backwards"), subject.run("sequential", "fp32"))
 
 
+def test_order_of_the_replies_does_not_matter(subject: Subject) -> None:
+    """Replies that come in descending order and wait until all are there give bitwise the run of those in order.
+
+    Catches totals that depend on who was fast, sums that keep a reply they were given, and uploads that arrive changed
+    when they have waited.
+    """
+    same(play(subject.federation(), shuffled), subject.run("sequential", "fp32"))
+
+
 @BOTH
 def test_a_client_does_not_depend_on_who_trained_before(subject: Subject, driver: str) -> None:
     """Client B after client A keeps and sends what B alone does; within 1e-9 where they were stacked.
@@ -241,7 +252,7 @@ def _visits(subject: Subject, clients: list[ClientId], driver: str) -> dict[Clie
         request = next(steps)
         while not isinstance(request, Exchange):
             request = steps.send(works.perform(request))
-        met.exchange(request.cohort, {client: request.down[client] for client in clients})
+        met.exchange(replace(request, down={client: request.down[client] for client in clients}))
         steps.close()
     return {visit.client: visit for visit in met.visits}
 
@@ -472,8 +483,11 @@ def _aggregate(subject: Subject, answers: Sequence[tuple[ClientInfo, list[Messag
     def perform(request: Any) -> Any:
         if not isinstance(request, Exchange):
             return works.perform(request)
-        now = next(turn)
-        return Replies(tuple(Reply(info, of_one[now]) for info, of_one in answers))
+        now, algorithm = next(turn), run.federation.algorithm
+        with Gathering(request.gather, algorithm.messages) as gathering:
+            for info, of_one in answers:
+                gathering.put(info, of_one[now])
+            return gathering.settle([info.id for info, _ in answers], {})
 
     with works.placement.defaults():
         return drive(run.federation.algorithm.server_round(run.servers[1], cohort), perform)

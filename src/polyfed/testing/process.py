@@ -24,13 +24,17 @@ import polyfed.base.errors
 from polyfed.base.errors import PolyfedError
 from polyfed.base.types import ClientId
 from polyfed.config import Config
-from polyfed.core.clients import Cohort, Replies, Reply
+from polyfed.core.clients import Cohort
+from polyfed.core.gather import Gathered
 from polyfed.core.message import decode, encode
+from polyfed.core.requests import Exchange
 from polyfed.execute.drivers import Work, make_driver
 from polyfed.execute.placement import Placement
-from polyfed.rounds.clients import Down, LocalClients, Report, measure
+from polyfed.rounds.clients import LocalClients
 from polyfed.rounds.federation import Federation, prepare
+from polyfed.rounds.gathering import Gathering
 from polyfed.rounds.scoring import Score
+from polyfed.rounds.unit import Down, Report, measure
 from polyfed.storage.state_store import Store
 from polyfed.testing.clients import Unpriced
 from polyfed.testing.compare import digest
@@ -97,8 +101,9 @@ class ProcessClients:
         if answer["partition"] != federation.partition.hash:
             raise PolyfedError("the clients' process dealt the data differently; does it read the same files?")
 
-    def exchange(self, cohort: Cohort, down: Down, *, score: bool = False) -> tuple[Replies, dict[ClientId, Report]]:
-        """Send each client its bytes and bring back theirs."""
+    def exchange(self, request: Exchange, *, score: bool = False) -> tuple[Gathered, dict[ClientId, Report]]:
+        """Send each client its bytes and add up what comes back."""
+        cohort, down = request.cohort, request.down
         header = {"do": "exchange", "round": cohort.round, "rounds": cohort.rounds, "score": score}
         answer, frames = self._send(header, down)
         known = self.federation.algorithm.messages
@@ -107,7 +112,10 @@ class ProcessClients:
         for client, work, found in answer["costs"]:
             tested = None if found is None else Score(**found)
             costs[client] = Report(Work(**work), measure(down[client]), measure(up.get(client)), tested)
-        return Replies(tuple(Reply(info, up.get(info.id)) for info in cohort if info.id in costs)), costs
+        with Gathering(request.gather, known, None, costs) as gathering:
+            for info in cohort:
+                gathering.put(info, up.get(info.id))
+            return gathering.settle(costs, {}), costs
 
     def evaluate(self, round_: int, down: Down) -> dict[ClientId, Score]:
         """Send each client what it predicts with; bring back counts."""
@@ -183,18 +191,17 @@ class _Served:
         federation = self.clients.federation
         rng = federation.rng.at("unused")  # the cohort's is the server's
         cohort = Cohort(tuple(map(federation.info, down)), header["round"], header["rounds"], rng)
-        replies, reports = self.clients.exchange(cohort, down, score=header["score"])
+        worked = sorted(self.clients.work(Exchange(cohort, down), score=header["score"]), key=lambda reply: reply[0].id)
         costs = [
             [
-                client,
+                info.id,
                 {key: getattr(report.work, key) for key in ("flops", "seconds", "peak_bytes", "steps", "loss")},
                 None if report.score is None else asdict(report.score),
             ]
-            for client, report in reports.items()
+            for info, _, report in worked
         ]
-        told = [reply for reply in replies if reply.message is not None]
-        answer = {"costs": costs, "told": [reply.client.id for reply in told]}
-        return answer, [encode(reply.message) for reply in told]
+        told = [(info.id, upload) for info, upload, _ in worked if upload is not None]
+        return {"costs": costs, "told": [client for client, _ in told]}, [encode(upload) for _, upload in told]
 
 
 def _send(connection: Any, header: Mapping[str, Any], frames: Sequence[bytes]) -> None:

@@ -18,11 +18,10 @@ from polyfed.base.tree import map_parts
 from polyfed.base.types import ClientId
 from polyfed.config import Config, algorithm_class
 from polyfed.core.algorithm import Algorithm
-from polyfed.core.clients import ClientInfo
 from polyfed.core.message import State
 from polyfed.core.requests import Fit, Fitted, drive
 from polyfed.data.readers.digits import load_digits
-from polyfed.execute.choice import ExecutionChoice, ExecutionName
+from polyfed.execute.choice import Chosen, ExecutionChoice
 from polyfed.execute.drivers import Auto, Batched, Calls, Outcome, Sequential, Work
 from polyfed.execute.placement import Placement, Precision
 from polyfed.execute.stacked import StackRule
@@ -32,7 +31,7 @@ from polyfed.rounds.clients import Clients, LocalClients
 from polyfed.rounds.federation import Federation, prepare
 from polyfed.rounds.round import play_round
 from polyfed.storage.state_store import Store
-from polyfed.testing.clients import Unpriced, Watched, Wired
+from polyfed.testing.clients import Shuffled, Unpriced, Watched, Wired
 from polyfed.testing.compare import digest
 from polyfed.testing.process import Child, ProcessClients
 from polyfed.testing.settings import (
@@ -81,7 +80,7 @@ class ChannelsLast(Auto):
     """Everything with the channels of images innermost, whether or not it pays."""
 
     def __init__(self, placement: Placement) -> None:
-        super().__init__(placement, Innermost())
+        super().__init__(placement, ExecutionChoice(lambda client: Chosen("channels-last", 1, "channels-last")))
 
 
 class Replayed(Batched):
@@ -89,18 +88,6 @@ class Replayed(Batched):
 
     def __init__(self, placement: Placement) -> None:
         super().__init__(placement, rule=StackRule(sizes=range(2, 10), after=0, images=True))
-
-
-class Innermost(ExecutionChoice):
-    """One way for all."""
-
-    def of(self, fit: Fit) -> ExecutionName:
-        """Channels innermost."""
-        return "channels-last"
-
-    def of_testing(self, client: ClientInfo) -> ExecutionName:
-        """Channels innermost."""
-        return "channels-last"
 
 
 _DRIVERS: Mapping[str, type[Sequential]] = {
@@ -183,6 +170,11 @@ def watched(federation: Federation, driver: Sequential) -> Watched:
     return Watched(federation, driver, memory(federation))
 
 
+def shuffled(federation: Federation, driver: Sequential) -> Shuffled:
+    """Clients whose replies come in the wrong order, for `play`."""
+    return Shuffled(federation, driver, memory(federation))
+
+
 def wired(federation: Federation, driver: Sequential) -> Wired:
     """Clients met through bytes, for `play`."""
     return Wired(federation, driver, memory(federation))
@@ -201,7 +193,7 @@ def workers(count: int) -> Generator[Callable[[Federation, Sequential], WorkerCl
     def made(federation: Federation, driver: Sequential) -> WorkerClients:
         pool = Pool([partial(_worker, federation, driver.placement) for _ in range(count)])
         pools.append(pool)
-        return WorkerClients(federation, pool, memory(federation), ExecutionChoice(), driver, resident=True)
+        return WorkerClients(federation, driver, memory(federation), pool)
 
     try:
         yield made
@@ -211,7 +203,7 @@ def workers(count: int) -> Generator[Callable[[Federation, Sequential], WorkerCl
 
 
 def _worker(federation: Federation, placement: Placement) -> Any:
-    return Worker(federation, placement, "sequential", None).methods()
+    return Worker(federation, lambda _: Sequential(placement)).methods()
 
 
 class Subject:

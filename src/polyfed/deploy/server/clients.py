@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from polyfed.base.errors import MessageError, PolyfedError
+from polyfed.base.rng import Rng
 from polyfed.base.types import ClientId
 from polyfed.config import Config
 from polyfed.core.algorithm import Algorithm
-from polyfed.core.clients import ClientInfo, Cohort, Replies, Reply
-from polyfed.core.message import Message, decode, encode
+from polyfed.core.clients import ClientInfo, Cohort
+from polyfed.core.gather import Gathered
+from polyfed.core.message import Message, Size, decode, encode
+from polyfed.core.requests import Exchange
 from polyfed.deploy.client.local_setup import task_of
 from polyfed.deploy.server.registry import ClientRegistry, Events
 from polyfed.deploy.server.reply_checks import check_reply
@@ -21,8 +24,10 @@ from polyfed.deploy.wire import headers
 from polyfed.deploy.wire.headers import Key, ReplyHeader, RequestHeader
 from polyfed.deploy.wire.transport import Incoming, Outgoing, RequestKind, Transport
 from polyfed.execute.drivers import Work
-from polyfed.rounds.clients import Down, Report, TooFewRepliesError, measure
+from polyfed.rounds.clients import TooFewRepliesError
+from polyfed.rounds.gathering import Gathering
 from polyfed.rounds.scoring import Score
+from polyfed.rounds.unit import Down, Report, measure
 
 
 class ClientFailedError(PolyfedError):
@@ -38,13 +43,16 @@ class Traffic:
     messages: int = 0
 
 
+#: Bytes of replies that are taken from the engine at once.
+_AT_ONCE = 20_000_000
+
+
 @dataclass
 class _Good:
-    """Replies to one kind of request, as they come in."""
+    """Good replies to one kind of request, without the messages."""
 
-    answers: dict[ClientId, tuple[ReplyHeader, Message | None, int]] = field(
-        default_factory=dict[ClientId, tuple[ReplyHeader, Message | None, int]]
-    )
+    answers: dict[ClientId, ReplyHeader] = field(default_factory=dict[ClientId, ReplyHeader])
+    sizes: dict[ClientId, Size] = field(default_factory=dict[ClientId, Size])
     failed: dict[ClientId, str] = field(default_factory=dict[ClientId, str])
 
 
@@ -59,6 +67,7 @@ class RemoteClients:
         experiment: which run.
         rounds: what a round survives.
         tell: told of every failure.
+        scratch: on whose disk replies wait for their turn.
     """
 
     def __init__(
@@ -70,9 +79,10 @@ class RemoteClients:
         experiment: str,
         rounds: Rounds,
         tell: Events,
+        scratch: Path | None = None,
     ) -> None:
         self.transport, self.registry, self.config, self.algorithm = transport, registry, config, algorithm
-        self.experiment, self.rounds, self.tell = experiment, rounds, tell
+        self.experiment, self.rounds, self.tell, self.scratch = experiment, rounds, tell, scratch
         #: The last exchange of each client in a round that counted: what its private state is of.
         self.settled: dict[ClientId, Key] = {}
         self.traffic = Traffic()
@@ -94,32 +104,30 @@ class RemoteClients:
         self._phase = 0
         self._kept.clear()
 
-    def exchange(self, cohort: Cohort, down: Down, *, score: bool = False) -> tuple[Replies, dict[ClientId, Report]]:
-        """Send each client its message, wait until all, enough, or no more can answer.
+    def exchange(self, request: Exchange, *, score: bool = False) -> tuple[Gathered, dict[ClientId, Report]]:
+        """Send each client its message, wait until all, enough, or no more can answer, and add the replies up.
 
         Raises:
             TooFewRepliesError: fewer than ``min_replies`` answered well.
             ClientFailedError: one failed, and that ends the run.
         """
         self._phase += 1
-        key = (cohort.round, self.attempt, self._phase)
-        infos = {client.id: client for client in cohort}
-        found = self._ask("train", key, down, infos, score=score, enough=self.wanted)
-        if len(found.answers) < self.rounds.min_replies:
-            raise TooFewRepliesError(
-                f"round {cohort.round}: {len(found.answers)} of {len(down)} clients answered; "
-                f"rounds.min_replies is {self.rounds.min_replies}"
-            )
-        replies: list[Reply] = []
+        key = (request.cohort.round, self.attempt, self._phase)
+        with Gathering(request.gather, self.algorithm.messages, self.scratch) as gathering:
+            found = self._ask("train", key, request, gathering, score=score, enough=self.wanted)
+            if len(found.answers) < self.rounds.min_replies:
+                raise TooFewRepliesError(
+                    f"round {key[0]}: {len(found.answers)} of {len(request.down)} clients answered; "
+                    f"rounds.min_replies is {self.rounds.min_replies}"
+                )
+            gathered = gathering.settle(found.answers, found.failed)
         reports: dict[ClientId, Report] = {}
-        for client in sorted(found.answers):
-            answer, message, _ = found.answers[client]
+        for client, answer in sorted(found.answers.items()):
             self._kept[client] = key
-            replies.append(Reply(infos[client], message))
             work = Work(**answer.work.model_dump()) if answer.work else Work()
             tested = Score(**answer.score.model_dump()) if answer.score else None
-            reports[client] = Report(work, measure(down[client]), measure(message), tested)
-        return Replies(tuple(replies), found.failed), reports
+            reports[client] = Report(work, measure(request.down[client]), found.sizes[client], tested)
+        return gathered, reports
 
     def commit(self) -> None:
         """The round counts: what its clients kept is their state."""
@@ -130,10 +138,12 @@ class RemoteClients:
     def evaluate(self, round_: int, down: Down) -> dict[ClientId, Score]:
         """Send each client what it needs to predict; bring back counts of those that answer and tell them."""
         key = (round_, self.attempt, 0)
-        found = self._ask("evaluate", key, down, {}, score=False, enough=None)
+        found = self._ask(
+            "evaluate", key, Exchange(Cohort((), round_, 0, Rng(())), down), None, score=False, enough=None
+        )
         scores = {
             client: Score(**answer.score.model_dump())
-            for client, (answer, _, _) in sorted(found.answers.items())
+            for client, answer in sorted(found.answers.items())
             if answer.score is not None
         }
         # Which predictors there are, the networks at the clients know: what most of them say.
@@ -151,13 +161,15 @@ class RemoteClients:
         self,
         kind: RequestKind,
         key: Key,
-        down: Down,
-        infos: Mapping[ClientId, ClientInfo],
+        asked: Exchange,
+        gathering: Gathering | None,
         *,
         score: bool,
         enough: int | None,
     ) -> _Good:
-        found = _Good()
+        found, down = _Good(), asked.down
+        infos = {client.id: client for client in asked.cohort}
+        largest = max((measure(message).total for message in down.values()), default=0)
         encoded: dict[int, bytes] = {}  # a broadcast is one object for all: it is encoded once
         waiting: dict[str, ClientId] = {}
         retried: set[ClientId] = set()
@@ -194,8 +206,14 @@ class RemoteClients:
         while waiting and time.monotonic() < end:
             if enough is not None and len(found.answers) >= enough:
                 break
-            arrived = self.transport.pull([*waiting, *self._late])
-            for reply in arrived:
+            tickets = [*waiting, *self._late]
+            few = max(1, _AT_ONCE // max(1, largest))  # never more replies in memory than that
+            arrived = False
+            for reply in (
+                one for k in range(0, len(tickets), few) for one in self.transport.pull(tickets[k : k + few])
+            ):
+                arrived = True
+                largest = max(largest, len(reply.body or b""))
                 if reply.ticket in self._late:
                     self._told_late(reply)
                     continue
@@ -206,9 +224,13 @@ class RemoteClients:
                     self.tell("surplus", client=client, round=key[0])
                     continue
                 try:
-                    found.answers[client] = self._read(reply, kind, key, client, down[client], infos.get(client))
+                    answer, message = self._read(reply, kind, key, client, down[client], infos.get(client))
                 except MessageError as error:
                     fail(client, str(error))
+                    continue
+                if gathering is not None:
+                    gathering.put(infos[client], message)
+                found.answers[client], found.sizes[client] = answer, measure(message)
             if not arrived:
                 time.sleep(self.rounds.poll)
         full = enough is not None and len(found.answers) >= enough
@@ -261,7 +283,7 @@ class RemoteClients:
         client: ClientId,
         down: Message | None,
         info: ClientInfo | None,
-    ) -> tuple[ReplyHeader, Message | None, int]:
+    ) -> tuple[ReplyHeader, Message | None]:
         """A reply, if it may be used.
 
         Raises:
@@ -269,8 +291,7 @@ class RemoteClients:
         """
         if reply.error:
             raise MessageError(reply.error)
-        count = len(reply.header) + len(reply.body or b"")
-        self.traffic.received += count
+        self.traffic.received += len(reply.header) + len(reply.body or b"")
         answer = headers.load(ReplyHeader, reply.header)
         if (answer.kind, answer.experiment, answer.key, answer.client) != (kind, self.experiment, key, client):
             raise MessageError(f"an answer to {answer.kind} {answer.key} of client {answer.client} came instead")
@@ -285,7 +306,7 @@ class RemoteClients:
         if answer.lost:
             self.tell("lost-state", client=client, round=key[0])
         self.seconds[client] = answer.seconds
-        return answer, message, count
+        return answer, message
 
     def _told_late(self, reply: Incoming) -> None:
         client, key, _ = self._late.pop(reply.ticket)

@@ -212,7 +212,9 @@ class _Served:
         self.journal = Journal(run_dir.file("events.jsonl"))
         self.registry = ClientRegistry(transport, config, experiment, self.journal, fixed=deployment.server.node_keys)
         self.view = View(config, algorithm, self.registry)
-        self.clients = RemoteClients(transport, self.registry, config, algorithm, experiment, self.rules, self.journal)
+        self.clients = RemoteClients(
+            transport, self.registry, config, algorithm, experiment, self.rules, self.journal, run_dir.path
+        )
         self.placement = Placement.of(config.run.device, config.run.precision)
         self.driver = make_driver(config.run.driver, self.placement)
         self.store = Store(run_dir.states, algorithm.states, resident=True)  # stays empty: states are the clients'

@@ -1,0 +1,78 @@
+"""The replies of one exchange, from their arrival to what they add up to.
+
+Who counts is settled first: before the exchange where everyone who is asked counts, else when it has ended. Replies
+are folded in order of client id; one that comes before its turn waits, encoded, on disk. So a round's memory is one
+upload and the totals, and its result does not depend on who was fast.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+
+from polyfed.base.types import ClientId
+from polyfed.core.clients import ClientInfo
+from polyfed.core.gather import Fold, Gather, Gathered
+from polyfed.core.message import Message, decode, encode
+from polyfed.storage.spool import Place, Spool
+
+
+class Gathering:
+    """Adds up the replies of one exchange; to be used in a ``with``, which deletes what waits.
+
+    Args:
+        gather: the declarations, by field of the upload.
+        kinds: the message classes of the algorithm.
+        folder: on whose disk replies wait.
+        counted: the clients whose replies count; None if that is not known yet.
+    """
+
+    def __init__(
+        self,
+        gather: Mapping[str, Gather],
+        kinds: tuple[type[Message], ...],
+        folder: Path | None = None,
+        counted: Iterable[ClientId] | None = None,
+    ) -> None:
+        self._fold, self._kinds, self._needed = Fold(gather), kinds, bool(gather)
+        self._turns = None if counted is None else deque(sorted(counted))
+        self._spool = Spool(folder)
+        self._waiting: dict[ClientId, tuple[ClientInfo, Place | None]] = {}
+
+    def __enter__(self) -> Gathering:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._spool.close()
+
+    def put(self, client: ClientInfo, upload: Message | None) -> None:
+        """A reply came: fold it if it is its turn, else let it wait."""
+        if self._turns and self._turns[0] == client.id:
+            self._fold.add(client, upload)
+            self._turns.popleft()
+            self._advance()
+        else:
+            wanted = upload is not None and self._needed
+            self._waiting[client.id] = (client, self._spool.put(encode(upload)) if wanted and upload else None)
+
+    def settle(self, counted: Iterable[ClientId], failed: Mapping[ClientId, str]) -> Gathered:
+        """All replies that count are there: fold the rest of them.
+
+        Args:
+            counted: the clients whose replies count.
+            failed: why others do not.
+        """
+        folded = {client.id for client in self._fold.clients}
+        self._turns = deque(sorted(client for client in counted if client not in folded))
+        self._advance()
+        assert not self._turns, f"client {self._turns[0]} counts, but its reply did not come"
+        return self._fold.finish(failed)
+
+    def _advance(self) -> None:
+        while self._turns and self._turns[0] in self._waiting:
+            client, place = self._waiting.pop(self._turns.popleft())
+            self._fold.add(client, None if place is None else decode(self._spool.get(place), *self._kinds))

@@ -1,0 +1,116 @@
+"""Bytes that wait on disk for their turn: replies of an exchange, and private states of a round that is not complete.
+
+The file has no name, so nothing of it is left behind, however the process ends.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, TypeAlias
+
+from polyfed.base.errors import StorageError
+from polyfed.base.types import ClientId
+from polyfed.core.message import State
+from polyfed.storage import state_files
+
+#: Where in a spool some bytes lie: offset and length.
+Place: TypeAlias = tuple[int, int]
+
+
+class Spool:
+    """Bytes on disk, in a file without a name.
+
+    Args:
+        folder: on which disk; None is the system's folder for temporary files.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
+        self._file: IO[bytes] | None = None
+        self._end = 0
+
+    def put(self, data: bytes) -> Place:
+        """Write ``data``; returns where it lies.
+
+        Raises:
+            StorageError: the disk is full, or the folder cannot be written to.
+        """
+        try:
+            if self._file is None:
+                if self._folder is not None:
+                    self._folder.mkdir(parents=True, exist_ok=True)
+                self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - held until close()
+            self._file.seek(self._end)
+            self._file.write(data)
+            self._file.flush()
+        except OSError as error:
+            raise StorageError(
+                f"could not write {len(data):,} bytes below {self._folder or tempfile.gettempdir()}: "
+                f"{error.strerror or error}; make room, then resume"
+            ) from error
+        place = (self._end, len(data))
+        self._end += len(data)
+        return place
+
+    def get(self, place: Place) -> bytes:
+        """The bytes that lie there."""
+        assert self._file is not None, "something was put before"
+        self._file.seek(place[0])
+        return self._file.read(place[1])
+
+    def close(self) -> None:
+        """Delete everything; the spool can be used again."""
+        if self._file is not None:
+            self._file.close()
+        self._file, self._end = None, 0
+
+
+class PendingStates:
+    """What clients keep of a round that is not complete yet.
+
+    Args:
+        kinds: the state classes of the algorithm.
+        spool: where the states wait; None keeps them in memory.
+    """
+
+    def __init__(self, kinds: tuple[type[State], ...], spool: Spool | None) -> None:
+        self._kinds, self._spool = kinds, spool
+        self._states: dict[ClientId, Any] = {}  # a state, or where it lies
+        self._before: dict[ClientId, Any] = {}  # of the clients of this exchange, what they kept of earlier ones
+
+    def __contains__(self, client: ClientId) -> bool:
+        return client in self._states
+
+    def __iter__(self) -> Iterator[ClientId]:
+        return iter(sorted(self._states))
+
+    def begin(self) -> None:
+        """An exchange begins: `discard` goes back to here."""
+        self._before = {}
+
+    def put(self, client: ClientId, state: State) -> None:
+        """What a client keeps of this exchange."""
+        self._before[client] = self._states.get(client)
+        self._states[client] = state if self._spool is None else self._spool.put(state_files.dump(state))
+
+    def get(self, client: ClientId) -> Any:
+        """What a client keeps so far."""
+        found = self._states[client]
+        return found if self._spool is None else state_files.unpack(self._spool.get(found), *self._kinds)
+
+    def discard(self, client: ClientId) -> None:
+        """Take back what a client kept of this exchange: its reply does not count."""
+        before = self._before.pop(client)
+        if before is None:
+            del self._states[client]
+        else:
+            self._states[client] = before
+
+    def clear(self) -> None:
+        """Forget all of them: they are stored, or the round is void."""
+        self._states.clear()
+        self._before = {}
+        if self._spool is not None:
+            self._spool.close()
