@@ -14,8 +14,7 @@ import plain
 import pytest
 import torch
 import toy
-from test_reference import batches, one_thread, pairs
-from test_reference_knowledge import (
+from test_knowledge import (
     HIDDEN,
     SIZES,
     TRAIN,
@@ -28,6 +27,7 @@ from test_reference_knowledge import (
     means,
     start,
 )
+from test_reference import batches, one_thread, pairs
 from torch import Tensor, nn
 from torch.nn import functional
 

@@ -24,7 +24,7 @@ Phase = Literal["start", "rounds", "saving"]
 
 #: Between the sizes of the two networks' states: one is a row of the index, the other a file.
 INLINE = 20_000
-_SAVING = ("rundir.py", "store.py", "files.py")
+_SAVING = ("run_dir.py", "state_store.py", "files.py")
 
 
 class Countdown(Quiet):
