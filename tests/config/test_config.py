@@ -373,7 +373,7 @@ class Mine(Standalone):
             raise ValueError("strength must not be negative")
 
 class Loose(Standalone.__bases__[0]):
-    init_server = server_round = client_round = broadcast = parts = None
+    init_server = server_round = client_round = message_for = predictor_parts = None
 """
 
 

@@ -26,7 +26,7 @@ from polyfed.core.plan import LocalSGD
 from polyfed.core.requests import Fit, Reduce, drive, fit, reduce
 from polyfed.execute import drivers
 from polyfed.execute.choice import ExecutionName
-from polyfed.execute.drivers import Auto, Batched, Work, make_driver
+from polyfed.execute.drivers import Auto, Batched, make_driver
 from polyfed.execute.local_training import clip, run_fit, run_reduce
 from polyfed.execute.placement import Placement
 from polyfed.execute.replay import Product, Replays
@@ -451,6 +451,11 @@ def test_auto_goes_the_way_that_was_found_and_others_their_own(
     assert works.paths == {path: 2}
 
 
+def accounts(fits: list[Fit]) -> list[Any]:
+    """An empty account for each."""
+    return [drivers._Account() for _ in fits]  # pyright: ignore[reportPrivateUsage]
+
+
 def test_a_stack_takes_no_more_than_its_memory_and_computes_the_same() -> None:
     """Catches groups that are as large as the cohort, whatever it takes."""
     net = model()
@@ -458,9 +463,9 @@ def test_a_stack_takes_no_more_than_its_memory_and_computes_the_same() -> None:
     sizes: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(drivers, "run_stacked", lambda few, *_, **__: sizes.append(len(few)) or run_stacked(few, FP64))
-        alone = Batched(FP64)._together(fits, [Work() for _ in fits])  # pyright: ignore[reportPrivateUsage]
+        alone = Batched(FP64)._together(fits, accounts(fits))  # pyright: ignore[reportPrivateUsage]
         peak = Batched(FP64).costs.peak("-", fits[0], 4, False)
-        tight = Batched(FP64, memory=2 * peak + 1)._together(fits, [Work() for _ in fits])  # pyright: ignore[reportPrivateUsage]
+        tight = Batched(FP64, memory=2 * peak + 1)._together(fits, accounts(fits))  # pyright: ignore[reportPrivateUsage]
     assert sizes == [5, 1, 2, 2]
     assert alone is not None
     assert tight is not None

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from polyfed.base.errors import ConfigError, RunDirError
 from polyfed.base.rng import Rng
 from polyfed.cli import app
+from polyfed.compare import execution
 from polyfed.compare import specs as cells_
 from polyfed.compare.runs import summary_of
 from polyfed.compare.specs import chosen
@@ -251,7 +252,7 @@ def test_the_page_has_its_tables_pictures_and_notes(done: tuple[Path, Path]) -> 
 def test_nothing_is_run_again_and_notes_are_kept(done: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     path, out = done
     (out / "mine" / "notes.md").write_text("- It agrees.\n")
-    monkeypatch.setattr(cells_, "run_or_go_on", None)
+    monkeypatch.setattr(execution, "run_or_go_on", None)
     reproduce(path, out=out)
     assert (out / "mine" / "page.md").read_text().endswith("## In three sentences\n\n- It agrees.\n")
     (out / "mine" / "notes.md").write_text(NOTES)
