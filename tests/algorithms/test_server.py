@@ -18,6 +18,7 @@ from polyfed.base import tree
 from polyfed.base.errors import DivergedError, MessageError, ModelError
 from polyfed.base.rng import Rng
 from polyfed.blocks.feature_generator import draw_classes
+from polyfed.config import Config
 from polyfed.core.algorithm import Task
 from polyfed.core.clients import ClientInfo
 from polyfed.core.message import size
@@ -128,12 +129,13 @@ def test_fedtgp_has_a_gradient_where_a_representation_is_its_prototype() -> None
         finite_contrast(Unclamped())
 
 
-def test_fedtgp_keeps_classes_apart_by_the_largest_of_their_least_distances() -> None:
+def test_fedtgp_keeps_classes_apart_by_the_largest_distance_of_all_or_of_the_nearest() -> None:
     """Catches the mean of clients left out, tau ignored, and a margin of infinity where there is one class."""
     uploads = [{"0": torch.tensor([0.0, 0.0]), "3": torch.tensor([3.0, 0.0])},
                {"0": torch.tensor([0.0, 2.0]), "5": torch.tensor([9.0, 1.0])}]  # fmt: skip
-    # means: class 0 at (0, 1), 3 at (3, 0), 5 at (9, 1); the nearest of 5 is 3
-    assert FedTGP().margin(uploads) == pytest.approx(37**0.5)
+    # means: class 0 at (0, 1), 3 at (3, 0), 5 at (9, 1); the nearest of 5 is 3, the farthest pair is 0 and 5
+    assert FedTGP(margin_to="nearest").margin(uploads) == pytest.approx(37**0.5)
+    assert FedTGP().margin(uploads) == pytest.approx(9.0)
     assert FedTGP(max_margin=2.0).margin(uploads) == 2.0
     assert FedTGP().margin([{"4": torch.ones(2)}, {"4": torch.zeros(2)}]) == 0.0
 
@@ -255,6 +257,20 @@ def test_fedl2g_asks_of_held_out_examples_and_never_of_none() -> None:
             assert torch.equal(quiz["y"], local.held_out.labels[rows])
             asked[k].append(tuple(rows))
     assert len({frozenset(rows) for rows in asked[0]}) > 1
+
+
+@pytest.mark.parametrize(("guide", "rate"), [("logits", 0.1), ("features", 100.0)])
+def test_fedl2g_has_a_rate_of_its_kind(guide: Any, rate: float) -> None:
+    """Catches 0.01 for both, the default of the authors' parser, at which vectors hardly move; and a hidden rate."""
+    game = toy.play(federation(FedL2G(guide=guide, warmup=1, server_clip=0.0)))
+    before = game.server.vectors
+    game.round()
+    c = next(iter(game.got[0][2].gradients.keys() - game.got[0][0].gradients.keys() - game.got[0][1].gradients.keys()))
+    assert torch.allclose(game.server.vectors[c], before[c] - rate * game.got[0][2].gradients[c])
+    config = Config.parse({"algorithm": {"name": "fedl2g", "guide": guide}})
+    told = Config.parse({"algorithm": {"name": "fedl2g", "guide": guide, "server_lr": rate}})
+    assert config.resolved().algorithm.keys["server_lr"] == rate
+    assert config.hash() == told.hash()
 
 
 def test_fedl2g_learns_its_vectors_before_its_networks() -> None:

@@ -235,7 +235,7 @@ class ByExamples(FedProto):
             for c, row in reply.message.prototypes.items():
                 n = self.__dict__["counts"][reply.client.id][int(c)]
                 sums[c], numbers[c] = sums.get(c, 0) + n * row, numbers.get(c, 0) + n
-        return self.Server({**server.prototypes, **{c: sums[c] / numbers[c] for c in sums}})
+        return self.Server({**server.prototypes, **{c: sums[c] / numbers[c] for c in sums}}, server.classes)
 
 
 class Forgets(FedProto):
@@ -243,7 +243,7 @@ class Forgets(FedProto):
 
     def server_round(self, server: Any, cohort: Any) -> Any:
         replies = yield from exchange(cohort, self.Broadcast(server.prototypes))
-        return self.Server(mean_over_holders(replies.all("prototypes")))
+        return self.Server(mean_over_holders(replies.all("prototypes")), server.classes)
 
 
 # --------------------------------------------------------------------------------------------------------- LG-FedAvg

@@ -178,11 +178,13 @@ def follow_fedtgp(algorithm: FedTGP, driver: str) -> None:
             toy.close(game.private(k).model, models[k], TOLERANCE)
             toy.close(game.got[-1][k].prototypes, uploads[k], TOLERANCE)
         mean = mean_over_holders(uploads)
-        nearest = dict.fromkeys(mean, float("inf"))
+        nearest, farthest = dict.fromkeys(mean, float("inf")), 0.0
         for a, b in combinations(mean, 2):
             distance = float((mean[a] - mean[b]).norm())
             nearest |= {a: min(nearest[a], distance), b: min(nearest[b], distance)}
-        delta = min(algorithm.max_margin, max(nearest.values()))
+            farthest = max(farthest, distance)
+        gap = farthest if algorithm.margin_to == "farthest" else max(nearest.values())
+        delta = min(algorithm.max_margin, gap)
         rows, labels = pooled(uploads)
         leaves = {name: value.clone().requires_grad_() for name, value in weights.items()}
 
@@ -232,6 +234,14 @@ class LeastMargin(FedTGP):
     def margin(self, uploads: Any) -> float:
         rows = list(mean_over_holders(uploads).values())
         return min(float((a - b).norm()) for a, b in combinations(rows, 2))
+
+
+class OtherMargin(FedTGP):
+    """The released margin where the paper's is asked for, and the other way round."""
+
+    def margin(self, uploads: Any) -> float:
+        other = {"farthest": "nearest", "nearest": "farthest"}[self.margin_to]
+        return FedTGP.margin(replace(self, margin_to=other), uploads)
 
 
 class Untrained(FedTGP):
@@ -458,7 +468,8 @@ FOLLOW: list[Any] = [
     (follow_fedgh, FedGH, {**SERVER, "server_epochs": 3},
      [HeaderNeverMoves, StaleMeans, SummedRows, OwnHeader]),
     (follow_fedtgp, FedTGP, {**SERVER, "server_epochs": 4, "weight": 0.7},
-     [StalePrototypes, SummedPrototypes, MarginEases, LeastMargin, Untrained]),
+     [StalePrototypes, SummedPrototypes, MarginEases, LeastMargin, OtherMargin, Untrained]),
+    (follow_fedtgp, FedTGP, {**SERVER, "server_epochs": 4, "margin_to": "nearest"}, []),
     (follow_fedgen, FedGen, {"server_lr": 0.01, "server_batch": 5, "server_steps": 4, "noise_dim": 3, "hidden": 7,
                              "alpha": 0.8, "beta": 0.6, "diversity": 0.5, "decay": 0.9},
      [GeneratorNeverSaved, HeadsAlike, UniformNoise, NoTerms]),
@@ -467,7 +478,7 @@ FOLLOW: list[Any] = [
     (follow_fedl2g, FedL2G, {"server_lr": 5.0, "warmup": 0, "holdout": 0.3, "guide": "features", "server_clip": 1e-3},
      []),
 ]  # fmt: skip
-NAMES = ["fedgh", "fedtgp", "fedgen", "fedl2g", "fedl2g-features"]
+NAMES = ["fedgh", "fedtgp", "fedtgp-nearest", "fedgen", "fedl2g", "fedl2g-features"]
 
 
 @pytest.mark.parametrize("driver", ["sequential", "batched"])
