@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import auxiliary
 import pytest
 import torch
 import toy
@@ -234,3 +235,20 @@ def test_an_mlp_projector_has_two_layers() -> None:
     assert {n for n in game.private(0).P if n.endswith("weight")} == {"fc1.weight", "fc2.weight"}
     assert game.private(0).P["fc1.weight"].shape == (6, 10)
     assert game.private(1).P["fc2.weight"].shape == (8, 8)
+
+
+def test_a_local_header_of_fedmrl_learns_at_home() -> None:
+    """Catches a header that stays as it was, and one that is everybody's all the same."""
+    game = toy.play(auxiliary.federation(FedMRL(auxiliary=auxiliary.MLP, rep_dim=8, header="local")))
+    before = {k: game.private(k).G["fc3.weight"] for k in range(3)}
+    game.round()
+    assert not {"fc3.weight", "fc3.bias"} & set(game.server.G)
+    for k in range(3):
+        assert set(game.private(k).G) == {"fc3.weight", "fc3.bias"}
+        assert not torch.equal(game.private(k).G["fc3.weight"], before[k])
+    assert not tree.same(game.private(0).G, game.private(2).G)
+
+
+def test_bytes_are_those_of_the_formula() -> None:
+    """Catches more on the wire than the shared network: a header that stays at home, a private part."""
+    auxiliary.weighs(FedMRL(auxiliary=auxiliary.MLP, rep_dim=8, header="local"), auxiliary.BODY + 12 * 8 + 8)
