@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from polyfed.base import tree
+from polyfed.blocks import aggregate
 from polyfed.blocks.aggregate import by_name_mean, coverage_mean, weighted_mean
 
 
@@ -125,3 +126,12 @@ def test_a_covered_weight_that_did_not_move_counts() -> None:
     deltas = [{"w": torch.tensor([4.0, 0.0])}, {"w": torch.tensor([0.0, 0.0])}]
     held = [{"w": torch.tensor([True, False])}, {"w": torch.tensor([True, False])}]
     assert coverage_mean(deltas, held)["w"].tolist() == [2.0, 0.0]
+
+
+def test_a_mean_of_nothing_or_of_different_models_is_refused() -> None:
+    """Catches FedAvg replacing its model by nothing."""
+    one = {"a": torch.ones(1)}
+    for models in ([], [one, {"b": torch.ones(1)}]):
+        with pytest.raises(ValueError, match="expected at least one, all with the same names"):
+            aggregate.weighted_mean(models, [1.0] * len(models))
+    assert tree.same(aggregate.weighted_mean([one, one], [1, 3]), one)

@@ -7,7 +7,15 @@ import toy
 from polyfed.algorithms.standalone import Standalone
 from polyfed.base.errors import MessageError, ModelError
 from polyfed.blocks.aggregate import by_name_mean
-from polyfed.blocks.classwise import check_by_class, class_counts, class_means, class_table, distance_to_class
+from polyfed.blocks.classwise import (
+    check_by_class,
+    class_counts,
+    class_means,
+    class_table,
+    distance_to_class,
+    gaps,
+    stack_rows,
+)
 from polyfed.blocks.losses import kl_divergence
 from polyfed.core.requests import drive
 
@@ -97,3 +105,18 @@ def test_rows_of_classes_that_there_are_not_or_of_other_widths_are_refused() -> 
             check_by_class("means", wrong, 10, 3)
     with pytest.raises(MessageError, match="means"):
         check_by_class("means", {"0": row, "1": row[:2]}, 10)
+
+
+def test_rows_are_pooled_with_their_classes():
+    """Catches rows that lose their class, an order that depends on how a mapping was made, and unequal widths."""
+    row = {c: torch.full((2,), float(c)) for c in range(12)}
+    rows, labels = stack_rows([{"10": row[10], "2": row[2]}, {}, {"3": row[3]}])
+    assert labels.tolist() == [2, 10, 3]
+    assert rows[:, 0].tolist() == [2, 10, 3]
+    with pytest.raises(ModelError, match=r"2 rows by class came with the shapes \[\(2,\), \(3,\)\]"):
+        stack_rows([{"0": torch.zeros(2)}, {"0": torch.zeros(3)}])
+    with pytest.raises(ModelError, match="0 rows"):
+        stack_rows([{}])
+    rows = torch.tensor([[0.0], [3.0], [4.0]])
+    assert gaps(rows, "nearest").tolist() == [3.0, 1.0, 1.0]
+    assert gaps(rows, "farthest").tolist() == [4.0, 3.0, 4.0]

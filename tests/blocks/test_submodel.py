@@ -265,3 +265,10 @@ def test_the_bias_factor_is_the_derivative_of_its_surrogate() -> None:
     slope = torch.autograd.grad(gate.sum(), x)[0]
     got = torch.as_tensor(bias_factor(x.detach(), theta, True))
     assert torch.allclose(got, 1 + x.detach() * slope, rtol=1e-12, atol=0)
+
+
+def test_zeros_do_not_fill_a_submodel_beyond_its_capacity() -> None:
+    """Catches a threshold of 0 below full capacity: fresh zero-initialised layers would all be kept."""
+    params = {"w": torch.cat([torch.zeros(90), torch.ones(10)])}
+    mask = above(params, gates(params, ("w",), (top_k_threshold(params, 0.25),)))
+    assert int(mask["w"].sum()) == 10

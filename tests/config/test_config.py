@@ -2,35 +2,13 @@
 
 import subprocess
 import sys
-import textwrap
-import tomllib
-from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from faults import only, refused
 from pydantic import ValidationError
 
 from polyfed.base.errors import ConfigError
-from polyfed.config import Config, algorithm_fields, canonical_name, load_algorithm
-from polyfed.config.profiles import load_profiles, to_csv
-from polyfed.config.toml import parse_override, to_toml
-
-
-def refused(text, tmp_path, overrides=()):
-    """The faults of a TOML text."""
-    path = tmp_path / "a.toml"
-    path.write_text(textwrap.dedent(text))
-    with pytest.raises(ConfigError) as caught:
-        Config.load(path, overrides)
-    return list(caught.value.faults)
-
-
-def only(faults, *parts):
-    """The one fault, which has all ``parts``."""
-    assert len(faults) == 1, faults
-    for part in parts:
-        assert part in faults[0], (part, faults[0])
+from polyfed.config import Config
 
 
 def test_the_main_job_that_comes_with_polyfed():
@@ -183,39 +161,6 @@ def test_files_that_are_none(tmp_path):
             Config.load(path)
 
 
-@pytest.mark.parametrize(
-    ("override", "expected"),
-    [
-        ("run.rounds=5", (("run", "rounds"), 5)),
-        ("run.device=cuda:1", (("run", "device"), "cuda:1")),
-        ("algorithm.share=false", (("algorithm", "share"), False)),
-        ("train.lr = 1e-3", (("train", "lr"), 0.001)),
-        ('clients.models=["cnn1", "mlp"]', (("clients", "models"), ["cnn1", "mlp"])),
-        ("clients.models=[cnn1,mlp]", (("clients", "models"), ["cnn1", "mlp"])),
-        (
-            "clients.models=[resnet18(norm=group, width=8),mlp]",
-            (("clients", "models"), ["resnet18(norm=group, width=8)", "mlp"]),
-        ),
-        ('partition={kind="iid"}', (("partition",), {"kind": "iid"})),
-        ("run.threads=none", (("run", "threads"), None)),
-        ('algorithms."a.b:C".x=1', (("algorithms", "a.b:C", "x"), 1)),
-        ("data.path=/a=b", (("data", "path"), "/a=b")),
-        ("data.path=", (("data", "path"), "")),
-    ],
-)
-def test_overrides(override, expected):
-    assert parse_override(override) == expected
-
-
-@pytest.mark.parametrize("override", ["run.rounds", "=3", "run rounds=3", "run..rounds=3", "a=1\nb=2"])
-def test_overrides_that_are_none(override):
-    if override == "a=1\nb=2":  # a line break makes no second key
-        assert parse_override(override) == (("a",), "1\nb=2")
-    else:
-        with pytest.raises(ConfigError, match=r"expected section\.key=value"):
-            parse_override(override)
-
-
 def test_overrides_win_over_the_file_and_none_takes_a_key_away(tmp_path):
     path = tmp_path / "a.toml"
     path.write_text("[run]\nrounds = 7\n[partition]\nclasses_per_client = 3\n")
@@ -272,28 +217,6 @@ def test_toml_reads_back(resolved, tmp_path):
     assert Config.parse(config.to_dict()) == config
 
 
-keys = st.text(min_size=1, max_size=5).filter(lambda key: "\n" not in key and key.isprintable())
-values = st.recursive(
-    st.booleans()
-    | st.integers(-(2**63), 2**63 - 1)
-    | st.floats(allow_nan=False)
-    | st.text(st.characters(codec="utf-8")),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3),
-    max_leaves=6,
-)
-
-
-@given(st.dictionaries(keys, st.dictionaries(keys, values, min_size=1, max_size=4), max_size=3))
-def test_the_toml_writer_is_read_back_by_tomllib(tables):
-    def without_empty_tables(value):
-        if not isinstance(value, dict):
-            return value
-        kept = {key: without_empty_tables(item) for key, item in value.items()}
-        return {key: item for key, item in kept.items() if item != {}}
-
-    assert without_empty_tables(tomllib.loads(to_toml(tables))) == without_empty_tables(tables)
-
-
 def test_resolving_fills_in_threads_seed_and_the_algorithm(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     config = Config.parse({"run": {"seed": 7}, "algorithm": {"name": "Fed_MRL", "rep_dim": 50}}).resolved()
@@ -333,81 +256,6 @@ def test_the_hash_names_a_users_own_file_but_not_where_a_public_data_set_lies():
     assert public[0] == public[1]
 
 
-def test_another_algorithm_takes_its_own_keys_and_keeps_common_ones_of_its_own_kind():
-    config = Config.parse(
-        {
-            "algorithm": {"name": "fedmrl", "rep_dim": 50},
-            "algorithms": {"fiarse": {"gate": "frozen"}, "half": {"name": "fedmrl", "mrl": False}},
-            "controls": {"alone": {"name": "standalone"}},
-            "run": {"controls": True},
-        }
-    )
-    assert config.with_algorithm("fiarse").algorithm.keys == {"gate": "frozen"}
-    assert config.with_algorithm("fed-mrl", {"share": False}).algorithm.keys == {"rep_dim": 50, "share": False}
-    half = config.with_algorithm("half")
-    assert (half.algorithm.name, half.algorithm.keys) == ("fedmrl", {"rep_dim": 50, "mrl": False})
-    assert not half.run.controls
-    assert half.controls == {}
-
-
-def test_load_algorithm_gives_typed_values_and_lists_every_fault():
-    algorithm = load_algorithm("fedmrl", {"weights": [1, 2], "rep_dim": 20})
-    assert (algorithm.weights, algorithm.rep_dim) == ((1.0, 2.0), 20)
-    with pytest.raises(ConfigError) as caught:
-        load_algorithm("fedmrl", {"weigths": [1, 2], "rep_dim": "20"})
-    assert len(caught.value.faults) == 2
-    assert "did you mean 'weights'?" in str(caught.value)
-    assert algorithm_fields(type(algorithm))["rep_dim"].default == 100
-    assert canonical_name("local") == "standalone"
-
-
-OWN = """
-from dataclasses import dataclass
-from polyfed.algorithms.standalone import Standalone
-
-@dataclass(frozen=True, kw_only=True)
-class Mine(Standalone):
-    strength: float
-    def __post_init__(self):
-        if self.strength < 0:
-            raise ValueError("strength must not be negative")
-
-class Loose(Standalone.__bases__[0]):
-    init_server = server_round = client_round = message_for = predictor_parts = None
-"""
-
-
-@pytest.mark.parametrize(
-    ("name", "keys", "what"),
-    [
-        ("my_own:Mine", {}, "algorithm.strength: missing"),
-        ("my_own:Mine", {"strenght": 1}, "did you mean 'strength'? it takes: strength\nalgorithm.strength: missing"),
-        ("my_own:Mine", {"strength": -1}, "strength must not be negative"),
-        ("my_own:Mien", {}, "did you mean 'Mine'?"),
-        ("my_own:Loose", {}, "no frozen dataclass"),
-        ("my_broken:A", {}, "importing 'my_broken' raised ZeroDivisionError"),
-        ("my_needy:A", {}, "module 'my_needy' imports 'no_such_thing', which is not installed"),
-        ("my_own:", {}, "expected package.module:attribute"),
-    ],
-)
-def test_an_algorithm_of_ones_own(name, keys, what, tmp_path, monkeypatch):
-    (tmp_path / "my_own.py").write_text(OWN)
-    (tmp_path / "my_broken.py").write_text("1 / 0")
-    (tmp_path / "my_needy.py").write_text("import no_such_thing")
-    monkeypatch.chdir(tmp_path)  # the working directory is searched
-    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(tmp_path))])
-    for module in ("my_own", "my_broken", "my_needy"):
-        monkeypatch.delitem(sys.modules, module, raising=False)
-    try:
-        if name.endswith("Mine"):
-            assert load_algorithm(name, {"strength": 2}).strength == 2.0
-        with pytest.raises(ConfigError) as caught:
-            load_algorithm(name, keys)
-        assert what in str(caught.value)
-    finally:
-        sys.modules.pop("my_own", None)
-
-
 def test_the_package_loads_neither_torch_nor_numpy():
     code = "import sys, polyfed.config; print([m for m in ('torch', 'numpy', 'scipy') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
@@ -444,51 +292,3 @@ def test_faults_of_devices_are_told_together(tmp_path):
     only(refused('[clients]\nselection = "available"', tmp_path), "clients.selection", "[devices]")
     text = '[clients]\nselection = "by-size"\n[partition]\nkind = "resampled"\nsamples_per_client = 10'
     only(refused(text, tmp_path), "clients.selection", "uniform")
-
-
-def test_faults_of_a_table_of_devices_are_told_with_their_lines(tmp_path):
-    path = tmp_path / "own.csv"
-    text = '[devices]\nprofiles = "own.csv"'
-    only(refused(text, tmp_path), f"devices.profiles: {path}", "no such file", "cross-silo")
-    path.write_text("device,compute_gflop,memory_mb,down_mbps,up_mbps,h00\n")
-    told = "\n".join(refused(text, tmp_path))
-    for part in ("line 1", "did you mean 'compute_gflops'?", "missing column compute_gflops", "all of h00 to h23"):
-        assert part in told
-    path.write_text(
-        "# two good ones\n\ndevice,compute_gflops,memory_mb,down_mbps,up_mbps,share\n"
-        "a,1,1,1,1,1\nb,0,x,1,inf,1\na,1,1,1,1,0\nc,1,1\n,1,1,1,1,-1\n"
-    )
-    told = "\n".join(refused(text, tmp_path))
-    for part in (
-        "line 5: compute_gflops: got '0'; expected a number above 0",
-        "line 5: memory_mb: got 'x'",
-        "line 5: up_mbps: got 'inf'",
-        "line 6: device 'a' is named twice",
-        "line 7: 3 cells; expected 6",
-        "line 8: device: got ''",
-        "line 8: share: got '-1'",
-    ):
-        assert part in told, part
-    path.write_text("device,compute_gflops,memory_mb,down_mbps,up_mbps,share\na,1,1,1,1,0\n")
-    only(refused(text, tmp_path), "every share is 0")
-
-
-def test_a_table_of_devices_counts_by_what_it_says(tmp_path, monkeypatch):
-    """Catches a hash that knows the path of a table and not its content."""
-    (tmp_path / "sub").mkdir()
-    rows = ["device,compute_gflops,memory_mb,down_mbps,up_mbps", "a,1,2,3,4"]
-    for path in (tmp_path / "sub/own.csv", tmp_path / "same.csv"):
-        path.write_text("\n".join(rows))
-    (tmp_path / "sub/a.toml").write_text('[devices]\nprofiles = "own.csv"\n')
-    monkeypatch.chdir(tmp_path)
-    first = Config.load("sub/a.toml", [])
-    assert Path(first.devices.profiles) == tmp_path / "sub/own.csv"
-    assert Config.load("sub/a.toml", ["devices.profiles=same.csv"]).hash() == first.hash()
-    assert Config.parse(tomllib.loads(first.to_toml())) == first
-    read = load_profiles("same.csv")
-    (tmp_path / "copy.csv").write_text(to_csv(read))
-    assert load_profiles("copy.csv") == read
-    before = first.hash()
-    (tmp_path / "sub/own.csv").write_text("\n".join([rows[0], "a,1,2,3,5"]))
-    assert first.hash() != before
-    assert len({Config().hash(), Config.parse({"devices": {}}).hash(), before}) == 3

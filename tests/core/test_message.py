@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from polyfed.base.errors import MessageError
+from polyfed.base.types import Params
 from polyfed.core.message import (
     INDICES,
     MAGIC,
@@ -467,3 +468,29 @@ def test_a_value_against_its_declaration_is_refused() -> None:
     for value in ([1, 2], object(), b"x"):
         with pytest.raises(MessageError, match="cannot travel"):
             encode(Small(value, 1))  # type: ignore[arg-type]
+
+
+class Told(Message):
+    model: Params
+    num_examples: int
+    note: str | None
+    rates: tuple[float, ...]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model", 3),
+        ("num_examples", "many"),
+        ("num_examples", 1.5),
+        ("note", 7),
+        ("rates", ("a",)),
+        ("model", {"a": 1}),
+    ],
+)
+def test_fields_of_another_type_do_not_decode(field: str, value: object) -> None:
+    """Catches a reply that decodes and fails in the middle of the server's round."""
+    good: dict[str, Any] = {"model": {"w": torch.ones(2)}, "num_examples": 3, "note": None, "rates": (0.5, 1.0)}
+    assert isinstance(decode(encode(Told(**good)), Told), Told)
+    with pytest.raises(MessageError, match=rf"Told\.{field} came as"):
+        decode(encode(Told(**{**good, field: value})), Told)

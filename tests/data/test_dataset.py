@@ -1,9 +1,7 @@
-"""What a Dataset refuses, and the embedded digits."""
+"""A data set as a value: what is refused, and its shapes."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -11,9 +9,7 @@ import pytest
 import torch
 from data_helpers import feature_dataset, image_dataset
 
-from polyfed.base.errors import ConfigError, DataError
-from polyfed.data.images import pad_or_resize, pixel_stats, resize
-from polyfed.data.sources import load_dataset
+from polyfed.base.errors import DataError
 
 
 @pytest.mark.parametrize(
@@ -53,57 +49,3 @@ def test_shapes() -> None:
     images, table = image_dataset(), feature_dataset([[1, 2, 3], [4, 5, 6]], [0, 1])
     assert (images.input_shape, images.num_classes, images.is_image) == ((3, 8, 8), 4, True)
     assert (table.input_shape, table.num_classes, table.is_image) == ((3,), 2, False)
-
-
-def test_digits_are_the_uci_digits() -> None:
-    digits = load_dataset("digits")
-    assert digits.x.shape == (1797, 1, 32, 32)
-    assert torch.bincount(digits.y).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
-    raw = load_dataset("digits", image_size=8).x[:, 0].float() * (16 / 255)
-    # The first row of the UCI file optdigits.tes, line by line of the image.
-    assert raw[0].round().int()[0].tolist() == [0, 0, 5, 13, 9, 1, 0, 0]
-    assert raw[0].round().int()[7].tolist() == [0, 0, 6, 13, 10, 0, 0, 0]
-    assert int(digits.x.max()) > 240
-    assert not digits.flip
-
-
-def test_statistics_are_those_of_the_pixels() -> None:
-    x = image_dataset(rows=30).x
-    mean, std = pixel_stats(x, np.arange(20))
-    pixels = x[:20].double() / 255
-    assert mean == pytest.approx(pixels.mean(dim=(0, 2, 3)).tolist())
-    assert std == pytest.approx(pixels.std(dim=(0, 2, 3), correction=0).tolist())
-    assert pixel_stats(torch.full((3, 1, 4, 4), 7, dtype=torch.uint8))[1] == (1.0,)
-
-
-def test_resizing() -> None:
-    x = torch.arange(28 * 28).remainder(256).to(torch.uint8).reshape(1, 1, 28, 28)
-    padded = pad_or_resize(x, 32)
-    assert torch.equal(padded[:, :, 2:30, 2:30], x)
-    assert int(padded.int().sum()) == int(x.int().sum())  # the frame is black
-    assert torch.equal(pad_or_resize(x, 28), x)
-    assert resize(torch.full((2, 1, 28, 28), 200, dtype=torch.uint8), 14).unique().tolist() == [200]
-    assert resize(x, 14).shape == (1, 1, 14, 14)
-
-
-def test_unknown_names_and_options(tmp_path) -> None:
-    with pytest.raises(ConfigError, match="did you mean 'cifar10'"):
-        load_dataset("cifar-10")
-    with pytest.raises(ConfigError) as caught:
-        load_dataset("digits", path=tmp_path, colour=True)
-    assert len(caught.value.faults) == 2
-    for name in ("npz", "csv"):
-        with pytest.raises(ConfigError, match="path"):
-            load_dataset(name)
-    for size in (3, 2000, 31.5, True):
-        with pytest.raises(ConfigError, match="image_size"):
-            load_dataset("digits", image_size=size)
-
-
-def test_catalogue_needs_no_torch() -> None:
-    program = (
-        "import sys; from polyfed.data.catalogue import DATASETS, PARTITIONS; "
-        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules; print(len(DATASETS))"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "7", done.stderr

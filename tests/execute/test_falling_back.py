@@ -7,24 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
-from polyfed.base import tree
-from polyfed.base.errors import MessageError, ModelError
-from polyfed.base.types import Params
-from polyfed.blocks import aggregate
-from polyfed.blocks.submodel import above, gates, top_k_threshold
 from polyfed.config import Config
-from polyfed.core.message import Message, decode, encode
 from polyfed.execute.drivers import make_driver
 from polyfed.execute.placement import Placement
-from polyfed.models.compatibility import check_layers_fit
-from polyfed.models.split import SplitModel
 from polyfed.rounds.callbacks import Quiet
 from polyfed.rounds.clients import LocalClients
 from polyfed.rounds.federation import prepare
 from polyfed.rounds.round import play_round
-from polyfed.simulation.simulate import resume, simulate
+from polyfed.simulation.simulate import simulate
 from polyfed.storage.state_store import Store
 
 NETS = '''
@@ -115,85 +106,3 @@ def test_what_an_owner_froze_stays_as_it_was(nets: str, driver: str, tmp_path: P
     after: Any = play_round(federation, before, 1, clients, works).server
     assert torch.equal(before.model["backbone.weight"], after.model["backbone.weight"])
     assert not torch.equal(before.model["head.weight"], after.model["head.weight"])
-
-
-def test_fedin_refuses_networks_with_nothing_between_the_cuts() -> None:
-    """Catches a run that dies in its second round, when the first IN step has nothing to train."""
-    make = lambda: nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))  # noqa: E731
-    model = SplitModel("thin", make, input_shape=(4,), classifier="2", extractor="1")
-    with pytest.raises(ModelError, match="'thin' has nothing to train between its cuts"):
-        check_layers_fit({"thin": model})
-
-
-class Broken(Quiet):
-    """Fails as a bug in someone's own code would, after round 3."""
-
-    def round_ended(self, row: Any) -> None:
-        if row["round"] == 3:
-            raise ZeroDivisionError("a bug")
-
-
-def test_a_bug_in_somebodys_code_costs_no_finished_round(tmp_path: Path) -> None:
-    """Catches rounds that only polyfed's own errors and Ctrl-C would save."""
-    with pytest.raises(ZeroDivisionError):
-        simulate(config("mlp(hidden=(8,))", rounds=5, checkpoint_every=100), out=tmp_path / "run", callback=Broken())
-    rounds: list[int] = []
-
-    class Count(Quiet):
-        def round_ended(self, row: Any) -> None:
-            rounds.append(row["round"])
-
-    resume(tmp_path / "run", callback=Count())
-    assert rounds == [4, 5]
-
-
-def test_what_a_killed_write_left_is_swept(tmp_path: Path) -> None:
-    """Catches temporary files that pile up over kills."""
-    with pytest.raises(ZeroDivisionError):
-        simulate(config("mlp(hidden=(8,))", rounds=5), out=tmp_path / "run", callback=Broken())
-    leftover = tmp_path / "run" / "checkpoint" / ".server-round-9.safetensors.77.tmp"
-    leftover.write_bytes(b"half")
-    resume(tmp_path / "run")
-    assert not leftover.exists()
-
-
-def test_zeros_do_not_fill_a_submodel_beyond_its_capacity() -> None:
-    """Catches a threshold of 0 below full capacity: fresh zero-initialised layers would all be kept."""
-    params = {"w": torch.cat([torch.zeros(90), torch.ones(10)])}
-    mask = above(params, gates(params, ("w",), (top_k_threshold(params, 0.25),)))
-    assert int(mask["w"].sum()) == 10
-
-
-def test_a_mean_of_nothing_or_of_different_models_is_refused() -> None:
-    """Catches FedAvg replacing its model by nothing."""
-    one = {"a": torch.ones(1)}
-    for models in ([], [one, {"b": torch.ones(1)}]):
-        with pytest.raises(ValueError, match="expected at least one, all with the same names"):
-            aggregate.weighted_mean(models, [1.0] * len(models))
-    assert tree.same(aggregate.weighted_mean([one, one], [1, 3]), one)
-
-
-class Told(Message):
-    model: Params
-    num_examples: int
-    note: str | None
-    rates: tuple[float, ...]
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("model", 3),
-        ("num_examples", "many"),
-        ("num_examples", 1.5),
-        ("note", 7),
-        ("rates", ("a",)),
-        ("model", {"a": 1}),
-    ],
-)
-def test_fields_of_another_type_do_not_decode(field: str, value: object) -> None:
-    """Catches a reply that decodes and fails in the middle of the server's round."""
-    good: dict[str, Any] = {"model": {"w": torch.ones(2)}, "num_examples": 3, "note": None, "rates": (0.5, 1.0)}
-    assert isinstance(decode(encode(Told(**good)), Told), Told)
-    with pytest.raises(MessageError, match=rf"Told\.{field} came as"):
-        decode(encode(Told(**{**good, field: value})), Told)

@@ -1,4 +1,4 @@
-"""Studies: the format, what is run and what is not run again, tuning, and the page with its tables and pictures."""
+"""A study that is run: what is not run again, tuning, and the page with its tables and pictures."""
 
 import csv
 import json
@@ -10,206 +10,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
-from torch.utils.flop_counter import FlopCounterMode
+from studies import TINY, TUNE, study
 from typer.testing import CliRunner
 
 from polyfed.base.errors import ConfigError, RunDirError
-from polyfed.base.rng import Rng
 from polyfed.cli import app
 from polyfed.compare import execution
 from polyfed.compare import specs as cells_
 from polyfed.compare.runs import summary_of
-from polyfed.compare.specs import chosen
-from polyfed.config import Config
-from polyfed.config.toml import to_toml
-from polyfed.core.algorithm import Task
-from polyfed.core.net import Net
-from polyfed.data.catalogue import SHAPES
 from polyfed.experiments import views
-from polyfed.experiments.catalogue import SCALES, find, items
-from polyfed.experiments.figures import draw
-from polyfed.experiments.known import Known
-from polyfed.experiments.plan import RATE, work
-from polyfed.experiments.reproduce import NOTES, Job, reproduce, undecided
-from polyfed.experiments.study import Study
-from polyfed.models.catalogue import ModelSpec
+from polyfed.experiments.reproduce import NOTES, Job, reproduce
 from polyfed.rounds.federation import prepare
 from polyfed.storage.run_dir import RunDir
-
-TINY = {
-    "run": {
-        "rounds": 2,
-        "eval_every": 1,
-        "checkpoint_every": 100,
-        "threads": 1,
-        "targets": [0.001],
-        "gradient_clients": 1,
-    },
-    "data": {"image_size": 16, "test_fraction": 0.5},
-    "partition": {"classes_per_client": 10, "samples_per_client": 40},
-    "clients": {"count": 3, "models": ["mlp(hidden=(8,))"]},
-    "train": {"batch_size": 8, "lr": 0.05},
-}
-
-
-TUNE = {"grid": {"train.epochs": [1, 2]}, "config": {"data": {"validation_fraction": 0.5}}}
-
-
-def study(path: Path, **tables: object) -> Path:
-    """A small study of your own."""
-    base = {"title": "Tiny", "config": TINY, "algorithms": ["fedavg", "standalone"], "seeds": [0, 1]}
-    whole = {**base, **tables}
-    plain = {key: value for key, value in whole.items() if not isinstance(value, dict)}
-    tables_ = {key: value for key, value in whole.items() if isinstance(value, dict)}
-    top = to_toml({"x": plain}).split("\n", 1)[1]
-    path.write_text(top + to_toml(tables_))
-    return path
-
-
-@pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("item", items())
-def test_every_committed_study_is_valid_at_every_scale(item: str, scale: str) -> None:
-    """Catches a key or an algorithm that is no longer there, and an item without the controls or the paper's words."""
-    job = Job.load(find(item), scale)
-    cells = job.study.cells()
-    for setting in {cell.setting.title for cell in cells}:
-        here = {cell.label for cell in cells if cell.setting.title == setting}
-        assert {"fedmrl", "local-only", "standalone", "standalone, equal FLOPs"} <= here
-    assert job.known.claims or job.known.values
-    assert job.study.source
-    if scale == "smoke":
-        assert {cell.config.data.dataset for cell in cells} <= {"digits"}
-
-
-@pytest.mark.parametrize("item", ["fedmrl/table1", "fedmrl/table3", "fedmrl/fig6"])
-def test_equal_flops_are_equal(item: str) -> None:
-    """Catches epochs of the control that do not fit the networks any more."""
-
-    known: dict[object, int] = {}
-
-    def forward(task: Task, spec: ModelSpec) -> int:
-        if (task, spec) not in known:
-            model = task.build(spec)
-            with FlopCounterMode(display=False) as counter, torch.no_grad():
-                Net(model, model.init(Rng((0,))))(torch.zeros((2, *task.input_shape)))
-            known[task, spec] = counter.get_total_flops() // 2
-        return known[task, spec]
-
-    for scale, least, most in (("smoke", 0.7, 1.35), ("cpu", 0.92, 1.1), ("paper", 0.92, 1.1)):
-        cells = [cell for cell in Job.load(find(item), scale).study.cells() if cell.seed == 0]
-        equal = {cell.setting.title: cell.config for cell in cells if cell.label == "standalone, equal FLOPs"}
-        for cell in (cell for cell in cells if cell.label == "fedmrl"):
-            config = cell.config
-            channels, classes = SHAPES[config.data.dataset]
-            side = config.data.image_size or 32
-            task = Task(input_shape=(channels, side, side), num_classes=classes)
-            d1, auxiliary = config.algorithm.keys["rep_dim"], config.algorithm.keys.get("auxiliary", "cnn5")
-            more = forward(task, ModelSpec.parse(auxiliary).having(rep_dim=d1)) + 2 * (d1 + 500) * 500  # G and P
-            large = [forward(task, spec) for spec in config.clients.models]
-            spent = sum(large) * equal[cell.setting.title].train.epochs
-            ratio = spent / (sum(large) + more * len(large)) / config.train.epochs
-            assert least <= ratio <= most, (scale, cell.setting.title, ratio)
-
-
-def test_settings_grids_and_seeds_expand_to_cells(tmp_path: Path) -> None:
-    path = study(
-        tmp_path / "s.toml",
-        settings={
-            "few": {"partition": {"classes_per_client": 2}, "seeds": [3], "algorithms": ["standalone", "longer"]},
-            "even": {"partition": {"kind": "iid"}},
-        },
-        entries={"longer": {"name": "standalone", "train": {"epochs": 4}}},
-        grid={"train.lr": [0.1, 0.2]},
-    )
-    found = Study.load(path).cells()
-    assert [(c.setting.title, c.label, c.seed) for c in found[:4]] == [
-        ("few, lr = 0.1", "standalone", 3),
-        ("few, lr = 0.1", "longer", 3),
-        ("few, lr = 0.2", "standalone", 3),
-        ("few, lr = 0.2", "longer", 3),
-    ]
-    assert len(found) == 4 + 2 * 2 * 2
-    longer = found[3].config
-    assert (longer.train.epochs, longer.train.lr, longer.partition.classes_per_client) == (4, 0.2, 2)
-    assert found[-1].config.partition.kind == "iid"
-    assert len({cell.folder for cell in found}) == len(found)
-
-
-def test_scales_and_bases_are_laid_over_each_other(tmp_path: Path) -> None:
-    study(tmp_path / "base.toml", scales={"big": {"config": {"run": {"rounds": 9}}, "seeds": [5]}, "small": {}})
-    (tmp_path / "s.toml").write_text('base = "base.toml"\ntitle = "Mine"\n[scales.small]\nseeds = [7]\n')
-    big, small = (Study.load(tmp_path / "s.toml", scale) for scale in ("big", "small"))
-    assert (big.title, big.configuration.run.rounds, big.seeds) == ("Mine", 9, (5,))
-    assert (small.configuration.run.rounds, small.seeds) == (2, (7,))
-    with pytest.raises(ConfigError, match="--scale: got None; expected one of big, small"):
-        Study.load(tmp_path / "s.toml")
-
-
-@pytest.mark.parametrize(
-    ("tables", "told"),
-    [
-        ({"algorithms": ["fedavgg"]}, "did you mean 'fedavg'?"),
-        ({"algorithms": []}, "algorithms: got none"),
-        ({"settings": {"a": {"trian": {"lr": 1.0}}}}, "settings.a.trian: unknown; did you mean 'train'?"),
-        ({"grid": {"train.lr": [0.0]}}, "train.lr: got 0.0"),
-        ({"grid": {"algorithm.rep_dim": [3]}}, "algorithm.rep_dim: none of fedavg, standalone has this key"),
-        ({"show": ["clients"]}, "pair: expected two algorithms"),
-        ({"show": ["clients"], "pair": ["fedavg", "x"]}, "pair: 'x' is not among the algorithms"),
-        ({"show": ["curve"]}, "show"),
-        ({"tune": {"grid": {"train.lr": [0.1]}}}, "without it test data would choose"),
-        ({"entries": {"fedavg": {"nme": {"a": 1}}}}, "got nme.*; expected keys of the algorithm"),
-        (
-            {"entries": {"fedavg": {"partition": {"seed": 1}}}},
-            "got partition.seed; algorithms are compared on the same",
-        ),
-        ({"seeds": [0, 1, 0]}, "seeds: 0 is named twice"),
-        ({"algorithms": ["fedavg", "fedavg"]}, "algorithms: 'fedavg' is named twice"),
-        ({"grid": {"train.lr": [0.1, 0.10]}}, "grid.train.lr: 0.1 is named twice"),
-        ({"settings": {"a": {"seeds": [1, 1]}}}, "settings.a.seeds: 1 is named twice"),
-        ({"settings": {"a": {"seeds": ["x"]}}}, "settings.a.seeds[0]: got 'x'"),
-        ({"settings": {"a": {"seeds": [-1]}}}, "settings.a.seeds[0]: got -1"),
-        ({"settings": {"a": {"algorithms": "fd"}}}, "settings.a.algorithms: got 'fd'"),
-        ({"settings": {"a": {"grid": {"train.lr": 0.1}}}}, "settings.a.grid"),
-        ({"settings": {"a": {"grid": {"train.lr": []}}}}, "settings.a.grid"),
-        (
-            {"tune": {**TUNE, "grid": {"train.lr": [0.1]}}, "entries": {"fedavg": {"train": {"lr": 0.5}}}},
-            "tune.grid.train.lr: fedavg has a lr of its own",
-        ),
-        (
-            {"tune": TUNE, "entries": {"fedavg": {"run": {"eval_every": 1}, "train": {"epochs": 2}}}},
-            "tune.grid.train.epochs: fedavg has a epochs of its own",
-        ),
-    ],
-)
-def test_faults_of_a_study_are_told_before_anything_runs(tables: dict[str, object], told: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError) as caught:
-        Study.load(study(tmp_path / "s.toml", **tables))
-    assert told in str(caught.value)
-
-
-def test_a_scale_is_for_files_that_have_scales(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--scale: got 'paper'; the file has no scales"):
-        Study.load(study(tmp_path / "s.toml"), "paper")
-
-
-def test_paths_are_relative_to_the_file_that_has_them(tmp_path: Path) -> None:
-    """Catches a base in another folder, or a setting, whose data are looked for elsewhere."""
-    (tmp_path / "sub").mkdir()
-    base = {"config": {"data": {"dataset": "npz", "path": "one.npz"}}}
-    (tmp_path / "sub" / "base.toml").write_text('title = "t"\nalgorithms = ["fedavg"]\n' + to_toml(base))
-    own = {"settings": {"a": {}, "b": {"data": {"path": "two.npz"}}}, "entries": {"data": {"name": "fedavg"}}}
-    (tmp_path / "s.toml").write_text('base = "sub/base.toml"\n[settings.a]\n' + to_toml(own))
-    found = [cell.config.data.path for cell in Study.load(tmp_path / "s.toml").cells()]
-    assert found == [str(tmp_path / "sub" / "one.npz"), str(tmp_path / "two.npz")]
-
-
-def test_tuning_looks_at_no_test_rows_whatever_a_setting_says(tmp_path: Path) -> None:
-    """Catches a setting or an algorithm that lays a validation part of 0 over the tuning's."""
-    setting = {"a": {"data": {"validation_fraction": 0.0}, "run": {"rounds": 7}}}
-    tune = {**TUNE, "config": {"data": {"validation_fraction": 0.5}, "run": {"rounds": 1}}}
-    found = Study.load(study(tmp_path / "s.toml", settings=setting, tune=tune)).tuning()
-    assert {(cell.config.data.validation_fraction, cell.config.run.rounds) for cell in found} == {(0.5, 1)}
 
 
 @pytest.fixture(scope="module")
@@ -367,13 +179,6 @@ def test_targets_are_arithmetic_on_summaries(done: tuple[Path, Path]) -> None:
     assert rows == [(3, 800 / 4 / 4 * 3, 21.0, 6000 / 4 * 3, 30, 50), (3, 800 / 8 / 4 * 3, 21.0, 6000 / 4 * 3, 30, 50)]
 
 
-def test_only_takes_names_with_commas_whole() -> None:
-    cells = Job.load(find("fedmrl/table1"), "cpu").study.cells()
-    assert {cell.label for cell in chosen(cells, ["standalone, equal FLOPs"])} == {"standalone, equal FLOPs"}
-    assert {cell.label for cell in chosen(cells, ["fedmrl, fd"])} == {"fedmrl", "fd"}
-    assert {cell.setting.title for cell in chosen(cells, ["N = 10, *", "fedmrl"])} == {"N = 10, C = 100 %"}
-
-
 #: Runs a study and kills its process in round 3 of Standalone.
 KILLED = """
 import os, signal, sys
@@ -449,68 +254,6 @@ def test_hyper_parameters_are_chosen_on_validation_rows_only(tmp_path: Path) -> 
     assert (config.train.lr, config.algorithm.keys["rep_dim"]) == (0.1, fedmrl["algorithm.rep_dim"])
     assert (config.run.rounds, config.data.validation_fraction) == (2, 0.0)
     assert "* fedavg: train.lr = 0.1" in (tmp_path / "s" / "page.md").read_text()
-
-
-def test_what_the_paper_says_needs_a_source(tmp_path: Path) -> None:
-    (tmp_path / "known.toml").write_text('[s]\n[[s.values]]\nalgorithm = "fedavg"\naccuracy = 0.5\ntag = "P"\n')
-    path = study(tmp_path / "s.toml", source="A paper", seeds=[0])
-    reproduce(path, out=tmp_path)
-    beside = (tmp_path / "s" / "page.md").read_text().split("## Beside the paper")[1]
-    assert "| 50.00 % | the paper's text |" in beside
-    (tmp_path / "known.toml").write_text('[s]\n[[s.claims]]\ntext = "better"\ntag = "REC"\n')
-    with pytest.raises(ConfigError, match="tag 'REC'; expected one of P, ABS"):
-        Known.load(tmp_path / "known.toml", "s")
-    assert Known.load(tmp_path / "known.toml", "other") == Known()
-
-
-def test_what_is_below_two_standard_errors() -> None:
-    from polyfed.compare.statistics import Line
-
-    def line(label: str, *means: float) -> Line:
-        return Line("", label, dict(enumerate(means)), {}, 0, None)
-
-    main = line("a", 0.50, 0.60, 0.70)
-    near, far = line("near", 0.40, 0.65, 0.72), line("far", 0.30, 0.41, 0.49)
-    (told,) = undecided([main, near, far])
-    assert told.startswith("a minus near (+1.0 ± 4.6)")  # differences .10, -.05, -.02: deviation 0.0794 / sqrt(3)
-    assert "far" not in told
-    assert undecided([line("a", 0.5), line("b", 0.4)]) == ["one seed, so no standard error: a minus b (+10.0)"]
-    assert undecided([main, far]) == ["none"]
-    assert undecided([main, line("twin", *main.means.values())]) == [
-        "a minus twin (+0.0 ± 0.0); points ± standard error of the paired mean"
-    ]
-    assert undecided([main, line("open")]) == undecided([main]) == ["nothing to compare yet"]
-
-
-def test_pictures_are_drawn_from_made_up_results(tmp_path: Path) -> None:
-    """Catches a picture that stumbles over what was not reached, one seed, or more algorithms than colours."""
-    labels = [f"algorithm {i}" for i in range(12)]
-    rows = {
-        "accuracy": [("s", label, 0.5, None, 1, 0.5) for label in labels],
-        "curves": [("s", label, n, 0.1 * n, None) for label in labels for n in range(3)],
-        "targets": [("s", label, 0.9, 1, 0, *[None] * 6) for label in labels],
-        "grid": [("", label, "kind", value, 0.5, None) for label in labels for value in ("iid", [{"name": "mlp"}])],
-    }
-    for name, content in rows.items():
-        view = views.View(name, "", (), content)
-        assert draw(view, tmp_path / f"{name}.png", "Title")
-        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-        assert not draw(replace(view, rows=[]), tmp_path / "none.png", "Title")
-    assert not (tmp_path / "none.png").exists()
-
-
-def test_the_estimate_counts_examples() -> None:
-    base = Config.parse(
-        {
-            "run": {"rounds": 10, "eval_every": 10},
-            "data": {"dataset": "cifar10"},
-            "clients": {"count": 100, "participation": 0.1},
-        }
-    )
-    assert work(base) == pytest.approx(10 * 10 * 480 + 2 * 0.3 * 120 * 110)
-    assert work(base.replace("data", dataset="npz", path="x.npz")) is None
-    n100 = [c for c in Job.load(find("fedmrl/table1"), "cpu").study.cells() if "N = 100" in c.setting.title]
-    assert sum(work(c.config) or 0 for c in n100) / RATE < 3.3 * 3600
 
 
 def test_the_smallest_item_runs_from_the_command_line(tmp_path: Path) -> None:

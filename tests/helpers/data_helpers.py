@@ -91,3 +91,33 @@ def real_data(folder: str) -> Path:
     if not (root / folder).is_dir():
         pytest.skip(f"no {folder} in {root}; set POLYFED_DATA")
     return root / folder
+
+
+def some_labels(rows: int = 1200, classes: int = 6, *, official: int = 0, clients: int = 8) -> Dataset:
+    """Random labels and groups; the last ``official`` rows are the test split."""
+    rng = np.random.default_rng(7)
+    return labelled(
+        rng.integers(0, classes, rows),
+        classes,
+        test_rows=np.arange(rows - official, rows) if official else None,
+        groups=rng.integers(0, clients, rows),
+    )
+
+
+def write_parquet(path: Path, images: list, labels: list, label: str = "label") -> None:
+    """Images, as the bytes of files, and their labels: one shard."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    cells = [None if i is None else {"bytes": i, "path": "a.png"} for i in images]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"img": pa.array(cells, kind), label: pa.array(labels)}), path)
+
+
+def parquet_cifar(folder: Path) -> np.ndarray:
+    """CIFAR of three and two rows in three shards; its pixels."""
+    pixels = np.random.default_rng(3).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+    files = [image_file(p) for p in pixels]
+    write_parquet(folder / "train-00000-of-00002.parquet", files[:2], [3, 4])
+    write_parquet(folder / "train-00001-of-00002.parquet", files[2:3], [9])
+    write_parquet(folder / "test-00000-of-00001.parquet", files[3:], [0, 1])
+    return pixels.transpose(0, 3, 1, 2)

@@ -41,12 +41,6 @@ def server(tmp_path: Path) -> Iterator[tuple[Path, str]]:
     httpd.server_close()
 
 
-@pytest.fixture(autouse=True)
-def _clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("POLYFED_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("POLYFED_DATA", raising=False)
-
-
 def _no_network(url: str, timeout: float) -> None:
     del timeout
     raise urllib.error.URLError(f"no route to {url}")
