@@ -14,6 +14,9 @@ from hypothesis import settings
 
 from polyfed.testing import plugin
 
+# Tests import these as plain modules; their assertions are to say as much as those of tests.
+pytest.register_assert_rewrite(*(path.stem for path in (Path(__file__).parent / "helpers").glob("*.py")))
+
 torch.set_num_threads(1)
 settings.register_profile("polyfed", deadline=None, derandomize=True, database=None)
 settings.load_profile("polyfed")

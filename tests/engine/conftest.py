@@ -17,3 +17,9 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     here = Path(__file__).parent
     given = (config.invocation_params.dir / str(word).split("::")[0] for word in config.invocation_params.args)
     return None if any(path.resolve().is_relative_to(here) for path in given) else True
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One after another: each test here starts more processes than there are cores."""
+    return 0

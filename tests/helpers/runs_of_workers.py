@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import pytest
 import running
 
 from polyfed.rounds.callbacks import Quiet
-from polyfed.simulation.simulate import simulate
 
 MODELS = ["mlp(hidden=(12, 8))", "mlp(hidden=(32, 8))"]
 
@@ -28,11 +25,3 @@ class Stop(Quiet):
     def round_ended(self, row: Any) -> None:
         if row["round"] == self.number:
             raise KeyboardInterrupt
-
-
-@pytest.fixture(scope="module")
-def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run in one process."""
-    folder = tmp_path_factory.mktemp("straight") / "run"
-    simulate(config(), out=folder)
-    return folder

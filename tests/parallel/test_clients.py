@@ -25,6 +25,14 @@ from polyfed.storage.state_store import Store
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
 
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run in one process."""
+    folder = tmp_path_factory.mktemp("straight") / "run"
+    simulate(config(), out=folder)
+    return folder
+
+
 @pytest.mark.parametrize("store", ["memory", "disk"])
 def test_two_workers_end_where_one_process_does(straight: Path, tmp_path: Path, store: str) -> None:
     """Catches states that are lost on the way between clients, or not brought home for a checkpoint."""

@@ -15,6 +15,7 @@ import pytest
 from deploy_toy import Run, config, same
 
 from polyfed.deploy.client.worker import WorkerGoneError, ask
+from polyfed.deploy.wire.frames import Frame
 
 SECRET = """
 from torch import nn
@@ -30,38 +31,36 @@ class SecretNet(nn.Module):
 """
 
 
-class Workers:
-    """A real worker process for each client."""
+class Worker:
+    """Real processes of a client's worker, its keeper above it; the other clients answer in this process."""
 
-    def __init__(self, folder: Path, run: Run, packages: dict[int, Path]) -> None:
-        self.sockets: dict[int, Path] = {}
-        self.processes: list[subprocess.Popen[bytes]] = []
+    def __init__(self, folder: Path, run: Run, node: int, package: Path | None = None) -> None:
+        self.node, self.socket = node, folder / "socket"
         folder.mkdir()
-        for node, settings in run.memory.settings.items():
-            file, socket = folder / f"{node}.toml", folder / f"{node}.sock"
-            file.write_text(settings.to_toml())
-            paths = [path for path in (*sys.path, str(packages.get(node, ""))) if path]
-            environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-            command = [sys.executable, "-m", "polyfed.deploy.client.worker", str(socket), str(file)]
-            self.processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL))
-            self.sockets[node] = socket
+        file = folder / "node.toml"
+        file.write_text(run.memory.settings[node].to_toml())
+        paths = [path for path in (*sys.path, str(package or "")) if path]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+        command = [sys.executable, "-m", "polyfed.deploy.client.worker", str(self.socket), str(file)]
+        self.keeper = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
         end = time.monotonic() + 60
-        while not all(path.exists() for path in self.sockets.values()) and time.monotonic() < end:
+        while not self.socket.exists() and time.monotonic() < end:
             time.sleep(0.05)
 
-    def __enter__(self) -> Workers:
+    def __enter__(self) -> Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in self.processes:
-            process.terminate()
-        for process in self.processes:
-            process.wait(timeout=20)
+        self.keeper.terminate()
+        self.keeper.wait(timeout=20)
 
-    def worker(self, index: int) -> int:
-        """The process below a keeper that does the work."""
-        pid = self.processes[index].pid
-        return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+    def ask(self, header: str, body: bytes | None) -> Frame:
+        return ask(self.socket, header, body)
+
+    def pid(self) -> int:
+        """The process below the keeper that does the work."""
+        children = Path(f"/proc/{self.keeper.pid}/task/{self.keeper.pid}/children")
+        return int(children.read_text().split()[0])
 
 
 def test_a_network_and_its_name_stay_with_the_client(tmp_path: Path) -> None:
@@ -71,10 +70,12 @@ def test_a_network_and_its_name_stay_with_the_client(tmp_path: Path) -> None:
     spec = 'occult_nets:SecretNet(classifier="occult")'
     run = Run(tmp_path, config("fedmrl"))
     run.memory.settings[101] = run.memory.settings[101].model_copy(update={"model": spec})
-    with Workers(tmp_path / "w", run, {101: package}) as workers:
+    with Worker(tmp_path / "w", run, 101, package) as worker:
 
         def elsewhere(message, go):
-            frame = ask(workers.sockets[message.node], message.header, message.body)
+            if message.node != worker.node:
+                return go()
+            frame = worker.ask(message.header, message.body)
             run.memory.replies.append(frame)
             return frame
 
@@ -102,20 +103,19 @@ def test_a_killed_worker_fails_its_message_at_once_and_a_new_one_answers(tmp_pat
     run = Run(tmp_path, config("fedmrl", "run.rounds=3"))
     straight = Run(tmp_path / "straight", config("fedmrl", "run.rounds=1"))
     straight.serve()
-    with Workers(tmp_path / "w", run, {}) as workers:
+    with Worker(tmp_path / "w", run, 101) as worker:
 
         def through(message, go):
             asked = json.loads(message.header)
             if message.kind == "train" and message.node == 101 and asked["key"][0] == 2:
                 asked["config"]["train"]["epochs"] = 100_000  # it works until it is killed
-                pid = workers.worker(1)
-                threading.Timer(1.5, os.kill, (pid, signal.SIGKILL)).start()
+                threading.Timer(1.5, os.kill, (worker.pid(), signal.SIGKILL)).start()
                 try:
-                    return ask(workers.sockets[101], json.dumps(asked), message.body)
+                    return worker.ask(json.dumps(asked), message.body)
                 except WorkerGoneError as error:
                     assert same(run.private()[1], straight.private()[1])
                     return str(error)
-            return ask(workers.sockets[message.node], message.header, message.body)
+            return worker.ask(message.header, message.body) if message.node == worker.node else go()
 
         run.memory.instead = through
         run.serve()
