@@ -119,6 +119,8 @@ def test_global_test_uses_all_training_rows() -> None:
 def test_tiny_spread_counts_as_constant() -> None:
     stats = Standardise.fit(torch.tensor([[1e6], [1e6]]).float())
     assert stats.apply(torch.tensor([[2e6]])).item() == 0
+    assert Standardise.fit(torch.full((5000, 1), 0.1, dtype=torch.float64)).inverse.item() == 0
+    assert Standardise.fit(torch.tensor([[1.7e9], [1.7e9 + 0.01]], dtype=torch.float64)).inverse.item() > 0
     assert Standardise.fit(torch.full((2, 1), float("nan"))).apply(torch.tensor([[3.0]])).item() == 0
     small = Standardise.fit(torch.tensor([[1e-9], [3e-9]]))  # small numbers are not constant numbers
     assert small.apply(torch.tensor([[3e-9]])).item() == pytest.approx(1, rel=1e-5)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from polyfed.base.errors import ConfigError, DataError, PolyfedError
+from polyfed.data.client import ClientData
 from polyfed.data.dataset import Dataset
 from polyfed.data.sources import load_dataset
 
@@ -137,6 +140,50 @@ def test_files_that_are_not_there_or_not_text(tmp_path: Path) -> None:
     (tmp_path / "latin.csv").write_bytes("a,y\n1,\xe9\n2,b\n".encode("latin-1"))
     with pytest.raises(DataError, match="UTF-8"):
         load_dataset("csv", path=tmp_path / "latin.csv")
+
+
+@pytest.mark.parametrize("kind", ["csv", "npz"])
+def test_large_numbers_keep_their_differences(tmp_path: Path, kind: str) -> None:
+    """Catches times in seconds that float32 rounds to one before they are centred."""
+    times, y = np.tile([1_700_000_000, 1_700_000_001], 20), np.tile([0, 1], 20)
+    path = tmp_path / f"times.{kind}"
+    if kind == "csv":
+        path.write_text("t,y\n" + "".join(f"{t},{c}\n" for t, c in zip(times, y, strict=True)))
+    else:
+        np.savez(path, x=times[:, None], y=y)
+    x, labels = ClientData(load_dataset(kind, path=path), np.arange(40), augment=False).batch(torch.arange(40))
+    assert x.dtype == torch.float32
+    assert x[:, 0].tolist() == pytest.approx((2 * labels - 1).tolist())
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        (["0", "1700000000", "1700000001"], r"1700000000\.0 and 1700000001\.0 would become one .* 1 of 3 distinct"),
+        (["1.5", "999999999999", "2.5", "3.5"], r"1\.5 and 2\.5 would become one number, as would 2 of 4"),
+        ([str(10**12 + k * 40_000) for k in range(2000)] + [str(10**12 + 1)], "1 of 2001 distinct values"),
+        ([f"{1 + k / 7:.15f}" for k in range(2000)], None),  # fractions have digits that nobody needs
+        ([f"{k * k * 1e-17:.20f}" for k in range(9)] + ["1"], "distinct values"),
+        (["1e-30", "2e-30", "?"], None),
+    ],
+)
+def test_distinct_values_that_become_one_are_refused(tmp_path: Path, values: list[str], says: str | None) -> None:
+    text = "t,y\n" + "".join(f"{value},{k % 2}\n" for k, value in enumerate(values))
+    if says is None:
+        assert len(read(tmp_path, text)) == len(values)
+    else:
+        with pytest.raises(DataError, match=rf"table\.csv: column 't': .*{says}"):
+            read(tmp_path, text)
+
+
+def test_only_wide_types_of_an_npz_are_kept_wide(tmp_path: Path) -> None:
+    for kind, wanted in (("f4", torch.float32), ("i2", torch.float32), ("i4", torch.float64), ("f8", torch.float64)):
+        np.savez(tmp_path / "a.npz", x=np.arange(6).reshape(3, 2).astype(kind), y=np.array([0, 1, 0]))
+        assert load_dataset("npz", path=tmp_path / "a.npz").x.dtype == wanted
+    x = np.array([[2**60], [2**60 + 1], [0]])
+    np.savez(tmp_path / "a.npz", x=x, y=np.array([0, 1, 0]))
+    with pytest.raises(DataError, match="column 0 of x: 1152921504606846976 and 1152921504606846977 would become one"):
+        load_dataset("npz", path=tmp_path / "a.npz")
 
 
 def test_underscored_digits_are_text(tmp_path: Path) -> None:
