@@ -142,7 +142,8 @@ def test_fedtgp_remembers_classes_that_are_away_and_invents_none() -> None:
     """Catches prototypes of classes that nobody has had, and those of a former cohort forgotten or not renewed."""
     game = toy.play(federation(FedTGP(server_epochs=2), clients={"participation": 0.34}))
     known: set[str] = set()
-    assert bool((predicted(game, 0, torch.randn(5, 7))["prototype"].argmax(1) == 0).all())
+    x = torch.randn(9, 7, generator=Rng((0,)).torch())
+    assert bool((predicted(game, 0, x)["prototype"].argmax(1) == 0).all())
     for _ in range(4):
         before = game.server.prototypes
         game.round()
@@ -152,7 +153,6 @@ def test_fedtgp_remembers_classes_that_are_away_and_invents_none() -> None:
         assert all(not torch.equal(game.server.prototypes[c], before[c]) for c in before)
     away = known - set(upload.prototypes)
     assert away
-    x = torch.randn(9, 7)
     got = predicted(game, 0, x)
     local = game.local(0)
     with torch.no_grad():
@@ -205,24 +205,29 @@ def test_fedgen_without_its_terms_is_lg_fedavg() -> None:
         assert (torch.allclose(with_it.server.head["weight"], other.server.head["weight"])) is (round_ == 1)
 
 
+def double(value: Tensor) -> Tensor:
+    return value.double() if value.is_floating_point() else value
+
+
 def test_fedgen_says_nothing_of_a_class_that_the_generator_does_not_know() -> None:
     """Catches a divergence from what an untrained class looks like."""
     fed = federation(FedGen(alpha=0.0))
     local = fed.local(0, 2)
     model, algorithm = local.models["model"], fed.algorithm
     server = algorithm.init_server(fed.task, Rng((0,)))
-    batch = local.train.batch(torch.tensor([0, 1]))
+    batch = local.train.batch(torch.tensor([0, 1]), dtype=torch.float64)
     drawn = draw_classes((1,), 32, Rng((1,)), Step(torch.arange(2), 0, 0))
     params = model.init(Rng((3,)))
 
     def value(known: list[float]) -> float:
         decay = torch.zeros(8)
         decay[:2] = torch.tensor(known)
-        parts = {"model": params, "G": server.generator, "decay": {"of": decay}, "drawn": drawn}
+        drawings = {"model": params, "G": server.generator, "decay": {"of": decay}, "drawn": drawn}
+        parts = tree.map_parts(double, drawings)  # small differences of losses: in single precision mostly rounding
         return float(algorithm.loss(bind(local.models, parts), batch))
 
     both, only_1, only_0 = value([1.0, 1.0]), value([0.0, 1.0]), value([1.0, 0.0])
-    plain = float(torch.nn.functional.cross_entropy(model(params, batch[0]), batch[1]))
+    plain = float(torch.nn.functional.cross_entropy(model(tree.map_leaves(double, params), batch[0]), batch[1]))
     assert both - plain == pytest.approx((only_1 - plain) + (only_0 - plain), rel=1e-4)
     assert min(only_1, only_0) > plain
 
