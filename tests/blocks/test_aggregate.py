@@ -1,5 +1,7 @@
 """Means: the true ones, whatever the order, and by masks rather than by what happened to move."""
 
+from itertools import permutations
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -64,6 +66,14 @@ def test_counters_are_averaged_and_rounded() -> None:
     out = weighted_mean([{"n": torch.tensor(10)}, {"n": torch.tensor(11)}, {"n": torch.tensor(11)}], [1, 1, 1])
     assert out["n"].dtype == torch.int64
     assert int(out["n"]) == 11
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+def test_a_counter_halfway_between_two_is_rounded_alike_in_every_order(order: tuple[int, ...]) -> None:
+    """Catches shares of one half that a sum in another order, or fused with its product, rounds down or up."""
+    counts, weights = [10, 11, 12], [1, 1, 4]  # the mean is 11.5
+    models = [{"n": torch.tensor(counts[i])} for i in order]
+    assert int(weighted_mean(models, [weights[i] for i in order])["n"]) == 12
 
 
 def test_each_layer_is_averaged_over_those_that_own_it() -> None:

@@ -12,7 +12,7 @@ from polyfed.base import tree
 from polyfed.base.errors import MessageError, ModelError
 from polyfed.base.rng import Rng
 from polyfed.blocks.aggregate import nested_mean, weighted_mean
-from polyfed.blocks.lowrank import LowRank, rank
+from polyfed.blocks.lowrank import LowRank, canonical, rank
 from polyfed.blocks.submodel import leading, padded
 from polyfed.core.message import Message, size
 
@@ -44,6 +44,51 @@ def test_the_energy_is_held_with_as_few_values_as_can_be(m: int, n: int, energy:
     error = float((restored(value, energy) - value).norm() / value.norm())
     assert error <= (1 - energy) ** 0.5 + 1e-7
     assert size(Sent(LowRank.of({"w": value}, energy))).values <= 8 * m * n, "larger than dense"
+
+
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 99), st.integers(0, 63))
+def test_signs_do_not_depend_on_who_decomposed(m: int, n: int, seed: int, flips: int) -> None:
+    """Bitwise the same factors from (u, v) and (-u, -v), and the same product. Catches signs left as they come."""
+    u, sigma, v = torch.linalg.svd(draw(m, n, seed=seed), full_matrices=False)
+    flip = torch.tensor([-1.0 if flips >> k & 1 else 1.0 for k in range(len(sigma))], dtype=torch.float64)
+    ours, theirs = canonical(u, sigma, v), canonical(u * flip, sigma, v * flip[:, None])
+    assert torch.equal(ours[0], theirs[0])
+    assert torch.equal(ours[1], theirs[1])
+    assert torch.equal((ours[0] * sigma) @ ours[1], (u * sigma) @ v)
+
+
+@given(st.lists(st.lists(st.integers(-2, 2), min_size=3, max_size=3), min_size=2, max_size=5), st.integers(0, 99))
+def test_signs_do_not_turn_with_rounding_where_entries_tie(rows: list[list[int]], seed: int) -> None:
+    """Small whole numbers make entries of one magnitude and opposite signs. Catches signs by the largest entry."""
+    value = torch.tensor(rows, dtype=torch.float64)
+    noise = 1 + 1e-14 * draw(*value.shape, seed=seed)
+    factors = [torch.linalg.svd(x, full_matrices=False) for x in (value, value * noise)]
+    sigma = factors[0][1]
+    ends = torch.cat([sigma, torch.zeros(1, dtype=torch.float64)])
+    # Neither zero nor, nearly, the next one: there the vectors themselves turn with rounding.
+    apart = (ends[:-1] - ends[1:] > 1e-2) & (torch.cat([ends[:1] + 1, ends[:-2]]) - ends[:-1] > 1e-2)
+    (u, v), (other_u, other_v) = (canonical(*found) for found in factors)
+    assert torch.allclose(u[:, apart], other_u[:, apart], atol=1e-9)
+    assert torch.allclose(v[apart], other_v[apart], atol=1e-9)
+
+
+def test_factors_travel_with_canonical_signs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches factors that are sent as the decomposition gave them."""
+    value, decompose = {"w": draw(16, 30, rank=2)}, torch.linalg.svd
+    here = LowRank.of(value, 0.9999)
+    monkeypatch.setattr(
+        torch.linalg, "svd", lambda x, **options: (lambda u, s, v: (-u, s, -v))(*decompose(x, **options))
+    )
+    there = LowRank.of(value, 0.9999)
+    assert torch.equal(here.u["w"], there.u["w"])
+    assert torch.equal(here.v["w"], there.v["w"])
+
+
+def test_a_singular_value_of_zero_has_no_vectors() -> None:
+    """Catches the vectors of nothing, which are whatever the decomposition began with."""
+    nothing = LowRank.of({"w": torch.zeros(20, 30)}, 0.95)
+    assert not nothing.u["w"].any()
+    assert not nothing.v["w"].any()
 
 
 def check_full_spectrum(of: Any) -> None:

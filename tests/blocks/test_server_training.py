@@ -17,6 +17,12 @@ from polyfed.models.split import SplitModel
 from polyfed.models.zoo import build
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """What a test draws does not depend on the tests before it."""
+    torch.manual_seed(0)
+
+
 def cohort(round_: int = 1) -> Cohort:
     return Cohort((), round_, 9, Rng((0, "round", round_, "server")))
 

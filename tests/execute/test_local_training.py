@@ -25,7 +25,8 @@ from polyfed.execute.stacked import run_stacked, signature
 def test_training_alone_is_the_loop_that_anybody_would_write(plan: str) -> None:
     """Catches a wrong optimizer, a gradient that adds up over steps, a clip over all parts, a lost buffer."""
     asked = request(PLANS[plan], parts=2, lr={"other": 0.02})
-    check(run_fit(asked, FP32).parts, by_hand(asked, torch.float32), 1e-6)
+    # By the same kernel of the optimizer: at a small gradient, rounding makes Adam's step another by several ulps.
+    check(run_fit(asked, FP32).parts, by_hand(asked, torch.float32, fused=True), 1e-6)
     asked = request(PLANS[plan], parts=2, lr={"other": 0.02}, dtype=torch.float64)
     check(run_fit(asked, FP64).parts, by_hand(asked, torch.float64), 1e-13)
 

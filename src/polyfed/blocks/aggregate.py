@@ -31,7 +31,7 @@ def weighted_mean(models: Sequence[Params], weights: Sequence[float]) -> dict[st
 def by_name_mean(models: Sequence[Params], weights: Sequence[float], *, default: Params) -> dict[str, Tensor]:
     """For each name the weighted mean over the models that own it; ``default`` where no model does.
 
-    Integer tensors (BatchNorm's counter) are averaged and rounded to their type.
+    Integer tensors (BatchNorm's counter) are averaged and rounded to their type, halves to the even number.
 
     Raises:
         ModelError: one name has different shapes.
@@ -45,12 +45,14 @@ def by_name_mean(models: Sequence[Params], weights: Sequence[float], *, default:
                 f"{name!r} came with the shapes {sorted(shapes)} from different clients; expected one shape: "
                 "choose models, or cuts, where they are equal"
             )
-        total = float(sum(weight for _, weight in owners))
-        mean = torch.zeros_like(owners[0][0], dtype=torch.float64)
+        like, total = owners[0][0], float(sum(weight for _, weight in owners))
+        # Counters are summed with the weights as they are: with whole weights that is exact, so a mean halfway between
+        # two numbers is rounded to the same one in every order of the clients and on every processor.
+        divisor = total if like.is_floating_point() else 1.0
+        mean = torch.zeros_like(like, dtype=torch.float64)
         for value, weight in owners:
-            mean.add_(value, alpha=weight / total)
-        like = owners[0][0]
-        out[name] = mean.to(like.dtype) if like.is_floating_point() else mean.round().to(like.dtype)
+            mean.add_(value, alpha=weight / divisor)
+        out[name] = mean.to(like.dtype) if like.is_floating_point() else (mean / total).round().to(like.dtype)
     return out
 
 
