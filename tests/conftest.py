@@ -1,4 +1,7 @@
-"""What all tests share: one thread, reproducible properties, real data where they are, and no silent skip in CI."""
+"""What all tests share: reproducible properties, real data where they are, and no silent skip in CI.
+
+One thread, or as many as OMP_NUM_THREADS says.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,10 @@ from hypothesis import settings
 
 from polyfed.testing import plugin
 
-torch.set_num_threads(1)
+# Tests import these as plain modules; their assertions are to say as much as those of tests.
+pytest.register_assert_rewrite(*(path.stem for path in (Path(__file__).parent / "helpers").glob("*.py")))
+
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # the plugin may have imported torch already
 settings.register_profile("polyfed", deadline=None, derandomize=True, database=None)
 settings.load_profile("polyfed")
 

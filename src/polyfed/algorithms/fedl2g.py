@@ -3,9 +3,8 @@
     J. Zhang, Y. Liu, Y. Hua, J. Cao, Q. Yang: An Effective and Efficient Approach of Learning to Guide for Federated
     Learning with Heterogeneous Models (FedL2G). 2024. https://arxiv.org/abs/2410.06490
 
-Client k trains its own network on labels and towards a guiding vector v[y] of each class, with its logits or its
-representation. It then takes one such step on paper, looks at the loss of labels alone on a quiz of held-out examples,
-and uploads that loss's gradient for v. The server steps v. Differences from released code: docs/algorithms/fedl2g.md.
+Client k trains its network on labels, and its logits or representation towards a guiding vector v[y]. It then takes one
+such step on paper, and sends the gradient for v of the loss of labels on held-out data. docs/algorithms/fedl2g.md.
 """
 
 from collections.abc import Mapping
@@ -38,6 +37,7 @@ class FedL2G(Algorithm):
     Args:
         guide: ``"logits"`` (FedL2G-l, for any networks) or ``"features"`` (FedL2G-f, for equal widths).
         server_lr, server_clip: learning rate of v, by plain SGD, and the largest norm of its gradient; 0 is no limit.
+            A rate of None is the authors': 0.1 for logits, 100 for features.
         warmup: how many of the first rounds learn v only, and leave the networks as they are.
         holdout: the share of each client's training examples that is held out, for the quiz.
     """
@@ -45,7 +45,7 @@ class FedL2G(Algorithm):
     name = "fedl2g"
     exempt: ClassVar[Mapping[str, str]] = {"idle_rounds_change_nothing": "guiding vectors move even if no client does"}
     guide: Literal["logits", "features"] = "logits"
-    server_lr: Rate = 0.01
+    server_lr: Rate | None = None
     server_clip: NonNegative = 100.0
     warmup: Count = 50
     holdout: Share = 0.1
@@ -70,13 +70,16 @@ class FedL2G(Algorithm):
 
         gradients: Params
 
+    def __post_init__(self) -> None:
+        """Where no rate is given, that of the kind; so the configuration of a run shows the number."""
+        object.__setattr__(self, "server_lr", self.server_lr or {"logits": 0.1, "features": 100.0}[self.guide])
+
     def check(self, task: Task) -> None:
         """Rounds after the warm-up, and representations of one width where these are guided."""
         self.width(task)
         if task.rounds <= self.warmup:
             raise ModelError(
-                f"fedl2g trains no network in its first algorithm.warmup = {self.warmup} rounds, and run.rounds = "
-                f"{task.rounds} counts them; expected fewer: lower the one or raise the other"
+                f"algorithm.warmup = {self.warmup} rounds train no network; expected fewer; run.rounds = {task.rounds}"
             )
 
     def width(self, task: Task) -> int:
@@ -97,7 +100,7 @@ class FedL2G(Algorithm):
         got = yield from exchange(cohort, self.Broadcast(server.vectors), gather={"gradients": MeanByName()})
         mean: Params = got["gradients"]
         scale = self.server_clip / (float(torch.cat([*mean.values()]).norm()) + 1e-6) if self.server_clip else 1.0
-        return self.Server(tree.add(server.vectors, mean, scale=-self.server_lr * min(1.0, scale)))
+        return self.Server(tree.add(server.vectors, mean, scale=-(self.server_lr or 0.0) * min(1.0, scale)))
 
     def client_round(self, private: Private, msg: Broadcast, client: LocalClient) -> Steps[ClientResult]:
         """After the warm-up E epochs of the guided loss; always one study batch, one quiz batch, and the gradient."""

@@ -5,16 +5,16 @@
 
 Client i keeps a network of any architecture whose representation f_i(x) has d numbers, d the same for all. It uploads
 the mean representation C_i[c] of each of its classes; the server averages them into Cbar[c]; local training pulls
-f_i(x) towards Cbar[y].
+f_i(x) towards Cbar[y]. A client receives, and predicts, the classes of its own training data.
 
 Differences from yuetan031/FedProto: prototypes come from a pass of their own after training, in evaluation mode, not
-from the training-mode outputs of the last epoch; a class that nobody in the cohort has keeps its prototype; three
-predictors are told apart. docs/algorithms/fedproto.md.
+from the training-mode outputs of the last epoch; a class that no client of the cohort has keeps its prototype.
+docs/algorithms/fedproto.md has the lists.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ from polyfed.core.algorithm import Algorithm, Task
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
 from polyfed.core.message import Message, State
 from polyfed.core.net import Batch, Nets
-from polyfed.core.requests import ClientResult, Steps, exchange, fit
+from polyfed.core.requests import ClientResult, Each, Steps, exchange, fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,16 +38,21 @@ class FedProto(Algorithm):
 
     Args:
         weight: lambda, of the distance to the prototypes.
+        classes: whose prototypes a client receives and can predict: the classes of its ``"own"`` training data, as in
+            the paper, or ``"all"`` classes.
     """
 
     name = "fedproto"
     exempt: ClassVar[Mapping[str, str]] = {"idle_rounds_change_nothing": "prototypes are made even if nothing moves"}
+    personal_message = True
     weight: NonNegative = 1.0
+    classes: Literal["own", "all"] = "own"
 
     class Server(State):
-        """Cbar: a prototype (d,) by class."""
+        """Cbar: a prototype (d,) by class; and the classes of each client's last upload."""
 
         prototypes: Params
+        classes: Mapping[int, tuple[int, ...]]
 
     class Private(State):
         """A client's model."""
@@ -55,7 +60,7 @@ class FedProto(Algorithm):
         model: Params
 
     class Broadcast(Message):
-        """Cbar."""
+        """Cbar[c] of the classes that the client needs."""
 
         prototypes: Params
 
@@ -70,7 +75,7 @@ class FedProto(Algorithm):
 
     def init_server(self, task: Task, rng: Rng) -> Server:
         """No prototypes yet: the first round is trained without the term."""
-        return self.Server({})
+        return self.Server({}, {})
 
     def init_client(self, client: LocalClient) -> Private:
         """A model of the client's own."""
@@ -78,9 +83,10 @@ class FedProto(Algorithm):
 
     def server_round(self, server: Server, cohort: Cohort) -> Steps[State]:
         """Cbar[c] = the plain mean of C_i[c] over the clients of the round that have c."""
-        mean = MeanByName(default=server.prototypes)
-        got = yield from exchange(cohort, self.Broadcast(server.prototypes), gather={"prototypes": mean})
-        return self.Server(got["prototypes"])
+        gather = {"prototypes": (MeanByName(default=server.prototypes), Each(lambda rows: tuple(map(int, rows))))}
+        got = yield from exchange(cohort, lambda client: self.message_for(server, client), gather=gather)
+        prototypes, classes = got["prototypes"]
+        return self.Server(prototypes, {**server.classes, **classes})
 
     def client_round(self, private: Private, msg: Broadcast, client: LocalClient) -> Steps[ClientResult]:
         """E epochs of the loss; then C_i[c] = the mean of f_i over the client's examples of class c."""
@@ -102,30 +108,33 @@ class FedProto(Algorithm):
         return nets["model"].represent(x)
 
     def message_for(self, server: Server, client: ClientInfo) -> Broadcast:
-        """Cbar, to train or to predict with."""
-        return self.Broadcast(server.prototypes)
+        """Cbar of the client's classes, to train or to predict with; all of it until the server knows its classes."""
+        if self.classes == "all" or client.id not in server.classes:
+            return self.Broadcast(server.prototypes)
+        return self.Broadcast({str(c): server.prototypes[str(c)] for c in server.classes[client.id]})
 
     def predictor_parts(self, private: Private, msg: Broadcast, client: LocalClient) -> Parts:
-        """The client's own model, the prototypes, and which classes are its own."""
+        """The client's own model, the prototypes, and which classes it can predict."""
         model = client.models["model"]
-        own = torch.zeros(model.num_classes)
-        own[list(class_counts(client))] = 1.0
+        candidates = torch.full((model.num_classes,), float(self.classes == "all"))
+        candidates[list(class_counts(client))] = 1.0
         table = class_table(msg.prototypes, model.num_classes, model.rep_dim)
-        return {"model": private.model, "prototypes": {**table, "own": own}}
+        return {"model": private.model, "prototypes": {**table, "candidates": candidates}}
 
     def check_upload(self, task: Task, client: ClientInfo, down: Broadcast, up: Upload) -> None:
         """Rows of the common width for classes that there are."""
         check_by_class("prototypes", up.prototypes, task.num_classes, task.common_width(self.name))
 
     def predict(self, nets: Nets, x: Tensor) -> Mapping[str, Tensor]:
-        """The nearest of all prototypes (the paper's), the nearest of the client's own classes, the header's logits.
+        """The nearest prototype (the paper's), and the header's logits.
 
-        Minus the distance is the logit of a prototype. Without any, every class is as good as another.
+        Minus the distance is the logit of a prototype. A candidate without a prototype comes after all that have one,
+        and before every class that is no candidate.
         """
         r, table = nets["model"].represent(x), nets["prototypes"]
         near = nearness(r, table)  # (B, L)
+        near = near.clamp(min=torch.finfo(near.dtype).min)
         return {
-            "prototype": near,
-            "prototype-own": torch.where(table["own"] > 0, near, -torch.inf),
+            "prototype": torch.where(table["candidates"] > 0, near, -torch.inf),
             "header": nets["model"].classify(r),
         }

@@ -5,15 +5,12 @@
 
 Clients upload the mean representation C_k[c] of each of their classes and pull their own representations towards a
 prototype P[c] of each class. P is not a mean, as in FedProto: an embedding and two layers at the server put it out,
-trained so that C_k[c] is nearest to P[c] even when delta is added to that distance.
-
-Differences from TsingZ0/FedTGP and HtFLlib: C_k comes from the model after this round's training (there: before it);
-zero distances have a gradient; classes that nobody has had get no prototype. docs/algorithms/fedtgp.md.
+trained so that C_k[c] is nearest to P[c] even with delta added to that distance. Differences: docs/algorithms/fedtgp.md
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -40,6 +37,8 @@ class FedTGP(Algorithm):
 
     Args:
         weight: lambda, of the distance to the prototypes.
+        margin_to: delta is the largest, over classes, of the distance to the ``"farthest"`` other class, which is the
+            largest of all pairs (the paper), or to the ``"nearest"`` (released code).
         max_margin: tau, the most that delta may be.
         server_lr: learning rate of the prototypes at the server, by plain SGD.
         server_epochs, server_batch: S, passes over a round's representations, and how many make a step.
@@ -48,6 +47,7 @@ class FedTGP(Algorithm):
     name = "fedtgp"
     exempt: ClassVar[Mapping[str, str]] = {"idle_rounds_change_nothing": "the server trains even if no client does"}
     weight: NonNegative = 1.0
+    margin_to: Literal["farthest", "nearest"] = "farthest"
     max_margin: NonNegative = 100.0
     server_lr: Rate = 0.01
     server_epochs: Positive = 100
@@ -79,7 +79,7 @@ class FedTGP(Algorithm):
         task.common_width(self.name)
 
     def init_server(self, task: Task, rng: Rng) -> Server:
-        """An embedding (L, d) and two layers of width d; nothing is sent before they have been trained."""
+        """An embedding (L, d) and two layers of width d; no prototype is sent before they have been trained."""
         d = task.common_width(self.name)
         e = torch.randn(task.num_classes, d, generator=rng.at("embedding").torch())
         return self.Server({"e": e, **two_layers(d, d, d, rng.at("layers"))}, {})
@@ -104,9 +104,9 @@ class FedTGP(Algorithm):
         return self.Server(weights, {str(c): P[c].clone() for c in sorted(known)})
 
     def margin(self, uploads: list[Params]) -> float:
-        """Delta = min(tau, max over c of the least distance of c's mean over clients to another class's)."""
+        """Delta = min(tau, max over c of the distance of c's mean over clients to that of another class)."""
         means, classes = classwise.stack_rows([by_name_mean(uploads, [1] * len(uploads), default={})])
-        return min(self.max_margin, float(classwise.gaps(means).max())) if len(classes) > 1 else 0.0
+        return min(self.max_margin, float(classwise.gaps(means, self.margin_to).max())) if len(classes) > 1 else 0.0
 
     def contrast(self, rows: Tensor, labels: Tensor, P: Tensor, delta: float) -> Tensor:
         """CE of minus the distances; delta makes the distance to the true class longer, hence the task harder."""

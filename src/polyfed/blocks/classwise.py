@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -132,7 +133,7 @@ def nearness(r: Tensor, table: Net) -> Tensor:
     return torch.where(table["held"] > 0, -distance, -torch.inf)
 
 
-def gaps(rows: Tensor) -> Tensor:
-    """The distance (n,) of each of the ``rows`` (n, d), at least two, to the nearest other one."""
+def gaps(rows: Tensor, to: Literal["farthest", "nearest"]) -> Tensor:
+    """The distance (n,) of each of the ``rows`` (n, d), at least two, to the farthest or the nearest other one."""
     distance = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")  # (n, n)
-    return distance.fill_diagonal_(torch.inf).amin(dim=1)
+    return distance.amax(dim=1) if to == "farthest" else distance.fill_diagonal_(torch.inf).amin(dim=1)

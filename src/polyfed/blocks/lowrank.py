@@ -26,6 +26,28 @@ def as_matrix(value: Tensor) -> Tensor:
     return value.reshape(len(value), -1)
 
 
+def canonical(u: Tensor, sigma: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Singular vectors with the signs that do not depend on who decomposed: a pair may be (u, v) or (-u, -v).
+
+    Of each left vector the first entry within a tenth of the largest magnitude becomes positive. Not the largest: two
+    entries of one magnitude and opposite signs are common in small matrices, and rounding would choose between them.
+    A singular value of zero says nothing of its vectors, so they become zero.
+
+    Signs cannot repair equal singular values: any rotation of their vectors is as good, and where the rank cuts through
+    them, the truncated matrix is free too. Nearly equal ones turn with rounding, by about the rounding error over
+    their distance. And nothing here makes the last bits equal. So compare what is made of the factors, not the factors.
+
+    Args:
+        u: (m, r), each column the left vector of ``sigma``'s entry.
+        sigma: (r,).
+        v: (r, n), rows.
+    """
+    size = u.abs()
+    first = (size >= 0.9 * size.amax(dim=0)).byte().argmax(dim=0, keepdim=True)  # of equals, argmax takes the first
+    sign = u.gather(0, first).squeeze(0).sign() * (sigma > 0)  # (r,)
+    return u * sign, v * sign[:, None]
+
+
 class LowRank(Record):
     """Tensors as they travel: U_r, sigma_r and V_r of a matrix where these are fewer numbers than it has, else itself.
 
@@ -51,9 +73,16 @@ class LowRank(Record):
             if r * (m + n + 1) >= m * n:
                 whole[name] = value
             else:
-                factors[name] = (u[:, :r].contiguous(), sigma[:r].clone(), v[:r].contiguous())
+                u, sigma, v = u[:, :r], sigma[:r].clone(), v[:r]
+                u, v = canonical(u, sigma, v)
+                factors[name] = (u.contiguous(), sigma, v.contiguous())
         u, sigma, v = ({name: f[i] for name, f in factors.items()} for i in range(3))
         return cls(whole, u, sigma, v)
+
+    def stands_for(self) -> dict[str, Tensor]:
+        """Every tensor by name, those of two or more dimensions as matrices: the same whichever factors came."""
+        made = {name: (u * self.sigma[name]) @ self.v[name] for name, u in self.u.items()}
+        return {name: as_matrix(value) if value.dim() > 1 else value for name, value in self.whole.items()} | made
 
     def full(self, like: Params) -> dict[str, Tensor]:
         """The tensors, in the order and the shapes of ``like``.

@@ -11,9 +11,9 @@ one sum, whatever the cohort. A field that is not named is dropped, unless a sum
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from polyfed.base.types import ClientId
 from polyfed.core.clients import ClientInfo
@@ -43,8 +43,15 @@ class Gather(ABC):
         """What the algorithm gets."""
 
 
-class _Each(Gather):
-    """Every client's own value, by client: for those who need them all, at the price of keeping them all."""
+@dataclass(frozen=True)
+class Each(Gather):
+    """Every client's own value, by client: for those who need them all, at the price of keeping them all.
+
+    Args:
+        of: what is kept, made of the field; None is the field itself.
+    """
+
+    of: Callable[[Any], Any] | None = None
 
     def init(self) -> dict[ClientId, Any]:
         """No values."""
@@ -52,7 +59,7 @@ class _Each(Gather):
 
     def add(self, total: dict[ClientId, Any], client: ClientInfo, value: Any, upload: Message) -> dict[ClientId, Any]:
         """One more; a tensor that is a view of a larger one is copied, or it would keep that alive."""
-        total[client.id] = compact(value)
+        total[client.id] = compact(value if self.of is None else self.of(value))
         return total
 
     def finish(self, total: dict[ClientId, Any]) -> dict[ClientId, Any]:
@@ -61,7 +68,30 @@ class _Each(Gather):
 
 
 #: Keeps this field of every reply: a mapping from client id to value, in order of client id.
-each: Gather = _Each()
+each: Gather = Each()
+
+
+@dataclass(frozen=True)
+class _Several(Gather):
+    """Several totals of one field, as a tuple."""
+
+    parts: tuple[Gather, ...]
+
+    def init(self) -> list[Any]:
+        """Each part's."""
+        return [part.init() for part in self.parts]
+
+    def add(self, total: list[Any], client: ClientInfo, value: Any, upload: Message) -> list[Any]:
+        """Each part's."""
+        return [part.add(one, client, value, upload) for part, one in zip(self.parts, total, strict=True)]
+
+    def finish(self, total: list[Any]) -> tuple[Any, ...]:
+        """Each part's."""
+        return tuple(part.finish(one) for part, one in zip(self.parts, total, strict=True))
+
+
+#: What a field adds up to: one total, or several.
+Declared: TypeAlias = Gather | tuple[Gather, ...]
 
 
 @dataclass(frozen=True)
@@ -94,9 +124,9 @@ class Fold:
         gather: the declarations, by field.
     """
 
-    def __init__(self, gather: Mapping[str, Gather]) -> None:
-        self._gather = gather
-        self._totals = {name: how.init() for name, how in gather.items()}
+    def __init__(self, gather: Mapping[str, Declared]) -> None:
+        self._gather = {name: _Several(how) if isinstance(how, tuple) else how for name, how in gather.items()}
+        self._totals = {name: how.init() for name, how in self._gather.items()}
         #: Whose replies were added.
         self.clients: list[ClientInfo] = []
 

@@ -70,6 +70,14 @@ class Record:
             raise TypeError(f"{cls.__qualname__} is a Message but holds {private[0]}, a State, which is private")
         cls.nested = found
 
+    def stands_for(self) -> "Record | Mapping[str, Tensor]":
+        """What the record means to whom it reaches, in a form that two records with one meaning share; itself.
+
+        Overridden where several records mean the same, such as factors whose product alone counts. A comparison
+        within a bound asks for it; a bitwise one looks at the fields.
+        """
+        return self
+
 
 class Message(Record):
     """What the server sends a client, or a client the server."""

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from polyfed.base.types import ClientId, Params, Parts
 from polyfed.core.clients import ClientInfo, Cohort, Examples, LocalClient
-from polyfed.core.gather import Gather, Gathered, each
+from polyfed.core.gather import Declared, Each, Gathered, each
 from polyfed.core.message import Message, State
 from polyfed.core.net import Batch, Grad, Gradient, Loss, Nets
 from polyfed.core.plan import Every, Step
@@ -29,6 +29,7 @@ from polyfed.core.plan import Every, Step
 __all__ = [
     "ClientResult",
     "Draw",
+    "Each",
     "Every",
     "Exchange",
     "Fit",
@@ -116,7 +117,7 @@ class Exchange:
 
     cohort: Cohort
     down: Mapping[ClientId, Message | None]
-    gather: Mapping[str, Gather] = field(default_factory=dict[str, Gather])
+    gather: Mapping[str, Declared] = field(default_factory=dict[str, Declared])
 
 
 Request: TypeAlias = Fit | Reduce | Exchange
@@ -184,7 +185,7 @@ def exchange(
     cohort: Cohort,
     down: Message | Mapping[ClientId, Message | None] | Callable[[ClientInfo], Message | None] | None,
     *,
-    gather: Mapping[str, Gather] | None = None,
+    gather: Mapping[str, Declared] | None = None,
 ) -> Steps[Gathered]:
     """Send each client of the cohort a message, wait for the replies, and add them up.
 

@@ -43,8 +43,8 @@ class Standardise:
         std = (
             sum(((piece.double() - mean).nan_to_num(0).square().sum(dim=0) for piece in pieces), zero) / count
         ).sqrt()
-        # float32 features have 24 significant bits: a smaller spread than that is rounding, not information
-        constant = std <= 1e-6 * mean.abs()
+        # A smaller spread than the type's own digits (24 or 53 bits) is rounding, not information.
+        constant = std <= (1e-6 if x.dtype == torch.float32 else 1e-14) * mean.abs()
         return cls(mean, torch.where(constant, 0, 1 / torch.where(constant, 1, std)))
 
     def apply(self, x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,41 @@ from torch import Tensor
 
 from polyfed.base.errors import DataError
 
+_LOOK = 65_536  # rows of a column of fractions that are looked at: sorting a million takes a tenth of a second
+
+
+def check_digits(values: NDArray[Any], what: str) -> None:
+    """Refuse a column whose distinct values become one when it is centred and rounded to float32, as batches are.
+
+    Whole numbers must all stay distinct: they are counts, times or codes. Of fractions, whose last digits are noise, a
+    tenth may be lost.
+
+    Args:
+        values: ``(N,)`` numbers of any type; NaN = missing.
+        what: the column is called in the message.
+
+    Raises:
+        DataError: names two values that would become one.
+    """
+    there = values[np.isfinite(values)]
+    if not len(there):
+        return
+    whole = bool((there == np.floor(there)).all())
+    if whole and float(there.max()) - float(there.min()) < 2**23:
+        return  # float32 tells halves apart up to 2**23
+    distinct = np.unique(there if whole else there[:_LOOK])
+    with np.errstate(over="ignore", invalid="ignore"):
+        wide = distinct.astype(np.float64)
+        rounded = (wide - there.mean(dtype=np.float64)).astype(np.float32)
+    same = rounded[1:] == rounded[:-1]
+    if same.sum() > (0 if whole else 0.1 * len(distinct)):
+        first = int(np.argmax(same))
+        raise DataError(
+            f"{what}: {distinct[first]} and {distinct[first + 1]} would become one number, as would {same.sum()} of "
+            f"{len(distinct)} distinct values: networks compute in float32, with 24 bits of the distance from the "
+            "mean; split the column in two, take its logarithm, correct an outlier, or leave the column out"
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
@@ -20,7 +56,7 @@ class Dataset:
 
     Args:
         name: how the data set is called in configurations and reports.
-        x: ``(N, C, H, W)`` uint8 pixels, or ``(N, F)`` float32 features as read (not standardised; NaN =
+        x: ``(N, C, H, W)`` uint8 pixels, or ``(N, F)`` float32 or float64 features as read (not standardised; NaN =
             missing).
         y: ``(N,)`` int64 class numbers in ``[0, num_classes)``.
         classes: the name of each class.
@@ -87,12 +123,12 @@ class Dataset:
     def _check_x(self) -> None:
         shape = tuple(self.x.shape)
         images = self.x.dim() == 4 and self.x.dtype == torch.uint8
-        features = self.x.dim() == 2 and self.x.dtype == torch.float32
+        features = self.x.dim() == 2 and self.x.dtype in (torch.float32, torch.float64)
         if not (images or features) or 0 in shape:
             raise DataError(
                 f"{self.name}: x has shape {shape} and type {self.x.dtype}; expected (N, C, H, W) "
-                "torch.uint8 pixels or (N, F) torch.float32 features, none of them empty; convert x before "
-                "making the Dataset"
+                "torch.uint8 pixels or (N, F) torch.float32 or torch.float64 features, none of them empty; convert x "
+                "before making the Dataset"
             )
         channels = shape[1] if images else 0
         if len(self.mean) != channels or len(self.std) != channels:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -10,7 +12,7 @@ from torch.nn import functional
 
 from polyfed.base.errors import ConfigError
 
-_ROWS_AT_ONCE = 4096  # bounds the float copy of the images to some 50 MB
+_ROWS_AT_ONCE = 2048  # bounds the float64 copy of the images to some 50 MB
 
 
 def check_image_size(image_size: int | None, default: int) -> int:
@@ -26,13 +28,19 @@ def check_image_size(image_size: int | None, default: int) -> int:
 
 
 def resize(x: Tensor, side: int) -> Tensor:
-    """Images ``(N, C, H, W)`` uint8 as ``(N, C, side, side)`` uint8, bilinear, smoothed when they shrink."""
+    """Images ``(N, C, H, W)`` uint8 as ``(N, C, side, side)`` uint8, bilinear, smoothed when they shrink.
+
+    The grey levels are those of exact arithmetic, halves rounded to the even one: the same on every machine.
+    """
     if tuple(x.shape[2:]) == (side, side):
         return x
     out = torch.empty((*x.shape[:2], side, side), dtype=torch.uint8)
     for start in range(0, len(x), _ROWS_AT_ONCE):
-        part = x[start : start + _ROWS_AT_ONCE].float()
+        part = x[start : start + _ROWS_AT_ONCE].double()
         part = functional.interpolate(part, size=(side, side), mode="bilinear", antialias=True)
+        # Means of grey levels are often halves. To a grid first, which takes off the error of some 1e-13 that is the
+        # processor's, and has every half on it: else rounding it up or down would be the processor's choice as well.
+        part = (part * 2**20).round() / 2**20
         out[start : start + _ROWS_AT_ONCE] = part.round().clamp(0, 255).to(torch.uint8)
     return out
 
@@ -47,19 +55,21 @@ def pad_or_resize(x: Tensor, side: int) -> Tensor:
 def pixel_stats(x: Tensor, rows: NDArray[np.int64] | None = None) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel of pixels / 255, over ``rows`` (default: all).
 
-    Counted as a histogram of the 256 grey levels, so the result is exact and the same on every machine. A
+    Counted in whole numbers, as a histogram of the 256 grey levels, so the result is the same on every machine. A
     channel of one grey level has standard deviation 1, so that dividing by it is harmless.
     """
     pixels = x.numpy()
     chosen = np.arange(len(x)) if rows is None else rows
-    counts = np.zeros((x.shape[1], 256))
+    counts = np.zeros((x.shape[1], 256), dtype=np.int64)
     for start in range(0, len(chosen), _ROWS_AT_ONCE):
         part = pixels[chosen[start : start + _ROWS_AT_ONCE]]
         for channel in range(x.shape[1]):
             counts[channel] += np.bincount(part[:, channel].ravel(), minlength=256)
-    level = np.arange(256) / 255
-    share = counts / counts.sum(axis=1, keepdims=True)
-    mean = share @ level
-    std = np.sqrt(np.maximum(share @ level**2 - mean**2, 0))
-    std = np.where(std < 1e-6, 1.0, std)
-    return tuple(float(m) for m in mean), tuple(float(s) for s in std)
+    level = np.arange(256)
+    means, deviations = list[float](), list[float]()
+    for row in counts:
+        n, first, second = int(row.sum()), int((row * level).sum()), int((row * level**2).sum())
+        means.append(first / (255 * n))
+        std = math.sqrt((n * second - first**2) / (255 * n) ** 2)  # Python's whole numbers: these exceed 64 bits
+        deviations.append(1.0 if std < 1e-6 else std)
+    return tuple(means), tuple(deviations)

@@ -14,7 +14,7 @@ from types import TracebackType
 
 from polyfed.base.types import ClientId
 from polyfed.core.clients import ClientInfo
-from polyfed.core.gather import Fold, Gather, Gathered
+from polyfed.core.gather import Declared, Fold, Gathered
 from polyfed.core.message import Message, decode, encode
 from polyfed.storage.spool import Place, Spool
 
@@ -31,7 +31,7 @@ class Gathering:
 
     def __init__(
         self,
-        gather: Mapping[str, Gather],
+        gather: Mapping[str, Declared],
         kinds: tuple[type[Message], ...],
         folder: Path | None = None,
         counted: Iterable[ClientId] | None = None,

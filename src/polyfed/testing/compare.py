@@ -1,4 +1,8 @@
-"""Records compared leaf by leaf: bitwise, by distance, and by a hash that shows whether a value was written to."""
+"""Records compared leaf by leaf: bitwise, by distance, and by a hash that shows whether a value was written to.
+
+`differences` and `digest` look at the fields, so they serve where one processor computes the same twice. `furthest`
+looks at what records stand for, as what rounds otherwise may choose another of several equal forms.
+"""
 
 from __future__ import annotations
 
@@ -14,27 +18,30 @@ from torch import Tensor
 from polyfed.core.message import Record
 
 
-def leaves(value: Any, *, per_client: bool = True, path: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(value: Any, *, per_client: bool = True, meant: bool = False, path: str = "") -> Iterator[tuple[str, Any]]:
     """Every tensor, number and string of a record with its path, such as ``("model.fc1.weight", tensor)``.
 
     Args:
         value: a record, or a mapping or tuple of what a record may hold.
         per_client: descend into mappings by integer too, which hold one entry per client.
+        meant: of what records stand for (`Record.stands_for`), not of their fields.
         path: of ``value`` itself.
     """
     dot = f"{path}." if path else ""
+    if isinstance(value, Record) and meant:
+        value = value.stands_for()
     if isinstance(value, Record):
         for field in dataclasses.fields(value):  # pyright: ignore[reportArgumentType]
-            yield from leaves(getattr(value, field.name), per_client=per_client, path=f"{dot}{field.name}")
+            yield from leaves(getattr(value, field.name), per_client=per_client, meant=meant, path=f"{dot}{field.name}")
     elif isinstance(value, Mapping):
         entries = cast(Mapping[Any, Any], value)
         # By name, not in the order of making: a mapping means the same in any order.
         for key in sorted(entries, key=str):
             if per_client or isinstance(key, str):
-                yield from leaves(entries[key], per_client=per_client, path=f"{dot}{key}")
+                yield from leaves(entries[key], per_client=per_client, meant=meant, path=f"{dot}{key}")
     elif isinstance(value, tuple):
         for index, item in enumerate(cast(tuple[Any, ...], value)):
-            yield from leaves(item, per_client=per_client, path=f"{dot}{index}")
+            yield from leaves(item, per_client=per_client, meant=meant, path=f"{dot}{index}")
     else:
         yield path, value
 
@@ -94,8 +101,8 @@ def apart(a: Any, b: Any) -> float:
 
 
 def furthest(a: Any, b: Any, *, per_client: bool = True) -> tuple[float, str]:
-    """The largest distance of two records' leaves, and where it is; infinite where the paths differ."""
-    left, right = dict(leaves(a, per_client=per_client)), dict(leaves(b, per_client=per_client))
+    """The largest distance of what two records stand for, and at which leaf; infinite where the paths differ."""
+    left, right = (dict(leaves(record, per_client=per_client, meant=True)) for record in (a, b))
     if left.keys() != right.keys():
         return math.inf, f"{min(left.keys() ^ right.keys())}, which is in one of them only"
     return max(((apart(left[path], right[path]), path) for path in left), default=(0.0, "nowhere"))

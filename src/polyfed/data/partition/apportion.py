@@ -11,12 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from polyfed.base.rng import Rng
+
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 
-def apportion(group: Ints, want: Floats, totals: Ints, rng: np.random.Generator, *, cap: Ints | None = None) -> Ints:
+def apportion(group: Ints, want: Floats, totals: Ints, rng: np.random.Generator) -> Ints:
     """Whole numbers near ``want`` that sum to ``totals`` in each group (largest remainder, ties at random).
 
     Args:
@@ -24,20 +26,19 @@ def apportion(group: Ints, want: Floats, totals: Ints, rng: np.random.Generator,
         want: ``(m,)`` shares as real numbers; in each group they sum to about its total.
         totals: ``(groups,)`` what each group must sum to.
         rng: breaks ties.
-        cap: ``(m,)`` the most that each share may be; a group whose caps are reached stays below its total.
     """
     out = np.floor(want + 1e-9).astype(np.int64)
-    rest = want - out
-    if cap is not None:
-        out = np.minimum(out, cap)
-        rest = np.where(out < cap, rest, -np.inf)
     lacking = totals - np.bincount(group, weights=out, minlength=len(totals)).astype(np.int64)
-    order = np.lexsort((rng.random(len(want)), -rest, group))
+    order = np.lexsort((rng.random(len(want)), out - want, group))
     ordered = group[order]
     rank = np.arange(len(want)) - np.searchsorted(ordered, ordered)
-    extra = (rank < lacking[ordered]) & (rest[order] > -np.inf)
-    out[order] += extra
+    out[order] += rank < lacking[ordered]
     return out
+
+
+def _place(group: Ints) -> Ints:
+    """The place of each element in its group, from 0; ``group`` ascends."""
+    return np.arange(len(group)) - np.searchsorted(group, group)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,14 +58,48 @@ class Cells:
     size: Ints
 
     @classmethod
-    def of(cls, owner: Ints, y: Ints, rng: np.random.Generator) -> Cells:
-        """The cells of rows with these owners and classes."""
-        order = np.lexsort((rng.random(len(y)), y, owner))
-        first = np.ones(len(y), dtype=np.bool_)
-        first[1:] = (np.diff(owner[order]) != 0) | (np.diff(y[order]) != 0)
-        starts = np.flatnonzero(first)
-        size = np.diff(np.append(starts, len(y)))
-        return cls(order, owner[order][starts], y[order][starts], size)
+    def of(cls, owner: Ints, y: Ints, rng: Rng, first: int = 0) -> Cells:
+        """The cells of rows with these owners and classes.
+
+        The order within the cells of a client depends on the client's number and on its own rows alone.
+
+        Args:
+            owner: ``(n,)`` owner of each row, from 0.
+            y: ``(n,)`` classes.
+            rng: source of the order.
+            first: number of the client that owner 0 stands for.
+        """
+        by_owner = np.argsort(owner, kind="stable")
+        tie = np.empty(len(y))
+        tie[by_owner] = rng.at("rows").uniform(_keys(owner[by_owner], first))
+        order = np.lexsort((tie, y, owner))
+        starts = np.ones(len(y), dtype=np.bool_)
+        starts[1:] = (np.diff(owner[order]) != 0) | (np.diff(y[order]) != 0)
+        places = np.flatnonzero(starts)
+        return cls(order, owner[order][places], y[order][places], np.diff(np.append(places, len(y))))
+
+    def quota(self, share: Floats, rng: Rng, first: int = 0) -> Ints:
+        """``(cells,)`` how many rows of each cell make up ``share`` of its owner's rows.
+
+        The number of a cell, and of a client, is rounded up or down at random, so that its mean is exactly its
+        share: systematic sampling (Madow 1949), with the client's classes in random order. The draws of a client
+        depend on its number and on its own rows alone.
+
+        Args:
+            share: ``(clients,)`` from 0 to 1.
+            rng: source of the draws.
+            first: number of the client that owner 0 stands for.
+        """
+        order = np.lexsort((rng.at("classes").uniform(_keys(self.owner, first)), self.owner))
+        owner, size = self.owner[order], self.size[order]
+        ends = np.cumsum(size)
+        ends = ends - (ends - size)[np.searchsorted(owner, owner)]  # within the owner
+        # Away from 0 and 1, so that the error of a product which is a whole number does not move its floor.
+        start = np.clip(rng.at("start").uniform(first + owner), 1e-9, 1 - 1e-9)
+        upper, lower = (np.floor(rows * share[owner] + start) for rows in (ends, ends - size))
+        out = np.empty(len(order), dtype=np.int64)
+        out[order] = (upper - lower).astype(np.int64)
+        return out
 
     def pick(self, quota: Ints) -> Bools:
         """``(n,)`` true for the first ``quota`` rows of each cell, at random because cells are shuffled."""
@@ -74,34 +109,47 @@ class Cells:
         return picked
 
 
-def cap_rows(owner: Ints, y: Ints, clients: int, cap: int, rng: np.random.Generator) -> Bools:
-    """``(n,)`` true for the rows kept: at most ``cap`` per client, in the client's own class proportions."""
+def _keys(owner: Ints, first: int) -> Ints:
+    """A number for each element, of its owner's number and its place among the owner's; ``owner`` ascends."""
+    return (first + owner) * 2**32 + _place(owner)
+
+
+def cap_rows(owner: Ints, y: Ints, clients: int, cap: int, rng: Rng) -> Bools:
+    """``(n,)`` true for the rows kept: at most ``cap`` per client, in the mean in the client's own proportions."""
     cells = Cells.of(owner, y, rng)
     total = np.bincount(owner, minlength=clients)
-    keep = np.minimum(total, cap)
-    want = np.asarray(cells.size * (keep / np.maximum(total, 1))[cells.owner], dtype=np.float64)
-    return cells.pick(apportion(cells.owner, want, keep, rng, cap=cells.size))
+    return cells.pick(cells.quota(np.minimum(total, cap) / np.maximum(total, 1), rng))
 
 
 def size_of_test(total: Ints, fraction: float) -> Ints:
-    """How many of a client's rows are for testing: the rounded fraction, at least one."""
+    """About how many of a client's rows are for testing: the rounded fraction, at least one."""
     return np.maximum(1, np.floor(fraction * total + 0.5)).astype(np.int64)
 
 
-def pick_test(owner: Ints, y: Ints, clients: int, fraction: float, rng: np.random.Generator) -> Bools:
-    """``(n,)`` true for test rows: about ``fraction`` of each client's rows of each class.
+def pick_test(
+    owner: Ints, y: Ints, clients: int, fraction: float, rng: Rng, *, least: int = 1, first: int = 0
+) -> Bools:
+    """``(n,)`` true for test rows: ``fraction`` of each client's rows of each class, in the mean over ``rng``.
 
-    A class of which a client has several rows keeps at least one for training, and a single row is for
-    training; only a client all of whose rows are single gives one of them to testing.
+    A client's rows, and its rows of a class, are rounded up or down at random. Each client gives at least one row to
+    testing, and rounding up leaves it ``least`` rows for training where rounding down does. A class of which a
+    client has several rows keeps one for training, which lowers the mean of classes with ``n (1 - fraction) < 1``.
+
+    Args:
+        owner: ``(n,)`` owner of each row, from 0.
+        y: ``(n,)`` classes.
+        clients: how many there are.
+        fraction: above 0 and below 1.
+        rng: source of the draws.
+        least: training rows of a client.
+        first: number of the client that owner 0 stands for; its draws depend on it and on the client's rows alone.
     """
-    cells = Cells.of(owner, y, rng)
-    total = size_of_test(np.bincount(owner, minlength=clients), fraction)
-    want = cells.size.astype(np.float64) * fraction
-    quota = apportion(cells.owner, want, total, rng, cap=cells.size - 1)
-    got = np.bincount(cells.owner, weights=quota, minlength=clients)
-    _, first_cell = np.unique(cells.owner, return_index=True)
-    quota[first_cell] += got[cells.owner[first_cell]] == 0
-    return cells.pick(quota)
+    cells = Cells.of(owner, y, rng, first)
+    total = np.maximum(np.bincount(owner, minlength=clients), 1)
+    most = np.maximum(np.floor(fraction * total + 1e-9), total - least)
+    share = np.maximum(1, np.minimum(fraction * total, most)) / total
+    quota = cells.quota(share, rng, first)
+    return cells.pick(np.where(cells.size > 1, np.minimum(quota, cells.size - 1), quota))
 
 
 def deal(counts: Ints, y: Ints, rng: np.random.Generator) -> Ints:
@@ -119,6 +167,22 @@ def deal(counts: Ints, y: Ints, rng: np.random.Generator) -> Ints:
         owners = np.repeat(np.arange(len(counts)), counts[:, c])
         owner[order[start : start + len(owners)]] = owners
     return owner
+
+
+def draw_test(counts: Ints, test: int, limits: Ints, rng: np.random.Generator) -> Ints:
+    """How many of a client's ``counts`` rows of each class are for testing; in the mean the same share of each class.
+
+    Args:
+        counts: ``(classes,)`` the client's rows, at least one.
+        test: how many are for testing; fewer where a class keeps its last row, or has no more than its limit.
+        limits: ``(classes,)`` test rows that there are.
+        rng: source of the draws.
+    """
+    start, order = rng.integers(counts.sum()), rng.permutation(len(counts))
+    ends = np.concatenate([[0], np.cumsum(counts[order])])
+    out = np.empty_like(counts)
+    out[order] = np.diff((ends * test + start) // ends[-1])  # as `Cells.quota`
+    return np.minimum(out, np.minimum(np.where(counts > 1, counts - 1, counts), limits))
 
 
 def draw_counts(total: int, mix: Floats, limits: Ints, rng: np.random.Generator) -> Ints:

@@ -40,14 +40,15 @@ def make_partition(
     split: str = "pooled",
     min_samples: int = 2,
     samples_per_client: int | None = None,
+    first_client: int = 0,
     **options: Any,
 ) -> Partition:
     """Deal the rows of a data set to clients.
 
     With ``split="pooled"`` official training and test rows are one pool; each client's part of it is split
-    into train and test, class by class. With ``split="official"`` training rows come from the official
-    training part, and the official test rows are dealt in each client's own class proportions (for
-    "natural": by group).
+    into train and test, class by class, by draws that depend on the client's number and on its own rows alone.
+    With ``split="official"`` training rows come from the official training part, and the official test rows are
+    dealt in each client's own class proportions (for "natural": by group).
 
     Args:
         dataset: the data set.
@@ -59,6 +60,8 @@ def make_partition(
         min_samples: the fewest training rows of a client; each client also has at least one test row.
         samples_per_client: the most train and test rows together of a client, in its own class proportions;
             None for no limit. For "resampled", which has no other measure, their exact number.
+        first_client: number of the first client: a site that holds the rows of client k alone splits them as all
+            together do, with ``num_clients=1`` and ``first_client=k``.
         options: of the kind: ``classes_per_client`` for "classes", ``alpha`` for both Dirichlet kinds and
             "resampled", and for "natural" ``groups="largest"``, which permits fewer clients than groups.
 
@@ -117,7 +120,9 @@ def make_partition(
         train, test = _cap(owner, y, train, test, clients, samples_per_client, rng)
     if split == "pooled":
         rows = np.flatnonzero(train)
-        test[rows] = pick_test(owner[rows], y[rows], clients, test_fraction, rng.at("split").numpy())
+        test[rows] = pick_test(
+            owner[rows], y[rows], clients, test_fraction, rng.at("split"), least=min_samples, first=first_client
+        )
         train &= ~test
     about |= {"num_clients": clients, **extra}
     partition = Partition(*grouped(owner, train, clients), *grouped(owner, test, clients), about)
@@ -141,7 +146,7 @@ def _deal(
 def _resample(dataset: Dataset, y: Ints, pool: Ints, about: dict[str, Any], rng: Rng) -> Resampled:
     if dataset.test_rows is not None and about["split"] == "official":
         return Resampled.of(pool, dataset.test_rows, y, dataset.num_classes, len(dataset.test_rows) / len(y), about)
-    for_test = pick_test(np.zeros_like(y), y, 1, about["test_fraction"], rng.at("split").numpy())
+    for_test = pick_test(np.zeros_like(y), y, 1, about["test_fraction"], rng.at("split"))
     return Resampled.of(pool[~for_test], pool[for_test], y, dataset.num_classes, about["test_fraction"], about)
 
 
@@ -174,7 +179,7 @@ def _cap(owner: Ints, y: Ints, train: Bools, test: Bools, clients: int, cap: int
     for name, mask, limit in (("cap train", train, cap - for_test), ("cap test", test, for_test)):
         rows = np.flatnonzero(mask)
         kept = np.zeros_like(mask)
-        kept[rows] = cap_rows(owner[rows], y[rows], clients, limit, rng.at(name).numpy())
+        kept[rows] = cap_rows(owner[rows], y[rows], clients, limit, rng.at(name))
         out.append(kept)
     return out[0], out[1]
 

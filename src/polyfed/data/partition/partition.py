@@ -21,9 +21,9 @@ from polyfed.data.partition.apportion import (
     Bools,
     Floats,
     Ints,
-    apportion,
     draw_counts,
     draw_rows,
+    draw_test,
     pick_test,
     size_of_test,
 )
@@ -163,7 +163,7 @@ class Partition:
         owner[self.train_rows] = np.repeat(np.arange(self.num_clients), sizes)
         rows = np.flatnonzero(owner >= 0)
         held = np.zeros(len(owner), dtype=np.bool_)
-        held[rows] = pick_test(owner[rows], np.asarray(y)[rows], self.num_clients, fraction, rng.numpy())
+        held[rows] = pick_test(owner[rows], np.asarray(y)[rows], self.num_clients, fraction, rng)
         parts = (*grouped(owner, (owner >= 0) & ~held, self.num_clients), *grouped(owner, held, self.num_clients))
         return Partition(*parts, {**self.about, "validation_fraction": fraction})
 
@@ -287,28 +287,25 @@ class Resampled(Partition):
         return lru_cache(maxsize=1024)(self._draw)  # a client's rows are asked for several times in a round
 
     def _draw(self, client: int) -> tuple[Ints, Ints]:
-        key, alpha, sizes, limits, one = self._constants
+        key, alpha, sizes, limits = self._constants
         rng = key.at("client", client).numpy()
         mix = np.zeros(len(limits))
         mix[limits > 0] = rng.dirichlet(alpha)
         counts = draw_counts(sizes.sum(), mix, limits, rng)
-        spare = np.minimum(np.maximum(counts - 1, 0), np.diff(self.test_offsets))
-        test = apportion(one, counts * (sizes[1] / counts.sum()), sizes[1:], rng, cap=spare)
-        if not test.any():  # a client of single rows
-            test[np.argmax(counts)] = 1
+        test = draw_test(counts, sizes[1], np.diff(self.test_offsets), rng)
         return (
             draw_rows(self.train_rows, self.train_offsets, counts - test, rng),
             draw_rows(self.test_rows, self.test_offsets, test, rng),
         )
 
     @cached_property
-    def _constants(self) -> tuple[Rng, Floats, Ints, Ints, Ints]:
-        """What all draws have in common: their key; alpha, rows for training and testing; most rows by class; zeros."""
+    def _constants(self) -> tuple[Rng, Floats, Ints, Ints]:
+        """What all draws have in common: their key; alpha, rows for training and testing; most rows by class."""
         about: dict[str, Any] = dict(self.about)
         limits = np.where(np.diff(self.test_offsets) > 0, np.diff(self.train_offsets), 0)
         alpha = np.full(np.count_nonzero(limits), float(about["options"]["alpha"]))
         sizes = np.array([about["drawn"]["train"], about["drawn"]["test"]])
-        return Rng(tuple(about["seed"])), alpha, sizes, limits, np.zeros(len(limits), dtype=np.int64)
+        return Rng(tuple(about["seed"])), alpha, sizes, limits
 
     def validating(self, fraction: float, y: ArrayLike, rng: Rng) -> Partition:
         """Part of the training pool, class by class, in the place of the test pool.
@@ -317,7 +314,7 @@ class Resampled(Partition):
             DataError: too few rows are left.
         """
         labels, rows = np.asarray(y), self.train_rows
-        held = pick_test(np.zeros_like(rows), labels[rows], 1, fraction, rng.numpy())
+        held = pick_test(np.zeros_like(rows), labels[rows], 1, fraction, rng)
         about = {**self.about, "validation_fraction": fraction}
         return self.of(rows[~held], rows[held], labels, len(self.train_offsets) - 1, fraction, about)
 

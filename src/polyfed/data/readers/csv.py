@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from polyfed.base.errors import ConfigError, DataError
-from polyfed.data.dataset import Dataset
+from polyfed.data.dataset import Dataset, check_digits
 
 MISSING = ("", "NA", "?", "nan")
 
@@ -99,7 +99,7 @@ def load_csv(
         groups, names = None, ()
     return Dataset(
         name=path.stem,
-        x=torch.from_numpy(np.concatenate(features, axis=1).astype(np.float32)),
+        x=torch.from_numpy(np.concatenate(features, axis=1)),
         y=torch.from_numpy(y),
         classes=classes,
         mean=(),
@@ -211,6 +211,7 @@ def _feature(table: _Table, at: int, missing: frozenset[str], categorical: bool,
         if np.isinf(values).any() or (np.abs(values) > np.finfo(np.float32).max).any():
             bad = int(np.argmax(np.isinf(values) | (np.abs(values) > np.finfo(np.float32).max)))
             raise DataError(f"{table.where[bad]}: {texts[bad]!r} in {table.columns[at]!r} is not a finite number")
+        check_digits(values, f"{path}: column {table.columns[at]!r}")
         return values[:, None]
     names = sorted({text for text, there in zip(texts, present, strict=True) if there})
     if len(names) > _MAX_CATEGORIES:

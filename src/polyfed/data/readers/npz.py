@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from polyfed.base.errors import ConfigError, DataError
-from polyfed.data.dataset import Dataset
+from polyfed.data.dataset import Dataset, check_digits
 from polyfed.data.images import check_image_size, pixel_stats, resize
 from polyfed.data.readers.cache import read_npz
 
@@ -81,7 +81,11 @@ def _read_x(x: NDArray[Any], path: Path) -> torch.Tensor:
             )
         return torch.from_numpy(np.ascontiguousarray(x))
     if x.ndim == 2 and x.dtype.kind in "fiub":
-        return torch.from_numpy(x.astype(np.float32))
+        if np.can_cast(x.dtype, np.float32):
+            return torch.from_numpy(x.astype(np.float32))
+        for at, column in enumerate(x.T):
+            check_digits(column, f"{path}: column {at} of x")
+        return torch.from_numpy(x.astype(np.float64))
     raise DataError(
         f"{path}: x has shape {x.shape} and type {x.dtype}; expected uint8 images (N, H, W) or (N, C, H, W), "
         "or numbers (N, F)"

@@ -1,0 +1,274 @@
+"""Masks and their sparse form: nothing kept is lost, nothing dropped comes back, positions cost what they must."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from polyfed.base import tree
+from polyfed.base.errors import MessageError
+from polyfed.blocks.submodel import Sparse, above, bias_factor, gates, put_kept, take_kept, top_k_threshold
+from polyfed.core.message import Message, decode, encode, size
+
+
+class Carrier(Message):
+    submodel: Sparse
+
+
+@st.composite
+def masked_params(draw: st.DrawFn) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Some tensors, most of them with a mask; all, none or some of each kept."""
+    count = draw(st.integers(1, 4))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
+    params, mask = {}, {}
+    for i in range(count):
+        shape = draw(st.lists(st.integers(0, 4), max_size=3))
+        params[f"p{i}"] = torch.randn(shape, generator=generator)
+        if draw(st.booleans()):
+            density = draw(st.sampled_from([0.0, 0.02, 0.5, 1.0]))
+            mask[f"p{i}"] = torch.rand(shape, generator=generator) < density
+    return params, mask
+
+
+@settings(max_examples=60, deadline=None)
+@given(masked_params())
+def test_what_is_spread_is_what_was_kept(case: tuple[dict[str, Tensor], dict[str, Tensor]]) -> None:
+    """Catches values in wrong places, lost or doubled: put_kept(take_kept(p)) = p * mask."""
+    params, mask = case
+    expected = {name: value * mask[name] if name in mask else value for name, value in params.items()}
+    assert tree.same(put_kept(take_kept(params, mask), mask), expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(masked_params())
+def test_a_submodel_survives_the_wire(case: tuple[dict[str, Tensor], dict[str, Tensor]]) -> None:
+    """Catches a mask or a shape that does not come back, with 0-dim, empty and unmasked tensors among them."""
+    params, mask = case
+    sent = Sparse.take(params, mask)
+    got = decode(encode(Carrier(sent)), Carrier).submodel  # type: ignore[attr-defined]
+    shapes = {name: value.shape for name, value in params.items()}
+    assert tree.same(got.mask(shapes), {name: mask[name] for name in params if name in mask})
+    assert tree.same(got.dense(shapes), put_kept(take_kept(params, mask), mask))
+
+
+@pytest.mark.parametrize(("kept_", "as_indices"), [(0, True), (31, True), (32, False), (33, False), (1024, False)])
+def test_positions_take_the_shorter_form(kept_: int, as_indices: bool) -> None:
+    """Catches the wrong side of the boundary: indices pay below 1 weight in 32, and not at it."""
+    d = 1024
+    mask = torch.zeros(d, dtype=torch.bool)
+    mask[torch.randperm(d, generator=torch.Generator().manual_seed(0))[:kept_]] = True
+    sparse = Sparse.take({"w": torch.ones(d)}, {"w": mask})
+    assert sparse.positions.dtype == (torch.int32 if as_indices else torch.uint8)
+    told = size(Carrier(sparse))
+    assert told.values == 4 * kept_
+    assert told.indices == (0 if kept_ == d else min(4 * kept_, math.ceil(d / 8)))  # all kept: no positions
+    assert torch.equal(sparse.mask({"w": (d,)})["w"], mask)
+
+
+def test_a_bitmap_of_a_number_of_weights_that_is_no_multiple_of_eight() -> None:
+    """Catches bits that are read from the padding of the last byte."""
+    mask = torch.arange(13) != 3
+    sparse = Sparse.take({"a": torch.ones(5), "b": torch.ones(2, 4)}, {"a": mask[:5], "b": mask[5:].reshape(2, 4)})
+    assert sparse.positions.numel() == 2
+    assert torch.equal(torch.cat([m.reshape(-1) for m in sparse.mask({"a": (5,), "b": (2, 4)}).values()]), mask)
+
+
+def test_a_whole_model_travels_without_positions() -> None:
+    """Catches a bitmap of ones that a full-size client pays for, and an empty one that is read as nothing kept."""
+    params = {"a": torch.randn(5), "b": torch.randn(2, 4)}
+    whole = Sparse.take(params, {name: torch.ones_like(value, dtype=torch.bool) for name, value in params.items()})
+    assert whole.positions.numel() == 0
+    assert all(torch.equal(value, params[name]) for name, value in whole.dense({"a": (5,), "b": (2, 4)}).items())
+
+
+def sparse(positions: Tensor, values: int = 2, shape: tuple[int, ...] = (4, 4)) -> Sparse:
+    return Sparse({"w": torch.ones(values)}, positions, ("w",), (shape,))
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        sparse(torch.tensor([3, 16], dtype=torch.int32)),
+        sparse(torch.tensor([-1, 3], dtype=torch.int32)),
+        sparse(torch.zeros(1, dtype=torch.uint8)),
+        sparse(torch.zeros(3, dtype=torch.uint8)),
+        sparse(torch.tensor([1, 2, 3], dtype=torch.int32)),
+        sparse(torch.tensor([5, 5], dtype=torch.int32)),
+    ],
+    ids=["beyond the end", "negative", "short bitmap", "long bitmap", "more positions than values", "position twice"],
+)
+def test_damaged_positions_are_a_message_error(damaged: Sparse) -> None:
+    """Catches an IndexError, or values that silently land elsewhere, from what a stranger sent."""
+    with pytest.raises(MessageError, match="came"):
+        damaged.dense({"w": (4, 4)})
+
+
+BITMAP = torch.zeros(2, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        sparse(torch.zeros(0, dtype=torch.uint8), shape=(2**40, 2**20)),  # a mask of ones as large as that
+        sparse(torch.zeros(0, dtype=torch.int32), shape=(2**40,)),  # a mask of zeros
+        sparse(BITMAP, shape=(-4, -4)),
+        sparse(BITMAP, shape=(16,)),
+        sparse(BITMAP.reshape(1, 2)),
+        sparse(BITMAP.float()),
+        Sparse({"w": torch.ones(2)}, BITMAP, ("w", "w"), ((4, 4), (4, 4))),
+        Sparse({"w": torch.ones(2)}, BITMAP, ("w",), ()),
+        Sparse({"w": torch.ones(2)}, BITMAP, ("v",), ((4, 4),)),
+        Sparse({"w": torch.ones(2), "v": torch.ones(2)}, BITMAP, ("w",), ((4, 4),)),
+        Sparse({"w": torch.ones(2)}, torch.zeros(0, dtype=torch.uint8), (), ()),  # held whole, of another shape
+    ],
+)
+def test_a_submodel_of_another_network_is_a_message_error_before_anything_is_made(foreign: Sparse) -> None:
+    """Catches a mask as large as a stranger says, and zips and splits that fall over its lists."""
+    with pytest.raises(MessageError, match="came"):
+        foreign.dense({"w": (4, 4)})
+
+
+SHAPES = {"w": (3, 2), "v": (4,), "b": (2,)}
+sides = st.integers(0, 6) | st.sampled_from([-1, 2**31, 2**62])
+numbers = st.builds(
+    lambda shape, dtype, fill: torch.full(shape, fill).to(dtype),
+    st.lists(st.integers(0, 4), max_size=2),
+    st.sampled_from([torch.float32, torch.uint8, torch.int32, torch.int64, torch.bool]),
+    st.integers(0, 12),
+)
+whichever = st.sampled_from([*SHAPES, "x"])
+forged = st.builds(
+    Sparse,
+    values=st.fixed_dictionaries({name: st.just(torch.zeros(shape)) | numbers for name, shape in SHAPES.items()})
+    | st.dictionaries(whichever, numbers, max_size=3),
+    positions=numbers,
+    masked=st.lists(whichever, max_size=3).map(tuple),
+    shapes=st.lists(st.sampled_from([*SHAPES.values()]) | st.lists(sides, max_size=3).map(tuple), max_size=3).map(
+        tuple
+    ),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(forged)
+def test_forged_submodels_are_the_networks_or_a_message_error(sent: Sparse) -> None:
+    """Catches any other exception, and tensors of other shapes than the network's."""
+    got = decode(encode(Carrier(sent)), Carrier).submodel  # type: ignore[attr-defined]
+    try:
+        dense = got.dense(SHAPES)
+    except MessageError:
+        return
+    assert {name: tuple(value.shape) for name, value in dense.items()} == SHAPES
+
+
+def test_values_that_do_not_fit_their_mask_are_a_message_error() -> None:
+    """Catches a client that uploads another number of values than its mask holds."""
+    mask = {"w": torch.tensor([True, False, True])}
+    for count in (1, 3):
+        with pytest.raises(MessageError, match="its mask keeps 2 weights"):
+            put_kept({"w": torch.ones(count)}, mask)
+    with pytest.raises(MessageError, match="its mask keeps 2 weights"):
+        put_kept({"w": torch.ones(2, 1)}, mask)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 60), st.floats(0.02, 1.0), st.integers(0, 10**6))
+def test_the_threshold_is_the_kth_largest_magnitude(d: int, capacity: float, seed: int) -> None:
+    """Catches an off-by-one in k, a threshold per tensor, signs, and too few kept."""
+    generator = torch.Generator().manual_seed(seed)
+    params = {"a": torch.randn(d, generator=generator), "b": torch.randn(2, 3, generator=generator)}
+    k = max(1, math.floor(capacity * (d + 6)))  # the released code fails where nothing would be left
+    everything = torch.cat([params["a"], params["b"].reshape(-1)]).abs().sort(descending=True).values
+    theta = top_k_threshold(params, capacity)
+    assert theta == (0.0 if capacity == 1.0 else float(everything[k - 1]))
+    mask = above(params, gates(params, ("a", "b"), (theta,)))
+    assert sum(int(m.sum()) for m in mask.values()) == (d + 6 if capacity == 1.0 else k)
+
+
+def test_ties_at_the_threshold_are_all_kept() -> None:
+    """Catches a strict comparison, which would drop the k-th weight itself."""
+    params = {"w": torch.tensor([1.0, -2.0, 2.0, 0.5, 2.0])}
+    theta = top_k_threshold(params, 0.2)
+    assert theta == 2.0
+    assert above(params, gates(params, ("w",), (theta,)))["w"].tolist() == [False, True, True, False, True]
+
+
+def test_full_capacity_keeps_everything_zeros_too() -> None:
+    """Catches the released code's min|x| at capacity 1, and zeros (fresh biases) that are thrown out."""
+    params = {"w": torch.tensor([0.0, -1.0, 3.0])}
+    assert top_k_threshold(params, 1.0) == 0.0
+    assert bool(above(params, gates(params, ("w",), (0.0,)))["w"].all())
+
+
+@pytest.mark.parametrize("capacity", [0.0, -0.1, 1.0001, float("nan")])
+def test_a_capacity_that_is_no_fraction_is_refused(capacity: float) -> None:
+    """Catches a silent empty or full submodel."""
+    with pytest.raises(ValueError, match="expected a fraction"):
+        top_k_threshold({"w": torch.ones(4)}, capacity)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.floats(0.05, 1.0), st.floats(0.05, 1.0))
+def test_smaller_submodels_lie_in_larger_ones(seed: int, one: float, other: float) -> None:
+    """Catches sizes that disagree about which weights matter."""
+    low, high = sorted((one, other))
+    params = {"w": torch.randn(40, generator=torch.Generator().manual_seed(seed)).round(decimals=1)}
+    small, large = (above(params, gates(params, ("w",), (top_k_threshold(params, c),)))["w"] for c in (low, high))
+    assert bool((small <= large).all())
+
+
+def test_the_numbers_of_the_method_card() -> None:
+    """Catches another k than the released code's on the ResNet-18 of the paper: d = 11,164,362."""
+    x = torch.randn(11_164_362, generator=torch.Generator().manual_seed(0))
+    table = {1 / 64: 174_443, 0.04: 446_574, 1 / 16: 697_772, 0.16: 1_786_297, 0.25: 2_791_090}
+    ordered = np.sort(x.abs().numpy())[::-1]
+    for capacity, k in table.items():
+        assert top_k_threshold({"w": x}, capacity) == float(ordered[k - 1])
+
+
+def test_one_threshold_stands_for_all_tensors_and_several_for_one_each() -> None:
+    """Catches thresholds that are dealt to the wrong tensors, and a count that does not fit."""
+    params = {name: torch.zeros(2, dtype=torch.float64) for name in ("a", "b", "c")}
+    assert gates(params, ("a", "b"), (0.5,)) == {"a": 0.5, "b": 0.5}
+    assert gates(params, ("a", "b"), (0.5, 0.25)) == {"a": 0.5, "b": 0.25}
+    assert gates(params, ("a",), (0.1,))["a"].dtype == torch.float64
+    with pytest.raises(MessageError, match="2 thresholds came for 3"):
+        gates(params, ("a", "b", "c"), (0.5, 0.25))
+
+
+def test_tensors_without_a_threshold_are_not_masked() -> None:
+    """Catches norm layers that get a mask."""
+    masks: Mapping[str, Tensor] = above({"w": torch.ones(2), "norm": torch.ones(2)}, {"w": torch.tensor(0.5)})
+    assert list(masks) == ["w"]
+
+
+def test_the_bias_factor_is_its_formula() -> None:
+    """Catches a factor that is not 1.5 at the threshold, not 1 far above, or NaN at theta = 0 (Eq. 3 of FIARSE)."""
+    theta = torch.tensor(0.5, dtype=torch.float64)
+    x = torch.tensor([0.5, -0.5, 1.0, 5e9, 0.0], dtype=torch.float64)
+    expected = torch.tensor([1.5, 1.5, 1 + 2 * 0.5 / 2.25, 1.0, 1.0], dtype=torch.float64)
+    assert torch.allclose(torch.as_tensor(bias_factor(x, theta, True)), expected, rtol=0, atol=1e-9)
+    assert torch.as_tensor(bias_factor(x, theta * 0, True)).tolist() == [1.0] * 5
+    assert bias_factor(x, theta, False) == 1.0
+
+
+def test_the_bias_factor_is_the_derivative_of_its_surrogate() -> None:
+    """Catches a factor that is right at its ends and wrong between: d/dx of x * (|x| - t) / (|x| + t)."""
+    theta = torch.tensor(0.3, dtype=torch.float64)
+    x = torch.linspace(0.31, 4.0, 50, dtype=torch.float64).requires_grad_()
+    gate = (x.abs() - theta) / (x.abs() + theta)
+    slope = torch.autograd.grad(gate.sum(), x)[0]
+    got = torch.as_tensor(bias_factor(x.detach(), theta, True))
+    assert torch.allclose(got, 1 + x.detach() * slope, rtol=1e-12, atol=0)
+
+
+def test_zeros_do_not_fill_a_submodel_beyond_its_capacity() -> None:
+    """Catches a threshold of 0 below full capacity: fresh zero-initialised layers would all be kept."""
+    params = {"w": torch.cat([torch.zeros(90), torch.ones(10)])}
+    mask = above(params, gates(params, ("w",), (top_k_threshold(params, 0.25),)))
+    assert int(mask["w"].sum()) == 10

@@ -1,6 +1,0 @@
-"""The toy federation of tests/reference serves here too."""
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "reference"))

@@ -1,0 +1,27 @@
+"""The picture of a partition."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data_helpers import some_labels
+
+from polyfed.base.errors import StorageError
+from polyfed.base.rng import Rng
+from polyfed.data.partition.make import make_partition
+from polyfed.data.partition.plot import picture
+
+
+@pytest.mark.parametrize("classes", [6, 30])
+def test_picture(tmp_path: Path, classes: int) -> None:
+    image = pytest.importorskip("matplotlib.image")
+    dataset = some_labels(4000, classes)
+    partition = make_partition(dataset, kind="iid", num_clients=100, rng=Rng((0,)))
+    picture(partition, dataset.y, classes, tmp_path / "p.png")
+    pixels = image.imread(tmp_path / "p.png")
+    assert pixels.shape[1] > pixels.shape[0] > 300
+    assert len(np.unique(pixels.reshape(-1, pixels.shape[2]), axis=0)) > 20
+    with pytest.raises(StorageError):
+        picture(partition, dataset.y, classes, tmp_path / "p.png" / "q.png")

@@ -1,0 +1,76 @@
+"""NumPy archives: what is read, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from polyfed.base.errors import ConfigError, DataError
+from polyfed.data.sources import load_dataset
+
+
+def test_npz_images(tmp_path: Path) -> None:
+    x = np.random.default_rng(5).integers(0, 256, (6, 9, 9), dtype=np.uint8)
+    flags = np.array([0, 0, 0, 0, 1, 1], dtype=bool)
+    groups = np.array(["b", "a", "b", "a", "c", "c"])
+    path = tmp_path / "mine.npz"
+    np.savez(path, x=x, y=np.array([0, 1, 0, 1, 0, 1]), test=flags, groups=groups, classes=np.array(["no", "yes"]))
+    dataset = load_dataset("npz", path=path, flip=True)
+    assert (dataset.name, dataset.input_shape, dataset.classes) == ("mine", (1, 9, 9), ("no", "yes"))
+    assert dataset.flip
+    assert dataset.groups is not None
+    assert dataset.groups.tolist() == [1, 0, 1, 0, 2, 2]
+    assert dataset.group_names == ("a", "b", "c")
+    assert dataset.test_rows is not None
+    assert dataset.test_rows.tolist() == [4, 5]
+    assert dataset.mean == pytest.approx((x[:4].mean() / 255,))  # not of the test rows
+    assert load_dataset("npz", path=path, image_size=12).input_shape == (1, 12, 12)
+
+
+def test_npz_features(tmp_path: Path) -> None:
+    path = tmp_path / "f.npz"
+    np.savez(path, x=np.array([[1, 2], [3, 4]]), y=np.array([0, 2], dtype=np.uint8))
+    dataset = load_dataset("npz", path=path)
+    assert dataset.x.tolist() == [[1, 2], [3, 4]]
+    assert (dataset.num_classes, dataset.test_rows, dataset.groups, dataset.mean) == (3, None, None, ())
+    with pytest.raises(ConfigError, match="image_size"):
+        load_dataset("npz", path=path, image_size=32)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "says"),
+    [
+        ({"x": np.zeros((2, 3))}, "expected x and y"),
+        ({"x": np.zeros((2, 3)), "y": np.array([0, 1]), "z": np.zeros(1)}, "none besides"),
+        ({"x": np.zeros((2, 3, 3)), "y": np.array([0, 1])}, "expected uint8 images"),
+        ({"x": np.zeros((2, 8, 8, 3), np.uint8), "y": np.array([0, 1])}, "channels first"),
+        ({"x": np.zeros((2, 3)), "y": np.array([0.0, 1.0])}, "whole numbers"),
+        ({"x": np.zeros((2, 3)), "y": np.array([0, 1, 1])}, "one label for each row"),
+        ({"x": np.zeros((2, 3)), "y": np.array([-1, 1])}, "labels run from -1"),
+        ({"x": np.zeros((2, 3)), "y": np.array([0, 1]), "test": np.array([0, 1])}, "bool"),
+        ({"x": np.zeros((2, 3)), "y": np.array([0, 1]), "test": np.array([True, True])}, "not all rows"),
+        ({"x": np.zeros((2, 3)), "y": np.array([0, 1]), "groups": np.array([0.5, 1])}, "groups has"),
+        ({"x": np.zeros((2, 3)), "y": np.array([0, 3]), "classes": np.array(["a", "b"])}, "0 to 1"),
+        ({"x": np.array([{}, {}], dtype=object), "y": np.array([0, 1])}, "pickled"),
+    ],
+)
+def test_npz_faults(tmp_path: Path, arrays: dict, says: str) -> None:
+    path = tmp_path / "bad.npz"
+    np.savez(path, **arrays)
+    with pytest.raises(DataError, match=says):
+        load_dataset("npz", path=path)
+
+
+def test_npz_damaged_or_missing(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        load_dataset("npz", path=tmp_path / "none.npz")
+    path = tmp_path / "a.npz"
+    np.savez(path, x=np.zeros((2, 3)), y=np.array([0, 1]))
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(DataError, match=r"a.npz: cannot be read"):
+        load_dataset("npz", path=path)
+    np.save(tmp_path / "b.npy", np.zeros(3))
+    with pytest.raises(DataError, match="single array"):
+        load_dataset("npz", path=tmp_path / "b.npy")

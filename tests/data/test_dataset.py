@@ -1,0 +1,51 @@
+"""A data set as a value: what is refused, and its shapes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from data_helpers import feature_dataset, image_dataset
+
+from polyfed.base.errors import DataError
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"y": torch.arange(40) % 5}, "labels run from 0 to 4"),
+        ({"y": torch.arange(40) % 4 - 1}, "labels run from -1 to 2"),
+        ({"y": torch.zeros(39, dtype=torch.int64)}, r"\(39,\)"),
+        ({"y": torch.zeros(40)}, "float32"),
+        ({"x": torch.zeros(40, 3, 8, 8)}, "uint8"),
+        ({"x": torch.zeros(40, 8, 8, dtype=torch.uint8)}, r"\(40, 8, 8\)"),
+        ({"x": torch.zeros(0, 3, 8, 8, dtype=torch.uint8)}, "none of them empty"),
+        ({"mean": (0.5,)}, "1 means"),
+        ({"std": (0.1, 0.0, 0.1)}, "above 0"),
+        ({"std": (0.1, float("nan"), 0.1)}, "not usable"),
+        ({"classes": ("a",), "y": torch.zeros(40, dtype=torch.int64)}, "at least 2"),
+        ({"test_rows": np.array([1, 1])}, "different"),
+        ({"test_rows": np.array([40])}, "0 to 39"),
+        ({"test_rows": np.arange(40)}, "not all rows"),
+        ({"test_rows": np.array([0.5])}, "float64"),
+        ({"groups": np.zeros(39, dtype=np.int64)}, "one group"),
+        ({"groups": np.full(40, 2), "group_names": ("a", "b")}, "0 to 1"),
+    ],
+)
+def test_faults_are_refused(fields: dict, says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        replace(image_dataset(), **fields)
+
+
+def test_features_may_miss_values_but_not_be_infinite() -> None:
+    assert len(feature_dataset([[float("nan")], [1.0]], [0, 1])) == 2
+    with pytest.raises(DataError, match="row 1 has an infinite"):
+        feature_dataset([[0.0], [float("inf")]], [0, 1])
+
+
+def test_shapes() -> None:
+    images, table = image_dataset(), feature_dataset([[1, 2, 3], [4, 5, 6]], [0, 1])
+    assert (images.input_shape, images.num_classes, images.is_image) == ((3, 8, 8), 4, True)
+    assert (table.input_shape, table.num_classes, table.is_image) == ((3,), 2, False)

@@ -1,0 +1,45 @@
+"""The commands of a deployment: what they load, and what they say when something is missing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from polyfed.cli import app
+
+runner = CliRunner()
+
+
+def test_help_needs_neither_torch_nor_flower() -> None:
+    code = "import sys, polyfed.cli; sys.exit(bool({'torch', 'flwr', 'numpy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    shown = runner.invoke(app, ["deploy", "--help"])
+    for name in ("init", "server", "client", "run", "resume", "status", "local"):
+        assert name in shown.output
+
+
+def test_the_bundle_is_handed_on_without_torch() -> None:
+    code = "import sys, polyfed.flower.app, polyfed.deploy.client.worker; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["run", "x.toml", "--dir", "nowhere"], 2, "holds no deploy.toml"),
+        (["resume", "nowhere"], 7, "holds no deployed run"),
+        (["status"], 2, "give --dir, --run, or both"),
+        (["server", "--dir", "nowhere"], 2, "polyfed deploy init"),
+        (["client", "--server", "a:1", "--client", "0", "--state", "s", "--data", "no.csv"], 2, "no such file"),
+        (["client", "--server", "a:1", "--client", "0", "--state", "s", "--tell", "secrets"], 2, "tell"),
+    ],
+)
+def test_what_is_missing_is_said(words: list[str], code: int, says: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = runner.invoke(app, ["deploy", *words])
+    assert done.exit_code == code, done.output
+    assert says in done.output

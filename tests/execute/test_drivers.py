@@ -1,0 +1,107 @@
+"""Which clients share a stack, which run alone, and who is told why."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import toy
+from fits import FP32, FP64, PLANS, check, dropping, model, normed, request
+
+from polyfed.algorithms.fedavg import FedAvg
+from polyfed.core.requests import Fit
+from polyfed.execute import drivers
+from polyfed.execute.choice import ExecutionName
+from polyfed.execute.drivers import Auto, Batched, make_driver
+from polyfed.execute.local_training import run_fit
+from polyfed.execute.stacked import run_stacked, why_not
+from polyfed.rounds.clients import LocalClients
+from polyfed.rounds.round import play_round
+from polyfed.storage.state_store import Store
+
+
+def coroutines(fits: list[Fit]) -> dict[int, Any]:
+    def ask(asked: Fit) -> Any:
+        fitted = yield asked
+        return fitted, None
+
+    return {asked.client.info.id: ask(asked) for asked in fits}
+
+
+def test_stacks_are_really_taken_and_single_clients_run_alone() -> None:
+    """Catches a batched driver that quietly runs everything in turn."""
+    net = model()
+    fits = [request(PLANS["plain"], k=k, net=net) for k in range(3)]
+    fits.append(request(PLANS["plain"], k=3, net=model(normed), lr={"model": 0.7}))
+    driver = Batched(FP32)
+    out = driver.play(coroutines(fits))
+    assert driver.paths == {"stacked": 3, "sequential": 1}
+    assert list(out) == [0, 1, 2, 3]
+
+
+def test_networks_that_draw_random_numbers_run_alone_and_the_reason_is_said_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Catches dropout whose stacked draws would differ, and a log that repeats itself every round."""
+    net = model(dropping)
+    assert net.random
+    fits = [request(PLANS["plain"], k=k, net=net) for k in range(3)]
+    assert "draws random numbers" in (why_not(fits[0]) or "")
+    driver = Batched(FP32)
+    with caplog.at_level(logging.INFO, "polyfed"):
+        first = driver.play(coroutines(fits))
+        driver.play(coroutines(fits))
+    assert driver.paths == {"sequential": 6}
+    assert [r.message for r in caplog.records if r.levelno == logging.INFO].count(
+        "clients run one by one: " + str(why_not(fits[0]))
+    ) == 1
+    for asked in fits:
+        mine: Any = first[asked.client.info.id].private
+        check(mine.parts, run_fit(asked, FP32).parts, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("driver", "execution", "path"),
+    [
+        ("auto", "stacked", "stacked"),
+        ("auto", "channels-last", "channels-last"),
+        ("auto", "sequential", "sequential"),
+        ("auto", None, "sequential"),
+        ("batched", "sequential", "stacked"),
+        ("sequential", "stacked", "sequential"),
+    ],
+)
+def test_auto_goes_the_way_that_was_found_and_others_their_own(
+    driver: str, execution: ExecutionName | None, path: str
+) -> None:
+    """Catches a choice that is stored and not followed, and one that reaches a driver which does not choose."""
+    federation = toy.federation(FedAvg(), models=("cnn5",), shape=(1, 16, 16), sizes=(4, 4))
+    clients = LocalClients(federation, make_driver(driver, FP32), Store(Path("-"), (), resident=True))
+    works = clients.driver
+    if isinstance(works, Auto) and execution is not None:
+        works.choice.by_kind["cnn5 at 1: supervised"] = execution
+    play_round(federation, federation.algorithm.init_server(federation.task, federation.rng), 1, clients, works)
+    assert works.paths == {path: 2}
+
+
+def accounts(fits: list[Fit]) -> list[Any]:
+    """An empty account for each."""
+    return [drivers._Account() for _ in fits]  # pyright: ignore[reportPrivateUsage]
+
+
+def test_a_stack_takes_no_more_than_its_memory_and_computes_the_same() -> None:
+    """Catches groups that are as large as the cohort, whatever it takes."""
+    net = model()
+    fits = [request(PLANS["momentum"], k=k, net=net, dtype=torch.float64) for k in range(5)]
+    sizes: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drivers, "run_stacked", lambda few, *_, **__: sizes.append(len(few)) or run_stacked(few, FP64))
+        alone = Batched(FP64)._together(fits, accounts(fits))  # pyright: ignore[reportPrivateUsage]
+        peak = Batched(FP64).costs.peak("-", fits[0], 4, False)
+        tight = Batched(FP64, memory=2 * peak + 1)._together(fits, accounts(fits))  # pyright: ignore[reportPrivateUsage]
+    assert sizes == [5, 1, 2, 2]
+    assert alone is not None
+    assert tight is not None
+    for one, other in zip(alone, tight, strict=True):
+        check(one.parts, other.parts, 1e-12)

@@ -1,0 +1,22 @@
+"""What a paper says, and how far a study's numbers are from it."""
+
+from pathlib import Path
+
+import pytest
+from studies import study
+
+from polyfed.base.errors import ConfigError
+from polyfed.experiments.known import Known
+from polyfed.experiments.reproduce import reproduce
+
+
+def test_what_the_paper_says_needs_a_source(tmp_path: Path) -> None:
+    (tmp_path / "known.toml").write_text('[s]\n[[s.values]]\nalgorithm = "fedavg"\naccuracy = 0.5\ntag = "P"\n')
+    path = study(tmp_path / "s.toml", source="A paper", seeds=[0])
+    reproduce(path, out=tmp_path)
+    beside = (tmp_path / "s" / "page.md").read_text().split("## Beside the paper")[1]
+    assert "| 50.00 % | the paper's text |" in beside
+    (tmp_path / "known.toml").write_text('[s]\n[[s.claims]]\ntext = "better"\ntag = "REC"\n')
+    with pytest.raises(ConfigError, match="tag 'REC'; expected one of P, ABS"):
+        Known.load(tmp_path / "known.toml", "s")
+    assert Known.load(tmp_path / "known.toml", "other") == Known()

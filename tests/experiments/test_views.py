@@ -1,0 +1,22 @@
+"""Views of made-up lines."""
+
+from polyfed.experiments.reproduce import undecided
+
+
+def test_what_is_below_two_standard_errors() -> None:
+    from polyfed.compare.statistics import Line
+
+    def line(label: str, *means: float) -> Line:
+        return Line("", label, dict(enumerate(means)), {}, 0, None)
+
+    main = line("a", 0.50, 0.60, 0.70)
+    near, far = line("near", 0.40, 0.65, 0.72), line("far", 0.30, 0.41, 0.49)
+    (told,) = undecided([main, near, far])
+    assert told.startswith("a minus near (+1.0 ± 4.6)")  # differences .10, -.05, -.02: deviation 0.0794 / sqrt(3)
+    assert "far" not in told
+    assert undecided([line("a", 0.5), line("b", 0.4)]) == ["one seed, so no standard error: a minus b (+10.0)"]
+    assert undecided([main, far]) == ["none"]
+    assert undecided([main, line("twin", *main.means.values())]) == [
+        "a minus twin (+0.0 ± 0.0); points ± standard error of the paired mean"
+    ]
+    assert undecided([main, line("open")]) == undecided([main]) == ["nothing to compare yet"]

@@ -1,0 +1,96 @@
+"""The closing table and its remarks, from summaries as the runtime writes them."""
+
+import io
+import re
+
+import pytest
+from consoles import pipe, summary, terminal, written
+from rich.console import Console
+
+from polyfed.report.tables import TRAINING_TIME, closing_table, print_table, remarks, show
+from polyfed.report.tables import console as report_console
+
+
+def test_the_table_has_all_that_was_promised_also_in_80_columns():
+    for console in (pipe(), terminal(80)):
+        closing_table(console, {"fedmrl": summary(0.8312, 0.611), "local-only": summary(0.7)})
+        text = written(console)
+        for cell in ("83.1 %", "61.1 %", "1 MB", "2 MB", "3.5 T", "1 min 05 s", "512 MB", "fedmrl"):
+            assert cell in text, cell
+        assert "…" not in text
+        assert text.count("fedmrl") == 1  # one table
+
+
+@pytest.mark.parametrize("width", [60, 40, 20])
+def test_a_narrow_terminal_gets_two_tables_and_every_number_whole(width):
+    console = terminal(width)
+    label = "a-rather-long-name-of-a-control"
+    closing_table(console, {"fedmrl": summary(0.8312, 0.611), label: summary(0.7)})
+    text = written(console)
+    assert re.search(r"^fedmrl +83\.1 % +61\.1 %$", text.replace(" \n", "\n"), re.MULTILINE)
+    assert re.search(r"^fedmrl +1 MB +2 MB +3\.5 T +1 min 05 s +512 MB *$", text, re.MULTILINE)
+    assert "…" not in text
+    assert "training" in text.partition("\n\n")[2]
+    if width == 60:
+        assert max(map(len, text.splitlines())) <= 60
+
+
+def test_a_pipe_gets_one_table_however_wide():
+    console = Console(file=io.StringIO(), width=report_console().width)
+    print_table(console, ["algorithm", *map(str, range(100))], [["a" * 300, *["123 MB"] * 100]], left=["algorithm"])
+    text = written(console)
+    assert len(text.splitlines()) == 2
+    assert text.count("123 MB") == 100
+
+
+def test_the_time_is_called_what_it_is():
+    console = pipe()
+    show(console, {"fedmrl": summary(0.8)}, ["local-only is fedmrl share=false."])
+    text = written(console)
+    assert "training" in text.splitlines()[1]
+    assert "Training time is wall clock without evaluation" in text
+    assert "\nlocal-only is fedmrl share=false.\n" in text
+
+
+def test_a_leading_standalone_is_said_plainly():
+    said = remarks({"fedmrl": summary(0.81), "standalone": summary(0.8523), "other": summary(0.80)})
+    assert "standalone leads fedmrl: 85.23 % against 81.00 % in the mean over clients." in said
+    assert not any(text.startswith("other leads") for text in said)
+
+
+def test_nobody_is_said_to_lead_when_the_main_run_does_or_they_are_equal():
+    said = remarks({"fedmrl": summary(0.81), "standalone": summary(0.80), "equal": summary(0.81)})
+    assert not any("leads" in text for text in said)
+
+
+def test_bytes_that_are_not_values_are_told_when_they_matter():
+    sent = {"up": 1_000_000, "up_values": 950_000, "up_indices": 30_000, "up_header": 20_000, "down": 0}
+    said = remarks({"fiarse": summary(0.8, bytes=sent)})
+    assert said == ["fiarse: of the 1 MB up, 950 kB are values, 30 kB indices, 20 kB header.", TRAINING_TIME]
+    sent = {**sent, "up_values": 995_000}
+    assert remarks({"fiarse": summary(0.8, bytes=sent)}) == [TRAINING_TIME]
+
+
+def test_simulated_time_and_time_to_accuracy_stand_in_the_table():
+    """Catches a column of one run under the target of another, and clients lost in silence."""
+    wasted = {"bytes_up": 1_000_000, "bytes_down": 2_000_000, "flops": 3e9}
+    clock = {"seconds": 3725.0, "void": 2, "failed": {"late": 3, "absent": 0}, "wasted": wasted}
+    reached = {"accuracy": 0.6, "simulated_seconds": 95.0}
+    first = {**summary(0.8), "simulated": clock, "targets": [reached, None]}
+    second = {**summary(0.7), "simulated": {**clock, "failed": {"late": 0}}, "targets": [None, None]}
+    console = pipe()
+    show(console, {"fedmrl": first, "local-only": second})
+    text = written(console)
+    assert re.search(r"^fedmrl .*1 h 02 min +1 min 35 s *$", text, re.MULTILINE)
+    assert re.search(r"^local-only .*1 h 02 min +- *$", text, re.MULTILINE)
+    assert "60.0 %" in text
+    assert "fedmrl: clients asked in vain: 3 late; 2 rounds were void; that cost 1 MB up, 2 MB down, 3 G FLOPs" in text
+    assert "local-only: clients" not in text
+    assert "Simulated time" in text
+    assert "imulated" not in written_of({"fedmrl": summary(0.8)})
+
+
+def written_of(summaries):
+    console = pipe()
+    show(console, summaries)
+    return written(console)

@@ -1,0 +1,84 @@
+"""Who is asked: the promised draws, and no list for each client."""
+
+import tracemalloc
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+import running
+
+from polyfed.base.rng import Rng
+from polyfed.config.profiles import load_profiles
+from polyfed.config.sections import oversampled
+from polyfed.rounds.availability import Availability
+from polyfed.rounds.federation import Federation, prepare
+from polyfed.rounds.sampling import Weighted, draw_available
+from polyfed.rounds.selection import draw_cohort
+
+MANY = 1_000_000
+
+
+def federation(count: int = 12, **more: Any) -> Federation:
+    clients = {"count": count, "participation": 0.25, **more.pop("clients", {})}
+    return prepare(running.config(clients=clients, partition={"samples_per_client": None}, **more))
+
+
+def test_uniform_cohorts_are_drawn_as_before() -> None:
+    """Catches a new draw for runs that ask for nothing new."""
+    found = federation()
+    for round_ in (1, 2, 3):
+        rng = found.rng.at("round", round_, "cohort").numpy()
+        assert [c.id for c in draw_cohort(found, round_)] == sorted(rng.choice(12, 3, replace=False).tolist())
+
+
+def test_by_size_and_by_capacity_weigh_what_they_say() -> None:
+    sizes = federation(clients={"selection": "by-size"})
+    assert sizes.weighted is not None
+    assert sizes.weighted.weights.tolist() == [len(sizes.data.train(k)) for k in range(12)]
+    capacities = federation(clients={"selection": "by-capacity", "capacities": [1.0, 0.25]})
+    assert capacities.weighted is not None
+    assert capacities.weighted.weights.tolist() == [1.0, 0.25] * 6
+    drawn = Counter(c.id % 2 for round_ in range(200) for c in draw_cohort(capacities, round_))
+    assert drawn[0] > 2 * drawn[1]
+    assert len({tuple(c.id for c in draw_cohort(capacities, 5)) for _ in range(3)}) == 1
+
+
+def test_over_sampling_asks_more_and_never_more_than_there_are() -> None:
+    assert [oversampled(10, s) for s in (0.0, 0.1, 0.25, 0.31)] == [10, 11, 13, 14]
+    assert len(draw_cohort(federation(devices={"oversample": 0.5}), 1)) == 5
+    assert len(draw_cohort(federation(devices={"oversample": 9.0}), 1)) == 12
+
+
+def test_a_million_clients_cost_their_cohort() -> None:
+    """Catches a permutation, a list or an array of all clients in a round."""
+    availability = Availability(load_profiles("cross-device"), Rng((0, "devices")))
+    weighted = Weighted(np.arange(MANY) % 7 + 1)
+    rng = np.random.default_rng(0)
+    looked: list[int] = []
+
+    def available(clients: Any) -> Any:
+        looked.append(len(clients))
+        return availability.available(clients, 0.0)
+
+    draw_available(rng, MANY, 10, available)  # what is made once is made
+    tracemalloc.start()
+    try:
+        assert len(draw_available(rng, MANY, 10, available)) == len(weighted.draw(rng, 10)) == 10
+        assert len(rng.choice(MANY, 10, replace=False)) == 10
+        assert tracemalloc.get_traced_memory()[1] < 200_000
+    finally:
+        tracemalloc.stop()
+    assert max(looked) <= 40
+
+
+def test_devices_are_dealt_by_shares_or_in_turn() -> None:
+    profiles = load_profiles("cross-device")
+    clients = np.arange(50_000)
+    rows = Availability(profiles, Rng((0,))).rows(clients)
+    shares = np.bincount(rows, minlength=len(profiles)) / len(clients)
+    assert shares.tolist() == pytest.approx([profile.share for profile in profiles], abs=0.01)
+    assert (rows != Availability(profiles, Rng((1,))).rows(clients)).any()
+    turn = Availability(profiles, Rng((0,)), "in-turn")
+    assert [turn.profile(k).device for k in (0, 1, 5, 6)] == ["phone-slow", "phone", "phone-slow", "phone"]
+    assert int(Availability(profiles, Rng((0,))).rows([17])[0]) == rows[17]
