@@ -340,7 +340,9 @@ def reproduce(
     ] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option(metavar="PATTERN", help='Run a part: "fedmrl,standalone", "seed 0", "N = 100". Repeat: "and".'),
+        typer.Option(
+            metavar="PATTERN", help='Run a part: "fedmrl,standalone", "seed 0", "N = 100". Repeat to narrow it.'
+        ),
     ] = None,
     plan: Annotated[
         bool, typer.Option("--list", help="Show the cells and about how long they take, and run none.")

@@ -1,7 +1,7 @@
 """How each kind of client is trained, found once by the clock and then kept with the run.
 
-The choice differ in speed only: their numbers agree up to rounding (the laws hold each to the sequential driver). But
-rounding grows over rounds, so a choice is made once, written down, and never asked of the clock again.
+The executions differ in speed only: their numbers agree up to rounding (the laws hold each to the sequential driver).
+But rounding grows over rounds, so a choice is made once, written down, and never asked of the clock again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from polyfed.execute.stacked import SIZES, Stack, has_images, why_not
 #: One client after another as they come; the same with channels innermost; many clients at once.
 ExecutionName: TypeAlias = Literal["sequential", "channels-last", "stacked"]
 
-#: A execution must be faster than the simpler one by this much before it is taken: the clock is no better than that.
+#: An execution must be faster than the simpler one by this much before it is taken: the clock is no better than that.
 MARGIN = 0.95
 #: A stack that takes so many times as long as the best so far: larger ones are not tried.
 HOPELESS = 1.25
