@@ -3,12 +3,11 @@
     M. G. Arivazhagan, V. Aggarwal, A. K. Singh, S. Choudhary: Federated Learning with Personalization Layers. 2019.
     https://arxiv.org/abs/1912.00818
 
-All clients share the body of one network; each client keeps its own head, because clients with other classes need other
-answers.
+All clients share the body of one network. Each keeps its own head, as clients with other classes need other answers.
 
     python new_algorithm.py                                compares it with training alone and with FedAvg
     pytest --algorithm new_algorithm:PrivateHead           tests it by the laws that polyfed's own algorithms obey
-    polyfed run mine.toml                                  runs it, if mine.toml contains
+    polyfed run mine.toml                                  runs it, where mine.toml says
 
         [clients]
         models = ["cnn5"]
