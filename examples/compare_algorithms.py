@@ -1,7 +1,7 @@
 """Several algorithms on the same splits, over seeds, in one table with a paired test.
 
-`share = false` turns FedMRL into its local-only control: the same three modules, nothing sent. What FedMRL has over
-it is what sharing is worth; what it has over Standalone is what the whole method is worth.
+`share = false` turns FedMRL into its local-only control: the same three modules, nothing sent. FedMRL minus the control
+is what sharing is worth; FedMRL minus Standalone is what the whole algorithm is worth.
 
     python examples/compare_algorithms.py [ROUNDS [SEEDS]]
 """

@@ -3,10 +3,10 @@
     M. G. Arivazhagan, V. Aggarwal, A. K. Singh, S. Choudhary: Federated Learning with Personalization Layers. 2019.
     https://arxiv.org/abs/1912.00818
 
-All share the body of one network; each keeps a head of its own, as clients with other classes want other answers.
+All clients share the body of one network. Each keeps its own head, as clients with other classes need other answers.
 
     python new_algorithm.py                                compares it with training alone and with FedAvg
-    pytest --algorithm new_algorithm:PrivateHead           holds it to the laws that polyfed's own algorithms obey
+    pytest --algorithm new_algorithm:PrivateHead           tests it by the laws that polyfed's own algorithms obey
     polyfed run mine.toml                                  runs it, where mine.toml says
 
         [clients]
@@ -81,11 +81,11 @@ class PrivateHead(Algorithm):
         return self.Private(pick(model, head)), self.Upload(drop(model, head), len(client.train))
 
     def message_for(self, server, client):
-        """What a client is sent in order to predict."""
+        """What a client receives in order to predict."""
         return self.Broadcast(server.body)
 
     def predictor_parts(self, private, msg, client):
-        """What it predicts with, and trains from: received and kept, put together."""
+        """What it predicts with and trains from: the received body and its own head together."""
         return {"model": {**msg.body, **private.head}}
 
 

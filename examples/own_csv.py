@@ -1,7 +1,7 @@
-"""Your own table: a CSV file with numbers, categories, gaps and a column that says whose row it is.
+"""Your own table: a CSV file with numbers, categories, gaps and a column that names the hospital of each row.
 
 The table below is made up: three hospitals, a label that depends on two columns, 5 % of the ages missing. Every
-hospital is a client (partition "natural"); its features are standardised with its own training rows only.
+hospital is a client (partition "natural"); polyfed standardises its features with its own training rows only.
 
     python examples/own_csv.py [ROUNDS]
 """

@@ -1,7 +1,7 @@
 """Your own network beside networks of the catalogue: a plain nn.Module, cut by names, its forward untouched.
 
-FedMRL on the digits that come with polyfed. Half of the clients run the ResidualNet below, which polyfed has never
-seen; it needs to know one thing about it: where its classifier begins.
+FedMRL on the digits that come with polyfed. Half of the clients train the ResidualNet below. polyfed needs to know one
+thing about it: where its classifier begins.
 
     python examples/own_model.py [ROUNDS]
 """
@@ -32,7 +32,7 @@ class ResidualNet(nn.Module):
 
 
 def main(rounds: int) -> None:
-    """Train, and tell how each architecture did."""
+    """Train, and print the accuracy of each architecture."""
     own = {"name": "own_model:ResidualNet", "width": 16, "classifier": "head"}
     config = Config.parse(
         {

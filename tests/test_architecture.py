@@ -138,3 +138,31 @@ def test_what_is_public_is_what_is_declared() -> None:
 def test_imports_without_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+REPOSITORY = Path(__file__).parents[1]
+PAGE = (REPOSITORY / "docs" / "architecture.md").read_text()
+
+
+def test_the_page_has_the_folders_in_their_order() -> None:
+    rows = re.findall(r"^\| \d+ \| (.*?) \|", PAGE, re.MULTILINE)
+    assert [tuple(re.findall(r"\[`(\w+)`\]", row)) for row in rows] == list(LAYERS)
+
+
+@pytest.mark.parametrize("package", sorted(LEVEL.keys() - {"algorithms"}))  # every algorithm has a page of its own
+def test_the_page_names_the_modules_that_there_are(package: str) -> None:
+    section = re.search(rf"^### {package}\n(.*?)^##", PAGE, re.MULTILINE | re.DOTALL)
+    assert section is not None, package
+    named = set(re.findall(r"`([\w/]+)`", section[1]))
+    folder = SRC / package
+    modules = [path.relative_to(folder) for path in folder.rglob("*.py") if path.stem != "__init__"]
+    missing = [str(path) for path in modules if not {path.stem, str(path.with_suffix(""))} & named]
+    assert not missing, f"docs/architecture.md lacks {missing}"
+    first = re.findall(r"^\| (`.*?) \|", section[1], re.MULTILINE)
+    for name in {name for cell in first for name in re.findall(r"`([\w/]+)`", cell)}:
+        assert (folder / name).is_dir() or (folder / name).with_suffix(".py").exists(), f"{package}/{name} is gone"
+
+
+def test_the_page_names_files_that_there_are() -> None:
+    for name in re.findall(r"`([\w/]+\.py)`", PAGE):
+        assert (SRC / name).exists() or (REPOSITORY / name).exists(), name

@@ -212,7 +212,7 @@ def test_ctrl_c_says_how_to_go_on_and_exits_130(monkeypatch, tiny, tmp_path):
     monkeypatch.setattr(runs, "simulate", simulate)
     done = polyfed("run", tiny)
     assert done.exit_code == 130
-    assert f"go on with: polyfed resume '{tmp_path}/a run'" in done.stderr
+    assert f"continue with: polyfed resume '{tmp_path}/a run'" in done.stderr
     done = polyfed("compare", tiny, "--algorithms", "fedavg:server_lr=1", "--seeds", "4", "--out", tmp_path / "c")
     assert done.exit_code == 2  # fedavg has no such key: told before anything runs
     done = polyfed(
@@ -220,7 +220,7 @@ def test_ctrl_c_says_how_to_go_on_and_exits_130(monkeypatch, tiny, tmp_path):
     )
     assert done.exit_code == 130
     command = f"polyfed compare {tiny} --algorithms fedavg --seeds 4 --set run.rounds=3 --out {tmp_path}"
-    assert f"go on with: {command}\n" in done.stderr
+    assert f"continue with: {command}\n" in done.stderr
 
 
 def test_partition_shows_a_table_and_writes_a_picture(tiny, tmp_path):
@@ -240,7 +240,7 @@ def test_partition_shows_a_table_and_writes_a_picture(tiny, tmp_path):
 def test_partition_overwrites_nothing_and_builds_no_network(tiny, tmp_path):
     (tmp_path / "partition.png").write_text("mine")
     done = polyfed("partition", tiny, "--out", tmp_path)
-    assert (done.exit_code, "is there already" in done.stderr) == (9, True)
+    assert (done.exit_code, "exists already" in done.stderr) == (9, True)
     assert (tmp_path / "partition.png").read_text() == "mine"
     mixed = ("--set", 'clients.models=["mlp(hidden=(8,))", "cnn5"]')  # fedavg could not train these together
     assert polyfed("partition", tiny, *mixed, "--out", tmp_path / "p").exit_code == 0

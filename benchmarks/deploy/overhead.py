@@ -2,9 +2,9 @@
 
     python benchmarks/deploy/overhead.py [--out results.json] [--quick]
 
-Clients take one step on 8 pictures, so that a round is its overhead. A round's seconds are the server's, from asking
-to aggregated; "ours" is polyfed's own part at a client: configuration, data, decode, load, encode, save; what is left
-is the engine's, and waiting for its polls. Close to nothing else must run on the machine.
+Clients take one step on 8 images, so nearly all of a round is overhead. A round's seconds are the server's, from the
+first request to the aggregate. "ours" is polyfed's own part at a client: configuration, data, decode, load, encode,
+save. The rest is the engine's, and waiting for its polls. Run it on a machine that does nothing else.
 """
 
 from __future__ import annotations

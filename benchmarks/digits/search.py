@@ -1,10 +1,10 @@
 """The search for the setting of `polyfed run`: is sharing worth something on the embedded digits?
 
 Each cell is one setting, algorithm and seed: FedMRL, its local-only control and Standalone on the same splits.
-Finished cells are read back from results.jsonl, so that the search may be interrupted at any moment.
+It reads finished cells from results.jsonl, so you may interrupt the search at any moment.
 
     python benchmarks/digits/search.py [--only NAME ...] [--seeds 0 1 2 3 4] [--threads 2]
-    python benchmarks/digits/search.py --table          what results.jsonl holds, as Markdown
+    python benchmarks/digits/search.py --table          prints results.jsonl as Markdown
 """
 
 from __future__ import annotations

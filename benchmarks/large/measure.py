@@ -2,12 +2,12 @@
 
     python benchmarks/large/measure.py [--only CASE] [--fresh] [--scratch FOLDER]
 
-Each number of clients is a process of its own with one thread, and those of a case take turns: a machine that is now
-faster, now slower is so for all. results.json keeps what was measured, so that an interrupted measurement goes on, and
-the table of docs/large.md is written from it. A sample is a window of rounds with exactly one checkpoint in it; a ratio
-is to the smallest number of clients in the same turn. Evaluation is apart: none falls into a window. A turn in which
-other programs used more than a quarter of a core is taken again, up to a limit; if there are too few quiet ones then,
-all count and the rows say so. About 10 minutes on 2 quiet cores, and 10 GB of scratch space.
+Each number of clients is a process of its own with one thread. The processes of a case take turns, so a machine whose
+speed changes does so for all. results.json keeps the measurements: an interrupted measurement continues, and writes the
+table of docs/large.md from it. A sample is a window of rounds with exactly one checkpoint in it; a ratio is to the
+smallest number of clients in the same turn. No evaluation falls into a window. A turn in which other programs used more
+than a quarter of a core is repeated, up to a limit; if there are too few quiet turns then, all turns count and the rows
+say so. It takes about 10 minutes on 2 quiet cores, and 10 GB of scratch space.
 """
 
 from __future__ import annotations

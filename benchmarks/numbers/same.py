@@ -3,10 +3,10 @@
     git worktree add ../before COMMIT
     python benchmarks/numbers/same.py ../before/src src [--only fedmrl,fiarse] [--ulps 0]
 
-Everything runs in this environment, one tree after the other, on one thread and with the sequential driver. Compared
-are all tensors of the server's and the clients' states, the bytes that travelled, the FLOPs and the accuracies. With
-``--ulps N`` a tensor may differ by N units in the last place of its type; what differs is printed either way. The exit
-code is 1 where something differs by more. No numbers are kept: they depend on the processor.
+Both trees run in this environment, one after the other, on one thread and with the sequential driver. The script
+compares all tensors of the server's and the clients' states, the bytes sent, the FLOPs and the accuracies. With
+``--ulps N`` a tensor may differ by N units in the last place of its type; the script prints every difference either
+way. The exit code is 1 if a difference is larger. The script keeps no numbers, because they depend on the processor.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The yardstick: the same training written by hand in plain PyTorch, without the library.
 
-Same networks, batches, augmentation, steps and threads; uint8 data resident; tuned: fused SGD (1 to 2 % faster here
-than torch's default), rows shuffled once per epoch, one gather for the augmentation, weights copied in place.
+It has the same networks, batches, augmentation, steps and threads, and resident uint8 data. It is tuned: fused SGD (1
+to 2 % faster here than torch's default), rows shuffled once per epoch, one gather for the augmentation, weights copied
+in place.
 """
 
 from __future__ import annotations

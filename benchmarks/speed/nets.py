@@ -1,4 +1,4 @@
-"""A small convolutional network, for which many clients at once pay."""
+"""A small convolutional network, for which stacking of clients pays."""
 
 from __future__ import annotations
 

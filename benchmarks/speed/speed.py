@@ -1,9 +1,9 @@
 """How fast polyfed trains, as ratios to a loop written by hand: `python benchmarks/speed/speed.py`.
 
-Each workload is sampled in turn by every contestant, several times over, in one process; the ratio of a sample is to
-the bare loop's in the same turn, and the table has the medians. A turn during which other programs used the processor
-is repeated. `--only` takes some workloads; `--out` writes the table as JSON. Real data are read from $POLYFED_DATA if
-they are there; otherwise pictures of noise of the same shape take their placement: nothing depends on what they show.
+The contestants take turns at each workload, several times, in one process. The ratio of a sample is to the bare loop in
+the same turn, and the table has the medians. The script repeats a turn during which other programs used the processor.
+`--only` selects workloads; `--out` writes the table as JSON. The script reads real data from $POLYFED_DATA if it holds
+them, and else takes images of noise of the same shape: the times do not depend on what the images show.
 """
 
 from __future__ import annotations
@@ -208,7 +208,7 @@ def children() -> list[int]:
 
 
 def chosen(sample: Any) -> dict[str, Any]:
-    """What ``auto`` chose: choice, sizes of stacks, workers."""
+    """What ``auto`` chose: executions, sizes of stacks, workers."""
     choice = sample.__self__.setup.choice
     return {"choice": choice.by_kind, "stacks": choice.stack, "workers": choice.workers}
 

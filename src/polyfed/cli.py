@@ -29,7 +29,7 @@ INTERRUPTED = 130
 _EPILOG = """\b
 Exit codes:
   0  done
-  1  an error of its own kind, or a bug (with its traceback)
+  1  another error, or a bug (with its traceback)
   2  configuration or command line: every fault is listed
   3  data: missing, damaged, or too few
   4  model: cannot be built, cut or matched with the others
@@ -38,7 +38,7 @@ Exit codes:
   7  run directory: in use, or not a run
   8  diverged: a loss or weight is not finite
   9  storage: a write failed
-  130  Ctrl-C; the way to go on is told
+  130  Ctrl-C; polyfed prints the command that resumes the run
 """
 
 app = typer.Typer(
@@ -53,7 +53,7 @@ app.add_typer(deploy_app, name="deploy")
 
 _Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change one key, such as run.rounds=5. May be repeated."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a key, such as run.rounds=5. You may repeat this option."),
 ]
 _Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A TOML file.")]
 
@@ -71,10 +71,10 @@ class ListKind(StrEnum):
 
 @contextmanager
 def _reported(go_on: str = "") -> Generator[None]:
-    """Tell errors that polyfed raises on purpose by their message and exit code; a bug keeps its traceback.
+    """Print the message of an error that polyfed raises on purpose and exit with its code; a bug keeps its traceback.
 
     Args:
-        go_on: the command that goes on after Ctrl-C, where the exception does not know the run directory.
+        go_on: the command that continues after Ctrl-C, if the exception does not know the run directory.
     """
     try:
         yield
@@ -87,7 +87,7 @@ def _reported(go_on: str = "") -> Generator[None]:
     except KeyboardInterrupt as interrupt:
         run_dir = getattr(interrupt, "run_dir", None)
         command = go_on or (f"polyfed resume {shlex.quote(str(run_dir))}" if run_dir is not None else "")
-        typer.echo(f"\ninterrupted{f'; go on with: {command}' if command else ''}", err=True)
+        typer.echo(f"\ninterrupted{f'; continue with: {command}' if command else ''}", err=True)
         raise typer.Exit(INTERRUPTED) from None
 
 
@@ -111,12 +111,12 @@ def _options(
 def run(
     config: Annotated[
         Path | None,
-        typer.Argument(metavar="[CONFIG]", help="A TOML file; without one, FedMRL on handwritten digits."),
+        typer.Argument(metavar="[CONFIG]", help="A TOML file. Default: FedMRL on handwritten digits."),
     ] = None,
     overrides: _Set = None,
-    out: Annotated[Path | None, typer.Option(help="Run directory, new or empty. Default: below runs/.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory, new or empty. Default: a new one in runs/.")] = None,
 ) -> None:
-    """Run a configuration, and its controls if it has any."""
+    """Run a configuration, and its controls if run.controls is true."""
     from polyfed.config import Config
     from polyfed.report.progress import callback_for
     from polyfed.report.tables import console, show
@@ -133,7 +133,7 @@ def run(
 def resume(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The directory of an interrupted run.")],
 ) -> None:
-    """Go on with an interrupted run, and with its controls."""
+    """Resume an interrupted run, and its controls."""
     from polyfed.config import Config
     from polyfed.report.progress import callback_for
     from polyfed.report.tables import console, show
@@ -148,11 +148,11 @@ def resume(
 
 @app.command()
 def validate(config: _Config, overrides: _Set = None) -> None:
-    """Check a configuration and its algorithm's keys; the data are not read.
+    """Check a configuration and its algorithm's keys, without reading the data.
 
-    With digits, mnist, fashion-mnist, cifar10 or cifar100, whose shape is known, the networks are built and cut, and
-    the algorithm says whether it can train them together. With npz and csv that is checked when a run begins, as it is
-    always checked only then whether the data are there and suffice for the partition.
+    The shapes of digits, mnist, fashion-mnist, cifar10 and cifar100 are known. With these, polyfed also builds and cuts
+    the networks and checks whether the algorithm can train them together. With npz and csv a run checks that when it
+    begins. Only a run checks whether the data exist and suffice for the partition.
     """
     from polyfed.config import Config
 
@@ -168,7 +168,7 @@ def validate(config: _Config, overrides: _Set = None) -> None:
 
 
 def _check_networks(config: Config) -> bool:
-    """Build the networks and ask the algorithm whether it can train them; False if that takes the data."""
+    """Build the networks and check whether the algorithm can train them; False if that needs the data."""
     from polyfed.config import load_algorithm
     from polyfed.data.catalogue import SHAPES
     from polyfed.rounds.federation import check_networks, configured_task
@@ -184,9 +184,9 @@ def _check_networks(config: Config) -> bool:
 @app.command(name="list")
 def list_(
     kind: Annotated[ListKind, typer.Argument(help="What to list.")],
-    as_json: Annotated[bool, typer.Option("--json", help="A JSON list of objects.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list of objects.")] = False,
 ) -> None:
-    """List what can be named in a configuration, or reproduced."""
+    """List the names that a configuration or `polyfed reproduce` takes."""
     rows = _listed(kind)
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
@@ -234,12 +234,12 @@ def partition(
     config: _Config,
     overrides: _Set = None,
     out: Annotated[
-        Path, typer.Option(help="Directory of partition.png; a file that is there is not overwritten.")
+        Path, typer.Option(help="Directory for partition.png. polyfed does not overwrite an existing file.")
     ] = Path(),
 ) -> None:
-    """Show which client holds how many examples of which class: a table, and a picture.
+    """Show how many examples of each class each client holds: a table, and a picture.
 
-    The networks are not built.
+    This command does not build the networks.
     """
     from polyfed.config import Config
 
@@ -252,7 +252,7 @@ def partition(
 
         path = (out / "partition.png").absolute()
         if path.exists():
-            raise StorageError(f"{path} is there already; remove it, or choose another --out")
+            raise StorageError(f"{path} exists already; remove it, or choose another --out")
         dataset, dealt = deal(settings)
         _show_partition(console(), dataset, dealt)
         try:
@@ -284,11 +284,12 @@ def _show_partition(console: Console, dataset: Dataset, dealt: Partition) -> Non
 
 _Algorithms = Annotated[
     str,
-    typer.Option(help="Names with commas between; fedmrl:share=false changes a key of one."),
+    typer.Option(help="Names separated by commas. fedmrl:share=false changes a key of that algorithm."),
 ]
-_Seeds = Annotated[str, typer.Option(help="Numbers with commas between.")]
+_Seeds = Annotated[str, typer.Option(help="Numbers separated by commas.")]
 _Out = Annotated[
-    Path | None, typer.Option(help="Directory of the tables and runs. Default: below runs/, where runs are shared.")
+    Path | None,
+    typer.Option(help="Directory for tables and runs. Default: in runs/, where all commands share their runs."),
 ]
 
 
@@ -296,9 +297,9 @@ _Out = Annotated[
 def compare(
     config: _Config, algorithms: _Algorithms, seeds: _Seeds = "0,1,2", overrides: _Set = None, out: _Out = None
 ) -> None:
-    """Run several algorithms on the same splits; tables of accuracy, with a paired test, and of costs.
+    """Run several algorithms on the same splits, and print tables of accuracy, with a paired test, and of costs.
 
-    What is done is not run again: after an interruption, give the same command.
+    polyfed does not repeat finished runs. To continue after an interruption, give the same command.
     """
     _compared(["compare", str(config)], config, algorithms, seeds, overrides, out, {})
 
@@ -308,18 +309,18 @@ def sweep(
     config: _Config,
     grid: Annotated[
         list[str],
-        typer.Option("--grid", metavar="KEY=VALUE,VALUE", help="Values of one key. May be repeated for a grid."),
+        typer.Option("--grid", metavar="KEY=VALUE,VALUE", help="Values of a key. Repeat this option for a grid."),
     ],
     algorithms: Annotated[
-        str | None, typer.Option(help="As for compare. Default: the one of the configuration.")
+        str | None, typer.Option(help="As for compare. Default: the configuration's algorithm.")
     ] = None,
     seeds: _Seeds = "0,1,2",
     overrides: _Set = None,
     out: _Out = None,
 ) -> None:
-    """Compare at every point of a grid, such as --grid train.lr=0.01,0.1 --grid algorithm.rep_dim=100,200.
+    """Compare algorithms at every point of a grid, such as --grid train.lr=0.01,0.1 --grid algorithm.rep_dim=100,200.
 
-    Keys of [algorithm] apply to the algorithms that have them. What is done is not run again.
+    A key of [algorithm] applies to the algorithms that have it. polyfed does not repeat finished runs.
     """
     from polyfed.compare.compare import parse_grid
     from polyfed.config import Config
@@ -333,22 +334,24 @@ def sweep(
 
 @app.command()
 def reproduce(
-    item: Annotated[str, typer.Argument(help="One of `polyfed list items`, or the .toml file of a study.")],
+    item: Annotated[str, typer.Argument(help="A name of `polyfed list items`, or the .toml file of a study.")],
     scale: Annotated[
-        str | None, typer.Option(help="smoke (a minute, no data needed), cpu (hours), paper (a GPU).")
+        str | None, typer.Option(help="smoke (a minute, needs no data), cpu (hours) or paper (needs a GPU).")
     ] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option(metavar="PATTERN", help='Run a part: "fedmrl,standalone", "seed 0", "N = 100". Repeated: both.'),
+        typer.Option(
+            metavar="PATTERN", help='Run a part: "fedmrl,standalone", "seed 0", "N = 100". Repeat to narrow it.'
+        ),
     ] = None,
     plan: Annotated[
-        bool, typer.Option("--list", help="Show the cells and about how long they take; run none.")
+        bool, typer.Option("--list", help="Show the cells and about how long they take, and run none.")
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="Directory of pages and runs. Default: runs.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Directory for pages and runs. Default: runs.")] = None,
 ) -> None:
     """Run a table or figure of a paper at a scale, and write its page with tables, pictures and the paper's numbers.
 
-    What is done is not run again: after an interruption, give the same command.
+    polyfed does not repeat finished runs. To continue after an interruption, give the same command.
     """
     from polyfed.experiments.catalogue import find
     from polyfed.report.progress import callback_for
@@ -379,8 +382,8 @@ def _show_plan(console: Console, rows: Sequence[tuple[Any, str, float | None]]) 
     print_table(console, ("cell", "state", "about"), told, left=("cell", "state"))
     left = [seconds for _, _, seconds in rows if seconds is not None]
     console.print(
-        f"\n{len(rows)} cells, about {duration(sum(left))} left, by what the cells that are done tell of their "
-        "algorithm, else as if they were FedMRL's CNNs on CIFAR-10 and two cores",
+        f"\n{len(rows)} cells, about {duration(sum(left))} left. The estimate uses the finished cells of the same "
+        "algorithm, or else the speed of FedMRL's CNNs on CIFAR-10 and two cores.",
         soft_wrap=True,
         markup=False,
         highlight=False,
@@ -420,7 +423,7 @@ def _numbers(text: str) -> list[int]:
 
     words = [word.strip() for word in text.split(",") if word.strip()]
     if not words or not all(word.isdecimal() for word in words):
-        raise ConfigError(f"--seeds: got {text!r}; expected whole numbers with commas between, such as 0,1,2")
+        raise ConfigError(f"--seeds: got {text!r}; expected whole numbers separated by commas, such as 0,1,2")
     return [int(word) for word in words]
 
 

@@ -80,7 +80,7 @@ def test_local_interrupted_and_resumed(tmp_path: Path) -> None:
     assert "flower-superlink" in said
     assert "flwr run" in said
     assert "joined: client 0" in said
-    assert "go on with: polyfed deploy resume run" in said
+    assert "continue with: polyfed deploy resume run" in said
     assert left(tmp_path) == []
     done = subprocess.run(
         [*words, "resume", "run"], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, check=False

@@ -113,7 +113,7 @@ def take_kept(params: Params, mask: Mask) -> dict[str, Tensor]:
 
 
 def put_kept(values: Params, mask: Mask) -> dict[str, Tensor]:
-    """The inverse of `kept`: the values in their places, zero elsewhere.
+    """The inverse of `take_kept`: the values in their places, zero elsewhere.
 
     Raises:
         MessageError: a tensor does not hold as many values as the mask keeps.

@@ -1,4 +1,4 @@
-"""`polyfed deploy`: the commands of a deployment. Each prints the plain Flower command that it stands for."""
+"""`polyfed deploy`: the commands of a deployment. Each prints the plain Flower command that it runs."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ app = typer.Typer(
 
 _Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the configuration. May be repeated."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the configuration. You may repeat this option."),
 ]
 _Rule = Annotated[
     list[str] | None,
-    typer.Option("--rule", metavar="KEY=VALUE", help="Change one key of deploy.toml, such as rounds.deadline=60."),
+    typer.Option("--rule", metavar="KEY=VALUE", help="Change a key of deploy.toml, such as rounds.deadline=60."),
 ]
-_Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="The TOML file that `polyfed run` takes, too.")]
+_Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A TOML file, as for `polyfed run`.")]
 _Dir = Annotated[Path, typer.Option("--dir", help="The folder that `polyfed deploy init` made.")]
 
 
 @contextmanager
 def _reported(go_on: Callable[[], str] = lambda: "") -> Generator[None]:
-    """Tell errors that polyfed raises on purpose by their message and exit code."""
+    """Print the message of an error that polyfed raises on purpose, and exit with its code."""
     try:
         yield
     except PolyfedError as error:
@@ -54,7 +54,7 @@ def _reported(go_on: Callable[[], str] = lambda: "") -> Generator[None]:
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
         command = go_on()
-        typer.echo(f"\ninterrupted{f'; go on with: {command}' if command else ''}", err=True)
+        typer.echo(f"\ninterrupted{f'; continue with: {command}' if command else ''}", err=True)
         raise typer.Exit(130) from None
 
 
@@ -63,35 +63,35 @@ def _say(command: Command | str) -> None:
 
 
 _DEPLOY = """\
-# What belongs to this deployment and not to the experiment. polyfed deploy server, run and status read it.
+# Settings of this deployment, apart from the experiment. polyfed deploy server, run and status read this file.
 
 [server]
 address = "{address}"  # host:port at which clients and commands reach the server
 {certificates}
-node_keys = {node_keys}  # only nodes whose public key was registered may join; needs certificates
+node_keys = {node_keys}  # true: only nodes with a registered public key may join; needs certificates
 
 [rounds]
-# min_clients = 3        # clients that must be there before round 1; by default clients.count
-start_timeout = 600.0    # seconds to wait for them
-min_replies = 1          # with fewer good replies a round is void: the server's state stays what it was
-deadline = 600.0         # seconds after which a round ends with the replies that came
-oversample = 0.0         # share of further clients asked in a round, which ends when enough have answered
-on_error = "skip"        # of a client that fails: "skip" it, "retry" once, or "abort" the run
-max_void = 3             # void rounds in a row after which the run stops, to be resumed
-max_message = 1024.0     # MB; largest message accepted from a client
+# min_clients = 3        # clients that must be connected before round 1; by default clients.count
+start_timeout = 600.0    # seconds to wait for these clients
+min_replies = 1          # with fewer good replies a round is void, and the server's state does not change
+deadline = 600.0         # seconds after which a round ends with the replies so far
+oversample = 0.0         # share of clients that a round asks in addition; it ends when enough have answered
+on_error = "skip"        # if a client fails: "skip" it, "retry" once, or "abort" the run
+max_void = 3             # void rounds in a row after which the run stops; you can resume it
+max_message = 1024.0     # MB; largest message that the server accepts from a client
 poll = 0.2               # seconds between two looks for replies
 """
 
 
 @app.command()
 def init(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="New or empty.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to make, new or empty.")],
     host: Annotated[str, typer.Option(help="Name or address at which clients reach the server.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port at which clients reach the server.")] = 8000,
     tls: Annotated[
-        bool, typer.Option("--tls", help="Make an authority, the server's certificate and node keys.")
+        bool, typer.Option("--tls", help="Make a certificate authority, the server's certificate and node keys.")
     ] = False,
-    clients: Annotated[int, typer.Option(min=1, help="With --tls: for how many clients keys are made.")] = 3,
+    clients: Annotated[int, typer.Option(min=1, help="With --tls: the number of clients to make keys for.")] = 3,
 ) -> None:
     """Make the folder of a deployment: Flower's app bundle, deploy.toml, and with --tls certificates and keys."""
     with _reported():
@@ -100,9 +100,7 @@ def init(
         from polyfed.deploy.settings import Deployment
 
         if (folder / "deploy.toml").exists():
-            raise RunDirError(
-                f"{folder} holds a deployment already; choose another folder, or change deploy.toml there"
-            )
+            raise RunDirError(f"{folder} holds a deployment already; choose another folder, or change its deploy.toml")
         commands.write_app(folder)
         told = (
             'certificates = "certificates"'
@@ -133,10 +131,10 @@ def init(
 def server(
     folder: _Dir,
     listen: Annotated[
-        str | None, typer.Option(help="Address to listen on, such as 0.0.0.0; by default the host.")
+        str | None, typer.Option(help="Address to listen on, such as 0.0.0.0. Default: the host of deploy.toml.")
     ] = None,
 ) -> None:
-    """Start the server, in the foreground. Node keys in DIR/keys/*.pub are registered."""
+    """Start the server in the foreground, and register the node keys DIR/keys/*.pub."""
     with _reported():
         from polyfed.deploy.host import commands
         from polyfed.deploy.host.processes import Processes, listening
@@ -179,32 +177,36 @@ def _register(processes: Any, command: Command) -> None:
 def client(
     server_: Annotated[str, typer.Option("--server", help="host:port of the server.")],
     number: Annotated[int, typer.Option("--client", min=0, help="This client's number, from 0.")],
-    state: Annotated[Path, typer.Option(help="Folder for private state; made for its owner alone.")],
+    state: Annotated[Path, typer.Option(help="Folder for private state. Only its owner can read it.")],
     data: Annotated[
-        Path | None, typer.Option(help="A .csv or .npz file; without it, a part of the configured data set.")
+        Path | None, typer.Option(help="This client's .csv or .npz file. Default: its part of the configured data set.")
     ] = None,
     data_option: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Of the reader of --data, such as label=diagnosis.")
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Option of the reader of --data, such as label=diagnosis."),
     ] = None,
-    path: Annotated[Path | None, typer.Option(help="Where the configured data set lies here.")] = None,
+    path: Annotated[Path | None, typer.Option(help="Path of the configured data set on this machine.")] = None,
     model: Annotated[
-        str | None, typer.Option(help='Own network, "my_pkg.nets:SecretNet"; nobody else is told its name.')
+        str | None, typer.Option(help='Your own network, "my_pkg.nets:SecretNet". The server does not learn its name.')
     ] = None,
     capacity: Annotated[
         float | None, typer.Option(help="Fraction of a full-size model that this client can hold.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1; by default the configuration's.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of torch.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1. Default: the configuration's.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Number of torch's CPU threads.")] = None,
     tell: Annotated[
-        str | None, typer.Option(help="What the server may learn: scores, costs, scores,costs or nothing.")
+        str | None, typer.Option(help='What the server may learn: scores, costs, "scores,costs" or nothing.')
     ] = None,
-    ca: Annotated[Path | None, typer.Option(help="ca.crt of the deployment; without it, no TLS.")] = None,
+    ca: Annotated[
+        Path | None, typer.Option(help="ca.crt of the deployment. Without it the client uses no TLS.")
+    ] = None,
     key: Annotated[Path | None, typer.Option(help="This client's private key.")] = None,
     port: Annotated[
-        int | None, typer.Option(help="On loopback, for Flower's own processes here. Default: 9094 + number.")
+        int | None,
+        typer.Option(help="Port on loopback for Flower's own processes on this machine. Default: 9094 + number."),
     ] = None,
 ) -> None:
-    """Start a client, in the foreground: its node, and a worker that keeps torch and data loaded."""
+    """Start a client in the foreground: its node, and a worker that keeps torch and data loaded."""
     with _reported():
         from polyfed.base import files
         from polyfed.config.toml import apply, parse_override
@@ -247,13 +249,13 @@ def client(
                 processes.start("worker", worker, {"PYTHONPATH": _path()})
                 processes.start("node", node, {"PYTHONPATH": _path()})
                 typer.echo(
-                    f"client {number} runs; its logs are in {state / 'logs'}, errors in {state / 'errors.jsonl'}"
+                    f"client {number} runs; its logs are in {state / 'logs'}, its errors in {state / 'errors.jsonl'}"
                 )
                 while True:
                     processes.check("worker")
                     ended = processes.tend("node")
                     if ended:
-                        typer.echo(f"the node ended and is started again; the end of its log:\n{ended}", err=True)
+                        typer.echo(f"the node ended and starts again; the end of its log:\n{ended}", err=True)
                     time.sleep(0.5)
         finally:
             shutil.rmtree(sockets, ignore_errors=True)
@@ -267,7 +269,7 @@ def run(
     rules: _Rule = None,
     out: Annotated[Path | None, typer.Option(help="Run directory on the server's machine, new or empty.")] = None,
 ) -> None:
-    """Submit a configuration, on the server's machine, and follow it."""
+    """Submit a configuration on the server's machine, and follow the run."""
     run_dir = out or _default(config)
     with _reported(lambda: f"polyfed deploy resume {shlex.quote(str(run_dir))} --dir {shlex.quote(str(folder))}"):
         from polyfed.config import Config
@@ -280,12 +282,12 @@ def run(
 
 @app.command()
 def resume(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")],
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The directory of a deployed run.")],
     folder: Annotated[
-        Path | None, typer.Option("--dir", help="The folder of the deployment; not for a local one.")
+        Path | None, typer.Option("--dir", help="The folder of the deployment. A local deployment needs none.")
     ] = None,
 ) -> None:
-    """Go on with a run at the round that was due, after the server was killed or the run stopped."""
+    """Resume a run at the round that was due, after the server was killed or the run stopped."""
     with _reported(lambda: f"polyfed deploy resume {shlex.quote(str(run_dir))}"):
         if not (run_dir / "deployed.json").exists():
             raise RunDirError(f"{run_dir} holds no deployed run: there is no deployed.json in it")
@@ -294,18 +296,18 @@ def resume(
             return
         told = json.loads((run_dir / "deployed.json").read_text())
         if "local" not in told:
-            raise ConfigError("--dir: missing; it is the folder of the deployment, where deploy.toml is")
+            raise ConfigError("--dir: missing; give the folder of the deployment, which holds deploy.toml")
         _play_locally(run_dir, told["local"]["clients"], told["local"]["tls"])
 
 
 @app.command()
 def status(
     folder: Annotated[
-        Path | None, typer.Option("--dir", help="The folder of the deployment: its nodes and runs.")
+        Path | None, typer.Option("--dir", help="The folder of the deployment: show its nodes and runs.")
     ] = None,
-    run_dir: Annotated[Path | None, typer.Option("--run", help="A run directory: its round and events.")] = None,
+    run_dir: Annotated[Path | None, typer.Option("--run", help="A run directory: show its round and events.")] = None,
 ) -> None:
-    """Show which nodes are connected, what runs, and what happened last."""
+    """Show the connected nodes, the runs, and the last events."""
     with _reported():
         if folder is None and run_dir is None:
             raise ConfigError("status: give --dir, --run, or both")
@@ -340,13 +342,13 @@ def status(
 @app.command()
 def local(
     config: _Config,
-    clients: Annotated[int, typer.Option(min=1, help="How many.")] = 3,
+    clients: Annotated[int, typer.Option(min=1, help="Number of clients.")] = 3,
     overrides: _Set = None,
     rules: _Rule = None,
     out: Annotated[Path | None, typer.Option(help="Run directory, new or empty.")] = None,
-    tls: Annotated[bool, typer.Option("--tls", help="With TLS and node keys.")] = False,
+    tls: Annotated[bool, typer.Option("--tls", help="Use TLS and node keys.")] = False,
 ) -> None:
-    """Server and clients as real processes on this machine, in one command; nothing is left behind."""
+    """Run server and clients as real processes on this machine, and end all of them afterwards."""
     run_dir = out or _default(config)
     with _reported(lambda: f"polyfed deploy resume {shlex.quote(str(run_dir))}"):
         from polyfed.base import files
@@ -426,7 +428,7 @@ def _watched(run_dir: Path) -> Generator[Following]:
 
 
 def _ended(run_dir: Path, engine: dict[str, int]) -> None:
-    """The closing table, and our bytes beside Flower's."""
+    """The closing table, and polyfed's bytes beside Flower's."""
     from polyfed.base import files
     from polyfed.report.tables import console, show
     from polyfed.report.units import size
@@ -438,12 +440,12 @@ def _ended(run_dir: Path, engine: dict[str, int]) -> None:
     if "mean" in summary["accuracy"]:
         show(console(), {summary["algorithm"]: summary})
     else:
-        typer.echo(f"nobody told a score; the run lies in {run_dir}")
+        typer.echo(f"no client reported a score; the run is in {run_dir}")
     if engine:
         typer.echo(
             f"Messages to clients: {size(ours['sent'])}, from them {size(ours['received'])}; Flower counts "
-            f"{size(engine.get('outbound', 0))} out and {size(engine.get('inbound', 0))} in. Its own envelopes come on "
-            "top of ours; equal chunks of a broadcast are stored once but travel to each client."
+            f"{size(engine.get('outbound', 0))} out and {size(engine.get('inbound', 0))} in. Flower adds its own "
+            "envelopes, and stores equal chunks of a message once, although they travel to each client."
         )
 
 
@@ -466,7 +468,7 @@ def _path() -> str:
 
 @contextmanager
 def _terminable() -> Generator[None]:
-    """SIGTERM ends the processes that were started, as Ctrl-C does."""
+    """Let SIGTERM end the started processes, as Ctrl-C does."""
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""Builds the networks of the catalogue, and your custom, as :class:`SplitModel`."""
+"""Builds the networks of the catalogue, and your own, as :class:`SplitModel`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def build(spec: ModelSpec | str, *, input_shape: tuple[int, ...], num_classes: i
         num_classes: number of logits.
 
     Raises:
-        ModelError: unknown name or option, an input that is too small, or your custom code fails.
+        ModelError: unknown name or option, an input that is too small, or your own code fails.
 
     Example:
         >>> build("cnn5(rep_dim=100)", input_shape=(3, 32, 32), num_classes=10)

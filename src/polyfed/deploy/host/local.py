@@ -179,7 +179,7 @@ def engine_bytes(listing: str, run_id: str) -> dict[str, int]:
 
 
 class Following:
-    """Callbacks the files of a run; made before the run is submitted.
+    """Watches the files of a run; made before the run is submitted.
 
     Args:
         run_dir: of the run.
@@ -198,7 +198,7 @@ class Following:
         self.places = {name: _end(run_dir / name) for name in ("events.jsonl", "rounds.jsonl")}
 
     def until_ended(self, check: Callable[[], None] = lambda: None, *, timeout: float | None = None) -> None:
-        """Callback until the run ends.
+        """Watch until the run ends.
 
         Args:
             check: raises where a process that the run needs is gone.
