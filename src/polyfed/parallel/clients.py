@@ -59,7 +59,7 @@ class Worker:
 
     def __init__(self, source: Federation | Config, placement: Placement, driver: str, memory: int | None) -> None:
         self.federation = resident(source if isinstance(source, Federation) else prepare(source), placement)
-        torch.set_default_dtype(placement.dtype)
+        placement.settle()
         self.choice = ExecutionChoice()
         self.driver = make_driver(driver, placement, choice=self.choice, memory=memory)
         self.held = Held()
