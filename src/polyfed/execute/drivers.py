@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from types import GeneratorType
 from typing import Any, Protocol
 
+import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from polyfed.base.types import ClientId, Parts
@@ -260,6 +261,8 @@ class Batched(Sequential):
         try:
             most = self.most(fits[0])
             fitted = [one for few in pieces(fits, most, self.rule) for one in self._run(few)]
+        except torch.OutOfMemoryError:
+            raise  # a GPU's is a RuntimeError, too, but how much was free must not decide about numbers
         except (RuntimeError, NotImplementedError) as error:  # vmap's refusals; nothing outside the stack has moved
             names = ", ".join(dict.fromkeys(model.name for model in fits[0].client.models.values()))
             self._refused[signature(fits[0])] = f"{names} cannot be stacked ({str(error).strip().splitlines()[0]})"

@@ -172,7 +172,8 @@ class Stack:
 
         def stacked(parts: Sequence[Parts]) -> Grads:
             return {
-                part: {n: torch.stack([p[part][n].detach().to(placement.device) for p in parts]) for n in params}
+                # One copy to a GPU for each tensor, not for each client's; it takes as long for little as for much.
+                part: {n: torch.stack([p[part][n].detach() for p in parts]).to(placement.device) for n in params}
                 for part, params in parts[0].items()
             }
 
@@ -244,16 +245,12 @@ class Stack:
     def outcomes(self) -> list[Fitted]:
         """What each client ends with: views of the stack; who keeps one copies it (`polyfed.core.message.compact`)."""
         finite = self._finite()
+        # One copy from a GPU for each tensor, not for each client's: each copy waits for the GPU.
+        ended = {part: tree.map_leaves(Tensor.cpu, {**self.weights[part], **self.fixed[part]}) for part in self.weights}
         return [
             finish(
                 fit,
-                {
-                    part: {
-                        name: (self.weights[part] if name in self.weights[part] else self.fixed[part])[name][k]
-                        for name in params
-                    }
-                    for part, params in fit.parts.items()
-                },
+                {part: {name: ended[part][name][k] for name in params} for part, params in fit.parts.items()},
                 self.losses[k],
                 finite=finite[k],
             )

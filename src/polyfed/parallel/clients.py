@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,6 +17,7 @@ from polyfed.base.types import ClientId
 from polyfed.config import Config
 from polyfed.core.message import Message, Pieces, assemble, disassemble
 from polyfed.execute.drivers import Driver
+from polyfed.execute.placement import Placement
 from polyfed.parallel.pool import Job, Pool
 from polyfed.rounds.clients import SimulatedClients
 from polyfed.rounds.federation import Federation, prepare
@@ -43,8 +45,8 @@ class Worker:
     def __init__(self, source: Federation | Config, make_driver: MakeDriver) -> None:
         federation = source if isinstance(source, Federation) else prepare(source)
         driver = make_driver(federation)
-        torch.set_default_dtype(driver.placement.dtype)
-        self.runner = UnitRunner(federation, driver)
+        driver.placement.settle()
+        self.runner = UnitRunner(resident(federation, driver.placement), driver)
         self._messages: dict[int, Message] = {}  # those of the exchange that several clients receive
         self._exchange = -1
 
@@ -87,6 +89,15 @@ class Worker:
         counting = self.runner.driver.costs.seconds
         scores = self.runner.test(round_, self._read(*mail), self._states(states))
         return scores, self.runner.driver.costs.seconds - counting
+
+
+def resident(federation: Federation, placement: Placement) -> Federation:
+    """The same with its examples on the GPU, as bytes, if they take at most half of its memory."""
+    dataset = federation.dataset
+    if placement.device.type != "cuda":
+        return federation
+    memory = torch.cuda.get_device_properties(placement.device).total_memory
+    return federation if dataset.x.nbytes > memory // 2 else replace(federation, dataset=dataset.to(placement.device))
 
 
 class WorkerClients(SimulatedClients):

@@ -21,7 +21,7 @@ from polyfed.core.clients import ClientInfo
 from polyfed.execute.choice import Chosen, ExecutionChoice, choose
 from polyfed.execute.drivers import Driver, make_driver
 from polyfed.execute.placement import Placement
-from polyfed.parallel.clients import Worker, WorkerClients
+from polyfed.parallel.clients import Worker, WorkerClients, resident
 from polyfed.parallel.pool import Make, Pool, can_fork, process_peak
 from polyfed.rounds.clients import LocalClients, SimulatedClients
 from polyfed.rounds.federation import Federation
@@ -134,15 +134,6 @@ def execution_choice(federation: Federation) -> ExecutionChoice:
 
 def _worker(source: Federation | Config, placement: Placement) -> Mapping[str, Callable[..., Any]]:
     return Worker(source, lambda federation: driver_for(federation, placement)).methods()
-
-
-def resident(federation: Federation, placement: Placement) -> Federation:
-    """The same with its examples on the GPU, as bytes, if they take at most half of its memory."""
-    dataset = federation.dataset
-    if placement.device.type != "cuda":
-        return federation
-    memory = torch.cuda.get_device_properties(placement.device).total_memory
-    return federation if dataset.x.nbytes > memory // 2 else replace(federation, dataset=dataset.to(placement.device))
 
 
 def _on(placement: Placement, worker: int) -> Placement:

@@ -1,0 +1,148 @@
+"""What is different on a GPU: where tensors are, what is resident there, that the CPU's numbers come out.
+
+Double precision is compared within 1e-9 of the largest number of a tensor: kernels differ in the order of their sums,
+a unit in the last place of 1e-16 each, which three rounds of training enlarge. Nothing here asks a GPU for equal bits.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small import config
+from torch import Tensor
+from torch.nn import functional
+
+from polyfed.algorithms.fedmrl import FedMRL
+from polyfed.base import tree
+from polyfed.core.message import State, assemble, decode, disassemble, encode, flatten
+from polyfed.execute.drivers import make_driver
+from polyfed.execute.placement import Placement
+from polyfed.parallel.clients import resident
+from polyfed.rounds.callbacks import Interrupted, Quiet
+from polyfed.rounds.clients import LocalClients
+from polyfed.rounds.federation import prepare
+from polyfed.rounds.round import play_round
+from polyfed.simulation.simulate import resume, simulate
+from polyfed.storage import state_files
+from polyfed.storage.state_store import Store
+
+pytestmark = pytest.mark.gpu
+
+CPU = Placement.of("cpu", "fp64")
+KEYS = {"fedmrl": {"rep_dim": 9}}
+
+
+def played(placement: Placement, driver: str, **sections: Any) -> list[State]:
+    """The states of server and clients after two rounds."""
+    federation = resident(prepare(config(**sections).resolved()), placement)
+    algorithm, works = federation.algorithm, make_driver(driver, placement)
+    clients = LocalClients(federation, works, Store(Path("never-written"), algorithm.states, resident=True))
+    with placement.defaults():
+        server: Any = algorithm.init_server(federation.task, federation.rng.at("server"))
+        for round_ in (1, 2):
+            server = play_round(federation, server, round_, clients, works).server
+            clients.commit()
+        return [server, *(clients.private(client) for client in range(federation.config.clients.count))]
+
+
+def numbers(states: list[State]) -> list[Tensor]:
+    return [tensor for state in states for _, tensor in flatten(state)[1]]
+
+
+def assert_close(found: list[State], expected: list[State], tolerance: float) -> None:
+    assert len(numbers(found)) == len(numbers(expected)) > 0
+    for a, b in zip(numbers(found), numbers(expected), strict=True):
+        assert a.device.type == "cpu"
+        assert a.dtype == b.dtype
+        apart = (a.double() - b.double()).abs().max() / b.double().abs().max().clamp_min(1e-12)
+        assert float(apart) <= tolerance
+
+
+def test_a_batch_is_where_it_is_computed_with(fp32: Placement) -> None:
+    federation = prepare(config())
+    x, y = fp32.batch(federation.data.train(0), torch.arange(4))
+    assert {x.device.type, y.device.type} == {fp32.device.type}
+    assert x.dtype == torch.float32
+
+
+def test_what_is_resident_gives_the_batches_of_what_is_not(fp32: Placement) -> None:
+    far = prepare(config())
+    near = resident(far, fp32)
+    assert near.dataset.x.device.type == fp32.device.type
+    rows = torch.tensor([3, 1, 7])
+    batches = [
+        fp32.batch(federation.data.train(1), rows, torch.Generator().manual_seed(0)) for federation in (far, near)
+    ]
+    for a, b in zip(*batches, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
+def test_single_precision_is_not_cut_to_a_tenth_of_it(fp32: Placement) -> None:
+    draws = torch.Generator().manual_seed(0)
+    x, w = torch.randn(8, 32, 16, 16, generator=draws), torch.randn(32, 32, 3, 3, generator=draws)
+    exact = functional.conv2d(x.double(), w.double())
+    with fp32.defaults():
+        found = functional.conv2d(fp32.put(x), fp32.put(w)).cpu()
+    # 288 products in float32; in TensorFloat-32 it is about 1e-3.
+    assert float((found.double() - exact).abs().max() / exact.abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("driver", ["sequential", "batched"])
+@pytest.mark.parametrize("algorithm", ["fedmrl", "fedproto"])
+def test_training_there_is_training_here(fp64: Placement, driver: str, algorithm: str) -> None:
+    sections = {
+        "clients": {"models": ["mlp(hidden=(24, 20))", "resnet8(width=5)"]},
+        "algorithm": {"name": algorithm, **KEYS.get(algorithm, {})},
+    }
+    assert_close(played(fp64, driver, **sections), played(CPU, "sequential", **sections), 1e-9)
+
+
+def test_a_message_leaves_the_gpu_whole(fp32: Placement) -> None:
+    there = {"fc.weight": torch.arange(6.0).reshape(2, 3).t(), "steps": torch.tensor(7)}
+    here = {name: fp32.put(value) for name, value in there.items()}
+    message = FedMRL.Broadcast(here)
+    for back in (decode(encode(message), FedMRL.Broadcast), assemble(disassemble(message), FedMRL.Broadcast)):
+        assert tree.same(back.G, there)
+    state = FedMRL.Server({name: value.contiguous() for name, value in here.items()})  # as states are
+    assert tree.same(state_files.unpack(state_files.dump(state), FedMRL.Server).G, there)
+
+
+class _Stop(Quiet):
+    """Ctrl-C at the end of the first round."""
+
+    def round_ended(self, row: Any) -> None:
+        if row["round"] == 1:
+            raise KeyboardInterrupt
+
+
+def accuracies(folder: Path) -> list[float]:
+    """Of the last evaluation, by client."""
+    rows = [json.loads(line) for line in (folder / "clients.jsonl").read_text().splitlines()]
+    return [row["accuracy"] for row in rows if row["round"] == 3 and row.get("accuracy") is not None]
+
+
+def test_a_resumed_run_ends_as_one_that_was_left_alone(device: str, tmp_path: Path) -> None:
+    asked = config(run={"device": device, "precision": "fp64", "driver": "batched"})
+    whole = simulate(asked, out=tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        simulate(asked, out=tmp_path / "stopped", callback=_Stop())
+    stopped = resume(tmp_path / "stopped")
+    assert len(accuracies(tmp_path / "whole")) == 6
+    assert accuracies(tmp_path / "stopped") == accuracies(tmp_path / "whole")
+    assert stopped["bytes"] == whole["bytes"]
+    assert stopped["flops"] == whole["flops"]
+
+
+def test_workers_beside_a_gpu_do_what_one_process_does(device: str, tmp_path: Path) -> None:
+    found = {
+        workers: simulate(
+            config(run={"device": device, "precision": "fp64", "workers": workers}), out=tmp_path / str(workers)
+        )
+        for workers in (1, 2)
+    }
+    assert accuracies(tmp_path / "2") == accuracies(tmp_path / "1")
+    assert found[1]["bytes"] == found[2]["bytes"]
