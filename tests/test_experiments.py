@@ -493,7 +493,8 @@ def tuned_study(folder: Path, grid: dict[str, Any], **tune: Any) -> Job:
 
 
 def values(job: Job, label: str, key: str) -> list[Any]:
-    return sorted({cell.setting.point[key] for cell in job.tuning() if cell.label == label})
+    points = [cell.setting.point for cell in job.tuning() if cell.label == label]
+    return sorted({point[key] for point in points if key in point})
 
 
 def test_a_search_goes_on_until_the_best_value_is_inside(tmp_path: Path) -> None:
