@@ -127,7 +127,8 @@ def test_rows_are_pooled_with_their_classes():
         stack_rows([{"0": torch.zeros(2)}, {"0": torch.zeros(3)}])
     with pytest.raises(ModelError, match="0 rows"):
         stack_rows([{}])
-    assert gaps(torch.tensor([[0.0], [3.0], [4.0]])).tolist() == [3.0, 1.0, 1.0]
+    assert gaps(torch.tensor([[0.0], [3.0], [4.0]]), "nearest").tolist() == [3.0, 1.0, 1.0]
+    assert gaps(torch.tensor([[0.0], [3.0], [4.0]]), "farthest").tolist() == [4.0, 3.0, 4.0]
 
 
 def test_a_step_on_paper_moves_nothing_and_can_be_differentiated():

@@ -43,12 +43,15 @@ def one_thread() -> Iterator[None]:
 
 
 def batches(game: toy.Game, client: int, round_: int) -> list[Any]:
-    """The batches of a client's training, with whether an epoch starts."""
+    """The batches of a client's training, images augmented, with whether an epoch starts."""
     local = game.local(client, round_)
-    schedule = local.plan.schedule(len(local.train), local.rng.at("batches"))
+    schedule, shifts = local.plan.schedule(len(local.train), local.rng.at("batches")), local.rng.at("augment").torch()
     place = game.driver.placement
     with place.defaults():
-        return [(*local.train.batch(step.rows, dtype=place.dtype), step.in_epoch == 0) for step in schedule]
+        return [
+            (*local.train.batch(step.rows, generator=shifts, dtype=place.dtype), step.in_epoch == 0)
+            for step in schedule
+        ]
 
 
 def pairs(found: list[Any]) -> list[Any]:
@@ -77,6 +80,30 @@ def test_fedavg(training: str, precision: Any, driver: str) -> None:
     toy.close(
         game.server.model, plain.mean(ended, [11, 8, 6]), TOLERANCE[precision] * (100 if driver == "batched" else 1)
     )
+
+
+@pytest.mark.parametrize("augment", [True, False])
+def test_images_are_augmented_if_and_only_if_the_configuration_says_so(augment: bool) -> None:
+    """Catches ``data.augment`` ignored, and training on shifted images where none were asked for."""
+    fed = toy.federation(
+        FedAvg(), models=("resnet8(norm=group, width=4)",), shape=(1, 8, 8), sizes=(9, 8), train={"lr": 0.1},
+        augment=augment,
+    )  # fmt: skip
+    assert fed.local(0, 1).train.augment is augment
+    game = toy.play(fed, precision="fp64")
+    w = toy.copy(game.server.model)
+    game.round()
+    ended = [plain.local_sgd(resnet8("group"), w, pairs(batches(game, k, 1)), plain.Settings(0.1)) for k in range(2)]
+    toy.close(game.server.model, plain.mean(ended, [9, 8]), TOLERANCE["fp64"])
+    same = []
+    for k in range(2):
+        local = game.local(k, 1)
+        with game.driver.placement.defaults():
+            rows = [step.rows for step in local.plan.schedule(len(local.train), local.rng.at("batches"))]
+            raw = [local.train.batch(these, dtype=torch.float64)[0] for these in rows]
+        same += [torch.equal(x, y) for x, (y, _) in zip(raw, pairs(batches(game, k, 1)), strict=True)]
+    assert all(same) is not augment
+    assert any(same) is not augment
 
 
 @pytest.mark.parametrize(("precision", "driver"), RUNS)
@@ -152,12 +179,15 @@ def test_fedmrl(keys: dict[str, Any], precision: Any, driver: str) -> None:
 @pytest.mark.parametrize(("precision", "driver"), RUNS)
 @pytest.mark.parametrize("scope", ["model", "layer"])
 @pytest.mark.parametrize("gate", ["biased", "released", "frozen"])
-@pytest.mark.parametrize("net", ["mlp", "resnet8"])
+@pytest.mark.parametrize("net", ["mlp", "group", "batch"])
 def test_fiarse(net: str, gate: Any, scope: Any, precision: Any, driver: str) -> None:
-    """Catches a wrong threshold, gradient, mask, count or server rate; norm layers whole, coordinates nobody holds."""
+    """Catches a wrong threshold, gradient, mask, count or server rate; norm layers whole, coordinates nobody holds.
+
+    With BatchNorm a server rate that scales running statistics too.
+    """
     keys, settings = TRAINING["sgd"]
     make, spec, shape = (
-        (mlp, toy.MLP, (7,)) if net == "mlp" else (resnet8("group"), "resnet8(norm=group, width=4)", (1, 8, 8))
+        (mlp, toy.MLP, (7,)) if net == "mlp" else (resnet8(net), f"resnet8(norm={net}, width=4)", (1, 8, 8))
     )
     sizes = (0.25, 0.5, 0.25)
     fed = toy.federation(
