@@ -4,6 +4,7 @@ from typing import Any
 
 import plain
 import pytest
+import torch
 import toy
 from rounds_by_hand import RUNS, TOLERANCE, TRAINING, batches, pairs, resnet8
 

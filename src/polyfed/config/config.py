@@ -158,7 +158,8 @@ class Config(Section):
     def resolved(self) -> Config:
         """This configuration with nothing left to defaults that depend on the machine or on another key.
 
-        Fills in ``run.threads`` (the cores at hand divided among the cohort), ``partition.seed``, and the algorithm's name in full and all its keys.
+        Fills in ``run.threads`` (the cores at hand divided among the cohort), ``partition.seed``, and the algorithm's
+        name in full and all its keys.
         """
         keys = dict(self.algorithm.keys)
         name = canonical_name(self.algorithm.name)
