@@ -152,6 +152,16 @@ def test_every_algorithm_has_a_page_with_all_its_keys(name: str) -> None:
     assert re.search(r"\b20\d\d\b", page) or name == "standalone"
 
 
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_algorithm_says_what_it_was_compared_with(name: str) -> None:
+    """Catches a source that nobody read and no difference is said of, and a list that is empty."""
+    page = text(f"docs/algorithms/{name}.md")
+    sources = ("the paper's text", "the authors' code", "HtFLlib")
+    found = re.findall(r"^### From (.*): (?:read|not read)\n\n(?!#)(.)", page, re.MULTILINE)
+    assert [source for source, _ in found] == list(sources)
+    assert not re.search("none known", page, re.IGNORECASE)
+
+
 def test_fedin_is_called_a_reconstruction_in_its_first_line() -> None:
     assert "reconstruction" in text("docs/algorithms/fedin.md").splitlines()[0]
 

@@ -17,6 +17,8 @@ from polyfed.base.errors import ModelError
 from polyfed.blocks.submodel import above
 from polyfed.core.clients import Cohort, Replies, Reply
 from polyfed.execute.local_training import bind
+from polyfed.rounds.clients import measure
+from polyfed.rounds.evaluation import Evaluator
 
 RESNET = "resnet8(norm=group, width=4)"
 
@@ -270,3 +272,23 @@ def test_networks_that_differ_are_refused() -> None:
     fed = toy.federation(FIARSE(), models=(toy.MLP, "mlp(hidden=(5,))"))
     with pytest.raises(ModelError, match="fiarse needs one architecture"):
         fed.algorithm.check(fed.task)
+
+
+def test_every_client_is_tested_with_the_submodel_of_its_own_capacity() -> None:
+    """Catches one message for clients of unlike capacities: bytes and answers of the first client's for all."""
+    fed = federation((0.25, 0.5, 1.0))
+    game = toy.play(fed, 2)
+    scores = Evaluator(fed, game.driver.placement, game.driver.costs).evaluate(game.server, game.clients, 2).scores
+    found = []
+    for k in range(3):
+        local = game.local(k)
+        message = fed.algorithm.message_for(game.server, fed.info(k))
+        parts = fed.algorithm.predictor_parts(game.private(k), message, local)
+        test = fed.data.test(k)
+        x, y = test.batch(torch.arange(len(test)))
+        with torch.no_grad():
+            logits = fed.algorithm.predict(bind(local.models, parts), x)["submodel"]
+        found.append(measure(message).total)
+        assert scores[k].down == found[k]
+        assert scores[k].correct["submodel"] == int((logits.argmax(1) == y).sum())
+    assert len(set(found)) == 3

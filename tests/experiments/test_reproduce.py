@@ -230,6 +230,7 @@ def test_hyper_parameters_are_chosen_on_validation_rows_only(tmp_path: Path) -> 
         config={**TINY, "data": {"image_size": 16, "test_fraction": 0.1}, "train": {"epochs": 8, "batch_size": 8}},
         tune={
             "grid": {"train.lr": [1e-7, 0.1], "algorithm.rep_dim": [2, 4]},
+            "widen": 0,
             "config": {"data": {"validation_fraction": 0.5, "test_fraction": 0.1}, "run": {"rounds": 4}},
         },
     )

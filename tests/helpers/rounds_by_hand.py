@@ -25,12 +25,15 @@ TRAINING: dict[str, tuple[dict[str, Any], plain.Settings]] = {
 
 
 def batches(game: toy.Game, client: int, round_: int) -> list[Any]:
-    """The batches of a client's training, with whether an epoch starts."""
+    """The batches of a client's training, images augmented, with whether an epoch starts."""
     local = game.local(client, round_)
-    schedule = local.plan.schedule(len(local.train), local.rng.at("batches"))
+    schedule, shifts = local.plan.schedule(len(local.train), local.rng.at("batches")), local.rng.at("augment").torch()
     place = game.driver.placement
     with place.defaults():
-        return [(*local.train.batch(step.rows, dtype=place.dtype), step.in_epoch == 0) for step in schedule]
+        return [
+            (*local.train.batch(step.rows, generator=shifts, dtype=place.dtype), step.in_epoch == 0)
+            for step in schedule
+        ]
 
 
 def pairs(found: list[Any]) -> list[Any]:

@@ -18,7 +18,7 @@ TINY = {
     "clients": {"count": 3, "models": ["mlp(hidden=(8,))"]},
     "train": {"batch_size": 8, "lr": 0.05},
 }
-TUNE = {"grid": {"train.epochs": [1, 2]}, "config": {"data": {"validation_fraction": 0.5}}}
+TUNE = {"grid": {"train.epochs": [1, 2]}, "widen": 0, "config": {"data": {"validation_fraction": 0.5}}}
 
 
 def study(path: Path, **tables: object) -> Path:

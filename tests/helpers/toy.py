@@ -72,14 +72,15 @@ def federation(
     train: Mapping[str, Any] | None = None,
     clients: Mapping[str, Any] | None = None,
     run: Mapping[str, Any] | None = None,
+    augment: bool = True,
 ) -> Federation:
-    """Clients with ``sizes`` training examples of random data, or with these training ``labels``."""
+    """Clients with ``sizes`` training examples of random data, or with these ``labels``; images are augmented."""
     sizes = [len(own) for own in labels] or sizes
     settings = {"epochs": 2, "batch_size": 4, "lr": 0.1, **(train or {})}
     config = Config.parse(
         {
             "run": {"rounds": 3, "threads": 1, **(run or {})},
-            "data": {"augment": False},
+            "data": {"augment": augment},
             "clients": {"count": len(sizes), "models": list(models), **(clients or {})},
             "train": {key: value for key, value in settings.items() if value is not None},
             "algorithm": {"name": algorithm.name},

@@ -14,12 +14,15 @@ from polyfed.algorithms.fiarse import FIARSE
 @pytest.mark.parametrize(("precision", "driver"), RUNS)
 @pytest.mark.parametrize("scope", ["model", "layer"])
 @pytest.mark.parametrize("gate", ["biased", "released", "frozen"])
-@pytest.mark.parametrize("net", ["mlp", "resnet8"])
+@pytest.mark.parametrize("net", ["mlp", "group", "batch"])
 def test_fiarse(net: str, gate: Any, scope: Any, precision: Any, driver: str) -> None:
-    """Catches a wrong threshold, gradient, mask, count or server rate; norm layers whole, coordinates nobody holds."""
+    """Catches a wrong threshold, gradient, mask, count or server rate; norm layers whole, coordinates nobody holds.
+
+    With BatchNorm a server rate that scales running statistics too.
+    """
     keys, settings = TRAINING["sgd"]
     make, spec, shape = (
-        (mlp, toy.MLP, (7,)) if net == "mlp" else (resnet8("group"), "resnet8(norm=group, width=4)", (1, 8, 8))
+        (mlp, toy.MLP, (7,)) if net == "mlp" else (resnet8(net), f"resnet8(norm={net}, width=4)", (1, 8, 8))
     )
     sizes = (0.25, 0.5, 0.25)
     fed = toy.federation(

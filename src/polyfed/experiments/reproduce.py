@@ -90,8 +90,12 @@ class Job:
         write(note, mine)
 
     def tuning(self) -> list[RunSpec]:
-        """The cells of the tuning, if there is one."""
-        return self.study.tuning() if self.study.tune else []
+        """The cells of the tuning as far as they are known, if there is one."""
+        return tuning.search(self.study, self.out)[0] if self.study.tune else []
+
+    def edges(self) -> dict[str, dict[str, str]]:
+        """By label and key, why the best value is at the edge of what was tried."""
+        return tuning.search(self.study, self.out)[1] if self.study.tune else {}
 
     def tuned(self) -> tuple[dict[str, dict[str, Any]], set[str]]:
         """What was chosen, by label; and the labels that still wait for it.
@@ -151,8 +155,10 @@ def reproduce(
     job = Job.load(path, scale, out)
     job.claim()
     labels = {cell.label for cell in chosen(job.study.cells(), only)}
-    first = [cell for cell in job.tuning() if cell.label in labels]
-    elsewhere = play(first, job.out, callbacks)
+    elsewhere: list[RunSpec] = []
+    # What was found may ask for more cells; those that others are at are asked for once.
+    while _left(first := [cell for cell in job.tuning() if cell.label in labels], elsewhere, job.out):
+        elsewhere = play(first, job.out, callbacks)
     check_splits(first, job.out)
     tuned, waiting = job.tuned()
     cells = job.study.cells(tuned)
@@ -164,8 +170,14 @@ def reproduce(
     return table, job.page
 
 
+def _left(cells: Sequence[RunSpec], elsewhere: Sequence[RunSpec], root: Path) -> bool:
+    """Whether any of the cells can be begun."""
+    theirs = {cell.folder for cell in elsewhere}
+    return any(cell.state(root) not in FINISHED and cell.folder not in theirs for cell in cells)
+
+
 def _page(
-    job: Job, everything: Sequence[RunSpec], tuned: Mapping[str, Mapping[str, Any]], waiting: set[str]
+    job: Job, everything: Sequence[RunSpec], tuned: Mapping[str, dict[str, Any]], waiting: set[str]
 ) -> Comparison:
     study, page = job.study, job.page
     # Before an algorithm is tuned its cells have the values of the file; other studies may have run these.
@@ -177,9 +189,8 @@ def _page(
     if cells:
         parts += [table.to_markdown().rstrip()]
     if study.tune is not None and everything:
-        parts += [
-            f"Chosen on validation rows, which come out of the training rows:\n\n{_chosen(cells, tuned, waiting)}"
-        ]
+        what = _chosen(cells, tuned, job.edges(), waiting)
+        parts += [f"Chosen on validation rows, which come out of the training rows:\n\n{what}"]
     for view in views:
         write(page / f"{view.name}.csv", view.to_csv())
         pictured = draw(view, page / f"{view.name}.png", study.title)
@@ -210,9 +221,14 @@ def _run(job: Job, cells: Sequence[RunSpec]) -> str:
     )
 
 
-def _chosen(cells: Sequence[RunSpec], tuned: Mapping[str, Mapping[str, Any]], waiting: set[str]) -> str:
+def _chosen(
+    cells: Sequence[RunSpec],
+    tuned: Mapping[str, dict[str, Any]],
+    edges: Mapping[str, Mapping[str, str]],
+    waiting: set[str],
+) -> str:
     """What was chosen for whom, and for whom nothing."""
-    lines = tuning.told(tuned)
+    lines = tuning.told(tuned, edges)
     lost = [label for label in dict.fromkeys(cell.label for cell in cells) if label not in tuned]
     lines += [f"{label}: diverged at every point; the values of the file" for label in lost]
     lines += [f"{', '.join(sorted(waiting))}: not tuned yet, and not shown"] if waiting else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -12,7 +13,7 @@ from polyfed.base.errors import ConfigError
 from polyfed.base.ranges import Count
 from polyfed.base.text import hint
 from polyfed.compare.specs import SECTIONS, AlgorithmEntry, RunSpec, Setting, expand, grid, overlaid, repeated
-from polyfed.config import Config
+from polyfed.config import Config, algorithm_class, algorithm_fields
 from polyfed.config.faults import by_key, dotted, sentence
 from polyfed.config.sections import Section
 from polyfed.config.toml import Table, read_toml
@@ -26,12 +27,14 @@ class Tune(Section):
 
     Args:
         grid: values by dotted key; keys of ``algorithm`` go to the algorithms that have them.
+        widen: how many values beyond its grid a key may have, for an algorithm whose best value is at the edge of it.
         seeds: of the repetitions.
         setting: name of the setting in which it is done; "" is the first. What is chosen holds in all settings.
         config: keys that differ from the study's; must set ``data.validation_fraction``.
     """
 
     grid: dict[str, Values]
+    widen: Count = 3
     seeds: tuple[Count, ...] = (0,)
     setting: str = ""
     config: dict[str, Any] = Field(default_factory=dict)
@@ -169,14 +172,38 @@ class Study(Section):
         return cells
 
     def tuning(self) -> list[RunSpec]:
-        """The cells by which hyper-parameters are chosen; their test rows are validation rows."""
+        """The cells of the tuning's grid; their test rows are validation rows."""
+        assert self.tune is not None
+        labels = dict.fromkeys(label for _, keys in self._settings() for label in keys.algorithms or self.algorithms)
+        return self._tuning(list(labels), grid(self._tuned_in(), self.tune.grid))
+
+    def tuning_at(self, label: str, point: Mapping[str, Any]) -> list[RunSpec]:
+        """The same of one algorithm at one point, which may be outside the grid.
+
+        Args:
+            label: of the algorithm.
+            point: values by dotted key, of keys that it has.
+
+        Raises:
+            ConfigError: a value that cannot be run.
+        """
+        setting = self._tuned_in()
+        (entry,) = self._entries([label])
+        takes = algorithm_fields(algorithm_class(self.configuration.algorithm_table(entry.name)["name"]))
+        special = cast(Table, setting.tables.get("algorithm", {}))
+        own = {key: value for key, value in special.items() if key in takes}
+        return self._tuning([label], [replace(setting, tables={**setting.tables, "algorithm": own}).at(point)])
+
+    def _tuned_in(self) -> Setting:
+        assert self.tune is not None
+        settings = [setting for setting, _ in self._settings()]
+        setting = next((s for s in settings if s.name == self.tune.setting), settings[0])
+        return Setting("tuning", overlaid(setting.tables, self.tune.config))
+
+    def _tuning(self, labels: Sequence[str], points: Sequence[Setting]) -> list[RunSpec]:
         assert self.tune is not None
         config = Config.parse(overlaid(self.config, self.tune.config))
-        settings = self._settings()
-        setting = next((s for s, _ in settings if s.name == self.tune.setting), settings[0][0])
-        points = grid(Setting("tuning", overlaid(setting.tables, self.tune.config)), self.tune.grid)
-        labels = dict.fromkeys(label for _, keys in settings for label in keys.algorithms or self.algorithms)
-        return expand(config, self._entries(list(labels)), self.tune.seeds, points)
+        return expand(config, self._entries(labels), self.tune.seeds, points)
 
     def _tuning_faults(self) -> list[str]:
         assert self.tune is not None

@@ -1,4 +1,8 @@
-"""Hyper-parameters chosen by accuracy on validation rows, never on test rows."""
+"""Hyper-parameters chosen by accuracy on validation rows, never on test rows.
+
+A search begins with the grid of the study. Where the best value of a key is the least or the greatest that was tried,
+the search goes on beyond it, until the best point has a neighbour on both sides of every key, or it may not go further.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,45 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from polyfed.compare.specs import RunSpec
+from polyfed.base.errors import ConfigError
+from polyfed.compare.specs import FINISHED, RunSpec
 from polyfed.config import algorithm_class, algorithm_fields
+from polyfed.experiments.study import Study
+from polyfed.rounds.federation import misfits
+
+#: Values by dotted key.
+Point = dict[str, Any]
 
 
-def choose(cells: Sequence[RunSpec], root: Path) -> dict[str, dict[str, Any]]:
-    """For each algorithm the point of the grid with the best mean over seeds; of equal ones the first.
+def search(study: Study, root: Path) -> tuple[list[RunSpec], dict[str, dict[str, str]]]:
+    """The cells that the tuning needs as far as is known, and where it had to stop.
+
+    Args:
+        study: with a tuning.
+        root: where its cells lie.
+
+    Returns:
+        The cells, those of the grid first; and by label and key why the best value stayed at the edge of what was
+        tried. An algorithm with cells that are not done has no edges yet.
+    """
+    assert study.tune is not None
+    cells = study.tuning()
+    edges: dict[str, dict[str, str]] = {}
+    for label in dict.fromkeys(cell.label for cell in cells):
+        own = [cell for cell in cells if cell.label == label]
+        while all(cell.state(root) in FINISHED for cell in own):
+            more, edges[label] = _beyond(study, label, own, root)
+            if not more:
+                break
+            own += more
+            cells += more
+        else:
+            edges.pop(label, None)
+    return cells, edges
+
+
+def choose(cells: Sequence[RunSpec], root: Path) -> dict[str, Point]:
+    """For each algorithm the point with the best mean over seeds; of equal ones the first.
 
     Args:
         cells: of the tuning; all done. A point at which a run diverged is out.
@@ -21,16 +58,44 @@ def choose(cells: Sequence[RunSpec], root: Path) -> dict[str, dict[str, Any]]:
     Returns:
         Values by label and dotted key, of those keys that the algorithm has; none where every point diverged.
     """
-    points: dict[str, dict[str, list[RunSpec]]] = {}
-    for cell in cells:
-        points.setdefault(cell.label, {}).setdefault(cell.setting.title, []).append(cell)
-    chosen: dict[str, dict[str, Any]] = {}
-    for label, groups in points.items():
-        scores = {title: score for title, group in groups.items() if (score := _score(group, root)) is not None}
-        if scores:
-            first = groups[max(scores, key=lambda title: scores[title])][0]
-            chosen[label] = _own(first)
+    chosen: dict[str, Point] = {}
+    for label in dict.fromkeys(cell.label for cell in cells):
+        best = _best(_tried([cell for cell in cells if cell.label == label]), root)
+        if best is not None:
+            chosen[label] = best
     return chosen
+
+
+def told(chosen: Mapping[str, Point], edges: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """What was chosen, a line for each algorithm, and what stayed at the edge."""
+
+    def value(label: str, key: str) -> str:
+        edge = edges.get(label, {}).get(key)
+        return f"{key} = {chosen[label][key]}{f' (**at the edge**: {edge})' if edge else ''}"
+
+    return [
+        f"{label}: {', '.join(value(label, key) for key in values) or 'nothing to choose'}"
+        for label, values in chosen.items()
+    ]
+
+
+def _tried(cells: Sequence[RunSpec]) -> list[tuple[Point, list[RunSpec]]]:
+    """Each point of one algorithm, by the keys that it has, with its cells; those of other keys are the same runs."""
+    points: dict[tuple[Any, ...], tuple[Point, list[RunSpec]]] = {}
+    for cell in cells:
+        fields = algorithm_fields(algorithm_class(cell.config.algorithm.name))
+        own = {
+            key: value
+            for key, value in cell.setting.point.items()
+            if not key.startswith("algorithm.") or key.removeprefix("algorithm.") in fields
+        }
+        points.setdefault(tuple(map(repr, own.values())), (own, []))[1].append(cell)
+    return list(points.values())
+
+
+def _best(tried: Sequence[tuple[Point, list[RunSpec]]], root: Path) -> Point | None:
+    scores = [(score, point) for point, cells in tried if (score := _score(cells, root)) is not None]
+    return max(scores, key=lambda found: found[0])[1] if scores else None
 
 
 def _score(cells: Sequence[RunSpec], root: Path) -> float | None:
@@ -39,18 +104,71 @@ def _score(cells: Sequence[RunSpec], root: Path) -> float | None:
     return statistics.fmean(done) if len(done) == len(found) else None
 
 
-def _own(cell: RunSpec) -> dict[str, Any]:
-    fields = algorithm_fields(algorithm_class(cell.config.algorithm.name))
-    return {
-        key: value
-        for key, value in cell.setting.point.items()
-        if not key.startswith("algorithm.") or key.removeprefix("algorithm.") in fields
-    }
+def _beyond(study: Study, label: str, own: list[RunSpec], root: Path) -> tuple[list[RunSpec], dict[str, str]]:
+    """The neighbours of the best point that were not tried, and why there is none on a side."""
+    tried = _tried(own)
+    points, best = [point for point, _ in tried], _best(tried, root)
+    if best is None:
+        return [], {}
+    more: list[RunSpec] = []
+    edges: dict[str, str] = {}
+    for key in best:
+        values = _ordered([point[key] for point in points])
+        if len(values) < 2:
+            continue
+        for step in (-1, 1):
+            value = _next(values, best[key], step)
+            side = f"{'below' if step < 0 else 'above'} {best[key]}"
+            new = {**best, key: value}
+            if value is None:
+                edges[key] = f"there is no value {side}"
+            elif any(point == new for point in points):
+                continue
+            elif value not in values and _widened(study, key, values) >= _most(study):
+                edges[key] = f"no value {side} was tried, as the search widens {_most(study)} times at most"
+            else:
+                found, fault = _cells(study, label, new, root)
+                more += found
+                if fault:
+                    edges[key] = f"no value {side} can be run: {fault}"
+    return more, edges
 
 
-def told(chosen: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What was chosen, a line for each algorithm."""
-    return [
-        f"{label}: {', '.join(f'{key} = {value}' for key, value in values.items()) or 'nothing to choose'}"
-        for label, values in chosen.items()
-    ]
+def _ordered(values: Sequence[Any]) -> list[Any]:
+    """Different numbers in ascending order; none where these are no numbers."""
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    return sorted(set(values)) if numbers else []
+
+
+def _next(values: Sequence[Any], value: Any, step: int) -> Any:
+    """The neighbour of a value: the next one that was tried, else as far beyond as the two outermost are apart."""
+    place = values.index(value) + step
+    if 0 <= place < len(values):
+        return values[place]
+    outer, inner = (values[0], values[1]) if step < 0 else (values[-1], values[-2])
+    if min(outer, inner) <= 0:  # no ratio leads from or to 0
+        return None
+    beyond = outer * (outer / inner)
+    further = round(beyond) if all(isinstance(known, int) for known in values) else float(f"{beyond:.4g}")
+    return further if (further < outer if step < 0 else further > outer) else None
+
+
+def _most(study: Study) -> int:
+    assert study.tune is not None
+    return study.tune.widen
+
+
+def _widened(study: Study, key: str, values: Sequence[Any]) -> int:
+    """How many values of a key are beyond the grid's."""
+    assert study.tune is not None
+    return sum(value not in study.tune.grid[key] for value in values)
+
+
+def _cells(study: Study, label: str, point: Point, root: Path) -> tuple[list[RunSpec], str]:
+    """The cells of a point beyond the grid; or none, and what is wrong with it."""
+    try:
+        cells = study.tuning_at(label, point)
+    except ConfigError as error:
+        return [], "; ".join(error.faults)
+    faults = misfits([cell.config for cell in cells if cell.state(root) not in FINISHED])
+    return ([], "; ".join(faults)) if faults else (cells, "")
