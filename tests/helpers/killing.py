@@ -63,14 +63,15 @@ class Countdown(Quiet):
 
 
 def play(config: Any, folder: Path, callback: Countdown, counts: Path | None) -> None:
-    """Start the run, or go on with it."""
+    """Start the run, or go on with it; without a moment or a file for the counts, at full speed."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it starts in the background
     state_store.INLINE = INLINE
+    watcher = callback if callback.moment or counts else Quiet()
     try:
         if (folder / "config.toml").exists():
-            resume(folder, callback=callback)
+            resume(folder, callback=watcher)
         else:
-            simulate(config, out=folder, callback=callback)
+            simulate(config, out=folder, callback=watcher)
     except Interrupted:
         sys.exit(130)
     finally:
