@@ -21,10 +21,11 @@ from polyfed.compare import (
     runs,
     tabulate,
 )
-from polyfed.compare import specs as cells_
 from polyfed.compare.compare import parse_grid, planned
 from polyfed.config import Config
+from polyfed.rounds import identity
 from polyfed.rounds.callbacks import Interrupted
+from polyfed.rounds.identity import Content
 from polyfed.storage.run_dir import RunDirInUseError
 
 ROUNDS = {"run": {"name": "t", "rounds": 2, "eval_every": 2, "threads": 1}}
@@ -221,6 +222,7 @@ class Runtime:
     def simulate(self, config, *, out=None, callback=None):
         out = out or Path("runs") / "made-up"
         out.mkdir(parents=True)
+        Content.of(config).write(out)
         (out / "config.toml").write_text(config.resolved().to_toml())
         self.played.append(out)
         if self.interrupt is not None and len(self.played) == self.interrupt:
@@ -277,7 +279,7 @@ def test_runs_of_another_configuration_are_not_taken_for_these(runtime, tmp_path
     assert len(runtime.played) == 2
     compare(CONFIG.replace("run", name="other", threads=3), ["fedavg"], [0], tmp_path)
     assert len(runtime.played) == 2
-    monkeypatch.setattr(cells_, "RESULTS", cells_.RESULTS + 1)  # the code gives other numbers now
+    monkeypatch.setattr(identity, "RESULTS", identity.RESULTS + 1)  # the code gives other numbers now
     compare(CONFIG, ["fedavg"], [0], tmp_path)
     assert len(runtime.played) == 3
 
@@ -443,6 +445,7 @@ def test_labels_are_short_and_the_same_for_run_and_resume_and_what_differs_is_to
 
     def simulate(config, *, out=None, callback=None):
         out.mkdir(parents=True)
+        Content.of(config).write(out)
         (out / "config.toml").write_text(config.resolved().to_toml())
         (out / "summary.json").write_text(json.dumps(summary(0.5, run_dir=str(out))))
         return json.loads((out / "summary.json").read_text())

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from polyfed.base.errors import ConfigError, RunDirError
 from polyfed.base.rng import Rng
 from polyfed.cli import app
-from polyfed.compare import specs as cells_
+from polyfed.compare import execution
 from polyfed.compare.runs import summary_of
 from polyfed.compare.specs import chosen
 from polyfed.config import Config
@@ -251,7 +251,7 @@ def test_the_page_has_its_tables_pictures_and_notes(done: tuple[Path, Path]) -> 
 def test_nothing_is_run_again_and_notes_are_kept(done: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     path, out = done
     (out / "mine" / "notes.md").write_text("- It agrees.\n")
-    monkeypatch.setattr(cells_, "run_or_go_on", None)
+    monkeypatch.setattr(execution, "run_or_go_on", None)
     reproduce(path, out=out)
     assert (out / "mine" / "page.md").read_text().endswith("## In three sentences\n\n- It agrees.\n")
     (out / "mine" / "notes.md").write_text(NOTES)
@@ -395,7 +395,7 @@ def test_a_killed_study_goes_on_and_ends_as_if_it_had_not_been(tmp_path: Path) -
     """Catches half a cell taken for a whole one, and work done twice."""
     run = {**TINY["run"], "rounds": 4, "checkpoint_every": 2}
     path = study(tmp_path / "s.toml", config={**TINY, "run": run}, seeds=[0])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(cells_.__file__).parents[2])}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(execution.__file__).parents[2])}
     command = [sys.executable, "-c", KILLED, str(path), str(tmp_path / "killed")]
     assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
     states = [row[1] for row in Job.load(path, out=tmp_path / "killed").plan()]

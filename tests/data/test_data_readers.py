@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
+import os
 import tarfile
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from data_helpers import idx_bytes, image_file, real_data, write_mnist
 from polyfed.base.errors import ConfigError, DataError
 from polyfed.data import sources
 from polyfed.data.readers import cifar, idx, parquet
+from polyfed.data.readers.cache import file_digest
 from polyfed.data.sources import load_dataset
 
 
@@ -390,3 +393,76 @@ def test_real_cifar_test_file() -> None:
     assert x.shape == (10000, 3, 32, 32)
     assert set(np.bincount(y)) == {1000}
     assert x.mean(axis=(0, 2, 3)) / 255 == pytest.approx([0.494, 0.485, 0.450], abs=0.002)
+
+
+# -------------------------------------------------------------------------------------------------- digests of files
+
+
+def test_the_files_of_a_data_set_are_known_by_their_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches files that are left out, a digest of names or dates, and a download only to look."""
+    monkeypatch.setattr(sources, "fetch", None)
+    arrays = write_mnist(tmp_path / "mnist")
+    found = sources.file_digests("mnist", path=tmp_path / "mnist")
+    assert found.keys() == {f"{name}.gz" for name in arrays}
+    assert load_dataset("mnist", path=tmp_path / "mnist").files == found
+    path = tmp_path / "mnist" / next(iter(found))
+    assert found[path.name] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert sources.file_digests("mnist") == sources.file_digests("cifar10") == {}  # not there yet
+    (digest,) = sources.file_digests("digits").values()
+    assert load_dataset("digits").files == {"digits.npz": digest}
+    (tmp_path / "sites").mkdir()
+    for name in ("b", "a"):
+        (tmp_path / "sites" / f"{name}.csv").write_text(f"x,y\n{name},0\n2,1\n")
+    assert list(load_dataset("csv", path=tmp_path / "sites").files) == ["a.csv", "b.csv"]
+
+
+def test_a_large_file_is_hashed_once_as_long_as_it_stays_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches gigabytes that every run hashes again, and a digest of before for a file that changed."""
+    path, hashed = tmp_path / "large.npz", []
+    real = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda *arguments: (hashed.append(1), real(*arguments))[1])
+
+    def digest(*, times: int) -> str:
+        hashed.clear()
+        found = file_digest(path, tmp_path / "cache")
+        assert len(hashed) == times
+        return found
+
+    content = bytearray(2 << 20)
+    path.write_bytes(content)
+    first = digest(times=1)
+    assert digest(times=1) == first  # too young: it may change again within this tick of the clock
+    os.utime(path, (1, 1))
+    assert digest(times=1) == first
+    assert digest(times=0) == first
+    os.utime(path, (2, 2))  # touched
+    assert digest(times=1) == first
+    content[5] = 1
+    path.write_bytes(content)
+    os.utime(path, (3, 3))
+    assert digest(times=1) != first
+    path.with_name("other").write_bytes(bytes(2 << 20))  # put in its place, of the same size and time
+    os.utime(path.with_name("other"), (3, 3))
+    path.with_name("other").replace(path)
+    assert digest(times=1) == first
+    for kept in (tmp_path / "cache" / "digests").iterdir():
+        kept.write_text("[")
+    assert digest(times=1) == first
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a digest of other bytes than those that were read."""
+    path = tmp_path / "a.csv"
+    path.write_text("x,y\n1,0\n2,1\n")
+    read = sources.load_csv
+
+    def slowly(*arguments, **options):
+        found = read(*arguments, **options)
+        path.write_text("x,y\n1,0\n3,1\n")
+        return found
+
+    monkeypatch.setattr(sources, "load_csv", slowly)
+    with pytest.raises(DataError, match="changed while they were read"):
+        load_dataset("csv", path=path)
