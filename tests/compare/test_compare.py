@@ -10,9 +10,10 @@ from summaries import CONFIG, ROUNDS, summary
 
 from polyfed.base.errors import ConfigError, DataError, DivergedError, ModelError, RunDirError
 from polyfed.compare import compare, meanings, resume_with_controls, run_with_controls, runs
-from polyfed.compare import specs as cells_
 from polyfed.config import Config
+from polyfed.rounds import identity
 from polyfed.rounds.callbacks import Interrupted
+from polyfed.rounds.identity import Content
 from polyfed.storage.run_dir import RunDirInUseError
 
 
@@ -25,6 +26,7 @@ class Runtime:
     def simulate(self, config, *, out=None, callback=None):
         out = out or Path("runs") / "made-up"
         out.mkdir(parents=True)
+        Content.of(config).write(out)
         (out / "config.toml").write_text(config.resolved().to_toml())
         self.played.append(out)
         if self.interrupt is not None and len(self.played) == self.interrupt:
@@ -81,7 +83,7 @@ def test_runs_of_another_configuration_are_not_taken_for_these(runtime, tmp_path
     assert len(runtime.played) == 2
     compare(CONFIG.replace("run", name="other", threads=3), ["fedavg"], [0], tmp_path)
     assert len(runtime.played) == 2
-    monkeypatch.setattr(cells_, "RESULTS", cells_.RESULTS + 1)  # the code gives other numbers now
+    monkeypatch.setattr(identity, "RESULTS", identity.RESULTS + 1)  # the code gives other numbers now
     compare(CONFIG, ["fedavg"], [0], tmp_path)
     assert len(runtime.played) == 3
 
@@ -217,6 +219,7 @@ def test_labels_are_short_and_the_same_for_run_and_resume_and_what_differs_is_to
 
     def simulate(config, *, out=None, callback=None):
         out.mkdir(parents=True)
+        Content.of(config).write(out)
         (out / "config.toml").write_text(config.resolved().to_toml())
         (out / "summary.json").write_text(json.dumps(summary(0.5, run_dir=str(out))))
         return json.loads((out / "summary.json").read_text())

@@ -16,7 +16,6 @@ from typer.testing import CliRunner
 from polyfed.base.errors import ConfigError, RunDirError
 from polyfed.cli import app
 from polyfed.compare import execution
-from polyfed.compare import specs as cells_
 from polyfed.compare.runs import summary_of
 from polyfed.experiments import views
 from polyfed.experiments.reproduce import NOTES, Job, reproduce
@@ -201,7 +200,7 @@ def test_a_killed_study_goes_on_and_ends_as_if_it_had_not_been(tmp_path: Path) -
     """Catches half a cell taken for a whole one, and work done twice."""
     run = {**TINY["run"], "rounds": 4, "checkpoint_every": 2}
     path = study(tmp_path / "s.toml", config={**TINY, "run": run}, seeds=[0])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(cells_.__file__).parents[2])}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(execution.__file__).parents[2])}
     command = [sys.executable, "-c", KILLED, str(path), str(tmp_path / "killed")]
     assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
     states = [row[1] for row in Job.load(path, out=tmp_path / "killed").plan()]

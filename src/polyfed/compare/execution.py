@@ -12,6 +12,7 @@ from polyfed.compare.runs import Callbacks, run_or_go_on
 from polyfed.compare.specs import DIVERGED, FINISHED, RunSpec
 from polyfed.report.tables import Summary
 from polyfed.rounds.federation import misfits
+from polyfed.rounds.identity import Content
 from polyfed.storage.run_dir import RunDirInUseError
 
 
@@ -30,6 +31,7 @@ def play(cells: Sequence[RunSpec], root: Path, callbacks: Callbacks) -> list[Run
 
     Raises:
         ModelError: networks that some cells' algorithms cannot train; before any cell is run.
+        DataError: data or source changed after the command began, so that cells have other places now.
         PolyfedError: anything but divergence that ends a run.
     """
     cells = list({cell.folder: cell for cell in cells}.values())  # what two settings share is one run
@@ -41,8 +43,13 @@ def play(cells: Sequence[RunSpec], root: Path, callbacks: Callbacks) -> list[Run
         run_dir = cell.run_dir(root)
         if cell.state(root) in FINISHED:
             continue
+        if changes := Content.of(cell.config).changes(cell.content):
+            raise DataError(f"{cell.title}: {'; '.join(changes)} after the command began; give the command again")
+        callback = callbacks(f"{cell.title} ({done + 1} of {len(cells)})")
+        if why := cell.replaced(root):
+            callback.note(why)
         try:
-            run_or_go_on(cell.config, run_dir, callbacks(f"{cell.title} ({done + 1} of {len(cells)})"))
+            run_or_go_on(cell.config, run_dir, callback)
         except DivergedError as error:
             files.write_json(run_dir / DIVERGED, {"error": str(error)})
         except RunDirInUseError:

@@ -11,6 +11,7 @@ from polyfed.base.errors import RunDirError
 from polyfed.config import Config, canonical_name
 from polyfed.report.progress import close
 from polyfed.rounds.callbacks import Callback, Interrupted, Quiet
+from polyfed.rounds.identity import Content
 from polyfed.simulation.simulate import resume, simulate
 
 #: A maker of callbacks, by what is running.
@@ -126,10 +127,12 @@ def _control(config: Config, name: str) -> str:
 def _controls(config: Config, run_dir: Path, callbacks: Callbacks) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for name, section in config.controls.items() if config.run.controls else ():
-        label = _control(config, name)
+        label, folder = _control(config, name), run_dir / "controls" / name
+        if summary_of(folder) is None:
+            Content.of(config).check(run_dir)  # a control on other data than the main run's shows nothing
         control = config.with_algorithm(section.name, section.keys)
         try:
-            found[label] = run_or_go_on(control, run_dir / "controls" / name, callbacks(label))
+            found[label] = run_or_go_on(control, folder, callbacks(label))
         except Interrupted:
             raise Interrupted(run_dir) from None
     return found

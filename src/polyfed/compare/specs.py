@@ -6,26 +6,25 @@ share it, and a command that was interrupted, by whatever, goes on where it stop
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
+from glob import escape
 from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
-from polyfed.base.errors import ConfigError
+from polyfed.base.errors import CheckpointError, ConfigError
 from polyfed.compare.runs import summary_of
 from polyfed.config import Config, algorithm_class, algorithm_fields, canonical_name
 from polyfed.config.toml import Table, apply, parse_override
 from polyfed.data.catalogue import PARTITION_OPTIONS
 from polyfed.report.tables import Summary
-
-#: Raised whenever the code gives other numbers for an unchanged configuration: cells of before are then left alone.
-RESULTS = 1
+from polyfed.rounds.identity import NAME, Content
 
 #: Sections of a configuration that an entry, a setting or a grid may change.
 SECTIONS = tuple(name for name in Config.model_fields if name not in ("algorithm", "algorithms", "controls"))
@@ -159,11 +158,30 @@ class RunSpec:
     config: Config
 
     @cached_property
+    def content(self) -> Content:
+        """What its numbers come from, as it was when this was first asked for."""
+        return Content.of(self.config)
+
+    @property
     def folder(self) -> str:
         """The name of its run directory, by a hash of all that determines its numbers."""
-        key = hashlib.sha256(f"{RESULTS} {self.config.hash()}".encode()).hexdigest()[:12]
-        name = canonical_name(self.config.algorithm.name).rpartition(":")[2]
-        return f"{name}-seed-{self.seed}-{key}"
+        return f"{self._prefix}{self.content.digest[:12]}"
+
+    @property
+    def _prefix(self) -> str:
+        return f"{canonical_name(self.config.algorithm.name).rpartition(':')[2]}-seed-{self.seed}-"
+
+    def replaced(self, root: Path) -> str:
+        """Why a run of the same configuration that lies beside this one's place is not taken for it; "" without one."""
+        found: list[tuple[float, Path, Content]] = []
+        for path in (root / "cells").glob(f"{escape(self._prefix)}*/{NAME}"):
+            with suppress(CheckpointError, OSError):
+                found.append((path.stat().st_mtime, path.parent, Content.read(path.parent)))
+        others = [(when, path, content) for when, path, content in found if content.config == self.content.config]
+        if not others or self.run_dir(root) in (path for _, path, _ in others):
+            return ""
+        _, path, last = max(others, key=lambda other: other[0])
+        return f"computed anew, as since {path.name} {'; '.join(self.content.changes(last))}"
 
     @property
     def words(self) -> tuple[str, ...]:

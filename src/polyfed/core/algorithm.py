@@ -112,6 +112,9 @@ class Algorithm(ABC):
 
     #: Lower-case name for configuration and results.
     name: ClassVar[str]
+    #: Raised whenever a default or the arithmetic of this file gives other numbers for an unchanged configuration: runs
+    #: of before are then neither resumed nor taken for the same (`polyfed.rounds.identity`).
+    numbers: ClassVar[int] = 1
     #: Laws of `polyfed.testing` that do not apply, each with the reason.
     exempt: ClassVar[Mapping[str, str]] = {}
     #: Whether `message_for` depends on the client's id, not only on its capacity and architecture.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -66,6 +67,7 @@ class Dataset:
         groups: ``(N,)`` int64 group number of each row for the natural partition; None if there is none.
         group_names: the name of each group number; may be empty.
         flip: whether a horizontally flipped image keeps its class.
+        files: SHA-256 of each file that it was read from, by name; empty if it was made otherwise.
 
     Raises:
         DataError: a field of the wrong type or length, or a value out of range.
@@ -81,6 +83,7 @@ class Dataset:
     groups: NDArray[np.int64] | None = None
     group_names: tuple[str, ...] = ()
     flip: bool = False
+    files: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def __post_init__(self) -> None:
         """Refuse anything a later step would trip over."""

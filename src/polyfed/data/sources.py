@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,13 @@ from polyfed.base.text import nearest
 from polyfed.data.catalogue import DATASET_OPTIONS, DATASETS, option_fault
 from polyfed.data.dataset import Dataset
 from polyfed.data.images import check_image_size, pad_or_resize, pixel_stats, resize
-from polyfed.data.readers.cache import Arrays, cached_arrays, fingerprint
+from polyfed.data.readers.cache import Arrays, cached_arrays, file_digest, fingerprint
 from polyfed.data.readers.cifar import CIFAR10, CIFAR100, CifarLayout, read_cifar_archive, read_cifar_folder
 from polyfed.data.readers.class_names import CIFAR10_CLASSES, CIFAR100_CLASSES, FASHION_CLASSES
 from polyfed.data.readers.csv import load_csv
-from polyfed.data.readers.digits import load_digits
+from polyfed.data.readers.digits import DIGITS, load_digits
 from polyfed.data.readers.download import OFFICIAL_FILES, fetch
-from polyfed.data.readers.idx import read_mnist_layout
+from polyfed.data.readers.idx import IDX_NAMES, find_idx, read_mnist_layout
 from polyfed.data.readers.npz import load_npz
 from polyfed.data.readers.parquet import find_parquet, read_images
 
@@ -58,13 +59,51 @@ def load_dataset(
         DataError: files that are missing and cannot be fetched, or are damaged.
     """
     _check_arguments(name, path, image_size, options)
+    before = file_digests(name, path=path, cache=cache)
+    dataset = _read(name, path, _cache_root(cache), image_size, options)
+    files = file_digests(name, path=path, cache=cache)
+    if before and files != before:  # what was downloaded just now was not there before
+        raise DataError(f"{path or name}: the files changed while they were read; try again when they are whole")
+    return replace(dataset, files=files)
+
+
+def file_digests(name: str, *, path: Path | None = None, cache: Path | None = None) -> dict[str, str]:
+    """SHA-256 of each file that `load_dataset` would read, by name; of those that are there, nothing is downloaded.
+
+    Args:
+        name: one of ``catalogue.DATASETS``.
+        path: as for `load_dataset`.
+        cache: as for `load_dataset`; digests of large files are kept there.
+
+    Raises:
+        DataError: a file cannot be read, or files are missing from the folder.
+    """
+    root = _cache_root(cache)
+    return {file.name: file_digest(file, root) for file in _files(name, path, root)}
+
+
+def _files(name: str, path: Path | None, root: Path) -> list[Path]:
+    if name == "digits":
+        return [DIGITS]
+    place = _shared(name) if path is None else Path(path)
+    if place is None or (path is None and not place.is_dir()):  # where it is downloaded to
+        place = root / name / (OFFICIAL_FILES[name][0].name if name.startswith("cifar") else "")
+    if not place.exists():
+        return []
+    if name in ("npz", "csv"):
+        return [place] if place.is_file() else sorted(place.glob("*.csv"))
+    if name.startswith("cifar"):
+        return _cifar_reader(name, place, CIFAR10 if name == "cifar10" else CIFAR100, "")[0]
+    return [file for part in IDX_NAMES if (file := find_idx(place, part)) is not None]
+
+
+def _read(name: str, path: Path | None, root: Path, image_size: int | None, options: dict[str, Any]) -> Dataset:
     if name == "digits":
         return load_digits(image_size)
     if name == "npz" and path is not None:
         return load_npz(Path(path), image_size=image_size, **options)
     if name == "csv" and path is not None:
         return load_csv(Path(path), **options)
-    root = _cache_root(cache)
     side = check_image_size(image_size, 32)
     if name == "cifar10":
         return _load_cifar(name, path, root, side, CIFAR10, "label", CIFAR10_CLASSES)
@@ -105,6 +144,14 @@ def _cache_root(cache: Path | None) -> Path:
     return Path(named) if named else Path.home() / ".cache" / "polyfed"
 
 
+def _shared(name: str) -> Path | None:
+    """The folder below ``$POLYFED_DATA``, which need not be there; None where that is not set."""
+    shared = os.environ.get("POLYFED_DATA")
+    if shared and not Path(shared).is_dir():
+        raise DataError(f"POLYFED_DATA is {shared!r}, which is no folder; correct it or unset it")
+    return Path(shared) / name if shared else None
+
+
 def _find(name: str, path: Path | None, root: Path) -> Path:
     """The folder (or archive) that holds a public data set, downloaded as a last resort."""
     if path is not None:
@@ -112,14 +159,10 @@ def _find(name: str, path: Path | None, root: Path) -> Path:
         if not path.exists():
             raise DataError(f"{path}: no such file or folder; expected the files of {name!r}; correct the path")
         return path
-    looked: list[str] = []
-    shared = os.environ.get("POLYFED_DATA")
-    if shared:
-        if not Path(shared).is_dir():
-            raise DataError(f"POLYFED_DATA is {shared!r}, which is no folder; correct it or unset it")
-        if (Path(shared) / name).is_dir():
-            return Path(shared) / name
-        looked.append(str(Path(shared) / name))
+    shared = _shared(name)
+    if shared is not None and shared.is_dir():
+        return shared
+    looked = [] if shared is None else [str(shared)]
     folder = root / name
     try:
         fetched = [fetch(file, folder) for file in OFFICIAL_FILES[name]]

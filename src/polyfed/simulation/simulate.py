@@ -28,6 +28,7 @@ from polyfed.rounds.callbacks import Callback, Interrupted, Quiet
 from polyfed.rounds.evaluation import Evaluation, Evaluator
 from polyfed.rounds.federation import Federation, prepare
 from polyfed.rounds.gradient import gradient_squared
+from polyfed.rounds.identity import Content
 from polyfed.rounds.ledger import Ledger, client_rows
 from polyfed.rounds.round import Played, play_round
 from polyfed.simulation.clock import TimedClients
@@ -35,7 +36,7 @@ from polyfed.storage.run_dir import LOGS, RunDir
 from polyfed.storage.state_store import Store
 
 #: What a run that was killed before it wrote its config.toml leaves behind.
-STARTED = ("lock", "environment.json", "partition.npz", "devices.csv", *LOGS)
+STARTED = ("lock", "environment.json", "partition.npz", "devices.csv", "content.json", *LOGS)
 
 
 def simulate(config: Config, *, out: Path | None = None, callback: Callback | None = None) -> dict[str, Any]:
@@ -64,6 +65,7 @@ def simulate(config: Config, *, out: Path | None = None, callback: Callback | No
         _check_new(folder)  # again: while this process prepared, another may have begun here and be gone
         files.write_json(run_dir.file("environment.json"), environment(config))
         federation.partition.save(run_dir.file("partition.npz"))
+        Content.of(config, federation.dataset.files).write(run_dir.path)
         if federation.availability is not None:
             files.write(run_dir.file("devices.csv"), to_csv(federation.availability.profiles).encode())
         files.write(run_dir.file("config.toml"), config.to_toml().encode())  # last: it marks the directory as a run
@@ -75,13 +77,14 @@ def resume(folder: Path, *, callback: Callback | None = None) -> dict[str, Any]:
 
     Raises:
         RunDirError: there is no run, or another process holds it.
-        CheckpointError: the checkpoint is damaged or foreign, or the data are not those of the run.
+        CheckpointError: the checkpoint is damaged or foreign, or data, own source or versions are not those of the run.
     """
     if not (folder / "config.toml").exists():
         raise RunDirError(f"{folder} holds no run: there is no config.toml in it")
     with _held(folder) as run_dir:
         stored = Partition.load(run_dir.file("partition.npz")).hash  # its arrays need not stay as long as the run
         federation = prepare(Config.load(folder / "config.toml"))
+        Content.of(federation.config, federation.dataset.files).check(folder)
         if stored != federation.partition.hash:
             raise CheckpointError(
                 f"the data or the partition changed since {folder} was started (its partition is {stored[:12]}, "

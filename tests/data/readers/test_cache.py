@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from data_helpers import parquet_cifar
 
 from polyfed.data import sources
+from polyfed.data.readers.cache import file_digest
 from polyfed.data.sources import load_dataset
 
 
@@ -48,3 +51,39 @@ def test_unwritable_cache_only_means_no_caching(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     dataset = load_dataset("cifar10", path=tmp_path / "p", cache=tmp_path / "file")
     assert np.array_equal(dataset.x, pixels)
+
+
+def test_a_large_file_is_hashed_once_as_long_as_it_stays_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches gigabytes that every run hashes again, and a digest of before for a file that changed."""
+    path, hashed = tmp_path / "large.npz", []
+    real = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda *arguments: (hashed.append(1), real(*arguments))[1])
+
+    def digest(*, times: int) -> str:
+        hashed.clear()
+        found = file_digest(path, tmp_path / "cache")
+        assert len(hashed) == times
+        return found
+
+    content = bytearray(2 << 20)
+    path.write_bytes(content)
+    first = digest(times=1)
+    assert digest(times=1) == first  # too young: it may change again within this tick of the clock
+    os.utime(path, (1, 1))
+    assert digest(times=1) == first
+    assert digest(times=0) == first
+    os.utime(path, (2, 2))  # touched
+    assert digest(times=1) == first
+    content[5] = 1
+    path.write_bytes(content)
+    os.utime(path, (3, 3))
+    assert digest(times=1) != first
+    path.with_name("other").write_bytes(bytes(2 << 20))  # put in its place, of the same size and time
+    os.utime(path.with_name("other"), (3, 3))
+    path.with_name("other").replace(path)
+    assert digest(times=1) == first
+    for kept in (tmp_path / "cache" / "digests").iterdir():
+        kept.write_text("[")
+    assert digest(times=1) == first

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,8 @@ import pytest
 from deploy_toy import Run, config, nodes, same
 from requests_to_nodes import kept, train
 
+from polyfed.algorithms.fedmrl import FedMRL
+from polyfed.base.errors import CheckpointError
 from polyfed.deploy.client.node import answer
 from polyfed.deploy.settings import NodeSettings
 from polyfed.deploy.wire import headers
@@ -52,6 +56,8 @@ def test_a_kill_leaves_the_state_of_before_or_of_after_and_never_less(moment: st
     code = f"""
 import os, signal
 from pathlib import Path
+from polyfed.algorithms.fedmrl import FedMRL
+from polyfed.base.errors import CheckpointError
 from polyfed.deploy.client.node import answer
 from polyfed.deploy.settings import NodeSettings
 def stop(now):
@@ -142,4 +148,57 @@ def test_an_algorithm_that_must_know_the_network_refuses_a_private_one(tmp_path:
     run = Run(tmp_path, config("fedavg"))
     run.memory.settings[101] = run.memory.settings[101].model_copy(update={"model": "mlp(hidden=(24,))"})
     with pytest.raises(ModelError, match="private networks"):
+        run.serve()
+
+
+def own_rows(path: Path, seed: int = 0) -> Path:
+    generator = np.random.default_rng(seed)
+    y = np.arange(60) % 3
+    np.savez(path, x=(generator.normal(size=(60, 5)) + 3 * y[:, None]).astype(np.float32), y=y)
+    return path
+
+
+def test_a_client_does_not_go_on_with_other_data_and_tells_only_itself_which(tmp_path: Path) -> None:
+    """Catches a site whose file was replaced in the middle of a run; and a refusal of a file that was only touched."""
+    path = own_rows(tmp_path / "ward.npz")
+    settings = NodeSettings(client=0, state_dir=str(tmp_path / "site"), data=str(path))
+    answer(*train(settings, 1), settings)
+    asked = train(settings, 2, since=(1, 1, 1), settled=(1, 1, 1))
+    own_rows(path, seed=1)
+    header, _ = answer(*asked, settings)
+    assert headers.load(ReplyHeader, header).error == "CheckpointError; its text is in the client's log"
+    log = (tmp_path / "site" / "errors.jsonl").read_text()
+    assert "begun with another content: data file ward.npz changed" in log
+    own_rows(path)
+    os.utime(path, (1, 1))
+    header, _ = answer(*asked, settings)
+    assert headers.load(ReplyHeader, header).error is None
+
+
+def test_digests_of_a_clients_data_stay_with_the_client(tmp_path: Path) -> None:
+    """Catches a digest by which a server could tell that two clients, or one and a public file, have the same rows."""
+    run = Run(tmp_path, config("fedmrl", 'clients.models=["mlp(hidden=(8,))"]'))
+    digests: list[bytes] = []
+    for node, settings in run.memory.settings.items():
+        path = own_rows(tmp_path / f"{node}.npz", seed=node)
+        digests.append(hashlib.sha256(path.read_bytes()).hexdigest().encode())
+        run.memory.settings[node] = settings.model_copy(update={"data": str(path)})
+    run.serve()
+    sent = b"".join(header.encode() + (body or b"") for header, body in run.memory.replies)
+    at_server = b"".join(path.read_bytes() for path in run.folder.rglob("*") if path.is_file())
+    for digest, settings in zip(digests, run.memory.settings.values(), strict=True):
+        content = Path(settings.state_dir) / run.experiment / f"client-{settings.client}" / "content.json"
+        assert digest in content.read_bytes()
+        assert stat.S_IMODE(content.stat().st_mode) == 0o600
+        for place in (sent, at_server):
+            assert place
+            for part in (digest[:16], digest[-16:]):
+                assert part not in place
+
+
+def test_a_server_does_not_go_on_with_other_arithmetic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tmp_path, config("fedmrl"))
+    run.serve()
+    monkeypatch.setattr(FedMRL, "numbers", 2)
+    with pytest.raises(CheckpointError, match="fedmrl:FedMRL changed from 1 to 2"):
         run.serve()

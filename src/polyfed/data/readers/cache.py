@@ -1,9 +1,11 @@
-"""Arrays in .npz files, and a cache of decoded ones."""
+"""Arrays in .npz files, a cache of decoded ones, and one of the digests of files."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
+import time
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +20,9 @@ from polyfed.base.files import replacing
 
 #: Names of arrays -> arrays, as an .npz file holds them.
 Arrays = Mapping[str, NDArray[Any]]
+
+_QUICK = 1 << 20  # bytes that are hashed in a millisecond, sooner than a note of it is written
+_YOUNG = 2_000_000_000  # nanoseconds
 
 # What numpy and zipfile raise on a damaged or foreign .npz file.
 _DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
@@ -43,6 +48,40 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
             f"{path}: cannot be read as an .npz file without pickled objects ({error}); it is damaged or "
             "foreign, write it again with numpy.savez"
         ) from error
+
+
+def file_digest(path: Path, folder: Path) -> str:
+    """SHA-256 (hex) of a file's content; that of a large file is kept for as long as the file stays what it is.
+
+    A file is the same while its path, size, time of change and inode are. A file of the last two seconds is hashed each
+    time: a second change within one tick of the clock would not show.
+
+    Args:
+        path: of the file.
+        folder: where digests are kept, in ``digests/``; one that cannot be written only means no keeping.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        stat = path.stat()
+        key = [str(path.absolute()), stat.st_size, stat.st_mtime_ns, stat.st_ino]
+        kept = folder / "digests" / f"{hashlib.sha256(str(key[0]).encode()).hexdigest()[:24]}.json"
+        if stat.st_size > _QUICK:
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                found = json.loads(kept.read_bytes())
+                if found["of"] == key:
+                    return str(found["sha256"])
+        with path.open("rb") as handle:
+            digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror or error}); correct the path or its permissions"
+        ) from error
+    if stat.st_size > _QUICK and time.time_ns() - stat.st_mtime_ns > _YOUNG:
+        with contextlib.suppress(OSError), replacing(kept) as handle:
+            handle.write(json.dumps({"of": key, "sha256": digest}).encode())
+    return digest
 
 
 def _save(handle: IO[bytes], arrays: Arrays) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib import resources
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,6 +10,9 @@ import torch
 from polyfed.data.dataset import Dataset
 from polyfed.data.images import check_image_size, pixel_stats, resize
 from polyfed.data.readers.cache import read_npz
+
+#: The file in the package.
+DIGITS = Path(__file__).parents[1] / "digits.npz"
 
 
 def load_digits(image_size: int | None = None) -> Dataset:
@@ -19,8 +22,7 @@ def load_digits(image_size: int | None = None) -> Dataset:
         ConfigError: an ``image_size`` out of range.
     """
     side = check_image_size(image_size, 32)
-    with resources.as_file(resources.files("polyfed.data") / "digits.npz") as path:
-        arrays = read_npz(path)
+    arrays = read_npz(DIGITS)
     levels = torch.from_numpy(arrays["x"].astype(np.float32))  # (N, 8, 8), 0..16
     x = resize((levels * (255 / 16)).round().to(torch.uint8)[:, None], side)
     mean, std = pixel_stats(x)

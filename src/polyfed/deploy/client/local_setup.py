@@ -18,11 +18,12 @@ from polyfed.data.client import ClientData, FederatedData
 from polyfed.data.dataset import Dataset
 from polyfed.data.partition.make import make_partition
 from polyfed.data.partition.partition import Partition
-from polyfed.data.sources import load_dataset
+from polyfed.data.sources import file_digests, load_dataset
 from polyfed.deploy.settings import NodeSettings
 from polyfed.deploy.wire.headers import TaskFacts
 from polyfed.models.catalogue import ModelSpec
 from polyfed.rounds.federation import deal
+from polyfed.rounds.identity import Content
 
 
 def task_of(config: Config, facts: TaskFacts) -> Task:
@@ -44,8 +45,8 @@ def _shared(config: str) -> tuple[Dataset, Partition]:
 
 
 @lru_cache(maxsize=1)
-def _own(path: Path, stamp: int, options: str, client: int, text: str) -> tuple[Dataset, Partition]:
-    """A client's own file, all of whose rows are its own; ``stamp`` changes with the file."""
+def _own(path: Path, digest: str, options: str, client: int, text: str) -> tuple[Dataset, Partition]:
+    """A client's own file, all of whose rows are its own; ``digest`` changes with its content."""
     config = Config.parse(tomllib.loads(text))
     kind = path.suffix.removeprefix(".")
     side = config.data.image_size if kind == "npz" else None
@@ -103,8 +104,8 @@ class LocalSetup:
         path = Path(settings.data).expanduser()
         if path.suffix not in (".csv", ".npz"):
             raise DataError(f"{path}: expected a .csv or .npz file; see `polyfed list datasets`")
-        stamp = path.stat().st_mtime_ns if path.exists() else 0
-        dataset, partition = _own(path, stamp, json.dumps(settings.data_options), settings.client, config.to_toml())
+        digest = "".join(file_digests(path.suffix.removeprefix("."), path=path).values())
+        dataset, partition = _own(path, digest, json.dumps(settings.data_options), settings.client, config.to_toml())
         return cls(settings, config, dataset, partition, 0, algorithm)
 
     @property
@@ -122,6 +123,11 @@ class LocalSetup:
             self.config.clients.capacity(client) if capacity is None else capacity,
             str(self.config.clients.model(client)) if self.settings.model is None else "",
         )
+
+    @property
+    def content(self) -> Content:
+        """What this client's part in the run comes from; it stays with the client."""
+        return Content.of(self.config, self.dataset.files, self.settings.model)
 
     def fitting(self, facts: TaskFacts) -> LocalSetup:
         """This client for the task of all: classes that no row here has are known all the same.

@@ -175,6 +175,7 @@ class _Node:
         self.algorithm = self.setup.algorithm
         root = Path(self.settings.state_dir).expanduser()
         self.state_dir = ClientStateDir(root, self.request.experiment, self.settings.client, self.algorithm.states)
+        self.state_dir.bind(self.setup.content)
 
     def _message(self) -> Message | None:
         with self.clock.of("decode"):

@@ -1,6 +1,7 @@
 """A client's private state on its own disk: one folder for its owner alone, and a pointer that is replaced last.
 
-    STATE_DIR/EXPERIMENT/client-K/pointer.json     which exchange left which state_files, by SHA-256
+    STATE_DIR/EXPERIMENT/client-K/content.json     digests of the data and the code, which the server never sees
+                                  pointer.json     which exchange left which state_files, by SHA-256
                                   state-R-A-P.safetensors, reply-R-A-P.bin
 
 An exchange writes its state and its reply first and the pointer last, in one rename: whatever moment the process is
@@ -25,6 +26,7 @@ from polyfed.base import files
 from polyfed.base.errors import CheckpointError, StorageError
 from polyfed.core.message import State
 from polyfed.deploy.wire.headers import Key
+from polyfed.rounds.identity import NAME, Content
 from polyfed.storage import state_files
 
 
@@ -81,6 +83,17 @@ class ClientStateDir:
                     time.sleep(0.1)
             self.entries = self._read()
             yield
+
+    def bind(self, content: Content) -> None:
+        """Hold the client to the data and the code that it began the experiment with.
+
+        Raises:
+            CheckpointError: they changed; names what.
+        """
+        if (self.folder / NAME).exists():
+            content.check(self.folder)
+        else:
+            content.write(self.folder, mode=0o600)
 
     def _read(self) -> list[StoredExchange]:
         path = self.folder / "pointer.json"

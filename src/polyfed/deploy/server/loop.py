@@ -42,6 +42,7 @@ from polyfed.execute.placement import Placement
 from polyfed.parallel.pool import process_peak
 from polyfed.rounds.evaluation import Evaluation, Evaluator
 from polyfed.rounds.federation import Federation
+from polyfed.rounds.identity import Content
 from polyfed.rounds.ledger import Ledger, client_rows
 from polyfed.rounds.round import Played, play_round
 from polyfed.rounds.sampling import Weighted
@@ -160,6 +161,7 @@ def create(folder: Path, config: Config, deployment: Deployment) -> str:
     files.write_json(folder / "environment.json", environment(config))
     files.write(folder / "deploy.toml", deployment.to_toml().encode())
     files.write_json(folder / "deployed.json", {"experiment": experiment})
+    Content.of(config, {}).write(folder)  # each client binds itself to its data
     files.write(folder / "config.toml", config.to_toml().encode())
     return experiment
 
@@ -208,6 +210,7 @@ class _Served:
     ) -> None:
         self.run_dir, self.rules, self.status = run_dir, deployment.rounds, status
         config = Config.load(run_dir.file("config.toml"))
+        Content.of(config, {}).check(run_dir.path)
         algorithm = load_algorithm(config.algorithm.name, config.algorithm.keys)
         self.journal = Journal(run_dir.file("events.jsonl"))
         self.registry = ClientRegistry(transport, config, experiment, self.journal, fixed=deployment.server.node_keys)
