@@ -36,6 +36,7 @@ from polyfed.parallel import setup
 from polyfed.parallel.setup import Execution
 from polyfed.rounds.federation import Federation, prepare
 from polyfed.rounds.round import play_round
+from polyfed.rounds.selection import draw_cohort
 from polyfed.storage.state_store import Store
 
 CNNS = ["cnn1", "cnn2", "cnn3", "cnn4", "cnn5"]
@@ -75,7 +76,9 @@ class Library:
         """Play a round; its seconds, without those of finding out what it costs."""
         self.number += 1
         counting, started = self.execution.driver.costs.seconds, time.perf_counter()
-        played = play_round(self.federation, self.server, self.number, self.clients, self.execution.driver)
+        played = play_round(
+            self.federation, self.server, draw_cohort(self.federation, self.number), self.clients, self.execution.driver
+        )
         self.clients.commit()
         self.server = played.server
         return time.perf_counter() - started - (self.execution.driver.costs.seconds - counting)

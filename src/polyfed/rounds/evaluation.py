@@ -12,13 +12,13 @@ import numpy as np
 
 from polyfed.base.types import ClientId
 from polyfed.core.message import Message
+from polyfed.data.client import FederatedData
 from polyfed.execute.cost import CostCounter
 from polyfed.execute.local_training import tree_to
 from polyfed.execute.placement import Placement
 from polyfed.rounds.clients import Clients
-from polyfed.rounds.federation import Federation
+from polyfed.rounds.federation import ServerView
 from polyfed.rounds.scoring import Score, Scorer
-from polyfed.rounds.selection import sample
 from polyfed.rounds.unit import Report, measure
 
 
@@ -70,35 +70,46 @@ class Evaluation:
 
 
 class Evaluator:
-    """Tests clients and server models."""
+    """Tests clients and server models.
 
-    def __init__(self, federation: Federation, placement: Placement, costs: CostCounter) -> None:
-        self.federation, self.placement, self.costs = federation, placement, costs
-        self.scorer = Scorer(federation.algorithm, placement, costs)
+    Args:
+        view: what the server knows.
+        placement: device and precision of the server's own tests.
+        costs: counts them.
+        test_data: all clients' test data; None where the server has none, and tests no models of its own.
+    """
+
+    def __init__(
+        self, view: ServerView, placement: Placement, costs: CostCounter, test_data: FederatedData | None = None
+    ) -> None:
+        self.view, self.placement, self.costs, self.test_data = view, placement, costs, test_data
+        self.scorer = Scorer(view.algorithm, placement, costs)
 
     def evaluate(
-        self, server: Any, clients: Clients, round_: int, reports: Mapping[ClientId, Report] | None = None
+        self,
+        server: Any,
+        clients: Clients,
+        round_: int,
+        chosen: Sequence[ClientId],
+        reports: Mapping[ClientId, Report] | None = None,
     ) -> Evaluation:
-        """Test clients (all, or the sample) after aggregation, the cohort before it, and the server's models."""
+        """Test the chosen clients after aggregation, the cohort before it, and the server's models."""
         started, counting = time.perf_counter(), self.costs.seconds
         before = [report.score for report in (reports or {}).values() if report.score is not None]
         before_aggregation = float(np.mean([score.accuracy() for score in before])) if before else None
-        scores = self._clients(server, clients, round_)
+        scores = self._clients(server, clients, round_, chosen)
         whole, flops = self._whole(server, list(scores))
         flops += sum(score.flops + score.flops_parts for score in (*before, *scores.values()))
         seconds = time.perf_counter() - started - (self.costs.seconds - counting)
         seconds += sum(score.seconds for score in before)
         return Evaluation(scores, before_aggregation, whole, flops=flops, seconds=seconds)
 
-    def _sample(self, round_: int) -> list[int]:
-        return sample(self.federation, self.federation.config.run.eval_clients, round_, "evaluate")
-
-    def _clients(self, server: Any, clients: Clients, round_: int) -> dict[ClientId, Score]:
-        algorithm = self.federation.algorithm
+    def _clients(self, server: Any, clients: Clients, round_: int, chosen: Sequence[ClientId]) -> dict[ClientId, Score]:
+        algorithm = self.view.algorithm
         made: dict[object, tuple[Message | None, int]] = {}
         down: dict[ClientId, tuple[Message | None, int]] = {}
-        for k in self._sample(round_):
-            info = self.federation.info(k)
+        for k in chosen:
+            info = self.view.info(k)
             kind = info if algorithm.personal_message else replace(info, id=0)
             if kind not in made:
                 message = algorithm.message_for(server, info)
@@ -110,10 +121,10 @@ class Evaluator:
         return scores
 
     def _whole(self, server: Any, clients: Sequence[ClientId]) -> tuple[dict[str, tuple[float, float]], int]:
-        named = self.federation.algorithm.global_nets(server, self.federation.task)
-        if not named:
+        named = {} if self.test_data is None else self.view.algorithm.global_nets(server, self.view.task)
+        if self.test_data is None or not named:
             return {}, 0
-        data, positions, sizes = self.federation.data.global_test(clients)
+        data, positions, sizes = self.test_data.global_test(clients)
         starts = np.cumsum(sizes) - sizes
         out: dict[str, tuple[float, float]] = {}
         flops = 0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +21,7 @@ from polyfed.core.algorithm import Algorithm, Task
 from polyfed.core.clients import ClientInfo, LocalClient
 from polyfed.core.message import Nothing, State
 from polyfed.core.plan import LocalSGD
-from polyfed.data.client import FederatedData
+from polyfed.data.client import ClientData, FederatedData
 from polyfed.data.dataset import Dataset
 from polyfed.data.partition.make import make_partition
 from polyfed.data.partition.partition import Partition
@@ -31,8 +32,34 @@ from polyfed.rounds.availability import Availability
 from polyfed.rounds.sampling import Weighted
 
 
+class ServerView(ABC):
+    """What the server knows of a federation, simulated or deployed: all that a round needs.
+
+    Attributes:
+        config: what was asked for.
+        algorithm: the way to train together.
+    """
+
+    config: Config
+    algorithm: Algorithm
+
+    @cached_property
+    @abstractmethod
+    def task(self) -> Task:
+        """What the server and all clients know."""
+
+    @abstractmethod
+    def info(self, client: ClientId) -> ClientInfo:
+        """What the server knows of a client."""
+
+    @cached_property
+    def rng(self) -> Rng:
+        """The root of all randomness but the partition's."""
+        return Rng((self.config.run.seed,))
+
+
 @dataclass(frozen=True)
-class Federation:
+class Federation(ServerView):
     """Everything that does not change during a run. Clients are described by formula, not by a list.
 
     Args:
@@ -68,11 +95,6 @@ class Federation:
         return LocalSGD(**self.config.train.model_dump())
 
     @cached_property
-    def rng(self) -> Rng:
-        """The root of all randomness but the partition's."""
-        return Rng((self.config.run.seed,))
-
-    @cached_property
     def availability(self) -> Availability | None:
         """The clients' devices, if the simulated clock is asked for."""
         devices = self.config.devices
@@ -91,25 +113,51 @@ class Federation:
 
     def info(self, client: ClientId) -> ClientInfo:
         """What the server knows of a client."""
-        capacities = self.config.clients.capacities
-        return ClientInfo(client, capacities[client % len(capacities)], str(self.specs[client % len(self.specs)]))
+        return configured_info(self.config, client)
 
     def own(self, client: ClientId) -> SplitModel:
         """A client's network."""
-        return self.task.build(self.specs[client % len(self.specs)])
+        return self.task.build(self.config.clients.model(client))
 
     def local(self, client: ClientId, round_: int) -> LocalClient:
         """A client at work in a round; round 0 is its creation, before its first."""
-        rng = self.rng.at("client", client) if round_ == 0 else self.rng.at("round", round_, "client", client)
         models = self.algorithm.models(self.task, self.own(client))
-        train, held = self.data.train(client).hold_out(self.algorithm.holdout, self.rng.at("client", client, "held"))
-        return LocalClient(self.info(client), models, train, self.plan, rng, round_, held)
+        return client_at_work(self.info(client), models, self.data.train(client), self.algorithm, self.config, round_)
 
     def first_state(self, client: ClientId) -> State:
         """What a client keeps before it first trains."""
         if type(self.algorithm).init_client is Algorithm.init_client:
             return Nothing()  # without the client's rows, of which nothing would come: a tenth of a small round
         return self.algorithm.init_client(self.local(client, 0))
+
+
+def configured_info(config: Config, client: ClientId) -> ClientInfo:
+    """What a configuration says of a client."""
+    return ClientInfo(client, config.clients.capacity(client), str(config.clients.model(client)))
+
+
+def client_at_work(
+    info: ClientInfo,
+    models: Mapping[str, SplitModel],
+    data: ClientData,
+    algorithm: Algorithm,
+    config: Config,
+    round_: int,
+) -> LocalClient:
+    """A client at work in a round, wherever it is; round 0 is its creation.
+
+    Args:
+        info: what the server knows of it.
+        models: the networks that its parts run on.
+        data: its training examples.
+        algorithm: the way to train together.
+        config: of the run.
+        round_: number of the round.
+    """
+    root = Rng((config.run.seed,))
+    rng = root.at("client", info.id) if round_ == 0 else root.at("round", round_, "client", info.id)
+    train, held_out = data.hold_out(algorithm.holdout, root.at("client", info.id, "held"))
+    return LocalClient(info, models, train, LocalSGD(**config.train.model_dump()), rng, round_, held_out)
 
 
 def configured_task(config: Config, input_shape: tuple[int, ...], num_classes: int) -> Task:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from polyfed.core.message import Size
 from polyfed.rounds.evaluation import Evaluation
-from polyfed.rounds.federation import Federation
+from polyfed.rounds.federation import ServerView
 from polyfed.rounds.round import Played, total
 from polyfed.rounds.timing import REASONS, Timing, Wasted
 
@@ -14,8 +14,8 @@ from polyfed.rounds.timing import REASONS, Timing, Wasted
 class Ledger:
     """Sums over rounds. `progress` is all of it, as JSON, for the checkpoint."""
 
-    def __init__(self, federation: Federation, progress: dict[str, Any] | None = None) -> None:
-        self.federation = federation
+    def __init__(self, view: ServerView, progress: dict[str, Any] | None = None) -> None:
+        self.view = view
         self.progress: dict[str, Any] = progress or {
             "bytes": {"up": _size(Size()), "down": _size(Size()), "evaluation_down": 0},
             "flops": 0,
@@ -25,11 +25,11 @@ class Ledger:
             "seconds": 0.0,
             "seconds_evaluation": 0.0,
             "by_model": {},
-            "targets": [None for _ in federation.config.run.targets],
+            "targets": [None for _ in view.config.run.targets],
             "best": None,
             "last": None,
         }
-        if federation.config.devices is not None and "simulated" not in self.progress:
+        if view.config.devices is not None and "simulated" not in self.progress:
             failed = dict.fromkeys(REASONS, 0)
             self.progress["simulated"] = {"seconds": 0.0, "void": 0, "failed": failed, "wasted": _wasted()}
 
@@ -49,7 +49,7 @@ class Ledger:
         p["seconds"] += seconds
         p["participations"] += len(reports)
         for client, report in played.reports.items():
-            family = p["by_model"].setdefault(self.federation.info(client).architecture, _family())
+            family = p["by_model"].setdefault(self.view.info(client).architecture, _family())
             family["bytes_up"] += report.up.total
             family["bytes_down"] += report.down.total
             family["flops"] += report.work.flops
@@ -67,8 +67,7 @@ class Ledger:
 
     def _simulated(self, played: Played, timing: Timing) -> dict[str, Any]:
         """Enter a round of the simulated clock."""
-        p, availability = self.progress["simulated"], self.federation.availability
-        assert availability is not None, "a round was timed"
+        p = self.progress["simulated"]
         failed = {client: loss.reason for client, loss in timing.losses.items() if client not in played.reports}
         wasted = _wasted(*timing.losses.values())
         p["seconds"] += timing.seconds
@@ -79,7 +78,7 @@ class Ledger:
             "replies": len(played.reports),
             "simulated": {
                 "seconds": timing.seconds,
-                "hour": availability.hour(timing.start) % 24,
+                "hour": timing.hour,
                 "failed": {str(client): reason for client, reason in sorted(failed.items())},
                 "wasted": wasted,
             },
@@ -94,7 +93,7 @@ class Ledger:
         p["flops_per_example"] = found.flops_per_example
         p["seconds_evaluation"] += found.seconds
         mean = found.mean()
-        for i, target in enumerate(self.federation.config.run.targets):
+        for i, target in enumerate(self.view.config.run.targets):
             if p["targets"][i] is None and mean >= target:
                 p["targets"][i] = {"accuracy": target, "round": round_, **self.totals()}
         if p["best"] is None or mean > p["best"]["mean"]:
@@ -117,7 +116,7 @@ class Ledger:
     def _by(self, found: Evaluation, what: Literal["architecture", "capacity"]) -> dict[str, float]:
         groups: dict[str, list[int]] = {}
         for client in found.scores:
-            info = self.federation.info(client)
+            info = self.view.info(client)
             kind = info.architecture if what == "architecture" else f"{info.capacity:g}"
             groups.setdefault(kind, []).append(client)
         return {name: found.mean(clients=clients) for name, clients in sorted(groups.items())}
@@ -137,12 +136,12 @@ class Ledger:
         """Enter the largest resident memory of the processes so far; a run that was resumed had others before."""
         self.progress["peak"] = max(self.progress.get("peak", 0), peak)
 
-    def summary(self, run_dir: str, trained: int) -> dict[str, Any]:
+    def summary(self, run_dir: str, trained: int, partition_hash: str) -> dict[str, Any]:
         """The content of summary.json; docs/run-directory.md explains each key."""
-        p, config = self.progress, self.federation.config
+        p, config = self.progress, self.view.config
         up, down = p["bytes"]["up"], p["bytes"]["down"]
         return {
-            "algorithm": self.federation.algorithm.name,
+            "algorithm": self.view.algorithm.name,
             "name": config.run.name,
             "seed": config.run.seed,
             "rounds": config.run.rounds,
@@ -165,14 +164,12 @@ class Ledger:
             "targets": p["targets"],
             **({"simulated": p["simulated"]} if "simulated" in p else {}),
             "clients": {"count": config.clients.count, "trained": trained, "participations": p["participations"]},
-            "partition_hash": self.federation.partition.hash,
+            "partition_hash": partition_hash,
             "config_hash": config.hash(),
         }
 
 
-def client_rows(
-    federation: Federation, round_: int, played: Played | None, found: Evaluation | None
-) -> list[dict[str, Any]]:
+def client_rows(view: ServerView, round_: int, played: Played | None, found: Evaluation | None) -> list[dict[str, Any]]:
     """The lines of clients.jsonl for a round: who trained, in vain or not, who was tested, and with what result."""
     trained = played.reports if played else {}
     timing = played.timing if played else None
@@ -180,7 +177,7 @@ def client_rows(
     tested = found.scores if found else {}
     rows: list[dict[str, Any]] = []
     for client in sorted({*trained, *lost, *tested}):
-        info = federation.info(client)
+        info = view.info(client)
         row: dict[str, Any] = {"round": round_, "client": client, "model": info.architecture, "capacity": info.capacity}
         if client in trained:
             report = trained[client]

@@ -12,8 +12,7 @@ from polyfed.core.message import Size, State, compact
 from polyfed.core.requests import Exchange, drive
 from polyfed.execute.drivers import Driver, Work
 from polyfed.rounds.clients import Clients
-from polyfed.rounds.federation import Federation
-from polyfed.rounds.selection import draw_cohort
+from polyfed.rounds.federation import ServerView
 from polyfed.rounds.unit import Report
 
 if TYPE_CHECKING:
@@ -44,20 +43,15 @@ class Played:
 
 
 def play_round(
-    federation: Federation,
+    view: ServerView,
     server: Any,
-    round_: int,
+    cohort: Cohort,
     clients: Clients,
     driver: Driver,
     *,
     score: bool = False,
-    cohort: Cohort | None = None,
 ) -> Played:
-    """Play one round; with ``score``, test the cohort before aggregation. `Clients.commit` must follow.
-
-    ``cohort`` is drawn unless it is given, as where not every client is there.
-    """
-    cohort = draw_cohort(federation, round_) if cohort is None else cohort
+    """Play one round; with ``score``, test the cohort before aggregation. `Clients.commit` must follow."""
     reports: dict[ClientId, Report] = {}
 
     def perform(request: Any) -> Any:
@@ -68,7 +62,7 @@ def play_round(
             reports[client] = join(reports[client], report) if client in reports else report
         return gathered
 
-    after = drive(federation.algorithm.server_round(server, cohort), perform)
+    after = drive(view.algorithm.server_round(server, cohort), perform)
     return Played(compact(after), cohort, reports)  # what was kept of each reply may be a view of a stack
 
 

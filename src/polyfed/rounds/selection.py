@@ -5,15 +5,14 @@ docs/clocks.md says what each kind of selection means for the average.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from polyfed.base.rng import Rng
 from polyfed.base.types import ClientId
+from polyfed.config.sections import oversampled
 from polyfed.core.clients import Cohort
-from polyfed.rounds.sampling import draw_available
-
-if TYPE_CHECKING:
-    from polyfed.rounds.federation import Federation
+from polyfed.rounds.federation import Federation, ServerView
+from polyfed.rounds.sampling import Weighted, draw_available
 
 
 def draw_cohort(federation: Federation, round_: int, now: float = 0.0) -> Cohort:
@@ -28,27 +27,54 @@ def draw_cohort(federation: Federation, round_: int, now: float = 0.0) -> Cohort
     clients, devices = config.clients, config.devices
     count = clients.wanted if devices is None else devices.asked(clients)
     rng = federation.rng.at("round", round_)
-    chosen = _chosen(federation, rng.at("cohort"), count, now)
-    return Cohort(tuple(map(federation.info, chosen)), round_, config.run.rounds, rng.at("server"))
+    return cohort_of(federation, _chosen(federation, rng.at("cohort"), count, now), round_)
 
 
-def _chosen(federation: Federation, rng: Rng, count: int, now: float) -> range | list[ClientId]:
+def _chosen(federation: Federation, rng: Rng, count: int, now: float) -> Sequence[ClientId]:
     total, availability = federation.config.clients.count, federation.availability
     if federation.config.clients.selection == "available":
         assert availability is not None, "the configuration was checked"
         return draw_available(rng.numpy(), total, count, lambda clients: availability.available(clients, now))
+    return pick(rng, total, count, federation.weighted)
+
+
+def draw_connected(view: ServerView, round_: int, connected: Sequence[ClientId], oversample: float) -> Cohort:
+    """The clients that are asked in a round of a deployment; the same as in a simulation where all are connected.
+
+    Args:
+        view: of the federation.
+        round_: number of the round.
+        connected: clients, ascending.
+        oversample: share of further clients to ask.
+    """
+    clients = view.config.clients
+    count = min(len(connected), oversampled(clients.wanted, oversample))
+    by_capacity = clients.selection == "by-capacity"
+    weighted = Weighted([view.info(client).capacity for client in connected]) if by_capacity else None
+    places = pick(view.rng.at("round", round_, "cohort"), len(connected), count, weighted)
+    return cohort_of(view, [connected[place] for place in places], round_)
+
+
+def pick(rng: Rng, total: int, count: int, weighted: Weighted | None) -> Sequence[int]:
+    """``count`` different numbers below ``total``, ascending: equally likely, or by weight."""
     if count == total:
         return range(total)
-    if federation.weighted is not None:
-        return federation.weighted.draw(rng.numpy(), count)
+    if weighted is not None:
+        return weighted.draw(rng.numpy(), count)
     # NumPy's way (Floyd's) costs the cohort where that is at most a fiftieth of many clients.
     return sorted(rng.numpy().choice(total, count, replace=False).tolist())
 
 
-def sample(federation: Federation, size: int | None, round_: int, purpose: str) -> list[ClientId]:
+def cohort_of(view: ServerView, chosen: Sequence[ClientId], round_: int) -> Cohort:
+    """These clients as the cohort of a round."""
+    rng = view.rng.at("round", round_, "server")
+    return Cohort(tuple(map(view.info, chosen)), round_, view.config.run.rounds, rng)
+
+
+def sample(view: ServerView, size: int | None, round_: int, purpose: str) -> list[ClientId]:
     """So many different clients, ascending, drawn for a round and a purpose; None takes all."""
-    count = federation.config.clients.count
+    count = view.config.clients.count
     if size is None or size >= count:
         return list(range(count))
-    rng = federation.rng.at("round", round_, purpose).numpy()
+    rng = view.rng.at("round", round_, purpose).numpy()
     return sorted(int(k) for k in rng.choice(count, size, replace=False))

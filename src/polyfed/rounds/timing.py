@@ -38,6 +38,7 @@ class Timing:
 
     Args:
         start: seconds since the beginning of the run at which it began.
+        hour: of the day at which it began, in [0, 24).
         seconds: that it lasted.
         clients: seconds of each client whose reply counted.
         losses: of each client that did something, or nothing, in vain.
@@ -46,6 +47,7 @@ class Timing:
     """
 
     start: float
+    hour: float = 0.0
     seconds: float = 0.0
     clients: dict[ClientId, float] = field(default_factory=dict[ClientId, float])
     losses: dict[ClientId, Wasted] = field(default_factory=dict[ClientId, Wasted])

@@ -97,13 +97,13 @@ class TimedClients:
 
     def play(self, server: Any, round_: int, driver: Driver, now: float, *, score: bool) -> Played:
         """A round that begins ``now``, in simulated seconds; a void one leaves ``server`` as it is."""
-        self.timing, self._phase, self._counted = Timing(now), 0, []
+        self.timing, self._phase, self._counted = Timing(now, self.availability.hour(now) % 24), 0, []
         self._wanted = self.federation.config.clients.wanted if self.rules.oversample else None
         cohort = draw_cohort(self.federation, round_, now)
         try:
             if not len(cohort):
                 raise TooFewRepliesError("nobody is there")
-            played = play_round(self.federation, server, round_, self, driver, score=score, cohort=cohort)
+            played = play_round(self.federation, server, cohort, self, driver, score=score)
             return replace(played, timing=self.timing)
         except TooFewRepliesError:
             self._void()

@@ -20,7 +20,7 @@ from polyfed.base import files
 from polyfed.base.errors import CheckpointError, RunDirError
 from polyfed.config import Config
 from polyfed.config.profiles import to_csv
-from polyfed.core.message import Nothing, State
+from polyfed.core.message import State
 from polyfed.data.partition.partition import Partition
 from polyfed.execute.placement import Placement, threads
 from polyfed.parallel.setup import Execution
@@ -29,8 +29,10 @@ from polyfed.rounds.evaluation import Evaluation, Evaluator
 from polyfed.rounds.federation import Federation, prepare
 from polyfed.rounds.gradient import gradient_squared
 from polyfed.rounds.identity import Content
-from polyfed.rounds.ledger import Ledger, client_rows
+from polyfed.rounds.ledger import Ledger
+from polyfed.rounds.loop import RoundLoop
 from polyfed.rounds.round import Played, play_round
+from polyfed.rounds.selection import draw_cohort
 from polyfed.simulation.clock import TimedClients
 from polyfed.storage.run_dir import LOGS, RunDir
 from polyfed.storage.state_store import Store
@@ -69,7 +71,7 @@ def simulate(config: Config, *, out: Path | None = None, callback: Callback | No
         if federation.availability is not None:
             files.write(run_dir.file("devices.csv"), to_csv(federation.availability.profiles).encode())
         files.write(run_dir.file("config.toml"), config.to_toml().encode())  # last: it marks the directory as a run
-        return _Run(federation, run_dir, callback or Quiet()).play()
+        return _Run(federation, run_dir, callback or Quiet()).run()
 
 
 def resume(folder: Path, *, callback: Callback | None = None) -> dict[str, Any]:
@@ -90,7 +92,7 @@ def resume(folder: Path, *, callback: Callback | None = None) -> dict[str, Any]:
                 f"the data or the partition changed since {folder} was started (its partition is {stored[:12]}, "
                 f"now it is {federation.partition.hash[:12]}); give it the same data, or start a new run"
             )
-        return _Run(federation, run_dir, callback or Quiet()).play()
+        return _Run(federation, run_dir, callback or Quiet()).run()
 
 
 def _check_new(folder: Path) -> None:
@@ -112,112 +114,70 @@ def _held(folder: Path) -> Generator[RunDir]:
         run_dir.close()
 
 
-@contextmanager
-def _settings(config: Config, placement: Placement) -> Generator[None]:
-    """Pin what the server's numbers depend on, and give it back; clients have threads of their own."""
-    with threads(config.run.server_threads), placement.defaults():
-        yield
-
-
-class _Run:
-    """The loop over rounds and what it carries from one to the next."""
+class _Run(RoundLoop):
+    """The rounds of a simulation."""
 
     def __init__(self, federation: Federation, run_dir: RunDir, callback: Callback) -> None:
-        self.federation, self.run_dir, self.callback = federation, run_dir, callback
         config = federation.config
+        self.federation, self.callback = federation, callback
         self.placement = Placement.of(config.run.device, config.run.precision)
-        states = federation.algorithm.states
-        self.store = Store(run_dir.states, states, resident=config.run.store == "memory")
+        store = Store(run_dir.states, federation.algorithm.states, resident=config.run.store == "memory")
         scratch, lock = run_dir.states, (run_dir.lock,)
-        self.execution = Execution(
-            federation, self.store, self.placement, scratch=scratch, say=callback.note, close=lock
-        )
-        self.driver = self.execution.driver
-        self.evaluator = Evaluator(federation, self.placement, self.driver.costs)
-        self.round = 0
-        self.server: State = Nothing()
-        self.identity = f"{config.hash()[:16]}-{federation.partition.hash[:16]}"
+        self.execution = Execution(federation, store, self.placement, scratch=scratch, say=callback.note, close=lock)
+        identity = f"{config.hash()[:16]}-{federation.partition.hash[:16]}"
+        super().__init__(federation, run_dir, store, self.execution.driver, identity)
+        self.evaluator = Evaluator(federation, self.placement, self.driver.costs, federation.data)
+        self.timed: TimedClients | None = None
 
-    def play(self) -> dict[str, Any]:
-        run, algorithm = self.federation.config.run, self.federation.algorithm
-        with _settings(self.federation.config, self.placement), self.execution as self.clients:
-            self.timed = (
-                TimedClients(self.federation, self.clients, self.callback.note)
-                if self.federation.availability
-                else None
-            )
-            found = self.run_dir.restore(self.store, algorithm.states, self.identity)
-            self.round, self.server, progress = found or (0, Nothing(), None)
-            self.ledger = Ledger(self.federation, progress)
+    def run(self) -> dict[str, Any]:
+        """Play the run to its end; its summary."""
+        run = self.federation.config.run
+        # The server has threads of its own: the clients' are set where they work.
+        with threads(run.server_threads), self.placement.defaults(), self.execution as self.simulated:
+            self.clients = self.simulated
+            if self.federation.availability is not None:
+                self.timed = TimedClients(self.federation, self.simulated, self.callback.note)
+            self.ledger = Ledger(self.federation, self.restore())
             self.callback.started(self.run_dir.path, self.federation.config, self.round + 1)
-            self.whole = found is not None  # server, store, ledger and logs agree on self.round
             try:
-                if found is None:
-                    self.server = algorithm.init_server(self.federation.task, self.federation.rng.at("server"))
-                    self._record(None, 0.0, self._evaluate(self.server, 0, None))
-                for round_ in range(self.round + 1, run.rounds + 1):
-                    started, counting = time.perf_counter(), self.driver.costs.seconds
-                    played = self._play(round_)
-                    # Finding out costs is no cost of the run, and testing the cohort is one of evaluation.
-                    other = self.driver.costs.seconds - counting + played.testing
-                    seconds = time.perf_counter() - started - other
-                    found = self._evaluate(played.server, round_, played)  # before anything is final: it takes time
-                    self.whole = False
-                    self.clients.commit()
-                    self.server, self.round = played.server, round_
-                    self._record(played, seconds, found)
-                    if round_ % run.checkpoint_every == 0 or round_ == run.rounds:
-                        self._save()
+                self.rounds()
             except BaseException as error:
                 # Whatever ended the run: the last complete round is worth keeping. Only a moment between two rounds,
                 # in which memory holds half of one, leaves nothing but the checkpoint before.
                 if self.whole:
-                    self._save()
+                    self.save()
                 if isinstance(error, KeyboardInterrupt):
                     raise Interrupted(self.run_dir.path) from None
                 raise
-        summary = self.ledger.summary(str(self.run_dir.path), self.run_dir.trained())
+        summary = self.ledger.summary(str(self.run_dir.path), self.run_dir.trained(), self.federation.partition.hash)
         files.write_json(self.run_dir.file("summary.json"), summary)
         self.callback.ended(summary)
         return summary
 
-    def _play(self, round_: int) -> Played:
-        score = self._due(round_)
+    def play(self, round_: int) -> Played:
+        """Play a round, by the simulated clock if there is one."""
+        score = self.due(round_)
         if self.timed is not None:
             return self.timed.play(self.server, round_, self.driver, self.ledger.now, score=score)
-        return play_round(self.federation, self.server, round_, self.clients, self.driver, score=score)
+        cohort = draw_cohort(self.federation, round_)
+        return play_round(self.federation, self.server, cohort, self.clients, self.driver, score=score)
 
-    def _save(self) -> None:
-        self.ledger.peaked(self.execution.peak())
-        self.run_dir.save(self.round, self.server, self.store, self.ledger.progress, self.identity)
-
-    def _due(self, round_: int) -> bool:
-        """Whether the round is evaluated."""
-        run = self.federation.config.run
-        return round_ % run.eval_every == 0 or round_ == run.rounds
-
-    def _evaluate(self, server: State, round_: int, played: Played | None) -> Evaluation | None:
-        """Evaluate if it is time."""
-        if not self._due(round_):
-            return None
-        found = self.evaluator.evaluate(server, self.clients, round_, played.reports if played else None)
-        if self.federation.config.run.gradient_clients is not None:
+    def evaluate(self, server: State, round_: int, played: Played | None) -> Evaluation | None:
+        """Evaluate, and measure the gradient where that was asked for."""
+        found = super().evaluate(server, round_, played)
+        if found is not None and self.federation.config.run.gradient_clients is not None:
             started = time.perf_counter()
-            found.gradient = gradient_squared(server, self.clients, round_)
+            found.gradient = gradient_squared(server, self.simulated, round_)
             found.seconds += time.perf_counter() - started
         return found
 
-    def _record(self, played: Played | None, seconds: float, found: Evaluation | None) -> None:
-        """Enter a round into ledger and logs."""
-        row: dict[str, Any] = {"round": self.round, "rounds": self.federation.config.run.rounds}
-        if played is not None:
-            row |= self.ledger.round(played, seconds)
-        if found is not None:
-            row |= self.ledger.evaluation(self.round, found)
-        row["totals"] = self.ledger.totals()
-        self.run_dir.append("rounds.jsonl", [row])
-        self.run_dir.append("clients.jsonl", client_rows(self.federation, self.round, played, found))
-        self.whole = True
+    def progress(self) -> dict[str, Any]:
+        """The ledger."""
+        self.ledger.peaked(self.execution.peak())
+        return self.ledger.progress
+
+    def ended(self, row: dict[str, Any]) -> None:
+        """Tell who looks on."""
         self.callback.round_ended(row)
 
 

@@ -29,6 +29,7 @@ from polyfed.execute.local_training import bind
 from polyfed.execute.placement import threads
 from polyfed.rounds.callbacks import Quiet
 from polyfed.rounds.evaluation import Evaluator
+from polyfed.rounds.federation import Federation
 from polyfed.rounds.gathering import Gathering
 from polyfed.rounds.round import play_round
 from polyfed.rounds.selection import draw_cohort
@@ -303,10 +304,17 @@ def test_other_process_same_run(subject: Subject, child: Child) -> None:
     assert scores[0] == scores[1], "scores"
 
 
+def everyone(federation: Federation) -> list[ClientId]:
+    """All clients."""
+    return list(range(federation.config.clients.count))
+
+
 def _evaluated(run: Run[Any]) -> Any:
     place = run.driver.placement
     with place.defaults():
-        found = Evaluator(run.federation, place, run.driver.costs).evaluate(run.servers[-1], run.clients, 3)
+        found = Evaluator(run.federation, place, run.driver.costs, run.federation.data).evaluate(
+            run.servers[-1], run.clients, 3, everyone(run.federation)
+        )
     return {client: (score.examples, score.correct, score.down) for client, score in found.scores.items()}
 
 
@@ -405,7 +413,7 @@ def test_bystanders_keep_their_state(subject: Subject) -> None:
     server: State = federation.algorithm.init_server(federation.task, federation.rng.at("server"))
     for round_ in (1, 2, 3):
         before = {client: digest(clients.private(client)) for client in everyone}
-        played = play_round(federation, server, round_, clients, driver)
+        played = play_round(federation, server, draw_cohort(federation, round_), clients, driver)
         clients.commit()
         server = played.server
         for client in set(everyone) - {info.id for info in played.cohort}:
@@ -584,13 +592,16 @@ def test_learns(subject: Subject) -> None:
     federation = subject.learning()
     driver = make_driver("sequential", "fp32")
     clients, rounds = local(federation, driver), federation.config.run.rounds
-    evaluator = Evaluator(federation, driver.placement, driver.costs)
+    evaluator = Evaluator(federation, driver.placement, driver.costs, federation.data)
     server: State = federation.algorithm.init_server(federation.task, federation.rng.at("server"))
-    before = evaluator.evaluate(server, clients, 0).mean()
+    before = evaluator.evaluate(server, clients, 0, everyone(federation)).mean()
     for round_ in range(1, rounds + 1):
-        server = play_round(federation, server, round_, clients, driver).server
+        server = play_round(federation, server, draw_cohort(federation, round_), clients, driver).server
         clients.commit()
-    after, chance = evaluator.evaluate(server, clients, rounds).mean(), 1 / federation.task.num_classes
+    after, chance = (
+        evaluator.evaluate(server, clients, rounds, everyone(federation)).mean(),
+        1 / federation.task.num_classes,
+    )
     assert after >= chance + 0.2, f"accuracy {after:.3f} after {rounds} rounds; chance is {chance:.3f}"
     assert after >= before + 0.1, f"accuracy {after:.3f} after {rounds} rounds; {before:.3f} before the first"
 

@@ -30,6 +30,7 @@ from polyfed.parallel.pool import Pool
 from polyfed.rounds.clients import Clients, LocalClients
 from polyfed.rounds.federation import Federation, prepare
 from polyfed.rounds.round import play_round
+from polyfed.rounds.selection import draw_cohort
 from polyfed.storage.state_store import Store
 from polyfed.testing.clients import Shuffled, Unpriced, Watched, Wired
 from polyfed.testing.compare import digest
@@ -149,7 +150,7 @@ def play(
         servers = [federation.algorithm.init_server(federation.task, federation.rng.at("server"))]
         seen = [digest(servers[0])]
         for round_ in range(1, rounds + 1):
-            servers.append(play_round(federation, servers[-1], round_, met, works).server)
+            servers.append(play_round(federation, servers[-1], draw_cohort(federation, round_), met, works).server)
             seen.append(digest(servers[-1]))
             met.commit()
     return Run(federation, works, met, tuple(servers), tuple(seen))

@@ -13,7 +13,6 @@ from polyfed.base.rng import Rng
 from polyfed.config import Config, load_algorithm
 from polyfed.core.algorithm import Algorithm, Task
 from polyfed.core.clients import ClientInfo, LocalClient
-from polyfed.core.plan import LocalSGD
 from polyfed.data.client import ClientData, FederatedData
 from polyfed.data.dataset import Dataset
 from polyfed.data.partition.make import make_partition
@@ -22,7 +21,7 @@ from polyfed.data.sources import file_digests, load_dataset
 from polyfed.deploy.settings import NodeSettings
 from polyfed.deploy.wire.headers import TaskFacts
 from polyfed.models.catalogue import ModelSpec
-from polyfed.rounds.federation import deal
+from polyfed.rounds.federation import client_at_work, configured_info, deal
 from polyfed.rounds.identity import Content
 
 
@@ -117,12 +116,9 @@ class LocalSetup:
     @property
     def info(self) -> ClientInfo:
         """What the server knows of this client; not the name of a network of its own."""
-        client, capacity = self.settings.client, self.settings.capacity
-        return ClientInfo(
-            client,
-            self.config.clients.capacity(client) if capacity is None else capacity,
-            str(self.config.clients.model(client)) if self.settings.model is None else "",
-        )
+        known, capacity = configured_info(self.config, self.settings.client), self.settings.capacity
+        known = known if capacity is None else replace(known, capacity=capacity)
+        return known if self.settings.model is None else replace(known, architecture="")
 
     @property
     def content(self) -> Content:
@@ -155,11 +151,6 @@ class LocalSetup:
         return self._data.test(self.place)
 
     def local(self, task: Task, round_: int) -> LocalClient:
-        """The client at work in a round; round 0 is its creation. The same as `Federation.local`."""
-        client, root = self.settings.client, Rng((self.config.run.seed,))
-        rng = root.at("client", client) if round_ == 0 else root.at("round", round_, "client", client)
+        """The client at work in a round; round 0 is its creation."""
         models = self.algorithm.models(task, task.build(self.spec))
-        plan = LocalSGD(**self.config.train.model_dump())
-        mine = self._data.train(self.place)
-        train, held = mine.hold_out(self.algorithm.holdout, root.at("client", client, "held"))
-        return LocalClient(self.info, models, train, plan, rng, round_, held)
+        return client_at_work(self.info, models, self._data.train(self.place), self.algorithm, self.config, round_)

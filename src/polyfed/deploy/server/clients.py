@@ -25,6 +25,7 @@ from polyfed.deploy.wire.headers import Key, ReplyHeader, RequestHeader
 from polyfed.deploy.wire.transport import Incoming, Outgoing, RequestKind, Transport
 from polyfed.execute.drivers import Work
 from polyfed.rounds.clients import TooFewRepliesError
+from polyfed.rounds.federation import configured_info
 from polyfed.rounds.gathering import Gathering
 from polyfed.rounds.scoring import Score
 from polyfed.rounds.unit import Down, Report, measure
@@ -324,6 +325,6 @@ def info_of(registry: ClientRegistry, config: Config, client: ClientId) -> Clien
     about = registry.about.get(client)
     if about is None:
         private = registry.task is not None and not registry.task.architectures
-        known = ClientInfo(client, config.clients.capacity(client), str(config.clients.model(client)))
+        known = configured_info(config, client)
         return replace(known, architecture="") if private else known
     return ClientInfo(client, about.capacity, about.architecture)

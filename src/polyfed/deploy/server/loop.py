@@ -13,24 +13,18 @@ import os
 import secrets
 import time
 import traceback
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
-
-import torch
+from typing import Any
 
 from polyfed.base import files
 from polyfed.base.errors import ConfigError, PolyfedError, RunDirError
-from polyfed.base.rng import Rng
 from polyfed.base.types import ClientId
 from polyfed.config import Config, load_algorithm
-from polyfed.config.sections import oversampled
 from polyfed.core.algorithm import Algorithm, Task
-from polyfed.core.clients import ClientInfo, Cohort
-from polyfed.core.message import Nothing, State
+from polyfed.core.clients import ClientInfo
+from polyfed.core.message import State
 from polyfed.deploy.client.local_setup import task_of
 from polyfed.deploy.server.clients import ClientFailedError, RemoteClients, info_of
 from polyfed.deploy.server.registry import ClientRegistry
@@ -38,14 +32,15 @@ from polyfed.deploy.settings import Deployment
 from polyfed.deploy.wire.headers import TaskFacts
 from polyfed.deploy.wire.transport import Transport
 from polyfed.execute.drivers import make_driver
-from polyfed.execute.placement import Placement
+from polyfed.execute.placement import Placement, threads
 from polyfed.parallel.pool import process_peak
 from polyfed.rounds.evaluation import Evaluation, Evaluator
-from polyfed.rounds.federation import Federation
+from polyfed.rounds.federation import ServerView
 from polyfed.rounds.identity import Content
-from polyfed.rounds.ledger import Ledger, client_rows
+from polyfed.rounds.ledger import Ledger
+from polyfed.rounds.loop import RoundLoop
 from polyfed.rounds.round import Played, play_round
-from polyfed.rounds.sampling import Weighted
+from polyfed.rounds.selection import draw_connected
 from polyfed.simulation.simulate import environment
 from polyfed.storage.run_dir import RunDir
 from polyfed.storage.state_store import Store
@@ -58,8 +53,8 @@ class TooFewClientsError(PolyfedError):
 
 
 @dataclass(frozen=True)
-class View:
-    """What the server knows of a federation: no data, no partition, no private network. Stands in for `Federation`."""
+class DeployedView(ServerView):
+    """What the server knows of a deployed federation: no data, no partition, no private network."""
 
     config: Config
     algorithm: Algorithm
@@ -71,34 +66,9 @@ class View:
         assert self.registry.task is not None, "the clients have not told the task yet"
         return task_of(self.config, self.registry.task)
 
-    @cached_property
-    def rng(self) -> Rng:
-        """The root of all randomness."""
-        return Rng((self.config.run.seed,))
-
-    @property
-    def partition(self) -> Any:
-        """Nobody here knows whose rows are whose."""
-        return SimpleNamespace(hash="deployed")
-
     def info(self, client: ClientId) -> ClientInfo:
         """What the server knows of a client."""
         return info_of(self.registry, self.config, client)
-
-
-class _RemoteEvaluator(Evaluator):
-    """Tests by the clients that are there; the server has no test data of its own."""
-
-    def __init__(self, view: View, placement: Placement, costs: Any) -> None:
-        super().__init__(cast(Federation, view), placement, costs)
-        self.registry = view.registry
-
-    def _sample(self, round_: int) -> list[int]:
-        present = set(self.registry.present)
-        return [client for client in super()._sample(round_) if client in present]
-
-    def _whole(self, server: Any, clients: Sequence[ClientId]) -> tuple[dict[str, tuple[float, float]], int]:
-        return {}, 0
 
 
 class Journal:
@@ -183,7 +153,7 @@ def serve(folder: Path, transport: Transport) -> dict[str, Any]:
     run_dir = RunDir(folder)
     status = Status(folder / "status.json")
     try:
-        summary = _Served(run_dir, experiment, deployment, transport, status).play()
+        summary = _Served(run_dir, experiment, deployment, transport, status).run()
         status("finished")
         return summary
     except BaseException as error:
@@ -204,54 +174,47 @@ class Status:
         files.write_json(self.path, {"state": state, "pid": os.getpid(), "time": time.time(), **facts})
 
 
-class _Served:
+class _Served(RoundLoop):
+    """The rounds of a deployment."""
+
     def __init__(
         self, run_dir: RunDir, experiment: str, deployment: Deployment, transport: Transport, status: Status
     ) -> None:
-        self.run_dir, self.rules, self.status = run_dir, deployment.rounds, status
+        self.rules, self.status = deployment.rounds, status
         config = Config.load(run_dir.file("config.toml"))
         Content.of(config, {}).check(run_dir.path)
         algorithm = load_algorithm(config.algorithm.name, config.algorithm.keys)
         self.journal = Journal(run_dir.file("events.jsonl"))
         self.registry = ClientRegistry(transport, config, experiment, self.journal, fixed=deployment.server.node_keys)
-        self.view = View(config, algorithm, self.registry)
-        self.clients = RemoteClients(
+        self.remote = self.clients = RemoteClients(
             transport, self.registry, config, algorithm, experiment, self.rules, self.journal, run_dir.path
         )
         self.placement = Placement.of(config.run.device, config.run.precision)
-        self.driver = make_driver(config.run.driver, self.placement)
-        self.store = Store(run_dir.states, algorithm.states, resident=True)  # stays empty: states are the clients'
-        self.identity = f"{config.hash()[:16]}-{experiment}"
-        self.round, self.void = 0, 0
-        self.server: State = Nothing()
+        view = DeployedView(config, algorithm, self.registry)
+        store = Store(run_dir.states, algorithm.states, resident=True)  # stays empty: states are the clients'
+        driver = make_driver("sequential", self.placement)
+        super().__init__(view, run_dir, store, driver, f"{config.hash()[:16]}-{experiment}")
+        self.evaluator = Evaluator(view, self.placement, self.driver.costs)
+        self.void = 0
 
-    def play(self) -> dict[str, Any]:
-        config, algorithm = self.view.config, self.view.algorithm
-        torch.set_num_threads(config.run.threads or torch.get_num_threads())
-        with self.placement.defaults():
-            found = self.run_dir.restore(self.store, algorithm.states, self.identity)
-            progress: dict[str, Any] = {}
-            if found is not None:
-                self.round, self.server, progress = found
+    def run(self) -> dict[str, Any]:
+        """Play the run to its end; its summary."""
+        with threads(self.view.config.run.server_threads), self.placement.defaults():
+            progress = self.restore() or {}
+            if progress:
                 self.registry.task = TaskFacts.model_validate(progress["task"])
-                self.clients.settled = {int(k): (key[0], key[1], key[2]) for k, key in progress["settled"].items()}
+                self.remote.settled = {int(k): (key[0], key[1], key[2]) for k, key in progress["settled"].items()}
                 self.journal("resumed", round=self.round)
             self._gather()
             if self.registry.task is None:
                 self.registry.task = self.registry.facts()
-            algorithm.check(self.view.task)
-            self.ledger = Ledger(cast(Federation, self.view), progress.get("ledger"))
-            self.evaluator = _RemoteEvaluator(self.view, self.placement, self.driver.costs)
-            if found is None:
-                self.server = algorithm.init_server(self.view.task, self.view.rng.at("server"))
-                self._record(None, 0.0)
-                self._save()
-            for round_ in range(self.round + 1, config.run.rounds + 1):
-                self._play(round_)
-        summary = self.ledger.summary(str(self.run_dir.path), len(self.clients.settled))
+            self.view.algorithm.check(self.view.task)
+            self.ledger = Ledger(self.view, progress.get("ledger"))
+            self.rounds()
+        summary = self.ledger.summary(str(self.run_dir.path), len(self.remote.settled), "deployed")
         summary["deployed"] = {
-            "experiment": self.clients.experiment,
-            "traffic": asdict(self.clients.traffic),
+            "experiment": self.remote.experiment,
+            "traffic": asdict(self.remote.traffic),
             "events": self.journal.counts,
         }
         files.write_json(self.run_dir.file("summary.json"), summary)
@@ -259,8 +222,13 @@ class _Served:
 
     # ---------------------------------------------------------------------------------------------- rounds
 
-    def _play(self, round_: int) -> None:
-        started, attempt = time.perf_counter(), 0
+    def play(self, round_: int) -> Played | None:
+        """Play a round, in as many attempts as the rules allow; None if it is void.
+
+        Raises:
+            TooFewClientsError: too many attempts in a row were void.
+        """
+        attempt = 0
         while True:
             attempt += 1
             self.status("running", round=round_, rounds=self.view.config.run.rounds, attempt=attempt)
@@ -268,37 +236,23 @@ class _Served:
             played = self._attempt(round_, attempt)
             if played is not None:
                 self.void = 0
-                self.clients.commit()
-                self.server = played.server
-                break
+                return played
             self.void += 1
             if self.void >= self.rules.max_void:
                 self.run_dir.append("rounds.jsonl", [{"round": round_, "void": True, "events": self.journal.take()}])
                 raise TooFewClientsError(
                     f"round {round_}: {self.void} attempts in a row were void (see {self.journal.path}); when the "
-                    f"cause is removed, go on with `polyfed deploy resume {self.run_dir.path}`"
+                    f"cause is removed, continue with `polyfed deploy resume {self.run_dir.path}`"
                 )
             if self.rules.on_error != "retry":
-                break
-        self.round = round_
-        self._record(played, time.perf_counter() - started)
-        self._save()
-        self.clients.sweep()
+                return None
 
     def _attempt(self, round_: int, attempt: int) -> Played | None:
         """One attempt at a round; None if it is void."""
-        cohort, wanted = self._cohort(round_)
-        self.clients.begin(attempt, wanted)
+        cohort = draw_connected(self.view, round_, self.registry.present, self.rules.oversample)
+        self.remote.begin(attempt, self.view.config.clients.wanted if self.rules.oversample else None)
         try:
-            return play_round(
-                cast(Federation, self.view),
-                self.server,
-                round_,
-                self.clients,
-                self.driver,
-                score=self._due(round_),
-                cohort=cohort,
-            )
+            return play_round(self.view, self.server, cohort, self.clients, self.driver, score=self.due(round_))
         except ClientFailedError:
             raise
         except Exception as error:  # too few replies, or replies that the algorithm cannot put together
@@ -309,23 +263,45 @@ class _Served:
             self.journal("void", round=round_, attempt=attempt, reason=f"{type(error).__name__}: {error}")
             return None
 
-    def _cohort(self, round_: int) -> tuple[Cohort, int | None]:
-        """Who is asked, and how many answers are enough; as `draw_cohort` where everyone is there."""
-        config = self.view.config
-        rng = self.view.rng.at("round", round_)
-        wanted = config.clients.wanted
-        present = self.registry.present
-        count = min(len(present), oversampled(wanted, self.rules.oversample))
-        draws = rng.at("cohort").numpy()
-        if count == len(present):
-            chosen = present
-        elif config.clients.selection == "by-capacity":
-            weighted = Weighted([self.view.info(client).capacity for client in present])
-            chosen = [present[i] for i in weighted.draw(draws, count)]
-        else:
-            chosen = sorted(int(k) for k in draws.choice(present, count, replace=False))
-        cohort = Cohort(tuple(map(self.view.info, chosen)), round_, config.run.rounds, rng.at("server"))
-        return cohort, wanted if self.rules.oversample else None
+    def chosen(self, round_: int) -> list[ClientId]:
+        """The sampled clients that are connected."""
+        present = set(self.registry.present)
+        return [client for client in super().chosen(round_) if client in present]
+
+    def evaluate(self, server: State, round_: int, played: Played | None) -> Evaluation | None:
+        """Evaluate; None if no client told how it did."""
+        found = super().evaluate(server, round_, played)
+        return found if found is not None and found.scores else None
+
+    def facts(self, played: Played | None) -> dict[str, Any]:
+        """Who replied, how long each client took, and what happened beside the round."""
+        facts: dict[str, Any] = {"events": self.journal.take()}
+        if played is not None:
+            kept = self.remote.kept
+            return {
+                "replies": len(kept),
+                "client_seconds": {str(k): self.remote.seconds.get(k, {}) for k in kept},
+                **facts,
+            }
+        return {"void": True, **facts} if self.round else facts
+
+    def ended(self, row: dict[str, Any]) -> None:
+        """Forget the requests that nobody will answer any more."""
+        self.remote.sweep()
+
+    def checkpoint_due(self, round_: int) -> bool:
+        """After every round: a client's state is of the round that the server remembers."""
+        return True
+
+    def progress(self) -> dict[str, Any]:
+        """The ledger, the task, and which exchange each client's state is of."""
+        assert self.registry.task is not None
+        self.ledger.peaked(process_peak())
+        return {
+            "ledger": self.ledger.progress,
+            "settled": {str(client): key for client, key in self.remote.settled.items()},
+            "task": self.registry.task.model_dump(mode="json"),
+        }
 
     # ---------------------------------------------------------------------------------------------- clients
 
@@ -356,40 +332,3 @@ class _Served:
             if time.monotonic() > end:
                 return False
             time.sleep(max(self.rules.poll, 0.01))
-
-    # ---------------------------------------------------------------------------------------------- records
-
-    def _due(self, round_: int) -> bool:
-        run = self.view.config.run
-        return round_ % run.eval_every == 0 or round_ == run.rounds
-
-    def _record(self, played: Played | None, seconds: float) -> None:
-        run = self.view.config.run
-        row: dict[str, Any] = {"round": self.round, "rounds": run.rounds}
-        if played is not None:
-            row |= self.ledger.round(played, seconds)
-            row["replies"] = len(self.clients.kept)
-            row["client_seconds"] = {str(k): self.clients.seconds.get(k, {}) for k in sorted(self.clients.kept)}
-        elif self.round:
-            row["void"] = True
-        found: Evaluation | None = None
-        if self._due(self.round):
-            found = self.evaluator.evaluate(self.server, self.clients, self.round, played.reports if played else None)
-            if found.scores:
-                row |= self.ledger.evaluation(self.round, found)
-            else:
-                found = None
-        row["totals"] = self.ledger.totals()
-        row["events"] = self.journal.take()
-        self.run_dir.append("rounds.jsonl", [row])
-        self.run_dir.append("clients.jsonl", client_rows(cast(Federation, self.view), self.round, played, found))
-
-    def _save(self) -> None:
-        assert self.registry.task is not None
-        self.ledger.peaked(process_peak())
-        progress = {
-            "ledger": self.ledger.progress,
-            "settled": {str(client): key for client, key in self.clients.settled.items()},
-            "task": self.registry.task.model_dump(mode="json"),
-        }
-        self.run_dir.save(self.round, self.server, self.store, progress, self.identity)
