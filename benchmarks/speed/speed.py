@@ -4,6 +4,7 @@ The contestants take turns at each workload, several times, in one process. The 
 the same turn, and the table has the medians. The script repeats a turn during which other programs used the processor.
 `--only` selects workloads; `--out` writes the table as JSON. The script reads real data from $POLYFED_DATA if it holds
 them, and else takes images of noise of the same shape: the times do not depend on what the images show.
+`--device cuda` measures everything, the bare loop included, on a GPU.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from polyfed.config import Config
 from polyfed.execute.placement import Placement
 from polyfed.models.zoo import build
 from polyfed.parallel import setup
-from polyfed.parallel.setup import Execution
+from polyfed.parallel.setup import Execution, execution_choice
 from polyfed.rounds.federation import Federation, prepare
 from polyfed.rounds.round import play_round
 from polyfed.rounds.selection import draw_cohort
@@ -43,6 +44,8 @@ CNNS = ["cnn1", "cnn2", "cnn3", "cnn4", "cnn5"]
 HERE = Path(__file__).parent
 
 Sample = Callable[[], float]
+#: Where everything is measured; --device changes it.
+DEVICE = torch.device("cpu")
 
 
 def pictures(name: str, count: int, shape: tuple[int, ...], folder: Path) -> dict[str, Any]:
@@ -61,10 +64,10 @@ class Library:
 
     def __init__(self, sections: dict[str, Any], stack: ExitStack, like: Federation | None = None, **run: Any) -> None:
         folder = Path(tempfile.mkdtemp(prefix="polyfed-speed-"))
-        told = {"rounds": 10_000, "eval_every": 10_000, "targets": [], **run}
+        told = {"rounds": 10_000, "eval_every": 10_000, "targets": [], "device": DEVICE.type, **run}
         config = Config.model_validate({**sections, "run": told}).resolved()
         self.federation = replace(like, config=config) if like else prepare(config)
-        self.placement = Placement.of("cpu", config.run.precision)
+        self.placement = Placement.of(config.run.device, config.run.precision)
         algorithm = self.federation.algorithm
         self.store = Store(folder, algorithm.states, resident=True)
         self.execution = Execution(self.federation, self.store, self.placement)
@@ -96,8 +99,8 @@ class Library:
         """The same data for the bare loop."""
         data, partition = self.federation.dataset, self.federation.partition
         take = partition.train if part == "train" else partition.test
-        rows = [torch.tensor(take(k)) for k in range(self.federation.config.clients.count)]
-        return bare.Images(data.x, data.y, rows, data.mean, data.std)
+        rows = [torch.tensor(take(k), device=DEVICE) for k in range(self.federation.config.clients.count)]
+        return bare.Images(data.x.to(DEVICE), data.y.to(DEVICE), rows, data.mean, data.std)
 
 
 def timed(work: Callable[[], Any]) -> Sample:
@@ -106,6 +109,8 @@ def timed(work: Callable[[], Any]) -> Sample:
     def sample() -> float:
         started = time.perf_counter()
         work()
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
         return time.perf_counter() - started
 
     return sample
@@ -125,7 +130,7 @@ def fedmrl(
     sequential = Library(sections, stack, driver="sequential")
     like = sequential.federation  # the data are read once
     made = {"sequential": sequential, "auto": Library(sections, stack, like, driver="auto")}
-    if setup.slower() < 1:  # elsewhere bfloat16 is emulated, and there is nothing to measure
+    if DEVICE.type == "cuda" or setup.slower() < 1:  # elsewhere bfloat16 is emulated, and there is nothing to measure
         made["auto, bf16"] = Library(sections, stack, like, driver="auto", precision="bf16")
     return made
 
@@ -133,9 +138,10 @@ def fedmrl(
 def bare_fedmrl(library: Library, part: str = "train") -> bare.FedMRL:
     """The hand-written FedMRL with the library's networks and data."""
     larges = [
-        build(CNNS[k % 5], input_shape=(3, 32, 32), num_classes=10)._build() for k in range(len(library.images().rows))
+        build(CNNS[k % 5], input_shape=(3, 32, 32), num_classes=10)._build().to(DEVICE)
+        for k in range(len(library.images().rows))
     ]
-    small = build("cnn5(rep_dim=100)", input_shape=(3, 32, 32), num_classes=10)._build()
+    small = build("cnn5(rep_dim=100)", input_shape=(3, 32, 32), num_classes=10)._build().to(DEVICE)
     return bare.FedMRL(library.images(part), larges, small, 100, 500)
 
 
@@ -164,7 +170,7 @@ def workload_fedavg(model: str, clients: int, flip: bool) -> Callable[[Path, Exi
         }
         sequential = Library(sections, stack, driver="sequential")
         auto = Library(sections, stack, sequential.federation, driver="auto")
-        hand = bare.FedAvg(sequential.images(), sequential.federation.own(0)._build())
+        hand = bare.FedAvg(sequential.images(), sequential.federation.own(0)._build().to(DEVICE))
         work = lambda: hand.round(epochs=1, batch_size=10, lr=0.05, augment=False)  # noqa: E731
         return {"bare": timed(work), "sequential": sequential.round, "auto": auto.round}
 
@@ -211,9 +217,13 @@ def children() -> list[int]:
 
 
 def chosen(sample: Any) -> dict[str, Any]:
-    """What ``auto`` chose: executions, sizes of stacks, workers."""
-    choice = sample.__self__.setup.choice
-    return {"choice": choice.by_kind, "stacks": choice.stack, "workers": choice.workers}
+    """What the rule chose for each kind of client, and how many processes there are."""
+    library: Library = sample.__self__
+    infos = [library.federation.info(k) for k in range(library.federation.config.clients.count)]
+    kinds = {(info.architecture, info.capacity): info for info in infos}
+    choice = execution_choice(library.federation)
+    made = {f"{name} at {capacity:g}": asdict(choice.of(info)) for (name, capacity), info in kinds.items()}
+    return {"kinds": made, "workers": library.execution.count}
 
 
 def measure(name: str, turns: int, patience: int) -> dict[str, Any]:
@@ -255,25 +265,31 @@ def measure(name: str, turns: int, patience: int) -> dict[str, Any]:
 
 def main() -> None:
     """Measure and print."""
+    global DEVICE
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", choices=WORKLOADS, default=list(WORKLOADS))
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--patience", type=int, default=20, help="noisy turns that are repeated")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    found = {}
-    for name in options.only:
-        found[name] = measure(name, options.turns, options.patience)
-        print(json.dumps(found[name]))
-    if options.out:
-        threads = torch.get_num_threads()
-        known = json.loads(options.out.read_text())["results"] if options.out.exists() else {}
-        found = {
-            name: (found if name in found else known)[name] for name in WORKLOADS if name in found or name in known
-        }
-        options.out.write_text(
-            json.dumps({"threads": threads, "torch": torch.__version__, "results": found}, indent=2) + "\n"
-        )
+    DEVICE = Placement.of(options.device, "fp32").device
+    with Placement.of(options.device, "fp32").defaults():
+        for name in options.only:
+            found = measure(name, options.turns, options.patience)
+            print(json.dumps(found), flush=True)
+            if options.out:
+                keep(options.out, name, found)
+
+
+def keep(path: Path, name: str, found: dict[str, Any]) -> None:
+    """Put a workload's results into a file beside those of others."""
+    known = json.loads(path.read_text())["results"] if path.exists() else {}
+    results = {workload: {**known, name: found}[workload] for workload in WORKLOADS if workload in {*known, name}}
+    facts: dict[str, Any] = {"threads": torch.get_num_threads(), "torch": torch.__version__}
+    if DEVICE.type == "cuda":
+        facts["gpu"] = torch.cuda.get_device_name(DEVICE)
+    path.write_text(json.dumps({**facts, "results": results}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
