@@ -17,7 +17,7 @@ import torch
 
 import polyfed
 from polyfed.base import files
-from polyfed.base.errors import CheckpointError, RunDirError
+from polyfed.base.errors import CheckpointError, ConfigError, RunDirError
 from polyfed.config import Config
 from polyfed.config.profiles import to_csv
 from polyfed.core.message import State
@@ -56,6 +56,8 @@ def simulate(config: Config, *, out: Path | None = None, callback: Callback | No
         PolyfedError: bad input, a diverging loss, a full disk.
         Interrupted: Ctrl-C, after a checkpoint.
     """
+    if faults := config.check():  # a Config that was put together by hand was not checked as a whole
+        raise ConfigError(*faults)
     config = config.resolved()
     folder = (
         out or Path("runs") / f"{config.run.name}-{config.algorithm.name.split(':')[-1]}-{datetime.now():%Y%m%d-%H%M%S}"

@@ -295,7 +295,7 @@ def test_other_process_same_run(subject: Subject, child: Child) -> None:
     the data set, an object both hold.
     """
     reference = subject.run("sequential", "fp32")
-    there = play(subject.federation(), elsewhere(child))
+    there = play(subject.federation(), elsewhere(child, subject.folder))
     for round_, (left, right) in enumerate(zip(there.servers, reference.servers, strict=True)):
         assert not differences(left, right), f"the server's state after round {round_}"
     expected = {client: digest(state) for client, state in reference.privates.items()}

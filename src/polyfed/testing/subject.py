@@ -181,9 +181,9 @@ def wired(federation: Federation, driver: Sequential) -> Wired:
     return Wired(federation, driver, memory(federation))
 
 
-def elsewhere(child: Child) -> Callable[[Federation, Sequential], ProcessClients]:
+def elsewhere(child: Child, folder: Path) -> Callable[[Federation, Sequential], ProcessClients]:
     """Clients in another process, for `play`."""
-    return lambda federation, driver: ProcessClients(child, federation, driver.placement)
+    return lambda federation, _: ProcessClients(child, federation, folder)
 
 
 @contextmanager
