@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import small
 import torch
 from small import config
 
@@ -22,7 +23,7 @@ from polyfed.storage.state_store import Store
 
 def test_no_algorithm_leaves_a_tensor_on_the_cpu() -> None:
     # In a process of its own: the name of the device that is not there cannot be taken back.
-    command = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("pretend.py"))]
+    command = [sys.executable, "-W", "ignore", str(Path(small.__file__).with_name("pretend.py"))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     tried = [line.split()[0] for line in done.stdout.splitlines()]
     assert (done.returncode, tried) == (0, list(ALGORITHMS)), done.stderr[-3000:]

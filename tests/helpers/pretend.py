@@ -1,4 +1,4 @@
-"""A GPU that is not there: `python tests/gpu/pretend.py [ALGORITHM ...]` finds tensors left on the CPU, by any torch.
+"""A GPU that is not there: `python tests/helpers/pretend.py [ALGORITHM ...]` finds tensors that stay on the CPU.
 
 Tensors on it are torch's fake ones, of shape and device alone; an operation on two devices is an error, as on a GPU.
 Each function that an algorithm trains or sums by takes a step there, alone and stacked, and each model predicts there,
