@@ -114,7 +114,7 @@ def contestant(case: str, clients: int, scratch: Path) -> None:
 
         setattr(Store, name, outer)
 
-    for name in ("get", "put", "save", "settle"):
+    for name in ("get", "put", "save", "prune"):
         timed(name)
     window, filled = CASES[case][0], CASES[case][1].get("filled", False)
     found: dict[str, Any] = {"case": case, "clients": clients}

@@ -324,8 +324,12 @@ def encode(message: Message) -> bytes:
     Raises:
         MessageError: the value is not a `Message` (a `State`, say), or holds what cannot travel, or too much of it.
     """
-    header, tensors = _layout(message)
-    return b"".join(_chunks(header, tensors))
+    return b"".join(encoded(message))
+
+
+def encoded(message: Message) -> Iterator[bytes | memoryview]:
+    """What `encode` joins, piece by piece: to be written without a second copy in memory. Errors as there."""
+    yield from _chunks(*_layout(message))
 
 
 def _chunks(header: bytes, tensors: list[tuple[str, Tensor]]) -> Iterator[bytes | memoryview]:
@@ -351,16 +355,16 @@ def _shape(told: Any) -> tuple[int, ...]:
     return shape
 
 
-def decode(data: bytes, *known: type[Message], limit: int | None = None) -> Message:
+def decode(data: bytes | bytearray, *known: type[Message], limit: int | None = None) -> Message:
     """Rebuild a message from its bytes.
 
     Args:
-        data: what `encode` wrote.
+        data: what `encode` wrote; a bytearray becomes the message's own memory.
         known: the message classes that may arrive here; nothing else is built.
         limit: the most bytes that are accepted.
 
     Returns:
-        The message; its tensors are views of one private copy of ``data``.
+        The message; its tensors are views of one private copy of ``data``, or of the bytearray itself.
 
     Raises:
         MessageError: foreign, truncated, oversized or damaged bytes, or a message that is not one of ``known``.
@@ -383,9 +387,10 @@ def decode(data: bytes, *known: type[Message], limit: int | None = None) -> Mess
         skeleton = header["tree"]
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise MessageError(f"the header is damaged ({type(error).__name__}: {error})") from error
-    buffer = bytearray(memoryview(data)[start:])  # one writable copy, shared by all tensors
+    # One writable buffer, shared by all tensors.
+    buffer, origin = (data, start) if isinstance(data, bytearray) else (bytearray(memoryview(data)[start:]), 0)
     tensors: list[Tensor] = []
-    offset = 0
+    offset = origin
     for dtype, shape in table:
         count = math.prod(shape)
         nbytes = count * dtype.itemsize

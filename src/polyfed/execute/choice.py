@@ -47,6 +47,10 @@ RULES: Mapping[str, Rule] = {
 }
 
 
+#: Bytes of weights that a stack may hold: what a step of all of them moves should fit a processor's caches.
+STACK_BYTES = 16e6
+
+
 @dataclass(frozen=True)
 class Chosen:
     """How a kind of client is executed.
@@ -116,8 +120,10 @@ def choose(models: Mapping[str, SplitModel], plan: LocalSGD, input_shape: tuple[
     rule = RULES[kind_of_network(models, flops)]
     step = 3 * flops * plan.batch_size  # a backward pass costs about two forward ones
     random = any(model.random for model in models.values())  # stacked draws would differ
-    if step <= rule.stacked_up_to and together >= 2 and not random:
-        return Chosen("stacked", rule.size, rule.layout, step)
+    weights = 4 * sum(shape.numel() for model in models.values() for shape in model.shapes.values())
+    size = min(rule.size, int(STACK_BYTES // max(1, weights)))
+    if step <= rule.stacked_up_to and together >= 2 and size >= 2 and not random:
+        return Chosen("stacked", size, rule.layout, step)
     return Chosen(rule.layout, 1, rule.layout, step)
 
 

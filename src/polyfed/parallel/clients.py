@@ -22,7 +22,7 @@ from polyfed.parallel.pool import Job, Pool
 from polyfed.rounds.clients import SimulatedClients
 from polyfed.rounds.federation import Federation, prepare
 from polyfed.rounds.scoring import Score
-from polyfed.rounds.unit import Down, Finished, UnitRunner
+from polyfed.rounds.unit import Down, Finished, Report, UnitRunner
 from polyfed.storage.state_store import Store
 
 #: Clients that a worker tests at a time: their states are in memory together.
@@ -124,15 +124,13 @@ class WorkerClients(SimulatedClients):
         longest = sorted(units, key=lambda unit: -sum(map(self._length, unit)))
         jobs = (self._job("train", round_, mail, unit, score) for unit in longest)
         algorithm = self.federation.algorithm
+
+        def unpacked(private: Pieces, upload: Pieces | None, report: Report) -> Finished:
+            sent = None if upload is None else assemble(upload, *algorithm.messages)
+            return Finished(assemble(private, *algorithm.states), sent, report)
+
         for packed in self._answers(jobs):
-            yield {
-                client: Finished(
-                    assemble(private, *algorithm.states),
-                    None if upload is None else assemble(upload, *algorithm.messages),
-                    report,
-                )
-                for client, (private, upload, report) in packed.items()
-            }
+            yield {client: unpacked(*packed.pop(client)) for client in list(packed)}
 
     def _test(self, round_: int, down: Down) -> Iterator[dict[ClientId, Score]]:
         clients = sorted(down)
@@ -143,9 +141,10 @@ class WorkerClients(SimulatedClients):
 
     def _answers(self, jobs: Iterator[Job]) -> Iterator[Any]:
         seconds = Counter[int]()
-        for worker, (answer, counting) in self.pool.each(jobs):
-            seconds[worker] += counting
-            yield answer
+        for worker, found in self.pool.each(jobs):
+            seconds[worker] += found[1]
+            yield found[0]
+            del found  # the next answer may be long in coming
         self.driver.costs.seconds += max(seconds.values(), default=0.0)
 
     def _job(self, name: str, round_: int, mail: _Mail, unit: Down, *more: Any) -> Job:

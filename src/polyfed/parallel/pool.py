@@ -116,6 +116,7 @@ class Pool:
                         raise answer
                     self._next(worker, left, busy)  # first, so that it has work while the answer is looked at
                     yield worker, answer
+                    del answer  # the next may be long in coming
         except BaseException:  # Ctrl-C, most of all; or nobody wants the rest
             self._abandon(busy, asked)
             raise

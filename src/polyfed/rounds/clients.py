@@ -82,9 +82,11 @@ class SimulatedClients(ABC):
         self._round = request.cohort.round
         self._pending.begin()
         for finished in self._train(self._round, self._units(infos.values(), request.down), score=score):
-            for client, end in finished.items():
+            for client in sorted(finished):
+                end = finished.pop(client)  # nobody else holds on to an upload
                 self._pending.put(client, end.private)
                 yield infos[client], end.upload, end.report
+                del end
 
     def gathering(self, request: Exchange, counted: Iterable[ClientId] | None = None) -> Gathering:
         """Where the replies to a request are added up."""
@@ -97,6 +99,7 @@ class SimulatedClients(ABC):
             for info, upload, report in self.work(request, score=score):
                 gathering.put(info, upload)
                 reports[info.id] = report
+                del upload
             return gathering.settle(request.down, {}), dict(sorted(reports.items()))
 
     def private(self, client: ClientId) -> Any:

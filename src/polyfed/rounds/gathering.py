@@ -15,7 +15,7 @@ from types import TracebackType
 from polyfed.base.types import ClientId
 from polyfed.core.clients import ClientInfo
 from polyfed.core.gather import Declared, Fold, Gathered
-from polyfed.core.message import Message, decode, encode
+from polyfed.core.message import Message, decode, encoded
 from polyfed.storage.spool import Place, Spool
 
 
@@ -57,7 +57,7 @@ class Gathering:
             self._advance()
         else:
             wanted = upload is not None and self._needed
-            self._waiting[client.id] = (client, self._spool.put(encode(upload)) if wanted and upload else None)
+            self._waiting[client.id] = (client, self._spool.put(encoded(upload)) if wanted and upload else None)
 
     def settle(self, counted: Iterable[ClientId], failed: Mapping[ClientId, str]) -> Gathered:
         """All replies that count are there: fold the rest of them.

@@ -136,6 +136,7 @@ class TimedClients:
             for info, upload, report in self.clients.work(replace(request, down=present), score=score):
                 gathering.put(info, upload)
                 reports[info.id] = report
+                del upload
             kept, failed = self._ended(cohort, asked, present, dict(sorted(reports.items())))
             return gathering.settle(kept, {client: REASONS[reason] for client, reason in failed.items()}), kept
 

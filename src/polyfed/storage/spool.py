@@ -6,9 +6,9 @@ The file has no name, so nothing of it is left behind, however the process ends.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from polyfed.base.errors import StorageError
 from polyfed.base.types import ClientId
@@ -28,11 +28,11 @@ class Spool:
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
-        self._file: IO[bytes] | None = None
+        self._file: Any = None
         self._end = 0
 
-    def put(self, data: bytes) -> Place:
-        """Write ``data``; returns where it lies.
+    def put(self, pieces: Iterable[bytes | memoryview]) -> Place:
+        """Write the pieces one behind the other; returns where they lie.
 
         Raises:
             StorageError: the disk is full, or the folder cannot be written to.
@@ -41,24 +41,25 @@ class Spool:
             if self._file is None:
                 if self._folder is not None:
                     self._folder.mkdir(parents=True, exist_ok=True)
-                self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - held until close()
+                self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115 - held until close()
             self._file.seek(self._end)
-            self._file.write(data)
-            self._file.flush()
+            length = sum(self._file.write(piece) for piece in pieces)
         except OSError as error:
             raise StorageError(
-                f"could not write {len(data):,} bytes below {self._folder or tempfile.gettempdir()}: "
+                f"could not write below {self._folder or tempfile.gettempdir()}: "
                 f"{error.strerror or error}; make room, then resume"
             ) from error
-        place = (self._end, len(data))
-        self._end += len(data)
+        place = (self._end, length)
+        self._end += length
         return place
 
-    def get(self, place: Place) -> bytes:
+    def get(self, place: Place) -> bytearray:
         """The bytes that lie there."""
         assert self._file is not None, "something was put before"
+        data = bytearray(place[1])
         self._file.seek(place[0])
-        return self._file.read(place[1])
+        self._file.readinto(data)
+        return data
 
     def close(self) -> None:
         """Delete everything; the spool can be used again."""
@@ -93,12 +94,12 @@ class PendingStates:
     def put(self, client: ClientId, state: State) -> None:
         """What a client keeps of this exchange."""
         self._before[client] = self._states.get(client)
-        self._states[client] = state if self._spool is None else self._spool.put(state_files.dump(state))
+        self._states[client] = state if self._spool is None else self._spool.put([state_files.dump(state)])
 
     def get(self, client: ClientId) -> Any:
         """What a client keeps so far."""
         found = self._states[client]
-        return found if self._spool is None else state_files.unpack(self._spool.get(found), *self._kinds)
+        return found if self._spool is None else state_files.unpack(bytes(self._spool.get(found)), *self._kinds)
 
     def discard(self, client: ClientId) -> None:
         """Take back what a client kept of this exchange: its reply does not count."""

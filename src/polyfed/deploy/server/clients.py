@@ -177,12 +177,14 @@ class RemoteClients:
         end = time.monotonic() + self.rounds.deadline
 
         def send(clients: list[ClientId]) -> None:
-            told = [self._request(kind, key, client, down[client], score, encoded, end) for client in clients]
-            for client, ticket in zip(clients, self.transport.push(told), strict=True):
-                if ticket is None:
-                    fail(client, "the engine did not take the message")
-                else:
-                    waiting[ticket] = client
+            few = max(1, _AT_ONCE // max(1, largest))  # no more copies of a message in memory than that
+            for some in (clients[k : k + few] for k in range(0, len(clients), few)):
+                requests = [self._request(kind, key, client, down[client], score, encoded, end) for client in some]
+                for client, ticket in zip(some, self.transport.push(requests), strict=True):
+                    if ticket is None:
+                        fail(client, "the engine did not take the message")
+                    else:
+                        waiting[ticket] = client
 
         def fail(client: ClientId, reason: str) -> None:
             # It may quote what a client made up: no terminal's commands, no megabytes of a name.
@@ -232,6 +234,7 @@ class RemoteClients:
                 if gathering is not None:
                     gathering.put(infos[client], message)
                 found.answers[client], found.sizes[client] = answer, measure(message)
+                del reply, message
             if not arrived:
                 time.sleep(self.rounds.poll)
         full = enough is not None and len(found.answers) >= enough

@@ -16,6 +16,5 @@ def pack(header: str, body: bytes | None) -> bytes:
 
 def unpack(data: bytes) -> Frame:
     """The frame of `pack`."""
-    length = int.from_bytes(data[:8], "little")
-    rest = data[8 + length :]
-    return data[8 : 8 + length].decode(), None if rest[:1] == b"-" else rest[1:]
+    start = 8 + int.from_bytes(data[:8], "little")
+    return data[8:start].decode(), None if data[start : start + 1] == b"-" else data[start + 1 :]
