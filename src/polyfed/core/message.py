@@ -151,28 +151,34 @@ def flatten(record: Record) -> tuple[Any, list[tuple[str, Tensor]]]:
         ``"indices"``, in that order.
     """
     tensors: list[tuple[str, Tensor]] = []
+    return _skeleton(record, "values", record, tensors), tensors
 
-    def walk(value: Any, kind: str) -> Any:
-        if isinstance(value, Tensor):
-            tensors.append((kind, value))
-            return {"t": len(tensors) - 1}
-        if isinstance(value, State) and isinstance(record, Message):
-            raise MessageError(f"{type(value).__qualname__} is a State: it must not leave its owner")
-        if isinstance(value, Record):
-            fields = dataclasses.fields(value)  # pyright: ignore[reportArgumentType]
-            inner = {f.name: walk(getattr(value, f.name), _kind(f.type)) for f in fields}
-            return {"r": type(value).__name__, "f": inner}
-        if isinstance(value, Mapping):
-            entries = typing.cast(Mapping[Any, Any], value)
-            integer = bool(entries) and all(isinstance(key, int) for key in entries)
-            return {"i" if integer else "m": {str(key): walk(item, kind) for key, item in entries.items()}}
-        if isinstance(value, tuple):
-            return [walk(item, kind) for item in typing.cast(tuple[Any, ...], value)]
-        if value is None or isinstance(value, bool | int | float | str):
-            return value
-        raise MessageError(f"{type(record).__qualname__} holds a {type(value).__qualname__}, which cannot travel")
 
-    return walk(record, "values"), tensors
+def _skeleton(value: Any, kind: str, record: Record, tensors: list[tuple[str, Tensor]]) -> Any:
+    """The skeleton of a part of ``record``; its tensors are added to ``tensors``.
+
+    A function of the module, as `_built` is: a closure that calls itself would be a cycle, and keep the tensors until
+    the garbage collector comes by.
+    """
+    if isinstance(value, Tensor):
+        tensors.append((kind, value))
+        return {"t": len(tensors) - 1}
+    if isinstance(value, State) and isinstance(record, Message):
+        raise MessageError(f"{type(value).__qualname__} is a State: it must not leave its owner")
+    if isinstance(value, Record):
+        fields = dataclasses.fields(value)  # pyright: ignore[reportArgumentType]
+        inner = {f.name: _skeleton(getattr(value, f.name), _kind(f.type), record, tensors) for f in fields}
+        return {"r": type(value).__name__, "f": inner}
+    if isinstance(value, Mapping):
+        entries = typing.cast(Mapping[Any, Any], value)
+        integer = bool(entries) and all(isinstance(key, int) for key in entries)
+        made = {str(key): _skeleton(item, kind, record, tensors) for key, item in entries.items()}
+        return {"i" if integer else "m": made}
+    if isinstance(value, tuple):
+        return [_skeleton(item, kind, record, tensors) for item in typing.cast(tuple[Any, ...], value)]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise MessageError(f"{type(record).__qualname__} holds a {type(value).__qualname__}, which cannot travel")
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -207,35 +213,8 @@ def unflatten(skeleton: Any, tensors: list[Tensor], *known: type[Record]) -> Rec
     for cls in known:
         classes |= {cls.__name__: cls, **cls.nested}
 
-    def build(node: Any) -> Any:
-        if isinstance(node, list):
-            return tuple(build(item) for item in typing.cast(list[Any], node))
-        if not isinstance(node, dict):
-            return node
-        entries = typing.cast(dict[str, Any], node)
-        if "t" in entries:
-            return unused.pop(entries["t"])
-        if "m" in entries:
-            return {key: build(item) for key, item in entries["m"].items()}
-        if "i" in entries:
-            return {int(key): build(item) for key, item in entries["i"].items()}
-        cls = classes.get(entries["r"])
-        if cls is None:
-            raise MessageError(f"got a {entries['r']!r}; expected one of {', '.join(sorted(classes))}")
-        got, expected = set(entries["f"]), {f.name for f in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
-        if got != expected:
-            raise MessageError(f"{cls.__qualname__} came with fields {sorted(got)}; expected {sorted(expected)}")
-        values = {key: build(item) for key, item in entries["f"].items()}
-        for f in dataclasses.fields(cls):  # pyright: ignore[reportArgumentType]
-            if not _fits(values[f.name], f.type):
-                kind = type(values[f.name]).__name__
-                raise MessageError(
-                    f"{cls.__qualname__}.{f.name} came as {kind}, which is not what it declares: {f.type}"
-                )
-        return cls(**values)
-
     try:
-        built = build(skeleton)
+        built = _built(skeleton, unused, classes)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise MessageError(f"the structure of the message is damaged ({type(error).__name__}: {error})") from error
     if unused:
@@ -243,6 +222,33 @@ def unflatten(skeleton: Any, tensors: list[Tensor], *known: type[Record]) -> Rec
     if not isinstance(built, Record):
         raise MessageError(f"the message is a {type(built).__name__}; expected one of {', '.join(sorted(classes))}")
     return built
+
+
+def _built(node: Any, unused: dict[int, Tensor], classes: Mapping[str, type[Record]]) -> Any:
+    """A part of a record from its skeleton; takes its tensors out of ``unused``."""
+    if isinstance(node, list):
+        return tuple(_built(item, unused, classes) for item in typing.cast(list[Any], node))
+    if not isinstance(node, dict):
+        return node
+    entries = typing.cast(dict[str, Any], node)
+    if "t" in entries:
+        return unused.pop(entries["t"])
+    if "m" in entries:
+        return {key: _built(item, unused, classes) for key, item in entries["m"].items()}
+    if "i" in entries:
+        return {int(key): _built(item, unused, classes) for key, item in entries["i"].items()}
+    cls = classes.get(entries["r"])
+    if cls is None:
+        raise MessageError(f"got a {entries['r']!r}; expected one of {', '.join(sorted(classes))}")
+    got, expected = set(entries["f"]), {f.name for f in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
+    if got != expected:
+        raise MessageError(f"{cls.__qualname__} came with fields {sorted(got)}; expected {sorted(expected)}")
+    values = {key: _built(item, unused, classes) for key, item in entries["f"].items()}
+    for f in dataclasses.fields(cls):  # pyright: ignore[reportArgumentType]
+        if not _fits(values[f.name], f.type):
+            kind = type(values[f.name]).__name__
+            raise MessageError(f"{cls.__qualname__}.{f.name} came as {kind}, which is not what it declares: {f.type}")
+    return cls(**values)
 
 
 #: A record in pieces: its skeleton, and type, shape and memory of each tensor.

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from polyfed.base.errors import ConfigError
+from polyfed.base.memory import map_large_blocks
 from polyfed.config import Config
 from polyfed.config.config import cores
 from polyfed.core.clients import ClientInfo
@@ -77,6 +78,7 @@ class Execution:
         source = self.federation if can_fork() and threads == 1 else self.federation.config
         makers: list[Make] = [partial(_worker, source, _on(self.placement, number)) for number in range(self.count)]
         self._pool = Pool(makers, self.close, threads=threads)
+        map_large_blocks()  # after the forks, which train
         return WorkerClients(self.federation, self.driver, self.store, self._pool, self.scratch)
 
     def peak(self) -> int:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from polyfed.base.errors import ModelError
+from polyfed.base.memory import give_back
 from polyfed.base.rng import Rng
 from polyfed.base.types import ClientId
 from polyfed.config import Config, load_algorithm
@@ -242,7 +241,7 @@ def prepare(config: Config) -> Federation:
     check_networks(federation.algorithm, federation.task)
     if federation.algorithm.holdout:
         federation.local(partition.smallest, 0)  # too few examples are told before the run
-    _give_back()
+    give_back()
     return federation
 
 
@@ -253,9 +252,3 @@ def _load(config: Config) -> Dataset:
         image_size=config.data.image_size,
         **config.data.options,
     )
-
-
-def _give_back() -> None:
-    """Return freed memory to the system: of dealing five million rows, glibc keeps 200 MB for later."""
-    with suppress(AttributeError, OSError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)

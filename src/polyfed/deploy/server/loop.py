@@ -20,6 +20,7 @@ from typing import Any
 
 from polyfed.base import files
 from polyfed.base.errors import ConfigError, PolyfedError, RunDirError
+from polyfed.base.memory import map_large_blocks
 from polyfed.base.types import ClientId
 from polyfed.config import Config, load_algorithm
 from polyfed.core.algorithm import Algorithm, Task
@@ -199,6 +200,7 @@ class _Served(RoundLoop):
 
     def run(self) -> dict[str, Any]:
         """Play the run to its end; its summary."""
+        map_large_blocks()
         with threads(self.view.config.run.server_threads), self.placement.defaults():
             progress = self.restore() or {}
             if progress:
