@@ -207,7 +207,7 @@ class CoverageMean(Gather):
         """One more upload.
 
         Raises:
-            MessageError: a tensor does not hold as many values as the mask keeps.
+            MessageError: a tensor does not hold as many values as the mask keeps, or has another shape than before.
         """
         mask = self.mask(client)
         for name, kept in value.items():
@@ -216,6 +216,8 @@ class CoverageMean(Gather):
                 sums = torch.zeros(whole.shape, dtype=torch.float64, device=kept.device)
                 total[name] = (sums, torch.zeros(whole.shape, dtype=torch.int64, device=kept.device), kept.dtype)
             sums, count, _ = total[name]
+            if whole.shape != sums.shape:
+                raise MessageError(f"{name!r} came with shape {tuple(whole.shape)}; expected {tuple(sums.shape)}")
             if kept.numel() != int(whole.sum()):
                 raise MessageError(f"{kept.numel()} values of {name!r} came; its mask keeps {int(whole.sum())}")
             sums[whole] += kept.reshape(-1)
