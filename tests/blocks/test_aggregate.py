@@ -112,6 +112,13 @@ def test_a_mean_of_nothing_or_of_different_models_is_refused() -> None:
     assert tree.same(weighted_mean([one, one], [1, 3]), one)
 
 
+@pytest.mark.parametrize("gather", [Mean("n"), MeanByName("n")])
+def test_weights_that_add_up_to_nothing_are_refused(gather: Gather) -> None:
+    """Catches a model of NaN where no client has an example."""
+    with pytest.raises(ValueError, match="the weights of 'w' add up to 0"):
+        gathered(gather, [{"w": torch.ones(2)}] * 2, [0, 0])
+
+
 # --------------------------------------------------------------------------------------------------------- MeanByName
 
 

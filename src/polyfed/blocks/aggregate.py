@@ -59,7 +59,14 @@ class RunningMean:
             self._weights[name] += weight
 
     def mean(self, default: Params) -> dict[str, Tensor]:
-        """The means, and ``default`` where no mapping had the name."""
+        """The means, and ``default`` where no mapping had the name.
+
+        Raises:
+            ValueError: the weights of a name add up to 0.
+        """
+        weightless = [name for name, weight in self._weights.items() if not weight]
+        if weightless:
+            raise ValueError(f"the weights of {weightless[0]!r} add up to 0; expected positive weights")
         means = {k: _like(total / self._weights[k], self._types[k]) for k, total in self._sums.items()}
         return {**default, **means}
 
