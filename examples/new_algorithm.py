@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from polyfed import Algorithm, Config, Message, State, exchange, fit
 from polyfed.base.tree import drop, pick
 from polyfed.base.types import Params
-from polyfed.blocks.aggregate import weighted_mean
+from polyfed.blocks.aggregate import Mean
 from polyfed.blocks.losses import supervised
 from polyfed.compare import Comparison, compare
 
@@ -70,9 +70,9 @@ class PrivateHead(Algorithm):
         return self.Private(pick(model.init(client.rng.at("head")), model.classifier_names))
 
     def server_round(self, server, cohort):
-        """The server's half of a round: send, wait for the answers, average."""
-        replies = yield from exchange(cohort, self.Broadcast(server.body))
-        return self.Server(weighted_mean(replies.all("body"), replies.all("num_examples")))
+        """The server's half of a round: send, and get what the answers add up to: a mean by numbers of examples."""
+        got = yield from exchange(cohort, self.Broadcast(server.body), gather={"body": Mean("num_examples")})
+        return self.Server(got["body"])
 
     def client_round(self, private, msg, client):
         """A client's half: body and head train together; then they part."""

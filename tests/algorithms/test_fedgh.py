@@ -35,7 +35,7 @@ def test_servers_leave_what_clients_do_alone() -> None:
     local = game.federation.local(1, 1)
     model = local.models["model"]
     whole = model.with_head(game.private(1).body, game.server.head)
-    alone.clients._kept[1] = (Standalone.Private(whole), 0)
+    alone.clients.store.put(1, Standalone.Private(whole), 0)
     alone.round()
     game.round()
     toy.close(game.private(1).body, model.body(alone.private(1).model), 0.0)

@@ -15,10 +15,11 @@ from polyfed.algorithms.fiarse import FIARSE
 from polyfed.base import tree
 from polyfed.base.errors import ModelError
 from polyfed.blocks.submodel import above
-from polyfed.core.clients import Cohort, Replies, Reply
+from polyfed.core.clients import Cohort
+from polyfed.core.gather import Fold
 from polyfed.execute.local_training import bind
-from polyfed.rounds.clients import measure
 from polyfed.rounds.evaluation import Evaluator
+from polyfed.rounds.unit import measure
 
 RESNET = "resnet8(norm=group, width=4)"
 
@@ -170,12 +171,13 @@ def test_the_mean_counts_masks_not_movements() -> None:
     server = game.server
     cohort = Cohort(tuple(fed.info(k) for k in range(2)), 1, 3, fed.rng)
     round_ = algorithm.server_round(server, cohort)
-    next(round_)
+    fold = Fold(next(round_).gather)
     delta = {n: torch.ones_like(v).reshape(-1) if n in server.masked else v * 0 for n, v in server.model.items()}
     still = {n: torch.zeros_like(v) for n, v in delta.items()}
-    replies = Replies(tuple(Reply(c, algorithm.Upload(d)) for c, d in zip(cohort, (delta, still), strict=True)))
+    for client, sent in zip(cohort, (delta, still), strict=True):
+        fold.add(client, algorithm.Upload(sent))
     with pytest.raises(StopIteration) as stop:
-        round_.send(replies)
+        round_.send(fold.finish({}))
     after = stop.value.value
     for name in server.masked:
         assert torch.allclose(after.model[name], server.model[name] + 0.5, rtol=0, atol=1e-6)

@@ -6,12 +6,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sums import gathered
 from torch import Tensor
 
 from polyfed.base import tree
 from polyfed.base.errors import MessageError, ModelError
 from polyfed.base.rng import Rng
-from polyfed.blocks.aggregate import nested_mean, weighted_mean
+from polyfed.blocks.aggregate import Mean, NestedMean
 from polyfed.blocks.lowrank import LowRank, canonical, rank
 from polyfed.blocks.submodel import leading, padded
 from polyfed.core.message import Message, size
@@ -181,15 +182,16 @@ def test_each_coordinate_is_averaged_over_who_holds_it() -> None:
     """Catches zeros averaged in, counts instead of weights, and coordinates of nobody's that move."""
     default = {"w": draw(4, 2), "n": torch.tensor(7)}
     models = [{"w": draw(k, 2, seed=k), "n": torch.tensor(k)} for k in (1, 3)]
-    mean = nested_mean(models, [1, 3], default=default)
+    mean = gathered(NestedMean("n", default), models, [1, 3])
     expected = default["w"].clone()
     expected[0] = (models[0]["w"][0] + 3 * models[1]["w"][0]) / 4
     expected[1:3] = models[1]["w"][1:3]
     assert torch.allclose(mean["w"], expected, rtol=1e-15)
     assert torch.equal(mean["w"][3], default["w"][3])
     assert int(mean["n"]) == round((1 + 9) / 4)
-    zeros = weighted_mean([padded(model, tree.shapes(default)) for model in models], [1, 3])
+    zeros = gathered(Mean("n", of=lambda model: padded(model, tree.shapes(default))), models, [1, 3])
     assert not torch.allclose(zeros["w"], expected)
     whole = [{"w": draw(4, 2, seed=k)} for k in (1, 2)]
-    assert torch.allclose(nested_mean(whole, [2, 5], default=default)["w"], weighted_mean(whole, [2, 5])["w"])
-    assert nested_mean(whole, [2, 5], default=default)["n"] is default["n"] or int(default["n"]) == 7
+    nested = gathered(NestedMean("n", default), whole, [2, 5])
+    assert torch.allclose(nested["w"], gathered(Mean("n"), whole, [2, 5])["w"])
+    assert int(nested["n"]) == int(default["n"]) == 7

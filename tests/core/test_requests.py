@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from polyfed.base.rng import Rng
-from polyfed.core.clients import ClientInfo, Cohort, Replies, Reply
+from polyfed.core.clients import ClientInfo, Cohort
+from polyfed.core.gather import Gathered
 from polyfed.core.message import Message, Nothing
 from polyfed.core.net import Net
-from polyfed.core.requests import drive, exchange, finished, fit
+from polyfed.core.requests import drive, each, exchange, finished, fit
 from polyfed.execute.drivers import Batched, Sequential
 from polyfed.execute.placement import Placement
 
@@ -86,6 +87,18 @@ def test_exchange_asks_each_client_of_the_cohort_once() -> None:
     one = Note(9)
     assert all(message is one for message in next(exchange(cohort, one)).down.values())
     assert next(exchange(cohort, None)).down == {1: None, 4: None}
+    by_client = {4: Note(1), 1: Note(7)}
+    assert next(exchange(cohort, by_client)).down == by_client
+
+
+def test_exchange_brings_back_what_it_is_sent() -> None:
+    """Catches declarations that are lost on the way, and totals that are not what the driver answers."""
+    cohort = Cohort((ClientInfo(1),), 1, 1, Rng((0,)))
+    steps = exchange(cohort, None, gather={"n": each})
+    assert next(steps).gather == {"n": each}
+    assert next(exchange(cohort, None)).gather == {}
+    gathered = Gathered({"n": {1: 5}}, cohort.clients)
+    assert drive(exchange(cohort, None, gather={"n": each}), lambda request: gathered) is gathered
 
 
 def test_fit_takes_a_loss_or_a_gradient() -> None:
@@ -93,13 +106,6 @@ def test_fit_takes_a_loss_or_a_gradient() -> None:
     for keys in ({}, {"loss": len, "gradient": len}):
         with pytest.raises(TypeError, match="exactly one"):
             next(fit(None, {}, **keys))  # type: ignore[arg-type]
-
-
-def test_replies_come_by_field() -> None:
-    """Catches fields that are taken out of order."""
-    replies = Replies(tuple(Reply(ClientInfo(i), Note(i * i)) for i in (1, 2, 5)))
-    assert replies.all("n") == [1, 4, 25]
-    assert (len(replies), replies[2].client.id) == (3, 5)
 
 
 def test_a_part_without_a_model_says_so() -> None:

@@ -10,44 +10,75 @@ from polyfed.algorithms.fedavg import FedAvg
 from polyfed.algorithms.standalone import Standalone
 from polyfed.base import tree
 from polyfed.base.types import Params
-from polyfed.blocks.aggregate import weighted_mean
+from polyfed.blocks.aggregate import Mean, MeanByName
 from polyfed.blocks.losses import supervised
 from polyfed.core.clients import Cohort, LocalClient
+from polyfed.core.gather import Gather, each
 from polyfed.core.message import Message
 from polyfed.core.requests import exchange, fit
 
 
 @dataclass(frozen=True, kw_only=True)
 class LastClient(FedAvg):
-    """The mean and the last model are one mapping: what is averaged is the last client, n times."""
+    """The mean and the last model are one mapping: what is averaged is the client that is listed last, n times."""
 
     def server_round(self, server, cohort):
-        replies = yield from exchange(cohort, self.Broadcast(server.model))
+        got = yield from exchange(cohort, self.Broadcast(server.model), gather={"model": each})
         mean = dict(server.model)
-        for reply in replies:
-            mean.update(reply.message.model)
+        for client in cohort:
+            mean.update(got["model"][client.id])
         return self.Server(mean)
 
 
+class TheLast(Gather):
+    """The total is the upload that came last."""
+
+    def init(self):
+        return {}
+
+    def add(self, total, client, value, upload):
+        return {**total, **value}
+
+    def finish(self, total):
+        return total
+
+
 @dataclass(frozen=True, kw_only=True)
-class LastButInOrder(LastClient):
-    """The same, where the cohort is sorted first: only the answers tell."""
+class LastButInOrder(FedAvg):
+    """The same in a sum, which always runs in order of id: only the answers tell."""
 
     def server_round(self, server, cohort):
-        cohort = replace(cohort, clients=tuple(sorted(cohort, key=lambda client: client.id)))
-        replies = yield from exchange(cohort, self.Broadcast(server.model))
-        last = max(replies, key=lambda reply: reply.client.id)
-        return self.Server({**server.model, **last.message.model})
+        got = yield from exchange(cohort, self.Broadcast(server.model), gather={"model": TheLast()})
+        return self.Server(got["model"])
+
+
+class Sum(Gather):
+    """Added up, never divided."""
+
+    def init(self):
+        return {}
+
+    def add(self, total, client, value, upload):
+        return {name: total.get(name, 0) + tensor for name, tensor in value.items()}
+
+    def finish(self, total):
+        return total
 
 
 @dataclass(frozen=True, kw_only=True)
 class SumNotMean(FedAvg):
-    """Added up, never divided."""
+    """The server's model is a sum."""
 
     def server_round(self, server, cohort):
-        replies = yield from exchange(cohort, self.Broadcast(server.model))
-        models = replies.all("model")
-        return self.Server({n: torch.stack([m[n] for m in models]).sum(0).to(v.dtype) for n, v in models[0].items()})
+        got = yield from exchange(cohort, self.Broadcast(server.model), gather={"model": Sum()})
+        return self.Server(got["model"])
+
+
+class ForgetsWeights(Mean):
+    """A mean of uploads that weigh alike, whatever it was told."""
+
+    def add(self, total, client, value, upload):
+        return super().add(total, client, value, replace(upload, num_examples=1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,26 +86,69 @@ class Unweighted(FedAvg):
     """Every client counts alike, although each says how many examples it has."""
 
     def server_round(self, server, cohort):
-        replies = yield from exchange(cohort, self.Broadcast(server.model))
-        models = replies.all("model")
-        means = {n: torch.stack([m[n] for m in models]).double().mean(0) for n in models[0]}
-        return self.Server({n: value.to(server.model[n].dtype) for n, value in means.items()})
+        got = yield from exchange(
+            cohort, self.Broadcast(server.model), gather={"model": ForgetsWeights("num_examples")}
+        )
+        return self.Server(got["model"])
+
+
+class FirstUpload(Gather):
+    """Accumulates in the first client's upload."""
+
+    def init(self):
+        return None
+
+    def add(self, total, client, value, upload):
+        if total is None:
+            for tensor in value.values():
+                tensor.mul_(upload.num_examples)
+            return value, upload.num_examples
+        first, examples = total
+        for name, tensor in first.items():
+            tensor.add_(value[name], alpha=upload.num_examples)
+        return first, examples + upload.num_examples
+
+    def finish(self, total):
+        first, examples = total
+        return {name: (tensor / examples).to(tensor.dtype) for name, tensor in first.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class InPlace(FedAvg):
-    """Accumulates in the first client's upload."""
+    """Its sum writes into an upload."""
 
     def server_round(self, server, cohort):
-        replies = yield from exchange(cohort, self.Broadcast(server.model))
-        total = float(sum(replies.all("num_examples")))
-        first = replies[0].message
-        for name, value in first.model.items():
-            if value.is_floating_point():
-                value.mul_(first.num_examples / total)
-                for reply in replies[1:]:
-                    value.add_(reply.message.model[name], alpha=reply.message.num_examples / total)
-        return self.Server(first.model)
+        got = yield from exchange(cohort, self.Broadcast(server.model), gather={"model": FirstUpload()})
+        return self.Server(got["model"])
+
+
+@dataclass(frozen=True)
+class InTheModel(Gather):
+    """Moves the model that it is given a little towards each upload, as asynchronous servers do."""
+
+    model: Params
+
+    def init(self):
+        return self.model
+
+    def add(self, total, client, value, upload):
+        for name, tensor in total.items():
+            if tensor.is_floating_point():
+                tensor.lerp_(value[name], 0.5)
+        return total
+
+    def finish(self, total):
+        return tree.map_leaves(torch.clone, total)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtOnce(FedAvg):
+    """Its sum writes into the message, which clients that have not trained yet are still to receive."""
+
+    def server_round(self, server, cohort):
+        model = tree.map_leaves(torch.clone, server.model)
+        got = yield from exchange(cohort, self.Broadcast(model), gather={"model": InTheModel(model)})
+        return self.Server(got["model"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,11 +160,9 @@ class ZeroWhereNobody(FedAvg):
         return private, self.Upload({n: v for n, v in fitted.parts["model"].items() if n != "fc.weight"}, 1)
 
     def server_round(self, server, cohort):
-        replies = yield from exchange(cohort, self.Broadcast(server.model))
-        models = replies.all("model")
-        zero = tree.map_leaves(torch.zeros_like, server.model)
-        means = {n: torch.stack([m.get(n, zero[n]) for m in models]).double().mean(0) for n in server.model}
-        return self.Server({n: value.to(server.model[n].dtype) for n, value in means.items()})
+        zeros = MeanByName(default=tree.map_leaves(torch.zeros_like, server.model))
+        got = yield from exchange(cohort, self.Broadcast(server.model), gather={"model": zeros})
+        return self.Server(got["model"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +241,16 @@ class Remembers(Standalone):
         return {"model": self.memory.get(client.info.id, private.model)}
 
 
+@dataclass(frozen=True)
+class WeighsByCounts(Mean):
+    """A mean whose weights do not come from the uploads."""
+
+    counts: dict[int, int] = field(default_factory=dict)
+
+    def add(self, total, client, value, upload):
+        return super().add(total, client, value, replace(upload, num_examples=self.counts.get(client.id, 1)))
+
+
 @dataclass(frozen=True, kw_only=True)
 class BehindTheBack(FedAvg):
     """Clients leave their numbers of examples on the algorithm, where the server reads them."""
@@ -176,8 +258,9 @@ class BehindTheBack(FedAvg):
     counts: dict[int, int] = field(default_factory=dict)
 
     def server_round(self, server, cohort):
-        replies = yield from exchange(cohort, self.Broadcast(server.model))
-        return self.Server(weighted_mean(replies.all("model"), [self.counts.get(r.client.id, 1) for r in replies]))
+        gather = {"model": WeighsByCounts("num_examples", counts=self.counts)}
+        got = yield from exchange(cohort, self.Broadcast(server.model), gather=gather)
+        return self.Server(got["model"])
 
     def client_round(self, private, msg, client: LocalClient):
         self.counts[client.info.id] = len(client.train)

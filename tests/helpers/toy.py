@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,9 @@ from torch import Tensor
 
 from polyfed.config import Config
 from polyfed.core.algorithm import Algorithm
+from polyfed.core.clients import ClientInfo
+from polyfed.core.message import Message
+from polyfed.core.requests import Exchange
 from polyfed.data.dataset import Dataset
 from polyfed.data.partition.partition import Partition
 from polyfed.execute.drivers import Sequential, make_driver
@@ -20,6 +23,7 @@ from polyfed.execute.placement import Placement, Precision
 from polyfed.rounds.clients import LocalClients
 from polyfed.rounds.federation import Federation
 from polyfed.rounds.round import Played, play_round
+from polyfed.rounds.unit import Report
 from polyfed.storage.state_store import Store
 
 MLP = "mlp(hidden=(12, 6))"
@@ -94,42 +98,57 @@ def federation(
     return Federation(config, data, dealt, algorithm)
 
 
+class Noting(LocalClients):
+    """Clients of this process; what travels is noted, exchange by exchange."""
+
+    def __init__(self, fed: Federation, driver: Sequential, store: Store) -> None:
+        super().__init__(fed, driver, store)
+        self.sent: list[dict[int, Any]] = []
+        self.got: list[dict[int, Any]] = []
+
+    def work(self, request: Exchange, *, score: bool) -> Iterator[tuple[ClientInfo, Message | None, Report]]:
+        """Run the clients and note messages and uploads, in order of client id."""
+        uploads: dict[int, Any] = {}
+        for info, upload, report in super().work(request, score=score):
+            uploads[info.id] = upload
+            yield info, upload, report
+        self.sent.append(dict(request.down))
+        self.got.append(dict(sorted(uploads.items())))
+
+
 @dataclass
 class Game:
     """A federation at play: server, clients, and everything that each round told."""
 
     federation: Federation
     driver: Sequential
-    clients: LocalClients
+    clients: Noting
     server: Any
     played: list[Played] = field(default_factory=list)
-    sent: list[dict[int, Any]] = field(default_factory=list)
-    got: list[dict[int, Any]] = field(default_factory=list)
+
+    @property
+    def sent(self) -> list[dict[int, Any]]:
+        """What each client received, by exchange."""
+        return self.clients.sent
+
+    @property
+    def got(self) -> list[dict[int, Any]]:
+        """What each client sent, by exchange."""
+        return self.clients.got
 
     def round(self) -> Game:
         """Play one more round."""
         number = len(self.played) + 1
         with self.driver.placement.defaults():
-            played = play_round(self.federation, self.server, number, self, self.driver)
+            played = play_round(self.federation, self.server, number, self.clients, self.driver)
             self.clients.commit()
         self.played.append(played)
         self.server = played.server
         return self
 
-    def exchange(self, cohort: Any, down: Any, **more: Any) -> Any:
-        """Pass on and note what travels."""
-        replies, reports = self.clients.exchange(cohort, down, **more)
-        self.sent.append(dict(down))
-        self.got.append({reply.client.id: reply.message for reply in replies})
-        return replies, reports
-
     def private(self, client: int) -> Any:
         """A client's state."""
         return self.clients.private(client)
-
-    def commit(self) -> None:
-        """Keep what the clients keep."""
-        self.clients.commit()
 
     def local(self, client: int, round_: int | None = None) -> Any:
         """A client as it works in a round, the last by default."""
@@ -146,7 +165,7 @@ def play(
     store = Store(Path(folder or "/nonexistent"), fed.algorithm.states, resident=True)
     with placement.defaults():
         server = fed.algorithm.init_server(fed.task, fed.rng.at("server"))
-    game = Game(fed, made, LocalClients(fed, made, store), server)
+    game = Game(fed, made, Noting(fed, made, store), server)
     for _ in range(rounds):
         game.round()
     return game

@@ -15,7 +15,7 @@ from torch.nn import functional
 from polyfed.algorithms.fedl2g import FedL2G
 from polyfed.base import tree
 from polyfed.blocks.losses import supervised
-from polyfed.core.requests import exchange, fit
+from polyfed.core.requests import each, exchange, fit
 
 TOLERANCE = 1e-9
 ROUNDS = (1, 2, 3)
@@ -75,10 +75,10 @@ class Summed(FedL2G):
     """Gradients of a class added up, not averaged over the clients that have it."""
 
     def server_round(self, server: Any, cohort: Any) -> Any:
-        replies = yield from exchange(cohort, self.Broadcast(server.vectors))
+        got = yield from exchange(cohort, self.Broadcast(server.vectors), gather={"gradients": each})
         after = dict(server.vectors)
-        for reply in replies:
-            for c, g in reply.message.gradients.items():
+        for gradients in got["gradients"].values():
+            for c, g in gradients.items():
                 after[c] = after[c] - self.server_lr * g
         return self.Server(after)
 

@@ -26,7 +26,7 @@ from polyfed.algorithms.fedmrl import FedMRL
 from polyfed.algorithms.fedmrl_adaptive import FedMRLAdaptive
 from polyfed.base import tree
 from polyfed.blocks.submodel import padded
-from polyfed.core.requests import exchange
+from polyfed.core.requests import each, exchange
 
 
 def losses_at(
@@ -87,10 +87,10 @@ class ZerosCount(FedMRLAdaptive):
     """Who does not hold a coordinate counts as a zero."""
 
     def server_round(self, server: Any, cohort: Any) -> Any:
-        replies = yield from exchange(cohort, lambda client: self.message_for(server, client))
-        models = [padded(model, tree.shapes(server.G)) for model in replies.all("G")]
-        widths = {reply.client.id: reply.message.width for reply in replies}
-        return self.Server(plain.mean(models, replies.all("num_examples")), server.shapes, widths)
+        gather = {"G": each, "num_examples": each, "width": each}
+        got = yield from exchange(cohort, lambda client: self.message_for(server, client), gather=gather)
+        models = [padded(model, tree.shapes(server.G)) for model in got["G"].values()]
+        return self.Server(plain.mean(models, [*got["num_examples"].values()]), server.shapes, got["width"])
 
 
 @DRIVERS

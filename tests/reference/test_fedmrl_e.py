@@ -23,6 +23,7 @@ from auxiliary_by_hand import (
 from torch import Tensor
 
 from polyfed.algorithms.fedmrl_e import FedMRLE
+from polyfed.blocks.aggregate import Mean
 from polyfed.core.requests import exchange
 
 
@@ -97,9 +98,9 @@ class HeadersAlike(FedMRLE):
     """Headers averaged without their clients' numbers of examples."""
 
     def server_round(self, server: Any, cohort: Any) -> Any:
-        replies = yield from exchange(cohort, self.Broadcast(server.G, server.H))
-        n = replies.all("num_examples")
-        return self.Server(plain.mean(replies.all("G"), n), plain.mean(replies.all("H"), [1] * len(n)))
+        gather = {"G": Mean("num_examples"), "H": Mean()}
+        got = yield from exchange(cohort, self.Broadcast(server.G, server.H), gather=gather)
+        return self.Server(got["G"], got["H"])
 
 
 @DRIVERS

@@ -15,7 +15,7 @@ from torch.nn import functional
 from polyfed.algorithms.fedproto import FedProto
 from polyfed.blocks.classwise import class_counts, class_means, distance_to_class
 from polyfed.blocks.losses import cross_entropy
-from polyfed.core.requests import exchange
+from polyfed.core.requests import each, exchange
 
 TOLERANCE = 1e-10
 
@@ -82,11 +82,11 @@ class ByExamples(FedProto):
         return (yield from super().client_round(private, msg, client))
 
     def server_round(self, server: Any, cohort: Any) -> Any:
-        replies = yield from exchange(cohort, self.Broadcast(server.prototypes))
+        got = yield from exchange(cohort, self.Broadcast(server.prototypes), gather={"prototypes": each})
         sums, numbers = dict[str, Tensor](), dict[str, int]()
-        for reply in replies:
-            for c, row in reply.message.prototypes.items():
-                n = self.__dict__["counts"][reply.client.id][int(c)]
+        for client, prototypes in got["prototypes"].items():
+            for c, row in prototypes.items():
+                n = self.__dict__["counts"][client][int(c)]
                 sums[c], numbers[c] = sums.get(c, 0) + n * row, numbers.get(c, 0) + n
         return self.Server({**server.prototypes, **{c: sums[c] / numbers[c] for c in sums}}, server.classes)
 
@@ -95,8 +95,8 @@ class Forgets(FedProto):
     """HtFLlib: prototypes of classes that the cohort has not are gone."""
 
     def server_round(self, server: Any, cohort: Any) -> Any:
-        replies = yield from exchange(cohort, self.Broadcast(server.prototypes))
-        return self.Server(mean_over_holders(replies.all("prototypes")), server.classes)
+        got = yield from exchange(cohort, self.Broadcast(server.prototypes), gather={"prototypes": each})
+        return self.Server(mean_over_holders([*got["prototypes"].values()]), server.classes)
 
 
 @pytest.mark.parametrize("driver", ["sequential", "batched"])

@@ -1,5 +1,6 @@
-"""One round of FIARSE against the plain implementation."""
+"""One round of FIARSE against the plain implementation, and the fault of released code that it sees."""
 
+from dataclasses import replace
 from typing import Any
 
 import plain
@@ -9,24 +10,17 @@ import toy
 from rounds_by_hand import RUNS, TOLERANCE, TRAINING, batches, mlp, pairs, resnet8
 
 from polyfed.algorithms.fiarse import FIARSE
+from polyfed.blocks.aggregate import CoverageMean
 
 
-@pytest.mark.parametrize(("precision", "driver"), RUNS)
-@pytest.mark.parametrize("scope", ["model", "layer"])
-@pytest.mark.parametrize("gate", ["biased", "released", "frozen"])
-@pytest.mark.parametrize("net", ["mlp", "group", "batch"])
-def test_fiarse(net: str, gate: Any, scope: Any, precision: Any, driver: str) -> None:
-    """Catches a wrong threshold, gradient, mask, count or server rate; norm layers whole, coordinates nobody holds.
-
-    With BatchNorm a server rate that scales running statistics too.
-    """
+def follow_fiarse(cls: type[FIARSE], net: str, gate: Any, scope: Any, precision: Any, driver: str) -> None:
     keys, settings = TRAINING["sgd"]
     make, spec, shape = (
         (mlp, toy.MLP, (7,)) if net == "mlp" else (resnet8(net), f"resnet8(norm={net}, width=4)", (1, 8, 8))
     )
     sizes = (0.25, 0.5, 0.25)
     fed = toy.federation(
-        FIARSE(gate=gate, scope=scope, server_lr=0.7, unseen_capacities=()),
+        cls(gate=gate, scope=scope, server_lr=0.7, unseen_capacities=()),
         models=(spec,), shape=shape, sizes=(11, 8, 6), train=keys, clients={"capacities": list(sizes)},
     )  # fmt: skip
     game = toy.play(fed, precision=precision, driver=driver)
@@ -42,3 +36,43 @@ def test_fiarse(net: str, gate: Any, scope: Any, precision: Any, driver: str) ->
     assert sum(int(u.sum()) for u in untouched.values()) > 0
     for name, nobody in untouched.items():
         assert torch.equal(game.server.model[name][nobody], x0[name][nobody])
+
+
+class Movements(CoverageMean):
+    """Counts the clients whose change is not zero."""
+
+    def add(self, total: Any, client: Any, value: Any, upload: Any) -> Any:
+        moved = {name: m.masked_scatter(m, value[name] != 0) for name, m in self.mask(client).items()}
+        kept = {name: v[v != 0] if name in moved else v for name, v in value.items()}
+        return CoverageMean(lambda _: moved).add(total, client, kept, upload)
+
+
+class CountsMovements(FIARSE):
+    """The authors' code: a holder whose weight did not move does not count."""
+
+    def server_round(self, server: Any, cohort: Any) -> Any:
+        steps = super().server_round(server, cohort)
+        request: Any = next(steps)
+        got = yield replace(request, gather={"delta": Movements(request.gather["delta"].mask)})
+        try:
+            steps.send(got)
+        except StopIteration as stop:
+            return stop.value
+
+
+@pytest.mark.parametrize(("precision", "driver"), RUNS)
+@pytest.mark.parametrize("scope", ["model", "layer"])
+@pytest.mark.parametrize("gate", ["biased", "released", "frozen"])
+@pytest.mark.parametrize("net", ["mlp", "group", "batch"])
+def test_fiarse(net: str, gate: Any, scope: Any, precision: Any, driver: str) -> None:
+    """Catches a wrong threshold, gradient, mask, count or server rate; norm layers whole, coordinates nobody holds.
+
+    With BatchNorm a server rate that scales running statistics too.
+    """
+    follow_fiarse(FIARSE, net, gate, scope, precision, driver)
+
+
+def test_the_fault_of_released_code_is_seen() -> None:
+    """Catches a comparison that would pass whatever is counted."""
+    with pytest.raises(AssertionError, match="fc1"):
+        follow_fiarse(CountsMovements, "mlp", "biased", "model", "fp64", "sequential")

@@ -9,7 +9,7 @@ from classes_by_hand import HIDDEN, SETTINGS, SIZES, begin, make, start
 from rounds_by_hand import batches, pairs
 
 from polyfed.algorithms.lg_fedavg import LGFedAvg
-from polyfed.blocks.aggregate import by_name_mean
+from polyfed.blocks.aggregate import Mean
 from polyfed.core.requests import exchange
 
 TOLERANCE = 1e-10
@@ -36,8 +36,8 @@ class Alike(LGFedAvg):
     """The authors' code: clients weigh alike."""
 
     def server_round(self, server: Any, cohort: Any) -> Any:
-        replies = yield from exchange(cohort, self.Broadcast(server.head))
-        return self.Server(by_name_mean(replies.all("head"), [1] * len(replies), default={}))
+        got = yield from exchange(cohort, self.Broadcast(server.head), gather={"head": Mean()})
+        return self.Server(got["head"])
 
 
 @pytest.mark.parametrize("driver", ["sequential", "batched"])

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from polyfed import exchange
 from polyfed.algorithms.fedavg import FedAvg
+from polyfed.core.gather import each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +24,8 @@ class Broken(FedAvg):
     exempt = {"learns": "it averages nothing", "examples_weigh": "there is no average"}
 
     def server_round(self, server, cohort):
-        replies = yield from exchange(cohort, self.Broadcast(server.model))
-        return self.Server(replies[-1].message.model)
+        got = yield from exchange(cohort, self.Broadcast(server.model), gather={"model": each})
+        return self.Server([*got["model"].values()][-1])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,7 +59,14 @@ class RunningMean:
             self._weights[name] += weight
 
     def mean(self, default: Params) -> dict[str, Tensor]:
-        """The means, and ``default`` where no mapping had the name."""
+        """The means, and ``default`` where no mapping had the name.
+
+        Raises:
+            ValueError: the weights of a name add up to 0.
+        """
+        weightless = [name for name, weight in self._weights.items() if not weight]
+        if weightless:
+            raise ValueError(f"the weights of {weightless[0]!r} add up to 0; expected positive weights")
         means = {k: _like(total / self._weights[k], self._types[k]) for k, total in self._sums.items()}
         return {**default, **means}
 
@@ -207,7 +214,7 @@ class CoverageMean(Gather):
         """One more upload.
 
         Raises:
-            MessageError: a tensor does not hold as many values as the mask keeps.
+            MessageError: a tensor does not hold as many values as the mask keeps, or has another shape than before.
         """
         mask = self.mask(client)
         for name, kept in value.items():
@@ -216,6 +223,8 @@ class CoverageMean(Gather):
                 sums = torch.zeros(whole.shape, dtype=torch.float64, device=kept.device)
                 total[name] = (sums, torch.zeros(whole.shape, dtype=torch.int64, device=kept.device), kept.dtype)
             sums, count, _ = total[name]
+            if whole.shape != sums.shape:
+                raise MessageError(f"{name!r} came with shape {tuple(whole.shape)}; expected {tuple(sums.shape)}")
             if kept.numel() != int(whole.sum()):
                 raise MessageError(f"{kept.numel()} values of {name!r} came; its mask keeps {int(whole.sum())}")
             sums[whole] += kept.reshape(-1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from polyfed.execute.drivers import Calls, Driver, Outcome
 from polyfed.rounds.clients import LocalClients
 from polyfed.rounds.federation import Federation
 from polyfed.rounds.scoring import Score
-from polyfed.rounds.unit import Down, Report, UnitRunner
+from polyfed.rounds.unit import Down, Finished, Report, UnitRunner
 from polyfed.storage.state_store import Store
 from polyfed.testing.compare import digest
 
@@ -148,6 +148,13 @@ class Wired(LocalClients):
     def evaluate(self, round_: int, down: Down) -> dict[ClientId, Score]:
         """Encode and decode what the clients predict with."""
         return super().evaluate(round_, {client: self._through(message) for client, message in down.items()})
+
+
+class Backwards(LocalClients):
+    """Clients of this process that run in descending order: with `Sequential`, of their ids."""
+
+    def _train(self, round_: int, units: Sequence[Down], *, score: bool) -> Iterator[dict[ClientId, Finished]]:
+        return super()._train(round_, units[::-1], score=score)
 
 
 class Shuffled(LocalClients):

@@ -38,7 +38,19 @@ from polyfed.testing.clients import Visit, Watched
 from polyfed.testing.compare import differences, digest, furthest, leaves, tensors
 from polyfed.testing.process import Child
 from polyfed.testing.settings import Tables
-from polyfed.testing.subject import Run, Subject, elsewhere, local, make_driver, play, shuffled, watched, wired, workers
+from polyfed.testing.subject import (
+    Run,
+    Subject,
+    backwards,
+    elsewhere,
+    local,
+    make_driver,
+    play,
+    shuffled,
+    watched,
+    wired,
+    workers,
+)
 
 __all__ = [
     "child",
@@ -213,7 +225,7 @@ def test_order_of_the_clients_does_not_matter(subject: Subject) -> None:
 
     Catches one client's work that leaks into the next one's: a shared optimizer, generator or buffer.
     """
-    same(play(subject.federation(), local, driver="backwards"), subject.run("sequential", "fp32"))
+    same(play(subject.federation(), backwards), subject.run("sequential", "fp32"))
 
 
 def test_order_of_the_replies_does_not_matter(subject: Subject) -> None:

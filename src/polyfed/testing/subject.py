@@ -32,7 +32,7 @@ from polyfed.rounds.federation import Federation, prepare
 from polyfed.rounds.round import play_round
 from polyfed.rounds.selection import draw_cohort
 from polyfed.storage.state_store import Store
-from polyfed.testing.clients import Shuffled, Unpriced, Watched, Wired
+from polyfed.testing.clients import Backwards, Shuffled, Unpriced, Watched, Wired
 from polyfed.testing.compare import digest
 from polyfed.testing.process import Child, ProcessClients
 from polyfed.testing.settings import (
@@ -51,17 +51,6 @@ from polyfed.testing.settings import (
 )
 
 C = TypeVar("C", bound=Clients)
-
-
-class Backwards(Sequential):
-    """One client after another, the last first."""
-
-    def play(self, calls: Calls) -> dict[ClientId, Outcome]:
-        """Run each to its end, in descending order of id."""
-        out: dict[ClientId, Outcome] = {}
-        for client in sorted(calls, reverse=True):
-            out |= super().play({client: calls[client]})
-        return {client: out[client] for client in sorted(out)}
 
 
 class Idle(Sequential):
@@ -96,7 +85,6 @@ _DRIVERS: Mapping[str, type[Sequential]] = {
     "sequential": Sequential,
     "batched": Batched,
     "replayed": Replayed,
-    "backwards": Backwards,
     "idle": Idle,
 }
 
@@ -174,6 +162,11 @@ def watched(federation: Federation, driver: Sequential) -> Watched:
 def shuffled(federation: Federation, driver: Sequential) -> Shuffled:
     """Clients whose replies come in the wrong order, for `play`."""
     return Shuffled(federation, driver, memory(federation))
+
+
+def backwards(federation: Federation, driver: Sequential) -> Backwards:
+    """Clients that run in descending order, for `play`."""
+    return Backwards(federation, driver, memory(federation))
 
 
 def wired(federation: Federation, driver: Sequential) -> Wired:
