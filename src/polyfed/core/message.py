@@ -151,28 +151,34 @@ def flatten(record: Record) -> tuple[Any, list[tuple[str, Tensor]]]:
         ``"indices"``, in that order.
     """
     tensors: list[tuple[str, Tensor]] = []
+    return _walk(record, "values", record, tensors), tensors
 
-    def walk(value: Any, kind: str) -> Any:
-        if isinstance(value, Tensor):
-            tensors.append((kind, value))
-            return {"t": len(tensors) - 1}
-        if isinstance(value, State) and isinstance(record, Message):
-            raise MessageError(f"{type(value).__qualname__} is a State: it must not leave its owner")
-        if isinstance(value, Record):
-            fields = dataclasses.fields(value)  # pyright: ignore[reportArgumentType]
-            inner = {f.name: walk(getattr(value, f.name), _kind(f.type)) for f in fields}
-            return {"r": type(value).__name__, "f": inner}
-        if isinstance(value, Mapping):
-            entries = typing.cast(Mapping[Any, Any], value)
-            integer = bool(entries) and all(isinstance(key, int) for key in entries)
-            return {"i" if integer else "m": {str(key): walk(item, kind) for key, item in entries.items()}}
-        if isinstance(value, tuple):
-            return [walk(item, kind) for item in typing.cast(tuple[Any, ...], value)]
-        if value is None or isinstance(value, bool | int | float | str):
-            return value
-        raise MessageError(f"{type(record).__qualname__} holds a {type(value).__qualname__}, which cannot travel")
 
-    return walk(record, "values"), tensors
+def _walk(value: Any, kind: str, record: Record, tensors: list[tuple[str, Tensor]]) -> Any:
+    """The skeleton of a part of ``record``.
+
+    Not a closure: one that calls itself is a cycle, and would hold each upload until Python looks for cycles.
+    """
+    if isinstance(value, Tensor):
+        tensors.append((kind, value))
+        return {"t": len(tensors) - 1}
+    if isinstance(value, State) and isinstance(record, Message):
+        raise MessageError(f"{type(value).__qualname__} is a State: it must not leave its owner")
+    if isinstance(value, Record):
+        fields = dataclasses.fields(value)  # pyright: ignore[reportArgumentType]
+        inner = {f.name: _walk(getattr(value, f.name), _kind(f.type), record, tensors) for f in fields}
+        return {"r": type(value).__name__, "f": inner}
+    if isinstance(value, Mapping):
+        entries = typing.cast(Mapping[Any, Any], value)
+        integer = bool(entries) and all(isinstance(key, int) for key in entries)
+        return {
+            "i" if integer else "m": {str(key): _walk(item, kind, record, tensors) for key, item in entries.items()}
+        }
+    if isinstance(value, tuple):
+        return [_walk(item, kind, record, tensors) for item in typing.cast(tuple[Any, ...], value)]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise MessageError(f"{type(record).__qualname__} holds a {type(value).__qualname__}, which cannot travel")
 
 
 def _fits(value: Any, hint: Any) -> bool:
