@@ -1,7 +1,6 @@
 """The gradient of the whole local model, and the validation rows: what is measured for a study and for tuning."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import running
@@ -18,6 +17,7 @@ from polyfed.rounds.clients import LocalClients
 from polyfed.rounds.federation import deal, prepare
 from polyfed.rounds.gradient import gradient_squared
 from polyfed.simulation.simulate import simulate
+from polyfed.storage.state_store import Store
 
 
 def test_it_is_the_squared_norm_over_all_parts_on_all_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,9 +27,8 @@ def test_it_is_the_squared_norm_over_all_parts_on_all_examples(tmp_path: Path, m
     placement = Placement.of("cpu", "fp64")
     with placement.defaults():
         algorithm = federation.algorithm
-        clients = LocalClients(
-            federation, make_driver("sequential", placement), SimpleNamespace(get=lambda client: None)
-        )
+        store = Store(tmp_path, algorithm.states, resident=True)
+        clients = LocalClients(federation, make_driver("sequential", placement), store)
         server = algorithm.init_server(federation.task, federation.rng.at("server"))
         expected = []
         for k in range(4):
@@ -68,7 +67,7 @@ def test_validation_rows_are_training_rows_and_no_test_row_is_left() -> None:
         assert not train & held
         assert train | held == set(usual.train(k))
         assert set(y[list(held)]) <= set(y[list(train)])
-        assert len(held) == round(0.25 * len(usual.train(k)))
+        assert abs(len(held) - 0.25 * len(usual.train(k))) < 1  # rounded up or down at random
     assert validating.hash != usual.hash
     assert deal(running.config(data={"validation_fraction": 0.25}))[1].hash == validating.hash
 
