@@ -10,10 +10,11 @@ import toy
 from fits import FP32, FP64, PLANS, check, dropping, model, normed, request
 
 from polyfed.algorithms.fedavg import FedAvg
+from polyfed.core.clients import ClientInfo
 from polyfed.core.requests import Fit
 from polyfed.execute import drivers
-from polyfed.execute.choice import ExecutionName
-from polyfed.execute.drivers import Auto, Batched, make_driver
+from polyfed.execute.choice import Chosen, ExecutionChoice, ExecutionName
+from polyfed.execute.drivers import Batched, make_driver
 from polyfed.execute.local_training import run_fit
 from polyfed.execute.stacked import run_stacked, why_not
 from polyfed.rounds.clients import LocalClients
@@ -62,27 +63,38 @@ def test_networks_that_draw_random_numbers_run_alone_and_the_reason_is_said_once
 
 
 @pytest.mark.parametrize(
-    ("driver", "execution", "path"),
+    ("driver", "chosen", "path"),
     [
-        ("auto", "stacked", "stacked"),
-        ("auto", "channels-last", "channels-last"),
-        ("auto", "sequential", "sequential"),
+        ("auto", Chosen("stacked", 8), "stacked"),
+        ("auto", Chosen("stacked", 1), "sequential"),
+        ("auto", Chosen("channels-last"), "channels-last"),
+        ("auto", Chosen("sequential"), "sequential"),
         ("auto", None, "sequential"),
-        ("batched", "sequential", "stacked"),
-        ("sequential", "stacked", "sequential"),
+        ("batched", Chosen("sequential"), "stacked"),
+        ("sequential", Chosen("stacked", 8), "sequential"),
     ],
 )
-def test_auto_goes_the_way_that_was_found_and_others_their_own(
-    driver: str, execution: ExecutionName | None, path: str
-) -> None:
-    """Catches a choice that is stored and not followed, and one that reaches a driver which does not choose."""
+def test_auto_does_what_was_chosen_and_others_their_own(driver: str, chosen: Chosen | None, path: str) -> None:
+    """Catches a choice that is made and not followed, and one that reaches a driver which does not choose."""
     federation = toy.federation(FedAvg(), models=("cnn5",), shape=(1, 16, 16), sizes=(4, 4))
-    clients = LocalClients(federation, make_driver(driver, FP32), Store(Path("-"), (), resident=True))
-    works = clients.driver
-    if isinstance(works, Auto) and execution is not None:
-        works.choice.by_kind["cnn5 at 1: supervised"] = execution
+    choice = None if chosen is None else ExecutionChoice(lambda client: chosen)
+    works = make_driver(driver, FP32, choice=choice)
+    clients = LocalClients(federation, works, Store(Path("-"), (), resident=True))
     play_round(federation, federation.algorithm.init_server(federation.task, federation.rng), 1, clients, works)
     assert works.paths == {path: 2}
+
+
+@pytest.mark.parametrize("layout", ["sequential", "channels-last"])
+def test_clients_are_tested_in_the_layout_of_their_kind(layout: ExecutionName) -> None:
+    """Catches tests in the layout of another kind, or of training where that is stacked."""
+    choice = ExecutionChoice(
+        lambda client: Chosen("stacked", 8, layout if client.architecture == "a" else "sequential")
+    )
+    auto = make_driver("auto", FP32, choice=choice)
+    assert auto.testing(ClientInfo(0, 1.0, "a")).channels_last is (layout == "channels-last")
+    assert auto.testing(ClientInfo(0, 1.0, "b")).channels_last is False
+    for other in ("sequential", "batched"):
+        assert make_driver(other, FP32, choice=choice).testing(ClientInfo(0, 1.0, "a")) == FP32
 
 
 def accounts(fits: list[Fit]) -> list[Any]:

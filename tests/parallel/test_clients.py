@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
+import weakref
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import killing
 import pytest
@@ -15,10 +16,14 @@ import running
 from runs_of_workers import MODELS, Stop, config
 
 from polyfed.base.errors import ConfigError, DivergedError, StorageError
+from polyfed.core.clients import Cohort
+from polyfed.core.message import State, assemble
+from polyfed.core.requests import Exchange
 from polyfed.parallel import clients, setup
 from polyfed.parallel.clients import WorkerClients
 from polyfed.parallel.pool import Pool, WorkerError
 from polyfed.rounds.callbacks import Interrupted, Quiet
+from polyfed.rounds.federation import prepare
 from polyfed.simulation.simulate import resume, simulate
 from polyfed.storage.state_store import Store
 
@@ -33,24 +38,42 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("count", [2, 4])
 @pytest.mark.parametrize("store", ["memory", "disk"])
-def test_two_workers_end_where_one_process_does(straight: Path, tmp_path: Path, store: str) -> None:
-    """Catches states that are lost on the way between clients, or not brought home for a checkpoint."""
-    simulate(config(workers=2, store=store), out=tmp_path / "run")
+def test_workers_end_where_one_process_does(straight: Path, tmp_path: Path, store: str, count: int) -> None:
+    """Catches states that are lost on the way to a worker and back."""
+    simulate(config(workers=count, store=store), out=tmp_path / "run")
     running.same(tmp_path / "run", straight)
+
+
+@pytest.mark.parametrize("driver", ["batched", "auto"])
+@pytest.mark.parametrize("store", ["memory", "disk"])
+def test_stacks_are_the_same_in_any_number_of_processes(tmp_path: Path, driver: str, store: str) -> None:
+    """Catches stacks that are cut by who is free: in company of other size the last bit of a step is another."""
+    told = {"rounds": 3, "eval_every": 3, "checkpoint_every": 3, "store": store, "driver": driver}
+    many = {"count": 40, "models": MODELS[:1], "participation": 0.9, "capacities": [1.0, 0.5]}
+    train = {"epochs": None, "steps": 3, "batch_size": 4, "momentum": 0.0}
+    for count in (1, 2, 4):
+        made = running.config(run={**told, "workers": count}, clients=many, train=train, algorithm={"name": "fiarse"})
+        simulate(made, out=tmp_path / str(count))
+    trained = [row["execution"] for row in running.lines(tmp_path / "1" / "clients.jsonl") if "execution" in row]
+    assert trained.count("stacked") > 90
+    for count in (2, 4):
+        running.same(tmp_path / str(count), tmp_path / "1")
 
 
 @pytest.mark.parametrize("store", ["memory", "disk"])
 def test_replies_that_are_lost_are_lost_with_workers_too(tmp_path: Path, store: str) -> None:
     """Catches a private state that moves although nobody had the reply, and rounds that are void."""
     devices = {"profiles": "cross-device", "dropout": 0.3, "deadline": 3600.0, "min_replies": 2}
-    for name, workers_ in (("one", 1), ("two", 2)):
+    for name, workers_ in (("one", 1), ("two", 2), ("four", 4)):
         told = {"rounds": 8, "eval_every": 4, "checkpoint_every": 4, "store": store, "workers": workers_}
         clients = {"count": 6, "models": MODELS, "participation": 0.67}
         simulate(running.config(run=told, clients=clients, devices=devices), out=tmp_path / name)
     failed = [row["failed"] for row in running.lines(tmp_path / "one" / "clients.jsonl") if "failed" in row]
     assert {"dropped", "void"} <= set(failed), f"the test shows nothing: {failed}"
     running.same(tmp_path / "two", tmp_path / "one")
+    running.same(tmp_path / "four", tmp_path / "one")
 
 
 @pytest.mark.parametrize("store", ["memory", "disk"])
@@ -66,7 +89,7 @@ def test_a_run_of_workers_resumes_identically(straight: Path, tmp_path: Path, st
 @pytest.mark.parametrize("store", ["memory", "disk"])
 @pytest.mark.parametrize("algorithm", ["fedmrl", "fedkd", "fedgen"])
 def test_gradients_are_measured_of_what_this_round_made(tmp_path: Path, store: str, algorithm: str) -> None:
-    """Catches states of the round before, which is what a worker has until the round is complete."""
+    """Catches states of the round before, which are those in the store until the round is complete."""
     keys = {"fedmrl": {"auxiliary": "cnn5", "rep_dim": 4}, "fedkd": {"auxiliary": "mlp(hidden=(8,))"}, "fedgen": {}}
     for workers_ in (1, 2):
         told = {"rounds": 2, "eval_every": 1, "gradient_clients": 6, "store": store, "workers": workers_}
@@ -77,33 +100,31 @@ def test_gradients_are_measured_of_what_this_round_made(tmp_path: Path, store: s
     assert [row["gradient_squared"] for row in one] == [row["gradient_squared"] for row in two]
 
 
-def test_a_state_on_its_way_to_another_worker_is_not_lost(
+def test_ctrl_c_in_the_middle_of_an_exchange_leaves_nothing_of_it(
     straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Catches a checkpoint without the states that were between two clients when the run was interrupted."""
-    moved: list[object] = []
-    packed = clients._packed
+    """Catches states of half a round in the checkpoint, and workers that go on with what nobody wants."""
+    made = WorkerClients._job  # pyright: ignore[reportPrivateUsage]
+    trained: list[int] = []
 
-    def interrupt(down: Any) -> Any:
-        if moved:
-            raise KeyboardInterrupt
-        return packed(down)
+    def pressed(self: WorkerClients, name: str, round_: int, *given: Any) -> Any:
+        job = made(self, name, round_, *given)
 
-    move = WorkerClients._move
+        def interrupt(worker: int) -> Any:
+            if name == "train" and round_ == 3:
+                trained.append(worker)
+                if len(trained) == 4:  # the last client; another has ended by then
+                    raise KeyboardInterrupt
+            return job(worker)
 
-    def watched(self: WorkerClients, shares: Any) -> Any:
-        states = move(self, shares)
-        moved.extend(client for mine in states.values() for client in mine)
-        return states
+        return interrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(clients, "_packed", interrupt)
-        patch.setattr(WorkerClients, "_move", watched)
-        # The larger network goes to whoever is behind: states move between clients.
-        patch.setattr(WorkerClients, "_cost", lambda self, client, training: 1.0 + client)
+        patch.setattr(WorkerClients, "_job", pressed)
         with pytest.raises(Interrupted):
             simulate(config(workers=2, checkpoint_every=4), out=tmp_path / "run")
-    assert moved, "no state moved: the test shows nothing"
+    assert len(trained) == 4
+    assert {round_ for _, round_, *_ in running.rows(tmp_path / "run" / "states")} <= {1, 2}
     resume(tmp_path / "run")
     running.same(tmp_path / "run", straight)
 
@@ -133,9 +154,9 @@ def _runs(pid: str) -> bool:
 def test_a_killed_worker_ends_the_run_at_its_last_checkpoint(
     tmp_path: Path, straight: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Catches a checkpoint that is written without the states that died with a worker."""
+    """Catches a checkpoint with half of a round, and a run that waits for a worker that is gone."""
     made: list[Pool] = []
-    monkeypatch.setattr(setup, "Pool", lambda *given: made.append(Pool(*given)) or made[-1])
+    monkeypatch.setattr(setup, "Pool", lambda *given, **keys: made.append(Pool(*given, **keys)) or made[-1])
 
     class Kill(Quiet):
         def round_ended(self, row: Any) -> None:
@@ -158,29 +179,125 @@ def test_a_client_that_diverges_is_named(tmp_path: Path) -> None:
 def test_a_process_that_may_have_no_children_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Python's daemonic processes may not start others: asked for clients there, say so; "auto" does without."""
     monkeypatch.setattr(setup, "current_process", lambda: type("Process", (), {"daemon": True}))
+    monkeypatch.setattr(setup, "cores", lambda: 2)
+    monkeypatch.setattr(setup, "WORTH_WORKERS", 0.0)
+    monkeypatch.setattr(setup, "Pool", lambda *_, **__: pytest.fail("workers were started"))
     with pytest.raises(ConfigError, match=r"run\.workers is 2, but .* daemonic"):
         simulate(config(workers=2), out=tmp_path / "asked")
     simulate(config(driver="auto", rounds=1), out=tmp_path / "auto")
-    assert json.loads((tmp_path / "auto" / "choices.json").read_text())["workers"] == 1
 
 
-def test_clients_are_dealt_by_their_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The longest first, each to the worker it knows, or to the one that is far behind; always the same way."""
-    costs = {0: 8.0, 1: 1.0, 2: 8.0, 3: 1.0, 4: 8.0, 5: 1.0}
-    dealer = WorkerClients.__new__(WorkerClients)
-    dealer.pool, dealer._dealt = [None, None], {}  # type: ignore[assignment]
-    monkeypatch.setattr(WorkerClients, "_cost", lambda self, client, training: costs[client])
-    shares = dealer.deal(dict.fromkeys(costs))
-    assert shares == {0: dict.fromkeys([0, 4]), 1: dict.fromkeys([1, 2, 3, 5])}
-    dealer._dealt = {0: 1}
-    assert dealer.deal({0: None}) == {1: {0: None}}, "a client at work stays where it is"
+@pytest.mark.parametrize(
+    ("worth", "cores", "threads", "expected"),
+    [(float("inf"), 2, 1, []), (0.0, 2, 1, [2]), (0.0, 8, 1, [4]), (0.0, 3, 1, [3]), (0.0, 8, 3, [2]), (0.0, 2, 4, [])],
+)
+def test_auto_starts_workers_where_there_is_work_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worth: float, cores: int, threads: int, expected: list[int]
+) -> None:
+    """Catches processes for a round of milliseconds, more than there are cores or clients, and none at all."""
+    started: list[int] = []
+
+    class Started(Exception):  # noqa: N818 - ends the run before anything starts
+        pass
+
+    def pool(makers: Any, close: Any, *, threads: int) -> Any:
+        started.append(len(makers))
+        raise Started
+
+    monkeypatch.setattr(setup, "cores", lambda: cores)
+    monkeypatch.setattr(setup, "WORTH_WORKERS", worth)
+    monkeypatch.setattr(setup, "Pool", pool)
+    try:
+        simulate(config(driver="auto", rounds=1, threads=threads), out=tmp_path / "run")
+    except Started:
+        assert expected
+    assert started == expected
+
+
+def test_clients_that_take_long_are_sent_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a long unit that begins when all others have ended; examples times weights stand for its time."""
+    federation = prepare(config(participation=1.0))
+    sizes = [1.0, 7.0, 3.0, 5.0, 2.0, 9.0]
+    monkeypatch.setattr(WorkerClients, "_length", lambda self, client: sizes[client])
+    sent: list[int] = []
+
+    class Idle:
+        """A pool that answers nothing."""
+
+        def each(self, jobs: Any) -> Any:
+            for job in jobs:
+                name, _, (_, _, which, _), *_ = job(0)
+                assert name == "train"
+                sent.extend(which)
+                yield 0, ({}, 0.0)
+
+    placement = setup.Placement.of("cpu", "fp32")
+    with placement.defaults():
+        workers = WorkerClients(
+            federation,
+            setup.driver_for(federation, placement),
+            Store(Path("-"), federation.algorithm.states, resident=True),
+            cast(Any, Idle()),
+        )
+        server = federation.algorithm.init_server(federation.task, federation.rng.at("server"))
+        cohort = Cohort(tuple(map(federation.info, range(6))), 1, 4, federation.rng.at("round", 1, "server"))
+        down = {info.id: federation.algorithm.message_for(server, info) for info in cohort}
+        assert list(workers.work(Exchange(cohort, down, {}), score=False)) == []
+    assert sent == [5, 1, 3, 2, 4, 0]
+
+
+@pytest.mark.parametrize("store", ["memory", "disk"])
+def test_the_parent_holds_what_is_at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str) -> None:
+    """Catches a parent that keeps replies, or with `store = "disk"` states, until the cohort is through."""
+    federation = prepare(running.config(run={"store": store}, clients={"count": 16, "participation": 1.0}))
+    alive: dict[str, list[Any]] = {"Upload": [], "ClientState": []}
+    peaks = dict.fromkeys(alive, 0)
+
+    def watched(pieces: Any, *known: Any) -> Any:
+        made = assemble(pieces, *known)
+        alive["ClientState" if isinstance(made, State) else "Upload"].append(weakref.ref(made))
+        for name, refs in alive.items():
+            peaks[name] = max(peaks[name], sum(ref() is not None for ref in refs))
+        return made
+
+    placement = setup.Placement.of("cpu", "fp32")
+    kept = Store(tmp_path / "states", federation.algorithm.states, resident=store == "memory")
+    with placement.defaults():
+        pool = Pool([partial(setup._worker, federation, placement)] * 2)  # pyright: ignore[reportPrivateUsage]
+        monkeypatch.setattr(clients, "assemble", watched)
+        workers = WorkerClients(federation, setup.driver_for(federation, placement), kept, pool, tmp_path)
+        server = federation.algorithm.init_server(federation.task, federation.rng.at("server"))
+        cohort = Cohort(tuple(map(federation.info, range(16))), 1, 4, federation.rng.at("round", 1, "server"))
+        down = {info.id: federation.algorithm.message_for(server, info) for info in cohort}
+        gathered, _ = workers.exchange(Exchange(cohort, down, {}))
+    assert len(gathered) == len(alive["Upload"]) == len(alive["ClientState"]) == 16
+    assert peaks["Upload"] <= 2
+    assert peaks["ClientState"] == 16 if store == "memory" else peaks["ClientState"] <= 2
+    workers.discard_round()
+    pool.close()
+
+
+def test_a_message_for_several_goes_to_each_worker_once() -> None:
+    """Catches an upload of ten megabytes that is sent again for each client, and a worker that lacks it."""
+    federation = prepare(config())
+    with setup.Placement.of("cpu", "fp32").defaults():
+        server = federation.algorithm.init_server(federation.task, federation.rng.at("server"))
+        shared, own = (federation.algorithm.message_for(server, federation.info(0)) for _ in range(2))
+    assert shared is not own
+    units = [{0: shared, 1: shared}, {2: shared}, {3: own}, {4: None}, {5: shared}]
+    mail = clients._Mail(7, units)  # pyright: ignore[reportPrivateUsage]
+    sent = [mail.to(worker, unit) for worker, unit in zip([0, 0, 0, 0, 1], units, strict=True)]
+    assert [len(messages) for _, messages, *_ in sent] == [1, 0, 1, 0, 1]
+    assert [len(keep) for *_, keep in sent] == [1, 0, 0, 0, 1], "what one client receives is not kept"
+    assert {number for number, *_ in sent} == {7}
+    assert sent[3][2] == {4: None}
 
 
 @pytest.mark.parametrize("fault", [StorageError("full"), KeyboardInterrupt()])
-def test_settling_that_was_interrupted_settles_everything_again(
+def test_a_commit_that_was_interrupted_is_taken_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, straight: Path, fault: BaseException
 ) -> None:
-    """Catches a state that is forgotten before it is stored: the checkpoint would hold the one of before."""
+    """Catches a checkpoint of a round of which half of the states are stored: they would be trained twice."""
     put, puts = Store.put, [0]
 
     def failing(self: Store, *given: Any) -> None:
@@ -197,8 +314,23 @@ def test_settling_that_was_interrupted_settles_everything_again(
 
 
 def test_a_worker_that_starts_afresh_reads_its_configuration() -> None:
-    """Beside a GPU clients are no forks: they make their federation anew."""
+    """Beside a GPU, and with several threads, clients are no forks: they make their federation anew."""
     placement = setup.Placement.of("cpu", "fp32")
-    site = clients.Worker(config(), placement, "sequential", None)
-    assert site.federation.partition.num_clients == 6
-    assert "exchange" in site.methods()
+    with placement.defaults():
+        site = clients.Worker(config(), lambda federation: setup.driver_for(federation, placement))
+    assert site.runner.federation.partition.num_clients == 6
+    assert set(site.methods()) == {"train", "test"}
+
+
+def test_workers_with_several_threads_end_where_one_process_with_as_many_does(tmp_path: Path) -> None:
+    """Catches clients on one thread in a worker that have two in the parent: sums on two add in another order."""
+    for count in (1, 2):
+        made = running.config(
+            run={"threads": 2, "workers": count, "rounds": 1, "eval_every": 1},
+            train={"epochs": None, "steps": 1},
+            algorithm={"name": "standalone"},
+            clients={"models": ["mlp(hidden=(200,))"]},
+            partition={"samples_per_client": 40},
+        )
+        simulate(made, out=tmp_path / str(count))
+    running.same(tmp_path / "2", tmp_path / "1")

@@ -5,32 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from multiprocessing.connection import Connection
 from typing import Any
 
 import pytest
-import torch
+from echoing import echo
 
 from polyfed.base.errors import DivergedError
 from polyfed.parallel import transfer
-from polyfed.parallel.pool import Pool, WorkerError
+from polyfed.parallel.pool import Job, Pool, WorkerError
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-
-
-def echo() -> dict[str, Any]:
-    def fail(what: str) -> None:
-        raise DivergedError(what) if what == "ours" else KeyError(what)
-
-    return {
-        "echo": lambda *given: given,
-        "pid": os.getpid,
-        "threads": torch.get_num_threads,
-        "fail": fail,
-        "sleep": lambda seconds: time.sleep(seconds),
-        "die": lambda: os._exit(7),
-    }
 
 
 @pytest.fixture
@@ -40,11 +26,106 @@ def pool() -> Iterator[Pool]:
     made.close()
 
 
+def jobs(*requests: tuple[Any, ...]) -> Iterator[Job]:
+    """Requests that every worker may do."""
+    return (lambda worker, request=request: request for request in requests)
+
+
+def ask(pool: Pool, requests: Mapping[int, tuple[Any, ...]]) -> dict[int, Any]:
+    """One request of each worker, by number."""
+    order = sorted(requests)  # the first job goes to worker 0, the second to worker 1
+    assert order == list(range(len(order)))
+    return dict(pool.each(jobs(*(requests[k] for k in order))))
+
+
 def test_workers_have_one_thread_and_answer_for_themselves(pool: Pool) -> None:
     """Catches clients whose threads fight for the cores, and answers that are mixed up."""
-    assert pool.ask({0: ("threads",), 1: ("threads",)}) == {0: 1, 1: 1}
-    assert [pool.ask({k: ("pid",)})[k] for k in (0, 1)] == pool.pids
-    assert pool.ask({1: ("echo", 1), 0: ("echo", 2, 3)}) == {1: (1,), 0: (2, 3)}
+    assert ask(pool, {0: ("threads",), 1: ("threads",)}) == {0: 1, 1: 1}
+    assert ask(pool, {0: ("pid",), 1: ("pid",)}) == dict(enumerate(pool.pids))
+    assert ask(pool, {1: ("echo", 1), 0: ("echo", 2, 3)}) == {1: (1,), 0: (2, 3)}
+
+
+def test_workers_have_the_threads_that_they_are_given() -> None:
+    """Catches clients that compute on other threads than in one process: with those the last bit moves."""
+    pool = Pool([echo], threads=3)
+    try:
+        assert ask(pool, {0: ("threads",)}) == {0: 3}
+    finally:
+        pool.close()
+
+
+def test_whoever_is_free_does_the_next_job(pool: Pool) -> None:
+    """Catches jobs that are dealt beforehand, that come in another order, twice or never."""
+    made: list[tuple[int, int]] = []
+
+    def job(number: int, request: tuple[Any, ...]) -> Job:
+        return lambda worker: made.append((number, worker)) or request
+
+    slow = job(0, ("sleep", 1.0))
+    answers = list(pool.each([slow, *(job(k, ("echo", k)) for k in range(1, 9))]))
+    assert [number for number, _ in made] == list(range(9)), "jobs are made in their order"
+    assert made[0] == (0, 0)
+    assert {worker for _, worker in made[1:]} == {1}, "worker 0 sleeps"
+    assert answers == [*((1, (k,)) for k in range(1, 9)), (0, None)], "answers come as they are there"
+
+
+def test_a_job_is_made_when_a_worker_is_free_for_it(pool: Pool) -> None:
+    """Catches the states of a whole cohort in memory before the first of its clients trains."""
+    made: list[int] = []
+    answers = pool.each((lambda worker, k=k: made.append(k) or ("echo", k)) for k in range(20))
+    assert made == []
+    for seen, _ in enumerate(answers, 1):
+        assert len(made) <= seen + len(pool)
+    assert made == list(range(20))
+
+
+def test_no_jobs_are_done_at_once(pool: Pool) -> None:
+    """Catches a wait for ever."""
+    assert list(pool.each([])) == []
+
+
+def test_a_caller_that_stops_early_leaves_nobody_at_work(pool: Pool) -> None:
+    """Catches an old answer that is taken for a new one, and a wait for a job that nobody wants any more."""
+    started = time.monotonic()
+    answers = pool.each(jobs(("echo", 1), ("sleep", 60), ("sleep", 60)))
+    assert next(answers) == (0, (1,))
+    answers.close()  # type: ignore[attr-defined]
+    assert ask(pool, {0: ("echo", 1), 1: ("echo", 2)}) == {0: (1,), 1: (2,)}
+    kept = pool.each(jobs(("echo", 1), ("sleep", 60)))
+    assert next(kept) == (0, (1,))
+    answers = pool.each(jobs(("sleep", 0.2), ("echo", 2)))  # while the other still waits for its end
+    assert next(answers) == (1, (2,))
+    kept.close()  # type: ignore[attr-defined]
+    assert next(answers) == (0, None), "an old iterator ends the jobs of a new one"
+    assert time.monotonic() - started < 30
+
+
+def test_a_large_answer_that_nobody_wants_blocks_no_large_request(pool: Pool) -> None:
+    """Catches a parent that waits for its worker to read, while that waits for the parent to read."""
+    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("both wait"))
+    try:
+        signal.alarm(30)
+        large = b"x" * 5_000_000
+        with pytest.raises(DivergedError):
+            list(pool.each(jobs(("fail", "ours"), ("echo", large))))
+        time.sleep(0.5)  # the answer is on its way
+        assert ask(pool, {0: ("echo", 1), 1: ("echo", large)}) == {0: (1,), 1: (large,)}
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_job_that_cannot_be_made_ends_the_others(pool: Pool) -> None:
+    """Catches a worker that is waited for although nothing was sent to it, such as with a state that is damaged."""
+
+    def damaged(worker: int) -> tuple[Any, ...]:
+        raise DivergedError("not made")
+
+    started = time.monotonic()
+    with pytest.raises(DivergedError, match="not made"):
+        list(pool.each([*jobs(("sleep", 60)), damaged]))
+    assert ask(pool, {0: ("echo", 1), 1: ("echo", 2)}) == {0: (1,), 1: (2,)}
+    assert time.monotonic() - started < 30
 
 
 @pytest.mark.parametrize("failing", [0, 1])
@@ -52,11 +133,11 @@ def test_what_a_worker_raises_arrives_and_the_others_stop(pool: Pool, failing: i
     """Catches an error that is swallowed, one that waits for the others' work, and answers left in the pipe."""
     started = time.monotonic()
     with pytest.raises(DivergedError, match="ours"):
-        pool.ask({failing: ("fail", "ours"), 1 - failing: ("sleep", 60)})
+        ask(pool, {failing: ("fail", "ours"), 1 - failing: ("sleep", 60)})
     assert time.monotonic() - started < 30
     with pytest.raises(RuntimeError, match="in a worker process: 'theirs'"):
-        pool.ask({0: ("fail", "theirs")})
-    assert pool.ask({0: ("echo", 1), 1: ("echo", 2)}) == {0: (1,), 1: (2,)}
+        ask(pool, {0: ("fail", "theirs")})
+    assert ask(pool, {0: ("echo", 1), 1: ("echo", 2)}) == {0: (1,), 1: (2,)}
 
 
 def test_ctrl_c_in_the_middle_of_an_answer_leaves_no_half_of_it(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,8 +154,8 @@ def test_ctrl_c_in_the_middle_of_an_answer_leaves_no_half_of_it(pool: Pool, monk
         with monkeypatch.context() as patch:
             patch.setattr(Connection, "_recv", pressed)
             with pytest.raises(KeyboardInterrupt):
-                pool.ask({0: ("echo", b"x" * 5_000_000)})
-        assert pool.ask({0: ("echo", 1), 1: ("echo", 2)}) == {0: (1,), 1: (2,)}
+                ask(pool, {0: ("echo", b"x" * 5_000_000)})
+        assert ask(pool, {0: ("echo", 1), 1: ("echo", 2)}) == {0: (1,), 1: (2,)}
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -82,7 +163,7 @@ def test_ctrl_c_in_the_middle_of_an_answer_leaves_no_half_of_it(pool: Pool, monk
 def test_a_worker_that_ends_is_reported(pool: Pool) -> None:
     """Catches a run that waits for ever for a worker that was killed for its memory."""
     with pytest.raises(WorkerError, match=r"exit code 7\).*run\.workers = 1"):
-        pool.ask({0: ("die",)})
+        ask(pool, {0: ("die",)})
 
 
 def test_a_worker_whose_answer_is_lost_is_ended(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,9 +175,9 @@ def test_a_worker_whose_answer_is_lost_is_ended(pool: Pool, monkeypatch: pytest.
     with monkeypatch.context() as patch:
         patch.setattr(transfer, "receive", refuse)
         with pytest.raises(WorkerError, match=r"worker process 0 could not be read .*Too many open files.*ulimit"):
-            pool.ask({0: ("echo", 1)})
+            ask(pool, {0: ("echo", 1)})
     with pytest.raises(WorkerError, match="worker process 0 ended"):
-        pool.ask({0: ("echo", 2)})
+        ask(pool, {0: ("echo", 2)})
 
 
 def test_no_worker_outlives_its_pool(pool: Pool) -> None:

@@ -12,13 +12,15 @@ from polyfed.config import Config
 from polyfed.config.profiles import Profile
 from polyfed.core.clients import Cohort
 from polyfed.core.message import Size
+from polyfed.core.requests import Exchange
 from polyfed.execute.drivers import Work, make_driver
 from polyfed.execute.placement import Placement
 from polyfed.rounds.callbacks import Interrupted, Quiet
-from polyfed.rounds.clients import LocalClients, Report
+from polyfed.rounds.clients import LocalClients
 from polyfed.rounds.federation import prepare
 from polyfed.rounds.round import play_round
 from polyfed.rounds.timing import REASONS
+from polyfed.rounds.unit import Report
 from polyfed.simulation.clock import TimedClients, done, ended
 from polyfed.simulation.simulate import resume, simulate
 from polyfed.storage import state_files
@@ -230,9 +232,9 @@ def test_an_exchange_can_be_taken_back(tmp_path: Path) -> None:
     infos = tuple(map(federation.info, (0, 1)))
     cohort = Cohort(infos, 1, 4, federation.rng.at("round", 1, "server"))
     down = {info.id: federation.algorithm.message_for(server, info) for info in infos}
-    clients.exchange(cohort, {0: down[0]})
+    clients.exchange(Exchange(cohort, {0: down[0]}, {}))
     first = clients.private(0)
-    clients.exchange(cohort, down)
+    clients.exchange(Exchange(cohort, down, {}))
     assert clients.private(0) is not first
     clients.discard([0, 1])
     assert clients.private(0) is first

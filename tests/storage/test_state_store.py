@@ -73,22 +73,6 @@ def test_a_state_exists_once_its_client_has_trained(tmp_path: Path, resident: bo
     assert written(tmp_path / "states") == {(3, 1): where == "files"}
 
 
-def test_what_was_held_does_not_come_back_over_what_was_written(tmp_path: Path, where: str) -> None:
-    """Catches a store that leaves memory for workers, and saves at the checkpoint what it held before they trained."""
-    store = Store(tmp_path, (Kept,), resident=True)
-    store.put(3, kept(1), 1)
-    store.put(4, kept(2), 1)
-    store.write_through()
-    assert not store.resident
-    store.put(3, kept(7), 2)
-    entry = store.save()
-    store.prune(2)
-    again = Store(tmp_path, (Kept,), resident=False)
-    again.restore(2, entry)
-    assert [again.get(client).n for client in (3, 4)] == [7, 2]
-    assert written(tmp_path) == {(3, 2): where == "files", (4, 1): where == "files"}
-
-
 def test_the_size_decides_where_a_state_goes(tmp_path: Path) -> None:
     """Catches a million files of a kilobyte, and an index of blobs of ten megabytes."""
     store = Store(tmp_path, (Kept,), resident=False)

@@ -1,8 +1,9 @@
-"""Processes that work at the same time, one thread each, and the pipe to each of them.
+"""Processes that work at the same time, and the pipe to each of them.
 
-Where torch sees no GPU the workers are forks: they share the data set and the networks with their parent, page by page,
-and start in a hundredth of a second. Beside a GPU a fork's autograd refuses to work, so there they start afresh and
-read their data again; then a script must guard its entry by ``if __name__ == "__main__":``.
+Workers of one thread where torch sees no GPU are forks: they share the data set and the networks with their parent,
+page by page, and start in a hundredth of a second. Beside a GPU a fork's autograd refuses to work, and a fork with
+several threads may hang, so there they start afresh and read their data again; then a script must guard its entry by
+``if __name__ == "__main__":``.
 
 One request, one answer. Processes with more threads together than there are cores are slower than one by an order of
 magnitude (their threads spin), so threads times workers is at most the number of cores.
@@ -60,6 +61,7 @@ class Pool:
         self._pipes: list[Any] = []
         self._processes: list[Any] = []
         self._asked = 0
+        self._owing: set[int] = set()  # workers that were sent a request and have not answered
         #: The last request whose answer nobody wants any more: a signal alone could come before its request.
         self._abandoned: Any = context.RawValue("q", 0)
         for make in makers:
@@ -98,9 +100,9 @@ class Pool:
             BaseException: what a worker raised; the first, if several did. No worker goes on with its job then, nor if
                 the caller stops.
         """
+        self._abandon()  # what a caller before this one, who stopped, has left at work
         self._asked += 1
-        asked, left = self._asked, iter(jobs)
-        busy: set[int] = set()
+        asked, left, busy = self._asked, iter(jobs), set[int]()
         try:
             for worker in range(len(self)):
                 self._next(worker, left, busy)
@@ -108,9 +110,7 @@ class Pool:
                 # In whatever order they come: who fails must not wait for who is slow.
                 for pipe in wait([self._pipes[worker] for worker in busy]):
                     worker = self._pipes.index(pipe)
-                    number, done, answer = self._receive(worker)
-                    if number != asked:
-                        continue  # it answers what was abandoned earlier
+                    done, answer = self._receive(worker)
                     busy.discard(worker)
                     if not done:
                         raise answer
@@ -118,26 +118,34 @@ class Pool:
                     yield worker, answer
                     del answer  # the next may be long in coming
         except BaseException:  # Ctrl-C, most of all; or nobody wants the rest
-            self._abandon(busy, asked)
+            if asked == self._asked:
+                self._abandon()
             raise
 
     def _next(self, worker: int, jobs: Iterator[Job], busy: set[int]) -> None:
         job = next(jobs, None)
-        if job is not None:
-            busy.add(worker)
-            self._send(worker, (self._asked, *job(worker)))
+        if job is None:
+            return
+        request = (self._asked, *job(worker))
+        while worker in self._owing:
+            self._receive(worker)  # of what was abandoned: two large messages that pass each other would block both
+        busy.add(worker)
+        self._send(worker, request)
 
     def _send(self, worker: int, request: tuple[Any, ...]) -> None:
         try:
             with _whole():
                 transfer.send(self._pipes[worker], request)
+                self._owing.add(worker)
         except OSError as error:
             raise self._lost(worker, error) from error
 
-    def _receive(self, worker: int) -> tuple[int, bool, Any]:
+    def _receive(self, worker: int) -> tuple[bool, Any]:
         try:
             with _whole():
-                return transfer.receive(self._pipes[worker])
+                answer = transfer.receive(self._pipes[worker])
+                self._owing.discard(worker)
+                return answer
         except (EOFError, OSError, RuntimeError) as error:  # RuntimeError: torch could not map a file
             raise self._lost(worker, error) from error
 
@@ -157,9 +165,9 @@ class Pool:
             '`if __name__ == "__main__":` beside a GPU? Resume with run.workers = 1, or with fewer'
         )
 
-    def _abandon(self, workers: Iterable[int], asked: int) -> None:
-        self._abandoned.value = max(self._abandoned.value, asked)
-        for worker in workers:
+    def _abandon(self) -> None:
+        self._abandoned.value = self._asked
+        for worker in self._owing:
             if self._processes[worker].is_alive():
                 os.kill(self._processes[worker].pid, signal.SIGUSR1)
 
@@ -226,25 +234,25 @@ def _serve(pipe: Any, make: Make, inherited: Sequence[int], abandoned: Any, thre
             busy = number
             abandon()
             methods = make() if methods is None else methods
-            answer = (number, True, methods[name](*arguments))
+            answer = (True, methods[name](*arguments))
             busy = 0
         except Abandoned:
             busy = 0
-            answer = (number, False, WorkerError("abandoned"))
+            answer = (False, WorkerError("abandoned"))
         except BaseException as error:
             busy = 0  # first of all: a signal from here on must find nobody at work
-            answer = (number, False, error)
+            answer = (False, error)
         _answer(pipe, answer)
 
 
-def _answer(pipe: Any, answer: tuple[int, bool, Any]) -> None:
-    number, done, value = answer
+def _answer(pipe: Any, answer: tuple[bool, Any]) -> None:
+    done, value = answer
     try:
         if not done and not isinstance(value, PolyfedError):
             # The user's own exception, whose class the parent may not be able to build again.
             text = "".join(traceback.format_exception(value))
             value = RuntimeError(f"in a worker process: {value}\n{text}")
-        transfer.send(pipe, (number, done, value))
+        transfer.send(pipe, (done, value))
     except (EOFError, OSError):
         os._exit(0)
 

@@ -67,10 +67,15 @@ class Execution:
         self.driver = driver_for(federation, placement, say)
         self.count = min(run.workers or self._workers(), federation.config.clients.count)
         self._pool: Pool | None = None
+        self._clients: SimulatedClients | None = None
         if placement.precision == "bf16" and placement.device.type == "cpu" and (times := slower()) > 1:
             say(f"bf16 takes {times:.1f} times as long as fp32 on this processor, which has no instructions for it")
 
     def __enter__(self) -> SimulatedClients:
+        self._clients = self._made()
+        return self._clients
+
+    def _made(self) -> SimulatedClients:
         if self.count == 1:
             local = resident(self.federation, self.placement)
             return LocalClients(local, self.driver, self.store, self.scratch)
@@ -90,6 +95,8 @@ class Execution:
     ) -> None:
         if self._pool is not None:
             self._pool.close()
+        if self._clients is not None:
+            self._clients.discard_round()  # of a round that was interrupted nothing stays on disk
 
     def _workers(self) -> int:
         """Processes where ``run.workers`` does not say: by cores, or GPUs, for ``auto``; no result depends on it."""
@@ -98,7 +105,8 @@ class Execution:
             return 1
         if self.placement.device.type == "cuda":
             return 1 if ":" in str(self.placement.device) else torch.cuda.device_count()
-        return min(cores() // (run.threads or 1), clients.wanted) if self._worth_workers() else 1
+        apart = min(cores() // (run.threads or 1), clients.wanted)  # 0 where a run of a larger machine is resumed
+        return apart if apart > 1 and self._worth_workers() else 1
 
     def _worth_workers(self) -> bool:
         federation = self.federation

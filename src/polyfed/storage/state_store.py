@@ -119,21 +119,6 @@ class Store:
         else:
             self._write(client, state, round_)
 
-    def write_through(self) -> None:
-        """From now on keep no state in memory: what is held is written, and forgotten.
-
-        Raises:
-            StorageError: the disk is full.
-        """
-        self._write_dirty()
-        self._held.clear()
-        self.resident = False
-
-    def _write_dirty(self) -> None:
-        for client in sorted(self._dirty):
-            self._write(client, self._held[client], self._dirty[client])
-            del self._dirty[client]
-
     def _write(self, client: ClientId, state: State, round_: int) -> None:
         data = state_files.dump(state)
         inline = len(data) <= INLINE
@@ -149,7 +134,9 @@ class Store:
 
         Until `prune` is called the states of the checkpoint before can be restored, too.
         """
-        self._write_dirty()
+        for client in sorted(self._dirty):
+            self._write(client, self._held[client], self._dirty[client])
+            del self._dirty[client]
         if self._db is not None:
             with self._guarded():
                 self._db.commit()
