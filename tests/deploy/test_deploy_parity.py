@@ -44,3 +44,13 @@ def test_a_part_of_the_clients_is_drawn_as_in_process(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (tmp_path / "here" / "rounds.jsonl").read_text().splitlines()]
     assert [row.get("cohort") for row in run.rows] == [row.get("cohort") for row in rows]
     assert same(run.server(), load_file(tmp_path / "here" / "checkpoint" / "server-round-2.safetensors"))
+
+
+@pytest.mark.parametrize("augment", ["true", "false"])
+def test_images_are_augmented_as_in_process(augment: str, tmp_path: Path) -> None:
+    """Catches a client that shifts its images although the server's configuration says not to, or the reverse."""
+    settings = config("fedavg", f"data.augment={augment}")
+    simulate(settings, out=tmp_path / "here")
+    run = Run(tmp_path, settings)
+    run.serve()
+    assert same(run.server(), load_file(tmp_path / "here" / "checkpoint" / "server-round-2.safetensors"))

@@ -3,7 +3,7 @@
     python tests/mutations/run.py                     # every fault of faults.toml, about an hour on one core
     python tests/mutations/run.py --only fedproto     # those whose file, name of a test, or new text has this in it
 
-Each fault leaves finite numbers of the right shapes and no exception, so that only a test of the value can notice. It is
+Each fault leaves finite numbers of the right shapes and no exception, so that only a test of a value can notice. It is
 applied in a temporary copy of the tree, where the tests that it names have to fail; they have to pass without it. Run
 this after a family of tests is written, and before a release. The exit status is the number of faults that survived.
 """
