@@ -191,7 +191,7 @@ def held_by_autograd() -> None:
     ],
 )
 def test_the_peak_is_that_of_the_live_tensors(pattern: Callable[[], None], peak: int) -> None:
-    """Catches memory that is never given back, given back too soon, or counted twice for views; the last for the peak."""
+    """Catches memory that is never given back, given back too soon, or counted twice for views; an end for a peak."""
     with PeakMemory() as memory:
         pattern()
     assert memory.peak == peak * MIB
