@@ -46,6 +46,22 @@ def test_a_part_of_the_clients_is_drawn_as_in_process(tmp_path: Path) -> None:
     assert same(run.server(), load_file(tmp_path / "here" / "checkpoint" / "server-round-2.safetensors"))
 
 
+def test_clients_that_rest_go_on_from_what_they_kept_as_in_process(tmp_path: Path) -> None:
+    """Catches a server that knows the states of the last round's clients only, and a client that takes an older one."""
+    settings = config("fedproto", "clients.count=4", "clients.participation=0.5", "run.rounds=6", "run.eval_every=6")
+    here = simulate(settings, out=tmp_path / "here")
+    run = Run(tmp_path, settings)
+    there = run.serve()
+    cohorts = [row["cohort"] for row in run.rows if "cohort" in row]
+    returned = ((set(a) - set(b)) & set(c) for a, b, c in zip(cohorts, cohorts[1:], cohorts[2:], strict=False))
+    assert any(returned)  # of those who rest for a round
+    private = kept(tmp_path / "here", settings)
+    deployed = {client: state for client, state in run.private().items() if state}
+    assert deployed.keys() == private.keys()
+    assert all(same(deployed[client], private[client]) for client in private)
+    assert there["accuracy"]["mean"] == here["accuracy"]["mean"]
+
+
 @pytest.mark.parametrize("augment", ["true", "false"])
 def test_images_are_augmented_as_in_process(augment: str, tmp_path: Path) -> None:
     """Catches a client that shifts its images although the server's configuration says not to, or the reverse."""
