@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from deploy_toy import Run, config, kept, same
 from safetensors.torch import load_file
 
 from polyfed.algorithms.catalogue import ALGORITHMS
+from polyfed.algorithms.standalone import Standalone
 from polyfed.config import algorithm_class
+from polyfed.core.requests import exchange
 from polyfed.simulation.simulate import simulate
 
 
@@ -70,3 +73,35 @@ def test_images_are_augmented_as_in_process(augment: str, tmp_path: Path) -> Non
     run = Run(tmp_path, settings)
     run.serve()
     assert same(run.server(), load_file(tmp_path / "here" / "checkpoint" / "server-round-2.safetensors"))
+
+
+def test_a_second_exchange_of_a_round_starts_from_the_first_as_in_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a second exchange that starts from the state of before the round."""
+
+    def twice(self: Standalone, server: Any, cohort: Any) -> Any:
+        for _ in range(2):
+            yield from exchange(cohort, None)
+        return server
+
+    monkeypatch.setattr(Standalone, "server_round", twice)
+    settings = config("standalone")
+    simulate(settings, out=tmp_path / "here")
+    run = Run(tmp_path, settings)
+    run.serve()
+    private, deployed = kept(tmp_path / "here", settings), run.private()
+    assert deployed.keys() == private.keys()
+    assert all(same(deployed[client], private[client]) for client in private)
+
+
+def test_a_client_that_says_its_own_capacity_holds_so_much(tmp_path: Path) -> None:
+    """Catches a client's own capacity passed over: the server sends it what the configuration says."""
+    run = Run(tmp_path, config("fiarse", "clients.capacities=[1.0]"))
+    node, settings = next(iter(run.memory.settings.items()))
+    run.memory.settings[node] = settings.model_copy(update={"capacity": 0.25})
+    run.serve()
+    lines = (run.folder / "clients.jsonl").read_text().splitlines()
+    found = {row["client"]: row for row in map(json.loads, lines) if "bytes_down" in row}
+    assert [found[client]["capacity"] for client in range(3)] == [0.25, 1.0, 1.0]
+    assert found[0]["bytes_up"] < 0.5 * found[1]["bytes_up"] == 0.5 * found[2]["bytes_up"]
