@@ -9,9 +9,14 @@ import pytest
 import running
 import torch
 
-from polyfed.core.message import size
+from polyfed.core.clients import Cohort
+from polyfed.core.message import Nothing, Size, size
+from polyfed.execute.drivers import Work
+from polyfed.rounds.clients import Report
 from polyfed.rounds.evaluation import Evaluation
 from polyfed.rounds.federation import Federation, prepare
+from polyfed.rounds.ledger import Ledger
+from polyfed.rounds.round import Played
 from polyfed.rounds.scoring import Score
 from polyfed.simulation.simulate import simulate
 
@@ -102,6 +107,25 @@ def test_predictors_and_groups_of_clients_are_means_over_clients() -> None:
     found = Evaluation(scores)
     assert (found.mean(), found.mean("b"), found.mean(clients=[1])) == (0.5, 0.5, 0.0)
     assert found.predictors == ["a", "b"]
+
+
+def test_sums_over_rounds_are_what_was_entered() -> None:
+    """Catches a client without a loss that counts as one of 0, sums that forget, and a best round that is the last."""
+    federation = prepare(config())
+    ledger = Ledger(federation)
+    works = (Work(flops=5, steps=2, loss=1.0), Work(flops=7, steps=2, loss=None), Work(flops=9, steps=2, loss=3.0))
+    cohort = Cohort(tuple(map(federation.info, range(3))), 1, 3, federation.rng)
+    reports = {k: Report(work, down=Size(values=10), up=Size(values=4)) for k, work in enumerate(works)}
+    scores = {k: Score(10, {"a": 5}, down=100) for k in range(4)}
+    for round_ in (1, 2):
+        row = ledger.round(Played(Nothing(), cohort, reports), 1.5)
+        assert (row["loss"], row["bytes"], row["flops"]) == (2.0, {"up": 12, "down": 30}, 21)
+        ledger.evaluation(round_, Evaluation(scores))
+    summary = ledger.summary("run", 3)
+    assert summary["clients"]["participations"] == 6
+    assert [summary["bytes"][key] for key in ("up", "down", "evaluation_down")] == [24, 60, 800]
+    assert (summary["flops"], summary["seconds"]) == (42, 3.0)
+    assert summary["accuracy"]["best"] == {"mean": 0.5, "round": 1}
 
 
 def test_the_official_number_is_of_the_cohort_before_aggregation(run: Any) -> None:
