@@ -30,6 +30,7 @@ from polyfed.parallel.clients import resident
 from polyfed.rounds.clients import LocalClients
 from polyfed.rounds.federation import Federation, prepare
 from polyfed.rounds.round import play_round
+from polyfed.rounds.selection import draw_cohort
 from polyfed.storage.state_store import Store
 
 #: Of the largest number of a tensor.
@@ -70,7 +71,7 @@ def played(small: Federation, device: str, driver: str) -> tuple[list[torch.Tens
         server: Any = found.algorithm.init_server(found.task, found.rng.at("server"))
         started = time.perf_counter()
         for round_ in range(1, ROUNDS.get(name, 1) + 1):
-            server = play_round(found, server, round_, clients, works).server
+            server = play_round(found, server, draw_cohort(found, round_), clients, works).server
             clients.commit()
         seconds = time.perf_counter() - started - works.costs.seconds
         kept = [server, *(clients.private(client) for client in range(found.config.clients.count))]

@@ -46,6 +46,20 @@ def test_class_means_are_exact_over_examples(monkeypatch: pytest.MonkeyPatch) ->
     assert len(few) == 3
 
 
+def test_class_means_are_summed_in_double_precision() -> None:
+    """Catches sums in single precision, where 1 added to 2^24 is lost."""
+    fed = toy.federation(Standalone(), labels=((1, 1, 1, 1), (0, 1, 0)), classes=2)
+    local = fed.local(0, 1)
+
+    def values(nets, x):
+        return torch.tensor([[2.0**24], [1.0], [1.0], [-(2.0**24)]])
+
+    means = drive(
+        class_means(local, {"model": local.models["model"].init(fed.rng)}, values), toy.play(fed).driver.perform
+    )
+    assert float(means["1"]) == 0.5
+
+
 def test_a_class_table_holds_what_there_is() -> None:
     """Catches rows at the wrong class, and a class without a row that counts as one of zeros."""
     rows = {"2": torch.tensor([1.0, 2.0]), "0": torch.tensor([3.0, 0.0])}

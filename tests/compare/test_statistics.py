@@ -1,6 +1,7 @@
 """The arithmetic of comparisons, on made-up summaries."""
 
 import csv
+import math
 
 import pytest
 from scipy.stats import ttest_rel
@@ -20,6 +21,9 @@ def test_mean_deviation_difference_and_paired_test_against_the_best_of_the_other
     assert lines["c"].p == pytest.approx(ttest_rel(c, a).pvalue)
     cells = dict(zip(found.headings, found.cells()[0], strict=True))
     assert cells["mean"] == "80.7 ± 2.1 %"  # deviation with n - 1: 2.08; with n it would be 1.7
+    assert lines["a"].worst == {0: 0.5, 1: 0.5, 2: 0.5}
+    row = next(csv.DictReader(found.to_csv().splitlines()))
+    assert float(row["mean_sd"]) == pytest.approx(math.sqrt(sum((value - sum(a) / 3) ** 2 for value in a) / 2))
     assert cells["difference"] == "+8.7"
 
 

@@ -65,6 +65,16 @@ def test_batches_of_several_clients_are_those_of_each(augment: bool) -> None:
     assert torch.equal(y, torch.cat([b for _, b in alone]))
 
 
+def test_shifts_are_uniform_and_half_of_the_images_are_mirrored() -> None:
+    """Catches a shift that is rarer than others, one direction only, and mirroring with another probability."""
+    dy, dx, mirrored = draw_shifts(18_000, generator(), flip=True)
+    for shift in (dy, dx):
+        counts = shift.flatten().bincount()
+        assert len(counts) == 9
+        assert bool(((counts - 2000).abs() < 200).all())  # 4.7 standard deviations
+    assert abs(int(mirrored.sum()) - 9000) < 320
+
+
 @pytest.mark.parametrize("flip", [True, False])
 def test_augmented_images_are_shifted_copies(flip: bool) -> None:
     x = torch.randn(200, 2, 8, 10, generator=generator()) + 10

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from deploy_toy import Run, config, kept, same
 from safetensors.torch import load_file
 
 from polyfed.algorithms.catalogue import ALGORITHMS
+from polyfed.algorithms.standalone import Standalone
 from polyfed.config import algorithm_class
+from polyfed.core.requests import exchange
 from polyfed.simulation.simulate import simulate
 
 
@@ -75,3 +78,61 @@ def test_a_part_of_the_clients_is_drawn_as_in_process(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (tmp_path / "here" / "rounds.jsonl").read_text().splitlines()]
     assert [row.get("cohort") for row in run.rows] == [row.get("cohort") for row in rows]
     assert same(run.server(), load_file(tmp_path / "here" / "checkpoint" / "server-round-2.safetensors"))
+
+
+def test_clients_that_rest_go_on_from_what_they_kept_as_in_process(tmp_path: Path) -> None:
+    """Catches a server that knows the states of the last round's clients only, and a client that takes an older one."""
+    settings = config("fedproto", "clients.count=4", "clients.participation=0.5", "run.rounds=6", "run.eval_every=6")
+    here = simulate(settings, out=tmp_path / "here")
+    run = Run(tmp_path, settings)
+    there = run.serve()
+    cohorts = [row["cohort"] for row in run.rows if "cohort" in row]
+    returned = ((set(a) - set(b)) & set(c) for a, b, c in zip(cohorts, cohorts[1:], cohorts[2:], strict=False))
+    assert any(returned)  # of those who rest for a round
+    private = kept(tmp_path / "here", settings)
+    deployed = {client: state for client, state in run.private().items() if state}
+    assert deployed.keys() == private.keys()
+    assert all(same(deployed[client], private[client]) for client in private)
+    assert there["accuracy"]["mean"] == here["accuracy"]["mean"]
+
+
+@pytest.mark.parametrize("augment", ["true", "false"])
+def test_images_are_augmented_as_in_process(augment: str, tmp_path: Path) -> None:
+    """Catches a client that shifts its images although the server's configuration says not to, or the reverse."""
+    settings = config("fedavg", f"data.augment={augment}")
+    simulate(settings, out=tmp_path / "here")
+    run = Run(tmp_path, settings)
+    run.serve()
+    assert same(run.server(), load_file(tmp_path / "here" / "checkpoint" / "server-round-2.safetensors"))
+
+
+def test_a_second_exchange_of_a_round_starts_from_the_first_as_in_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a second exchange that starts from the state of before the round."""
+
+    def twice(self: Standalone, server: Any, cohort: Any) -> Any:
+        for _ in range(2):
+            yield from exchange(cohort, None)
+        return server
+
+    monkeypatch.setattr(Standalone, "server_round", twice)
+    settings = config("standalone")
+    simulate(settings, out=tmp_path / "here")
+    run = Run(tmp_path, settings)
+    run.serve()
+    private, deployed = kept(tmp_path / "here", settings), run.private()
+    assert deployed.keys() == private.keys()
+    assert all(same(deployed[client], private[client]) for client in private)
+
+
+def test_a_client_that_says_its_own_capacity_holds_so_much(tmp_path: Path) -> None:
+    """Catches a client's own capacity passed over: the server sends it what the configuration says."""
+    run = Run(tmp_path, config("fiarse", "clients.capacities=[1.0]"))
+    node, settings = next(iter(run.memory.settings.items()))
+    run.memory.settings[node] = settings.model_copy(update={"capacity": 0.25})
+    run.serve()
+    lines = (run.folder / "clients.jsonl").read_text().splitlines()
+    found = {row["client"]: row for row in map(json.loads, lines) if "bytes_down" in row}
+    assert [found[client]["capacity"] for client in range(3)] == [0.25, 1.0, 1.0]
+    assert found[0]["bytes_up"] < 0.5 * found[1]["bytes_up"] == 0.5 * found[2]["bytes_up"]

@@ -144,6 +144,13 @@ def one_after_another() -> None:
     del b
 
 
+def a_large_one_before_a_small_one() -> None:
+    a = floats(4)
+    del a
+    b = floats(1)
+    del b
+
+
 def a_view() -> None:
     a = floats(4)
     views = [a[:10], a.reshape(-1, 4), a.detach()]
@@ -173,10 +180,18 @@ def held_by_autograd() -> None:
 
 @pytest.mark.parametrize(
     ("pattern", "peak"),
-    [(keeps_two, 5), (one_after_another, 3), (a_view, 4), (held_by_a_view, 6), (a_temporary, 6), (held_by_autograd, 3)],
+    [
+        (keeps_two, 5),
+        (one_after_another, 3),
+        (a_large_one_before_a_small_one, 4),
+        (a_view, 4),
+        (held_by_a_view, 6),
+        (a_temporary, 6),
+        (held_by_autograd, 3),
+    ],
 )
 def test_the_peak_is_that_of_the_live_tensors(pattern: Callable[[], None], peak: int) -> None:
-    """Catches memory that is never given back, given back too soon, or counted twice for views."""
+    """Catches memory that is never given back, given back too soon, or counted twice for views; an end for a peak."""
     with PeakMemory() as memory:
         pattern()
     assert memory.peak == peak * MIB

@@ -19,6 +19,7 @@ from polyfed.execute.local_training import run_fit
 from polyfed.execute.stacked import run_stacked, why_not
 from polyfed.rounds.clients import LocalClients
 from polyfed.rounds.round import play_round
+from polyfed.rounds.selection import draw_cohort
 from polyfed.storage.state_store import Store
 
 
@@ -80,7 +81,8 @@ def test_auto_does_what_was_chosen_and_others_their_own(driver: str, chosen: Cho
     choice = None if chosen is None else ExecutionChoice(lambda client: chosen)
     works = make_driver(driver, FP32, choice=choice)
     clients = LocalClients(federation, works, Store(Path("-"), (), resident=True))
-    play_round(federation, federation.algorithm.init_server(federation.task, federation.rng), 1, clients, works)
+    server = federation.algorithm.init_server(federation.task, federation.rng)
+    play_round(federation, server, draw_cohort(federation, 1), clients, works)
     assert works.paths == {path: 2}
 
 

@@ -15,6 +15,7 @@ from polyfed.rounds.callbacks import Quiet
 from polyfed.rounds.clients import LocalClients
 from polyfed.rounds.federation import prepare
 from polyfed.rounds.round import play_round
+from polyfed.rounds.selection import draw_cohort
 from polyfed.simulation.simulate import simulate
 from polyfed.storage.state_store import Store
 
@@ -103,6 +104,6 @@ def test_what_an_owner_froze_stays_as_it_was(nets: str, driver: str, tmp_path: P
     works = make_driver(driver, Placement(torch.device("cpu")))
     clients = LocalClients(federation, works, Store(tmp_path, federation.algorithm.states, resident=True))
     before: Any = federation.algorithm.init_server(federation.task, federation.rng.at("server"))
-    after: Any = play_round(federation, before, 1, clients, works).server
+    after: Any = play_round(federation, before, draw_cohort(federation, 1), clients, works).server
     assert torch.equal(before.model["backbone.weight"], after.model["backbone.weight"])
     assert not torch.equal(before.model["head.weight"], after.model["head.weight"])

@@ -105,6 +105,18 @@ def test_a_search_ends_where_there_is_no_further_value(tmp_path: Path) -> None:
     assert job.edges()[label]["algorithm.rep_dim"].startswith("no value above 8 can be run: ")
 
 
+def test_the_best_point_has_the_best_mean_over_seeds(tmp_path: Path) -> None:
+    """Catches a point that is chosen for one lucky seed, or for its last."""
+    job = tuned_study(tmp_path, {"train.momentum": [0.2, 0.4, 0.6]}, seeds=[0, 1], widen=0)
+    accuracy = {(0.2, 0): 0.9, (0.2, 1): 0.1, (0.4, 0): 0.6, (0.4, 1): 0.6, (0.6, 0): 0.1, (0.6, 1): 0.8}
+    for cell in job.tuning():
+        run_dir = cell.run_dir(tmp_path)
+        run_dir.mkdir(parents=True)
+        mean = accuracy[cell.setting.point["train.momentum"], cell.seed]
+        (run_dir / "summary.json").write_text(json.dumps({"accuracy": {"mean": mean}}))
+    assert job.tuned() == ({label: {"train.momentum": 0.4} for label in ("fedtgp", "standalone")}, set())
+
+
 def test_a_point_that_diverged_is_a_neighbour(tmp_path: Path) -> None:
     """Catches a search that climbs on from a rate beyond which training diverges."""
     job = tuned_study(tmp_path, {"train.lr": [0.1, 1.0]})

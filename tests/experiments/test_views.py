@@ -14,6 +14,8 @@ def test_what_is_below_two_standard_errors() -> None:
     (told,) = undecided([main, near, far])
     assert told.startswith("a minus near (+1.0 ± 4.6)")  # differences .10, -.05, -.02: deviation 0.0794 / sqrt(3)
     assert "far" not in told
+    between = line("between", 0.40, 0.60, 0.68)  # differences .10, 0, .02: 1.3 standard errors
+    assert undecided([main, between])[0].startswith("a minus between (+4.0 ± 3.1)")
     assert undecided([line("a", 0.5), line("b", 0.4)]) == ["one seed, so no standard error: a minus b (+10.0)"]
     assert undecided([main, far]) == ["none"]
     assert undecided([main, line("twin", *main.means.values())]) == [

@@ -26,6 +26,7 @@ from polyfed.rounds.callbacks import Interrupted, Quiet
 from polyfed.rounds.clients import LocalClients
 from polyfed.rounds.federation import prepare
 from polyfed.rounds.round import play_round
+from polyfed.rounds.selection import draw_cohort
 from polyfed.simulation.simulate import resume, simulate
 from polyfed.storage import state_files
 from polyfed.storage.state_store import Store
@@ -44,7 +45,7 @@ def played(placement: Placement, driver: str, **sections: Any) -> list[State]:
     with placement.defaults():
         server: Any = algorithm.init_server(federation.task, federation.rng.at("server"))
         for round_ in (1, 2):
-            server = play_round(federation, server, round_, clients, works).server
+            server = play_round(federation, server, draw_cohort(federation, round_), clients, works).server
             clients.commit()
         return [server, *(clients.private(client) for client in range(federation.config.clients.count))]
 

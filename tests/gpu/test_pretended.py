@@ -17,6 +17,7 @@ from polyfed.execute.placement import Placement
 from polyfed.rounds.clients import LocalClients
 from polyfed.rounds.federation import prepare
 from polyfed.rounds.round import play_round
+from polyfed.rounds.selection import draw_cohort
 from polyfed.simulation.simulate import simulate
 from polyfed.storage.state_store import Store
 
@@ -39,7 +40,7 @@ def test_a_full_gpu_is_not_taken_for_a_network_that_cannot_be_stacked(monkeypatc
     clients = LocalClients(federation, works, Store(Path("never-written"), algorithm.states, resident=True))
     server = algorithm.init_server(federation.task, federation.rng.at("server"))
     with pytest.raises(torch.OutOfMemoryError):
-        play_round(federation, server, 1, clients, works)
+        play_round(federation, server, draw_cohort(federation, 1), clients, works)
 
 
 @pytest.mark.parametrize("before", [True, False])

@@ -34,6 +34,7 @@ from polyfed.execute.stacked import Stack, why_not
 from polyfed.rounds.clients import LocalClients
 from polyfed.rounds.federation import Federation, prepare
 from polyfed.rounds.round import play_round
+from polyfed.rounds.selection import draw_cohort
 from polyfed.storage.state_store import Store
 
 #: Networks, the most unlike first; an algorithm gets the first that it accepts.
@@ -172,7 +173,7 @@ def main(names: Sequence[str]) -> None:
         clients = LocalClients(played, driver, Store(Path("never-written"), played.algorithm.states, resident=True))
         server: Any = played.algorithm.init_server(played.task, played.rng.at("server"))
         for round_ in range(1, 1 + (2 if name in ("fedl2g", "fedin") else 1)):
-            server = play_round(played, server, round_, clients, driver).server
+            server = play_round(played, server, draw_cohort(played, round_), clients, driver).server
             clients.commit()
         predict(played, clients, server, there, played.algorithm)
         print(name, driver.tried, flush=True)

@@ -23,6 +23,7 @@ from polyfed.execute.placement import Placement, Precision
 from polyfed.rounds.clients import LocalClients
 from polyfed.rounds.federation import Federation
 from polyfed.rounds.round import Played, play_round
+from polyfed.rounds.selection import draw_cohort
 from polyfed.rounds.unit import Report
 from polyfed.storage.state_store import Store
 
@@ -140,7 +141,9 @@ class Game:
         """Play one more round."""
         number = len(self.played) + 1
         with self.driver.placement.defaults():
-            played = play_round(self.federation, self.server, number, self.clients, self.driver)
+            played = play_round(
+                self.federation, self.server, draw_cohort(self.federation, number), self.clients, self.driver
+            )
             self.clients.commit()
         self.played.append(played)
         self.server = played.server

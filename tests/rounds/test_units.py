@@ -18,6 +18,7 @@ from polyfed.execute.placement import Placement
 from polyfed.rounds.clients import LocalClients
 from polyfed.rounds.federation import Federation, prepare
 from polyfed.rounds.round import play_round
+from polyfed.rounds.selection import draw_cohort
 from polyfed.rounds.unit import Finished, UnitRunner
 from polyfed.storage import state_files
 from polyfed.storage.state_store import Store
@@ -141,7 +142,7 @@ def test_nothing_depends_on_who_is_done_first(
                 clients = made(fed, tmp_path / str(k), store="disk")
                 if k:
                     in_order(clients, patch, order)
-                played = play_round(fed, server, 1, clients, clients.driver)
+                played = play_round(fed, server, draw_cohort(fed, 1), clients, clients.driver)
                 clients.commit()
                 found.append((played, [clients.private(client) for client in range(4)]))
     (one, kept), (other, others) = found

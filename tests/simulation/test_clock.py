@@ -53,6 +53,7 @@ def config(**more: Any) -> Config:
         ({1: 3.0, 2: 5.0, 3: 4.0}, [], {"enough": 2}, 4.0, {2: "surplus"}),
         ({1: 3.0, 2: 3.0, 3: 3.0}, [], {"enough": 2}, 3.0, {3: "surplus"}),
         ({1: 3.0, 2: 5.0, 3: 40.0}, [4], {"enough": 2, "deadline": 9.0}, 5.0, {3: "surplus"}),
+        ({1: 9.0, 2: 9.0}, [], {"enough": 1, "deadline": 9.0}, 9.0, {2: "surplus"}),
         ({1: 3.0, 2: 5.0, 3: 40.0}, [4], {"enough": 3, "deadline": 9.0}, 9.0, {3: "late"}),
     ],
 )
@@ -188,7 +189,7 @@ def test_who_is_late_leaves_nothing_but_its_costs(tmp_path: Path) -> None:
     rng = federation.rng.at("round", 1, "server")
     clients = LocalClients(federation, driver, store)
     cohort = Cohort(tuple(map(federation.info, (0, 2))), 1, settings.run.rounds, rng)
-    played: Any = play_round(federation, server, 1, clients, driver, cohort=cohort)
+    played: Any = play_round(federation, server, cohort, clients, driver)
     clients.commit()
     assert (tmp_path / "late/checkpoint/server-round-1.safetensors").read_bytes() == state_files.dump(played.server)
     states = {client: data for client, _, _, data in running.rows(tmp_path / "late/states")}

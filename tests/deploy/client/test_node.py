@@ -17,6 +17,7 @@ from requests_to_nodes import kept, train
 
 from polyfed.algorithms.fedmrl import FedMRL
 from polyfed.base.errors import CheckpointError
+from polyfed.core.message import decode, encode
 from polyfed.deploy.client.node import answer
 from polyfed.deploy.settings import NodeSettings
 from polyfed.deploy.wire import headers
@@ -88,6 +89,18 @@ def test_a_repeated_request_is_answered_once(tmp_path: Path) -> None:
     second = answer(*asked, settings, wait=moments.append)
     assert moments.count("trained") == 1
     assert first[1] == second[1]
+
+
+def test_another_message_under_the_same_key_is_no_repetition(tmp_path: Path) -> None:
+    """Catches a server that was resumed without its last round, and is given the answer to its earlier message."""
+    settings = nodes(tmp_path)[100]
+    header, body = train(settings, 1)
+    moments: list[str] = []
+    first = answer(header, body, settings, wait=moments.append)
+    G = {name: 0.5 * value for name, value in decode(body, FedMRL.Broadcast).G.items()}  # noqa: N806
+    second = answer(header, encode(FedMRL.Broadcast(G)), settings, wait=moments.append)
+    assert moments.count("trained") == 2
+    assert first[1] != second[1]
 
 
 def test_a_void_round_is_trained_from_the_state_that_counts(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from polyfed.deploy.server.clients import ClientFailedError
 from polyfed.deploy.server.loop import TooFewClientsError
 from polyfed.deploy.settings import NodeSettings
 from polyfed.deploy.wire.frames import Frame
+from polyfed.deploy.wire.headers import Counts
 from polyfed.deploy.wire.transport import Incoming, Outgoing
 
 Go = Callable[[], Frame]
@@ -131,6 +132,14 @@ def test_a_test_that_cannot_be_is_not_counted(correct: dict[str, int], tmp_path:
     assert accuracy["clients"] == 2
     assert 0 <= accuracy["mean"] <= 1
     assert {row["client"] for row in run.events if row["event"] == "failed"} == {0}
+
+
+@pytest.mark.parametrize("correct", [{"a": 6, "b": 3}, {"a": 3, "b": 6}])
+def test_no_predictor_is_right_more_often_than_it_is_asked(correct: dict[str, int]) -> None:
+    """Catches a check of one predictor only."""
+    Counts(examples=6, correct=correct)
+    with pytest.raises(ValueError, match="more than all 5 answers are right"):
+        Counts(examples=5, correct=correct)
 
 
 def test_an_answer_to_another_round_is_not_used(tmp_path: Path) -> None:
