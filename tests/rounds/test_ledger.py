@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+import running
 
 from polyfed.core.clients import Cohort
 from polyfed.core.message import Nothing, Size
