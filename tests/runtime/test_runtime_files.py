@@ -124,6 +124,7 @@ def test_what_a_checkpoint_left_stays_until_the_next(tmp_path: Path, resident: b
         store.put(3, kept(round_), round_)
     second = store.save()  # and the manifest is not written: the disk is full
     assert written(tmp_path).keys() == {(3, 1), (3, 3), (5, 1)}
+    assert store.get(3).n == 3
     again = Store(tmp_path, (Kept,), resident=resident)
     again.restore(1, first)
     assert again.get(3).n == 1
