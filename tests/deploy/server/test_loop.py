@@ -294,6 +294,10 @@ def test_a_client_may_join_late_leave_and_come_back_elsewhere(tmp_path: Path) ->
     last = [json.loads(m.header) for m in run.memory.log if m.kind == "train" and m.node == 201]
     assert last[0]["since"] is not None  # its private state was where it left it
     assert not [row for row in run.events if row["event"] == "lost-state"]
+    # Who is not there is not asked to be tested.
+    assert not [
+        row for row in run.events if row["event"] == "failed" and (row["kind"], row["client"]) == ("evaluate", 2)
+    ]
 
 
 def test_replies_that_cannot_be_put_together_make_the_round_void(tmp_path: Path, monkeypatch) -> None:
