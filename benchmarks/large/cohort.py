@@ -25,7 +25,7 @@ COHORTS = (4, 200)
 WIDE = "mlp(hidden=(2415,))"
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "fedavg": ({}, {"models": [WIDE]}),
-    "fedmrl": ({"auxiliary": WIDE, "rep_dim": 100}, {"models": ["mlp(hidden=(8,))"]}),
+    "fedmrl": ({"auxiliary": "mlp(hidden=(2220, 100))", "rep_dim": 100}, {"models": ["mlp(hidden=(100,))"]}),
     "fiarse": ({}, {"models": [WIDE], "capacities": [1.0, 0.5]}),
 }
 PLACES = ("simulation", "deployed")
