@@ -171,20 +171,30 @@ class RemoteClients:
         found, down = _Good(), asked.down
         infos = {client.id: client for client in asked.cohort}
         largest = max((measure(message).total for message in down.values()), default=0)
+        times = Counter(map(id, down.values()))
         encoded: dict[int, bytes] = {}  # a broadcast is one object for all: it is encoded once
         waiting: dict[str, ClientId] = {}
         retried: set[ClientId] = set()
         end = time.monotonic() + self.rounds.deadline
 
+        def body(message: Message | None) -> bytes | None:
+            if message is None or id(message) in encoded:
+                return None if message is None else encoded[id(message)]
+            made = encode(message)
+            if times[id(message)] > 1:  # no more is kept: of messages that differ there are as many as clients
+                encoded[id(message)] = made
+            return made
+
         def send(clients: list[ClientId]) -> None:
             few = max(1, _AT_ONCE // max(1, largest))  # no more copies of a message in memory than that
             for some in (clients[k : k + few] for k in range(0, len(clients), few)):
-                requests = [self._request(kind, key, client, down[client], score, encoded, end) for client in some]
+                requests = [self._request(kind, key, client, body(down[client]), score, end) for client in some]
                 for client, ticket in zip(some, self.transport.push(requests), strict=True):
                     if ticket is None:
                         fail(client, "the engine did not take the message")
                     else:
                         waiting[ticket] = client
+                del requests
 
         def fail(client: ClientId, reason: str) -> None:
             # It may quote what a client made up: no terminal's commands, no megabytes of a name.
@@ -198,7 +208,7 @@ class RemoteClients:
                 retried.add(client)
                 self.registry.refresh()
                 if client in self.registry.present:
-                    send([client])
+                    send([client])  # noqa: F821 - it is deleted below, when nobody fails any more
                     return
             found.failed[client] = reason
 
@@ -246,6 +256,7 @@ class RemoteClients:
                 reason = f"no reply within {self.rounds.deadline:g} s"
                 found.failed[client] = reason
                 self.tell("failed", client=client, kind=kind, round=key[0], reason=reason, again=False)
+        del send  # `fail` calls it, and it `fail`: the cycle would keep all messages until the garbage collector comes
         return found
 
     def _request(
@@ -253,14 +264,10 @@ class RemoteClients:
         kind: RequestKind,
         key: Key,
         client: ClientId,
-        message: Message | None,
+        body: bytes | None,
         score: bool,
-        encoded: dict[int, bytes],
         end: float,
     ) -> Outgoing:
-        if message is not None and id(message) not in encoded:
-            encoded[id(message)] = encode(message)
-        body = None if message is None else encoded[id(message)]
         settled = self.settled.get(client)
         request = RequestHeader(
             kind=kind,
