@@ -2,10 +2,10 @@
 
 For each workload every way plays rounds in turn, in one process: one client after another as it comes or with the
 channels innermost, and stacks of several sizes, each in one process and in two workers. A turn has one round of each
-way; a way that took twice as long as the best in both of the first two turns is left out of the rest. The best way is the
-one with the least median, and the regret of a turn is the rule's seconds over the best way's, less one. The table has the
-median and the quartiles over the turns. A regret over 8 % counts if the lower quartile is over 8 %, too. `--only` selects
-workloads, `--out` keeps the results as JSON.
+way; a way that took twice as long as the best in both of the first two turns is left out of the rest. The best way is
+the one with the least median, and the regret of a turn is the rule's seconds over the best way's, less one. The table
+has the median and the quartiles over the turns. A regret over 8 % counts if the lower quartile is over 8 %, too.
+`--only` selects workloads, `--out` keeps the results as JSON.
 """
 
 from __future__ import annotations

@@ -219,7 +219,8 @@ def test_toml_reads_back(resolved, tmp_path):
 
 def test_resolving_fills_in_threads_seed_and_the_algorithm(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    config = Config.parse({"run": {"seed": 7}, "algorithm": {"name": "Fed_MRL", "rep_dim": 50}}).resolved()
+    tables = {"run": {"seed": 7}, "clients": {"count": 1}, "algorithm": {"name": "Fed_MRL", "rep_dim": 50}}
+    config = Config.parse(tables).resolved()
     assert (config.run.threads, config.partition.seed, config.algorithm.name) == (3, 7, "fedmrl")
     assert config.algorithm.keys["rep_dim"] == 50
     assert config.algorithm.keys["projector"] == "linear"

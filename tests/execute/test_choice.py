@@ -121,7 +121,9 @@ PLAN = LocalSGD(batch_size=10, lr=0.1)
     ("nets", "shape", "batch", "together", "kind", "execution", "size", "layout"),
     [
         (lambda: models("mlp(hidden=(200, 100))"), IMAGE, 10, 10, "dense", "stacked", 16, "sequential"),
-        (lambda: models("mlp(hidden=(2000, 2000))"), IMAGE, 250, 10, "dense", "stacked", 16, "sequential"),
+        (lambda: models("mlp(hidden=(200, 100))"), IMAGE, 250, 10, "dense", "stacked", 16, "sequential"),
+        (lambda: models("mlp(hidden=(2000, 250))"), IMAGE, 10, 10, "dense", "stacked", 3, "sequential"),
+        (lambda: models("mlp(hidden=(2000, 2000))"), IMAGE, 10, 10, "dense", "sequential", 1, "sequential"),
         (lambda: models("mlp(hidden=(12, 6))", (7,)), (7,), 10, 2, "dense", "stacked", 16, "sequential"),
         (lambda: models("mlp(hidden=(12, 6))", (7,)), (7,), 10, 1, "dense", "sequential", 1, "sequential"),
         (lambda: models("mlp(hidden=(12, 6))", (7,)), (7,), 10, 1.9, "dense", "sequential", 1, "sequential"),

@@ -37,7 +37,8 @@ class Fault:
         file: relative to the root of the repository.
         old: text that occurs in it exactly once.
         new: what takes its place.
-        tests: names of tests that must fail, ``test_name`` or ``test_name[parameters]``, wherever they are.
+        tests: must fail: ``test_name`` or ``test_name[parameters]``, with the file and ``::`` before it where several
+            files have that name.
     """
 
     file: str
@@ -62,22 +63,24 @@ def node(root: Path, test: str) -> str:
     Raises:
         LookupError: no file, or more than one, defines it.
     """
-    name = test.partition("[")[0]
+    place, _, name = test.partition("[")[0].rpartition("::")
     defined = re.compile(rf"^def {name}\(", re.MULTILINE)
     files = sorted((root / "tests").rglob("test_*.py"))
+    if place:
+        files = [root / place]
     found = [path for path in files if defined.search(path.read_text(encoding="utf-8"))]
     if defined.search((root / "src/polyfed/testing/laws.py").read_text(encoding="utf-8")):
         imported = re.compile(r"^from polyfed\.testing\.laws import \*", re.MULTILINE)
         found += [path for path in files if imported.search(path.read_text(encoding="utf-8"))]
     if len(found) != 1:
         raise LookupError(f"{test} is defined in {len(found)} files: {', '.join(map(str, found)) or 'none'}")
-    return f"{found[0].relative_to(root)}::{test}"
+    return test if place else f"{found[0].relative_to(root)}::{test}"
 
 
 def run(root: Path, tests: list[str]) -> tuple[int, str]:
     """The exit status of pytest on some tests, 1 where it took too long; and the end of what it wrote."""
     env = {**os.environ, "PYTHONPATH": str(root / "src"), "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider", *tests]
     try:
         done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=_SECONDS, check=False)
     except subprocess.TimeoutExpired:

@@ -1,7 +1,6 @@
 """The gradient of the whole local model, and the validation rows: what is measured for a study and for tuning."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import running
@@ -18,6 +17,7 @@ from polyfed.rounds.clients import LocalClients
 from polyfed.rounds.federation import deal, prepare
 from polyfed.rounds.gradient import gradient_squared
 from polyfed.simulation.simulate import simulate
+from polyfed.storage.state_store import Store
 
 
 def test_it_is_the_squared_norm_over_all_parts_on_all_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,7 +28,7 @@ def test_it_is_the_squared_norm_over_all_parts_on_all_examples(tmp_path: Path, m
     with placement.defaults():
         algorithm = federation.algorithm
         clients = LocalClients(
-            federation, make_driver("sequential", placement), SimpleNamespace(get=lambda client: None)
+            federation, make_driver("sequential", placement), Store(Path("-"), algorithm.states, resident=True)
         )
         server = algorithm.init_server(federation.task, federation.rng.at("server"))
         expected = []

@@ -33,7 +33,7 @@ def test_bytes_come_back_in_any_order_and_as_often_as_asked(tmp_path: Path) -> N
     data = [b"one", b"", b"three" * 1000, b"4"]
     places = [spool.put([one]) for one in data[:3]]
     assert spool.get(places[0]) == data[0]
-    places.append(spool.put([data[3]]))  # after a read
+    places.append(spool.put([data[3][:1], data[3][1:]]))  # after a read
     for k in (3, 1, 0, 2, 3):
         assert spool.get(places[k]) == data[k]
     spool.close()

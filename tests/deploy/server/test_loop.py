@@ -11,6 +11,7 @@ import torch
 from deploy_toy import Run, config, same
 
 from polyfed.base.errors import ConfigError
+from polyfed.blocks.aggregate import Mean
 from polyfed.core.message import Message, decode, encode
 from polyfed.deploy.server.clients import ClientFailedError
 from polyfed.deploy.server.loop import TooFewClientsError
@@ -293,13 +294,15 @@ def test_a_client_may_join_late_leave_and_come_back_elsewhere(tmp_path: Path) ->
     last = [json.loads(m.header) for m in run.memory.log if m.kind == "train" and m.node == 201]
     assert last[0]["since"] is not None  # its private state was where it left it
     assert not [row for row in run.events if row["event"] == "lost-state"]
+    # Who is not there is not asked to be tested.
+    assert not [
+        row for row in run.events if row["event"] == "failed" and (row["kind"], row["client"]) == ("evaluate", 2)
+    ]
 
 
 def test_replies_that_cannot_be_put_together_make_the_round_void(tmp_path: Path, monkeypatch) -> None:
-    from polyfed.algorithms import fedavg
-
     run = Run(tmp_path, config("fedavg"))
-    real, calls = fedavg.weighted_mean, []
+    real, calls = Mean.finish, []
 
     def broken(*arguments):
         calls.append(1)
@@ -307,7 +310,7 @@ def test_replies_that_cannot_be_put_together_make_the_round_void(tmp_path: Path,
             raise RuntimeError("sizes differ")
         return real(*arguments)
 
-    monkeypatch.setattr(fedavg, "weighted_mean", broken)
+    monkeypatch.setattr(Mean, "finish", broken)
     run.serve()
     assert "RuntimeError: sizes differ" in run.event("void")["reason"]
     assert [row.get("void") for row in run.rows] == [None, True, None]
