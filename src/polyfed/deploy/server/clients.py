@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from polyfed.base.errors import MessageError, PolyfedError
-from polyfed.base.rng import Rng
 from polyfed.base.types import ClientId
 from polyfed.config import Config
 from polyfed.core.algorithm import Algorithm
-from polyfed.core.clients import ClientInfo, Cohort
+from polyfed.core.clients import ClientInfo
 from polyfed.core.gather import Gathered
 from polyfed.core.message import Message, Size, decode, encode
 from polyfed.core.requests import Exchange
@@ -115,7 +115,8 @@ class RemoteClients:
         self._phase += 1
         key = (request.cohort.round, self.attempt, self._phase)
         with Gathering(request.gather, self.algorithm.messages, self.scratch) as gathering:
-            found = self._ask("train", key, request, gathering, score=score, enough=self.wanted)
+            infos = {client.id: client for client in request.cohort}
+            found = self._ask("train", key, request.down, infos, gathering, score=score, enough=self.wanted)
             if len(found.answers) < self.rounds.min_replies:
                 raise TooFewRepliesError(
                     f"round {key[0]}: {len(found.answers)} of {len(request.down)} clients answered; "
@@ -139,9 +140,7 @@ class RemoteClients:
     def evaluate(self, round_: int, down: Down) -> dict[ClientId, Score]:
         """Send each client what it needs to predict; bring back counts of those that answer and tell them."""
         key = (round_, self.attempt, 0)
-        found = self._ask(
-            "evaluate", key, Exchange(Cohort((), round_, 0, Rng(())), down), None, score=False, enough=None
-        )
+        found = self._ask("evaluate", key, down, {}, None, score=False, enough=None)
         scores = {
             client: Score(**answer.score.model_dump())
             for client, answer in sorted(found.answers.items())
@@ -162,14 +161,14 @@ class RemoteClients:
         self,
         kind: RequestKind,
         key: Key,
-        asked: Exchange,
+        down: Down,
+        infos: Mapping[ClientId, ClientInfo],
         gathering: Gathering | None,
         *,
         score: bool,
         enough: int | None,
     ) -> _Good:
-        found, down = _Good(), asked.down
-        infos = {client.id: client for client in asked.cohort}
+        found = _Good()
         largest = max((measure(message).total for message in down.values()), default=0)
         times = Counter(map(id, down.values()))
         encoded: dict[int, bytes] = {}  # a broadcast is one object for all: it is encoded once
