@@ -123,12 +123,13 @@ class WorkerClients(SimulatedClients):
         mail = self._mail(units)
         longest = sorted(units, key=lambda unit: -sum(map(self._length, unit)))
         jobs = (self._job("train", round_, mail, unit, score) for unit in longest)
-        algorithm, beside = self.federation.algorithm, min(len(self.pool), len(units))
+        algorithm = self.federation.algorithm
 
         def unpacked(private: Pieces, upload: Pieces | None, report: Report) -> Finished:
             sent = None if upload is None else assemble(upload, *algorithm.messages)
-            if report.score is not None:  # wall-clock seconds: so many test beside each other
-                report = replace(report, score=replace(report.score, seconds=report.score.seconds / beside))
+            if report.score is not None:  # wall-clock seconds: processes test beside each other
+                share = report.score.seconds / min(len(self.pool), len(units))
+                report = replace(report, score=replace(report.score, seconds=share))
             return Finished(assemble(private, *algorithm.states), sent, report)
 
         for packed in self._answers(jobs):
