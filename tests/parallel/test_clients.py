@@ -6,6 +6,7 @@ import os
 import signal
 import time
 import weakref
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -23,7 +24,9 @@ from polyfed.parallel import clients, setup
 from polyfed.parallel.clients import WorkerClients
 from polyfed.parallel.pool import Pool, WorkerError
 from polyfed.rounds.callbacks import Interrupted, Quiet
+from polyfed.rounds.evaluation import Evaluator
 from polyfed.rounds.federation import prepare
+from polyfed.rounds.scoring import Scorer
 from polyfed.simulation.simulate import resume, simulate
 from polyfed.storage.state_store import Store
 
@@ -98,6 +101,29 @@ def test_gradients_are_measured_of_what_this_round_made(tmp_path: Path, store: s
         simulate(made, out=tmp_path / str(workers_))
     one, two = (running.lines(tmp_path / name / "rounds.jsonl") for name in ("1", "2"))
     assert [row["gradient_squared"] for row in one] == [row["gradient_squared"] for row in two]
+
+
+@pytest.mark.parametrize(("workers", "expected"), [(1, 6.0), (2, 3.0)])
+def test_clients_that_test_beside_each_other_take_the_time_of_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, expected: float
+) -> None:
+    """Catches seconds of a round below 0: its wall clock less the seconds of tests that ran at the same time."""
+    score = Scorer.score
+
+    def long(self: Scorer, *given: Any) -> Any:
+        return replace(score(self, *given), seconds=1.0)
+
+    monkeypatch.setattr(Scorer, "score", long)
+    seen: list[float] = []
+    evaluate = Evaluator.evaluate
+
+    def looked(self: Evaluator, *given: Any) -> Any:
+        seen.append(sum(report.score.seconds for report in (given[4] or {}).values()))
+        return evaluate(self, *given)
+
+    monkeypatch.setattr(Evaluator, "evaluate", looked)
+    simulate(config(1.0, workers=workers, rounds=1, eval_every=1, driver="sequential"), out=tmp_path / "run")
+    assert seen == [0, expected]
 
 
 def test_ctrl_c_in_the_middle_of_an_exchange_leaves_nothing_of_it(

@@ -171,6 +171,15 @@ def test_the_code_that_runs_counts_and_not_what_the_file_says_meanwhile(home: Pa
     assert Content.of(config()).changes(before) == ["module mine.nets changed"]
 
 
+def test_a_relative_import_that_leads_nowhere_is_no_failure(home: Path) -> None:
+    """Catches a traceback where a module runs both within a package and beside its helper, as many scripts do."""
+    (home / "alone.py").write_text(
+        "try:\n    from .mine.nets import Net\nexcept ImportError:\n    from mine.nets import Net\n"
+    )
+    found = Content.of(config(clients={"models": ["alone:Net(classifier=head)"]}))
+    assert set(found.source) == {"alone", "mine", "mine.nets", "mine.parts", "mine.late"}
+
+
 def test_a_risen_numbers_version_is_refused_by_name(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a checkpoint that is gone on with by other arithmetic; also of what an own algorithm derives from."""
     (home / "mine/ways.py").write_text(

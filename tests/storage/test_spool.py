@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -80,10 +81,45 @@ def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fo
 
     monkeypatch.setattr(tempfile, "TemporaryFile", full)
     where = tmp_path if folder else Path(tempfile.gettempdir())
-    with pytest.raises(
-        StorageError, match=rf"could not write 3 bytes below {where}: No space left on device; make room"
-    ):
-        Spool(tmp_path if folder else None).put(b"one")
+    with pytest.raises(StorageError, match=rf"could not write below {where}: No space left on device; make room"):
+        Spool(tmp_path if folder else None).put([b"one"])
+
+
+def test_a_disk_that_fills_up_is_said(tmp_path: Path) -> None:
+    """Catches a message that is cut off where the disk ended: the system writes what fits, and calls that a success."""
+    program = (
+        "import resource, sys; from pathlib import Path\n"
+        "from polyfed.base.errors import StorageError; from polyfed.storage.spool import Spool\n"
+        "spool = Spool(Path(sys.argv[1])); place = spool.put([b'fits'])\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))\n"
+        "try:\n    print(spool.put([b'x' * 3000]))\n"
+        "except StorageError as error:\n    print(error, spool.get(place), spool.get(spool.put([b'again'])))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, capture_output=True, text=True)
+    assert re.search(r"could not write below .*File too large; make room.*b'fits'.*b'again'", done.stdout)
+
+
+class Halves:
+    """A file that reads and writes half of what it is asked to, as the system does above 2 GB."""
+
+    def __init__(self, file: Any) -> None:
+        self.file, self.seek, self.close = file, file.seek, file.close
+
+    def write(self, data: memoryview) -> int:
+        return self.file.write(data[: max(1, len(data) // 2)])
+
+    def readinto(self, data: memoryview) -> int:
+        return self.file.readinto(data[: max(1, len(data) // 2)])
+
+
+def test_what_is_written_and_read_in_steps_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a message above 2 GB that loses its end."""
+    make = tempfile.TemporaryFile
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **how: Halves(make(**how)))
+    spool = Spool(tmp_path)
+    places = [spool.put([b"one", b"", memoryview(b"three" * 100)]), spool.put([b"4"])]
+    assert [bytes(spool.get(place)) for place in places] == [b"one" + b"three" * 100, b"4"]
+    spool.close()
 
 
 @pytest.fixture(params=["memory", "disk"])

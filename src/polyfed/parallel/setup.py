@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -130,14 +132,15 @@ def driver_for(federation: Federation, placement: Placement, say: Callable[[str]
 
 def execution_choice(federation: Federation) -> ExecutionChoice:
     """How each kind of client of a federation is executed."""
-    config = federation.config
+    clients = federation.config.clients
+    # Networks and capacities are both dealt in turn, so that together they come again after so many clients.
+    period = min(math.lcm(len(clients.models), len(clients.capacities)), clients.count)
+    alike = Counter((clients.model(client), clients.capacity(client)) for client in range(period))
 
     def decide(client: ClientInfo) -> Chosen:
-        specs, capacities = federation.specs, config.clients.capacities
-        alike = specs.count(specs[client.id % len(specs)]) / len(specs)
-        alike *= capacities.count(client.capacity) / len(capacities)
+        together = clients.wanted * alike[clients.model(client.id), client.capacity] / period
         models = federation.algorithm.models(federation.task, federation.own(client.id))
-        return choose(models, federation.plan, federation.dataset.input_shape, config.clients.wanted * alike)
+        return choose(models, federation.plan, federation.dataset.input_shape, together)
 
     return ExecutionChoice(decide)
 

@@ -240,7 +240,10 @@ def _imports(tree: ast.Module, package: str) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = "." * node.level + (node.module or "")
-            base = resolve_name(base, package) if node.level else base
+            try:
+                base = resolve_name(base, package) if node.level else base
+            except ImportError:  # from above the topmost package: importing it fails, which the module may catch
+                continue
             found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
     return found
 

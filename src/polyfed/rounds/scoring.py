@@ -50,7 +50,7 @@ class Scorer:
         self.algorithm, self.placement, self.costs = algorithm, placement, costs
 
     def score(self, nets: Nets, data: Examples, placement: Placement | None = None) -> Score:
-        """The counts of every predictor; ``place`` may differ in layout from the scorer's."""
+        """The counts of every predictor; ``placement`` may differ in layout from the scorer's."""
         started, counting = time.perf_counter(), self.costs.seconds
         right, flops = self.right(nets, data, placement or self.placement)
         correct = {name: int(found.sum()) for name, found in right.items()}

@@ -55,7 +55,7 @@ class Timing:
     testing: float = 0.0
 
 
-#: Why a client that was asked did not count, and the sentence that the algorithm's `Replies` hold.
+#: Why a client that was asked did not count, and the sentence of it in the algorithm's `Gathered.failed`.
 REASONS: Mapping[str, str] = {
     "absent": "its device is not there at this hour",
     "memory": "its device has too little memory for a step",

@@ -43,7 +43,7 @@ class Spool:
                     self._folder.mkdir(parents=True, exist_ok=True)
                 self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115 - held until close()
             self._file.seek(self._end)
-            length = sum(self._file.write(piece) for piece in pieces)
+            length = sum(self._write(piece) for piece in pieces)
         except OSError as error:
             raise StorageError(
                 f"could not write below {self._folder or tempfile.gettempdir()}: "
@@ -58,8 +58,18 @@ class Spool:
         assert self._file is not None, "something was put before"
         data = bytearray(place[1])
         self._file.seek(place[0])
-        self._file.readinto(data)
+        left = memoryview(data)
+        while left and (count := self._file.readinto(left)):  # 2 GB at most in one go
+            left = left[count:]
+        assert not left, "what was put is there"
         return data
+
+    def _write(self, piece: bytes | memoryview) -> int:
+        """Write all of it: one call writes 2 GB at most, and on a disk that fills up what fits, without an error."""
+        left = memoryview(piece)
+        while left:
+            left = left[self._file.write(left) :]
+        return len(piece)
 
     def close(self) -> None:
         """Delete everything; the spool can be used again."""

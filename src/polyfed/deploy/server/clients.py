@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from polyfed.base.errors import MessageError, PolyfedError
-from polyfed.base.rng import Rng
 from polyfed.base.types import ClientId
 from polyfed.config import Config
 from polyfed.core.algorithm import Algorithm
-from polyfed.core.clients import ClientInfo, Cohort
+from polyfed.core.clients import ClientInfo
 from polyfed.core.gather import Gathered
 from polyfed.core.message import Message, Size, decode, encode
 from polyfed.core.requests import Exchange
@@ -115,7 +115,8 @@ class RemoteClients:
         self._phase += 1
         key = (request.cohort.round, self.attempt, self._phase)
         with Gathering(request.gather, self.algorithm.messages, self.scratch) as gathering:
-            found = self._ask("train", key, request, gathering, score=score, enough=self.wanted)
+            infos = {client.id: client for client in request.cohort}
+            found = self._ask("train", key, request.down, infos, gathering, score=score, enough=self.wanted)
             if len(found.answers) < self.rounds.min_replies:
                 raise TooFewRepliesError(
                     f"round {key[0]}: {len(found.answers)} of {len(request.down)} clients answered; "
@@ -139,9 +140,7 @@ class RemoteClients:
     def evaluate(self, round_: int, down: Down) -> dict[ClientId, Score]:
         """Send each client what it needs to predict; bring back counts of those that answer and tell them."""
         key = (round_, self.attempt, 0)
-        found = self._ask(
-            "evaluate", key, Exchange(Cohort((), round_, 0, Rng(())), down), None, score=False, enough=None
-        )
+        found = self._ask("evaluate", key, down, {}, None, score=False, enough=None)
         scores = {
             client: Score(**answer.score.model_dump())
             for client, answer in sorted(found.answers.items())
@@ -162,29 +161,39 @@ class RemoteClients:
         self,
         kind: RequestKind,
         key: Key,
-        asked: Exchange,
+        down: Down,
+        infos: Mapping[ClientId, ClientInfo],
         gathering: Gathering | None,
         *,
         score: bool,
         enough: int | None,
     ) -> _Good:
-        found, down = _Good(), asked.down
-        infos = {client.id: client for client in asked.cohort}
+        found = _Good()
         largest = max((measure(message).total for message in down.values()), default=0)
+        times = Counter(map(id, down.values()))
         encoded: dict[int, bytes] = {}  # a broadcast is one object for all: it is encoded once
         waiting: dict[str, ClientId] = {}
         retried: set[ClientId] = set()
         end = time.monotonic() + self.rounds.deadline
 
+        def body(message: Message | None) -> bytes | None:
+            if message is None or id(message) in encoded:
+                return None if message is None else encoded[id(message)]
+            made = encode(message)
+            if times[id(message)] > 1:  # no more is kept: of messages that differ there are as many as clients
+                encoded[id(message)] = made
+            return made
+
         def send(clients: list[ClientId]) -> None:
             few = max(1, _AT_ONCE // max(1, largest))  # no more copies of a message in memory than that
             for some in (clients[k : k + few] for k in range(0, len(clients), few)):
-                requests = [self._request(kind, key, client, down[client], score, encoded, end) for client in some]
+                requests = [self._request(kind, key, client, body(down[client]), score, end) for client in some]
                 for client, ticket in zip(some, self.transport.push(requests), strict=True):
                     if ticket is None:
                         fail(client, "the engine did not take the message")
                     else:
                         waiting[ticket] = client
+                del requests
 
         def fail(client: ClientId, reason: str) -> None:
             # It may quote what a client made up: no terminal's commands, no megabytes of a name.
@@ -198,7 +207,7 @@ class RemoteClients:
                 retried.add(client)
                 self.registry.refresh()
                 if client in self.registry.present:
-                    send([client])
+                    send([client])  # noqa: F821 - it is deleted below, when nobody fails any more
                     return
             found.failed[client] = reason
 
@@ -246,6 +255,7 @@ class RemoteClients:
                 reason = f"no reply within {self.rounds.deadline:g} s"
                 found.failed[client] = reason
                 self.tell("failed", client=client, kind=kind, round=key[0], reason=reason, again=False)
+        del send  # `fail` calls it, and it `fail`: the cycle would keep all messages until the garbage collector comes
         return found
 
     def _request(
@@ -253,14 +263,10 @@ class RemoteClients:
         kind: RequestKind,
         key: Key,
         client: ClientId,
-        message: Message | None,
+        body: bytes | None,
         score: bool,
-        encoded: dict[int, bytes],
         end: float,
     ) -> Outgoing:
-        if message is not None and id(message) not in encoded:
-            encoded[id(message)] = encode(message)
-        body = None if message is None else encoded[id(message)]
         settled = self.settled.get(client)
         request = RequestHeader(
             kind=kind,
