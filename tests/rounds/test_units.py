@@ -71,6 +71,13 @@ def test_a_unit_is_clients_of_one_kind_in_order_of_id(
     assert [list(unit) for unit in units] == expected
 
 
+def test_a_unit_of_batched_is_a_largest_stack(tmp_path: Path) -> None:
+    """Catches a cohort of one kind that is one unit: all workers but one idle, memory that grows."""
+    fed = federation(300, clients={"count": 300, "models": ["mlp(hidden=(12, 8))"]})
+    units = made(fed, tmp_path, "batched")._units(map(fed.info, range(300)), dict.fromkeys(range(300)))  # pyright: ignore[reportPrivateUsage]
+    assert [len(unit) for unit in units] == [128, 128, 44]
+
+
 def test_clients_of_other_capacity_are_another_kind(tmp_path: Path) -> None:
     """Catches stacks of submodels of unequal size."""
     clients = {"count": 8, "models": ["mlp(hidden=(12, 8))"], "capacities": [1.0, 0.5]}

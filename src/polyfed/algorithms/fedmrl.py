@@ -97,7 +97,7 @@ class FedMRL(Algorithm):
     def server_round(self, server: Server, cohort: Cohort) -> Steps[State]:
         """Broadcast theta^(t-1), then theta^t = sum_k (n_k / n) theta_k^t over the clients of the round."""
         gather = {"G": Mean("num_examples")} if self.share else {}
-        got = yield from exchange(cohort, lambda client: self.message_for(server, client), gather=gather)
+        got = yield from exchange(cohort, self.Broadcast(server.G) if self.share else None, gather=gather)
         return self.Server(got["G"]) if self.share else server
 
     def client_round(self, private: Private, msg: Broadcast | None, client: LocalClient) -> Steps[ClientResult]:

@@ -23,7 +23,7 @@ from polyfed.execute.cost import CostCounter
 from polyfed.execute.local_training import run_fit, run_reduce
 from polyfed.execute.placement import Placement
 from polyfed.execute.replay import Replays
-from polyfed.execute.stacked import USUAL, StackRule, pieces, run_stacked, signature, why_not
+from polyfed.execute.stacked import SIZES, USUAL, StackRule, pieces, run_stacked, signature, why_not
 
 log = logging.getLogger(__name__)
 
@@ -196,8 +196,8 @@ class Batched(Sequential):
         self._replays = Replays(rule.after)
 
     def unit(self, client: ClientInfo) -> int:
-        """How many clients like this one make a unit: all of a cohort."""
-        return sys.maxsize
+        """How many clients like this one make a unit, at most: a largest stack."""
+        return SIZES[-1]
 
     def play(self, calls: Calls) -> dict[ClientId, Outcome]:
         """Advance all coroutines to their next request, do the requests by groups, and so on until all have ended."""
