@@ -5,7 +5,7 @@ channels innermost, and stacks of several sizes, each in one process and in two 
 way; a way that took twice as long as the best in both of the first two turns is left out of the rest. The best way is
 the one with the least median, and the regret of a turn is the rule's seconds over the best way's, less one. The table
 has the median and the quartiles over the turns. A regret over 8 % counts if the lower quartile is over 8 %, too.
-`--only` selects workloads, `--out` keeps the results as JSON.
+`--only` selects workloads, `--turns` says how many turns, `--out` keeps the results as JSON.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ WAYS = {
     "channels-last": Chosen("channels-last", 1, "channels-last"),
     **{f"stacked {size}": Chosen("stacked", size, "sequential") for size in (8, 16, 32)},
 }
-TURNS = 7
 BAR = 0.08
 
 
@@ -116,7 +115,7 @@ def contestants(tables: dict[str, Any], stack: ExitStack) -> dict[str, Library]:
     return made
 
 
-def measure(tables: dict[str, Any]) -> dict[str, Any]:
+def measure(tables: dict[str, Any], turns: int) -> dict[str, Any]:
     """The rule beside all ways on one workload."""
     with ExitStack() as stack:
         players = contestants(tables, stack)
@@ -124,7 +123,7 @@ def measure(tables: dict[str, Any]) -> dict[str, Any]:
         players["rule"].round()
         seconds: dict[str, list[float]] = {name: [] for name in players}
         dropped: list[str] = []
-        for turn in range(TURNS):
+        for turn in range(turns):
             gc.collect()
             for name, player in players.items():
                 if name not in dropped:
@@ -152,13 +151,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--turns", type=int, default=7)
     options = parser.parse_args()
     results = json.loads(options.out.read_text()) if options.out and options.out.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
         for name, tables in workloads(Path(folder)).items():
             if options.only and name not in options.only:
                 continue
-            found = results[name] = measure(tables)
+            found = results[name] = measure(tables, options.turns)
             lower, upper = found["quartiles"]
             print(
                 f"{name}: {found['rule']['execution']} {found['rule']['size']} in {found['rule']['workers']}, best "
