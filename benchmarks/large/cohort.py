@@ -4,8 +4,8 @@
 
 Measured are the parent of a simulation with two workers (``store = "disk"``) and the server of a deployment, whose
 clients answer in another process; each in a process of its own, two rounds, no evaluation but that of four clients. The
-difference of the two peaks is told in uploads. The server is measured without an engine around it. About ten minutes,
-and 5 GB of scratch space.
+difference of the two peaks is in uploads. The peaks of the processes that train stand beside them. The server is
+measured without an engine around it. About ten minutes, and 5 GB of scratch space.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -107,7 +108,8 @@ def one(algorithm: str, place: str, cohort: int, scratch: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="polyfed-cohort-", dir=scratch) as folder:
         summary = (simulated if place == "simulation" else deployed)(algorithm, cohort, Path(folder))
     upload = summary["bytes"]["up"] / summary["clients"]["participations"]
-    print(json.dumps({"peak": peak(), "upload": upload, "participations": summary["clients"]["participations"]}))
+    workers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    print(json.dumps({"peak": peak(), "child": workers, "upload": upload}))
 
 
 def main() -> int:
@@ -133,10 +135,13 @@ def main() -> int:
                 found.append(json.loads(done.stdout.splitlines()[-1]))
             upload = max(row["upload"] for row in found)
             row = {"algorithm": algorithm, "place": place, "upload": upload, "peaks": [row["peak"] for row in found]}
+            row["children"] = [one["child"] for one in found]  # the largest of the processes that train
             row["uploads"] = (found[1]["peak"] - found[0]["peak"]) / upload
             rows = [old for old in rows if (old["algorithm"], old["place"]) != (algorithm, place)] + [row]
             small, large = (peak / 1e6 for peak in row["peaks"])
-            print(f"{algorithm}, {place}: {small:.0f} MB and {large:.0f} MB, {row['uploads']:.1f} uploads", flush=True)
+            text = f"{small:.0f} MB and {large:.0f} MB, {row['uploads']:.1f} uploads"
+            children = " and ".join(f"{child / 1e6:.0f} MB" for child in row["children"])
+            print(f"{algorithm}, {place}: {text}; the processes that train {children}", flush=True)
             options.out.write_text(json.dumps(rows, indent=1) + "\n")
     return int(any(row["uploads"] > 4 for row in rows))
 

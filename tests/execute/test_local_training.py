@@ -1,5 +1,7 @@
 """Local training of one client against plain torch: the same numbers, whatever the optimizer."""
 
+import gc
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -13,10 +15,11 @@ from torch.nn import functional
 
 from polyfed.base.errors import DivergedError
 from polyfed.base.rng import Rng
+from polyfed.base.types import Parts
 from polyfed.blocks.losses import supervised
 from polyfed.core.net import Batch, Nets
 from polyfed.core.plan import LocalSGD
-from polyfed.core.requests import Fit, Reduce, drive, reduce
+from polyfed.core.requests import Fit, Grad, Reduce, drive, reduce
 from polyfed.execute.local_training import clip, run_fit, run_reduce
 from polyfed.execute.stacked import run_stacked, signature
 
@@ -242,3 +245,19 @@ def test_what_a_step_draws_is_seen_at_that_step(draws: bool) -> None:
         expected = by_hand_with_noise(made)
         for got in (run_fit(made, FP64), stacked):
             toy.close(got.parts["model"], expected, 1e-12)
+
+
+def test_a_gradient_of_the_weights_leaves_nothing_behind() -> None:
+    """Catches the graph of a gradient such as FIARSE's: as `.grad` of a weight it means that weight, and so itself."""
+    seen: list[weakref.ref[Tensor]] = []
+
+    def squared(grad: Grad, nets: Nets, batch: Batch, due: bool) -> Parts:
+        params = nets["model"].params
+        seen.extend(map(weakref.ref, params.values()))
+        return {"model": {name: g * params[name] ** 2 for name, g in grad(a_loss)["model"].items()}}
+
+    out = run_fit(replace(request(PLANS["plain"]), gradient=squared), FP32)
+    assert not out.parts["model"]["fc1.weight"].requires_grad
+    gc.collect()
+    assert seen
+    assert not [one for one in seen if one() is not None]

@@ -76,7 +76,7 @@ class Local:
         if replace:
             leaves = {**self.parts, **{part: self._at(part, params) for part, params in replace.items()}}
             nets = {**self.nets, **bind(self.fit.client.models, {part: leaves[part] for part in replace})}
-        with self.placement.autocast():
+        with torch.enable_grad(), self.placement.autocast():
             value = loss(nets, batch)
         self.losses.append(value.detach())
         flat = [(part, name, leaf) for part, p in leaves.items() for name, leaf in p.items() if leaf.requires_grad]
@@ -101,7 +101,10 @@ class Local:
         """One gradient and one optimizer step."""
         self.see(drawn)
         count = len(self.losses)
-        grads = self.fit.gradient(lambda loss, **replace: self.grad(batch, loss, **replace), self.nets, batch, due)
+        # Recorded is the loss only: a gradient that is a function of the weights would hold their graph, and as their
+        # `.grad` it would be a circle that nothing ever frees.
+        with torch.no_grad():
+            grads = self.fit.gradient(lambda loss, **replace: self.grad(batch, loss, **replace), self.nets, batch, due)
         del self.losses[count + 1 :]  # a step's loss is the first that its gradient asked for
         for group in self.optimizer.param_groups:
             for leaf in group["params"]:
