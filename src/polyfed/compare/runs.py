@@ -89,7 +89,7 @@ def run_with_controls(
 def resume_with_controls(run_dir: Path, *, callbacks: Callbacks = quiet) -> dict[str, dict[str, Any]]:
     """Go on with what `run_with_controls` began, wherever it stopped; same arguments and results."""
     if not (run_dir / "config.toml").exists():
-        raise RunDirError(f"{run_dir} holds no run: there is no config.toml in it")
+        raise RunDirError(f"{run_dir} holds no run: it has no config.toml; give the run directory of a run")
     config = Config.load(run_dir / "config.toml")
     label = _main(config)
     callback = callbacks(label)
