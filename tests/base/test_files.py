@@ -26,7 +26,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: p
 
     with monkeypatch.context() as patch:
         patch.setattr(os, call, fail)
-        with pytest.raises(StorageError, match=r"No space left on device; what was there before is intact"):
+        with pytest.raises(StorageError, match=r"No space left on device; an older file is intact"):
             files.write(path, b"after")
     assert path.read_bytes() == b"before"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]

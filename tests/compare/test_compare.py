@@ -112,7 +112,7 @@ def test_what_another_process_is_at_is_left_to_it(runtime, tmp_path, monkeypatch
         return runtime.simulate(config, out=out, callback=callback)
 
     monkeypatch.setattr(runs, "simulate", simulate)
-    with pytest.raises(RunDirError, match=r"other processes are at 1 of the cells \(fedavg, seed 0\)"):
+    with pytest.raises(RunDirError, match=r"other processes are running 1 of the cells \(fedavg, seed 0\)"):
         compare(CONFIG, ["fedavg", "standalone"], [0], tmp_path)
     assert len(runtime.played) == 1
 

@@ -99,7 +99,7 @@ def test_all_faults_are_told_at_once_each_with_file_key_value_and_what_was_expec
         ("run = 3", ("run: got 3", "a table")),
         ("[data]\ntest_fraction = 1.0", ("data.test_fraction: got 1.0", "less than 1")),
         ('[data]\ndataset = "csv"', ("data.path: missing", "'csv'")),
-        ('[data]\npath = "x"', ("data.path", "takes none")),
+        ('[data]\npath = "x"', ("data.path", "takes no path")),
         ("[data.options]\nlabl = 3", ("data.options.labl: unknown option", "'digits'", "has none")),
         (
             '[data]\ndataset = "csv"\npath = "x.csv"\n[data.options]\ndelimiter = 5',
@@ -134,7 +134,10 @@ def test_all_faults_are_told_at_once_each_with_file_key_value_and_what_was_expec
         ('[train]\noptimizer = "adam"\nmomentum = 0.9', ("train.momentum: got 0.9", '"adam"')),
         ('[algorithm]\nname = "fedmlr"', ("algorithm.name", "did you mean 'fedmrl'?", "fiarse")),
         ('[algorithm]\nname = "no.such:A"', ("algorithm.name", "no module 'no'")),
-        ('[algorithm]\nname = "json:loads"', ("algorithm.name", "no subclass", "a function")),
+        (
+            '[algorithm]\nname = "json:loads"',
+            ("algorithm.name", "expected a subclass of polyfed.core.algorithm.Algorithm", "a function"),
+        ),
         ('[algorithm]\nname = "json:Nothing"', ("algorithm.name", "json has no 'Nothing'", "none")),
         (
             '[algorithm]\nname = "polyfed.core.algorithm:Algorithm"',

@@ -27,7 +27,7 @@ def test_faults_of_a_table_of_devices_are_told_with_their_lines(tmp_path):
         "line 5: memory_mb: got 'x'",
         "line 5: up_mbps: got 'inf'",
         "line 6: device 'a' is named twice",
-        "line 7: 3 cells; expected 6",
+        "line 7: got 3 cells; expected 6",
         "line 8: device: got ''",
         "line 8: share: got '-1'",
     ):

@@ -75,7 +75,7 @@ def test_a_client_that_asks_for_nothing_is_a_client(driver: Sequential) -> None:
 def test_a_client_may_not_ask_for_what_is_the_servers(driver: Sequential) -> None:
     """Catches a client that exchanges: clients talk to the server alone."""
     cohort = Cohort((ClientInfo(0),), 1, 1, Rng((0,)))
-    with pytest.raises(TypeError, match="asked for Exchange; it may ask for fit and reduce"):
+    with pytest.raises(TypeError, match="requested Exchange; expected fit or reduce"):
         driver.play({0: exchange(cohort, None)})  # type: ignore[dict-item]
 
 

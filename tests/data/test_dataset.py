@@ -24,7 +24,7 @@ from polyfed.base.errors import DataError
         ({"x": torch.zeros(0, 3, 8, 8, dtype=torch.uint8)}, "none of them empty"),
         ({"mean": (0.5,)}, "1 means"),
         ({"std": (0.1, 0.0, 0.1)}, "above 0"),
-        ({"std": (0.1, float("nan"), 0.1)}, "not usable"),
+        ({"std": (0.1, float("nan"), 0.1)}, "expected finite numbers, with std above 0"),
         ({"classes": ("a",), "y": torch.zeros(40, dtype=torch.int64)}, "at least 2"),
         ({"test_rows": np.array([1, 1])}, "different"),
         ({"test_rows": np.array([40])}, "0 to 39"),

@@ -136,7 +136,7 @@ def test_a_tuning_cell_that_another_process_is_at_holds_up_its_algorithm_only(tm
     job = Job.load(path, out=tmp_path)
     held = RunDir(job.tuning()[0].run_dir(tmp_path))
     with pytest.raises(
-        RunDirError, match=r"at 1 of the cells \(tuning, epochs = 1, fedavg, seed 0\); 1 more cells wait"
+        RunDirError, match=r"running 1 of the cells \(tuning, epochs = 1, fedavg, seed 0\); 1 more cells wait"
     ):
         reproduce(path, out=tmp_path)
     assert "| standalone" in (tmp_path / "s" / "page.md").read_text()

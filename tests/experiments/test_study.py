@@ -110,11 +110,11 @@ def test_scales_and_bases_are_laid_over_each_other(tmp_path: Path) -> None:
         ({"show": ["clients"]}, "pair: expected two algorithms"),
         ({"show": ["clients"], "pair": ["fedavg", "x"]}, "pair: 'x' is not among the algorithms"),
         ({"show": ["curve"]}, "show"),
-        ({"tune": {"grid": {"train.lr": [0.1]}}}, "without it test data would choose"),
+        ({"tune": {"grid": {"train.lr": [0.1]}}}, "without it, test data would choose"),
         ({"entries": {"fedavg": {"nme": {"a": 1}}}}, "got nme.*; expected keys of the algorithm"),
         (
             {"entries": {"fedavg": {"partition": {"seed": 1}}}},
-            "got partition.seed; algorithms are compared on the same",
+            "got partition.seed, which changes the splits; algorithms are compared on the same",
         ),
         ({"seeds": [0, 1, 0]}, "seeds: 0 is named twice"),
         ({"algorithms": ["fedavg", "fedavg"]}, "algorithms: 'fedavg' is named twice"),
@@ -127,11 +127,11 @@ def test_scales_and_bases_are_laid_over_each_other(tmp_path: Path) -> None:
         ({"settings": {"a": {"grid": {"train.lr": []}}}}, "settings.a.grid"),
         (
             {"tune": {**TUNE, "grid": {"train.lr": [0.1]}}, "entries": {"fedavg": {"train": {"lr": 0.5}}}},
-            "tune.grid.train.lr: fedavg has a lr of its own",
+            "tune.grid.train.lr: fedavg sets lr itself",
         ),
         (
             {"tune": TUNE, "entries": {"fedavg": {"run": {"eval_every": 1}, "train": {"epochs": 2}}}},
-            "tune.grid.train.epochs: fedavg has a epochs of its own",
+            "tune.grid.train.epochs: fedavg sets epochs itself",
         ),
     ],
 )

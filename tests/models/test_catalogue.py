@@ -52,8 +52,8 @@ def test_what_cannot_be_read(text: str) -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ({"norm": "group"}, "a model needs a name"),
-        (17, "by a name or a table with a name, got 17"),
+        ({"norm": "group"}, "as a model; expected a name, such as"),
+        (17, "got 17 as a model; expected a name, or a table with a name"),
         ({"name": "mlp", "hidden": {"a": 1}}, "option 'hidden' is {'a': 1}, expected a string"),
     ],
 )

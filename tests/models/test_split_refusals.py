@@ -52,7 +52,7 @@ def test_cuts_that_cannot_be(build: Callable[[], SplitModel], words: list[str]) 
 def test_a_skip_past_the_cut_names_what_crosses() -> None:
     with pytest.raises(ModelError) as error:
         split(net_with(lambda s, x: s.fc(torch.relu(s.b(s.a(x)))) + x[:, :3]))
-    says(error, "the input of 'fc'", "getitem", "one tensor only may pass")
+    says(error, "the input of 'fc'", "getitem", "a single tensor may pass")
 
 
 def test_the_input_itself_may_be_what_crosses() -> None:
@@ -136,7 +136,7 @@ def test_a_write_whose_result_is_dropped() -> None:
 def test_a_random_constant_would_be_drawn_once() -> None:
     with pytest.raises(ModelError) as error:
         split(net_with(lambda s, x: s.fc(s.b(s.a(x))) + torch.rand(3)))
-    says(error, "random", "once for ever", "rand_like")
+    says(error, "random", "would keep a single draw", "rand_like")
 
 
 def test_outputs_that_are_not_logits() -> None:
@@ -155,7 +155,7 @@ def test_factories_that_fail() -> None:
     one = Plain()
     with pytest.raises(ModelError) as error:
         weights(split(lambda: one))
-    says(error, "the same module twice", "build a new one")
+    says(error, "the same module twice", "build a new module")
     with pytest.raises(ModelError) as error:
         split(lambda: "not a module")  # type: ignore[arg-type, return-value]
     says(error, "returned str")

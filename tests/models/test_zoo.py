@@ -128,7 +128,7 @@ def test_heads_are_shared_whatever_they_are_called() -> None:
     body = {name: value for name, value in own.items() if name not in resnet.classifier_names}
     assert resnet.with_head(body, head).keys() == own.keys()
     assert all(joined[name] is value for name, value in body.items())
-    with pytest.raises(ModelError, match=r"'resnet8.*was given a head \{'weight': \(10, 500\).*\(10, 20\)"):
+    with pytest.raises(ModelError, match=r"'resnet8.*got a head \{'weight': \(10, 500\).*\(10, 20\)"):
         resnet.with_head(own, image("cnn5").head(image("cnn5").init(Rng((0,)))))
     with pytest.raises(ModelError, match=r"'cnn5' and 'mlp' do not fit: classifier is .*\(10, 500\).*\(10, 100\)"):
         check_heads_fit({"cnn5": image("cnn5"), "mlp": image("mlp")})

@@ -208,7 +208,7 @@ def test_a_process_that_may_have_no_children_says_so(tmp_path: Path, monkeypatch
     monkeypatch.setattr(setup, "cores", lambda: 2)
     monkeypatch.setattr(setup, "WORTH_WORKERS", 0.0)
     monkeypatch.setattr(setup, "Pool", lambda *_, **__: pytest.fail("workers were started"))
-    with pytest.raises(ConfigError, match=r"run\.workers is 2, but .* daemonic"):
+    with pytest.raises(ConfigError, match=r"run\.workers: got 2 in a daemonic process"):
         simulate(config(workers=2), out=tmp_path / "asked")
     simulate(config(driver="auto", rounds=1), out=tmp_path / "auto")
 

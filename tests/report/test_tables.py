@@ -84,7 +84,7 @@ def test_simulated_time_and_time_to_accuracy_stand_in_the_table():
     assert re.search(r"^fedmrl .*1 h 02 min +1 min 35 s *$", text, re.MULTILINE)
     assert re.search(r"^local-only .*1 h 02 min +- *$", text, re.MULTILINE)
     assert "60.0 %" in text
-    assert "fedmrl: clients asked in vain: 3 late; 2 rounds were void; that cost 1 MB up, 2 MB down, 3 G FLOPs" in text
+    assert "fedmrl: clients asked in vain: 3 late; 2 rounds were void; they cost 1 MB up, 2 MB down, 3 G FLOPs" in text
     assert "local-only: clients" not in text
     assert "Simulated time" in text
     assert "imulated" not in written_of({"fedmrl": summary(0.8)})

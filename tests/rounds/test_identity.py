@@ -143,7 +143,9 @@ def test_what_changed_is_refused_by_name_on_resumption(change: str, home: Path) 
     edit_, says = CHANGES[change]
     edit_(home)
     forget()
-    with pytest.raises(CheckpointError, match=rf"begun with another content: {says}\. Bring that back to go on"):
+    with pytest.raises(
+        CheckpointError, match=rf"begun with another content: {says}\. Restore the earlier content to continue"
+    ):
         resume(home / "run")
 
 

@@ -62,7 +62,7 @@ def test_a_directory_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
 def test_only_a_run_can_be_resumed(tmp_path: Path) -> None:
     """Catches a resume that makes an empty run of a mistyped path."""
     for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(RunDirError, match=r"holds no run: there is no config\.toml"):
+        with pytest.raises(RunDirError, match=r"holds no run: it has no config\.toml"):
             resume(folder)
     assert not (tmp_path / "nowhere").exists()
 

@@ -1,1 +1,1 @@
-"""What every other folder may use: errors, randomness, types, mappings of tensors, files, text."""
+"""Basics that every other folder may use: errors, randomness, types, mappings of tensors, files, text."""

@@ -1,4 +1,4 @@
-"""The exception tree. Every error a user can cause is one of these, and each has its exit code.
+"""The exception tree. Every error that a user can cause is in it, and each class has an exit code.
 
     PolyfedError                 1
     ├── ConfigError              2   a configuration that cannot be run; lists every fault found
@@ -10,8 +10,8 @@
     ├── DivergedError            8   a loss or a weight that is not finite
     └── StorageError             9   a write that failed (disk full, no permission)
 
-Ctrl-C ends with 130, as a shell expects, and the way to go on is told. A message
-says what was got, what was expected, where, and what to do.
+Ctrl-C ends with 130, as a shell expects, and prints the command that resumes the run. A message says what was got,
+what was expected, where, and what to do.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class PolyfedError(Exception):
 
 
 class ConfigError(PolyfedError):
-    """A configuration with one or more faults; all of them are listed at once.
+    """A configuration with one or more faults; the error lists all of them.
 
     Args:
         faults: one sentence per fault, each naming the key, what was got and what was expected.
@@ -46,7 +46,7 @@ class DataError(PolyfedError):
 
 
 class ModelError(PolyfedError):
-    """A model that does not import, cannot be cut where asked, or does not fit the other clients' models."""
+    """A model that cannot be imported, cannot be cut as requested, or does not fit the other clients' models."""
 
     exit_code = 4
 
@@ -64,18 +64,18 @@ class CheckpointError(PolyfedError):
 
 
 class RunDirError(PolyfedError):
-    """A run directory that another process uses, or that does not hold what was expected."""
+    """A run directory that another process uses, or whose content is not as expected."""
 
     exit_code = 7
 
 
 class DivergedError(PolyfedError):
-    """Training produced a number that is not finite; the last checkpoint is good."""
+    """Training produced a number that is not finite; the last checkpoint is intact."""
 
     exit_code = 8
 
 
 class StorageError(PolyfedError):
-    """A file could not be written; what was there before is intact."""
+    """A file could not be written; an older file is intact."""
 
     exit_code = 9

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside their place, flushed to the disk, then renamed."""
+"""Atomic writes: a file is written under another name, flushed to the disk, then renamed."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from polyfed.base.errors import CheckpointError, StorageError
 
 @contextlib.contextmanager
 def replacing(path: Path, *, mode: int = 0o666) -> Generator[IO[bytes]]:
-    """A file to write; it takes the place of ``path`` when the block ends well, otherwise nothing changes.
+    """Yield a file to write; it replaces ``path`` if the block ends without an error, else nothing changes.
 
     Args:
-        path: where; folders that are missing are made.
-        mode: who may read and write it, less what the umask takes away; 0o600 for what is its owner's alone.
+        path: path of the file; missing folders are made.
+        mode: permissions before the umask; 0o600 for a file that only its owner may read.
 
     Raises:
-        OSError: the folder cannot be made or written.
+        OSError: the folder cannot be made or written to.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A name of our own, as two processes may write the same path; in the same folder, so that rename is atomic. What
-    # a killed process leaves is found by ".*.tmp".
+    # A unique name, as two processes may write the same path; in the same folder, so that the rename is atomic. The
+    # pattern ".*.tmp" matches the file that a killed process leaves.
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "wb") as file:
@@ -41,23 +41,23 @@ def replacing(path: Path, *, mode: int = 0o666) -> Generator[IO[bytes]]:
 
 
 def write(path: Path, data: bytes, *, mode: int = 0o666) -> str:
-    """Write ``data`` atomically; returns its SHA-256.
+    """Write ``data`` atomically and return its SHA-256.
 
     Args:
-        path: where.
-        data: what.
+        path: path of the file.
+        data: the content.
         mode: see `replacing`.
 
     Raises:
-        StorageError: the disk is full or the place not writable; a file that was there before is intact.
+        StorageError: the disk is full or the folder not writable; an older file is intact.
     """
     try:
         with replacing(path, mode=mode) as file:
             file.write(data)
     except OSError as error:
         raise StorageError(
-            f"could not write {path} ({len(data):,} bytes): {error.strerror or error}; what was there before "
-            "is intact. Make room or choose another --out, then resume"
+            f"could not write {path} ({len(data):,} bytes): {error.strerror or error}; an older file is intact. "
+            "Make room or choose another --out, then resume"
         ) from error
     return hashlib.sha256(data).hexdigest()
 
@@ -68,12 +68,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """What `write_json` wrote.
+    """Read a value that `write_json` wrote.
 
     Raises:
-        CheckpointError: it cannot be read.
+        CheckpointError: the file cannot be read.
     """
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+        raise CheckpointError(f"{path} cannot be read: {error}; restore the file, or start a new run") from error

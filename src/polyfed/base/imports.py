@@ -1,4 +1,4 @@
-"""Your own code, asked for as ``package.module:attribute``."""
+"""Imports the user's own code, named as ``package.module:attribute``."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from polyfed.base.text import alternatives, hint
 
 
 def search_working_directory() -> None:
-    """Let imports find modules in the working directory, last, as an installed command does not by itself."""
+    """Add the working directory to the end of the import path, as an installed command does not do that by itself."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
 
 
 def load_attribute(path: str, what: str, error: type[PolyfedError], suits: Callable[[Any], bool]) -> Any:
-    """What ``path`` names; the working directory is searched, too.
+    """Return the object that ``path`` names; the working directory is searched, too.
 
     Args:
         path: ``"package.module:attribute"``; the attribute may have dots.
-        what: it is for, to begin the messages with, such as ``"model 'my_nets:Net'"``.
+        what: the beginning of the messages, such as ``"model 'my_nets:Net'"``.
         error: the class to raise.
-        suits: which values of the module to suggest where it lacks the attribute.
+        suits: which values of the module to suggest if it lacks the attribute.
 
     Raises:
-        PolyfedError: an ``error``: the path is malformed, the module or the attribute cannot be had; says which.
+        PolyfedError: an ``error``: the path is malformed, or the module or the attribute cannot be loaded.
     """
     module_name, _, attribute = path.partition(":")
     if not all(part.isidentifier() for part in (*module_name.split("."), *attribute.split("."))):
@@ -43,7 +43,7 @@ def load_attribute(path: str, what: str, error: type[PolyfedError], suits: Calla
                 "installed"
             ) from missing
         raise error(f"{what}: module {module_name!r} imports {missing.name!r}, which is not installed") from missing
-    except Exception as fault:  # whatever the user's file raises
+    except Exception as fault:  # any exception of the user's file
         raise error(f"{what}: importing {module_name!r} raised {type(fault).__name__}: {fault}") from fault
     for part in attribute.split("."):
         if not hasattr(value, part):

@@ -1,4 +1,4 @@
-"""Ranges of settings and hyper-parameters; whoever reads a configuration checks them. No float is infinite or NaN."""
+"""Ranges of settings and hyper-parameters, which reading a configuration checks. No float is infinite or NaN."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Rate: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 #: In [0, 1].
 Fraction: TypeAlias = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-#: In (0, 1]: what is never nothing, such as the capacity of a client.
+#: In (0, 1], such as the capacity of a client.
 Portion: TypeAlias = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
-#: In (0, 1): what is neither nothing nor all, such as the examples that are held out.
+#: In (0, 1), such as the share of examples for testing.
 Share: TypeAlias = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]

@@ -1,4 +1,4 @@
-"""Keyed randomness: every random draw is named by what it is for, never by when it happens.
+"""Keyed randomness: a key names the purpose of every random draw, whenever the draw happens.
 
 A generator is derived from a key such as ``(seed, "round", 3, "client", 17, "batches")`` by hashing. Hence nothing
 about randomness needs to be checkpointed, the order in which clients run cannot change a result, and adding a draw
@@ -24,7 +24,7 @@ class Rng:
     """A name for a stream of random numbers.
 
     Args:
-        key: what the stream is for; integers and strings only, so that the name is the same on every machine.
+        key: the purpose of the stream; integers and strings only, so that it is the same on every machine.
 
     Example:
         >>> rng = Rng((0,))
@@ -54,10 +54,10 @@ class Rng:
         return np.random.default_rng(self.seed())
 
     def uniform(self, numbers: ArrayLike) -> NDArray[np.float64]:
-        """A number in [0, 1) for each of ``numbers``, which depends on the key and that number only.
+        """Return a draw in [0, 1) for each of ``numbers``, which depends on the key and that number only.
 
-        For what must be known of one client as cheaply as of a million: output ``n`` of a SplitMix64 generator
-        (Steele, Lea and Flood 2014) that starts at this stream's seed, without those before it.
+        A draw for a single client is as cheap as one of a million draws: it is output ``n`` of a SplitMix64 generator
+        (Steele, Lea and Flood 2014) that starts at this stream's seed, computed without the outputs before it.
 
         Args:
             numbers: whole numbers from 0, of any shape.
@@ -70,9 +70,9 @@ class Rng:
 
     @contextmanager
     def fork(self) -> Generator[None]:
-        """Inside the block torch's global generator follows this stream; outside it is as it was.
+        """Inside the block torch's global generator follows this stream; afterwards it is restored.
 
-        For code that cannot be handed a generator: ``nn.Module`` constructors and dropout layers.
+        For code that takes no generator: ``nn.Module`` constructors and dropout layers.
         """
         devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
         with torch.random.fork_rng(devices=devices):

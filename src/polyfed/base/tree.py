@@ -27,7 +27,7 @@ def sub(a: Params, b: Params) -> dict[str, Tensor]:
 
 
 def add(a: Params, b: Params, *, scale: float = 1.0) -> dict[str, Tensor]:
-    """``a + scale * b``; a name that ``b`` lacks keeps the very tensor of ``a``.
+    """Return ``a + scale * b``; for a name that ``b`` lacks the result has the tensor of ``a`` itself.
 
     Integer tensors (BatchNorm's counter) are added in float64 and rounded back to their type.
     """
@@ -43,13 +43,13 @@ def add(a: Params, b: Params, *, scale: float = 1.0) -> dict[str, Tensor]:
 
 
 def pick(params: Params, names: Iterable[str]) -> dict[str, Tensor]:
-    """The entries of ``params`` called ``names``, in the order of ``params``."""
+    """Return the entries of ``params`` whose names are in ``names``, in the order of ``params``."""
     wanted = frozenset(names)
     return {name: value for name, value in params.items() if name in wanted}
 
 
 def drop(params: Params, names: Iterable[str]) -> dict[str, Tensor]:
-    """The entries of ``params`` not called ``names``."""
+    """Return the entries of ``params`` whose names are not in ``names``."""
     unwanted = frozenset(names)
     return {name: value for name, value in params.items() if name not in unwanted}
 
@@ -60,12 +60,12 @@ def shapes(params: Params) -> dict[str, tuple[int, ...]]:
 
 
 def numel(params: Params) -> int:
-    """How many numbers ``params`` holds."""
+    """Return how many numbers ``params`` holds."""
     return sum(value.numel() for value in params.values())
 
 
 def same(a: Params, b: Params) -> bool:
-    """Whether both hold the same names and bitwise the same values."""
+    """Return whether both hold the same names and bitwise the same values."""
     return a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())
 
 
@@ -73,7 +73,7 @@ def first_not_finite(parts: Mapping[str, Params]) -> str | None:
     """``"part.name"`` of the first tensor that holds NaN or infinity, or None."""
     for part, params in parts.items():
         for name, value in params.items():
-            # A sum is finite only if all its terms are, and takes a fifth of the time; it may overflow, so look again.
+            # A finite sum shows that all terms are finite, in a fifth of the time; as a sum may overflow, check again.
             suspect = value.is_floating_point() and not math.isfinite(float(value.sum()))
             if suspect and not bool(torch.isfinite(value).all()):
                 return f"{part}.{name}"

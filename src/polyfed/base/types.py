@@ -1,4 +1,4 @@
-"""Aliases that say what a value is for."""
+"""Type aliases that name the purpose of a value."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ Params: TypeAlias = Mapping[str, Tensor]
 #: Several modules under short names, such as FedMRL's {"G": ..., "F": ..., "P": ...}.
 Parts: TypeAlias = Mapping[str, Params]
 
-#: A client's number, 0 to count - 1. In a deployment the number the federation gave it.
+#: A client's number, 0 to count - 1. In a deployment it is the number in the client's node.toml.
 ClientId: TypeAlias = int

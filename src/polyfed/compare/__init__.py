@@ -2,8 +2,8 @@
 
     table = compare(Config.load("experiment.toml"), ["fedmrl", "fedmrl:share=false", "standalone"], [0, 1, 2])
 
-Modules: ``runs`` (one run, its controls), ``cells`` (what is to be run, each thing once), ``grid`` (`compare`),
-``table`` (the numbers side by side).
+Modules: ``specs`` (the runs of a comparison), ``execution`` (runs each of them once), ``compare`` (`compare`),
+``runs`` (one run with its controls), ``statistics`` (means, tests and costs), ``render`` (tables as text).
 """
 
 from polyfed.compare.compare import compare

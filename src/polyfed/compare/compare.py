@@ -1,4 +1,4 @@
-"""Algorithms times seeds, on the same splits; and the same at every point of a grid."""
+"""Compares algorithms over seeds on the same splits, also at every point of a grid."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ def compare(
     values: Mapping[str, Sequence[Any]] | None = None,
     callbacks: Callbacks = quiet,
 ) -> Comparison:
-    """Run every algorithm with every seed on the same splits and set them side by side.
+    """Run every algorithm with every seed on the same splits and write tables of the results.
 
-    A run that is complete is not run again, an interrupted one goes on. Writes table.md, table.csv and cells.csv.
+    A complete run is not run again, and an interrupted run is resumed. Writes table.md, table.csv and cells.csv.
 
     Args:
-        config: all but algorithm and seed; its ``[algorithms.NAME]`` apply.
-        algorithms: names, or entries such as ``"fedmrl:share=false"``; the first is the one under examination.
+        config: the configuration but for algorithm and seed; its ``[algorithms.NAME]`` apply.
+        algorithms: names, or entries such as ``"fedmrl:share=false"``; the first is the main algorithm.
         seeds: ``run.seed`` of the repetitions.
         out: directory of the tables, with the runs in ``cells/``; by default the tables go to a folder below ``runs/``
-            and the runs to ``runs/cells/``, where other comparisons find them.
-        values: of a grid, by dotted key: all of this at each of its points.
-        callbacks: who looks on.
+            and the runs to ``runs/cells/``, where other comparisons reuse them.
+        values: values of a grid by dotted key; every algorithm and seed is run at each point of the grid.
+        callbacks: makes the callback of each run.
 
     Returns:
-        The table. Each algorithm is compared with the best of all others in the same setting.
+        The comparison. Each algorithm is compared with the best of all others in the same setting.
 
     Raises:
-        ConfigError: nothing to compare, something twice, or an algorithm that does not exist.
+        ConfigError: the list is empty or repeats an entry, or an algorithm does not exist.
         DataError: the splits differ, because the data changed between two runs.
-        RunDirError: other processes are at the rest.
+        RunDirError: other processes are running the remaining cells.
     """
     cells = planned(config, algorithms, seeds, values)
     root, folder = places(config, cells, out, "sweep" if values else "compare")
@@ -58,7 +58,7 @@ def compare(
 
 
 def places(config: Config, cells: Sequence[RunSpec], out: Path | None, what: str) -> tuple[Path, Path]:
-    """Where the cells lie, and where the tables go: the same for the same cells."""
+    """Return the root of the cells and the folder of the tables; the same cells give the same folder."""
     if out is not None:
         return out, out
     key = hashlib.sha256(" ".join(cell.folder for cell in cells).encode()).hexdigest()[:8]
@@ -68,7 +68,7 @@ def places(config: Config, cells: Sequence[RunSpec], out: Path | None, what: str
 def planned(
     config: Config, algorithms: Sequence[str], seeds: Sequence[int], values: Mapping[str, Sequence[Any]] | None = None
 ) -> list[RunSpec]:
-    """The cells, every fault of them found before the first run."""
+    """Return the cells; all their faults are reported before the first run."""
     faults: list[str] = []
     entries: list[AlgorithmEntry] = []
     for text in algorithms:
@@ -96,7 +96,7 @@ def parse_grid(texts: Sequence[str]) -> dict[str, list[Any]]:
     """``["train.lr=0.01,0.1"]`` -> ``{"train.lr": [0.01, 0.1]}``.
 
     Raises:
-        ConfigError: no key, no value, or a key twice.
+        ConfigError: a key or a value is missing or repeated.
     """
     found: dict[str, list[Any]] = {}
     for text in texts:
@@ -113,10 +113,12 @@ def write(path: Path, text: str) -> None:
     """Write a table.
 
     Raises:
-        StorageError: it cannot be written.
+        StorageError: the file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise StorageError(f"could not write {path}: {error.strerror or error}") from error
+        raise StorageError(
+            f"could not write {path}: {error.strerror or error}; make room or choose another --out"
+        ) from error

@@ -1,4 +1,4 @@
-"""Running what a comparison, a sweep or a study asks for, each run once."""
+"""Runs the cells of a comparison, a sweep or a study, each cell once."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from polyfed.storage.run_dir import RunDirInUseError
 
 
 def play(cells: Sequence[RunSpec], root: Path, callbacks: Callbacks) -> list[RunSpec]:
-    """Run every cell that is not done, in order; a cell that diverges is marked so and is done.
+    """Run every cell that is not done, in order; a cell that diverges is marked as diverged and is done.
 
-    Several processes may play the same cells: what one is at, the others leave to it.
+    Several processes may run the same cells: a cell that one process runs, the others skip.
 
     Args:
-        cells: what is to be done.
-        root: the cells lie in ``cells/`` of it.
-        callbacks: who looks on.
+        cells: the cells to run.
+        root: the folder that contains ``cells/``.
+        callbacks: makes the callback of each run.
 
     Returns:
-        The cells that other processes are at.
+        The cells that other processes are running.
 
     Raises:
-        ModelError: networks that some cells' algorithms cannot train; before any cell is run.
-        DataError: data or source changed after the command began, so that cells have other places now.
-        PolyfedError: anything but divergence that ends a run.
+        ModelError: algorithms of the cells cannot train the networks; raised before any cell is run.
+        DataError: data or source changed after the command began, so that cells have other folders now.
+        PolyfedError: a run ended for a reason other than divergence.
     """
-    cells = list({cell.folder: cell for cell in cells}.values())  # what two settings share is one run
+    cells = list({cell.folder: cell for cell in cells}.values())  # a cell that two settings share is run once
     faults = misfits([cell.config for cell in cells if cell.state(root) not in FINISHED])
     if faults:
         raise ModelError("\n".join(faults))
@@ -54,30 +54,30 @@ def play(cells: Sequence[RunSpec], root: Path, callbacks: Callbacks) -> list[Run
             files.write_json(run_dir / DIVERGED, {"error": str(error)})
         except RunDirInUseError:
             elsewhere.append(cell)
-    return [cell for cell in elsewhere if cell.state(root) not in FINISHED]  # they may have finished meanwhile
+    return [cell for cell in elsewhere if cell.state(root) not in FINISHED]  # others may have finished
 
 
 def all_here(elsewhere: Sequence[RunSpec], waiting: int = 0) -> None:
-    """Nothing is left to other processes.
+    """Check that no cell is left to other processes.
 
     Args:
-        elsewhere: what other processes are at.
-        waiting: cells that cannot be begun before.
+        elsewhere: the cells that other processes are running.
+        waiting: number of cells that can begin only after these.
 
     Raises:
-        RunDirError: something is; names it.
+        RunDirError: other processes are running cells; the text names them.
     """
     if elsewhere:
         titles = "; ".join(cell.title for cell in elsewhere)
-        wait = f"; {waiting} more cells wait for them" if waiting else ""
+        wait = f"; {waiting} more cells wait for these" if waiting else ""
         raise RunDirError(
-            f"other processes are at {len(elsewhere)} of the cells ({titles}){wait}: all that could be done is done; "
-            "give the command again when they have finished"
+            f"other processes are running {len(elsewhere)} of the cells ({titles}){wait}; all other cells are done; "
+            "give the command again when these processes have finished"
         )
 
 
 def check_splits(cells: Sequence[RunSpec], root: Path) -> None:
-    """Every algorithm of a setting and a seed ran on the same splits.
+    """Check that all algorithms of a setting and a seed ran on the same splits.
 
     Raises:
         DataError: the data changed between two runs.
@@ -91,12 +91,12 @@ def check_splits(cells: Sequence[RunSpec], root: Path) -> None:
         if summary["partition_hash"] != other["partition_hash"]:
             raise DataError(
                 f"{summary['run_dir']} ran on other splits than {other['run_dir']}: the data changed between the two; "
-                "remove the older one, or choose another --out"
+                "remove the older run, or choose another --out"
             )
 
 
 def index(cells: Sequence[RunSpec], root: Path) -> str:
-    """A CSV of which cell lies where."""
+    """Return a CSV of the cells and their folders."""
     rows = (
         (cell.setting.title, cell.label, cell.seed, cell.state(root), cell.run_dir(root).relative_to(root))
         for cell in cells

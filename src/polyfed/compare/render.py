@@ -23,7 +23,7 @@ COSTS = (
     "inference FLOPs",
     "extra memory",
     "training time",
-)  # headings of the second table, before those of the targets
+)  # headings of the second table, before the headings of the targets
 
 
 COST_NOTE = (
@@ -38,10 +38,10 @@ class Comparison:
     """The outcome of `compare`.
 
     Args:
-        lines: by setting, then in the order asked for; the first algorithm is the one under examination.
-        seeds: in order.
-        notes: what has to be known to read the tables.
-        out: where the tables lie.
+        lines: by setting, then in the order of the request; the first algorithm is the main algorithm.
+        seeds: the seeds, in order.
+        notes: notes for the reader of the tables.
+        out: the folder of the tables.
     """
 
     lines: tuple[Line, ...]
@@ -55,7 +55,7 @@ class Comparison:
 
     @property
     def headings(self) -> tuple[str, ...]:
-        """Of `cells`."""
+        """The headings of `cells`."""
         return (*self._first, "mean", "worst tenth", "difference", "against", "p")
 
     def cells(self) -> list[tuple[str, ...]]:
@@ -74,7 +74,7 @@ class Comparison:
 
     @property
     def cost_headings(self) -> tuple[str, ...]:
-        """Of `cost_cells`."""
+        """The headings of `cost_cells`."""
         simulated = ("simulated time",) if self._simulated else ()
         return (*self._first, *COSTS, *simulated, *(f"to {percent(target, 0)}" for target in self._targets))
 
@@ -108,13 +108,13 @@ class Comparison:
         return ("round", "bytes", "flops", *(("simulated",) if self._simulated else ()))
 
     def to_markdown(self) -> str:
-        """Both tables and the notes."""
+        """Return both tables and the notes."""
         tables = [markdown(self.headings, self.cells(), left=(*self._first, "against"))]
         tables += [markdown(self.cost_headings, self.cost_cells(), left=self._first)] if self.cost_cells() else []
         return "\n\n".join([*tables, *self.notes]) + "\n"
 
     def to_csv(self) -> str:
-        """Plain numbers: fractions, bytes, FLOPs, seconds; the mean accuracy of every seed."""
+        """Return a CSV of plain numbers: fractions, bytes, FLOPs, seconds; the mean accuracy of every seed."""
         head = ["setting", "algorithm", "mean", "mean_sd", "worst_decile", "worst_decile_sd", "diverged"]
         costs = ["up", "down", "header", "training", "inference", "memory", "seconds"]
         costs += ["simulated"] if self._simulated else []
@@ -135,14 +135,14 @@ class Comparison:
 
 
 def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]], *, left: Sequence[str] = ()) -> str:
-    """A table; columns of numbers are flush right."""
+    """Return a table in which columns of numbers are flush right."""
     rule = ["---" if heading in left else "---:" for heading in headings]
     lines = [headings, rule, *([cell.replace("|", r"\|") for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _told(found: Sequence[Target | None]) -> str:
-    """What it took to reach a target, for people."""
+    """Return the costs of reaching a target as text."""
     reached = [one for one in found if one is not None]
     if not reached or len(reached) < len(found):
         return f"{len(reached)} of {len(found)} seeds" if reached else "not reached"
@@ -154,12 +154,12 @@ def _told(found: Sequence[Target | None]) -> str:
 
 
 def tabulate(cells: Sequence[RunSpec], root: Path, out: Path) -> Comparison:
-    """The tables of the cells that are done.
+    """Return the tables of the cells that are done.
 
     Args:
-        cells: by setting, in the order of the table.
-        root: they lie in ``cells/`` of it.
-        out: where the tables will lie.
+        cells: the cells by setting, in the order of the table.
+        root: the folder that contains ``cells/``.
+        out: the folder of the tables.
     """
     settings = list(dict.fromkeys(cell.setting.title for cell in cells))
     lines: list[Line] = []
@@ -180,13 +180,13 @@ def tabulate(cells: Sequence[RunSpec], root: Path, out: Path) -> Comparison:
 
 
 def _notes(several: bool, seeds: Sequence[int]) -> list[str]:
-    """What has to be known, for settings with so many seeds each."""
+    """Return the notes for settings with these numbers of seeds."""
     least, most = min(seeds), max(seeds)
     count = f"{most} seed{'s' if most > 1 else ''}" if least == most else f"{least} to {most} seeds"
     over = f"{count}, mean ± standard deviation" if most > 1 else count
     notes = [f"Accuracy over clients on the same splits for all algorithms; {over}; costs are means over seeds."]
     if several:
-        notes.append("Difference: percentage points to the best of the other algorithms, which is named.")
+        notes.append("Difference: percentage points to the best of the other algorithms, which the table names.")
         if most < FEW:
             notes.append(f"No test was made: it needs at least {FEW} seeds, and there are {most}.")
         elif least < FEW:

@@ -1,4 +1,4 @@
-"""A run in a directory, whether it is new, interrupted or complete; and a run with its controls."""
+"""A run in a directory that may be new, interrupted or complete; and a run with its controls."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from polyfed.rounds.callbacks import Callback, Interrupted, Quiet
 from polyfed.rounds.identity import Content
 from polyfed.simulation.simulate import resume, simulate
 
-#: A maker of callbacks, by what is running.
+#: Makes a callback from the label of a run.
 Callbacks = Callable[[str], Callback]
 
 
 def quiet(label: str) -> Callback:
-    """A callback that says nothing."""
+    """Return a callback that ignores all events."""
     return Quiet()
 
 
 def summary_of(run_dir: Path) -> dict[str, Any] | None:
-    """summary.json of a complete run, None while there is none.
+    """Return summary.json of a complete run; None while the run is not complete.
 
     Raises:
-        RunDirError: it is not JSON.
+        RunDirError: the file is not JSON.
     """
     path = run_dir / "summary.json"
     try:
@@ -39,10 +39,10 @@ def summary_of(run_dir: Path) -> dict[str, Any] | None:
 
 
 def run_or_go_on(config: Config, out: Path, callback: Callback) -> dict[str, Any]:
-    """The summary of ``config`` in ``out``: the one that is there, or of a run resumed or begun.
+    """Return the summary of ``config`` in ``out``; if the run is not complete, resume or begin it.
 
     Raises:
-        RunDirError: a run of another configuration lies there.
+        RunDirError: the folder holds a run of another configuration.
     """
     stored = out / "config.toml"
     try:
@@ -56,7 +56,7 @@ def run_or_go_on(config: Config, out: Path, callback: Callback) -> dict[str, Any
 
 
 def described(name: str, keys: Mapping[str, Any]) -> str:
-    """An algorithm with its keys: ``fedmrl share=false``."""
+    """Return an algorithm with its keys as text: ``fedmrl share=false``."""
     told = (f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in keys.items())
     return " ".join([canonical_name(name), *told])
 
@@ -67,15 +67,15 @@ def run_with_controls(
     """Run a configuration and then, if ``run.controls`` is set, its controls on the same splits.
 
     Args:
-        config: what to run.
+        config: the configuration to run.
         out: the run directory; each control gets ``controls/<label>`` in it.
-        callbacks: who looks on.
+        callbacks: makes the callback of each run.
 
     Returns:
-        The summary of each run by its label, the main one first: the algorithm's name, and the controls' own labels.
+        The summary of each run by label, the main run first, whose label is the algorithm's name.
 
     Raises:
-        Interrupted: Ctrl-C; names the main run's directory, which `resume_with_controls` goes on with.
+        Interrupted: Ctrl-C; it names the main run's directory, which `resume_with_controls` resumes.
     """
     label = _main(config)
     callback = callbacks(label)
@@ -87,9 +87,9 @@ def run_with_controls(
 
 
 def resume_with_controls(run_dir: Path, *, callbacks: Callbacks = quiet) -> dict[str, dict[str, Any]]:
-    """Go on with what `run_with_controls` began, wherever it stopped; same arguments and results."""
+    """Resume a run that `run_with_controls` began, wherever it stopped; same arguments and results."""
     if not (run_dir / "config.toml").exists():
-        raise RunDirError(f"{run_dir} holds no run: there is no config.toml in it")
+        raise RunDirError(f"{run_dir} holds no run: it has no config.toml; give the run directory of a run")
     config = Config.load(run_dir / "config.toml")
     label = _main(config)
     callback = callbacks(label)
@@ -101,10 +101,10 @@ def resume_with_controls(run_dir: Path, *, callbacks: Callbacks = quiet) -> dict
 
 
 def meanings(config: Config) -> list[str]:
-    """What the labels of controls stand for, with the keys that differ; a line for each that does not say it itself."""
+    """Return a line for each control whose label is not its full description, with the keys that differ."""
     if not config.run.controls:
         return []
-    main = config.resolved().algorithm  # all its keys
+    main = config.resolved().algorithm  # resolved, so that it has all keys
     lines: list[str] = []
     for name, section in config.controls.items():
         known = main.keys if canonical_name(section.name) == main.name else {}
@@ -115,12 +115,12 @@ def meanings(config: Config) -> list[str]:
 
 
 def _main(config: Config) -> str:
-    """The label of the main run: the algorithm's name, of your own the class's."""
+    """Return the label of the main run: the algorithm's name, or the class name of the user's own algorithm."""
     return canonical_name(config.algorithm.name).rpartition(":")[2]
 
 
 def _control(config: Config, name: str) -> str:
-    """The label of a control: its name, told apart from the main run's."""
+    """Return the label of a control: its name, marked if it equals the main run's label."""
     return f"{name} (control)" if name == _main(config) else name
 
 
@@ -129,7 +129,7 @@ def _controls(config: Config, run_dir: Path, callbacks: Callbacks) -> dict[str, 
     for name, section in config.controls.items() if config.run.controls else ():
         label, folder = _control(config, name), run_dir / "controls" / name
         if summary_of(folder) is None:
-            Content.of(config).check(run_dir)  # a control on other data than the main run's shows nothing
+            Content.of(config).check(run_dir)  # a control is comparable only on the data of the main run
         control = config.with_algorithm(section.name, section.keys)
         try:
             found[label] = run_or_go_on(control, folder, callbacks(label))

@@ -1,7 +1,7 @@
-"""Cells: what a comparison, a sweep or a study is made of. A cell is one run, and is never computed twice.
+"""The cells of a comparison, a sweep or a study. A cell is one run, and is never computed twice.
 
-Its folder is named by a hash of all that determines its numbers, so that any two studies which ask for the same run
-share it, and a command that was interrupted, by whatever, goes on where it stopped when it is given again.
+A hash of all that determines its numbers names its folder. So two studies that need the same run share it, and an
+interrupted command continues where it stopped when it is given again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from polyfed.rounds.identity import NAME, Content
 #: Sections of a configuration that an entry, a setting or a grid may change.
 SECTIONS = tuple(name for name in Config.model_fields if name not in ("algorithm", "algorithms", "controls"))
 
-#: Keys on which the splits depend, by section; None stands for all of it.
+#: Keys on which the splits depend, by section; None stands for all keys of the section.
 SPLITS: Mapping[str, tuple[str, ...] | None] = {
     "partition": None,
     "data": ("dataset", "path", "split", "test_fraction", "validation_fraction"),
@@ -37,7 +37,7 @@ SPLITS: Mapping[str, tuple[str, ...] | None] = {
     "run": ("seed",),
 }
 
-#: States of a cell of which nothing is left to do.
+#: States of a cell that is done.
 FINISHED = ("done", "diverged")
 
 DIVERGED = "diverged.json"
@@ -48,9 +48,9 @@ class AlgorithmEntry:
     """One algorithm of a comparison.
 
     Args:
-        label: what the table calls it.
-        name: of the algorithm, or a label of ``[algorithms]``.
-        keys: of the algorithm, that differ.
+        label: the label in tables.
+        name: name of the algorithm, or a label of ``[algorithms]``.
+        keys: keys of the algorithm that differ.
         sections: keys of other sections that differ, such as ``{"train": {"epochs": 2}}``.
     """
 
@@ -64,7 +64,7 @@ class AlgorithmEntry:
         """Read ``fedmrl``, ``fedmrl:share=false``, ``standalone:train.epochs=2`` or ``my_package.my_file:Mine:key=1``.
 
         Raises:
-            ConfigError: a key without a name before it, of a section that there is not, or on which the splits depend.
+            ConfigError: a key has no name before it, belongs to an unknown section, or changes the splits.
         """
         head, *settings = re.split(r":(?=[^:=]+=)", text.strip())
         if not head or "=" in head:
@@ -77,7 +77,7 @@ class AlgorithmEntry:
 
     @classmethod
     def of(cls, label: str, table: Mapping[str, Any], where: str) -> AlgorithmEntry:
-        """An entry from a table: ``name``, keys of the algorithm, and below the name of a section keys of that."""
+        """Return an entry from a table of ``name``, keys of the algorithm, and tables of keys by section."""
         name = table.get("name", label)
         sections = {key: value for key, value in table.items() if key in SECTIONS and isinstance(value, Mapping)}
         keys = {key: value for key, value in table.items() if key != "name" and key not in sections}
@@ -91,19 +91,19 @@ class AlgorithmEntry:
             for key in cast(Table, sections.get(section, {})):
                 if names is None or key in names:
                     raise ConfigError(
-                        f"{where}: got {section}.{key}; algorithms are compared on the same splits: put it into the "
-                        "configuration, or a setting of its own"
+                        f"{where}: got {section}.{key}, which changes the splits; algorithms are compared on the same "
+                        "splits: put the key into the configuration, or into a setting of its own"
                     )
         return cls(label, name, keys, sections)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What the algorithms are compared in.
+    """A setting in which algorithms are compared.
 
     Args:
-        name: for the table; "" where there is but one.
-        tables: keys that differ, by section; below "algorithm" keys for those algorithms that have them.
+        name: the name in tables; "" if there is a single setting.
+        tables: keys that differ, by section; those of "algorithm" apply to the algorithms that have them.
         point: the values of the grid, by dotted key.
     """
 
@@ -112,7 +112,7 @@ class Setting:
     point: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def at(self, point: Mapping[str, Any]) -> Setting:
-        """This setting at a point of a grid."""
+        """Return this setting at a point of a grid."""
         tables: Table = deepcopy(dict(self.tables))
         for key, value in point.items():
             apply(tables, key.split("."), value)
@@ -120,24 +120,24 @@ class Setting:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Its name, and the point as ``epochs = 2``."""
+        """The name, and the values of the point such as ``epochs = 2``."""
         told = (f"{key.rpartition('.')[2]} = {_plain(value)}" for key, value in self.point.items())
         return (*((self.name,) if self.name else ()), *told)
 
     @property
     def title(self) -> str:
-        """All of it in a line."""
+        """The name and the point in one line."""
         return ", ".join(self.words)
 
 
 def repeated(values: Sequence[Any]) -> list[Any]:
-    """Those that occur twice; 1 and 1.0 are the same, 1 and true are not."""
+    """Return the values that occur twice; 1 and 1.0 are the same, 1 and true are not."""
     told = [(isinstance(value, bool), value) for value in values]
     return [value for place, (_, value) in enumerate(told) if told[place] in told[:place]]
 
 
 def grid(setting: Setting, values: Mapping[str, Sequence[Any]]) -> list[Setting]:
-    """The setting at every point of a grid, the last key varying fastest."""
+    """Return the setting at every point of a grid; the last key varies fastest."""
     return [setting.at(dict(zip(values, point, strict=True))) for point in product(*values.values())]
 
 
@@ -146,10 +146,10 @@ class RunSpec:
     """One run of a study.
 
     Args:
-        setting: in which.
-        label: of the entry.
+        setting: the setting of the run.
+        label: the label of the entry.
         seed: ``run.seed``.
-        config: in full.
+        config: the full configuration.
     """
 
     setting: Setting
@@ -159,12 +159,12 @@ class RunSpec:
 
     @cached_property
     def content(self) -> Content:
-        """What its numbers come from, as it was when this was first asked for."""
+        """The content on which its numbers depend, as of the first access."""
         return Content.of(self.config)
 
     @property
     def folder(self) -> str:
-        """The name of its run directory, by a hash of all that determines its numbers."""
+        """The name of its run directory, with a hash of all that determines its numbers."""
         return f"{self._prefix}{self.content.digest[:12]}"
 
     @property
@@ -172,7 +172,7 @@ class RunSpec:
         return f"{canonical_name(self.config.algorithm.name).rpartition(':')[2]}-seed-{self.seed}-"
 
     def replaced(self, root: Path) -> str:
-        """Why a run of the same configuration that lies beside this one's place is not taken for it; "" without one."""
+        """Return why an older run of the same configuration does not count as this run; "" without an older run."""
         found: list[tuple[float, Path, Content]] = []
         for path in (root / "cells").glob(f"{escape(self._prefix)}*/{NAME}"):
             with suppress(CheckpointError, OSError):
@@ -185,16 +185,16 @@ class RunSpec:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """What `chosen` looks at."""
+        """The words that `chosen` matches."""
         return (*self.setting.words, self.label, f"seed {self.seed}")
 
     @property
     def title(self) -> str:
-        """All of it in a line."""
+        """Setting, label and seed in one line."""
         return ", ".join(self.words)
 
     def state(self, root: Path) -> str:
-        """``"done"``, ``"diverged"``, ``"begun"`` or ``"to do"``."""
+        """Return ``"done"``, ``"diverged"``, ``"begun"`` or ``"to do"``."""
         run_dir = self.run_dir(root)
         for name, state in (("summary.json", "done"), (DIVERGED, "diverged"), ("config.toml", "begun")):
             if (run_dir / name).exists():
@@ -202,29 +202,29 @@ class RunSpec:
         return "to do"
 
     def run_dir(self, root: Path) -> Path:
-        """Where its run lies."""
+        """Return its run directory."""
         return root / "cells" / self.folder
 
     def summary(self, root: Path) -> Summary | None:
-        """Its results, if it is complete and did not diverge."""
+        """Return its results; None if it is not complete or diverged."""
         return summary_of(self.run_dir(root))
 
 
 def chosen(cells: Iterable[RunSpec], only: Sequence[str]) -> list[RunSpec]:
-    """The cells that fit every pattern of ``only``: a setting, a value of the grid, an algorithm or a seed.
+    """Return the cells that match every pattern of ``only``: a setting, a value of the grid, an algorithm or a seed.
 
     Args:
-        cells: to choose from.
-        only: such as ``"fedmrl"``, ``"fed*,standalone"`` (one of several), ``"seed 0"`` or ``"alpha = 0.1"``.
+        cells: the cells to choose from.
+        only: such as ``"fedmrl"``, ``"fed*,standalone"`` (either of two), ``"seed 0"`` or ``"alpha = 0.1"``.
 
     Raises:
-        ConfigError: nothing fits.
+        ConfigError: no cell matches.
     """
     everything = list(cells)
     words = dict.fromkeys(word for cell in everything for word in cell.words)
 
     def meant(pattern: str) -> list[str]:
-        """The alternatives; names have commas, too: what fits as a whole is not split."""
+        """Return the alternatives of a pattern; a pattern that matches as a whole is a name with commas."""
         whole = any(fnmatchcase(word, pattern) for word in words)
         return [pattern] if whole else [one.strip() for one in pattern.split(",")]
 
@@ -247,14 +247,14 @@ def expand(
     *,
     tuned: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[RunSpec]:
-    """The cells of settings times seeds times algorithms, in this order.
+    """Return the cells of settings times seeds times algorithms, in this order.
 
     Args:
-        config: what all share; its ``[algorithms.NAME]`` apply.
+        config: the common configuration; its ``[algorithms.NAME]`` apply.
         entries: the algorithms.
-        seeds: of the repetitions.
-        settings: in which they are compared.
-        tuned: values by dotted key that were chosen for an entry, by label; they hold in every setting.
+        seeds: the seeds of the repetitions.
+        settings: the settings of the comparison.
+        tuned: the tuned values by dotted key, by label of the entry; they apply in every setting.
 
     Raises:
         ConfigError: all faults of all cells.
@@ -282,12 +282,12 @@ def expand(
 
 
 def _keys(config: Config, entry: AlgorithmEntry) -> set[str]:
-    """What can be set of an entry's algorithm."""
+    """Return the keys of an entry's algorithm."""
     return set(algorithm_fields(algorithm_class(config.algorithm_table(entry.name)["name"])))
 
 
 def _at(config: Config, entry: AlgorithmEntry, setting: Setting, tuned: Mapping[str, Any]) -> Config:
-    """The configuration of an entry in a setting."""
+    """Return the configuration of an entry in a setting."""
     theirs: Table = {}
     for key, value in tuned.items():
         apply(theirs, key.split("."), value)
@@ -297,13 +297,13 @@ def _at(config: Config, entry: AlgorithmEntry, setting: Setting, tuned: Mapping[
     tables = overlaid(overlaid(overlaid(base, theirs), plain), entry.sections)
     tables["run"]["controls"] = False
     takes = _keys(config, entry)
-    # What an entry says itself is what it is: fedmrl:rep_dim=50 stays that along a grid of rep_dim.
+    # The keys of an entry take precedence: fedmrl:rep_dim=50 keeps its rep_dim along a grid of rep_dim.
     keys = {key: value for key, value in special.items() if key in takes} | dict(entry.keys)
     return Config.parse({**tables, "algorithm": config.algorithm_table(entry.name, keys)})
 
 
 def overlaid(tables: Mapping[str, Any], over: Mapping[str, Any]) -> Table:
-    """``tables`` with the keys of ``over`` on top, table by table; a new kind of partition drops the old one's keys."""
+    """Return ``tables`` overridden by ``over``, table by table; a new kind of partition drops the keys of the old."""
     out: Table = dict(tables)
     for key, value in over.items():
         before = out.get(key)

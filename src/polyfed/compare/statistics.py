@@ -1,4 +1,4 @@
-"""The tables of a comparison: accuracies with a paired test, and costs, as Markdown and CSV.
+"""The numbers of a comparison: accuracies with a paired test, and costs.
 
 docs/costs.md defines every cost.
 """
@@ -21,13 +21,13 @@ FEW = 3  # seeds below which a paired t-test is not shown: with two it has one d
 
 @dataclass(frozen=True)
 class Target:
-    """What it took to reach an accuracy, for one seed.
+    """The costs of reaching an accuracy, for one seed.
 
     Args:
-        round: the first evaluated one that reached it.
-        bytes: sent both ways, by and to all clients, up to there.
-        flops: of all clients' training, up to there.
-        simulated: seconds on the simulated clock, up to there; None without one.
+        round: the first evaluated round that reached the accuracy.
+        bytes: bytes to and from all clients, up to that round.
+        flops: FLOPs of all clients' training, up to that round.
+        simulated: seconds on the simulated clock, up to that round; None without the clock.
     """
 
     round: int
@@ -38,7 +38,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Costs:
-    """What an algorithm cost; means over seeds.
+    """The costs of an algorithm; means over seeds.
 
     Args:
         up: bytes that a client sends in a round.
@@ -46,11 +46,11 @@ class Costs:
         header: share of these bytes that is neither values nor indices.
         training: FLOPs of a client's training in a round.
         inference: FLOPs of predicting one example, with every predictor of the algorithm.
-        memory: bytes that a training step's peak is above Standalone's with the same batches and optimizer, mean over
-            architectures; None without it.
-        seconds: of training, all rounds.
-        simulated: seconds on the simulated clock, all rounds; None without one.
-        targets: for each accuracy of ``run.targets``, what it took, by seed; None where it was not
+        memory: bytes by which a training step's peak exceeds Standalone's with the same batches and optimizer, mean
+            over architectures; None without a run of Standalone.
+        seconds: seconds of training, all rounds.
+        simulated: seconds on the simulated clock, all rounds; None without the clock.
+        targets: for each accuracy of ``run.targets`` the costs of reaching it, by seed; None where it was not
             reached, or the run is not complete.
     """
 
@@ -68,13 +68,13 @@ class Costs:
     def of(
         cls, summaries: Sequence[Summary], alone: Sequence[Summary], targets: Sequence[float], missing: int
     ) -> Costs:
-        """Of the runs of one algorithm.
+        """Return the costs of the runs of one algorithm.
 
         Args:
-            summaries: of those that are complete.
-            alone: Standalone's in the same setting, if there are any.
+            summaries: the summaries of the complete runs.
+            alone: the summaries of Standalone in the same setting; may be empty.
             targets: ``run.targets``.
-            missing: how many runs are not complete: no target counts as reached by every seed without them.
+            missing: number of runs that are not complete; with such a run no target counts as reached by all seeds.
         """
         up, down, header = zip(*(_traffic(summary) for summary in summaries), strict=True)
         return cls(
@@ -120,15 +120,15 @@ class Line:
     """An algorithm's row of the tables. Accuracies are fractions.
 
     Args:
-        setting: in which; "" where there is but one.
-        label: of the algorithm.
+        setting: the title of the setting; "" if there is a single setting.
+        label: the label of the algorithm.
         means: mean accuracy over clients, by seed, of the runs that are complete.
-        worst: of the worst tenth of clients, likewise.
-        diverged: how many runs ended without a result.
-        costs: None where no run is complete.
-        against: label of the best of the others, over the seeds of both; "" if there is none.
-        difference: mean over the seeds of both, this minus the other; None if there is none.
-        p: of the two-sided paired t-test over seeds; None where it cannot be made.
+        worst: mean accuracy over the worst tenth of clients, likewise.
+        diverged: number of runs that ended without a result.
+        costs: the costs; None if no run is complete.
+        against: label of the best other algorithm, over the seeds of both; "" if there is no other.
+        difference: mean over the seeds of both, this minus the other; None if there is no other.
+        p: the p of the two-sided paired t-test over seeds; None if the test cannot be made.
     """
 
     setting: str
@@ -143,41 +143,41 @@ class Line:
 
     @property
     def mean(self) -> float | None:
-        """Over seeds; None where no run is complete."""
+        """The mean over seeds; None if no run is complete."""
         return statistics.fmean(self.means.values()) if self.means else None
 
     @property
     def accuracy_text(self) -> str:
-        """The mean over seeds and its standard deviation, for people."""
+        """The mean over seeds and its standard deviation, as text."""
         parts = [spread(self.means.values())] if self.means else []
         parts += [f"{self.diverged} diverged"] if self.diverged else []
         return ", ".join(parts) or "-"
 
 
 def deviation(values: Any) -> float | None:
-    """The standard deviation (n - 1); None for fewer than two values."""
+    """Return the standard deviation (n - 1); None for fewer than two values."""
     some = list(values)
     return statistics.stdev(some) if len(some) > 1 else None
 
 
 def mean_over(values: Sequence[float | None]) -> float | None:
-    """The mean over seeds; None where a seed has no value."""
+    """Return the mean over seeds; None if a seed has no value."""
     there = [value for value in values if value is not None]
     return statistics.fmean(there) if there and len(there) == len(values) else None
 
 
 def differences(line: Line, other: Line) -> list[float]:
-    """Accuracy of one minus the other, by seed, of the seeds of both."""
+    """Return the accuracy of ``line`` minus that of ``other``, by seed, for the seeds of both."""
     return [line.means[seed] - other.means[seed] for seed in line.means if seed in other.means]
 
 
 def standard_error(found: Sequence[float]) -> float | None:
-    """Of the mean of paired differences; None for fewer than two."""
+    """Return the standard error of the mean of paired differences; None for fewer than two."""
     return statistics.stdev(found) / math.sqrt(len(found)) if len(found) > 1 else None
 
 
 def paired_p(found: Sequence[float]) -> float | None:
-    """The p of the two-sided paired t-test; None for fewer than three pairs or differences without any spread."""
+    """Return the p of the two-sided paired t-test; None for fewer than three pairs or differences without spread."""
     if len(found) < FEW or max(found) - min(found) < 1e-12:
         return None
     from scipy.stats import ttest_rel  # half a second to load
@@ -186,7 +186,7 @@ def paired_p(found: Sequence[float]) -> float | None:
 
 
 def line_of(label: str, cells: Sequence[RunSpec], root: Path) -> Line:
-    """The row of one algorithm among the runs of its setting, not yet compared with the others."""
+    """Return the row of one algorithm in its setting, not yet compared with the other algorithms."""
     own = [cell for cell in cells if cell.label == label]
     done = {cell.seed: summary for cell in own if (summary := cell.summary(root)) is not None}
     alone = [
@@ -207,18 +207,18 @@ def line_of(label: str, cells: Sequence[RunSpec], root: Path) -> Line:
 
 
 def _step(cell: RunSpec) -> object:
-    """What the memory of a training step depends on, but for the algorithm; how many there are is no part of it."""
+    """Return the settings, apart from the algorithm, on which the memory of a training step depends."""
     config, train = cell.config, cell.config.train
     return config.clients.models, train.batch_size, train.optimizer, train.momentum != 0, config.run.precision
 
 
 def compared(line: Line, lines: Sequence[Line]) -> tuple[Line, str]:
-    """A line set beside the best of the others, and what is to be said of them if no test can be made."""
+    """Return a line compared with the best other line, and a note if no test can be made of the two."""
     others = [other for other in lines if other is not line and set(other.means) & set(line.means)]
     if not others:
         return line, ""
-    # The closest over the seeds of both: neither one easy seed more nor a hard one less must make a rival the best.
-    # Those with all of the line's seeds come first.
+    # The comparison is over the seeds of both, so that no line is the best because of an easy seed that others lack.
+    # Lines with all seeds of this line come first.
     best = min(others, key=lambda other: (-len(differences(line, other)), statistics.fmean(differences(line, other))))
     found = differences(line, best)
     p, note = paired_p(found), ""

@@ -1,12 +1,12 @@
-"""A run as it was asked for: typed sections, read from TOML, all faults found at once.
+"""The configuration of a run: typed sections, read from TOML, with all faults reported at once.
 
-Free of torch and numpy; only `load_algorithm`, `algorithm_fields` and what checks or hashes an algorithm's
-keys load them, when called.
+Importing this package loads neither torch nor numpy; only calls of `load_algorithm` and `algorithm_fields`, and the
+check or hash of an algorithm's keys, load them.
 
     config = Config.load("experiment.toml", ["run.rounds=5"])
 
-Modules: ``sections`` (what can be said), ``reading`` (TOML in and out, overrides), ``loading`` (`Config`),
-``methods`` (algorithms by name), ``profiles`` (tables of devices), ``faults`` (how a fault is told).
+Modules: ``sections`` (keys, defaults and ranges), ``toml`` (TOML in and out, overrides), ``config`` (`Config`),
+``algorithms`` (algorithms by name), ``profiles`` (tables of devices), ``faults`` (the text of a fault).
 """
 
 from polyfed.config.algorithms import AlgorithmField, algorithm_class, algorithm_fields, canonical_name, load_algorithm

@@ -1,6 +1,6 @@
 """Algorithms by name and by dotted path, and the check of their keys.
 
-What is here loads torch when called, because an algorithm's keys are the fields of its class.
+These functions load torch when called, because an algorithm's keys are the fields of its class.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class AlgorithmField:
 
     Args:
         annotation: its type.
-        default: its value when not given; `dataclasses.MISSING` where it must be given.
+        default: its default value; `dataclasses.MISSING` if the key is required.
     """
 
     annotation: Any
@@ -39,7 +39,7 @@ class AlgorithmField:
 
 
 def canonical_name(name: str) -> str:
-    """The catalogue's spelling of ``name``: aliases resolved, case and underscores forgiven."""
+    """Return the catalogue's spelling of ``name``: aliases are resolved, case and underscores do not matter."""
     if ":" in name:
         return name
     plain = name.lower().replace("_", "-")
@@ -47,10 +47,10 @@ def canonical_name(name: str) -> str:
 
 
 def algorithm_class(name: str) -> type[Algorithm]:
-    """The class called ``name``; the working directory is searched for dotted paths.
+    """Return the class of an algorithm; a dotted path is also searched in the working directory.
 
     Raises:
-        ConfigError: nobody knows it, or the path does not lead to an algorithm; says which.
+        ConfigError: the name is unknown, or the path does not name an algorithm; the text says which.
     """
     name = canonical_name(name)
     if ":" in name:
@@ -60,7 +60,7 @@ def algorithm_class(name: str) -> type[Algorithm]:
     else:
         raise ConfigError(
             f"unknown algorithm {name!r}{hint(name, (*ALGORITHMS, *ALIASES))} known: "
-            f"{', '.join(ALGORITHMS)}; your own is asked for as my_package.my_file:MyAlgorithm"
+            f"{', '.join(ALGORITHMS)}; give your own algorithm as my_package.my_file:MyAlgorithm"
         )
     return _imported(path)
 
@@ -73,10 +73,10 @@ def _imported(path: str) -> type[Algorithm]:
         path, fault, ConfigError, lambda value: isinstance(value, type) and issubclass(value, Algorithm)
     )
     if not (isinstance(cls, type) and issubclass(cls, Algorithm)):
-        raise ConfigError(f"{fault} is no subclass of polyfed.core.algorithm.Algorithm but {_kind(cls)}")
+        raise ConfigError(f"{fault} is {_kind(cls)}; expected a subclass of polyfed.core.algorithm.Algorithm")
     if inspect.isabstract(cls):
         missing = ", ".join(sorted(cls.__abstractmethods__))
-        raise ConfigError(f"{fault} does not define {missing}")
+        raise ConfigError(f"{fault} does not define {missing}; expected every abstract method to be defined")
     if "__dataclass_params__" not in vars(cls) or not vars(cls)["__dataclass_params__"].frozen:
         raise ConfigError(f"{fault} is no frozen dataclass; write @dataclass(frozen=True, kw_only=True) above it")
     return cls
@@ -106,14 +106,14 @@ def _fields(cls: type[Algorithm]) -> dict[str, AlgorithmField]:
 
 @cache
 def _adapter(cls: type[Algorithm], key: str) -> TypeAdapter[Any]:
-    """What checks a key; making one takes milliseconds, and studies have hundreds of configurations."""
+    """Return the checker of a key; making it takes milliseconds, and studies have hundreds of configurations."""
     return TypeAdapter(_fields(cls)[key].annotation, config=_STRICT)
 
 
 def checked_keys(
     name: str, cls: type[Algorithm], keys: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """The values of ``keys`` that are good, and (key, fault) for every other."""
+    """Return the valid values of ``keys``, and (key, fault) for every other key."""
     fields = algorithm_fields(cls)
     good: dict[str, Any] = {}
     faults: list[tuple[str, str]] = []
@@ -133,14 +133,14 @@ def checked_keys(
 
 
 def load_algorithm(name: str, keys: Mapping[str, Any] | None = None) -> Algorithm:
-    """An algorithm with its hyper-parameters.
+    """Return an algorithm with its hyper-parameters.
 
     Args:
-        name: of `polyfed list algorithms`, an alias, or "package.module:Class".
-        keys: hyper-parameters, as in the ``[algorithm]`` table; those not given have their defaults.
+        name: a name of `polyfed list algorithms`, an alias, or "package.module:Class".
+        keys: hyper-parameters, as in the ``[algorithm]`` table; the others have their defaults.
 
     Raises:
-        ConfigError: no such algorithm, or keys that it does not take; all at once.
+        ConfigError: no such algorithm, or keys that it does not take; all faults at once.
     """
     algorithm, faults = try_algorithm(name, keys or {})
     if algorithm is None:
@@ -149,7 +149,7 @@ def load_algorithm(name: str, keys: Mapping[str, Any] | None = None) -> Algorith
 
 
 def try_algorithm(name: str, keys: Mapping[str, Any]) -> tuple[Algorithm | None, list[tuple[str, str]]]:
-    """The algorithm, or None and (key, fault) for all that is wrong."""
+    """Return the algorithm, or None and (key, fault) for each fault."""
     try:
         cls = algorithm_class(name)
     except ConfigError as error:
@@ -159,5 +159,5 @@ def try_algorithm(name: str, keys: Mapping[str, Any]) -> tuple[Algorithm | None,
         return None, faults
     try:
         return cls(**good), []
-    except (PolyfedError, TypeError, ValueError) as error:  # from the class's own __post_init__
+    except (PolyfedError, TypeError, ValueError) as error:  # raised by the class's own __post_init__
         return None, [("name", f"{name} refused its keys: {error}")]

@@ -1,4 +1,4 @@
-"""`Config`: all sections together, read with every fault found at once."""
+"""`Config`: all sections together; reading reports all faults at once."""
 
 from __future__ import annotations
 
@@ -30,28 +30,28 @@ from polyfed.config.sections import (
 from polyfed.config.toml import Table, apply, parse_override, read_toml, to_toml
 from polyfed.models.catalogue import ModelSpec
 
-#: Keys of ``run`` that change neither what is computed nor what is told of it; threads change rounding only.
+#: Keys of ``run`` that change neither the computation nor its report; threads change the rounding only.
 _INCIDENTAL = ("name", "threads", "server_threads", "workers", "memory", "checkpoint_every", "store", "controls")
 
-#: Sections about other runs than this one.
+#: Sections that describe other runs.
 _SEVERAL = ("algorithms", "controls")
 
-#: Keys on which depends what the other keys of their section may be.
+#: Keys on which the valid values of other keys in their section depend.
 _DECISIVE = ("kind", "dataset", "optimizer", "count", "name")
 
 
 class Config(Section):
-    """A run as it was asked for. `Config.load` and `Config.parse` read one and find all faults at once.
+    """The configuration of a run. `Config.load` and `Config.parse` read it and report all faults at once.
 
     Args:
-        run: how long, where and how exactly.
-        data: which data.
-        partition: who holds which examples.
-        clients: who takes part, with which networks.
+        run: the length, place and precision of the run.
+        data: the data set.
+        partition: how examples are dealt to clients.
+        clients: the clients and their networks.
         train: how a client trains.
-        devices: on which devices, for the simulated clock; None has none.
-        algorithm: the way to train together.
-        algorithms: for `polyfed compare`: keys that differ for one algorithm, by name or a label of your own.
+        devices: the clients' devices, for the simulated clock; None runs without the clock.
+        algorithm: the algorithm and its keys.
+        algorithms: for `polyfed compare`: keys that differ for one algorithm, by its name or a label of your own.
         controls: runs that follow the main one on the same splits, by label.
     """
 
@@ -67,12 +67,12 @@ class Config(Section):
 
     @classmethod
     def load(cls, path: Path | str | None = None, overrides: Sequence[str] = ()) -> Config:
-        """Read a TOML file, put the overrides on top, and check everything that needs no data.
+        """Read a TOML file, apply the overrides, and check everything that needs no data.
 
         Args:
-            path: of the file; None takes the main job that comes with polyfed, ``defaults/digits.toml``.
-            overrides: such as ``"run.rounds=5"`` or ``'clients.models=["cnn1", "mlp"]'``; ``none`` as a value
-                takes the key away.
+            path: path of the file; None takes the default configuration of polyfed, ``defaults/digits.toml``.
+            overrides: such as ``"run.rounds=5"`` or ``'clients.models=["cnn1", "mlp"]'``; the value ``none``
+                removes the key.
 
         Raises:
             ConfigError: all faults at once, each naming file, key, what was got and what was expected.
@@ -94,7 +94,7 @@ class Config(Section):
 
     @classmethod
     def parse(cls, tables: Mapping[str, Any], *, source: str = "config") -> Config:
-        """Check tables as a TOML file would hold them.
+        """Check tables of the form that a TOML file has.
 
         Raises:
             ConfigError: all faults at once.
@@ -113,27 +113,27 @@ class Config(Section):
         return config
 
     def check(self) -> list[str]:
-        """What is wrong with the values together, keys of algorithms too; empty if nothing. Loads torch."""
+        """Return the faults of the values together, keys of algorithms included; empty if none. Loads torch."""
         return _misfits(dict(self))
 
     def replace(self, section: str, **keys: Any) -> Config:
-        """This configuration with keys of one section changed.
+        """Return this configuration with keys of one section changed.
 
         Raises:
-            ConfigError: the outcome cannot be run.
+            ConfigError: the result has faults.
         """
         tables = self.to_dict()
         tables[section] = {**tables.get(section, {}), **keys}
         return Config.parse(tables)
 
     def with_algorithm(self, name: str, keys: Mapping[str, Any] | None = None) -> Config:
-        """This configuration for another algorithm.
+        """Return this configuration for another algorithm.
 
-        The keys of ``[algorithm]`` stay where the algorithm is the same; those of ``[algorithms.NAME]`` come
-        on top, then ``keys``. ``[algorithms]`` and ``[controls]`` have served then and are left out.
+        The keys of ``[algorithm]`` stay if the algorithm is the same; those of ``[algorithms.NAME]`` override
+        them, then ``keys``. The result has no ``[algorithms]`` and no ``[controls]``.
 
         Args:
-            name: of an algorithm, or a label of ``[algorithms]`` that has a ``name`` of its own.
+            name: name of an algorithm, or a label of ``[algorithms]`` that has a ``name`` of its own.
             keys: hyper-parameters.
         """
         tables = self.to_dict() | {"algorithm": self.algorithm_table(name, keys)}
@@ -141,14 +141,14 @@ class Config(Section):
         return Config.parse({key: tables[key] for key in tables if key not in _SEVERAL})
 
     def algorithm_table(self, name: str, keys: Mapping[str, Any] | None = None) -> Table:
-        """The ``[algorithm]`` that `with_algorithm` puts in; not checked."""
+        """Return the ``[algorithm]`` of `with_algorithm`, without a check."""
         special = self.algorithms_entry(name)
         name = canonical_name(special.pop("name", name))
         base = self.algorithm.keys if canonical_name(self.algorithm.name) == name else {}
         return {"name": name, **base, **special, **(keys or {})}
 
     def algorithms_entry(self, name: str) -> Table:
-        """The keys of ``[algorithms.NAME]``, whichever way its name is spelt; empty if there is none."""
+        """Return the keys of ``[algorithms.NAME]``, in any spelling of the name; empty without such a table."""
         if name in self.algorithms:
             return dict(self.algorithms[name])
         wanted = canonical_name(name)
@@ -156,9 +156,9 @@ class Config(Section):
         return dict(self.algorithms[spelt[wanted]]) if wanted in spelt else {}
 
     def resolved(self) -> Config:
-        """This configuration with nothing left to defaults that depend on the machine or on another key.
+        """Return this configuration with every default filled in that depends on the machine or on another key.
 
-        Fills in ``run.threads`` (the cores at hand divided among the cohort), ``partition.seed``, and the algorithm's
+        These are ``run.threads`` (the machine's cores divided among the cohort), ``partition.seed``, the algorithm's
         name in full and all its keys.
         """
         keys = dict(self.algorithm.keys)
@@ -180,38 +180,38 @@ class Config(Section):
         )
 
     def to_dict(self) -> Table:
-        """Tables as a TOML file would hold them; `parse` reads them back."""
+        """Return the tables that a TOML file would have; `parse` reads them back."""
         dumped = self.model_dump(exclude_none=True)
         return {name: table for name, table in dumped.items() if table or name not in _SEVERAL}
 
     def to_toml(self) -> str:
-        """TOML text; `load` reads it back."""
+        """Return TOML text; `load` reads it back."""
         return to_toml(self.to_dict())
 
     def hash(self) -> str:
-        """sha256, in hexadecimal, of all that determines the numbers of this one run.
+        """Return the SHA-256, in hexadecimal, of all values that determine the numbers of this run.
 
-        The same for a configuration and its resolved form, and wherever public data lie. What has its default is left
-        out, so that a key which a later version adds changes no hash. Loads torch.
+        It is the same for a configuration and its resolved form, and for any path of public data. Defaults are left
+        out, so a key that a later version adds changes no hash. Loads torch.
         """
         resolved = self.resolved()
         tables = resolved.model_dump(exclude_none=True, exclude_defaults=True, exclude={"algorithm", *_SEVERAL})
         for key in _INCIDENTAL:
             tables.get("run", {}).pop(key, None)
-        if self.data.dataset not in ("npz", "csv"):  # of your own file the path is all that is known
+        if self.data.dataset not in ("npz", "csv"):  # a file of the user's own is known by its path alone
             tables.get("data", {}).pop("path", None)
         name, keys = resolved.algorithm.name, resolved.algorithm.keys
         usual = {key: facts(field.default) for key, field in algorithm_fields(algorithm_class(name)).items()}
         differing = {key: value for key, value in keys.items() if key not in usual or value != usual[key]}
         tables["algorithm"] = {"name": name, **differing}
-        if self.devices is not None:  # what the table says counts, not where it lies
+        if self.devices is not None:  # the content of the table counts, not its path
             tables["devices"] = {**tables["devices"], "profiles": read_profiles(self.devices.profiles)[0]}
         told = {section: keys for section, keys in tables.items() if keys}
         return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _anchor(tables: Table, folder: Path) -> None:
-    """Take relative paths as relative to ``folder``. Changes ``tables``."""
+    """Make relative paths start at ``folder``. Changes ``tables``."""
     for section, key in (("data", "path"), ("devices", "profiles")):
         keys = tables.get(section)
         value: object = keys.get(key) if isinstance(keys, dict) else None
@@ -220,7 +220,7 @@ def _anchor(tables: Table, folder: Path) -> None:
 
 
 def cores() -> int:
-    """CPU threads at hand: ``OMP_NUM_THREADS`` if it is set, else the cores that this process may use."""
+    """Return the number of CPU threads to use: ``OMP_NUM_THREADS``, or else the cores that this process may use."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
     if asked.isdecimal() and int(asked) > 0:
         return int(asked)
@@ -228,13 +228,13 @@ def cores() -> int:
 
 
 def _read(cls: type[Config], tables: Mapping[str, Any]) -> tuple[Config | None, list[str]]:
-    """The configuration if every section can be read, and all faults; whatever can be checked is checked."""
+    """Return the configuration if every section can be read, and all faults, also those of the other sections."""
     try:
         return cls.model_validate(dict(tables)), []
     except ValidationError as error:
         errors = by_key(error)
     rest: Table = dict(tables)
-    unfit: set[str] = set()  # sections whose faults were told already, or cannot be told
+    unfit: set[str] = set()  # sections that cannot be checked further
     for section, *keys in errors:
         if keys and isinstance(rest.get(str(section)), Mapping):
             rest[str(section)] = {key: value for key, value in rest[str(section)].items() if key != keys[0]}
@@ -249,7 +249,7 @@ def _read(cls: type[Config], tables: Mapping[str, Any]) -> tuple[Config | None, 
 
 
 def _told(cls: type[Config], where: tuple[str | int, ...], details: Any) -> str:
-    """The fault of one key; an unknown one is told with the nearest that is valid."""
+    """Return the fault of one key; for an unknown key it names the nearest valid key."""
     if details[0]["type"] != "extra_forbidden":
         return f"{dotted(*where)}: {sentence(details)}"
     *section, key = (str(part) for part in where)
@@ -265,21 +265,21 @@ def _told(cls: type[Config], where: tuple[str | int, ...], details: Any) -> str:
     ]
     what = "key" if section or not isinstance(details[0]["input"], Mapping) else "section"
     near = f"; did you mean {elsewhere[0]!r}?" if elsewhere else hint(key, known)
-    place = f"[{section[0]}] has the keys" if section else "there are the sections"
+    place = f"[{section[0]}] has the keys" if section else "a configuration has the sections"
     return f"{dotted(*where)}: unknown {what}{near} {place} {', '.join(known)}"
 
 
 def _section(annotation: Any) -> Any:
-    """The class of a section that may be left out, which None stands for."""
+    """Return the class of a section, also of an optional section, whose annotation includes None."""
     return DevicesSection if annotation == DevicesSection | None else annotation
 
 
 def _refusal(spec: ModelSpec) -> str:
-    """Why your own network cannot be had: its module, its name or its options; "" if it can."""
+    """Return why the user's own network cannot be loaded: its module, its name or its options; "" if it can."""
     from polyfed.models.custom import load
 
     options = {key: value for key, value in spec.options if key not in ("classifier", "extractor")}
-    try:  # nothing is built yet, and the shapes are those of no particular data
+    try:  # this builds no network; the shapes are arbitrary
         load(spec.name, options, input_shape=(3, 32, 32), num_classes=10)
     except ModelError as error:
         return str(error)
@@ -287,7 +287,7 @@ def _refusal(spec: ModelSpec) -> str:
 
 
 def _misfits(sections: Mapping[str, Any]) -> list[str]:
-    """Faults that need more than one key; of the sections that are there."""
+    """Return the faults that concern more than one key, in the sections that are given."""
     faults: list[str] = []
     for name in ("data", "partition", "train"):
         if name in sections:
@@ -302,7 +302,10 @@ def _misfits(sections: Mapping[str, Any]) -> list[str]:
         found = devices.misfits(clients.wanted if clients else None)
         faults += [f"devices.{key}: {text}" for key, text in found]
     elif "devices" in sections and clients and clients.selection == "available":
-        faults.append('clients.selection: got "available" without [devices], which say who is there at what hour')
+        faults.append(
+            'clients.selection: got "available" without [devices], which says when clients are available; '
+            "add the section, or choose another selection"
+        )
     partition: PartitionSection | None = sections.get("partition")
     if partition and clients and partition.kind == "resampled" and clients.selection == "by-size":
         text = 'got "by-size"; clients of partition kind "resampled" are of one size, so "uniform" is the same'
@@ -320,7 +323,7 @@ def _misfits(sections: Mapping[str, Any]) -> list[str]:
     for label, keys in sections.get("algorithms", {}).items():
         name, rest = keys.get("name", label), {key: value for key, value in keys.items() if key != "name"}
         found = try_algorithm(name, rest)[1]
-        # what is missing here may stand in [algorithm]
+        # a key that is missing here may be given in [algorithm]
         found = [(key, text) for key, text in found if not text.startswith("missing")]
         faults += [f"{dotted('algorithms', label, key)}: {text}" for key, text in found]
     return faults

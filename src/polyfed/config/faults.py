@@ -1,4 +1,4 @@
-"""How a fault is told: the key, what was got, what was expected, and the nearest valid key."""
+"""The text of a fault: the key, what was got, what was expected, and the nearest valid key."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _EXPECTED: Mapping[str, str] = {
 
 
 def shown(value: object) -> str:
-    """A value as a message repeats it: as TOML would write it, shortened."""
+    """Return a value as a message quotes it: in TOML's notation, shortened."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (list, tuple)):
@@ -45,12 +45,12 @@ def shown(value: object) -> str:
 
 
 def told(error: ErrorDetails) -> str:
-    """What was got and what was expected, of one pydantic error."""
+    """Return what was got and what was expected, for one pydantic error."""
     kind, context = error["type"], error.get("ctx", {})
     if kind == "missing":
         last = error["loc"][-1] if error["loc"] else ""
         return f"got {shown(error['input'])}; expected a list of {last + 1}" if isinstance(last, int) else "missing"
-    if kind == "value_error":  # our own validators: the message is a sentence already
+    if kind == "value_error":  # polyfed's own validators: the message is a sentence already
         return str(context.get("error", error["msg"]))
     if kind in _EXPECTED:
         expected = _EXPECTED[kind].format(**context)
@@ -76,16 +76,17 @@ def dotted(*parts: str | int) -> str:
 
 
 def by_key(error: ValidationError) -> dict[tuple[str | int, ...], list[ErrorDetails]]:
-    """The errors of a validation, grouped by the key they are about.
+    """Return the errors of a validation, grouped by key.
 
-    What a union tried is one key, and so is a list that is too short, for which pydantic names each missing item.
+    The alternatives of a union count as one key, and so does a list that is too short, for which pydantic names each
+    missing item.
     """
     grouped: dict[tuple[str | int, ...], list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
-        # pydantic appends the name of each alternative it tried; ours are int, str, tuple[...] and so on
+        # pydantic appends the name of each alternative that it tried, such as int, str or tuple[...]
         where = tuple(part for part in detail["loc"] if isinstance(part, int) or not _alternative(part))
         if detail["type"] == "too_short" and len(detail["input"]) >= detail.get("ctx", {})["min_length"]:
-            continue  # long enough, but for items that have a fault of their own
+            continue  # the list is long enough, but items of it have faults of their own
         if detail["type"] == "missing" and where and isinstance(where[-1], int):
             grouped[where[:-1]] = [detail]
         else:
@@ -98,14 +99,14 @@ def _alternative(part: str) -> bool:
 
 
 def sentence(details: list[ErrorDetails]) -> str:
-    """One sentence for all that was found about one key."""
+    """Return one sentence for all errors of one key."""
     first, *others = (told(detail) for detail in details)
     tail = (text.partition("; expected ")[2] for text in others)
     return " or ".join([first, *(text for text in tail if text and text not in first)])
 
 
 def facts(value: Any) -> Any:
-    """Lists become tuples, all the way down, as frozen values want it."""
+    """Return the value with lists turned into tuples at every depth, as frozen values need it."""
     if isinstance(value, (list, tuple)):
         return tuple(facts(item) for item in value)  # pyright: ignore[reportUnknownVariableType]
     if isinstance(value, Mapping):

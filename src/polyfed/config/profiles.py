@@ -1,6 +1,6 @@
-"""Tables of devices: how fast they compute and communicate, what they hold, and at which hours they are there.
+"""Tables of devices: their speed, bandwidth and memory, and the hours at which they are available.
 
-docs/clocks.md defines the columns and says where the numbers of the tables that come with polyfed are from.
+docs/clocks.md defines the columns and names the sources of the tables that come with polyfed.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pathlib import Path
 from polyfed.base.errors import ConfigError
 from polyfed.base.text import csv_text, hint
 
-#: What comes with polyfed, in defaults/devices.
+#: The tables that come with polyfed, in defaults/devices.
 TABLES: Mapping[str, str] = {
-    "cross-device": "phones, tablets and small boards of people, most of them there at night",
-    "cross-silo": "workstations and servers of organisations, there at office hours or always",
+    "cross-device": "phones, tablets and small boards of people, most of them available at night",
+    "cross-silo": "workstations and servers of organisations, available at office hours or always",
 }
 
 _HOURS = tuple(f"h{hour:02d}" for hour in range(24))
@@ -32,12 +32,12 @@ class Profile:
 
     Args:
         device: its name.
-        compute_gflops: 10^9 floating-point operations per second that it sustains in training, as polyfed counts them.
+        compute_gflops: 10^9 floating-point operations per second that it sustains in training, by polyfed's count.
         memory_mb: 10^6 bytes that training may take.
         down_mbps: 10^6 bits per second from the server.
         up_mbps: 10^6 bits per second to the server.
-        share: of the clients, relative to the other rows.
-        hours: the fraction of such devices that are there in each of the 24 hours of the day.
+        share: share of the clients, relative to the other rows.
+        hours: the fraction of such devices that are available in each of the 24 hours of the day.
     """
 
     device: str
@@ -49,12 +49,12 @@ class Profile:
     hours: tuple[float, ...] = (1.0,) * 24
 
     def seconds(self, down: int, flops: int, up: int) -> tuple[float, float, float]:
-        """How long it receives ``down`` bytes, computes ``flops``, and sends ``up`` bytes."""
+        """Return the seconds to receive ``down`` bytes, to compute ``flops``, and to send ``up`` bytes."""
         return 8e-6 * down / self.down_mbps, 1e-9 * flops / self.compute_gflops, 8e-6 * up / self.up_mbps
 
 
 def load_profiles(table: str) -> tuple[Profile, ...]:
-    """The rows of a table that comes with polyfed, or of a .csv file.
+    """Return the rows of a table that comes with polyfed, or of a .csv file.
 
     Raises:
         ConfigError: all faults at once, each with its line.
@@ -66,7 +66,7 @@ def load_profiles(table: str) -> tuple[Profile, ...]:
 
 
 def read_profiles(table: str) -> tuple[tuple[Profile, ...], list[str]]:
-    """The good rows of a table, and what is wrong with the others."""
+    """Return the valid rows of a table, and the faults of the others."""
     path = Path(str(files("polyfed") / "defaults" / "devices" / f"{table}.csv")) if table in TABLES else Path(table)
     try:
         with path.open(newline="", encoding="utf-8-sig") as handle:
@@ -99,7 +99,7 @@ def read_profiles(table: str) -> tuple[tuple[Profile, ...], list[str]]:
 
 
 def to_csv(profiles: Sequence[Profile]) -> str:
-    """Text of a table; `read_profiles` reads it back."""
+    """Return the text of a table; `read_profiles` reads it back."""
     names = ("device", *_RATES, "share")
     return csv_text(_COLUMNS, ([*(getattr(profile, name) for name in names), *profile.hours] for profile in profiles))
 
@@ -108,24 +108,24 @@ def _head_faults(head: list[str]) -> list[str]:
     faults = [
         f"unknown column {name!r}{hint(name, _COLUMNS)} known: {_known()}" for name in head if name not in _COLUMNS
     ]
-    faults += [f"column {name!r} comes twice" for name in dict.fromkeys(head) if head.count(name) > 1]
+    faults += [f"got column {name!r} twice; expected it once" for name in dict.fromkeys(head) if head.count(name) > 1]
     absent = [name for name in ("device", *_RATES) if name not in head]
     if absent:
         faults.append(f"missing column {', '.join(absent)}; expected {_known()}")
     hours = [name for name in _HOURS if name in head]
     if 0 < len(hours) < len(_HOURS):
         left = [name for name in _HOURS if name not in hours]
-        faults.append(f"missing column {', '.join(left)}; expected all of h00 to h23, or none: always there")
+        faults.append(f"missing column {', '.join(left)}; expected all of h00 to h23, or none (always available)")
     return faults
 
 
 def _known() -> str:
-    return f"device, {', '.join(_RATES)}, and if you like share and h00 to h23"
+    return f"device, {', '.join(_RATES)}, and optionally share and h00 to h23"
 
 
 def _row(head: list[str], cells: list[str]) -> tuple[Profile | None, list[str]]:
     if len(cells) != len(head):
-        return None, [f"{len(cells)} cells; expected {len(head)} as in the header"]
+        return None, [f"got {len(cells)} cells; expected {len(head)} as in the header"]
     row = dict(zip(head, cells, strict=True))
     faults: list[str] = []
 

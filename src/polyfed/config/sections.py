@@ -1,4 +1,4 @@
-"""The sections of a configuration: what can be said, its defaults and its ranges."""
+"""The sections of a configuration: their keys, defaults and ranges."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _plain_name(value: object) -> object:
 
 
 class _AsSpec:
-    """Reads and writes a ModelSpec as its text; pydantic would stumble over the recursive type of its options."""
+    """Reads and writes a ModelSpec as its text; pydantic cannot handle the recursive type of its options."""
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> core_schema.CoreSchema:
@@ -63,7 +63,7 @@ Model = Annotated[ModelSpec, _AsSpec]
 
 
 class Section(BaseModel):
-    """Base of the sections: frozen, unknown keys forbidden, no value silently converted."""
+    """Base of the sections: frozen, without unknown keys, without silent conversion of values."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True)
 
@@ -74,28 +74,28 @@ class Section(BaseModel):
 
 
 class RunSection(Section):
-    """How long, where and how exactly.
+    """Section ``[run]``: the length, place and precision of the run.
 
     Args:
-        name: of the run; part of the default run directory.
-        seed: of everything random but, if ``partition.seed`` is given, the partition.
-        rounds: how many.
+        name: name of the run; part of the default run directory.
+        seed: seed of all randomness, except of the partition if ``partition.seed`` is given.
+        rounds: number of rounds.
         eval_every: rounds between two evaluations; the last round is always evaluated.
         eval_clients: evaluate a sample of this many clients instead of all.
         gradient_clients: at each evaluation, measure the gradient of the whole local model at a sample of this many
             clients; None measures none.
-        driver: how client work is executed; "auto" follows a rule by kind of network and size of a step.
+        driver: how client work is executed; "auto" chooses by a rule on the kind of network and the size of a step.
         device: "auto", "cpu", "cuda" or "cuda:1".
-        precision: of the training's arithmetic.
-        threads: of torch for each client; None divides the cores at hand by the size of the cohort, at least one;
-            the resolved configuration records it, as the last bit of a result depends on it.
-        server_threads: of torch for the server's own work.
+        precision: precision of the arithmetic in training.
+        threads: threads of torch for each client; None divides the machine's cores by the size of the cohort, at least
+            one. The resolved configuration records the number, as the last bit of a result depends on it.
+        server_threads: threads of torch for the server's own work.
         workers: processes that train clients at the same time, with ``threads`` (or one GPU) each; None takes as many
             as there are cores for under "auto", and 1 for other drivers. No result depends on it.
         memory: GB that a stack of clients may take.
         checkpoint_every: rounds between two checkpoints.
-        targets: accuracies, as fractions, whose first round, bytes and FLOPs the summary tells.
-        store: where the clients' private states live.
+        targets: accuracies, as fractions; the summary reports the first round, bytes and FLOPs that reach each.
+        store: where the clients' private states are kept.
         controls: after the run, also run the ``[controls]`` on the same splits.
     """
 
@@ -119,18 +119,18 @@ class RunSection(Section):
 
 
 class DataSection(Section):
-    """Which data.
+    """Section ``[data]``: the data set and how a client's examples are split.
 
     Args:
         dataset: a name of `polyfed list datasets`.
         path: file or folder; None looks in $POLYFED_DATA, then downloads. Relative to the configuration file.
-        test_fraction: part of a client's examples for its test, above 0 and below 1.
-        validation_fraction: above 0, this part of a client's training examples takes the place of its test examples,
-            which nobody sees then: for choosing hyper-parameters.
+        test_fraction: fraction of a client's examples that are test examples, above 0 and below 1.
+        validation_fraction: above 0, this fraction of a client's training examples takes the place of its test
+            examples, which are then unused: for choosing hyper-parameters.
         split: "pooled" divides each client's examples; "official" deals the official test rows.
-        augment: random crops and flips while training, where the data set has any.
+        augment: whether training uses random crops and flips, for data sets that permit them.
         image_size: side of the images in pixels; None leaves the choice to the data set.
-        options: of the reader, such as ``label`` and ``header`` of a CSV file.
+        options: options of the reader, such as ``label`` and ``header`` of a CSV file.
     """
 
     dataset: Annotated[str, _one_of(DATASETS, "data set")] = "digits"
@@ -155,27 +155,27 @@ class DataSection(Section):
         if self.dataset in ("npz", "csv") and self.path is None:
             faults.append(("path", f"missing; data set {self.dataset!r} needs the path of your file"))
         if self.dataset == "digits" and self.path is not None:
-            faults.append(("path", f"got {self.path!r}; data set 'digits' comes with polyfed and takes none"))
+            faults.append(("path", f"got {self.path!r}; data set 'digits' comes with polyfed and takes no path"))
         if self.dataset == "csv" and self.image_size is not None:
             faults.append(("image_size", f"got {self.image_size}; data set 'csv' has no images"))
         return faults
 
 
-#: What a kind's own keys are when not given.
+#: Defaults of the keys that belong to a single kind of partition.
 _PARTITION_DEFAULTS: Mapping[str, Any] = {"classes_per_client": 2, "alpha": 0.5}
 
 
 class PartitionSection(Section):
-    """Who holds which examples.
+    """Section ``[partition]``: how examples are dealt to clients.
 
     Args:
         kind: a name of `polyfed list partitions`.
         seed: None takes ``run.seed``.
         min_samples: fewest training examples of a client.
         samples_per_client: most training and test examples of a client together.
-        classes_per_client: of kind "classes"; 2 if not given.
-        alpha: of the Dirichlet kinds and "resampled"; 0.5 if not given. Small is uneven.
-        groups: of kind "natural"; "largest" permits fewer clients than groups.
+        classes_per_client: for kind "classes": number of classes of a client; 2 if not given.
+        alpha: for the Dirichlet kinds and "resampled": concentration, 0.5 if not given; a small value is uneven.
+        groups: for kind "natural": "largest" permits fewer clients than groups.
     """
 
     kind: Annotated[str, _one_of(PARTITIONS, "partition")] = "classes"
@@ -206,19 +206,19 @@ class PartitionSection(Section):
                 text = f"got {shown(getattr(self, key))}; it belongs to kind {kinds}, not to {self.kind!r}"
                 faults.append((key, text))
         if self.kind == "resampled" and self.samples_per_client is None:
-            text = "missing; kind 'resampled' draws so many training and test examples for each client"
+            text = "missing; kind 'resampled' draws this number of training and test examples for each client"
             faults.append(("samples_per_client", text))
         return faults
 
 
 class ClientsSection(Section):
-    """Who takes part. Client i has ``models[i % len]`` and ``capacities[i % len]``.
+    """Section ``[clients]``. Client i has ``models[i % len]`` and ``capacities[i % len]``.
 
     Args:
         count: number of clients.
         participation: fraction of the clients that train in a round.
-        selection: how they are drawn, without replacement: all equally; in proportion to their training examples; in
-            proportion to their capacities; equally among those whose device is there.
+        selection: how these are drawn, without replacement: all equally; in proportion to their training examples; in
+            proportion to their capacities; equally among the clients whose device is available.
         models: names of `polyfed list models`, tables of a name and options, or "package.module:attribute".
         capacities: fractions of a full-size model that clients can hold.
     """
@@ -231,36 +231,36 @@ class ClientsSection(Section):
 
     @property
     def wanted(self) -> int:
-        """How many clients a round wants: max(1, round(C N))."""
+        """The number of clients that a round wants: max(1, round(C N))."""
         return max(1, round(self.participation * self.count))
 
     def model(self, client: int) -> ModelSpec:
-        """The network of a client."""
+        """Return the network of a client."""
         return self.models[client % len(self.models)]
 
     def capacity(self, client: int) -> float:
-        """The fraction of a full-size model that a client can hold."""
+        """Return the fraction of a full-size model that a client can hold."""
         return self.capacities[client % len(self.capacities)]
 
 
 def _table(value: object) -> object:
     if isinstance(value, str) and value not in TABLES and not value.endswith(".csv"):
         text = f"unknown table of devices {value!r}{hint(value, TABLES)} known: {', '.join(TABLES)}"
-        raise ValueError(f"{text}; your own is asked for by the path of a .csv file")
+        raise ValueError(f"{text}; give your own table as the path of a .csv file")
     return value
 
 
 class DevicesSection(Section):
-    """On which devices clients compute, for the simulated clock; docs/clocks.md defines every word.
+    """Section ``[devices]``: the clients' devices, for the simulated clock; docs/clocks.md defines every term.
 
-    ``deadline``, ``oversample`` and ``min_replies`` are those of a deployment's ``[rounds]``.
+    ``deadline``, ``oversample`` and ``min_replies`` mean the same as in a deployment's ``[rounds]``.
 
     Args:
         profiles: a table that comes with polyfed, or a .csv file of your own, relative to the configuration file.
-        deal: which client has which: drawn by the shares of the table, or row i mod length for client i.
+        deal: how devices are dealt: drawn by the shares of the table, or row i mod length for client i.
         start_hour: hour of the day at which the run begins.
-        dropout: probability that a client that was asked vanishes without an answer.
-        deadline: simulated seconds after which a round ends with the replies that came; None waits for all.
+        dropout: probability that a client of the cohort vanishes without an answer.
+        deadline: simulated seconds after which a round ends with the replies that came; None waits for all replies.
         oversample: share of further clients asked in a round, which ends when enough have answered.
         min_replies: with fewer replies a round is void: the server's state stays what it was.
     """
@@ -278,7 +278,8 @@ class DevicesSection(Section):
         faults = [("profiles", text) for text in read_profiles(self.profiles)[1]]
         if self.dropout and self.deadline is None:
             text = (
-                f"got {self.dropout} without devices.deadline; who vanishes says nothing, and the round would not end"
+                f"got {self.dropout} without devices.deadline; a round with a vanished client would never end; set a "
+                "deadline"
             )
             faults.append(("dropout", text))
         if wanted is not None and self.min_replies > wanted:
@@ -287,17 +288,17 @@ class DevicesSection(Section):
         return faults
 
     def asked(self, clients: ClientsSection) -> int:
-        """How many clients are asked in a round."""
+        """Return how many clients a round asks."""
         return min(clients.count, oversampled(clients.wanted, self.oversample))
 
 
 def oversampled(wanted: int, share: float) -> int:
-    """``wanted`` and a share of as many more, rounded up; 10 and 0.1 make 11, whatever binary fractions say."""
+    """Return ``wanted`` plus a share of it, rounded up: 10 and 0.1 give 11, in exact decimal arithmetic."""
     return math.ceil(round(wanted * (1 + share), 9))
 
 
 class TrainSection(Section):
-    """How a client trains; the fields of `polyfed.core.plan.LocalSGD`, where they are described."""
+    """Section ``[train]``: how a client trains; `polyfed.core.plan.LocalSGD` describes the fields."""
 
     epochs: Positive | None = None
     steps: Positive | None = None
@@ -328,10 +329,10 @@ class TrainSection(Section):
 
 
 class AlgorithmSection(Section):
-    """An algorithm by name, with its own keys, which `load_algorithm` checks.
+    """Section ``[algorithm]``: an algorithm by name, with its own keys, which `load_algorithm` checks.
 
     Args:
-        name: of `polyfed list algorithms`, or "package.module:Class".
+        name: a name of `polyfed list algorithms`, or "package.module:Class".
         keys: hyper-parameters. In TOML they stand beside the name.
     """
 

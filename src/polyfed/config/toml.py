@@ -1,4 +1,4 @@
-"""TOML in, overrides on top, TOML out. Knows nothing of what the keys mean."""
+"""Reads TOML, applies overrides, writes TOML, whatever the keys mean."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def read_toml(path: Path) -> Table:
-    """The tables of a TOML file.
+    """Return the tables of a TOML file.
 
     Raises:
-        ConfigError: it cannot be read, or is not TOML; names line and column.
+        ConfigError: the file cannot be read, or is not TOML; the text names line and column.
     """
     try:
         return tomllib.loads(path.read_bytes().decode())
     except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such file") from error
+        raise ConfigError(f"{path}: no such file; expected a TOML file; correct the path") from error
     except IsADirectoryError as error:
-        raise ConfigError(f"{path}: a folder; expected a TOML file") from error
+        raise ConfigError(f"{path}: got a folder; expected a TOML file; correct the path") from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: byte {error.start} is not UTF-8; expected a TOML file") from error
+        raise ConfigError(f"{path}: byte {error.start} is not UTF-8; expected a TOML file; convert it") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
 
@@ -39,10 +39,10 @@ def read_toml(path: Path) -> Table:
 def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
     """``"run.rounds=5"`` -> ``(("run", "rounds"), 5)``.
 
-    The value is TOML; what is no TOML is a string, also inside a list; ``none`` stands for "not given".
+    The value is TOML; text that is not TOML is a string, also inside a list; ``none`` means "not given".
 
     Raises:
-        ConfigError: no equals sign, or a key that is no dotted key.
+        ConfigError: the text has no equals sign, or the key is no dotted key.
     """
     path, value = _halves(text, "--set")
     return path, _value(value)
@@ -52,14 +52,14 @@ def parse_values(text: str, option: str) -> tuple[tuple[str, ...], list[Any]]:
     """``"train.lr=0.1,0.2"`` -> ``(("train", "lr"), [0.1, 0.2])``, each value as `parse_override` reads it.
 
     Raises:
-        ConfigError: as there.
+        ConfigError: as for `parse_override`.
     """
     path, values = _halves(text, option)
     return path, [_value(item) for item in items(values)]
 
 
 def _halves(text: str, option: str) -> tuple[tuple[str, ...], str]:
-    """The dotted key, and the value as text."""
+    """Return the dotted key, and the value as text."""
     key, equals, value = (part.strip() for part in text.partition("="))
     fault = f"{option} {text!r}: expected section.key=value, such as run.rounds=5"
     if not equals:
@@ -71,7 +71,7 @@ def _halves(text: str, option: str) -> tuple[tuple[str, ...], str]:
     path: list[str] = []
     while isinstance(node, dict):
         (name, node), *others = cast("dict[str, Any]", node).items()
-        if others:  # a line break in the key
+        if others:  # the key has a line break
             raise ConfigError(fault)
         path.append(name)
     return tuple(path), value
@@ -83,14 +83,14 @@ def _value(text: str) -> Any:
     try:
         parsed = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
-        if text.startswith("[") and text.endswith("]"):  # the shell takes the quotes off ["cnn1", "mlp"]
+        if text.startswith("[") and text.endswith("]"):  # the shell removes the quotes of ["cnn1", "mlp"]
             return [_value(item) for item in items(text[1:-1])]
         return text
     return parsed["value"] if parsed.keys() == {"value"} else text
 
 
 def items(text: str) -> list[str]:
-    """Split at the commas that no bracket and no quote holds."""
+    """Split the text at the commas that are outside brackets and quotes."""
     items, depth, quote = [""], 0, ""
     for char in text:
         if quote:
@@ -107,10 +107,10 @@ def items(text: str) -> list[str]:
 
 
 def apply(tables: Table, path: Sequence[str], value: Any) -> None:
-    """Put ``value`` at ``path``; None takes away what is there. Changes ``tables``.
+    """Put ``value`` at ``path``; None removes the key. Changes ``tables``.
 
     Raises:
-        ConfigError: something on the way is not a table.
+        ConfigError: a key on the path is not a table.
     """
     *way, last = path
     node = tables
@@ -126,7 +126,7 @@ def apply(tables: Table, path: Sequence[str], value: Any) -> None:
 
 
 def to_toml(tables: Mapping[str, Any]) -> str:
-    """TOML text that reads back as ``tables``; None is left out."""
+    """Return TOML text that reads back as ``tables``; values of None are left out."""
     lines: list[str] = []
     for name, table in tables.items():
         _table(lines, (name,), table)

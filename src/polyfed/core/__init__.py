@@ -1,1 +1,1 @@
-"""The contract: what an algorithm is, what it asks for, what it sends, and who takes part."""
+"""The contract of an algorithm: its interface, its requests, its messages, and the clients that take part."""

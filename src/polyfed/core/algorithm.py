@@ -1,4 +1,4 @@
-"""What an algorithm is: two coroutines, their states and messages, and how its models predict."""
+"""The interface of an algorithm: two coroutines, their states and messages, and the prediction of its models."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from polyfed.models.zoo import build
 
 @dataclass(frozen=True)
 class Task:
-    """What the server and all clients know of the training.
+    """The common knowledge of the server and all clients.
 
     Args:
-        input_shape: of one example, such as (3, 32, 32).
-        num_classes: L.
-        num_clients: N.
-        rounds: T.
-        architectures: the clients' networks, where they are public; empty where they are private.
+        input_shape: shape of one example, such as (3, 32, 32).
+        num_classes: number of classes, L.
+        num_clients: number of clients, N.
+        rounds: number of rounds, T.
+        architectures: the clients' networks if they are public; empty if they are private.
         capacities: the capacities that occur, descending.
     """
 
@@ -44,26 +44,26 @@ class Task:
     capacities: tuple[float, ...] = (1.0,)
 
     def build(self, spec: ModelSpec | str) -> SplitModel:
-        """The network called ``spec``, for this input and these classes."""
+        """Build the network ``spec`` for this input and these classes."""
         return build(spec, input_shape=self.input_shape, num_classes=self.num_classes)
 
     def auxiliary(self, spec: ModelSpec) -> SplitModel:
-        """The network of an algorithm's key ``auxiliary``.
+        """Build the network of an algorithm's key ``auxiliary``.
 
         Raises:
-            ModelError: it does not take such inputs; names the key.
+            ModelError: the network does not take such inputs; the text names the key.
         """
         try:
             return self.build(spec)
         except ModelError as error:
-            raise ModelError(f'algorithm.auxiliary = "{spec}": {error}; name another one, such as "mlp"') from error
+            raise ModelError(f'algorithm.auxiliary = "{spec}": {error}; name another network, such as "mlp"') from error
 
     def family(self) -> dict[str, SplitModel]:
-        """The clients' networks by name."""
+        """Return the clients' networks by name."""
         return {str(spec): self.build(spec) for spec in self.architectures}
 
     def common(self, algorithm: str) -> SplitModel:
-        """The one network of all clients.
+        """Return the common network of all clients.
 
         Raises:
             ModelError: the clients' networks differ, or are private.
@@ -74,10 +74,10 @@ class Task:
         return self.build(self.architectures[0])
 
     def common_head(self, algorithm: str, *, linear: bool = False) -> SplitModel:
-        """A network whose classifier is like that of every client's, wherever it sits.
+        """Return a network whose classifier equals that of every client, wherever it is in the network.
 
-        With ``linear`` all of them have to be one linear layer: a server that works with heads has no networks to run
-        them on, and computes ``r @ weight.T + bias``.
+        With ``linear`` every classifier must be a single linear layer: a server that works with heads has no networks
+        to run them in, and computes ``r @ weight.T + bias``.
 
         Raises:
             ModelError: the clients' classifiers differ, or are not linear, or their networks are private.
@@ -91,7 +91,7 @@ class Task:
         return next(iter(family.values()))
 
     def common_width(self, algorithm: str) -> int:
-        """d, the width of every client's representation.
+        """Return d, the width of every client's representation.
 
         Raises:
             ModelError: the widths differ, or the clients' networks are private.
@@ -104,23 +104,23 @@ class Task:
 
 
 class Algorithm(ABC):
-    """A way to train together. A frozen dataclass of hyper-parameters; all state is in the values it returns.
+    """A federated algorithm: a frozen dataclass of hyper-parameters; all state is in the values that it returns.
 
     A subclass states its equations, its source, and every difference from the paper and from released code. It
-    declares its messages as nested `Message` classes and what server and clients keep as `State` classes.
+    declares its messages as nested `Message` classes and the states of server and clients as `State` classes.
     """
 
     #: Lower-case name for configuration and results.
     name: ClassVar[str]
-    #: Raised whenever a default or the arithmetic of this file gives other numbers for an unchanged configuration: runs
-    #: of before are then neither resumed nor taken for the same (`polyfed.rounds.identity`).
+    #: To be raised by 1 when a changed default or arithmetic of this file gives other numbers for an unchanged
+    #: configuration: older runs are then neither resumed nor reused (`polyfed.rounds.identity`).
     numbers: ClassVar[int] = 1
     #: Laws of `polyfed.testing` that do not apply, each with the reason.
     exempt: ClassVar[Mapping[str, str]] = {}
     #: Whether `message_for` depends on the client's id, not only on its capacity and architecture.
     personal_message: ClassVar[bool] = False
-    #: The share of each client's training examples, in [0, 1), that it never trains on: its ``client.held_out``, to
-    #: choose something by. ``client.train`` and its length are without them. A field of this name makes it a key.
+    #: The share of each client's training examples, in [0, 1), that it never trains on: its ``client.held_out``, for
+    #: choosing a setting. ``client.train`` and its length exclude them. A field of this name makes it a key.
     holdout: float = 0.0
     #: The message classes that may travel.
     messages: ClassVar[tuple[type[Message], ...]] = ()
@@ -135,58 +135,58 @@ class Algorithm(ABC):
         cls.states = tuple(dict.fromkeys((*cls.states, Nothing)))
 
     def check(self, task: Task) -> None:  # noqa: B027 - no requirement is the usual case
-        """Raise ModelError where these networks or capacities cannot be trained this way."""
+        """Raise ModelError if the algorithm cannot train these networks or capacities."""
 
     def models(self, task: Task, own: SplitModel) -> Mapping[str, SplitModel]:
-        """The networks that a client's parts run on; ``own`` is its private one."""
+        """Return the networks of a client's parts; ``own`` is its private network."""
         return {"model": own}
 
     @abstractmethod
     def init_server(self, task: Task, rng: Rng) -> State:
-        """The server's state before round 1."""
+        """Return the server's state before round 1."""
 
     def init_client(self, client: LocalClient) -> State:
-        """A client's private state before it first trains."""
+        """Return a client's private state before it first trains."""
         return Nothing()
 
     @abstractmethod
     def server_round(self, server: Any, cohort: Cohort) -> Steps[State]:
-        """One round at the server: usually broadcast, `exchange`, aggregate. Returns the new state."""
+        """Run one round at the server: usually broadcast, `exchange`, aggregate. Return the new state."""
 
     @abstractmethod
     def client_round(self, private: Any, msg: Any, client: LocalClient) -> Steps[ClientResult]:
-        """One round at a client. Returns what it keeps, first, and what it sends; None sends nothing."""
+        """Run one round at a client. Return the state that it keeps and the message that it sends, or None."""
 
     @abstractmethod
     def message_for(self, server: Any, client: ClientInfo) -> Message | None:
-        """What a client receives in order to predict after this round; None if it needs nothing."""
+        """Return the message from which a client predicts after this round; None if it needs no message."""
 
     @abstractmethod
     def predictor_parts(self, private: Any, msg: Any, client: LocalClient) -> Parts | Steps[Parts]:
-        """What a client predicts with: its private state put together with what it received.
+        """Return the parts with which a client predicts, from its private state and the message that it received.
 
-        A coroutine where that takes a look at the client's data; it may ask for `reduce`, and keeps nothing.
+        This is a coroutine if it needs the client's data; it may request `reduce`, and keeps no state.
         """
 
     def predict(self, nets: Nets, x: Tensor) -> Mapping[str, Tensor]:
-        """Logits (B, L) of each predictor by name; the first is the default, the headline accuracy."""
+        """Return the logits (B, L) of each predictor by name; the first is the default, the headline accuracy."""
         return {"model": nets["model"](x)}
 
     def check_upload(self, task: Task, client: ClientInfo, down: Any, up: Any) -> None:
-        """Raise MessageError where an upload would harm the server or other clients; asked of each as it arrives.
+        """Raise MessageError if an upload would harm the server or other clients; called for each as it arrives.
 
-        By then its fields are of their declared types and its numbers finite. This rule wants every tensor in a
-        mapping that has the names, shapes and types of one that the client received. An algorithm with other uploads
-        says here what it expects of them, with the help of `polyfed.core.checks`.
+        At this point the fields have their declared types and the numbers are finite. This default requires every
+        tensor to be in a mapping with the names, shapes and types of a mapping that the client received. An algorithm
+        with other uploads overrides it with its own checks, with the help of `polyfed.core.checks`.
 
         Args:
-            task: what all know.
-            client: who sent it.
-            down: what it received.
-            up: what it sent.
+            task: the common knowledge of server and clients.
+            client: the sender.
+            down: the message that it received.
+            up: the message that it sent.
         """
         check_counterparts(down, up)
 
     def global_nets(self, server: Any, task: Task) -> Mapping[str, Nets]:
-        """Models that the server can make by itself, by name, to be tested on all clients' test data."""
+        """Return the models that the server can make by itself, by name, for tests on all clients' test data."""
         return {}

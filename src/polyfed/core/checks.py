@@ -1,7 +1,7 @@
-"""What a client sent, before it is aggregated: what must not be used raises MessageError, and says why.
+"""Checks of a client's upload before it is aggregated; a fault raises MessageError with the reason.
 
-`check_numbers` holds for every upload. `check_counterparts` is what `Algorithm.check_upload` does where an algorithm
-does not say better what it expects; `check_like` and `check_tensor` are for those that do.
+`check_numbers` applies to every upload. `check_counterparts` is the default of `Algorithm.check_upload`; `check_like`
+and `check_tensor` are for algorithms with checks of their own.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from polyfed.models.split import SplitModel
 
 
 def check_numbers(up: Message) -> None:
-    """Every number is finite, and every ``num_examples`` is positive.
+    """Check that every number is finite, and every ``num_examples`` is positive.
 
     Raises:
-        MessageError: one is not; says which.
+        MessageError: a number is not; the text names it.
     """
     for where, value in _leaves(up, type(up).__name__):
         if isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise MessageError(f"{where} holds a number that is not finite")
+            raise MessageError(f"{where} holds a number that is not finite; expected finite numbers")
         if isinstance(value, float) and not math.isfinite(value):
-            raise MessageError(f"{where} is {value}")
+            raise MessageError(f"{where} is {value}; expected a finite number")
         if where.endswith(".num_examples") and not (isinstance(value, int) and 0 < value < 2**53):
             raise MessageError(f"{where} is {value}, expected a positive number")
 
 
 def check_counterparts(down: Message | None, up: Message) -> None:
-    """Each mapping of tensors has the names, shapes and types of one that the client received.
+    """Check that each mapping of tensors has the names, shapes and types of a mapping that the client received.
 
     Raises:
-        MessageError: it has not, or a tensor was sent that nothing received can be compared with.
+        MessageError: a mapping has not, or no received mapping can be compared with a tensor.
     """
     received = [tensors for _, tensors in _tensors(down, "") if not isinstance(tensors, Tensor)]
     for where, tensors in _tensors(up, type(up).__name__):
@@ -47,17 +47,17 @@ def check_counterparts(down: Message | None, up: Message) -> None:
         like = max(received, key=lambda other: (other.keys() == names, len(other.keys() & names)), default=None)
         if isinstance(tensors, Tensor) or like is None or not (names & like.keys() or names == like.keys()):
             raise MessageError(
-                f"{where} has no counterpart in what was sent, by which its shapes could be checked; if it belongs to "
-                "the algorithm, the algorithm's check_upload is to say what is expected"
+                f"{where} has no counterpart in the message to the client, by which its shapes could be checked; if it "
+                "belongs to the algorithm, define the expected shapes in the algorithm's check_upload"
             )
         check_like(where, tensors, like)
 
 
 def check_like(where: str, params: Params, like: Params) -> None:
-    """``params`` has the names, shapes and types of ``like``.
+    """Check that ``params`` has the names, shapes and types of ``like``.
 
     Raises:
-        MessageError: it has not; ``where`` says what it is.
+        MessageError: it has not; ``where`` names it in the text.
     """
     if params.keys() != like.keys():
         odd = sorted(map(repr, params.keys() ^ like.keys()))
@@ -71,16 +71,16 @@ def check_like(where: str, params: Params, like: Params) -> None:
 
 
 def check_tensor(where: str, value: Tensor, *shape: int | range, dtype: torch.dtype | None = None) -> None:
-    """A tensor has this shape and type.
+    """Check that a tensor has this shape and type.
 
     Args:
-        where: what it is.
-        value: what came.
-        shape: the length of each dimension; a range allows any of it.
-        dtype: None is the type of the run's weights; what a bf16 run's autocast made is to be sent as that, too.
+        where: the name of the tensor in the text.
+        value: the received tensor.
+        shape: the length of each dimension; a range allows any length in it.
+        dtype: the type; None is the type of the run's weights, to which results of a bf16 run's autocast are converted.
 
     Raises:
-        MessageError: it has not.
+        MessageError: the shape or the type differs.
 
     Example:
         >>> check_tensor("prototypes", torch.zeros(3, 8), range(11), 8, dtype=torch.float32)
@@ -97,18 +97,18 @@ def check_tensor(where: str, value: Tensor, *shape: int | range, dtype: torch.dt
 
 
 def check_counts(where: str, counts: Tensor, num_classes: int) -> None:
-    """``counts`` is (num_classes,), of the type of the run's weights: numbers of examples by class, some above 0.
+    """Check that ``counts`` (num_classes,), in the type of the weights, are numbers of examples by class, not all 0.
 
     Raises:
-        MessageError: it is not.
+        MessageError: the shape or the type differs, or the numbers are no such counts.
     """
     check_tensor(where, counts, num_classes)
     if not (bool((counts >= 0).all()) and bool(counts.any())):
-        raise MessageError(f"{where} are {counts.tolist()}; expected numbers of examples, some above 0")
+        raise MessageError(f"{where} are {counts.tolist()}; expected numbers of examples, at least one above 0")
 
 
 def check_features(model: SplitModel, pairs: Iterable[tuple[Tensor, Tensor]], most: int) -> None:
-    """Each pair is a batch of the extractor's outputs and the classifier's inputs as ``model`` has them.
+    """Check that each pair is a batch of the extractor's outputs and the classifier's inputs of ``model``.
 
     Args:
         model: a network cut in three.
@@ -116,7 +116,7 @@ def check_features(model: SplitModel, pairs: Iterable[tuple[Tensor, Tensor]], mo
         most: the largest B.
 
     Raises:
-        MessageError: one is of another shape or type, or of none or too many examples.
+        MessageError: a tensor has another shape or type, or has no or too many examples.
     """
     for s_in, s_out in pairs:
         check_tensor("s_in", s_in, range(1, most + 1), *model.s_in_shape)
@@ -129,7 +129,7 @@ def _fields(record: Record) -> Iterator[tuple[str, Any]]:
 
 
 def _inside(value: Any, where: str) -> Iterator[tuple[str, Any]]:
-    """What a record, mapping or tuple holds, one level down."""
+    """Yield the values in a record, mapping or tuple, one level down."""
     if isinstance(value, Record):
         yield from ((f"{where}.{name}", inner) for name, inner in _fields(value))
     elif isinstance(value, Mapping):
@@ -148,7 +148,7 @@ def _leaves(value: Any, where: str) -> Iterator[tuple[str, Any]]:
 
 
 def _tensors(value: Any, where: str) -> Iterator[tuple[str, Params | Tensor]]:
-    """All mappings of tensors in a record, however deep, and the tensors that are in none."""
+    """Yield all mappings of tensors in a record, at any depth, and the tensors outside such mappings."""
     if isinstance(value, Tensor):
         yield where, value
     elif isinstance(value, Mapping) and all(isinstance(inner, Tensor) for inner in value.values()):

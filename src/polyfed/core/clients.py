@@ -1,4 +1,4 @@
-"""Who takes part: clients as the server knows them, and as they know themselves."""
+"""The clients: as the server knows them, and as they know themselves."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ class Examples(Protocol):
     """One client's examples: a view by index."""
 
     def __len__(self) -> int:
-        """How many examples."""
+        """Return the number of examples."""
         ...
 
     @property
     def labels(self) -> Tensor:
-        """(n,) int64."""
+        """The labels, (n,) int64."""
         ...
 
     def batch(self, positions: Tensor, *, generator: Any = None, dtype: Any = ..., device: Any = ...) -> Batch:
-        """The examples at ``positions``; with a generator, augmented."""
+        """Return the examples at ``positions``; with a generator, augmented."""
         ...
 
 
 @dataclass(frozen=True)
 class ClientInfo:
-    """What the server knows of a client.
+    """The server's knowledge of a client.
 
     Args:
-        id: its number.
+        id: the number of the client.
         capacity: the fraction of a full-size model that it can hold, in (0, 1].
-        architecture: the name of its network where the algorithm needs the server to know it, else "".
+        architecture: the name of its network if the algorithm needs the server to know it, else "".
     """
 
     id: ClientId
@@ -49,16 +49,17 @@ class ClientInfo:
 
 @dataclass(frozen=True)
 class LocalClient:
-    """What a client knows of itself while it works on one round.
+    """A client's knowledge of itself while it works on one round.
 
     Args:
-        info: what the server knows of it.
-        models: the networks that its parts run on, by part; `Algorithm.models` names them.
+        info: the server's knowledge of the client.
+        models: the networks of its parts, by part; `Algorithm.models` names them.
         train: its training examples.
-        plan: how it trains.
+        plan: the plan of its training.
         rng: randomness keyed by seed, round and client.
         round: the number of the round, from 1.
-        held_out: what `Algorithm.holdout` takes out of its training examples, the same in every round; None if nothing.
+        held_out: the examples that `Algorithm.holdout` takes out of its training data, the same in every round; None if
+            there are none.
     """
 
     info: ClientInfo
@@ -75,9 +76,9 @@ class Cohort:
     """The clients of one round, in order of id.
 
     Args:
-        clients: what the server knows of each.
+        clients: the server's knowledge of each client.
         round: the number of the round, from 1.
-        rounds: how many rounds the run has.
+        rounds: the number of rounds of the run.
         rng: randomness keyed by seed and round.
     """
 

@@ -1,11 +1,11 @@
-"""What the uploads of an exchange add up to: declared by the algorithm, field by field, and added up by who runs it.
+"""The totals of an exchange's uploads: the algorithm declares a total for each field, and the runtime adds it up.
 
     got = yield from exchange(cohort, down, gather={"model": Mean("num_examples"), "pairs": each})
     got["model"], got["pairs"][client_id]
 
-Replies are added in order of client id, however they come in, and none of them is kept: a round holds one upload and
-one sum, whatever the cohort. A field that is not named is dropped, unless a sum reads it as a weight. The sums of
-`polyfed.blocks.aggregate` are of floating-point tensors and run in float64.
+Replies are added in order of client id, whatever their order of arrival, and are not kept: a round holds one upload and
+one total, whatever the cohort. A field that is not named is dropped, unless a total reads it as a weight. The totals of
+`polyfed.blocks.aggregate` are for floating-point tensors and are computed in float64.
 """
 
 from __future__ import annotations
@@ -21,34 +21,34 @@ from polyfed.core.message import Message, compact
 
 
 class Gather(ABC):
-    """How one field of all uploads adds up. A declaration: it keeps nothing itself, so that a round can be repeated."""
+    """The declaration of the total of one upload field. It keeps no state, so that a round can be repeated."""
 
     @abstractmethod
     def init(self) -> Any:
-        """The total before the first upload; `add` may write into it."""
+        """Return the total before the first upload; `add` may write into it."""
 
     @abstractmethod
     def add(self, total: Any, client: ClientInfo, value: Any, upload: Message) -> Any:
-        """The total with one more upload.
+        """Return the total with one more upload.
 
         Args:
-            total: of the clients before.
-            client: who sent it.
-            value: the field; not to be written, and not to be kept but by `each`.
+            total: the total of earlier clients.
+            client: the sender.
+            value: the field; it must not be written to, and only `each` keeps it.
             upload: the whole message, for weights.
         """
 
     @abstractmethod
     def finish(self, total: Any) -> Any:
-        """What the algorithm gets."""
+        """Return the total in the form that the algorithm gets."""
 
 
 @dataclass(frozen=True)
 class Each(Gather):
-    """Every client's own value, by client: for those who need them all, at the price of keeping them all.
+    """Keeps every client's value, by client: for algorithms that need all values, at the cost of their memory.
 
     Args:
-        of: what is kept, made of the field; None is the field itself.
+        of: a function of the field whose result is kept; None keeps the field itself.
     """
 
     of: Callable[[Any], Any] | None = None
@@ -96,12 +96,12 @@ Declared: TypeAlias = Gather | tuple[Gather, ...]
 
 @dataclass(frozen=True)
 class Gathered:
-    """What an exchange brought back.
+    """The result of an exchange.
 
     Args:
-        fields: by the name of the upload's field, what its declaration made of all of them.
-        clients: whose replies counted, in order of id.
-        failed: who was asked and did not count, and why.
+        fields: the totals, by the name of the upload's field.
+        clients: the clients whose replies counted, in order of id.
+        failed: the clients whose replies did not count, with the reasons.
     """
 
     fields: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -109,16 +109,16 @@ class Gathered:
     failed: Mapping[ClientId, str] = field(default_factory=dict[ClientId, str])
 
     def __getitem__(self, name: str) -> Any:
-        """The total of the field ``name``."""
+        """Return the total of the field ``name``."""
         return self.fields[name]
 
     def __len__(self) -> int:
-        """How many replies counted."""
+        """Return how many replies counted."""
         return len(self.clients)
 
 
 class Fold:
-    """The totals of one exchange while they grow.
+    """The totals of one exchange while replies are added.
 
     Args:
         gather: the declarations, by field.
@@ -127,14 +127,14 @@ class Fold:
     def __init__(self, gather: Mapping[str, Declared]) -> None:
         self._gather = {name: _Several(how) if isinstance(how, tuple) else how for name, how in gather.items()}
         self._totals = {name: how.init() for name, how in self._gather.items()}
-        #: Whose replies were added.
+        #: The clients whose replies were added.
         self.clients: list[ClientInfo] = []
 
     def add(self, client: ClientInfo, upload: Message | None) -> None:
         """Add one reply; clients come in ascending order of id.
 
         Raises:
-            TypeError: the upload lacks a field that is declared.
+            TypeError: the upload lacks a declared field.
         """
         assert not self.clients or self.clients[-1].id < client.id, "replies are folded in order of client id"
         for name, how in self._gather.items():
@@ -147,6 +147,6 @@ class Fold:
         self.clients.append(client)
 
     def finish(self, failed: Mapping[ClientId, str]) -> Gathered:
-        """The totals, for the algorithm."""
+        """Return the totals for the algorithm."""
         fields = {name: how.finish(self._totals[name]) for name, how in self._gather.items()}
         return Gathered(fields, tuple(self.clients), failed)

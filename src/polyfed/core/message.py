@@ -1,4 +1,4 @@
-"""What travels: frozen, typed records, and the bytes they become. No pickle.
+"""Messages and states: frozen, typed records, and their bytes, without pickle.
 
 A `Message` may hold tensors, mappings of tensors (`Params`), numbers, strings, other records, and tuples or mappings
 of records; anything else is refused when the class is made. `encode` writes
@@ -56,7 +56,7 @@ class Record:
         TypeError: when a subclass is defined with a field of a type that cannot travel.
     """
 
-    #: Record classes that fields of this class may hold, by name; the only ones `decode` will build.
+    #: Record classes that fields of this class may hold, by name; `decode` builds no others.
     nested: ClassVar[Mapping[str, type["Record"]]] = {}
 
     def __init_subclass__(cls) -> None:
@@ -71,24 +71,24 @@ class Record:
         cls.nested = found
 
     def stands_for(self) -> "Record | Mapping[str, Tensor]":
-        """What the record means to whom it reaches, in a form that two records with one meaning share; itself.
+        """Return the meaning of the record, in a form that is equal for records of equal meaning; by default itself.
 
-        Overridden where several records mean the same, such as factors whose product alone counts. A comparison
-        within a bound asks for it; a bitwise one looks at the fields.
+        It is overridden if several records mean the same, such as factors whose product alone counts. A comparison
+        within a bound uses it; a bitwise comparison uses the fields.
         """
         return self
 
 
 class Message(Record):
-    """What the server sends a client, or a client the server."""
+    """A message from the server to a client, or from a client to the server."""
 
 
 class State(Record):
-    """What the server or a client keeps between rounds: checkpointed, never sent."""
+    """The state of the server or a client between rounds: it is checkpointed and never sent."""
 
 
 class Nothing(State):
-    """The state of a server or client that remembers nothing."""
+    """The state of a server or client without memory."""
 
 
 def _check_type(hint: Any, where: str, found: dict[str, type[Record]]) -> None:
@@ -218,7 +218,7 @@ def unflatten(skeleton: Any, tensors: list[Tensor], *known: type[Record]) -> Rec
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise MessageError(f"the structure of the message is damaged ({type(error).__name__}: {error})") from error
     if unused:
-        raise MessageError(f"{len(unused)} tensors came that the message does not name")
+        raise MessageError(f"got {len(unused)} tensors that the message does not name; expected each to be named")
     if not isinstance(built, Record):
         raise MessageError(f"the message is a {type(built).__name__}; expected one of {', '.join(sorted(classes))}")
     return built
@@ -256,13 +256,13 @@ Pieces: TypeAlias = tuple[Any, list[tuple[torch.dtype, tuple[int, ...], np.ndarr
 
 
 def disassemble(record: Record) -> Pieces:
-    """A record for another process of our own, without copying: the arrays are the tensors' own memory."""
+    """Return a record in pieces for another process of the run, without a copy: the arrays are the tensors' memory."""
     skeleton, tensors = flatten(record)
     return skeleton, [(tensor.dtype, tuple(tensor.shape), _memory(tensor)) for _, tensor in tensors]
 
 
 def assemble(pieces: Pieces, *known: type[Record]) -> Any:
-    """The record of `disassemble`, one of ``known``; its tensors are views of the arrays.
+    """Return the record of `disassemble`, of a class in ``known``; its tensors are views of the arrays.
 
     Raises:
         MessageError: it is another record.
@@ -276,7 +276,7 @@ def assemble(pieces: Pieces, *known: type[Record]) -> Any:
 
 
 def compact(value: Any) -> Any:
-    """The same record, mapping, tuple or tensor, in which no tensor is a part of a larger one that it keeps alive."""
+    """Return the same record, mapping, tuple or tensor, in which no tensor is a view of a larger tensor."""
     if isinstance(value, Tensor):
         return value.clone() if value.untyped_storage().nbytes() > value.nbytes else value
     if isinstance(value, Record):
@@ -313,7 +313,7 @@ def _layout(message: Message) -> tuple[bytes, list[tuple[str, Tensor]]]:
 
 
 def size(message: Message) -> Size:
-    """How many bytes `encode` would write, told apart, without writing them."""
+    """Return the numbers of bytes that `encode` would write, by kind, without writing them."""
     header, tensors = _layout(message)
     count = {"values": 0, "indices": 0}
     padding = 0
@@ -325,7 +325,7 @@ def size(message: Message) -> Size:
 
 
 def encode(message: Message) -> bytes:
-    """The bytes of a message.
+    """Return the bytes of a message.
 
     Raises:
         MessageError: the value is not a `Message` (a `State`, say), or holds what cannot travel, or too much of it.
@@ -334,7 +334,7 @@ def encode(message: Message) -> bytes:
 
 
 def encoded(message: Message) -> Iterator[bytes | memoryview]:
-    """What `encode` joins, piece by piece: to be written without a second copy in memory. Errors as there."""
+    """Yield the bytes of `encode` piece by piece, without a second copy in memory; with the same errors."""
     yield from _chunks(*_layout(message))
 
 
@@ -384,9 +384,9 @@ def decode(data: bytes | bytearray, *known: type[Message], limit: int | None = N
     _, header_size = _PREFIX.unpack_from(data)
     start = _PREFIX.size + header_size
     if start > len(data):
-        raise MessageError(f"truncated: the header needs {header_size:,} bytes, {len(data) - _PREFIX.size:,} came")
+        raise MessageError(f"truncated: the header needs {header_size:,} bytes, got {len(data) - _PREFIX.size:,}")
     if header_size > _HEADER_LIMIT + 7:
-        raise MessageError(f"a header of {header_size:,} bytes came; at most {_HEADER_LIMIT:,} are read")
+        raise MessageError(f"got a header of {header_size:,} bytes; expected at most {_HEADER_LIMIT:,}")
     try:
         header = json.loads(bytes(data[_PREFIX.size : start]))
         table = [(_DTYPES[name], _shape(shape)) for name, shape in header["tensors"]]
@@ -403,7 +403,7 @@ def decode(data: bytes | bytearray, *known: type[Message], limit: int | None = N
         if offset + nbytes > len(buffer):
             raise MessageError(
                 f"truncated: tensor {len(tensors)} of shape {shape} needs {nbytes:,} bytes at {offset:,}, "
-                f"{len(buffer):,} came"
+                f"got {len(buffer):,}"
             )
         flat = (
             torch.frombuffer(buffer, dtype=dtype, count=count, offset=offset) if count else torch.empty(0, dtype=dtype)
@@ -411,7 +411,7 @@ def decode(data: bytes | bytearray, *known: type[Message], limit: int | None = N
         tensors.append(flat.reshape(shape))
         offset += nbytes + (-nbytes % 8)
     if offset != len(buffer):
-        raise MessageError(f"{len(buffer) - offset:,} bytes too many after the last tensor")
+        raise MessageError(f"got {len(buffer) - offset:,} bytes after the last tensor; expected none")
     message = unflatten(skeleton, tensors, *known)
     if type(message) not in known:
         raise MessageError(

@@ -1,7 +1,7 @@
-"""The words of an algorithm: `fit`, `reduce` and `exchange`.
+"""The requests of an algorithm: `fit`, `reduce` and `exchange`.
 
-An algorithm is two coroutines. Between these words they are ordinary Python on immutable values; each word is a
-request that they yield to whoever drives them, who decides where and how the work is done:
+An algorithm is two coroutines. Between requests they are ordinary Python on immutable values; they yield each request
+to the driver, which decides where and how the work is done:
 
     fitted = yield from fit(client, parts, loss=supervised)           # local training
     sums = yield from reduce(client, parts, self.class_sums)          # a sum over the client's data
@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-#: ``draw(step)`` -> tensors by name: what a step needs beside its batch, such as noise.
+#: ``draw(step)`` -> tensors by name that a step needs beside its batch, such as noise.
 Draw: TypeAlias = Callable[[Step], Params]
 
 
@@ -66,7 +66,7 @@ class Fitted:
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """A request: minimise ``loss`` over ``parts`` on the client's training data, as its plan says."""
+    """A request: minimise ``loss`` over ``parts`` on the client's training data, by its plan."""
 
     client: LocalClient
     parts: Parts
@@ -79,16 +79,16 @@ class Fit:
 
     @property
     def identity(self) -> object:
-        """Equal for two requests that compute the same function: one method of one algorithm."""
+        """A key that is equal for requests of the same function, such as the same method of the same algorithm."""
         source = self.loss if self.loss is not None else self.gradient
         return (getattr(source, "__func__", source), id(getattr(source, "__self__", None)))
 
     def due(self, index: int, in_epoch: int) -> bool:
-        """Whether the step is one of those that ``every`` names."""
+        """Return whether ``every`` selects the step."""
         return {"never": False, "step": True, "epoch": in_epoch == 0, "round": index == 0}[self.every]
 
     def drawn(self, step: Step) -> Params:
-        """What ``draw`` gives for the step; nothing without one."""
+        """Return the tensors that ``draw`` gives for the step; empty without ``draw``."""
         return {} if self.draw is None else self.draw(step)
 
 
@@ -104,7 +104,7 @@ class Reduce:
 
     @property
     def data(self) -> Examples:
-        """What it goes over: the held-out examples, or those to train on."""
+        """The examples of the sum: the held-out examples, or the training examples."""
         data = self.client.held_out if self.held_out else self.client.train
         if data is None:
             raise TypeError("reduce(held_out=True) needs held-out examples, but this algorithm's holdout is 0")
@@ -113,7 +113,7 @@ class Reduce:
 
 @dataclass(frozen=True, eq=False)
 class Exchange:
-    """A request: send each client its message, wait, and bring back what the replies add up to."""
+    """A request: send each client its message, wait, and return the totals of the replies."""
 
     cohort: Cohort
     down: Mapping[ClientId, Message | None]
@@ -121,9 +121,9 @@ class Exchange:
 
 
 Request: TypeAlias = Fit | Reduce | Exchange
-#: What a client keeps, first, and what it sends.
+#: The state that a client keeps, and the message that it sends.
 ClientResult: TypeAlias = tuple[State, Message | None]
-#: A coroutine that may ask for work and returns a T.
+#: A coroutine that may yield requests and returns a T.
 Steps: TypeAlias = Generator[Request, Any, T]
 
 
@@ -141,16 +141,16 @@ def fit(
     """Train ``parts`` on the client's data.
 
     Args:
-        client: whose data, plan and randomness.
-        parts: what is trained, together; floating-point tensors that are not buffers of their model.
+        client: the client, whose data, plan and randomness are used.
+        parts: the parts to train together; floating-point tensors that are not buffers are trained.
         loss: ``loss(nets, batch)`` -> scalar. Exactly one of ``loss`` and ``gradient``.
         gradient: ``gradient(grad, nets, batch, due)`` -> gradients, for methods whose step is not a loss's gradient.
-            What it leaves out stays where it is in that step.
+            A tensor that it leaves out does not move in that step.
         frozen: further parts that the loss reads and that are not trained.
         lr: learning rates of single parts, instead of the plan's.
-        every: the steps at which ``gradient`` is told ``due = True``.
+        every: the steps at which ``gradient`` receives ``due = True``.
         draw: ``draw(step)`` -> tensors that the loss sees at that step as the part ``drawn``. It runs outside vmap, so
-            it may use a generator: one of ``client.rng`` keyed by ``step.index``, as a step may be asked for twice.
+            it may use a generator: of ``client.rng`` keyed by ``step.index``, as a step may be drawn twice.
 
     Returns:
         The trained parts.
@@ -173,9 +173,9 @@ def reduce(
     rows: Tensor | None = None,
     held_out: bool = False,
 ) -> Steps[dict[str, Tensor]]:
-    """The sum of ``fn(nets, batch)`` over the client's training data, or over its ``rows`` as one batch.
+    """Return the sum of ``fn(nets, batch)`` over the client's training data, or over its ``rows`` as one batch.
 
-    Networks are in evaluation mode, nothing is augmented, no gradient is kept. With ``held_out`` it goes over the
+    Networks are in evaluation mode, without augmentation and without gradients. With ``held_out`` the sum is over the
     examples that `Algorithm.holdout` took out of the training data instead.
     """
     return (yield Reduce(client, parts, fn, rows, held_out))
@@ -190,13 +190,12 @@ def exchange(
     """Send each client of the cohort a message, wait for the replies, and add them up.
 
     Args:
-        cohort: who is asked.
-        down: the message for all, a message by client id, or ``down(client)``; None sends nothing.
-        gather: by the name of a field of the upload, what that field of all uploads adds up to; fields that are not
-            named are dropped.
+        cohort: the clients that are asked.
+        down: the message for all clients, a message by client id, or ``down(client)``; None sends no message.
+        gather: by the name of a field of the upload, the declaration of its total; other fields are dropped.
 
     Returns:
-        The totals by field, and who replied.
+        The totals by field, and the clients that replied.
     """
     if not isinstance(down, Mapping):
         down = {client.id: down(client) if callable(down) else down for client in cohort}
@@ -207,7 +206,7 @@ def drive(steps: Steps[T] | T, perform: Callable[[Any], Any]) -> T:
     """Run a coroutine to its end, answering each request by ``perform(request)``.
 
     Raises:
-        TypeError: it returned a coroutine that nobody drove: a ``yield from`` is missing.
+        TypeError: the result is a coroutine that was never driven: a ``yield from`` is missing.
     """
     if not isinstance(steps, GeneratorType):  # an algorithm's method without any yield returns its value at once
         return finished(steps)
@@ -221,7 +220,7 @@ def drive(steps: Steps[T] | T, perform: Callable[[Any], Any]) -> T:
 
 
 def finished(value: Any) -> Any:
-    """``value``, unless it is or holds a coroutine that was never driven."""
+    """Return ``value``; raise TypeError if it is or holds a coroutine that was never driven."""
     for item in value if isinstance(value, tuple) else (value,):
         if isinstance(item, GeneratorType):
             raise TypeError(f"a round returned the undriven coroutine {item.__qualname__}: a `yield from` is missing")

@@ -1,4 +1,4 @@
-"""Names of data sets and partitions with one-line summaries; imports nothing heavy."""
+"""Names of data sets and partitions with one-line summaries; imports neither torch nor numpy."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SIZES: Mapping[str, tuple[int, int]] = MappingProxyType(
     }
 )
 
-#: Name of a public data set -> channels and classes of its images, which are 32 pixels a side unless told otherwise.
+#: Name of a public data set -> channels and classes of its images, which are 32 pixels a side by default.
 SHAPES: Mapping[str, tuple[int, int]] = MappingProxyType(
     {"digits": (1, 10), "mnist": (1, 10), "fashion-mnist": (1, 10), "cifar10": (3, 10), "cifar100": (3, 100)}
 )
@@ -65,7 +65,7 @@ def _character(value: object) -> bool:
     return isinstance(value, str) and len(value) == 1 and value not in '\n\r"'
 
 
-#: Option of a data set -> what it may be, in words and as a test.
+#: Option of a data set -> its valid values, in words and as a test.
 _OPTIONS: Mapping[str, tuple[str, Callable[[object], bool]]] = MappingProxyType(
     {
         "flip": ("true or false", lambda value: isinstance(value, bool)),
@@ -80,7 +80,7 @@ _OPTIONS: Mapping[str, tuple[str, Callable[[object], bool]]] = MappingProxyType(
 
 
 def option_fault(option: str, value: object) -> str | None:
-    """What is wrong with the value of a data set's option; None if nothing is."""
+    """Return the fault in the value of a data set's option; None if there is none."""
     expected, right = _OPTIONS[option]
     return None if right(value) else f"got {value!r}; expected {expected}"
 

@@ -1,4 +1,4 @@
-"""What one client sees: its own rows of the data set, as normalised batches."""
+"""The data of one client: its own rows of the data set, as normalised batches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from polyfed.base.rng import Rng
 from polyfed.data.dataset import Dataset
 from polyfed.data.partition.partition import Partition
 
-_PIECE = 65_536  # rows whose statistics are taken at once, so that those of millions need no room
+_PIECE = 65_536  # rows whose statistics are computed at once, so that millions of rows need little memory
 _PAD = 4  # pixels that a random crop may shift an image by
 
 
@@ -26,7 +26,7 @@ class Standardise:
     """Feature standardisation ``(x - mean) * inverse``, fitted on training rows only.
 
     Args:
-        mean: ``(F,)`` float64; also what a missing value is replaced by.
+        mean: ``(F,)`` float64; a missing value is replaced by it.
         inverse: ``(F,)`` float64, 1 / standard deviation; 0 for a constant column, which therefore becomes 0.
     """
 
@@ -43,7 +43,7 @@ class Standardise:
         std = (
             sum(((piece.double() - mean).nan_to_num(0).square().sum(dim=0) for piece in pieces), zero) / count
         ).sqrt()
-        # A smaller spread than the type's own digits (24 or 53 bits) is rounding, not information.
+        # A spread below the resolution of the type (24 or 53 bits) is rounding, not information.
         constant = std <= (1e-6 if x.dtype == torch.float32 else 1e-14) * mean.abs()
         return cls(mean, torch.where(constant, 0, 1 / torch.where(constant, 1, std)))
 
@@ -111,24 +111,24 @@ class ClientData:
         return x.float().div_(255).sub_(mean.to(x.device)).div_(std.to(x.device))
 
     def hold_out(self, share: float, rng: Rng) -> tuple[ClientData, ClientData | None]:
-        """These rows in two: those to train on, and ``max(1, round(share * n))`` that are held out.
+        """Split these rows in two: the rows to train on, and ``max(1, round(share * n))`` rows that are held out.
 
-        Equal ``rng``, equal halves, so that a row held out once is held out always. Features are standardised in both
-        as they are here.
+        The same ``rng`` gives the same parts, so a row that is held out once is held out always. Both parts standardise
+        features as these rows do.
 
         Args:
-            share: of the rows that is held out, in [0, 1); 0 holds out none.
-            rng: which rows; must not depend on the round.
+            share: share of the rows that is held out, in [0, 1); 0 holds out no row.
+            rng: chooses the rows; it must not depend on the round.
 
         Raises:
-            DataError: a single row cannot be halved.
+            DataError: there is a single row, which cannot be split.
         """
         if not share:
             return self, None
         if len(self) < 2:
             raise DataError(
-                "a client has 1 training example, and this algorithm holds some out to validate on; expected at least "
-                "2: set partition.min_samples, or deal to fewer clients"
+                "a client has 1 training example, and this algorithm holds out examples for validation; expected at "
+                "least 2: set partition.min_samples, or deal to fewer clients"
             )
         count = min(len(self) - 1, max(1, round(share * len(self))))
         held, rest = torch.randperm(len(self), generator=rng.torch()).split([count, len(self) - count])
@@ -145,15 +145,15 @@ class ClientData:
     ) -> tuple[Tensor, Tensor]:
         """Normalised inputs and labels of some of the client's rows.
 
-        With a generator, and if the client augments, each image is shifted by up to 4 pixels each way (what
-        enters is 0 after normalisation) and, where the data set allows it, mirrored with probability 1/2.
+        With a generator, and if the client augments, each image is shifted by up to 4 pixels each way (pixels that
+        enter are 0 after normalisation) and, where the data set allows it, mirrored with probability 1/2.
         Without a generator nothing is random: use that for evaluation.
 
         Args:
             positions: ``(B,)`` int64, from 0 to n - 1, into this client's rows.
             generator: where the augmentation's randomness comes from; None means no augmentation.
             dtype: floating type of the inputs.
-            device: where the batch is wanted; pixels travel as uint8.
+            device: the device of the batch; pixels are transferred as uint8.
 
         Returns:
             x ``(B, C, H, W)`` or ``(B, F)`` of ``dtype``, and y ``(B,)`` int64, both on ``device``.
@@ -169,14 +169,14 @@ def together(
     dtype: torch.dtype,
     device: torch.device | str,
 ) -> tuple[Tensor, Tensor]:
-    """One batch of each of some clients of one data set, after one another: what `ClientData.batch` gives, in one go.
+    """Return the batches of several clients of one data set, one after another: as `ClientData.batch`, in one call.
 
     Args:
-        clients: with equal ``augment``; of features, a single one, as each has statistics of its own.
+        clients: clients with equal ``augment``; for features a single client, as each has statistics of its own.
         positions: ``(B,)`` int64 for each client.
-        generators: for each client.
+        generators: a generator or None for each client.
         dtype: floating type of the inputs.
-        device: where the batch is wanted.
+        device: the device of the batch.
     """
     first = clients[0]
     dataset, flip = first.dataset, first.dataset.flip
@@ -197,11 +197,11 @@ def together(
 
 
 def draw_shifts(count: int, generator: torch.Generator, *, flip: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """For each of ``count`` images: its shift down and across, ``(count, 1)`` each, and whether it is mirrored.
+    """Draw for ``count`` images the shift down and across, ``(count, 1)`` each, and whether each is mirrored.
 
     Args:
-        count: how many images.
-        generator: where the randomness comes from.
+        count: number of images.
+        generator: the source of randomness.
         flip: whether images are mirrored with probability 1/2.
     """
     shape, device = (count, 1), generator.device
@@ -233,11 +233,11 @@ def shifted(x: Tensor, dy: Tensor, dx: Tensor, mirrored: Tensor) -> Tensor:
 
 
 class FederatedData:
-    """A data set together with who holds which rows.
+    """A data set together with the rows of each client.
 
     Args:
         dataset: the data set.
-        partition: whose rows are whose; made for this data set.
+        partition: the rows of each client; made for this data set.
         augment: whether training batches drawn with a generator are augmented.
 
     Raises:
@@ -277,12 +277,11 @@ class FederatedData:
     def global_test(self, clients: Sequence[int]) -> tuple[ClientData, NDArray[np.int64], NDArray[np.int64]]:
         """The test rows of some clients together, each row once, in the order of the data set, never augmented.
 
-        Features are standardised with the statistics of the training rows of ALL clients together. No single
-        client knows these: read a global test on features as a bound by an observer, not as something a
-        client could do.
+        Features are standardised with the statistics of the training rows of ALL clients together. No single client
+        knows these: read a global test on features as an observer's bound, not as a result that a client could get.
 
         Returns:
-            The rows; client after client, the positions in them of its test rows, ascending; and how many each has.
+            The rows; for each client in turn, the positions of its test rows in these, ascending; and their numbers.
         """
         held = [self.partition.test(client) for client in clients]
         rows, positions = np.unique(np.concatenate(held), return_inverse=True)

@@ -15,21 +15,21 @@ from torch import Tensor
 
 from polyfed.base.errors import DataError
 
-_LOOK = 65_536  # rows of a column of fractions that are looked at: sorting a million takes a tenth of a second
+_LOOK = 65_536  # rows of a column of fractions that are checked: sorting a million rows takes a tenth of a second
 
 
 def check_digits(values: NDArray[Any], what: str) -> None:
-    """Refuse a column whose distinct values become one when it is centred and rounded to float32, as batches are.
+    """Refuse a column whose distinct values become equal when it is centred and rounded to float32, as batches are.
 
-    Whole numbers must all stay distinct: they are counts, times or codes. Of fractions, whose last digits are noise, a
-    tenth may be lost.
+    All whole numbers must stay distinct: they are counts, times or codes. A tenth of the distinct fractions may become
+    equal to others, as their last digits are noise.
 
     Args:
         values: ``(N,)`` numbers of any type; NaN = missing.
-        what: the column is called in the message.
+        what: the name of the column in the message.
 
     Raises:
-        DataError: names two values that would become one.
+        DataError: values would become equal; the text names two of them.
     """
     there = values[np.isfinite(values)]
     if not len(there):
@@ -45,9 +45,9 @@ def check_digits(values: NDArray[Any], what: str) -> None:
     if same.sum() > (0 if whole else 0.1 * len(distinct)):
         first = int(np.argmax(same))
         raise DataError(
-            f"{what}: {distinct[first]} and {distinct[first + 1]} would become one number, as would {same.sum()} of "
-            f"{len(distinct)} distinct values: networks compute in float32, with 24 bits of the distance from the "
-            "mean; split the column in two, take its logarithm, correct an outlier, or leave the column out"
+            f"{what}: {distinct[first]} and {distinct[first + 1]} would become equal, as would {same.sum()} of "
+            f"{len(distinct)} distinct values: networks compute in float32, which keeps 24 bits of the distance from "
+            "the mean; split the column in two, take its logarithm, correct an outlier, or leave the column out"
         )
 
 
@@ -56,7 +56,7 @@ class Dataset:
     """Images or features with labels; official test rows and natural groups where the source has them.
 
     Args:
-        name: how the data set is called in configurations and reports.
+        name: the name of the data set in configurations and reports.
         x: ``(N, C, H, W)`` uint8 pixels, or ``(N, F)`` float32 or float64 features as read (not standardised; NaN =
             missing).
         y: ``(N,)`` int64 class numbers in ``[0, num_classes)``.
@@ -67,7 +67,7 @@ class Dataset:
         groups: ``(N,)`` int64 group number of each row for the natural partition; None if there is none.
         group_names: the name of each group number; may be empty.
         flip: whether a horizontally flipped image keeps its class.
-        files: SHA-256 of each file that it was read from, by name; empty if it was made otherwise.
+        files: SHA-256 of each file that the data set was read from, by name; empty if it comes from no file.
 
     Raises:
         DataError: a field of the wrong type or length, or a value out of range.
@@ -86,7 +86,7 @@ class Dataset:
     files: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def __post_init__(self) -> None:
-        """Refuse anything a later step would trip over."""
+        """Refuse fields on which a later step would fail."""
         self._check_x()
         self._check_y()
         if self.test_rows is not None:
@@ -140,7 +140,9 @@ class Dataset:
                 f"shape {shape}; expected {channels} of each (one per channel, none for features)"
             )
         if not all(map(math.isfinite, (*self.mean, *self.std))) or any(s <= 0 for s in self.std):
-            raise DataError(f"{self.name}: mean {self.mean} or std {self.std} is not usable; std must be above 0")
+            raise DataError(
+                f"{self.name}: got mean {self.mean} and std {self.std}; expected finite numbers, with std above 0"
+            )
         if features and bool(torch.isinf(self.x).any()):
             row = int(torch.isinf(self.x).any(dim=1).nonzero()[0])
             raise DataError(f"{self.name}: row {row} has an infinite feature; mark missing values as NaN instead")
@@ -152,7 +154,7 @@ class Dataset:
                 f"({len(self.x)},) torch.int64, one label for each row of x"
             )
         if self.num_classes < 2:
-            raise DataError(f"{self.name}: {self.num_classes} classes {self.classes}; at least 2 are needed")
+            raise DataError(f"{self.name}: got {self.num_classes} classes {self.classes}; expected at least 2")
         low, high = int(self.y.min()), int(self.y.max())
         if low < 0 or high >= self.num_classes:
             raise DataError(

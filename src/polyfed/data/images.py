@@ -19,7 +19,7 @@ def check_image_size(image_size: int | None, default: int) -> int:
     """The side of the images in pixels.
 
     Raises:
-        ConfigError: a side that is not a whole number from 4 to 1024.
+        ConfigError: the side is not a whole number from 4 to 1024.
     """
     side = default if image_size is None else image_size
     if isinstance(side, bool) or not isinstance(side, int) or not 4 <= side <= 1024:  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -28,7 +28,7 @@ def check_image_size(image_size: int | None, default: int) -> int:
 
 
 def resize(x: Tensor, side: int) -> Tensor:
-    """Images ``(N, C, H, W)`` uint8 as ``(N, C, side, side)`` uint8, bilinear, smoothed when they shrink.
+    """Return images ``(N, C, H, W)`` uint8 as ``(N, C, side, side)`` uint8, bilinear, smoothed when they shrink.
 
     The grey levels are those of exact arithmetic, halves rounded to the even one: the same on every machine.
     """
@@ -38,15 +38,15 @@ def resize(x: Tensor, side: int) -> Tensor:
     for start in range(0, len(x), _ROWS_AT_ONCE):
         part = x[start : start + _ROWS_AT_ONCE].double()
         part = functional.interpolate(part, size=(side, side), mode="bilinear", antialias=True)
-        # Means of grey levels are often halves. To a grid first, which takes off the error of some 1e-13 that is the
-        # processor's, and has every half on it: else rounding it up or down would be the processor's choice as well.
+        # Means of grey levels are often halves. Rounding to a grid that contains every half first removes the error of
+        # about 1e-13 that depends on the processor; else the processor would decide whether a half is rounded up.
         part = (part * 2**20).round() / 2**20
         out[start : start + _ROWS_AT_ONCE] = part.round().clamp(0, 255).to(torch.uint8)
     return out
 
 
 def pad_or_resize(x: Tensor, side: int) -> Tensor:
-    """Images of 28x28 as they are, with a black frame of 2 for 32, and resized for any other side."""
+    """Return images of 28x28: unchanged for side 28, with a black frame of 2 pixels for 32, else resized."""
     if x.shape[2] == 28 and side == 32:
         return functional.pad(x, (2, 2, 2, 2))
     return resize(x, side)
@@ -55,8 +55,8 @@ def pad_or_resize(x: Tensor, side: int) -> Tensor:
 def pixel_stats(x: Tensor, rows: NDArray[np.int64] | None = None) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel of pixels / 255, over ``rows`` (default: all).
 
-    Counted in whole numbers, as a histogram of the 256 grey levels, so the result is the same on every machine. A
-    channel of one grey level has standard deviation 1, so that dividing by it is harmless.
+    The function counts in whole numbers, as a histogram of the 256 grey levels, so the result is the same on every
+    machine. A channel of one grey level gets standard deviation 1, so that dividing by it is harmless.
     """
     pixels = x.numpy()
     chosen = np.arange(len(x)) if rows is None else rows

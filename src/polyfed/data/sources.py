@@ -1,8 +1,8 @@
 """``load_dataset``: from a name to a checked ``Dataset``.
 
-Files of the public data sets are looked for in this order, and the first place that exists is used: the
-``path`` given; ``$POLYFED_DATA/<name>``; the cache (``~/.cache/polyfed``, or ``$POLYFED_CACHE``), into which
-missing files are downloaded.
+For a public data set polyfed uses the first of these places that exists: the given ``path``;
+``$POLYFED_DATA/<name>``; the cache (``~/.cache/polyfed``, or ``$POLYFED_CACHE``), into which it downloads missing
+files.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from polyfed.data.readers.idx import IDX_NAMES, find_idx, read_mnist_layout
 from polyfed.data.readers.npz import load_npz
 from polyfed.data.readers.parquet import find_parquet, read_images
 
-_CACHE_VERSION = 1  # raise it when decoding changes, so that older caches are left alone
+_CACHE_VERSION = 1  # raise it when decoding changes, so that older caches are not used
 
 
 def load_dataset(
@@ -56,19 +56,19 @@ def load_dataset(
 
     Raises:
         ConfigError: an unknown name or option.
-        DataError: files that are missing and cannot be fetched, or are damaged.
+        DataError: files are missing and cannot be fetched, or are damaged.
     """
     _check_arguments(name, path, image_size, options)
     before = file_digests(name, path=path, cache=cache)
     dataset = _read(name, path, _cache_root(cache), image_size, options)
     files = file_digests(name, path=path, cache=cache)
-    if before and files != before:  # what was downloaded just now was not there before
-        raise DataError(f"{path or name}: the files changed while they were read; try again when they are whole")
+    if before and files != before:  # a file that was downloaded just now is not in `before`
+        raise DataError(f"{path or name}: the files changed while they were read; try again when they no longer change")
     return replace(dataset, files=files)
 
 
 def file_digests(name: str, *, path: Path | None = None, cache: Path | None = None) -> dict[str, str]:
-    """SHA-256 of each file that `load_dataset` would read, by name; of those that are there, nothing is downloaded.
+    """Return the SHA-256 of each existing file that `load_dataset` would read, by name; downloads nothing.
 
     Args:
         name: one of ``catalogue.DATASETS``.
@@ -130,7 +130,7 @@ def _check_arguments(name: str, path: Path | None, image_size: int | None, optio
     if name in ("npz", "csv") and path is None:
         faults.append(f"path: missing; dataset {name!r} needs the path of your file")
     if name == "digits" and path is not None:
-        faults.append(f"path: got {path}; dataset 'digits' comes with polyfed and takes none")
+        faults.append(f"path: got {path}; dataset 'digits' comes with polyfed and takes no path")
     if name == "csv" and image_size is not None:
         faults.append(f"image_size: got {image_size}; dataset 'csv' has no images")
     if faults:
@@ -145,10 +145,10 @@ def _cache_root(cache: Path | None) -> Path:
 
 
 def _shared(name: str) -> Path | None:
-    """The folder below ``$POLYFED_DATA``, which need not be there; None where that is not set."""
+    """Return the folder below ``$POLYFED_DATA``, which need not exist; None if the variable is not set."""
     shared = os.environ.get("POLYFED_DATA")
     if shared and not Path(shared).is_dir():
-        raise DataError(f"POLYFED_DATA is {shared!r}, which is no folder; correct it or unset it")
+        raise DataError(f"POLYFED_DATA: got {shared!r}; expected a folder that exists; correct or unset it")
     return Path(shared) / name if shared else None
 
 

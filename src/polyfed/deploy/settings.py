@@ -1,4 +1,4 @@
-"""What belongs to a deployment and not to the experiment: deploy.toml at the server, node settings at a client."""
+"""Settings of a deployment, apart from the experiment: deploy.toml at the server, node.toml at a client."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from polyfed.base.text import hint
 from polyfed.config.faults import by_key, dotted, sentence
 from polyfed.config.toml import apply, parse_override, read_toml, to_toml
 
-#: Clients asked beyond those wanted, as a share of these.
+#: A share of further clients that a round asks, relative to the number that it wants.
 Oversample = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
 _T = TypeVar("_T", bound=BaseModel)
 
 
 class Rounds(BaseModel):
-    """Section ``[rounds]`` of deploy.toml: what a round survives.
+    """Section ``[rounds]`` of deploy.toml: when a round ends, and what happens when clients fail.
 
     Args:
-        min_clients: clients that must be there before round 1; None is ``clients.count``.
-        start_timeout: seconds to wait for them.
+        min_clients: clients that must be connected before round 1; None is ``clients.count``.
+        start_timeout: seconds to wait for these clients.
         min_replies: with fewer good replies a round is void: the server's state stays what it was.
         deadline: seconds after which a round ends with the replies that came.
         oversample: share of further clients asked in a round, which ends when enough have answered.
-        on_error: of a client that fails: "skip" it, "retry" once within the deadline, or "abort" the run.
-        max_void: void rounds in a row after which the run stops, to be resumed once the cause is found.
+        on_error: when a client fails: "skip" it, "retry" once within the deadline, or "abort" the run.
+        max_void: void rounds in a row after which the run stops; it can be resumed once the cause is removed.
         max_message: largest message that the server accepts from a client, in MB.
-        poll: seconds between two looks for replies.
+        poll: seconds between two queries for replies.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,11 +48,11 @@ class Rounds(BaseModel):
 
 
 class Server(BaseModel):
-    """Section ``[server]`` of deploy.toml: where the server is, and its identity.
+    """Section ``[server]`` of deploy.toml: the address and the identity of the server.
 
     Args:
         address: host:port at which clients and commands reach it.
-        certificates: folder with ca.crt, server.crt and server.key; None is without TLS, for loopback only.
+        certificates: folder with ca.crt, server.crt and server.key; None means no TLS, which only loopback permits.
         node_keys: only nodes whose public key was registered may join; needs TLS.
     """
 
@@ -84,7 +84,9 @@ class Deployment(BaseModel):
             apply(tables, key, value)
         found = parsed(cls, tables, str(path or "deploy"))
         if found.server.node_keys and found.server.certificates is None:
-            raise ConfigError(f"{path}: server.node_keys: needs TLS; set server.certificates, or run with --tls")
+            raise ConfigError(
+                f"{path}: server.node_keys: got true without TLS; set server.certificates, or run with --tls"
+            )
         if found.server.certificates is not None and path is not None:
             folder = str((path.parent / found.server.certificates).absolute())
             found = found.model_copy(update={"server": found.server.model_copy(update={"certificates": folder})})
@@ -96,23 +98,24 @@ class Deployment(BaseModel):
 
 
 class NodeSettings(BaseModel):
-    """What a client says of itself, and says to nobody else but where it is told below.
+    """The settings of a client. They stay with the client, but for those marked "sent to the server".
 
     Args:
-        client: its number, from 0; told to the server.
-        state_dir: folder of its private state, made for its owner alone.
-        data: a .csv or .npz file of its own; None takes its part of the configured data set.
-        data_options: of the reader of that file, such as ``{"label": "diagnosis"}``.
-        path: where the configured data set lies here, if elsewhere than at the server.
-        model: its own network, "package.module:attribute" or a name of `polyfed list models`; None takes the one of
-            the configuration. It is not told to the server.
-        capacity: the fraction of a full-size model that it can hold; None takes the configuration's; told.
-        device: None takes the configuration's.
-        threads: of torch; None takes the configuration's.
+        client: the number of the client, from 0; sent to the server.
+        state_dir: folder of the private state; only its owner can read it.
+        data: a .csv or .npz file of the client's own; None takes its part of the configured data set.
+        data_options: options of the reader of that file, such as ``{"label": "diagnosis"}``.
+        path: the configured data set on this machine, if its path differs from the server's.
+        model: the client's own network, "package.module:attribute" or a name of `polyfed list models`; None takes the
+            network of the configuration. The name is not sent to the server.
+        capacity: the fraction of a full-size model that the client can hold; None takes the configuration's; sent to
+            the server.
+        device: the device to train on; None takes the configuration's.
+        threads: threads of torch; None takes the configuration's.
         tell: what the server may learn beside the declared messages: "scores" are counts of right answers on local
             test data and the mean training loss; "costs" are FLOPs, seconds, steps and memory, which hint at the
-            network's size. None tells scores, and costs unless the network is the client's own.
-        max_message: largest message accepted from the server, in MB.
+            network's size. None sends scores, and costs unless the network is the client's own.
+        max_message: largest message that the client accepts from the server, in MB.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -149,7 +152,7 @@ class NodeSettings(BaseModel):
         tables = read_toml(path)
         node = tables.get("node")
         if not isinstance(node, dict) or len(tables) != 1:
-            raise ConfigError(f"{path}: expected one section, [node]; got {', '.join(tables) or 'none'}")
+            raise ConfigError(f"{path}: got {', '.join(tables) or 'no section'}; expected one section, [node]")
         return parsed(cls, cast("dict[str, Any]", node), f"{path}: [node]")
 
     def to_toml(self) -> str:

@@ -1,1 +1,1 @@
-"""Drivers: who runs the coroutines of a round, where and how. The sequential driver is the definition of correct."""
+"""Drivers, which run the coroutines of a round. The sequential driver defines the correct result."""

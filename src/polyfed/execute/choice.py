@@ -1,8 +1,8 @@
-"""How each kind of client is executed under ``driver = "auto"``: by a rule, from the configuration alone.
+"""The execution of each kind of client under ``driver = "auto"``: a rule on the configuration alone.
 
-No clock is asked and no free memory is read, so the same configuration is executed in the same way everywhere, and
-gives the same numbers. The ways agree up to rounding; the laws hold each to the sequential driver. docs/performance.md
-has the measurements behind the table.
+The rule uses neither a clock nor the free memory, so every machine executes a configuration in the same way and gets
+the same numbers. All executions agree up to rounding; the laws compare each with the sequential driver.
+docs/performance.md has the measurements behind the table.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from polyfed.core.clients import ClientInfo
 from polyfed.core.plan import LocalSGD
 from polyfed.models.split import SplitModel
 
-#: One client after another as they come; the same with channels innermost; many clients at once.
+#: One client after another; the same with channels innermost; many clients at once.
 ExecutionName: TypeAlias = Literal["sequential", "channels-last", "stacked"]
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What is done with a kind of network.
+    """The execution of a kind of network.
 
     Args:
         stacked_up_to: FLOPs of one client's training step up to which clients are stacked.
-        size: how many clients make a stack.
-        layout: how one client after another is trained above that, and how all are tested.
+        size: number of clients in a stack.
+        layout: the execution of training above that limit, one client after another, and of all tests.
     """
 
     stacked_up_to: float
@@ -38,8 +38,8 @@ class Rule:
     layout: ExecutionName
 
 
-#: By kind of network: its weights are matrices that meet each example once; it convolves images; anything else, such as
-#: convolutions over time, recurrence or attention.
+#: By kind of network: "dense" networks multiply each example by each weight matrix once; "images" convolve images; all
+#: others, such as convolutions over time, recurrence or attention.
 RULES: Mapping[str, Rule] = {
     "dense": Rule(float("inf"), 16, "sequential"),
     "images": Rule(5e7, 32, "channels-last"),
@@ -47,19 +47,19 @@ RULES: Mapping[str, Rule] = {
 }
 
 
-#: Bytes of weights that a stack may hold: what a step of all of them moves should fit a processor's caches.
+#: Bytes of weights that a stack may hold, so that the memory of its step fits a processor's caches.
 STACK_BYTES = 16e6
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """How a kind of client is executed.
+    """The chosen execution of a kind of client.
 
     Args:
-        execution: of its training.
-        size: clients that are trained at once, where they are stacked.
-        layout: of its testing.
-        flops: counted, of one training step; None where they cannot be counted.
+        execution: the execution of its training.
+        size: number of clients in a stack.
+        layout: the layout of its testing.
+        flops: counted FLOPs of one training step; None if they cannot be counted.
     """
 
     execution: ExecutionName = "sequential"
@@ -69,11 +69,11 @@ class Chosen:
 
 
 def kind_of_network(models: Mapping[str, SplitModel], flops: float) -> str:
-    """A key of `RULES`.
+    """Return the kind of a client's networks, a key of `RULES`.
 
     Args:
-        models: of a client.
-        flops: of a forward pass over one example.
+        models: the client's networks.
+        flops: FLOPs of a forward pass over one example.
     """
     shapes = [shape for model in models.values() for shape in model.shapes.values()]
     if any(len(shape) == 4 for shape in shapes):
@@ -84,11 +84,11 @@ def kind_of_network(models: Mapping[str, SplitModel], flops: float) -> str:
 
 
 def forward_flops(models: Mapping[str, SplitModel], input_shape: tuple[int, ...]) -> float | None:
-    """FLOPs of a forward pass over one example of all networks that take the data; None where one cannot be run."""
+    """Return the FLOPs of a forward pass over one example by all networks that take the data; None if it fails."""
     total = 0.0
     for model in models.values():
         if model.input_shape != tuple(input_shape):
-            continue  # such as a projector, which is small beside what makes its input
+            continue  # such as a projector, which is small beside the networks that make its input
         try:
             model.train(False)
             weights = model.init(Rng((0,)))
@@ -101,19 +101,19 @@ def forward_flops(models: Mapping[str, SplitModel], input_shape: tuple[int, ...]
 
 
 def choose(models: Mapping[str, SplitModel], plan: LocalSGD, input_shape: tuple[int, ...], together: float) -> Chosen:
-    """How clients with these networks are executed.
+    """Choose the execution of clients with these networks.
 
     Args:
-        models: by part.
-        plan: of their training.
-        input_shape: of an example.
-        together: how many clients of this kind a cohort has on average.
+        models: the networks by part.
+        plan: the plan of their training.
+        input_shape: shape of an example.
+        together: average number of clients of this kind in a cohort.
     """
     flops = forward_flops(models, input_shape)
     if flops is None:
         return Chosen()
     rule = RULES[kind_of_network(models, flops)]
-    step = 3 * flops * plan.batch_size  # a backward pass costs about two forward ones
+    step = 3 * flops * plan.batch_size  # a backward pass costs about two forward passes
     random = any(model.random for model in models.values())  # stacked draws would differ
     weights = 4 * sum(shape.numel() for model in models.values() for shape in model.shapes.values())
     size = min(rule.size, int(STACK_BYTES // max(1, weights)))
@@ -123,10 +123,10 @@ def choose(models: Mapping[str, SplitModel], plan: LocalSGD, input_shape: tuple[
 
 
 class ExecutionChoice:
-    """The choices of a run, each made when its kind of client is first met.
+    """The choices of a run, each made at the first client of its kind.
 
     Args:
-        decide: how clients like this one are executed.
+        decide: chooses the execution of a client's kind.
     """
 
     def __init__(self, decide: Callable[[ClientInfo], Chosen] = lambda client: Chosen()) -> None:
@@ -134,7 +134,7 @@ class ExecutionChoice:
         self._known: dict[tuple[str, float], Chosen] = {}
 
     def of(self, client: ClientInfo) -> Chosen:
-        """How this client is executed."""
+        """Return the execution of this client."""
         kind = (client.architecture, client.capacity)
         if kind not in self._known:
             self._known[kind] = self._decide(client)

@@ -1,8 +1,8 @@
-"""What a step costs: floating-point operations, counted, and tensor memory, measured; once per kind of step.
+"""The costs of a step: counted floating-point operations and measured tensor memory, once per kind of step.
 
 The counter runs one step of its own on copies, under torch's FLOP counter and a mode that follows every storage from
-its first use to its release. Both drivers ask the same counter, so they report the same numbers. A step's operations
-are affine in its batch size, so two sizes tell them for all.
+its first use to its release. All drivers use the same counter, so they report the same numbers. A step's operations
+are affine in its batch size, so two sizes determine all.
 """
 
 from __future__ import annotations
@@ -67,14 +67,14 @@ class StepCost:
     per_example: float
 
     def flops(self, examples: int) -> int:
-        """FLOPs of one step with that many examples."""
+        """Return the FLOPs of one step with that many examples."""
         return round(self.fixed + self.per_example * examples)
 
 
 def _affine(count: Callable[[int], int], examples: int) -> tuple[float, float]:
-    """Offset and slope of ``count`` from its values at ``examples`` and at about half as many.
+    """Return offset and slope of ``count`` from its values at ``examples`` and at about half as many.
 
-    Never at one, which BatchNorm refuses, unless a batch of one is what was seen.
+    It avoids a batch of one example, which BatchNorm refuses, unless ``examples`` is 1.
     """
     other = examples // 2 if examples >= 4 else examples + 1
     flops = count(examples)
@@ -84,7 +84,7 @@ def _affine(count: Callable[[int], int], examples: int) -> tuple[float, float]:
 
 @dataclass
 class CostCounter:
-    """Remembers what each kind of step costs; ``seconds`` is the time it spent on finding out."""
+    """Remembers the costs of each kind of step; ``seconds`` is the time that it spent on counting."""
 
     placement: Placement
     known: dict[object, StepCost] = field(default_factory=dict[object, StepCost])
@@ -92,9 +92,9 @@ class CostCounter:
     seconds: float = 0.0
 
     def step(self, key: object, fit: Fit, examples: int, due: bool) -> StepCost:
-        """The cost of a training step at that batch size.
+        """Return the cost of a training step at that batch size.
 
-        FLOPs are those of products and convolutions, forward and backward: torch's counter knows no others.
+        FLOPs are those of products and convolutions, forward and backward: torch's counter counts no others.
         """
         key = (key, due)
         if key not in self.known:
@@ -103,7 +103,7 @@ class CostCounter:
         return self.known[key]
 
     def peak(self, key: object, fit: Fit, examples: int, due: bool) -> int:
-        """The largest sum of live tensors, in bytes, of a whole step at that batch size, the optimizer included."""
+        """Return the largest sum of live tensors, in bytes, of a whole step at that batch size, optimizer included."""
         key = (key, due, examples)
         if key not in self.peaks:
             with self._aside(fit):
@@ -112,7 +112,7 @@ class CostCounter:
 
     @contextmanager
     def _aside(self, fit: Fit) -> Generator[None]:
-        """Run a step of the counter's own: on the clock of counting, and moving nobody's random stream."""
+        """Run a step of the counter's own: its seconds count as counting, and random streams do not move."""
         for model in fit.client.models.values():
             model.train(True)
         with self.aside(), fit.client.rng.at("cost").fork():
@@ -120,13 +120,13 @@ class CostCounter:
 
     @contextmanager
     def aside(self) -> Generator[None]:
-        """Put the block on the clock of finding out, which is no cost of a run."""
+        """Add the seconds of the block to those of counting, which are no cost of a run."""
         started = time.perf_counter()
         yield
         self.seconds += time.perf_counter() - started
 
     def _batch(self, fit: Fit, examples: int) -> tuple[Batch, Params]:
-        """A batch of that size, and what is drawn for it."""
+        """Return a batch of that size, and the tensors that are drawn for it."""
         rows = torch.arange(examples) % len(fit.client.train)
         return self.placement.batch(fit.client.train, rows), fit.drawn(Step(rows, 0, 0))
 
@@ -147,7 +147,7 @@ class CostCounter:
         return memory.peak
 
     def forward(self, key: object, run: Callable[[Tensor], Mapping[str, Tensor]], x: Tensor) -> StepCost:
-        """The FLOPs of a forward pass."""
+        """Return the FLOPs of a forward pass."""
         if key not in self.known:
             started = time.perf_counter()
 

@@ -30,15 +30,15 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Work:
-    """What one client's round cost.
+    """The costs of one client's round.
 
     Args:
-        flops: counted, forward and backward.
-        seconds: of computing; where clients were stacked, an equal share of the group's.
+        flops: counted FLOPs, forward and backward.
+        seconds: seconds of computing; for stacked clients an equal share of the group's seconds.
         peak_bytes: largest sum of live tensors in one step.
         steps: optimizer steps.
         loss: mean training loss of the last fit.
-        execution: how the last fit was done: "sequential", "channels-last" or "stacked".
+        execution: the execution of the last fit: "sequential", "channels-last" or "stacked".
     """
 
     flops: int = 0
@@ -51,13 +51,13 @@ class Work:
 
 @dataclass
 class _Account:
-    """What a driver writes down of a client while its coroutine runs; see `Outcome`."""
+    """A driver's record of a client while its coroutine runs; see `Outcome`."""
 
     work: Work = field(default_factory=Work)
     trained: Parts = field(default_factory=dict[str, Any])
 
 
-#: A client's coroutine, by client.
+#: The clients' coroutines, by client.
 Calls = Mapping[ClientId, Steps[ClientResult]]
 
 
@@ -66,10 +66,10 @@ class Outcome:
     """The end of a client's coroutine.
 
     Args:
-        private: what it keeps.
-        upload: what it sends.
-        work: what that cost.
-        trained: everything its last fit ended with, frozen parts included; empty without a fit.
+        private: the state that the client keeps.
+        upload: the message that it sends.
+        work: the costs.
+        trained: all parts at the end of its last fit, frozen parts included; empty without a fit.
     """
 
     private: State
@@ -85,11 +85,11 @@ class Driver(Protocol):
     costs: CostCounter
 
     def play(self, calls: Calls) -> dict[ClientId, Outcome]:
-        """Run each to its end, in order of client id."""
+        """Run each coroutine to its end, in order of client id."""
         ...
 
     def unit(self, client: ClientInfo) -> int:
-        """How many clients like this one make a unit: those that are played together."""
+        """Return the number of clients of this kind in a unit, which are played together."""
         ...
 
     def perform(self, request: Any, work: Work | None = None) -> Any:
@@ -107,7 +107,7 @@ class Sequential:
     def __init__(self, placement: Placement) -> None:
         self.placement = placement
         self.costs = CostCounter(placement)
-        #: How many fits went which way: ``{"sequential": 12}``.
+        #: Number of fits by execution: ``{"sequential": 12}``.
         self.paths = Counter[str]()
 
     def play(self, calls: Calls) -> dict[ClientId, Outcome]:
@@ -120,7 +120,7 @@ class Sequential:
         return out
 
     def unit(self, client: ClientInfo) -> int:
-        """How many clients like this one make a unit: each is played alone."""
+        """Return the number of clients of this kind in a unit: each client is played alone."""
         return 1
 
     def perform(self, request: Any, work: Work | None = None) -> Any:
@@ -130,13 +130,13 @@ class Sequential:
     def _perform(self, request: Any, account: _Account) -> Any:
         started, work = time.perf_counter(), account.work
         if isinstance(request, Reduce):
-            with FlopCounterMode(display=False) as counter:  # a forward pass or a few: cheap enough to count as it runs
+            with FlopCounterMode(display=False) as counter:  # few forward passes, so counting them costs little
                 result = run_reduce(request, self.placement)
             work.seconds += time.perf_counter() - started
             work.flops += counter.get_total_flops()
             return result
         if not isinstance(request, Fit):
-            raise TypeError(f"a client asked for {type(request).__name__}; it may ask for fit and reduce")
+            raise TypeError(f"a client requested {type(request).__name__}; expected fit or reduce")
         fitted, work.execution = self._fit(request)
         self.paths[work.execution] += 1
         work.seconds += time.perf_counter() - started
@@ -152,7 +152,7 @@ class Sequential:
         return self.placement
 
     def charge(self, fit: Fit, fitted: Fitted, work: Work) -> None:
-        """Put what a fit cost on its client's account."""
+        """Add the costs of a fit to its client's account."""
         client = fit.client
         kind = signature(fit)
         for number, ((examples, due), steps) in enumerate(_steps(fit).items()):
@@ -165,7 +165,7 @@ class Sequential:
 
 
 def _steps(fit: Fit) -> Counter[tuple[int, bool]]:
-    """How many steps of which (batch size, due) a fit takes; the largest batch first."""
+    """Return the number of a fit's steps by (batch size, due); the largest batch first."""
     client = fit.client
     sizes = client.plan.sizes(len(client.train))
     found = Counter((examples, fit.due(index, in_epoch)) for examples, index, in_epoch in sizes)
@@ -173,13 +173,13 @@ def _steps(fit: Fit) -> Counter[tuple[int, bool]]:
 
 
 class Batched(Sequential):
-    """Many clients at once over stacked parameters, grouped by signature; alone where that cannot be or does not pay.
+    """Many clients at once over stacked parameters, grouped by signature; alone if stacking is impossible or slower.
 
     Args:
         placement: device and precision.
-        say: told, once each, the reasons for which clients run one by one.
+        say: receives, once each, the reasons why clients run one by one.
         memory: bytes that a stack may take, so that any number of clients fits; None sets no limit.
-        rule: how large stacks are, and which of their steps are traced.
+        rule: the sizes of stacks, and the steps that are traced.
     """
 
     def __init__(
@@ -196,11 +196,11 @@ class Batched(Sequential):
         self._replays = Replays(rule.after)
 
     def unit(self, client: ClientInfo) -> int:
-        """How many clients like this one make a unit, at most: a largest stack."""
+        """Return the largest number of clients of this kind in a unit: those of a largest stack."""
         return SIZES[-1]
 
     def play(self, calls: Calls) -> dict[ClientId, Outcome]:
-        """Advance all coroutines to their next request, do the requests by groups, and so on until all have ended."""
+        """Advance all coroutines to their next request, perform the requests by groups, and repeat until all end."""
         accounts = {client: _Account() for client in sorted(calls)}
         # A client's method without any yield returned its value at once.
         ended = {client: finished(call) for client, call in calls.items() if not isinstance(call, GeneratorType)}
@@ -247,14 +247,14 @@ class Batched(Sequential):
         return True
 
     def most(self, fit: Fit) -> int:
-        """How many clients like this one may be stacked."""
+        """Return how many clients of this kind may be stacked."""
         if self.memory is None:
             return sys.maxsize
         examples, due = next(iter(_steps(fit)))
         return max(1, self.memory // max(1, self.costs.peak(signature(fit), fit, examples, due)))
 
     def _together(self, fits: Sequence[Fit], accounts: Sequence[_Account]) -> list[Fitted] | None:
-        """The fits as one stack; None where they have to run one by one."""
+        """Run the fits as one stack; return None if they have to run one by one."""
         if not self._stack(fits):
             return None
         started = time.perf_counter()
@@ -262,11 +262,11 @@ class Batched(Sequential):
             most = self.most(fits[0])
             fitted = [one for few in pieces(fits, most, self.rule) for one in self._run(few)]
         except torch.OutOfMemoryError:
-            raise  # a GPU's is a RuntimeError, too, but how much was free must not decide about numbers
-        except (RuntimeError, NotImplementedError) as error:  # vmap's refusals; nothing outside the stack has moved
+            raise  # out of memory is a RuntimeError on a GPU, too, but free memory must not decide about numbers
+        except (RuntimeError, NotImplementedError) as error:  # vmap's refusals; they change nothing outside the stack
             names = ", ".join(dict.fromkeys(model.name for model in fits[0].client.models.values()))
             self._refused[signature(fits[0])] = f"{names} cannot be stacked ({str(error).strip().splitlines()[0]})"
-            self._stack(fits)  # says why
+            self._stack(fits)  # reports the reason
             return None
         self.paths["stacked"] += len(fits)
         share = (time.perf_counter() - started) / len(fits)
@@ -282,12 +282,12 @@ class Batched(Sequential):
 
 
 class Auto(Batched):
-    """Each kind of client as `ExecutionChoice` says: stacked, or one after another in the layout that suits it.
+    """Executes each kind of client by `ExecutionChoice`: stacked, or one after another in the chosen layout.
 
     Args:
         placement: device and precision.
-        choice: how each kind of client is executed.
-        say: told, once each, the reasons for which clients run one by one.
+        choice: the execution of each kind of client.
+        say: receives, once each, the reasons why clients run one by one.
         memory: bytes that a stack may take.
     """
 
@@ -302,7 +302,7 @@ class Auto(Batched):
         self.choice = choice
 
     def unit(self, client: ClientInfo) -> int:
-        """How many clients like this one make a unit."""
+        """Return the number of clients of this kind in a unit."""
         return self.choice.of(client).size
 
     def _pays(self, fit: Fit) -> bool:
@@ -326,7 +326,7 @@ def make_driver(
     choice: ExecutionChoice | None = None,
     memory: int | None = None,
 ) -> Sequential:
-    """The driver called ``name``: ``sequential``, ``batched`` or ``auto``."""
+    """Return the driver ``sequential``, ``batched`` or ``auto``."""
     if name == "sequential":
         return Sequential(placement)
     if name == "batched":

@@ -1,7 +1,7 @@
-"""One client's work, alone: the reference that every faster way is held to.
+"""The work of one client alone: the reference for every faster execution.
 
-Weights are leaves that the optimizer updates in place, and a SplitModel binds them once, so that a step costs what a
-hand-written loop costs. What came in is cloned first and never written.
+Weights are leaves that the optimizer updates in place, and a SplitModel binds them once, so that a step costs as much
+as in a hand-written loop. Inputs are cloned first and never written.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from polyfed.models.split import SplitModel
 
 Grads = dict[str, dict[str, Tensor]]
 
-#: Examples per forward pass where nothing is learnt; measured best between 250 and 500 on 2 cores.
+#: Examples per forward pass without training; 250 to 500 were the fastest on 2 cores.
 EVAL_BATCH = 500
 
 
 def bind(models: Mapping[str, SplitModel], parts: Parts) -> dict[str, Net]:
-    """A Net for every part."""
+    """Return a Net for every part."""
     return {part: Net(models.get(part), params) for part, params in parts.items()}
 
 
 def buffers(models: Mapping[str, SplitModel], part: str) -> frozenset[str]:
-    """The names in ``part`` that are state of its network, not weights."""
+    """Return the names in ``part`` that are buffers of its network, not weights."""
     return models[part].buffer_names if part in models else frozenset()
 
 
 @dataclass
 class Local:
-    """The mutable state of one local training: leaves, optimizer, losses. Lives as long as its fit."""
+    """The mutable state of one local training: leaves, optimizer, losses. It exists as long as its fit."""
 
     fit: Fit
     placement: Placement
@@ -58,7 +58,7 @@ class Local:
                 )
                 for name, value in params.items()
             }
-        # A frozen network in training mode moves its running statistics too, hence copies of its buffers.
+        # A frozen network in training mode updates its running statistics, too, hence copies of its buffers.
         frozen = {
             part: {
                 name: placement.put(value.detach(), copy=name in buffers(models, part))
@@ -70,7 +70,7 @@ class Local:
         self.optimizer = optimizer(self.fit.client.plan, self.parts, self.fit.lr)
 
     def grad(self, batch: Batch, loss: Loss, **replace: Params) -> Grads:
-        """The gradient of ``loss`` for every trainable part; see `polyfed.core.requests.Grad`."""
+        """Return the gradient of ``loss`` for every trainable part; see `polyfed.core.requests.Grad`."""
         nets: Nets = self.nets
         leaves = self.parts
         if replace:
@@ -93,34 +93,34 @@ class Local:
         }
 
     def see(self, drawn: Params) -> None:
-        """Let the loss see what was drawn for a step."""
+        """Show the loss the tensors that were drawn for a step."""
         if drawn:
             self.nets["drawn"] = Net(None, tree.map_leaves(self.placement.put, drawn))
 
     def step(self, batch: Batch, due: bool, drawn: Params) -> None:
-        """One gradient and one optimizer step."""
+        """Take one gradient and one optimizer step."""
         self.see(drawn)
         count = len(self.losses)
         # Recorded is the loss only: a gradient that is a function of the weights would hold their graph, and as their
         # `.grad` it would be a circle that nothing ever frees.
         with torch.no_grad():
             grads = self.fit.gradient(lambda loss, **replace: self.grad(batch, loss, **replace), self.nets, batch, due)
-        del self.losses[count + 1 :]  # a step's loss is the first that its gradient asked for
+        del self.losses[count + 1 :]  # a step's loss is the first loss that its gradient evaluates
         for group in self.optimizer.param_groups:
             for leaf in group["params"]:
-                leaf.grad = None  # what has no gradient in this step stays where it is
+                leaf.grad = None  # a leaf without a gradient in this step does not move
         for part, params in grads.items():
             clipped = clip(params, self.fit.client.plan.clip)
             for name, g in clipped.items():
                 leaf = self.parts[part][name]
-                # torch's fused optimizers walk both memories in step, so a gradient that lies otherwise than its weight
-                # would be applied to the wrong coordinates, without a word (torch 2.13).
+                # torch's fused optimizers read both memories in order, so a gradient in another layout than its weight
+                # would be applied to the wrong coordinates without an error (torch 2.13).
                 leaf.grad = g if g.stride() == leaf.stride() else torch.empty_like(leaf).copy_(g)
         self.optimizer.step()
 
 
 def clip(grads: Params, limit: float) -> Params:
-    """``grads`` scaled so that their common norm is at most ``limit``; 0 leaves them as they are."""
+    """Return ``grads`` scaled so that their common norm is at most ``limit``; 0 leaves them unchanged."""
     if not limit or not grads:
         return grads
     norm = torch.stack([g.pow(2).sum() for g in grads.values()]).sum().sqrt()
@@ -129,7 +129,7 @@ def clip(grads: Params, limit: float) -> Params:
 
 
 def optimizer(plan: LocalSGD, parts: Parts, lr: Mapping[str, float]) -> torch.optim.Optimizer:
-    """A new optimizer: nothing of an earlier client or round is in it."""
+    """Return a new optimizer, without state of an earlier client or round."""
     groups = [
         {"params": leaves, "lr": lr.get(part, plan.lr)}
         for part, params in parts.items()
@@ -141,7 +141,7 @@ def optimizer(plan: LocalSGD, parts: Parts, lr: Mapping[str, float]) -> torch.op
 
 
 def run_fit(fit: Fit, placement: Placement) -> Fitted:
-    """Local training of one client, by itself.
+    """Train one client, by itself.
 
     Raises:
         DivergedError: a loss or a weight became NaN or infinite.
@@ -161,8 +161,12 @@ def run_fit(fit: Fit, placement: Placement) -> Fitted:
 
 
 def finish(fit: Fit, parts: Grads, losses: list[Tensor], *, finite: bool = False) -> Fitted:
-    """The outcome, once it is known to be finite; ``finite`` says that the parts are."""
-    # States and messages live on the CPU and in the usual layout, wherever and however the work was done.
+    """Return the outcome after a check that it is finite; ``finite`` says that the parts are known to be.
+
+    Raises:
+        DivergedError: a loss or a weight is NaN or infinite.
+    """
+    # States and messages are on the CPU and in the usual layout, wherever and however the work was done.
     parts = tree.map_parts(lambda value: value.cpu().contiguous(), parts)
     mean = float(torch.stack(losses).double().mean()) if losses else 0.0
     bad = None if finite else tree.first_not_finite(parts)
@@ -177,10 +181,10 @@ def finish(fit: Fit, parts: Grads, losses: list[Tensor], *, finite: bool = False
 
 @torch.no_grad()
 def run_reduce(request: Reduce, placement: Placement) -> dict[str, Tensor]:
-    """The sum of a function over one client's data, in evaluation mode.
+    """Return the sum of a function over one client's data, in evaluation mode.
 
     Raises:
-        DivergedError: it is NaN or infinite.
+        DivergedError: the sum is NaN or infinite.
     """
     client = request.client
     for model in client.models.values():
@@ -203,5 +207,5 @@ def run_reduce(request: Reduce, placement: Placement) -> dict[str, Tensor]:
 
 
 def tree_to(parts: Parts, placement: Placement) -> Parts:
-    """The parts as ``place`` wants them; themselves where they are so."""
+    """Return the parts on the device and in the layout of ``placement``; unchanged parts are returned themselves."""
     return tree.map_parts(placement.put, parts)

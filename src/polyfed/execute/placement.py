@@ -1,4 +1,4 @@
-"""Where numbers live and how precise they are."""
+"""The device and the precision of numbers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Placement:
         """Resolve a configured device.
 
         Raises:
-            ConfigError: a GPU is asked for where torch sees none.
+            ConfigError: the configuration names a GPU, but torch sees no GPU.
         """
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -55,17 +55,17 @@ class Placement:
         return torch.float64 if self.precision == "fp64" else torch.float32
 
     def put(self, value: Tensor, *, copy: bool = False) -> Tensor:
-        """``value`` as work wants it: on the device, in the layout. Itself where it is so, unless ``copy``."""
+        """Return ``value`` on the device and in the layout; without ``copy`` it may be ``value`` itself."""
         form = torch.channels_last if self.channels_last and value.dim() == 4 else torch.preserve_format
         return value.to(self.device, copy=copy, memory_format=form)
 
     def batch(self, data: Examples, rows: Tensor, generator: torch.Generator | None = None) -> Batch:
-        """The examples at ``rows`` of a client's data, ready to compute with; with a generator, augmented."""
+        """Return the examples at ``rows`` of a client's data, on the device; with a generator, augmented."""
         x, y = data.batch(rows, generator=generator, dtype=self.dtype, device=self.device)
         return self.put(x), y
 
     def batches(self, data: Sequence[Examples], rows: Sequence[Tensor], generators: Sequence[torch.Generator]) -> Batch:
-        """One batch of each client, equally long, as one: (K, B, ...) and (K, B)."""
+        """Return equally long batches of all clients as one: (K, B, ...) and (K, B)."""
         own = [one for one in data if isinstance(one, ClientData)]
         alike = len(own) == len(data) and own[0].dataset.is_image
         if alike and len({(id(one.dataset), one.augment) for one in own}) == 1:
@@ -79,17 +79,17 @@ class Placement:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
     def settle(self) -> None:
-        """From now on new floating-point tensors have this precision, and convolutions keep all of it.
+        """Make new floating-point tensors have this precision from now on, and convolutions keep all of it.
 
-        By default cuDNN takes TensorFloat-32, with 10 bits of mantissa, for a convolution of float32; who wants speed
-        before bits asks for ``"bf16"``.
+        By default cuDNN uses TensorFloat-32, with 10 bits of mantissa, for a convolution of float32; ``"bf16"`` is the
+        setting for more speed at less precision.
         """
         torch.set_default_dtype(self.dtype)
         torch.backends.cudnn.allow_tf32 = False
 
     @contextmanager
     def defaults(self) -> Generator[None]:
-        """Inside the block it is as `settle` leaves it; outside it is as it was."""
+        """Apply `settle` inside the block and restore the earlier settings afterwards."""
         before = torch.get_default_dtype(), torch.backends.cudnn.allow_tf32
         self.settle()
         try:
@@ -101,7 +101,7 @@ class Placement:
 
 @contextmanager
 def threads(count: int) -> Generator[None]:
-    """Inside the block torch computes on so many threads."""
+    """Let torch compute on ``count`` threads inside the block."""
     before = torch.get_num_threads()
     if count == before:
         yield

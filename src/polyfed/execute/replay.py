@@ -1,12 +1,12 @@
-"""A pure function of tensors, written down as a list of torch's operations and replayed.
+"""Replays of a pure function of tensors, as a recorded list of torch's operations.
 
-``torch.func`` builds a step anew whenever it is called, which for the stack of a small network takes longer than the
-arithmetic: 2.5 ms a step, against 0.4 ms for calling the operations that come of it. So a step that is taken again and
-again is traced, once, which takes about 0.1 s, and its operations are called from then on. Nothing is fused or
-reordered: the same kernels run on the same numbers, and a trace is held to that bit by bit.
+``torch.func`` rebuilds a step at each call, which takes longer than the arithmetic for the stack of a small network:
+2.5 ms a step, against 0.4 ms for calling the resulting operations. So a step that is often taken is traced once, which
+takes about 0.1 s, and afterwards its operations are called. No operation is fused or reordered: the same kernels run
+on the same numbers, and a trace is checked to be bitwise equal.
 
-Half of what a step of a dense network moves through memory is the gradient of its weights, a product of two small
-matrices that is as large as the weights. Asked for, such a gradient stays a `Product`, for an update to add in.
+Half of the memory traffic of a dense network's step is the gradient of its weights, a product of two small matrices
+that is as large as the weights. On request such a gradient stays a `Product`, which an update adds to the weights.
 """
 
 from __future__ import annotations
@@ -26,51 +26,51 @@ log = logging.getLogger(__name__)
 #: A tensor, or a mapping or tuple of trees.
 Tree: TypeAlias = Any
 _aten = torch.ops.aten
-#: What does nothing where the shape stays.
+#: Operations that do nothing if the shape stays the same.
 _VIEWS = (_aten.view.default, _aten.expand.default, _aten._unsafe_view.default)
-#: Tracing pays off after about so many calls.
+#: Number of calls after which tracing pays off.
 AFTER = 64
 
 
 @dataclass(frozen=True)
 class Product:
-    """Matrices, one for each client, as the factors that they are the product of: (K, I, J) and (K, J, L)."""
+    """Matrices, one for each client, as their factors (K, I, J) and (K, J, L)."""
 
     left: Tensor
     right: Tensor
 
     def multiplied(self) -> Tensor:
-        """The matrices: (K, I, L)."""
+        """Return the matrices (K, I, L)."""
         return torch.bmm(self.left, self.right)
 
     def within(self, memories: Container[int]) -> bool:
-        """Whether a factor lies in one of these memories, given by their addresses."""
+        """Return whether a factor is stored in one of these memories, given by their addresses."""
         return any(factor.untyped_storage().data_ptr() in memories for factor in (self.left, self.right))
 
 
 class Replays:
-    """Functions by name, each called as it is until it has been called often in one way, and replayed afterwards.
+    """Functions by name: each is called until enough calls had the same shapes, and replayed afterwards.
 
     Args:
-        after: how many calls with inputs of the same shapes and strides go before the trace.
+        after: number of calls with inputs of the same shapes and strides before the trace.
     """
 
     def __init__(self, after: int = AFTER) -> None:
         self.after = after
-        #: How many calls were replays.
+        #: Number of calls that were replays.
         self.count = 0
         self._calls = Counter[object]()
-        self._known: dict[object, _Replay | None] = {}  # None: cannot be traced
+        self._known: dict[object, _Replay | None] = {}  # None: the function cannot be traced
 
     def call(self, name: object, function: Callable[..., Tree], *trees: Tree, products: bool = False) -> Tree:
-        """``function(*trees)``.
+        """Return ``function(*trees)``.
 
         Args:
-            name: equal for functions that do the same with the same tensors.
-            function: pure: what it returns depends on the tensors alone, and it writes to none of them.
-            trees: what it is called with.
-            products: where the first of its results holds products of matrices, return each as a `Product`. Then the
-                very first call is a replay, so that no number depends on how often something was called before.
+            name: equal for functions that compute the same from the same tensors.
+            function: a pure function: its result depends on the tensors alone, and it writes to none of them.
+            trees: its arguments.
+            products: whether to return products of matrices in its first result as `Product`. Then the very first
+                call is a replay, so that no number depends on the number of earlier calls.
         """
         inputs = list(_leaves(trees))
         kind = (name, products, _shape(trees), tuple((value.shape, value.stride(), value.dtype) for value in inputs))
@@ -90,9 +90,9 @@ class _Replay:
     """The operations of a function.
 
     Args:
-        graph: them, from a list of tensors to a list of tensors.
-        out: the shape of the tree that they make.
-        products: how many of the results may stay products.
+        graph: the operations, from a list of tensors to a list of tensors.
+        out: the structure of the result's tree.
+        products: number of results that may stay products.
     """
 
     def __init__(self, graph: torch.fx.GraphModule, out: Tree, products: int) -> None:
@@ -106,7 +106,7 @@ class _Replay:
 
 
 def _trace(function: Callable[..., Tree], trees: Tree, inputs: list[Tensor], products: bool) -> _Replay | None:
-    """The operations, if they can be had and do the same."""
+    """Return the operations, if tracing works and they compute the same; else None."""
     shape, out, first = _shape(trees), list[Tree](), list[int]()
 
     def flat(*values: Tensor) -> list[Tensor]:
@@ -115,27 +115,27 @@ def _trace(function: Callable[..., Tree], trees: Tree, inputs: list[Tensor], pro
         first.append(sum(1 for _ in _leaves(result[0])) if products else 0)
         return list(_leaves(result))
 
-    # Other numbers than those it is traced with: what tracing took for a constant shows here.
+    # The check uses other numbers than the trace, so it detects values that tracing took for constants.
     other = [_other(value) for value in inputs]
     try:
         replay = _Replay(make_fx(flat)(*inputs), out[0], first[0])
         same = all(map(_same, _leaves(replay(other)), _leaves(function(*_fill(shape, iter(other))))))
     except (MemoryError, torch.OutOfMemoryError):
-        raise  # how much was free must not decide about numbers
-    except Exception as error:  # whatever it is that tracing cannot do, calling could, many times over
-        log.info("a step is not replayed: %s", error)
+        raise  # the free memory must not decide about numbers
+    except Exception as error:  # calling the function has worked often, so a failure of tracing does no harm
+        log.info("a step is called and not replayed, as it cannot be traced: %s", error)
         return None
     return replay if same else None
 
 
 def _other(value: Tensor) -> Tensor:
-    """As good an input: that of other clients, and less of it."""
+    """Return another valid input: the values of other clients, made smaller."""
     turned = value.flip(0) if value.dim() else value
     return 0.75 * turned if value.is_floating_point() else turned
 
 
 def tidy(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
-    """Without a third of the operations that vmap leaves: those that do nothing, undo another, or are done twice."""
+    """Remove operations that do nothing, undo another, or repeat another: a third of those that vmap leaves."""
     nodes = list(graph.graph.nodes)
     calls = [node for node in nodes if node.op == "call_function"]
     # Batch normalisation writes its statistics without declaring it (torch 2.13).
@@ -144,7 +144,7 @@ def tidy(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
     done: dict[object, Any] = {}
     for node in calls:
         source: Any = node.args[0] if node.args else None
-        returned = node in results  # two results must not be one memory
+        returned = node in results  # two results must not share memory
         if node.target in _VIEWS and _alike(node, source):
             node.replace_all_uses_with(source)
         elif _turns(node) and _turns(source) and node.args[1:] == source.args[1:]:
@@ -161,7 +161,7 @@ def tidy(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
 
 
 def _memories(output: torch.fx.Node) -> set[torch.fx.Node]:
-    """What the results are, and what they are views of."""
+    """Return the results and the tensors that they are views of."""
     found, ahead = set[torch.fx.Node](), list(output.all_input_nodes)
     while ahead:
         node = ahead.pop()
@@ -185,7 +185,7 @@ def _is_product(node: Any) -> bool:
 
 
 def _split(graph: torch.fx.GraphModule, products: int) -> list[bool]:
-    """Return the factors of what the first results are products of; for each result whether that was done."""
+    """Replace the first results that are products by their factors; return for each result whether it was replaced."""
     output = next(node for node in graph.graph.nodes if node.op == "output")
     results: list[Any] = list(output.args[0])
     pairs = [k < products and _is_product(node) and len(node.users) == 1 for k, node in enumerate(results)]
@@ -210,7 +210,7 @@ def _leaves(tree: Tree) -> Iterator[Any]:
 
 
 def _shape(tree: Tree) -> Any:
-    """The tree without its tensors: None for each; names, if it has any, and what is below them for the rest."""
+    """Return the structure of the tree: None for each tensor, and the names of mappings."""
     if isinstance(tree, Tensor):
         return None
     named = isinstance(tree, Mapping)
@@ -218,7 +218,7 @@ def _shape(tree: Tree) -> Any:
 
 
 def _fill(shape: Any, values: Iterator[Any]) -> Tree:
-    """The tree of that shape with ``values`` in order."""
+    """Return the tree of that structure with ``values`` in order."""
     if shape is None:
         return next(values)
     names, shapes = shape

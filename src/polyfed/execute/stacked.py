@@ -1,8 +1,8 @@
-"""Many clients at once: their weights stacked along a new first axis, one step of all of them under ``vmap``.
+"""Training of many clients at once: their weights are stacked along a new first axis and step together by ``vmap``.
 
-Clients of a group run in lock-step. At each step those with equally many examples in their batch (and equally due)
-step together; the others are taken out of the stack by index and put back, so that no batch is padded and no update
-masked: unequal numbers of examples change nothing but speed.
+Clients of a group run in lock-step. At each step the clients with equally many examples in their batch (and equally
+due) step together; their rows are taken out of the stack by index and put back. So no batch is padded and no update is
+masked, and unequal numbers of examples change only the speed.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from polyfed.execute.placement import Placement
 from polyfed.execute.replay import AFTER, Product, Replays
 from polyfed.models.split import SplitModel
 
-#: Sizes of stacks. What a step of all of them moves should fit a processor's caches; and glibc maps tensors above 32 MB
-#: anew each time, every page of which faults once more.
+#: Sizes of stacks. The memory of a step should fit a processor's caches; and glibc maps tensors above 32 MB anew each
+#: time, so that each of their pages faults again.
 SIZES = (8, 16, 32, 64, 128)
 
 
 @dataclass(frozen=True)
 class StackRule:
-    """How large stacks are, and which of their steps are replayed from a trace.
+    """The sizes of stacks, and the steps that are replayed from a trace.
 
     Args:
-        sizes: of stacks of dense networks, ascending; a trace is made for each.
+        sizes: sizes of stacks of dense networks, ascending; a trace is made for each.
         after: how often a step of another size is taken before it is traced.
-        images: whether networks that convolve are stacked and traced as dense ones are.
+        images: whether networks that convolve are stacked and traced as dense networks are.
     """
 
     sizes: Sequence[int] = SIZES
@@ -47,7 +47,7 @@ class StackRule:
     images: bool = False
 
     def even(self, models: Mapping[str, SplitModel]) -> bool:
-        """Whether clients with these networks are stacked in the usual sizes, and not as evenly as can be."""
+        """Return whether clients with these networks are stacked in the usual sizes, not in equal sizes."""
         return self.images or not has_images(models)
 
 
@@ -58,7 +58,7 @@ Gradients = Mapping[str, Mapping[str, Tensor | Product]]
 
 
 def signature(fit: Fit) -> object:
-    """Equal for requests that may be stacked: same function, same networks, same shapes, same plan."""
+    """Return a key that is equal for requests that may be stacked: same function, networks, shapes and plan."""
 
     def shapes(parts: Parts) -> object:
         return tuple((part, tuple((n, tuple(v.shape), v.dtype) for n, v in p.items())) for part, p in parts.items())
@@ -71,7 +71,7 @@ def signature(fit: Fit) -> object:
 
 
 def why_not(fit: Fit) -> str | None:
-    """The reason for which a request cannot be stacked, or None."""
+    """Return the reason why a request cannot be stacked, or None."""
     for part, model in fit.client.models.items():
         if model.random:
             return f"{model.name} ({part}) draws random numbers in its layers, and stacked draws would differ"
@@ -79,27 +79,27 @@ def why_not(fit: Fit) -> str | None:
 
 
 def replayable(fit: Fit) -> object | None:
-    """A name for the request's function, equal only for the same function; None where there can be none.
+    """Return a key of the request's function, equal only for the same function; None if no key is safe.
 
-    An algorithm is frozen and keeps no state, so a method of one always does the same, and so does a plain function;
-    a closure or partial may hold what differs from round to round.
+    An algorithm is frozen and keeps no state, so its method always computes the same, and so does a plain function; a
+    closure or partial may hold values that differ from round to round.
     """
     source = fit.loss if fit.loss is not None else fit.gradient
     plain = isinstance(source, FunctionType) and source.__closure__ is None
-    # The function itself, not its id: it keeps its algorithm alive, so that no other can take over the id.
+    # The function itself, not its id: it keeps its algorithm alive, so no other function can get the same id.
     return (source, signature(fit)) if plain or isinstance(getattr(source, "__self__", None), Algorithm) else None
 
 
 def has_images(models: Mapping[str, SplitModel]) -> bool:
-    """Whether any of the networks convolves images, so that their layout matters."""
+    """Return whether a network convolves images, so that their layout matters."""
     return any(len(shape) == 4 for model in models.values() for shape in model.shapes.values())
 
 
 def pieces(fits: Sequence[Fit], most: int, rule: StackRule = USUAL) -> Iterator[Sequence[Fit]]:
-    """Requests with equal signatures in groups of at most ``most``.
+    """Divide requests with equal signatures into groups of at most ``most``.
 
-    Dense networks in groups of the usual sizes and a rest, as steps are traced for each size; others as
-    evenly as can be.
+    Dense networks form groups of the usual sizes and a rest, as steps are traced for each size; other networks form
+    groups of nearly equal size.
     """
     start = 0
     if rule.even(fits[0].client.models):
@@ -116,13 +116,13 @@ def pieces(fits: Sequence[Fit], most: int, rule: StackRule = USUAL) -> Iterator[
 def run_stacked(
     fits: Sequence[Fit], placement: Placement, replays: Replays | None = None, rule: StackRule = USUAL
 ) -> list[Fitted]:
-    """Local training of clients with equal signatures; the outcome of each.
+    """Train clients with equal signatures together and return the outcome of each.
 
     Args:
-        fits: what is asked for.
+        fits: the requests.
         placement: device and precision.
-        replays: what is known of steps like theirs, from groups before.
-        rule: which sizes are usual.
+        replays: traces of such steps from earlier groups.
+        rule: the usual sizes.
     """
     first = fits[0]
     for model in first.client.models.values():
@@ -153,10 +153,10 @@ class Stack:
     """The weights, buffers and optimizer state of a group: (K, ...) tensors.
 
     Args:
-        fits: equal in signature.
+        fits: requests with equal signatures.
         placement: device and precision.
-        replays: what is known of steps like theirs, from groups before.
-        rule: which sizes are usual.
+        replays: traces of such steps from earlier groups.
+        rule: the usual sizes.
     """
 
     def __init__(
@@ -165,14 +165,14 @@ class Stack:
         self.fits, self.placement = fits, placement
         self.replays, self.name = replays, replayable(fits[0])
         models = self.models = fits[0].client.models
-        # A full step of a group of usual size is traced at once, and gradients of dense layers go into the weights
-        # without ever being written, which saves half of such a step. In the last bit that is another number, so it
-        # hangs on the size, which a resumed run has too, and not on how often a step was taken.
+        # A full step of a group of usual size is traced at once, and gradients of dense layers are added to the weights
+        # without being stored, which saves half of such a step. That changes the last bit of the result, so it depends
+        # on the size, which a resumed run has too, and not on how often a step was taken.
         self.usual = len(fits) in rule.sizes and rule.even(models)
 
         def stacked(parts: Sequence[Parts]) -> Grads:
             return {
-                # One copy to a GPU for each tensor, not for each client's; it takes as long for little as for much.
+                # One copy to a GPU per tensor, not per client: small copies take as long as large copies.
                 part: {n: torch.stack([p[part][n].detach() for p in parts]).to(placement.device) for n in params}
                 for part, params in parts[0].items()
             }
@@ -189,7 +189,7 @@ class Stack:
         self.losses: list[list[Tensor]] = [[] for _ in fits]
 
     def step(self, members: list[int], batch: Batch, due: bool, drawn: Params) -> None:
-        """One gradient and one update of the clients ``members``."""
+        """Take one gradient and one update of the clients ``members``."""
         rows = None if len(members) == len(self.fits) else torch.tensor(members, device=self.placement.device)
         state = tuple(_rows(parts, rows) for parts in (self.weights, self.fixed, self.frozen))
         one: Any = torch.func.vmap(partial(self._one, due))
@@ -210,7 +210,7 @@ class Stack:
             self.losses[k].append(loss)
 
     def _one(self, due: bool, weights: Grads, fixed: Grads, frozen: Grads, batch: Batch, drawn: Params) -> Any:
-        """The step of one client, as vmap sees it: its gradients, its moved buffers, its loss."""
+        """Return the step of one client, as vmap sees it: its gradients, its new buffers, its loss."""
         client = self.fits[0].client
         fixed = tree.map_parts(torch.clone, fixed)
         losses: list[Tensor] = []
@@ -228,7 +228,7 @@ class Stack:
             at = {**weights, **{p: tree.pick(new, weights[p]) for p, new in replace.items()}}
 
             def objective(w: Grads) -> tuple[Tensor, tuple[Tensor, Grads]]:
-                state = tree.map_parts(torch.clone, fixed)  # grad() forbids writing to what it captured
+                state = tree.map_parts(torch.clone, fixed)  # grad() forbids writing to captured tensors
                 with self.placement.autocast():
                     value = loss(nets(w, state), batch)
                 return value, (value, state)
@@ -243,9 +243,9 @@ class Stack:
         return {part: dict(clip(params, limit)) for part, params in grads.items()}, fixed, losses[0]
 
     def outcomes(self) -> list[Fitted]:
-        """What each client ends with: views of the stack; who keeps one copies it (`polyfed.core.message.compact`)."""
+        """Return the outcome of each client as views of the stack; copy a view to keep it (`core.message.compact`)."""
         finite = self._finite()
-        # One copy from a GPU for each tensor, not for each client's: each copy waits for the GPU.
+        # One copy from a GPU per tensor, not per client: each copy waits for the GPU.
         ended = {part: tree.map_leaves(Tensor.cpu, {**self.weights[part], **self.fixed[part]}) for part in self.weights}
         return [
             finish(
@@ -258,9 +258,9 @@ class Stack:
         ]
 
     def _finite(self) -> list[bool]:
-        """Of which clients all weights and buffers are certainly finite, found in one go."""
+        """Return for each client whether all weights and buffers are certainly finite, by one test of the stack."""
         values = (v for parts in (self.weights, self.fixed) for params in parts.values() for v in params.values())
-        # A sum is finite only if all its terms are; where it overflows, whoever asks looks at each.
+        # A finite sum shows that all terms are finite; as a sum may overflow, the caller checks the others one by one.
         sums = [v.flatten(1).sum(1).double() if v.dim() > 1 else v.double() for v in values if v.is_floating_point()]
         return torch.stack(sums).isfinite().all(0).tolist() if sums else [True] * len(self.fits)
 
@@ -276,14 +276,14 @@ class Update:
         self.plan, self.lr = plan, lr
         slots = 2 if plan.optimizer == "adam" else int(plan.momentum != 0)
         self.slots = [tree.map_parts(torch.zeros_like, weights) for _ in range(slots)]
-        # How often each was moved, which only Adam asks.
+        # Number of updates of each client, which only Adam needs.
         self.count: Grads = {}
         if plan.optimizer == "adam":
             self.count = tree.map_parts(lambda v: torch.zeros(clients, dtype=torch.float64, device=v.device), weights)
 
     def step(self, weights: Grads, grads: Gradients, rows: Tensor | None) -> None:
         """Move ``weights`` (at ``rows`` of the stack, or all) against ``grads``."""
-        # A factor may be another weight, as in W = U V, which moves below: then the product is made before.
+        # A factor may be another weight, as in W = U V, which is updated below: then the product is computed first.
         own = {value.untyped_storage().data_ptr() for params in weights.values() for value in params.values()}
         grads = {
             part: {n: g.multiplied() if isinstance(g, Product) and g.within(own) else g for n, g in params.items()}
@@ -293,7 +293,7 @@ class Update:
             lr = self.lr.get(part, self.plan.lr)
             for name, g in params.items():
                 whole = [weights[part][name], *(slot[part][name] for slot in self.slots)]
-                # Of all: in place. Of some: taken out by index, moved, and put back.
+                # All clients: in place. A part of them: taken out by index, updated, and put back.
                 some = whole if rows is None else [value[rows] for value in whole]
                 count = self.count.get(part, {}).get(name)
                 if count is not None:

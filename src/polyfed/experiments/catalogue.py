@@ -1,4 +1,4 @@
-"""The committed studies; imports nothing heavy."""
+"""The committed studies; importing this module is fast."""
 
 from __future__ import annotations
 
@@ -16,27 +16,29 @@ _SHARED = ("common", "known")  # files beside the studies of a paper
 
 
 def folder() -> Path:
-    """Where the committed studies lie."""
+    """Return the folder of the committed studies."""
     return Path(str(files("polyfed") / "experiments"))
 
 
 def items() -> dict[str, str]:
-    """The committed studies, such as ``fedmrl/table1``, with their titles."""
+    """Return the committed studies, such as ``fedmrl/table1``, with their titles."""
     paths = sorted(path for path in folder().glob("*/*.toml") if path.stem not in _SHARED)
     return {path.relative_to(folder()).with_suffix("").as_posix(): str(read_toml(path)["title"]) for path in paths}
 
 
 def find(item: str) -> Path:
-    """The file of a committed study, or of your own.
+    """Return the file of a committed study, or of your own.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no such study.
     """
     if item.endswith(".toml"):
         if not Path(item).is_file():
-            raise ConfigError(f"{item}: no such file")
+            raise ConfigError(f"{item}: no such file; expected the .toml file of a study; correct the path")
         return Path(item)
     known = items()
     if item not in known:
-        raise ConfigError(f"{item!r} is no item{hint(item, known)} there are {', '.join(known)}; or name a .toml file")
+        raise ConfigError(
+            f"got {item!r}{hint(item, known)} expected one of the items {', '.join(known)}, or a .toml file"
+        )
     return folder() / f"{item}.toml"

@@ -1,4 +1,4 @@
-"""The pictures of the views. Colours are Okabe and Ito's, which the colour-blind can tell apart; markers differ too."""
+"""The pictures of the views, in the colours of Okabe and Ito, which the colour-blind can distinguish, and markers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MAIN, _PLAIN = _COLOURS[0], "#666666"
 
 
 def draw(view: View, path: Path, title: str) -> bool:
-    """Write the picture of a view; False where it has none, or nothing to show.
+    """Write the picture of a view; return False if the view has no picture or no data.
 
     Raises:
         StorageError: the file cannot be written.
@@ -44,7 +44,7 @@ def draw(view: View, path: Path, title: str) -> bool:
 
 
 def _style(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Colour, marker and dashes of each label."""
+    """Return the colour, marker and dashes of each label."""
     return {
         label: {
             "color": _COLOURS[i % len(_COLOURS)],
@@ -60,7 +60,7 @@ def _unique(view: View, column: int) -> list[Any]:
 
 
 def _panels(figure: Any, titles: Sequence[str], *, width: float, height: float, legend: float = 0.0) -> list[Any]:
-    """An axes for each title, at most three in a row."""
+    """Return axes for each title, at most three in a row."""
     columns = min(3, len(titles))
     lines = -(-len(titles) // columns)
     figure.set_size_inches(width * columns + legend, height * lines + 0.4)
@@ -76,7 +76,7 @@ def _panels(figure: Any, titles: Sequence[str], *, width: float, height: float, 
 
 
 def _legend(figure: Any, axes: Sequence[Any]) -> None:
-    """One legend for all panels, at their right; algorithms in the order of the study."""
+    """Draw one legend for all panels, at their right; algorithms in the order of the study."""
     found: dict[str, Any] = {}
     for one in axes:
         handles, labels = one.get_legend_handles_labels()
@@ -169,7 +169,7 @@ def _grid(figure: Any, view: View) -> None:
         numeric = all(isinstance(row[3], (int, float)) and not isinstance(row[3], bool) for row in here)
         values = list(dict.fromkeys(row[3] if numeric else str(row[3]) for row in here))
         places: Sequence[Any] = sorted(values) if numeric else range(len(values))
-        # Bars of one place stand apart, or they would hide each other.
+        # Bars at the same place are shifted, so that they do not hide each other.
         apart = 0.05 * min((after - before for before, after in pairwise(places)), default=0)
         for number, (label, look) in enumerate(style.items()):
             rows = [row for row in here if row[1] == label]

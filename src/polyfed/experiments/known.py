@@ -1,4 +1,4 @@
-"""What a paper says of an item, each thing with where it was read; what nobody could read is said to be missing."""
+"""The results of a paper's item, each with its source; results that could not be read are listed as missing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from polyfed.config.faults import by_key, dotted, sentence
 from polyfed.config.sections import Section
 from polyfed.config.toml import read_toml
 
-#: Where a thing was read -> what the tag stands for. Recollections, and values read off pictures, have no tag.
+#: Tag of a source -> its meaning. Values from memory, or read off pictures, have no tag and are not listed.
 TAGS = {
     "P": "the paper's text",
     "ABS": "the paper's abstract",
@@ -23,11 +23,11 @@ TAGS = {
 
 
 class Claim(Section):
-    """A sentence of the paper's, in our words.
+    """A statement of the paper, in our words.
 
     Args:
-        text: what it says.
-        tag: where it was read; a key of `TAGS`.
+        text: the statement.
+        tag: its source, a key of `TAGS`.
     """
 
     text: str
@@ -35,13 +35,13 @@ class Claim(Section):
 
 
 class Value(Section):
-    """A number of the paper's.
+    """A number of the paper.
 
     Args:
-        setting: title of the setting here.
-        algorithm: label here.
-        accuracy: fraction.
-        tag: where it was read.
+        setting: title of the setting in the study.
+        algorithm: label of the algorithm in the study.
+        accuracy: accuracy, as a fraction.
+        tag: its source, a key of `TAGS`.
     """
 
     setting: str = ""
@@ -51,12 +51,12 @@ class Value(Section):
 
 
 class Known(Section):
-    """All that is known of an item.
+    """All known results of an item.
 
     Args:
-        missing: what the paper has and nobody could read; "" if nothing.
-        claims: sentences.
-        values: accuracies.
+        missing: results of the paper that could not be read; "" if there are none.
+        claims: the statements.
+        values: the accuracies.
     """
 
     missing: str = ""
@@ -65,10 +65,10 @@ class Known(Section):
 
     @classmethod
     def load(cls, path: Path, item: str) -> Known:
-        """What ``known.toml`` has of an item; nothing where there is no such file.
+        """Read an item from ``known.toml``; without such a file the result is empty.
 
         Raises:
-            ConfigError: it is not as it should be, or a tag is not one of `TAGS`.
+            ConfigError: the file is not valid, or a tag is not in `TAGS`.
         """
         if not path.exists():
             return cls()
@@ -80,5 +80,5 @@ class Known(Section):
             ) from error
         odd = [one.tag for one in (*known.claims, *known.values) if one.tag not in TAGS]
         if odd:
-            raise ConfigError(f"{path}: {item}: tag {odd[0]!r}; expected one of {', '.join(TAGS)}")
+            raise ConfigError(f"{path}: {item}: got tag {odd[0]!r}; expected one of {', '.join(TAGS)}")
         return known

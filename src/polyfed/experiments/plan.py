@@ -1,4 +1,4 @@
-"""What is left to do of a study, and about how long it takes."""
+"""Estimates of how long the cells of a study take."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from polyfed.compare.specs import RunSpec
 from polyfed.config import Config
 from polyfed.data.catalogue import SIZES
 
-#: Training examples per second where no cell of the same algorithm is done: about FedMRL's on CIFAR-10 with two cores.
+#: Training examples per second while no cell of the same algorithm is done: about FedMRL's on CIFAR-10 with two cores.
 RATE = 2600.0
-#: An example is tested in about this share of the time that it is trained in.
+#: Time of testing an example, as a share of the time of training it.
 TEST = 0.3
 
 
 def work(config: Config) -> float | None:
-    """How many examples a run trains on, tests counted as `TEST` of one; None where the data's size is not known."""
+    """Return how many examples a run trains on; a tested example counts `TEST`. None if the data's size is unknown."""
     run, data, clients, train = config.run, config.data, config.clients, config.train
     if data.dataset not in SIZES:
         return None
@@ -37,7 +37,7 @@ def work(config: Config) -> float | None:
 
 
 def rates(cells: Sequence[RunSpec], root: Path) -> dict[str, float]:
-    """Examples per second by algorithm, of the cells that are done."""
+    """Return the examples per second of each algorithm, from the cells that are done."""
     done: dict[str, list[tuple[float, float]]] = {}
     for cell in cells:
         amount, summary = work(cell.config), cell.summary(root)
@@ -51,6 +51,6 @@ def rates(cells: Sequence[RunSpec], root: Path) -> dict[str, float]:
 
 
 def seconds(cell: RunSpec, known: dict[str, float]) -> float | None:
-    """About how long a cell takes from its beginning; None where the data's size is not known."""
+    """Return about how many seconds a cell takes from its beginning; None if the data's size is unknown."""
     amount = work(cell.config)
     return None if amount is None else amount / known.get(cell.config.algorithm.name, RATE)

@@ -1,4 +1,4 @@
-"""A study from its file to its page: what is to be done, doing it, and the page with tables, pictures and the paper."""
+"""Runs a study and writes its page, with tables, pictures and the paper's results."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from polyfed.experiments.study import Study
 from polyfed.experiments.views import VIEWS, Results, View
 from polyfed.report.units import percent
 
-#: What notes.md holds until somebody writes it.
+#: The first content of notes.md, which a person replaces.
 NOTES = """<!-- Three sentences by hand, in the place of the lines below; this file is never overwritten. -->
 - What agrees with the paper:
 - What does not, and why:
@@ -35,14 +35,14 @@ NOTES = """<!-- Three sentences by hand, in the place of the lines below; this f
 
 @dataclass(frozen=True)
 class Job:
-    """A study with its places.
+    """A study with its file and folders.
 
     Args:
-        path: of its file.
-        scale: "" where the file has none.
+        path: path of the file.
+        scale: the scale; "" for a file without scales.
         out: directory of pages, in a folder for each study and scale, and of ``cells/``.
-        study: what the file says at this scale.
-        known: what the paper says.
+        study: the study at this scale.
+        known: the paper's results.
     """
 
     path: Path
@@ -56,14 +56,14 @@ class Job:
         """Read the study, and ``known.toml`` beside it.
 
         Raises:
-            ConfigError: all its faults.
+            ConfigError: all faults of the study.
         """
         known = Known.load(path.parent / "known.toml", path.stem)
         return cls(path, scale or "", out or Path("runs"), Study.load(path, scale), known)
 
     @property
     def item(self) -> str:
-        """``fedmrl/table1`` of a committed study, else the name of the file."""
+        """``fedmrl/table1`` for a committed study, else the name of the file."""
         committed = self.path.is_relative_to(folder())
         name = self.path.relative_to(folder()) if committed else Path(self.path.name)
         return name.with_suffix("").as_posix()
@@ -74,7 +74,7 @@ class Job:
         return self.out / f"{self.item}{f'.{self.scale}' if self.scale else ''}"
 
     def claim(self) -> None:
-        """Take the folder of the page: a committed item's by its name, another study's by where it lies.
+        """Claim the folder of the page: study.txt names the file of a study that is not committed.
 
         Raises:
             RunDirError: the folder has the page of another study with a file of the same name.
@@ -90,26 +90,26 @@ class Job:
         write(note, mine)
 
     def tuning(self) -> list[RunSpec]:
-        """The cells of the tuning as far as they are known, if there is one."""
+        """Return the known cells of the tuning; empty without a tuning."""
         return tuning.search(self.study, self.out)[0] if self.study.tune else []
 
     def edges(self) -> dict[str, dict[str, str]]:
-        """By label and key, why the best value is at the edge of what was tried."""
+        """Return by label and key why the best value is at the edge of the tried values."""
         return tuning.search(self.study, self.out)[1] if self.study.tune else {}
 
     def tuned(self) -> tuple[dict[str, dict[str, Any]], set[str]]:
-        """What was chosen, by label; and the labels that still wait for it.
+        """Return the chosen values, by label, and the labels whose tuning is not done.
 
-        A label whose tuning is done and that is in neither diverged at every point: it keeps the values of the file.
+        A label that is in neither result diverged at every point: it keeps the values of the file.
         """
         cells = self.tuning()
         waiting = {cell.label for cell in cells if cell.state(self.out) not in FINISHED}
         return tuning.choose([cell for cell in cells if cell.label not in waiting], self.out), waiting
 
     def plan(self, only: Sequence[str] = ()) -> list[tuple[RunSpec, str, float | None]]:
-        """Every cell with its state and the seconds that it is thought to need; those of the tuning first.
+        """Return every cell with its state and an estimate of its seconds; the cells of the tuning come first.
 
-        Before an algorithm is tuned, its cells are those with the values of the file.
+        Before an algorithm is tuned, its cells have the values of the file.
         """
         first, after = self.tuning(), self.study.cells(self.tuned()[0])
         known = rates([*first, *after], self.out)
@@ -132,31 +132,31 @@ def reproduce(
     only: Sequence[str] = (),
     callbacks: Callbacks = quiet,
 ) -> tuple[Comparison, Path]:
-    """Do what is not done of a study, and write its page: page.md, table.csv, cells.csv, and CSV and PNG of each view.
+    """Run the cells of a study that are not done, and write its page: page.md, table.csv, cells.csv, and the views.
 
-    The page is of all cells that are done, also of those that ``only`` left out. Its last section is notes.md, which
-    is yours to write.
+    The page shows all cells that are done, also those that ``only`` leaves out; each view is a CSV and a PNG. The last
+    section is notes.md, which you write.
 
     Args:
-        path: of the study; `find` knows those of papers.
-        scale: of the study.
+        path: path of the study; `find` returns the path of a paper's study.
+        scale: scale of the study.
         out: directory of pages and of ``cells/``; ``runs`` if not given.
-        only: patterns, all of which a cell must fit to be run; see `polyfed.compare.specs.chosen`.
-        callbacks: who looks on.
+        only: patterns, all of which a cell must match to be run; see `polyfed.compare.specs.chosen`.
+        callbacks: makes the callback of each run.
 
     Returns:
         The tables, and the folder of the page.
 
     Raises:
-        ConfigError: faults of the study, or ``only`` fits nothing.
-        RunDirError: other processes are at the rest; the page is of what is done.
-        PolyfedError: what ended a run; everything before it is kept.
+        ConfigError: faults of the study, or no cell matches ``only``.
+        RunDirError: other processes are running the remaining cells; the page shows the cells that are done.
+        PolyfedError: a run ended with an error; the results of earlier runs are kept.
     """
     job = Job.load(path, scale, out)
     job.claim()
     labels = {cell.label for cell in chosen(job.study.cells(), only)}
     elsewhere: list[RunSpec] = []
-    # What was found may ask for more cells; those that others are at are asked for once.
+    # The results of the tuning may need more cells; cells that other processes run are counted once.
     while _left(first := [cell for cell in job.tuning() if cell.label in labels], elsewhere, job.out):
         elsewhere = play(first, job.out, callbacks)
     check_splits(first, job.out)
@@ -171,7 +171,7 @@ def reproduce(
 
 
 def _left(cells: Sequence[RunSpec], elsewhere: Sequence[RunSpec], root: Path) -> bool:
-    """Whether any of the cells can be begun."""
+    """Return whether any of the cells can be begun."""
     theirs = {cell.folder for cell in elsewhere}
     return any(cell.state(root) not in FINISHED and cell.folder not in theirs for cell in cells)
 
@@ -180,7 +180,7 @@ def _page(
     job: Job, everything: Sequence[RunSpec], tuned: Mapping[str, dict[str, Any]], waiting: set[str]
 ) -> Comparison:
     study, page = job.study, job.page
-    # Before an algorithm is tuned its cells have the values of the file; other studies may have run these.
+    # Before an algorithm is tuned, its cells have the values of the file; other studies may have run such cells.
     cells = [cell for cell in everything if cell.label not in waiting]
     table = tabulate(cells, job.out, page)
     results = Results(study, cells, job.out)
@@ -211,7 +211,7 @@ def _page(
 
 
 def _run(job: Job, cells: Sequence[RunSpec]) -> str:
-    """What all cells share, and where the rest is."""
+    """Return the section with the common configuration and the seeds."""
     seeds = ", ".join(map(str, dict.fromkeys(cell.seed for cell in cells)))
     return (
         "## What was run\n\nShared by all, but for what a setting, an algorithm or the tuning changes; the whole "
@@ -227,7 +227,7 @@ def _chosen(
     edges: Mapping[str, Mapping[str, str]],
     waiting: set[str],
 ) -> str:
-    """What was chosen for whom, and for whom nothing."""
+    """Return the chosen values of each algorithm, and the algorithms without chosen values."""
     lines = tuning.told(tuned, edges)
     lost = [label for label in dict.fromkeys(cell.label for cell in cells) if label not in tuned]
     lines += [f"{label}: diverged at every point; the values of the file" for label in lost]
@@ -278,7 +278,7 @@ def _paper(known: Known, table: Comparison) -> str:
 
 
 def undecided(lines: Sequence[Line]) -> list[str]:
-    """Which differences to the algorithm under examination are below two standard errors, by setting."""
+    """Return the differences to the main algorithm that are below two standard errors, by setting."""
     told: list[str] = []
     for setting in dict.fromkeys(line.setting for line in lines):
         main, *others = (line for line in lines if line.setting == setting)

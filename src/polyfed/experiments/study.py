@@ -1,4 +1,4 @@
-"""The file format of a study: what is compared in which settings, at which scale, and what is shown of it."""
+"""The file format of a study: its algorithms, settings and scales, and the views that it shows."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ Values = Annotated[tuple[Any, ...], Field(min_length=1)]
 
 
 class Tune(Section):
-    """How hyper-parameters are chosen: for each algorithm the best point of a grid, on validation rows.
+    """The choice of hyper-parameters: for each algorithm the best point of a grid, on validation rows.
 
     Args:
         grid: values by dotted key; keys of ``algorithm`` go to the algorithms that have them.
-        widen: how many values beyond its grid a key may have, for an algorithm whose best value is at the edge of it.
-        seeds: of the repetitions.
-        setting: name of the setting in which it is done; "" is the first. What is chosen holds in all settings.
+        widen: how many values beyond its grid a key may get, for an algorithm whose best value is at the grid's edge.
+        seeds: seeds of the repetitions.
+        setting: name of the setting for tuning; "" is the first. The chosen values apply in all settings.
         config: keys that differ from the study's; must set ``data.validation_fraction``.
     """
 
@@ -41,7 +41,7 @@ class Tune(Section):
 
 
 class SettingKeys(Section):
-    """The keys of a setting that are not sections of a configuration; where one is None, the study's holds.
+    """The keys of a setting that are not sections of a configuration; None takes the study's value.
 
     Args:
         algorithms: as the study's.
@@ -55,19 +55,19 @@ class SettingKeys(Section):
 
 
 class Study(Section):
-    """A study at one scale. `Study.load` reads one and finds all faults at once.
+    """A study at one scale. `Study.load` reads it and reports all faults at once.
 
     Args:
-        title: of tables and figures.
-        source: what it reproduces; "" for a study of your own.
-        config: what all cells share, as a configuration holds it.
+        title: title of tables and figures.
+        source: the item that it reproduces; "" for a study of your own.
+        config: the common configuration of all cells.
         entries: algorithms by label: ``name``, their own keys, and keys of sections below the section's name.
-        algorithms: labels of ``entries``, or such as ``"fedmrl:share=false"``; the first is the one under examination.
+        algorithms: labels of ``entries``, or such as ``"fedmrl:share=false"``; the first is the main algorithm.
         seeds: ``run.seed`` of the repetitions.
         settings: by name, keys of sections that differ; and ``algorithms``, ``seeds`` and ``grid`` where they differ.
         grid: values by dotted key; every setting is run at every point.
-        tune: how hyper-parameters are chosen first; None takes them as they are.
-        show: what is shown beside the tables of accuracy and costs, each a CSV and a picture.
+        tune: how hyper-parameters are chosen first; None keeps those of the file.
+        show: the views beside the tables of accuracy and costs, each a CSV and a picture.
         pair: two labels whose accuracies the view "clients" compares client by client.
     """
 
@@ -88,8 +88,8 @@ class Study(Section):
         """Read a study at a scale and check everything that needs no data.
 
         Args:
-            path: of the file; what its ``base`` names, relative to it, lies beneath.
-            scale: a table of ``scales`` that is laid over the rest; None where the file has none.
+            path: path of the file; its tables override those of the file that its ``base`` names, relative to it.
+            scale: a table of ``scales`` that overrides the rest; None for a file without scales.
 
         Raises:
             ConfigError: all faults at once.
@@ -114,11 +114,13 @@ class Study(Section):
         return study
 
     def faults(self) -> list[str]:
-        """What is wrong with the values together; empty if nothing."""
+        """Return the faults of the values together; empty if there are none."""
         found: list[str] = []
         if self.tune is not None:
             if not cast(Table, self.tune.config.get("data", {})).get("validation_fraction"):
-                found.append("tune.config.data.validation_fraction: missing; without it test data would choose")
+                found.append(
+                    "tune.config.data.validation_fraction: missing; without it, test data would choose the values"
+                )
             if self.tune.setting and self.tune.setting not in self.settings:
                 found.append(f"tune.setting: got {self.tune.setting!r}; expected one of {', '.join(self.settings)}")
         if ("clients" in self.show) != (self.pair is not None):
@@ -148,14 +150,14 @@ class Study(Section):
 
     @property
     def configuration(self) -> Config:
-        """What all cells share."""
+        """The common configuration of all cells."""
         return Config.parse(self.config)
 
     def cells(self, tuned: Mapping[str, Mapping[str, Any]] | None = None) -> list[RunSpec]:
-        """All cells, by setting, seed and algorithm.
+        """Return all cells, by setting, seed and algorithm.
 
         Args:
-            tuned: what was chosen for an algorithm, by label and dotted key.
+            tuned: the chosen values of an algorithm, by label and dotted key.
         """
         config, faults = self.configuration, list[str]()
         cells: list[RunSpec] = []
@@ -172,20 +174,20 @@ class Study(Section):
         return cells
 
     def tuning(self) -> list[RunSpec]:
-        """The cells of the tuning's grid; their test rows are validation rows."""
+        """Return the cells of the tuning's grid; their test rows are validation rows."""
         assert self.tune is not None
         labels = dict.fromkeys(label for _, keys in self._settings() for label in keys.algorithms or self.algorithms)
         return self._tuning(list(labels), grid(self._tuned_in(), self.tune.grid))
 
     def tuning_at(self, label: str, point: Mapping[str, Any]) -> list[RunSpec]:
-        """The same of one algorithm at one point, which may be outside the grid.
+        """Return the tuning cells of one algorithm at one point, which may be outside the grid.
 
         Args:
-            label: of the algorithm.
-            point: values by dotted key, of keys that it has.
+            label: label of the algorithm.
+            point: values by dotted key, for keys that the algorithm has.
 
         Raises:
-            ConfigError: a value that cannot be run.
+            ConfigError: a value is not valid.
         """
         setting = self._tuned_in()
         (entry,) = self._entries([label])
@@ -209,7 +211,7 @@ class Study(Section):
         assert self.tune is not None
         cells = self.tuning()
         faults = [
-            f"tune: {cell.label} would be tuned with data.validation_fraction = 0, so that test data would choose"
+            f"tune: {cell.label} would be tuned with data.validation_fraction = 0, so test data would choose the values"
             for cell in cells
             if not cell.config.data.validation_fraction
         ]
@@ -217,11 +219,11 @@ class Study(Section):
             for key in self.tune.grid:
                 section, _, name = key.partition(".")
                 if name in (entry.keys if section == "algorithm" else cast(Table, entry.sections.get(section, {}))):
-                    faults.append(f"tune.grid.{key}: {entry.label} has a {name} of its own, so nothing would be chosen")
+                    faults.append(f"tune.grid.{key}: {entry.label} sets {name} itself, so there is nothing to choose")
         return list(dict.fromkeys(faults))
 
     def _own(self, faults: list[str] | None = None) -> dict[str, SettingKeys]:
-        """The settings' own keys by name; what is wrong with them goes to ``faults``."""
+        """Return the settings' own keys by name; adds their faults to ``faults``."""
         found: dict[str, SettingKeys] = {}
         for name, table in self.settings.items():
             try:
@@ -234,7 +236,7 @@ class Study(Section):
         return found
 
     def _twice(self, own: Mapping[str, SettingKeys]) -> list[str]:
-        """What is named twice, and would be counted so."""
+        """Return a fault for each list that names an item twice, as the item would count twice."""
         lists: dict[str, Sequence[Any]] = {"algorithms": self.algorithms, "seeds": self.seeds}
         lists |= {f"grid.{key}": values for key, values in self.grid.items()}
         if self.tune is not None:
@@ -269,7 +271,7 @@ _OWN = ("algorithms", "seeds", "grid")
 
 
 def _anchored(tables: Table, folder: Path) -> Table:
-    """The tables with their paths relative to ``folder``, wherever a configuration's keys stand."""
+    """Return the tables with their paths made relative to ``folder``, wherever a configuration has keys of paths."""
     out: Table = {}
     for key, value in tables.items():
         if isinstance(value, dict):
@@ -287,7 +289,7 @@ _PATHS = {"data": "path", "devices": "profiles"}
 
 
 def _tables(path: Path) -> Table:
-    """A file's tables on top of those that its ``base`` names; paths are relative to the file that has them."""
+    """Return a file's tables over those of its ``base``; a path is relative to the file that contains it."""
     tables = _anchored(read_toml(path), path.parent)
     base = tables.pop("base", None)
     if base is None:

@@ -1,7 +1,7 @@
 """Hyper-parameters chosen by accuracy on validation rows, never on test rows.
 
-A search begins with the grid of the study. Where the best value of a key is the least or the greatest that was tried,
-the search goes on beyond it, until the best point has a neighbour on both sides of every key, or it may not go further.
+A search begins with the grid of the study. If the best value of a key is the least or the greatest tried value, the
+search continues beyond it, until the best point has a neighbour on both sides of every key or a limit is reached.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ Point = dict[str, Any]
 
 
 def search(study: Study, root: Path) -> tuple[list[RunSpec], dict[str, dict[str, str]]]:
-    """The cells that the tuning needs as far as is known, and where it had to stop.
+    """Return the cells that the tuning is known to need, and where it had to stop.
 
     Args:
-        study: with a tuning.
-        root: where its cells lie.
+        study: a study with a tuning.
+        root: the folder that contains ``cells/``.
 
     Returns:
-        The cells, those of the grid first; and by label and key why the best value stayed at the edge of what was
-        tried. An algorithm with cells that are not done has no edges yet.
+        The cells, those of the grid first; and by label and key why the best value stayed at the edge of the tried
+        values. An algorithm with cells that are not done has no edges yet.
     """
     assert study.tune is not None
     cells = study.tuning()
@@ -49,14 +49,14 @@ def search(study: Study, root: Path) -> tuple[list[RunSpec], dict[str, dict[str,
 
 
 def choose(cells: Sequence[RunSpec], root: Path) -> dict[str, Point]:
-    """For each algorithm the point with the best mean over seeds; of equal ones the first.
+    """Return for each algorithm the point with the best mean over seeds; of equal points the first.
 
     Args:
-        cells: of the tuning; all done. A point at which a run diverged is out.
-        root: where they lie.
+        cells: cells of the tuning, all done. A point at which a run diverged is excluded.
+        root: the folder that contains ``cells/``.
 
     Returns:
-        Values by label and dotted key, of those keys that the algorithm has; none where every point diverged.
+        Values by label and dotted key, for the keys that the algorithm has; no label whose points all diverged.
     """
     chosen: dict[str, Point] = {}
     for label in dict.fromkeys(cell.label for cell in cells):
@@ -67,7 +67,7 @@ def choose(cells: Sequence[RunSpec], root: Path) -> dict[str, Point]:
 
 
 def told(chosen: Mapping[str, Point], edges: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """What was chosen, a line for each algorithm, and what stayed at the edge."""
+    """Return a line for each algorithm with its chosen values, and the values that stayed at the edge."""
 
     def value(label: str, key: str) -> str:
         edge = edges.get(label, {}).get(key)
@@ -80,7 +80,7 @@ def told(chosen: Mapping[str, Point], edges: Mapping[str, Mapping[str, str]]) ->
 
 
 def _tried(cells: Sequence[RunSpec]) -> list[tuple[Point, list[RunSpec]]]:
-    """Each point of one algorithm, by the keys that it has, with its cells; those of other keys are the same runs."""
+    """Return each point of one algorithm with its cells; a point has only keys of the algorithm."""
     points: dict[tuple[Any, ...], tuple[Point, list[RunSpec]]] = {}
     for cell in cells:
         fields = algorithm_fields(algorithm_class(cell.config.algorithm.name))
@@ -105,7 +105,7 @@ def _score(cells: Sequence[RunSpec], root: Path) -> float | None:
 
 
 def _beyond(study: Study, label: str, own: list[RunSpec], root: Path) -> tuple[list[RunSpec], dict[str, str]]:
-    """The neighbours of the best point that were not tried, and why there is none on a side."""
+    """Return the untried neighbours of the best point, and why a side has no neighbour."""
     tried = _tried(own)
     points, best = [point for point, _ in tried], _best(tried, root)
     if best is None:
@@ -135,18 +135,18 @@ def _beyond(study: Study, label: str, own: list[RunSpec], root: Path) -> tuple[l
 
 
 def _ordered(values: Sequence[Any]) -> list[Any]:
-    """Different numbers in ascending order; none where these are no numbers."""
+    """Return the different numbers in ascending order; empty if the values are no numbers."""
     numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     return sorted(set(values)) if numbers else []
 
 
 def _next(values: Sequence[Any], value: Any, step: int) -> Any:
-    """The neighbour of a value: the next one that was tried, else as far beyond as the two outermost are apart."""
+    """Return the neighbour of a value: the next tried value, else a value as far beyond as the outer two are apart."""
     place = values.index(value) + step
     if 0 <= place < len(values):
         return values[place]
     outer, inner = (values[0], values[1]) if step < 0 else (values[-1], values[-2])
-    if min(outer, inner) <= 0:  # no ratio leads from or to 0
+    if min(outer, inner) <= 0:  # 0 and negative numbers have no ratio
         return None
     beyond = outer * (outer / inner)
     further = round(beyond) if all(isinstance(known, int) for known in values) else float(f"{beyond:.4g}")
@@ -159,13 +159,13 @@ def _most(study: Study) -> int:
 
 
 def _widened(study: Study, key: str, values: Sequence[Any]) -> int:
-    """How many values of a key are beyond the grid's."""
+    """Return how many values of a key are outside the grid."""
     assert study.tune is not None
     return sum(value not in study.tune.grid[key] for value in values)
 
 
 def _cells(study: Study, label: str, point: Point, root: Path) -> tuple[list[RunSpec], str]:
-    """The cells of a point beyond the grid; or none, and what is wrong with it."""
+    """Return the cells of a point outside the grid, or no cells and the fault of the point."""
     try:
         cells = study.tuning_at(label, point)
     except ConfigError as error:

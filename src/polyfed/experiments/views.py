@@ -1,4 +1,4 @@
-"""What is shown of a study beside the tables of accuracy and costs: a view is rows for a CSV, and a picture of them."""
+"""The views of a study beside the tables of accuracy and costs: a view is rows for a CSV, and a picture of them."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from polyfed.report.units import flops, percent, size
 
 @dataclass(frozen=True)
 class View:
-    """Something to show.
+    """A view of the results.
 
     Args:
-        name: of its files.
-        caption: a sentence or two: what it is, in which units.
-        headings: of ``rows``.
-        rows: plain numbers and names; None where something was not measured or not reached.
+        name: name of its files.
+        caption: a sentence or two: the content and its units.
+        headings: headings of ``rows``.
+        rows: plain numbers and names; None for a value that was not measured or not reached.
         cells: headings and rows as text for the page; None leaves the numbers to the CSV.
     """
 
@@ -40,18 +40,18 @@ class View:
     cells: tuple[tuple[str, ...], list[tuple[str, ...]]] | None = None
 
     def to_csv(self) -> str:
-        """The rows."""
+        """Return the rows as CSV."""
         return csv_text(self.headings, self.rows)
 
 
 @dataclass(frozen=True, eq=False)
 class Results:
-    """The cells of a study and what is there of them.
+    """The cells of a study and their results so far.
 
     Args:
-        study: what was asked for.
-        cells: all of it.
-        root: they lie in ``cells/`` of it.
+        study: the study.
+        cells: all cells of the study.
+        root: the folder that contains ``cells/``.
     """
 
     study: Study
@@ -137,7 +137,7 @@ def clients(results: Results) -> View:
 
 
 def targets(results: Results) -> View:
-    """What it takes to reach an accuracy, as the paper counts it and as it is."""
+    """The costs of reaching an accuracy, as the paper counts them and as polyfed does."""
     headings = (
         *("setting", "algorithm", "target", "seeds", "seeds_that_reached", "rounds", "parameters_one_client"),
         *("forward_flops_one_example", "training_flops_one_client", "bytes_all_clients", "training_flops_all_clients"),

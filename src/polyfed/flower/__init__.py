@@ -1,1 +1,1 @@
-"""Flower carries the messages of a deployment. The only package that imports ``flwr``; names in docs/deploy/."""
+"""The transport by Flower, for deployments. Only this package imports ``flwr``; docs/deploy/ explains the names."""

@@ -28,7 +28,7 @@ def _answer(message: Message, context: Context) -> Message:
 
         return Message(pack(*ask(Path(worker), *frame)), reply_to=message)
     started = time.perf_counter()
-    importlib.import_module("torch")  # the larger part of a small round, and told apart
+    importlib.import_module("torch")  # the larger part of a small round, so its seconds are reported separately
 
     imported = time.perf_counter() - started
     from polyfed.deploy.client.node import answer
@@ -60,7 +60,7 @@ def _serve(grid: Grid, context: Context) -> None:
 
     folders = [Path(folder) for folder in str(context.run_config["run-dirs"]).split(os.pathsep)]
     playing = list(folders)
-    watch_parent(lambda: Status(playing[0] / "status.json")("failed", error="the server ended; start it, and resume"))
+    watch_parent(lambda: Status(playing[0] / "status.json")("failed", error="the server ended; start it, then resume"))
     for folder in folders:
         serve(folder, GridTransport(grid))
         playing.pop(0)

@@ -13,14 +13,14 @@ from flwr.serverapp import Grid
 from polyfed.deploy.wire.transport import Incoming, Outgoing
 
 _TYPES = {"describe": MessageType.QUERY, "train": MessageType.TRAIN, "evaluate": MessageType.EVALUATE}
-#: How the bytes are called where Flower asks for a serialization: they are not an array that it could read.
+#: The name of the serialization that Flower requires: the bytes are no array that Flower could read.
 _STYPE = "polyfed"
-#: Seconds for which a look is waited for; what it finds later is told later.
+#: Seconds to wait for a query; a later result is returned by a later call.
 _PATIENCE = 15.0
 
 
 def pack(header: str, body: bytes | None) -> RecordDict:
-    """A frame as Flower carries it."""
+    """Return a frame as Flower carries it."""
     records = RecordDict({"polyfed": ConfigRecord({"header": header})})
     if body is not None:
         records["body"] = ArrayRecord({"0": Array("uint8", (len(body),), _STYPE, body)})
@@ -28,33 +28,33 @@ def pack(header: str, body: bytes | None) -> RecordDict:
 
 
 def unpack(records: RecordDict) -> tuple[str, bytes | None]:
-    """The frame of `pack`."""
+    """Return the frame that `pack` packed."""
     header = records.config_records["polyfed"]["header"]
     if not isinstance(header, str):
-        raise TypeError(f"the header is a {type(header).__name__}")
+        raise TypeError(f"the header is a {type(header).__name__}; expected a str")
     arrays = records.array_records.get("body")
     return header, None if arrays is None else bytes(arrays["0"].data)
 
 
 class GridTransport:
-    """Frames over a Grid.
+    """Carries frames over a Grid.
 
     Args:
-        grid: the ServerApp's.
+        grid: the Grid of the ServerApp.
     """
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
         self._looking: set[str] = set()
-        self._found: dict[str, list[Message]] = {}  # by looks that took longer than somebody waited for them
+        self._found: dict[str, list[Message]] = {}  # results of queries that took longer than the wait
         self._looked: queue.SimpleQueue[tuple[str, list[Message] | Exception]] = queue.SimpleQueue()
 
     def nodes(self) -> list[int]:
-        """Who is connected now; read anew at each call."""
+        """Return the nodes that are connected now; each call asks Flower."""
         return sorted(self.grid.get_node_ids())
 
     def push(self, messages: Sequence[Outgoing]) -> list[str | None]:
-        """Send; a ticket for each."""
+        """Send requests; return a ticket for each."""
         if not messages:
             return []
         told = [
@@ -68,18 +68,17 @@ class GridTransport:
             for message in messages
         ]
         tickets: list[str | None] = [ticket or None for ticket in self.grid.push_messages(told)]
-        return tickets if len(tickets) == len(told) else [None] * len(told)  # too large together: nothing was taken
+        return tickets if len(tickets) == len(told) else [None] * len(told)  # too large together: Flower took nothing
 
     def pull(self, tickets: Sequence[str]) -> list[Incoming]:
-        """The replies that are there.
+        """Return the replies that have arrived.
 
-        Where a node was killed while it was sending, Flower waits minutes for the rest of its reply, with all others
-        that it was asked for at once in its hands. So each ticket is looked for by itself, in a thread that is left
-        alone when it does not come back. There is no second one before that: a Grid that several threads ask at once
-        was seen to stall.
+        If a node is killed while it sends, Flower waits minutes for the rest of its reply, and holds back all other
+        replies of the same query. So a query asks for a single ticket, in a thread that is abandoned if it does not
+        return in time. Only one query runs at a time: a Grid that several threads used at once was seen to stall.
         """
         for ticket in tickets:
-            if ticket not in self._looking and ticket not in self._found:  # Flower tells a reply once
+            if ticket not in self._looking and ticket not in self._found:  # Flower returns a reply once
                 self._looking.add(ticket)
                 threading.Thread(target=self._look, args=(ticket,), daemon=True).start()
                 self._collect(ticket)
@@ -87,7 +86,7 @@ class GridTransport:
         return _incoming([message for ticket in tickets for message in self._found.pop(ticket, [])])
 
     def _collect(self, until: str | None = None) -> None:
-        """Take what looks have found: what is there, and for a while what the one for ``until`` finds."""
+        """Collect the results of queries: those that are ready, and that for ``until``, for which it waits a while."""
         end = time.monotonic() + _PATIENCE
         while True:
             try:
@@ -105,7 +104,7 @@ class GridTransport:
     def _look(self, ticket: str) -> None:
         try:
             self._looked.put((ticket, list(self.grid.pull_messages([ticket]))))
-        except Exception as error:  # raised where it can be told
+        except Exception as error:  # raised later, in the thread that collects
             self._looked.put((ticket, error))
 
 
@@ -120,7 +119,7 @@ def _incoming(messages: Sequence[Message]) -> list[Incoming]:
         try:
             header, body = unpack(message.content)
         except (KeyError, TypeError, ValueError) as error:
-            found.append(Incoming(ticket, error=f"a message without header came ({type(error).__name__}: {error})"))
+            found.append(Incoming(ticket, error=f"got a message without header ({type(error).__name__}: {error})"))
         else:
             found.append(Incoming(ticket, header, body))
     return found

@@ -1,5 +1,5 @@
-"""Models: any network, run on weights that live outside it and cut where an algorithm needs it.
+"""Models: any network, run on weights that are stored outside it, and cut where an algorithm needs it.
 
-``catalogue`` is free of torch, so that a configuration can be checked quickly; ``zoo`` builds;
-``split`` runs.
+``catalogue`` does not import torch, so that a configuration is checked quickly; ``zoo`` builds networks;
+``split`` runs them.
 """

@@ -1,4 +1,4 @@
-"""Putting tensors from outside into a module, only when they are others than the last time."""
+"""Puts tensors from outside into a module, only if they differ from those of the last call."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NORMS = (
 
 
 class Slot(NamedTuple):
-    """Where a module keeps a tensor: ``owner[local]``; ``name`` is the tensor's, ``alias`` the place's."""
+    """A place of a tensor in a module: ``owner[local]``; ``name`` names the tensor, ``alias`` the place."""
 
     owner: dict[str, Tensor | None]
     local: str
@@ -32,7 +32,7 @@ class Slot(NamedTuple):
 
 
 def places(module: nn.Module) -> Iterator[Slot]:
-    """Each place of each parameter and buffer. A tied tensor has several and is named after the first."""
+    """Yield each place of each parameter and buffer. A tied tensor has several places; the first gives its name."""
     first: dict[int, str] = {}
     for path, child in cast("Iterable[tuple[str, nn.Module]]", module.named_modules()):
         for owner in cast("tuple[dict[str, Tensor | None], ...]", (child._parameters, child._buffers)):  # pyright: ignore[reportPrivateUsage, reportUnknownMemberType]
@@ -43,12 +43,12 @@ def places(module: nn.Module) -> Iterator[Slot]:
 
 
 class Binding:
-    """The tensors of one module by name, and the mapping that is bound to it now.
+    """The tensors of one module by name, and the mapping that is bound to the module now.
 
-    The module must belong to the binding alone: what is bound stays bound until another mapping comes.
+    The module must belong to the binding alone: a mapping stays bound until another mapping is bound.
 
     Args:
-        module: its own tensors are used for their shapes only.
+        module: the module; its own tensors are used for their shapes only.
         model: the model's name, for messages.
     """
 
@@ -58,7 +58,7 @@ class Binding:
         self.binds = 0
         self._model = model
         found = list(places(module))
-        # A parameter that its owner froze is carried along like a buffer.
+        # A frozen parameter is treated like a buffer.
         parameters = {id(parameter) for parameter in module.parameters() if parameter.requires_grad}
         norms = {
             id(parameter)
@@ -72,17 +72,17 @@ class Binding:
         self.norm_names = frozenset(p.name for p in found if id(p.tensor) in norms)
         self._slots = [(p.owner, p.local, p.name) for p in found]
         self._aliases = [(p.alias, p.name) for p in found]
-        # Any: their second list of weights is private to torch.
+        # Any: the second list of weights of these modules is private to torch.
         self._rnns: list[Any] = [child for child in module.modules() if isinstance(child, nn.RNNBase)]
 
     def bind(self, params: Params) -> None:
-        """Put ``params`` into the module; the caller has seen that it ``is not`` the bound mapping.
+        """Put ``params`` into the module; the caller has checked that it ``is not`` the bound mapping.
 
         Raises:
             ModelError: a name is missing or unknown, or a shape is wrong.
         """
         self.check(params)
-        self.bound = None  # should anything below fail, nothing counts as bound
+        self.bound = None  # if anything below fails, no mapping counts as bound
         for owner, local, name in self._slots:
             owner[local] = params[name]
         for rnn in self._rnns:
@@ -92,7 +92,7 @@ class Binding:
 
     def check(self, params: Params) -> None:
         """Raise ModelError unless ``params`` has this module's names and shapes."""
-        # Runs at each bind, so without a detour: about 0.2 microseconds per tensor.
+        # Runs at each bind, so it is kept fast: about 0.2 microseconds per tensor.
         for name, shape in self.shapes.items():
             tensor = params.get(name)
             if tensor is None:
@@ -107,7 +107,7 @@ class Binding:
             raise ModelError(self._wrong_names(params))
 
     def owned(self, targets: Iterable[str]) -> frozenset[str]:
-        """Names of the tensors that belong to the submodules, or are the tensors, called ``targets``."""
+        """Return the names of the tensors that ``targets`` names, directly or by their submodule."""
         targets = tuple(targets)
         return frozenset(
             name
@@ -116,7 +116,7 @@ class Binding:
         )
 
     def tensors(self) -> dict[str, Tensor | None]:
-        """What the module holds now, by the names of the places."""
+        """Return the tensors of the module now, by the names of their places."""
         return {alias: owner[local] for (owner, local, _), (alias, _) in zip(self._slots, self._aliases, strict=True)}
 
     def _wrong_names(self, params: Params) -> str:
@@ -130,11 +130,11 @@ class Binding:
             faults.append(f"have {some(extra)}, which it does not know")
         return (
             f"weights given to model {self._model!r} {' and '.join(faults)}; expected exactly its "
-            f"{len(self.shapes)} parameters and buffers: are they another model's, or a part of this one's?"
+            f"{len(self.shapes)} parameters and buffers: are they weights of another model, or a part of its weights?"
         )
 
 
 def some(names: list[str]) -> str:
-    """The first three of ``names`` for a message, and how many more there are."""
+    """Return the first three of ``names`` and the number of the others, for a message."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(map(repr, names[:3])) + more

@@ -1,6 +1,6 @@
-"""Which networks there are and how one is asked for.
+"""The names of the networks, and the notation of a network with options.
 
-Free of torch, so that a configuration is checked before torch is loaded.
+This module does not import torch, so that a configuration is checked before torch is loaded.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import TypeAlias, cast
 from polyfed.base.errors import ModelError
 from polyfed.base.text import hint
 
-#: What an option may be: a string, number, truth value, None, or a tuple of these.
+#: The value of an option: a string, number, truth value, None, or a tuple of these.
 Option: TypeAlias = "str | int | float | bool | tuple[Option, ...] | None"
 
-#: name -> one line about it; parameters are for 10 classes of 32x32 colour images.
+#: name -> a line about the network; parameters are for 10 classes of 32x32 colour images.
 MODELS: Mapping[str, str] = MappingProxyType(
     {
         "cnn1": "FedMRL's CNN-1, the largest: 2,621,558 parameters",
@@ -49,16 +49,16 @@ def _defaults(name: str) -> Mapping[str, Option]:
     return {"norm": "batch", "width": 16 if small else 64, "cut": "stem"}
 
 
-#: name -> its options and what they are when not given.
+#: name -> the options of the network with their defaults.
 OPTIONS: Mapping[str, Mapping[str, Option]] = MappingProxyType({name: _defaults(name) for name in MODELS})
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A request for a model: a name of the catalogue, or "package.module:attribute", with options.
+    """The specification of a model: a name of the catalogue, or "package.module:attribute", with options.
 
     Args:
-        name: a key of ``MODELS``, or where your own class or function is.
+        name: a key of ``MODELS``, or the path of the user's own class or function.
         options: pairs of name and value, sorted by name.
 
     Example:
@@ -76,18 +76,18 @@ class ModelSpec:
         """Read "cnn5", "resnet18(norm=group)" or ``{"name": "resnet18", "norm": "group"}``.
 
         Raises:
-            ModelError: it is none of these. Whether the name and options exist is the concern of ``check``.
+            ModelError: the value has another form. ``check`` tests whether the name and the options exist.
         """
         if isinstance(value, ModelSpec):
             return value
         if isinstance(value, str):
             return _parse_text(value)
         if not isinstance(value, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ModelError(f"a model is asked for by a name or a table with a name, got {value!r}")
+            raise ModelError(f"got {value!r} as a model; expected a name, or a table with a name")
         options = dict(value)
         name = options.pop("name", None)
         if not isinstance(name, str) or not name:
-            raise ModelError(f'a model needs a name, such as name = "cnn5"; got {dict(value)!r}')
+            raise ModelError(f'got {dict(value)!r} as a model; expected a name, such as name = "cnn5"')
         return cls(name, tuple((key, _option(name, key, options[key])) for key in sorted(options)))
 
     def __str__(self) -> str:
@@ -97,16 +97,16 @@ class ModelSpec:
         return f"{self.name}({', '.join(f'{key}={_text(value)}' for key, value in self.options)})"
 
     def having(self, **options: Option) -> ModelSpec:
-        """This request with options added or replaced."""
+        """Return this specification with options added or replaced."""
         return ModelSpec.parse({"name": self.name, **dict(self.options), **options})
 
     @property
     def own(self) -> bool:
-        """Whether it names your own code instead of an entry of the catalogue."""
+        """Whether it names the user's own code instead of an entry of the catalogue."""
         return ":" in self.name
 
     def check(self) -> None:
-        """Raise ModelError unless the name is known and takes these options; your own code is not read."""
+        """Raise ModelError unless the name is known and takes these options; the user's own code is not read."""
         if self.own:
             module, _, attribute = self.name.partition(":")
             if not all(part.isidentifier() for part in (*module.split("."), *attribute.split("."))):
@@ -114,8 +114,8 @@ class ModelSpec:
             return
         if self.name not in OPTIONS:
             raise ModelError(
-                f"unknown model {self.name!r}{hint(self.name, MODELS, 3)} Known: {', '.join(MODELS)}; your own model "
-                "is asked for as package.module:attribute"
+                f"unknown model {self.name!r}{hint(self.name, MODELS, 3)} Known: {', '.join(MODELS)}; give your own "
+                "model as package.module:attribute"
             )
         takes = OPTIONS[self.name]
         for key, value in self.options:
@@ -129,7 +129,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {"norm": ("batch", "group", "static"),
 
 
 def _check_value(name: str, key: str, value: Option) -> None:
-    """The options of the catalogue are choices, positive integers, or tuples of positive integers."""
+    """Check a value: the catalogue's options are choices, positive integers, or tuples of positive integers."""
     where = f"model {name!r}: option {key!r} is {_text(value)}, expected "
     if key in _CHOICES:
         if value not in _CHOICES[key]:

@@ -44,7 +44,7 @@ class CNN(nn.Module):
             raise ModelError(
                 f"the CNNs take images (C, H, W) of at least {_SMALLEST}x{_SMALLEST} pixels, got "
                 f"{input_shape}: two unpadded 5x5 convolutions and two poolings leave nothing of a smaller "
-                "one"
+                "image; set data.image_size, or choose another model"
             )
         super().__init__()
         channels, *sides = input_shape

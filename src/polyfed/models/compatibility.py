@@ -1,4 +1,4 @@
-"""Whether networks fit together: equal cuts, equal heads, equal layers of one name."""
+"""Checks that networks fit together: equal cuts, equal heads, equal layers of the same name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def check_cuts_fit(
     representation: bool = True,
     classifier: bool = True,
 ) -> None:
-    """Raise unless features of one model fit into the others.
+    """Raise unless the features of each model fit into the others.
 
     Args:
         models: by the name that a message shall use.
@@ -28,7 +28,7 @@ def check_cuts_fit(
         classifier: the classifiers must have the same parameters and buffers, of the same shapes.
 
     Raises:
-        ModelError: naming both models and both shapes.
+        ModelError: they do not fit; the text names both models and both shapes.
     """
     names = list(models)
     for other in names[1:]:
@@ -48,7 +48,7 @@ def check_heads_fit(models: Mapping[str, SplitModel]) -> None:
         models: by the name that a message shall use.
 
     Raises:
-        ModelError: naming both models and both classifiers.
+        ModelError: they differ; the text names both models and both classifiers.
     """
     heads = {name: model.head_shapes for name, model in models.items()}
     for other in list(heads)[1:]:
@@ -57,12 +57,12 @@ def check_heads_fit(models: Mapping[str, SplitModel]) -> None:
 
 
 def check_head_linear(model: SplitModel) -> None:
-    """Raise unless the classifier is one linear layer, so that ``r @ weight.T + bias`` is what it computes.
+    """Raise unless the classifier is a single linear layer, which computes ``r @ weight.T + bias``.
 
-    For servers, which work with heads by themselves and have no networks.
+    For servers that compute with heads and have no networks.
 
     Raises:
-        ModelError: it has other tensors, or computes something else from them.
+        ModelError: the classifier has other tensors, or computes another function of them.
     """
     rng = Rng(("polyfed.models", "head"))
     params, r = model.init(rng), torch.randn((3, model.rep_dim), generator=rng.torch())
@@ -81,13 +81,13 @@ def check_head_linear(model: SplitModel) -> None:
 
 
 def check_layers_fit(models: Mapping[str, SplitModel]) -> None:
-    """Raise unless the models can share layers by name: all cuts fit, and one name always has one shape.
+    """Raise unless the models can share layers by name: all cuts fit, and a name has the same shape in all models.
 
     Args:
         models: by the name that a message shall use.
 
     Raises:
-        ModelError: naming both models, the layer and both shapes; or a model without an extractor cut.
+        ModelError: the text names both models, the layer and both shapes; or a model has no extractor cut.
     """
     for name, model in models.items():
         _ = model.s_in_shape

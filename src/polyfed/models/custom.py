@@ -1,4 +1,4 @@
-"""Your own network, asked for as "package.module:attribute"."""
+"""The user's own network, named as "package.module:attribute"."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from polyfed.models.catalogue import Option
 def load(
     name: str, options: dict[str, Option], *, input_shape: tuple[int, ...], num_classes: int
 ) -> Callable[[], nn.Module]:
-    """A factory for the network that ``name`` stands for.
+    """Return a factory for the network that ``name`` names.
 
     Args:
         name: "package.module:attribute", a class or a function that builds a ``nn.Module``.
-        options: its keyword arguments.
-        input_shape: passed on if it has an argument of this name.
+        options: keyword arguments of the class or function.
+        input_shape: passed on if the class or function has an argument of this name.
         num_classes: likewise.
 
     Raises:
-        ModelError: the module or attribute cannot be had, or does not take the options.
+        ModelError: the module or attribute cannot be loaded, or does not take the options.
     """
     target: Callable[..., Any] = load_attribute(name, f"model {name!r}", ModelError, callable)
     if not callable(target):
@@ -35,7 +35,7 @@ def load(
         raise ModelError(f"model {name!r} is a {kind}, expected a class or function that builds a module")
     try:
         takes = dict(inspect.signature(target).parameters)
-    except (TypeError, ValueError):  # builtins have none
+    except (TypeError, ValueError):  # builtins have no signature
         takes = dict[str, inspect.Parameter]()
     ours = {"input_shape": input_shape, "num_classes": num_classes}
     arguments = {key: value for key, value in ours.items() if key in takes} | options

@@ -11,7 +11,7 @@ class MLP(nn.Module):
     """Flatten, then layers ``fc1``, ``fc2``, ... with a ReLU (``act1``, ...) between two of them.
 
     Args:
-        input_shape: of one sample, any number of dimensions.
+        input_shape: shape of one sample, of any number of dimensions.
         hidden: widths of the hidden layers; may be empty.
         num_classes: width of the last layer.
     """

@@ -31,5 +31,5 @@ def norm2d(kind: str, channels: int) -> nn.Module:
 
 
 def groups(channels: int) -> int:
-    """How many groups GroupNorm gets: the largest divisor of 32 with at least two channels in each group."""
+    """Return the number of groups of GroupNorm: the largest divisor of 32 with at least two channels in each group."""
     return gcd(32, channels // 2) if channels % 2 == 0 else 1

@@ -1,8 +1,8 @@
 """Residual networks of basic blocks.
 
-One class for the networks for small images (3x3 stem, as in FIARSE's experiments) and for those with the stem
-made for ImageNet (as in FedIN's family). A deeper network has all the names of a shallower one and more, so
-that the layers that two of them share can be told by name.
+One class covers the networks for small images (3x3 stem, as in FIARSE's experiments) and the networks with the stem
+made for ImageNet (as in FedIN's family). A deeper network has all the names of a shallower network and more, so
+that the names identify the layers that two networks share.
 
 References:
     He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, https://arxiv.org/abs/1512.03385.
@@ -32,7 +32,7 @@ SIZES: dict[str, tuple[str, tuple[int, ...]]] = {
 
 
 def extractor(stem: str, cut: str) -> str:
-    """The extractor's last submodule: the end of the stem, or of the first stage."""
+    """Return the name of the extractor's last submodule: the end of the stem, or of the first stage."""
     if cut == "stage1":
         return "layer1"
     return "relu" if stem == "plain" else "maxpool"
@@ -62,8 +62,8 @@ class ResNet(nn.Module):
 
     Args:
         input_shape: ``(C, H, W)``.
-        stem: "plain": 3x3, stride 1; "imagenet": 7x7, stride 2, and 3x3 max-pooling of stride 2; "small": the
-            same with a 3x3 convolution.
+        stem: "plain": 3x3, stride 1; "imagenet": 7x7, stride 2, and 3x3 max-pooling of stride 2; "small": as
+            "imagenet" with a 3x3 convolution.
         blocks: number of blocks of each stage.
         width: channels of the stem and the first stage.
         norm: see :func:`polyfed.models.norm.norm2d`.
@@ -81,7 +81,9 @@ class ResNet(nn.Module):
         num_classes: int,
     ) -> None:
         if len(input_shape) != 3:
-            raise ModelError(f"the ResNets take images (C, H, W), got samples of shape {input_shape}")
+            raise ModelError(
+                f"the ResNets take images (C, H, W), got samples of shape {input_shape}; choose a model such as mlp"
+            )
         super().__init__()
         kernel, stride = {"plain": (3, 1), "imagenet": (7, 2), "small": (3, 2)}[stem]
         self.conv1 = nn.Conv2d(input_shape[0], width, kernel, stride, padding=kernel // 2, bias=False)

@@ -16,7 +16,7 @@ from polyfed.models.trace import Piece, Pieces, cut, find_submodule
 
 
 class SplitModel:
-    r"""Any ``nn.Module``, runnable on weights that live outside it, whole or in pieces.
+    r"""Any ``nn.Module``, run on weights that are stored outside it, whole or in pieces.
 
     With :math:`x` of shape ``(B, *input_shape)`` the network is
 
@@ -25,13 +25,13 @@ class SplitModel:
     cut at named submodules; its forward is not rewritten. Weights are a mapping from names to tensors: leaves
     that require grad, plain tensors, or tensors wrapped by ``torch.func.grad`` and ``torch.func.vmap``.
 
-    A call puts the tensors into the module only when the mapping is another object than the one of the last
-    call, so a mapping must not be changed between calls: make a new one. Changing tensors in place is fine
-    (an optimiser does). In training mode the forward moves BatchNorm's statistics inside the mapping it was
-    given; :func:`keep_statistics` prevents that. One thread at a time; the model starts in eval mode.
+    A call puts the tensors into the module only if the mapping is another object than at the last call, so a
+    mapping must not be changed between calls: make a new mapping. Changing tensors in place is fine (an
+    optimiser does). In training mode the forward moves BatchNorm's statistics inside the given mapping;
+    :func:`keep_statistics` prevents that. Only one thread at a time may use a model; it starts in eval mode.
 
     Args:
-        name: what messages call it.
+        name: the name of the model in messages.
         factory: builds a NEW module at each call.
         input_shape: shape of one sample, ``(C, H, W)`` or ``(F,)``.
         classifier: dotted name of the classifier's FIRST submodule: its input is the representation
@@ -104,12 +104,12 @@ class SplitModel:
     # ------------------------------------------------------------------------------------------------ weights
 
     def init(self, rng: Rng) -> dict[str, Tensor]:
-        """Fresh weights and buffers, the same for the same ``rng``; no global generator moves."""
+        """Return new weights and buffers, the same for the same ``rng``; no global generator is used."""
         with rng.fork():
             module = self._build()
         if module is self._module:
             raise ModelError(
-                f"the factory of model {self.name!r} returned the same module twice; it must build a new one"
+                f"the factory of model {self.name!r} returned the same module twice; it must build a new module"
             )
         tensors: dict[str, Tensor] = {}
         for place in places(module):
@@ -137,7 +137,7 @@ class SplitModel:
         return self._module(x.clone() if "whole" in self._clobbers else x)
 
     def represent(self, params: Params, x: Tensor) -> Tensor:
-        """The representation ``(B, rep_dim)``: all that comes before the classifier."""
+        """Return the representation ``(B, rep_dim)``, the input of the classifier."""
         pieces = self._cuts()
         if pieces.extract is not None:
             return self.intermediate(params, self.extract(params, x))
@@ -183,7 +183,7 @@ class SplitModel:
 
     @property
     def intermediate_names(self) -> frozenset[str]:
-        """Names of all parameters and buffers of neither extractor nor classifier."""
+        """Names of the parameters and buffers outside extractor and classifier."""
         self._cuts()
         return self._names["intermediate"]
 
@@ -194,18 +194,18 @@ class SplitModel:
         return self._names["classifier"]
 
     def head(self, params: Params) -> dict[str, Tensor]:
-        """The classifier's tensors under names that do not tell where it sits: ``weight`` for ``fc3.weight``.
+        """Return the classifier's tensors under names without its place in the network: ``weight`` for ``fc3.weight``.
 
-        So that networks which call their classifiers differently can share them.
+        So networks whose classifiers have different names can share them.
         """
         return {short: params[name] for short, name in self._head_names().items()}
 
     def body(self, params: Params) -> dict[str, Tensor]:
-        """All of ``params`` but the classifier's tensors: what `with_head` completes."""
+        """Return ``params`` without the classifier's tensors; `with_head` is the inverse."""
         return {name: value for name, value in params.items() if name not in self.classifier_names}
 
     def with_head(self, params: Params, head: Params) -> dict[str, Tensor]:
-        """``params``, which may lack a classifier, with the tensors of ``head`` as its classifier.
+        """Return ``params``, which may lack a classifier, with the tensors of ``head`` as its classifier.
 
         Raises:
             ModelError: ``head`` does not have this classifier's names and shapes.
@@ -214,7 +214,7 @@ class SplitModel:
         expected, got = self.head_shapes, {short: tuple(value.shape) for short, value in head.items()}
         if got != expected:
             raise ModelError(
-                f"model {self.name!r} was given a head {got}, its classifier is {expected}; "
+                f"model {self.name!r} got a head {got}; expected {expected}, as its classifier has; "
                 "choose models, or cuts, with equal classifiers"
             )
         return {**params, **{names[short]: value for short, value in head.items()}}
@@ -255,7 +255,7 @@ class SplitModel:
         classifier = find_submodule(self._module, classifier, "classifier", self.name)
         if extractor is not None:
             extractor = find_submodule(self._module, extractor, "extractor", self.name)
-        # Functional dropout reads self.training while it is traced, so each mode has its own graph.
+        # Functional dropout reads self.training during the trace, so each mode has its own graph.
         self._pieces = {}
         with self._probe_rng().fork():
             for mode in (True, False):
@@ -275,7 +275,7 @@ class SplitModel:
         self._names = {
             "extractor": front,
             "classifier": head,
-            "intermediate": frozenset(self.shapes) - head - front,  # with what the forward never uses
+            "intermediate": frozenset(self.shapes) - head - front,  # includes tensors that the forward never uses
         }
 
     def _cuts(self) -> Pieces:
@@ -300,7 +300,7 @@ class SplitModel:
 
     @torch.no_grad()
     def _probe(self) -> None:
-        """Run the model once, in both modes, to learn its widths and how it behaves."""
+        """Run the model once in each mode, to learn its widths and properties."""
         rng = self._probe_rng()
         x = torch.randn((2, *self.input_shape), generator=rng.torch())  # (2, *input_shape)
         before = x._version
@@ -321,7 +321,7 @@ class SplitModel:
             )
         self.num_classes = int(logits.shape[1])
         if self._pieces is not None:
-            # Anew, for the forward above may have written into x.
+            # A new input, as the forward above may have written into x.
             x = torch.randn(x.shape, generator=rng.torch())
             s_in, r, again = self._walk(x, clobbers)
             if s_in is not None:
@@ -336,11 +336,11 @@ class SplitModel:
         self._clobbers = frozenset(clobbers)
 
     def _walk(self, x: Tensor, clobbers: set[str]) -> tuple[Tensor | None, Tensor, Tensor]:
-        """Run the pieces in a row: (s_in, r, logits). ``clobbers`` gets those that write into x."""
+        """Run the pieces in turn: (s_in, r, logits). ``clobbers`` receives the pieces that write into their input."""
         pieces, bare, s_in = self._cuts(), self._module, None
 
         def run(which: str, piece: Piece, value: Tensor) -> Tensor:
-            given = value.clone()  # for a piece may write into its input, or return it
+            given = value.clone()  # a piece may write into its input, or return it
             before = given._version
             result = piece.run(bare, given)
             if given._version != before:
@@ -359,7 +359,7 @@ class SplitModel:
             got = tuple(s_in.shape) if isinstance(s_in, Tensor) else type(s_in).__name__
             raise ModelError(
                 f"model {self.name!r}: the extractor's output is {got} for 2 samples, expected one tensor "
-                "(2, ...); name a submodule that returns one"
+                "(2, ...); name a submodule that returns one tensor"
             )
         return tuple(s_in.shape[1:])
 
@@ -374,7 +374,7 @@ class SplitModel:
         return int(r.shape[1])
 
     def _probe_training(self, x: Tensor, clobbers: set[str]) -> bool:
-        """Whether a training forward moves torch's generator: exact, whatever way the numbers are drawn."""
+        """Return whether a training forward uses torch's generator, found by running it."""
         held = self._binding.tensors()
         self.train(True)
         try:
@@ -386,7 +386,7 @@ class SplitModel:
                     clobbers.add("whole")
                 if self._pieces is not None:
                     self._walk(x, clobbers)
-        except Exception:  # two samples may be too few for its training mode: believe its layers
+        except Exception:  # two samples may be too few for training mode: judge by the layers
             moved = any(
                 isinstance(child, nn.RReLU) or getattr(child, "p", 0) or getattr(child, "dropout", 0)
                 for child in self._module.modules()
@@ -403,7 +403,7 @@ class SplitModel:
 
 
 def keep_statistics(model: SplitModel, params: Params) -> dict[str, Tensor]:
-    """The same parameters with copies of the buffers.
+    """Return the same parameters with copies of the buffers.
 
     A training forward on the result moves BatchNorm's statistics in the copies, not in ``params``.
     """

@@ -1,9 +1,9 @@
-"""Cutting a forward pass into pieces, without rewriting it.
+"""Cuts a forward pass into pieces, without rewriting it.
 
 The module is traced symbolically; a piece of the graph is turned back into Python source and run with the
-module itself as ``self``. So a piece holds no weights: it reads whatever is bound to the module at the time
-of the call. Only the modules that contain a cut are looked into. All others stay one call, whatever their own
-code does.
+module itself as ``self``. So a piece holds no weights: it reads the tensors that are bound to the module at the
+time of the call. Only the modules that contain a cut are traced inside. Every other module stays a single call,
+whatever its own code does.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Piece:
     Args:
         run: ``run(module, value)``, the value at the start of the piece -> the value at its end.
         targets: dotted names of the submodules, parameters and buffers that the piece uses.
-        source: the code of ``run``, to compare pieces and to read.
+        source: the code of ``run``, for comparing pieces and for reading.
     """
 
     run: Callable[[nn.Module, Tensor], Tensor]
@@ -46,10 +46,10 @@ class Pieces:
 
 
 def find_submodule(module: nn.Module, name: str, role: str, model: str) -> str:
-    """The name under which the traced graph knows the submodule ``name``.
+    """Return the name of the submodule ``name`` in the traced graph.
 
     Raises:
-        ModelError: the module has no such submodule; the message names the nearest ones.
+        ModelError: the module has no such submodule; the text names the nearest submodules.
     """
     named = cast("Iterable[tuple[str, nn.Module]]", module.named_modules(remove_duplicate=False))
     known = {path: child for path, child in named if path}
@@ -73,12 +73,12 @@ def cut(module: nn.Module, *, classifier: str, extractor: str | None, model: str
         model: the model's name, for messages.
 
     Raises:
-        ModelError: it cannot be traced, or a cut does not separate the input from the output.
+        ModelError: the module cannot be traced, or a cut does not separate the input from the output.
     """
     if extractor is not None and _nested(classifier, extractor):
         raise ModelError(
             f"model {model!r}: the extractor {extractor!r} and the classifier {classifier!r} must be two "
-            "separate submodules, but one is or contains the other; name submodules that follow one another"
+            "separate submodules, but they are the same or nested; name submodules that follow one another"
         )
     graph = _trace(module, [name for name in (classifier, extractor) if name is not None], model)
     _refuse_lost_writes(graph, model)
@@ -114,9 +114,9 @@ def cut(module: nn.Module, *, classifier: str, extractor: str | None, model: str
 
 
 class _AroundCuts(fx.Tracer):
-    """Looks into the modules that contain a cut; every other module is one call."""
+    """Traces the inside of the modules that contain a cut; every other module is a single call."""
 
-    # A buffer read by a traced forward must be looked up at each call, as parameters are, not baked in.
+    # A traced forward must look a buffer up at each call, as it does a parameter, and not keep its value.
     proxy_buffer_attributes = True
 
     def __init__(self, cuts: list[str]) -> None:
@@ -134,13 +134,13 @@ def _trace(module: nn.Module, cuts: list[str], model: str) -> fx.Graph:
         for name, parameter in signature.parameters.items()
         if parameter.default is not inspect.Parameter.empty
     }
-    # A first and only argument that has a default is still the input.
+    # A first and only argument with a default value is still the input.
     if len(defaults) == len(signature.parameters):
         defaults.pop(next(iter(defaults)), None)
     state = torch.get_rng_state()
     try:
         graph = _AroundCuts(cuts).trace(module, concrete_args=defaults or None)
-    except Exception as error:  # user code runs here: anything may come
+    except Exception as error:  # user code runs here and may raise anything
         raise ModelError(
             f"model {model!r} cannot be cut at {', '.join(map(repr, cuts))}: its forward cannot be traced "
             f"({type(error).__name__}: {error}); a forward that contains a cut may not branch on its data: "
@@ -149,7 +149,7 @@ def _trace(module: nn.Module, cuts: list[str], model: str) -> fx.Graph:
     if not torch.equal(state, torch.get_rng_state()):
         raise ModelError(
             f"model {model!r} cannot be cut: its forward draws a random tensor that does not depend on the "
-            "input, which would be drawn once for ever; draw it in a submodule, or with torch.rand_like of "
+            "input, so the trace would keep a single draw; draw it in a submodule, or with torch.rand_like of "
             "an activation"
         )
     if not any(node.op == "placeholder" for node in graph.nodes):
@@ -172,7 +172,7 @@ def _only_call(graph: fx.Graph, name: str, role: str, model: str) -> fx.Node:
 
 
 def _needed(end: fx.Node, stop: fx.Node | None) -> set[fx.Node]:
-    """All nodes that ``end`` depends on, itself included, not looking behind ``stop``."""
+    """Return ``end`` and all nodes that it depends on, except those before ``stop``."""
     seen: set[fx.Node] = set()
     todo = [end]
     while todo:
@@ -185,9 +185,9 @@ def _needed(end: fx.Node, stop: fx.Node | None) -> set[fx.Node]:
 
 
 def _depend_on(graph: fx.Graph, source: fx.Node) -> set[fx.Node]:
-    """``source`` and all nodes that depend on it."""
+    """Return ``source`` and all nodes that depend on it."""
     reached = {source}
-    for node in graph.nodes:  # in an order in which inputs come first
+    for node in graph.nodes:  # the order of the graph puts inputs first
         if any(value in reached for value in node.all_input_nodes):
             reached.add(node)
     return reached
@@ -211,7 +211,7 @@ def _must_separate(graph: fx.Graph, start: fx.Node, at: fx.Node, end: fx.Node, w
     ]
     raise ModelError(
         f"model {model!r} cannot be cut there: besides {where}, what follows also uses "
-        f"{', '.join(map(_describe, crossing))}; one tensor only may pass a cut: cut where the branches have "
+        f"{', '.join(map(_describe, crossing))}; a single tensor may pass a cut: cut where the branches have "
         "joined, or put them into one submodule"
     )
 
@@ -231,7 +231,7 @@ def _describe(node: fx.Node) -> str:
 
 
 def _refuse_lost_writes(graph: fx.Graph, model: str) -> None:
-    """A result that nobody uses would fall out of every piece; that is harmless unless it was a write."""
+    """Refuse a write in place whose result is unused: no piece would contain it."""
     for node in graph.nodes:
         if node.users or node.op not in ("call_method", "call_function"):
             continue

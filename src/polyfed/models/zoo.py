@@ -1,4 +1,4 @@
-"""Builds the networks of the catalogue, and your own, as :class:`SplitModel`."""
+"""Builds the networks of the catalogue and the user's own networks as :class:`SplitModel`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from polyfed.models.split import SplitModel
 
 
 def build(spec: ModelSpec | str, *, input_shape: tuple[int, ...], num_classes: int) -> SplitModel:
-    """The model that is asked for; equal requests get the same object.
+    """Build a model; equal arguments return the same object.
 
     Args:
         spec: a name, a name with options, or a :class:`ModelSpec`.
@@ -20,7 +20,7 @@ def build(spec: ModelSpec | str, *, input_shape: tuple[int, ...], num_classes: i
         num_classes: number of logits.
 
     Raises:
-        ModelError: unknown name or option, an input that is too small, or your own code fails.
+        ModelError: the name or an option is unknown, the input is too small, or the user's own code fails.
 
     Example:
         >>> build("cnn5(rep_dim=100)", input_shape=(3, 32, 32), num_classes=10)
@@ -29,7 +29,7 @@ def build(spec: ModelSpec | str, *, input_shape: tuple[int, ...], num_classes: i
     spec = ModelSpec.parse(spec)
     spec.check()
     options = {**({} if spec.own else OPTIONS[spec.name]), **dict(spec.options)}
-    # With the defaults filled in, "resnet18" and "resnet18(norm=batch)" are one model.
+    # With the defaults filled in, "resnet18" and "resnet18(norm=batch)" are the same model.
     return _build(spec.name, tuple(sorted(options.items())), tuple(input_shape), num_classes)
 
 
@@ -57,7 +57,7 @@ def projector(d_in: int, d_out: int, kind: str = "linear") -> SplitModel:
 def _build(
     name: str, options: tuple[tuple[str, Option], ...], input_shape: tuple[int, ...], num_classes: int
 ) -> SplitModel:
-    # Any: the catalogue has checked the options' types.
+    # Any: the catalogue has checked the types of the options.
     given: dict[str, Any] = dict(options)
     classifier: str | None
     extractor: str | None

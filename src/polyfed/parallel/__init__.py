@@ -1,1 +1,1 @@
-"""Several processes: worker processes, what passes between them, and who is dealt to whom."""
+"""Several processes: the worker processes, the transfer of values, and the units that each worker trains."""

@@ -1,6 +1,6 @@
-"""Clients that worker processes train and test; their states stay here, and a worker gets those that a unit needs.
+"""Clients that worker processes train and test; this process keeps their states and sends a worker those of its unit.
 
-Units go to workers, the longest first, each to whoever is free; what comes back does not depend on that.
+Each unit goes to the next free worker, the longest unit first; the results do not depend on that order.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from polyfed.rounds.scoring import Score
 from polyfed.rounds.unit import Down, Finished, Report, UnitRunner
 from polyfed.storage.state_store import Store
 
-#: Clients that a worker tests at a time: their states are in memory together.
+#: Clients that a worker tests at a time; their states are in memory together.
 TESTED = 8
 
 #: Makes the driver of a worker.
 MakeDriver: TypeAlias = Callable[[Federation], Driver]
-#: What a client keeps, what it sends, and what that cost, in pieces.
+#: A client's private state and upload, in pieces, and its report.
 Packed: TypeAlias = tuple[Pieces, Pieces | None, Any]
 
 
@@ -39,7 +39,7 @@ class Worker:
 
     Args:
         source: the federation, or the configuration to prepare it from.
-        make_driver: makes who runs the clients.
+        make_driver: makes the driver that runs the clients.
     """
 
     def __init__(self, source: Federation | Config, make_driver: MakeDriver) -> None:
@@ -47,11 +47,11 @@ class Worker:
         driver = make_driver(federation)
         driver.placement.settle()
         self.runner = UnitRunner(resident(federation, driver.placement), driver)
-        self._messages: dict[int, Message] = {}  # those of the exchange that several clients receive
+        self._messages: dict[int, Message] = {}  # messages of the exchange that several clients receive
         self._exchange = -1
 
     def methods(self) -> Mapping[str, Callable[..., Any]]:
-        """Each request by name."""
+        """Return the function for each request, by name."""
         return {"train": self.train, "test": self.test}
 
     def _read(
@@ -71,7 +71,7 @@ class Worker:
         return made.get
 
     def train(self, round_: int, mail: Any, states: Any, score: bool) -> tuple[dict[ClientId, Packed], float]:
-        """Train a unit; what becomes of each client, and the seconds spent on counting costs."""
+        """Train a unit; return the result of each client, and the seconds spent on counting costs."""
         counting = self.runner.driver.costs.seconds
         finished = self.runner.train(round_, self._read(*mail), self._states(states), score=score)
         packed: dict[ClientId, Packed] = {
@@ -85,14 +85,14 @@ class Worker:
         return packed, self.runner.driver.costs.seconds - counting
 
     def test(self, round_: int, mail: Any, states: Any) -> tuple[dict[ClientId, Score], float]:
-        """Test clients; their scores, and the seconds spent on counting costs."""
+        """Test clients; return their scores, and the seconds spent on counting costs."""
         counting = self.runner.driver.costs.seconds
         scores = self.runner.test(round_, self._read(*mail), self._states(states))
         return scores, self.runner.driver.costs.seconds - counting
 
 
 def resident(federation: Federation, placement: Placement) -> Federation:
-    """The same with its examples on the GPU, as bytes, if they take at most half of its memory."""
+    """Return the federation with its examples on the GPU, as bytes, if they take at most half of its memory."""
     dataset = federation.dataset
     if placement.device.type != "cuda":
         return federation
@@ -101,15 +101,15 @@ def resident(federation: Federation, placement: Placement) -> Federation:
 
 
 class WorkerClients(SimulatedClients):
-    """Clients of a run, trained and tested by the processes of a pool.
+    """Clients of a run, which the processes of a pool train and test.
 
     Args:
-        federation: whose clients.
-        driver: of this process, whose clock of counting costs goes on: workers count beside each other, so the slowest
-            counts.
-        store: their private states.
-        pool: the processes; each answers with a `Worker`.
-        scratch: on whose disk replies and states wait.
+        federation: the federation of these clients.
+        driver: the driver of this process. Its seconds of counting costs grow by those of the slowest worker, as
+            workers count at the same time.
+        store: the private states.
+        pool: the processes; each answers by a `Worker`.
+        scratch: a folder on the disk where replies and states wait.
     """
 
     def __init__(
@@ -147,11 +147,11 @@ class WorkerClients(SimulatedClients):
         for worker, found in self.pool.each(jobs):
             seconds[worker] += found[1]
             yield found[0]
-            del found  # the next answer may be long in coming
+            del found  # the next answer may take long
         self.driver.costs.seconds += max(seconds.values(), default=0.0)
 
     def _job(self, name: str, round_: int, mail: _Mail, unit: Down, *more: Any) -> Job:
-        """The request for a unit; made when a worker is free, so that no more states are in memory than are at work."""
+        """Return the request for a unit; it is made when a worker is free, so only states in use are in memory."""
 
         def request(worker: int) -> tuple[Any, ...]:
             states = {client: state for client in unit if (state := self._state(client)) is not None}
@@ -165,27 +165,27 @@ class WorkerClients(SimulatedClients):
         return _Mail(self._exchange, units)
 
     def _length(self, client: ClientId) -> float:
-        """How long a client takes, in units that only compare with each other: examples times weights."""
+        """Return the relative duration of a client's training: examples times weights."""
         weights = sum(shape.numel() for shape in self.federation.own(client).shapes.values())
         return float(self.federation.data.train_size(client) * weights)
 
 
 class _Mail:
-    """The messages of one exchange: one that several clients receive goes to each worker once.
+    """The messages of one exchange; a message that several clients receive goes to each worker once.
 
     Args:
-        exchange: its number, by which a worker knows that the messages of the one before are done with.
-        units: what each client receives.
+        exchange: the number of the exchange; a new number lets a worker drop the messages of the exchange before.
+        units: the message of each client, unit by unit.
     """
 
     def __init__(self, exchange: int, units: Sequence[Down]) -> None:
         self._number = exchange
         counts = Counter(id(message) for unit in units for message in unit.values() if message is not None)
         self._shared = {key for key, count in counts.items() if count > 1}
-        self._known: dict[int, set[int]] = {}  # by worker
+        self._known: dict[int, set[int]] = {}  # worker -> messages that it has
 
     def to(self, worker: int, unit: Down) -> tuple[int, dict[int, Pieces], dict[ClientId, int | None], list[int]]:
-        """For a worker: the exchange, the messages that it lacks, who gets which, and which to keep for later units."""
+        """Return for a worker the exchange, the messages that it lacks, each client's message, and those to keep."""
         known = self._known.setdefault(worker, set())
         new = {id(message): message for message in unit.values() if message is not None and id(message) not in known}
         keep = [key for key in new if key in self._shared]

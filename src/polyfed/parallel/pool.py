@@ -1,12 +1,12 @@
-"""Processes that work at the same time, and the pipe to each of them.
+"""A pool of worker processes, and the pipe to each process.
 
-Workers of one thread where torch sees no GPU are forks: they share the data set and the networks with their parent,
-page by page, and start in a hundredth of a second. Beside a GPU a fork's autograd refuses to work, and a fork with
-several threads may hang, so there they start afresh and read their data again; then a script must guard its entry by
-``if __name__ == "__main__":``.
+Workers with one thread are forks if torch sees no GPU: they share the data set and the networks with their parent, page
+by page, and start in a hundredth of a second. With a GPU, autograd refuses to work in a fork, and a fork with several
+threads may hang; so such workers are new processes that read their data again, and a script must guard its entry point
+by ``if __name__ == "__main__":``.
 
-One request, one answer. Processes with more threads together than there are cores are slower than one by an order of
-magnitude (their threads spin), so threads times workers is at most the number of cores.
+Each request has one answer. Processes with more threads in total than there are cores are slower by an order of
+magnitude than one process (their threads spin), so threads times workers is at most the number of cores.
 """
 
 from __future__ import annotations
@@ -30,39 +30,39 @@ import torch
 from polyfed.base.errors import PolyfedError
 from polyfed.parallel import transfer
 
-#: A request ``(name, *arguments)``, made for the worker that is free to do it.
+#: Makes a request ``(name, *arguments)`` for the worker that is free to do it.
 Job: TypeAlias = Callable[[int], tuple[Any, ...]]
-#: Makes what answers requests, in the worker: ``make() -> {name: function}``.
+#: Makes, in the worker, the functions that answer requests: ``make() -> {name: function}``.
 Make = Callable[[], Mapping[str, Callable[..., Any]]]
 
 
 class WorkerError(PolyfedError):
-    """A worker process ended, or failed in a way that is not the user's input."""
+    """A worker process ended, or failed for a reason other than the user's input."""
 
 
 class Abandoned(BaseException):
-    """Raised inside a worker whose parent no longer wants the answer."""
+    """Raised inside a worker whose parent no longer waits for the answer."""
 
 
 class Pool:
     """Worker processes.
 
     Args:
-        makers: one for each worker; with forks any callable, otherwise one that can be pickled.
+        makers: a maker for each worker; with forks any callable, otherwise a callable that can be pickled.
         close: file descriptors of the parent that a fork must not keep open, such as that of a lock.
-        threads: of each.
+        threads: threads of each worker.
     """
 
     def __init__(self, makers: Sequence[Make], close: Sequence[int] = (), *, threads: int = 1) -> None:
-        # The child of a process that has computed on several threads may not do so itself: GNU's OpenMP hangs.
+        # A child of a process that has used several threads must not use several itself: GNU's OpenMP hangs.
         forks = can_fork() and threads == 1
-        # Any: the types of contexts and pipes differ from system to system.
+        # Any: the types of contexts and pipes depend on the system.
         context: Any = multiprocessing.get_context("fork" if forks else "spawn")
         self._pipes: list[Any] = []
         self._processes: list[Any] = []
         self._asked = 0
-        self._owing: set[int] = set()  # workers that were sent a request and have not answered
-        #: The last request whose answer nobody wants any more: a signal alone could come before its request.
+        self._owing: set[int] = set()  # workers that have a request and have not answered
+        #: The number of the last abandoned request: a signal alone could arrive before its request.
         self._abandoned: Any = context.RawValue("q", 0)
         for make in makers:
             ours, theirs = context.Pipe()
@@ -80,11 +80,11 @@ class Pool:
 
     @property
     def pids(self) -> list[int]:
-        """The process numbers."""
+        """The process ids."""
         return [process.pid for process in self._processes]
 
     def peaks(self) -> list[int]:
-        """The largest resident memory of each worker so far, in bytes, where the system tells."""
+        """Return the largest resident memory of each worker so far, in bytes, if the system reports it."""
         found: list[int] = []
         for pid in self.pids:
             with contextlib.suppress(OSError, ValueError):
@@ -93,31 +93,31 @@ class Pool:
         return found
 
     def each(self, jobs: Iterable[Job]) -> Iterator[tuple[int, Any]]:
-        """Have whoever is free do the next job; ``(worker, answer)`` as they come, in any order.
+        """Give each job to the next free worker; yield ``(worker, answer)`` as the answers come, in any order.
 
         Raises:
             WorkerError: a worker ended without an answer.
-            BaseException: what a worker raised; the first, if several did. No worker goes on with its job then, nor if
-                the caller stops.
+            BaseException: the exception of a worker; the first, if several workers raise. All workers then stop, as
+                they do if the caller stops.
         """
-        self._abandon()  # what a caller before this one, who stopped, has left at work
+        self._abandon()  # stops jobs that an earlier caller left when it stopped
         self._asked += 1
         asked, left, busy = self._asked, iter(jobs), set[int]()
         try:
             for worker in range(len(self)):
                 self._next(worker, left, busy)
             while busy:
-                # In whatever order they come: who fails must not wait for who is slow.
+                # In the order of arrival: a failure must not wait for a slow worker.
                 for pipe in wait([self._pipes[worker] for worker in busy]):
                     worker = self._pipes.index(pipe)
                     done, answer = self._receive(worker)
                     busy.discard(worker)
                     if not done:
                         raise answer
-                    self._next(worker, left, busy)  # first, so that it has work while the answer is looked at
+                    self._next(worker, left, busy)  # first, so that the worker computes while the answer is used
                     yield worker, answer
-                    del answer  # the next may be long in coming
-        except BaseException:  # Ctrl-C, most of all; or nobody wants the rest
+                    del answer  # the next answer may take long
+        except BaseException:  # such as Ctrl-C, or a caller that stops
             if asked == self._asked:
                 self._abandon()
             raise
@@ -128,7 +128,7 @@ class Pool:
             return
         request = (self._asked, *job(worker))
         while worker in self._owing:
-            self._receive(worker)  # of what was abandoned: two large messages that pass each other would block both
+            self._receive(worker)  # the abandoned answer: two large messages in opposite directions would block
         busy.add(worker)
         self._send(worker, request)
 
@@ -153,16 +153,16 @@ class Pool:
         process = self._processes[worker]
         process.join(timeout=5)
         if process.is_alive():
-            process.kill()  # what it said is lost, so nothing else that it says can be believed
+            process.kill()  # a part of its message is lost, so the rest of the pipe cannot be read
             process.join()
             return WorkerError(
                 f"a message of worker process {worker} could not be read ({error}); memory or open files "
-                "(`ulimit -n`) may be short. Resume with run.workers = 1, or with fewer"
+                "(`ulimit -n`) may be short. Resume with run.workers = 1, or with fewer workers"
             )
         code = process.exitcode
         return WorkerError(
             f"worker process {worker} ended (exit code {code}); out of memory (-9), or a script without "
-            '`if __name__ == "__main__":` beside a GPU? Resume with run.workers = 1, or with fewer'
+            '`if __name__ == "__main__":` on a machine with a GPU? Resume with run.workers = 1, or with fewer workers'
         )
 
     def _abandon(self) -> None:
@@ -174,7 +174,7 @@ class Pool:
     def close(self) -> None:
         """End the workers."""
         for pipe in self._pipes:
-            pipe.close()  # a worker that waits ends now
+            pipe.close()  # ends a worker that waits for a request
         for process in self._processes:
             process.join(timeout=0.5)
             if process.is_alive():
@@ -184,10 +184,10 @@ class Pool:
 
 @contextlib.contextmanager
 def _whole() -> Generator[None]:
-    """Ctrl-C waits until the block is done: half a message would leave the other half to be read as the next."""
+    """Delay Ctrl-C until the block is done: the rest of half a message would be read as the next message."""
     pressed: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield  # Ctrl-C comes to the main thread only
+        yield  # Ctrl-C reaches the main thread only
         return
     before = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
     try:
@@ -195,24 +195,24 @@ def _whole() -> Generator[None]:
     finally:
         signal.signal(signal.SIGINT, before)
         if pressed:
-            signal.raise_signal(signal.SIGINT)  # whatever it does outside the block
+            signal.raise_signal(signal.SIGINT)  # now as outside the block
 
 
 def process_peak() -> int:
-    """The largest resident memory of this process so far, in bytes."""
+    """Return the largest resident memory of this process so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 def can_fork() -> bool:
-    """Whether workers may be forks: on Linux, and where torch has no GPU for which autograd keeps threads."""
+    """Return whether workers may be forks: on Linux, and if torch has no GPU, for which autograd keeps threads."""
     return sys.platform == "linux" and torch.cuda.device_count() == 0
 
 
 def _serve(pipe: Any, make: Make, inherited: Sequence[int], abandoned: Any, threads: int) -> None:
-    """The life of a worker."""
+    """Run the loop of a worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of a terminal; the parent decides
-    busy = 0  # the number of the request that is being answered
+    busy = 0  # the number of the current request
 
     def abandon(*_: Any) -> None:
         if 0 < busy <= abandoned.value:
@@ -229,7 +229,7 @@ def _serve(pipe: Any, make: Make, inherited: Sequence[int], abandoned: Any, thre
         try:
             number, name, *arguments = transfer.receive(pipe)
         except (EOFError, OSError):
-            os._exit(0)  # the parent is gone or done; of what was inherited nothing must be flushed or closed twice
+            os._exit(0)  # the parent is gone or done; inherited files must not be flushed or closed twice
         try:
             busy = number
             abandon()
@@ -240,7 +240,7 @@ def _serve(pipe: Any, make: Make, inherited: Sequence[int], abandoned: Any, thre
             busy = 0
             answer = (False, WorkerError("abandoned"))
         except BaseException as error:
-            busy = 0  # first of all: a signal from here on must find nobody at work
+            busy = 0  # first: a signal from here on must not interrupt anything
             answer = (False, error)
         _answer(pipe, answer)
 
@@ -249,7 +249,7 @@ def _answer(pipe: Any, answer: tuple[bool, Any]) -> None:
     done, value = answer
     try:
         if not done and not isinstance(value, PolyfedError):
-            # The user's own exception, whose class the parent may not be able to build again.
+            # The user's own exception, whose class the parent may be unable to rebuild.
             text = "".join(traceback.format_exception(value))
             value = RuntimeError(f"in a worker process: {value}\n{text}")
         transfer.send(pipe, (done, value))
@@ -259,4 +259,4 @@ def _answer(pipe: Any, answer: tuple[bool, Any]) -> None:
 
 def _die_with_parent() -> None:
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a killed run leaves nobody computing
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a killed run leaves no process at work

@@ -1,4 +1,4 @@
-"""Who does the work of a run: a driver in this process, or worker processes."""
+"""The setup of a run's execution: a driver in this process, or worker processes."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ WORTH_WORKERS = 4e8
 
 
 class Execution:
-    """The clients of a run as `run.driver`, `run.workers` and `run.store` want them; to be used in a ``with``.
+    """Makes the clients of a run by `run.driver`, `run.workers` and `run.store`; to be used in a ``with`` block.
 
     Args:
-        federation: whose clients.
-        store: their private states.
+        federation: the federation of these clients.
+        store: the private states.
         placement: device and precision.
-        scratch: on whose disk replies and states wait.
-        say: told what a user should know about how the run is executed.
+        scratch: a folder on the disk where replies and states wait.
+        say: receives what a user should know about the execution of the run.
         close: file descriptors that worker processes must not keep open.
     """
 
@@ -63,7 +63,7 @@ class Execution:
         self.scratch, self.close = scratch, close
         if (run.workers or 1) > 1 and current_process().daemon:
             raise ConfigError(
-                f"run.workers is {run.workers}, but this is a daemonic process, which Python lets have no children; "
+                f"run.workers: got {run.workers} in a daemonic process, which Python does not let have children; "
                 "set run.workers = 1, or start polyfed in a process with daemon=False"
             )
         self.driver = driver_for(federation, placement, say)
@@ -85,11 +85,11 @@ class Execution:
         source = self.federation if can_fork() and threads == 1 else self.federation.config
         makers: list[Make] = [partial(_worker, source, _on(self.placement, number)) for number in range(self.count)]
         self._pool = Pool(makers, self.close, threads=threads)
-        map_large_blocks()  # after the forks, which train
+        map_large_blocks()  # after the forks, as they train
         return WorkerClients(self.federation, self.driver, self.store, self._pool, self.scratch)
 
     def peak(self) -> int:
-        """The largest resident memory of this process and its workers together; what forks share counts in each."""
+        """Return the largest resident memory of this process and its workers together; shared pages count in each."""
         return process_peak() + sum(self._pool.peaks() if self._pool else ())
 
     def __exit__(
@@ -98,16 +98,16 @@ class Execution:
         if self._pool is not None:
             self._pool.close()
         if self._clients is not None:
-            self._clients.discard_round()  # of a round that was interrupted nothing stays on disk
+            self._clients.discard_round()  # removes the replies and states of an interrupted round from the disk
 
     def _workers(self) -> int:
-        """Processes where ``run.workers`` does not say: by cores, or GPUs, for ``auto``; no result depends on it."""
+        """Return the number of processes if ``run.workers`` is None: by cores, or GPUs, for ``auto``, else 1."""
         run, clients = self.federation.config.run, self.federation.config.clients
         if run.driver != "auto" or current_process().daemon:
             return 1
         if self.placement.device.type == "cuda":
             return 1 if ":" in str(self.placement.device) else torch.cuda.device_count()
-        apart = min(cores() // (run.threads or 1), clients.wanted)  # 0 where a run of a larger machine is resumed
+        apart = min(cores() // (run.threads or 1), clients.wanted)  # 0 if the run began on a larger machine
         return apart if apart > 1 and self._worth_workers() else 1
 
     def _worth_workers(self) -> bool:
@@ -119,19 +119,19 @@ class Execution:
         steps = federation.plan.count(int(federation.partition.train_offsets[-1]) // federation.config.clients.count)
         counted = [f for f in flops if f is not None]
         if len(counted) < len(flops):
-            return True  # what cannot be counted is taken for large
+            return True  # a step that cannot be counted is taken as large
         return sum(counted) / len(counted) * steps * federation.config.clients.wanted > WORTH_WORKERS
 
 
 def driver_for(federation: Federation, placement: Placement, say: Callable[[str], None] = log.info) -> Driver:
-    """Who runs the clients of a federation in one process."""
+    """Return the driver of a federation's clients in one process."""
     run = federation.config.run
     choice = execution_choice(federation)
     return make_driver(run.driver, placement, say, choice=choice, memory=int(run.memory * 1e9))
 
 
 def execution_choice(federation: Federation) -> ExecutionChoice:
-    """How each kind of client of a federation is executed."""
+    """Return the choice of execution for each kind of client of a federation."""
     clients = federation.config.clients
     # Networks and capacities are both dealt in turn, so that together they come again after so many clients.
     period = min(math.lcm(len(clients.models), len(clients.capacities)), clients.count)
@@ -150,14 +150,14 @@ def _worker(source: Federation | Config, placement: Placement) -> Mapping[str, C
 
 
 def _on(placement: Placement, worker: int) -> Placement:
-    """Where a worker computes: several GPUs are dealt in turn."""
+    """Return the placement of a worker: several GPUs are dealt in turn."""
     if placement.device.type != "cuda" or ":" in str(placement.device):
         return placement
     return replace(placement, device=torch.device("cuda", worker % torch.cuda.device_count()))
 
 
 def slower() -> float:
-    """How many times longer a product of matrices takes in bfloat16."""
+    """Return how many times longer a product of matrices takes in bfloat16."""
     a = torch.randn(64, 512)
     times = [min(_timed(a.to(dtype)) for _ in range(3)) for dtype in (torch.bfloat16, torch.float32)]
     return times[0] / times[1]

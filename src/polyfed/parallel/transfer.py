@@ -1,10 +1,10 @@
-"""Python values between processes of our own: a pickle in the pipe, and large arrays beside it in files without a name.
+"""Transfers Python values between the processes of a run: a pickle in the pipe, large arrays in files without a name.
 
-A pipe carries half a gigabyte per second, and what comes out of it is copied three times more into fresh memory. So
-arrays of 64 kB and more are written, once, into files that exist in memory only, whose descriptors go through the
-pipe; the receiver maps them and copies nothing. A mapping is private, so it may be written to like any memory.
+A pipe carries half a gigabyte per second, and its output is copied three more times into new memory. So arrays of
+64 kB and more are written once, into files that exist in memory only, and the pipe carries their descriptors; the
+receiver maps the files and copies nothing. A mapping is private, so it may be written to like any memory.
 
-Nothing here comes from outside: both ends are forks, or children, of one program.
+No value comes from outside: both ends are forks, or children, of one program.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from typing import Any
 
 import torch
 
-#: From so many bytes on an array goes into a file; below, the pipe is as fast.
+#: Bytes from which an array goes into a file; for smaller arrays the pipe is as fast.
 LARGE = 1 << 16
-#: Arrays share a file of so many bytes, so that who keeps one array keeps little besides.
+#: Bytes of a file that arrays share; keeping one array keeps the file's other arrays in memory, so it is small.
 FULL = 1 << 23
-#: About the most files at once: descriptors on their way count against a user's limit.
+#: About the most files of a value: descriptors in a pipe count against a user's limit.
 MOST = 16
-#: Where arrays begin in a file, in bytes: what a mapping can begin at.
+#: Arrays begin in a file at multiples of this number of bytes, where a mapping can begin.
 PAGE = mmap.ALLOCATIONGRANULARITY
 
 
 def send(pipe: Any, value: Any) -> None:
-    """Send a value, of which contiguous numpy arrays are the large parts.
+    """Send a value whose large parts are contiguous numpy arrays.
 
     Raises:
         OSError: the other end is gone.
-        BaseException: what pickling raises; nothing was sent then.
+        BaseException: pickling failed; nothing was sent.
     """
     body, files = _packed(value)
     try:
@@ -47,7 +47,7 @@ def send(pipe: Any, value: Any) -> None:
 
 
 def receive(pipe: Any) -> Any:
-    """What `send` sent.
+    """Receive a value that `send` sent.
 
     Raises:
         EOFError, OSError: the other end is gone.
@@ -56,14 +56,14 @@ def receive(pipe: Any) -> Any:
     descriptors: list[int] = []
     if files:
         with socket.fromfd(pipe.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as channel:
-            for _ in files:  # all of them first: what stays in the pipe would be read as the next message
+            for _ in files:  # all descriptors first: a rest in the pipe would be read as the next message
                 came, descriptor, *_ = socket.recv_fds(channel, 1, 1)
                 descriptors += descriptor
                 if not came:
                     break
     try:
         if len(descriptors) < len(files):
-            raise EOFError(f"{len(descriptors)} of {len(files)} files came; are too many open?")
+            raise EOFError(f"got {len(descriptors)} of {len(files)} files; are too many files open?")
         buffers = [array for file, sizes in zip(descriptors, files, strict=True) for array in _mapped(file, sizes)]
     finally:
         for descriptor in descriptors:
@@ -72,7 +72,7 @@ def receive(pipe: Any) -> Any:
 
 
 def _packed(value: Any) -> tuple[bytes, list[tuple[int, list[int]]]]:
-    """The pickle, and the files of large arrays: each a descriptor and the arrays' sizes."""
+    """Return the pickle, and the files of large arrays: each a descriptor and the arrays' sizes."""
     if not hasattr(os, "memfd_create"):  # not Linux
         return pickle.dumps(value, protocol=5), []
     large: list[memoryview] = []
@@ -81,7 +81,7 @@ def _packed(value: Any) -> tuple[bytes, list[tuple[int, list[int]]]]:
         raw = buffer.raw()
         if raw.nbytes >= LARGE:
             large.append(raw)
-        return raw.nbytes < LARGE  # true: within the pickle
+        return raw.nbytes < LARGE  # true: the array stays in the pickle
 
     body = pickle.dumps(value, protocol=5, buffer_callback=aside)
     files: list[tuple[int, list[int]]] = []
@@ -94,7 +94,7 @@ def _packed(value: Any) -> tuple[bytes, list[tuple[int, list[int]]]]:
 
 
 def _groups(large: Sequence[memoryview]) -> Iterator[list[memoryview]]:
-    """The arrays of each file, in order."""
+    """Yield the arrays of each file, in order."""
     full = max(FULL, 2 * sum(raw.nbytes for raw in large) // MOST)
     group: list[memoryview] = []
     for raw in large:
@@ -107,7 +107,7 @@ def _groups(large: Sequence[memoryview]) -> Iterator[list[memoryview]]:
 
 
 def _write(group: Sequence[memoryview]) -> int:
-    """A file without a name that holds ``group``; its descriptor."""
+    """Write ``group`` into a file without a name and return its descriptor."""
     descriptor = os.memfd_create("polyfed", os.MFD_CLOEXEC)
     try:
         with open(descriptor, "wb", closefd=False) as file:
@@ -121,7 +121,7 @@ def _write(group: Sequence[memoryview]) -> int:
 
 
 def _mapped(descriptor: int, sizes: Sequence[int]) -> list[memoryview]:
-    """The arrays of a file. The mapping lasts as long as they do, and needs no descriptor, as Python's mmap would."""
+    """Return the arrays of a file. The mapping lasts as long as they do and, unlike mmap's, needs no descriptor."""
     length = os.fstat(descriptor).st_size
     whole = torch.from_file(f"/proc/self/fd/{descriptor}", shared=False, size=length, dtype=torch.uint8)
     memory = whole.numpy().data

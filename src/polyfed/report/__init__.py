@@ -1,1 +1,1 @@
-"""What a person sees of a run: units, progress, tables. Free of torch."""
+"""The output of a run for a reader: units, progress, tables. This package does not import torch."""

@@ -1,4 +1,4 @@
-"""Progress while a run goes: one line drawn anew in a terminal, plain lines elsewhere."""
+"""The progress of a run: a line that is redrawn in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from polyfed.config import Config
     from polyfed.rounds.callbacks import Callback
 
-_LINES = 20  # about as many plain lines as a run may print
+_LINES = 20  # about the number of plain lines that a run may print
 
 
 Summary = Mapping[str, Any]
@@ -25,17 +25,17 @@ Row = Mapping[str, Any]
 
 
 class _Clock:
-    """How far a run is and when it will be over, by the wall clock, evaluation included."""
+    """The elapsed and the remaining time of a run, by the wall clock, evaluation included."""
 
     def __init__(self, first_round: int, now: Callable[[], float]) -> None:
         self._done, self._now, self._start = first_round - 1, now, now()
 
     def elapsed(self) -> float:
-        """Seconds since this process took up the run."""
+        """Return the seconds since this process began or resumed the run."""
         return self._now() - self._start
 
     def left(self, row: Row) -> float | None:
-        """Seconds to the end; None before the first round is over, and after the last."""
+        """Return the seconds to the end; None before the first round is over, and after the last."""
         played, more = row["round"] - self._done, row["rounds"] - row["round"]
         return self.elapsed() / played * more if played > 0 and more > 0 else None
 
@@ -49,8 +49,8 @@ class Lines:
     """Progress as plain lines, at most about 20 per run, for logs and pipes.
 
     Args:
-        console: where to.
-        label: what is running.
+        console: the output.
+        label: the name of the run.
         now: a clock in seconds.
     """
 
@@ -60,17 +60,17 @@ class Lines:
         self._last: int | None = None
 
     def _say(self, text: str) -> None:
-        # One record is one line: never wrapped, never coloured, brackets in paths left alone.
+        # A record is one line: without wrapping, without colours, and brackets in paths are printed as they are.
         self._console.print(text, soft_wrap=True, markup=False, highlight=False)
 
     def started(self, run_dir: Path, config: Config, first_round: int) -> None:
-        """Say what begins, and where it is written."""
+        """Print the name, the rounds and the directory of the run."""
         self._clock = _Clock(first_round, self._now)
         goes_on = f", from round {first_round}" if first_round > 1 else ""
         self._say(f"{self._label}: {config.run.rounds} rounds{goes_on}, in {run_dir}")
 
     def round_ended(self, row: Row) -> None:
-        """A line for an evaluated round, unless the one before was only a moment ago."""
+        """Print a line for an evaluated round, unless the last line is too recent."""
         accuracy = row.get("accuracy")
         if accuracy is None:
             return
@@ -88,19 +88,19 @@ class Lines:
         self._say(f"{self._label}: {'  '.join(parts)}{'' if left is None else f'  ETA {duration(left)}'}")
 
     def note(self, text: str) -> None:
-        """A line of its own."""
+        """Print a line of text."""
         self._say(f"{self._label}: {text}")
 
     def ended(self, summary: Summary) -> None:
-        """Nothing: the last round had its line, and the table follows."""
+        """Print nothing: the last round has its line, and the table follows."""
 
 
 class Live:
-    """Progress as one line that is drawn anew, for a terminal.
+    """Progress as a line that is redrawn, for a terminal.
 
     Args:
         console: the terminal.
-        label: what is running.
+        label: the name of the run.
         now: a clock in seconds.
     """
 
@@ -109,7 +109,7 @@ class Live:
         self._clock = _Clock(1, now)
         self._accuracy = "-"
         self._bar = Progress(
-            # What is running gives way first where 80 columns are too few.
+            # The name of the run is shortened first if 80 columns are too few.
             TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, max_width=24)),
             BarColumn(bar_width=8),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
@@ -137,7 +137,7 @@ class Live:
         self._bar.update(self._task, completed=row["round"], told=told)
 
     def note(self, text: str) -> None:
-        """A line above the bar."""
+        """Print a line above the bar."""
         self._bar.console.print(text, markup=False, highlight=False)
 
     def ended(self, summary: Summary) -> None:
@@ -145,16 +145,16 @@ class Live:
         self.close()
 
     def close(self) -> None:
-        """Give the terminal back, also after an error."""
+        """Release the terminal, also after an error."""
         self._bar.stop()
 
 
 def callback_for(console: Console) -> Callable[[str], Callback]:
-    """A maker of callbacks, by what is running: live for a terminal, plain lines otherwise."""
+    """Return a maker of callbacks by the name of the run: live for a terminal, plain lines otherwise."""
     return lambda label: Live(console, label) if console.is_terminal else Lines(console, label)
 
 
 def close(callback: Callback) -> None:
-    """Let a callback give the terminal back, if it holds it."""
+    """Have a callback release the terminal, if it holds it."""
     if isinstance(callback, Live):
         callback.close()

@@ -1,4 +1,4 @@
-"""What a person sees of a run: progress while it goes, a table when it is over. Free of torch."""
+"""The closing table of a run and its notes. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     pass
 
 
-TRAINING_TIME = "Training time is wall clock without evaluation, and FLOPs are of training alone."
+TRAINING_TIME = "Training time is wall clock without evaluation, and FLOPs are those of training alone."
 
 SIMULATED_TIME = (
     "Simulated time is of training on the devices of the table; 'to' is the time to the first evaluation at a target."
@@ -26,11 +26,11 @@ SIMULATED_TIME = (
 _BOUNDLESS = 10_000  # columns
 _GAP = 2  # columns between columns
 _FOLDED = 10  # columns to which text may be folded
-_NOTEWORTHY = 0.01  # share of the bytes that are not values above which the table's notes tell them apart
+_NOTEWORTHY = 0.01  # share of indices and header in the bytes, above which the notes list them
 
 
 def console() -> Console:
-    """Standard output; where it is no terminal, as wide as any table: a pipe has no width to cut it to."""
+    """Return standard output; if it is no terminal, it is wide enough for any table."""
     return Console() if Console().is_terminal else Console(width=_BOUNDLESS)
 
 
@@ -42,16 +42,16 @@ def print_table(
     left: Sequence[str] = (),
     costs: Sequence[str] = (),
 ) -> None:
-    """Print a table, as two where the console is too narrow for it: first without the costs, then these alone.
+    """Print a table; if the console is too narrow for it, print two tables, the second with the costs.
 
-    Text may be folded, numbers are never cut: what is too wide even so is left to the terminal to wrap.
+    Text may be folded, but numbers are never cut: the terminal wraps a table that is still too wide.
 
     Args:
-        console: where to.
-        headings: one per column; a line break makes a narrow column of a long heading.
+        console: the output.
+        headings: a heading per column; a line break makes a narrow column of a long heading.
         rows: cells as text.
         left: headings of the columns of text.
-        costs: headings of the columns of the second table; none keeps it in one.
+        costs: headings of the columns of the second table; without any there is a single table.
     """
     whole = _Part(headings, rows, left)
     parts = [whole]
@@ -66,11 +66,11 @@ def print_table(
 
 
 class _Part:
-    """A table and how wide it is.
+    """A table and its width.
 
     Attributes:
-        width: with nothing folded.
-        least: with the text folded as far as it may be.
+        width: width without folding.
+        least: width with the text folded as far as permitted.
     """
 
     def __init__(self, headings: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[str]) -> None:
@@ -95,7 +95,7 @@ class _Part:
 
 
 def closing_table(console: Console, summaries: Mapping[str, Summary]) -> None:
-    """Print one row per run, the main one first.
+    """Print a row per run, the main run first.
 
     Args:
         console: where to.
@@ -126,13 +126,13 @@ def closing_table(console: Console, summaries: Mapping[str, Summary]) -> None:
 
 
 def targets_of(summaries: Iterable[Summary]) -> list[float]:
-    """The target accuracies that some run reached, ascending."""
+    """Return the target accuracies that at least one run reached, ascending."""
     reached = {target["accuracy"] for summary in summaries for target in summary.get("targets", ()) if target}
     return sorted(reached)
 
 
 def simulated_time(summary: Summary, target: float | None = None) -> float | None:
-    """Simulated seconds of a run, or up to a target; None without a simulated clock or where it was not reached."""
+    """Return the simulated seconds of a run, or up to a target; None without the clock or if it was not reached."""
     if "simulated" not in summary:
         return None
     if target is None:
@@ -146,7 +146,7 @@ def _told(seconds: float | None) -> str:
 
 
 def remarks(summaries: Mapping[str, Summary]) -> list[str]:
-    """What must be said under the table: who leads the main run, and what the bytes, times and peaks are.
+    """Return the remarks under the table: runs that are better than the main run, and notes on bytes, times and peaks.
 
     Args:
         summaries: as for `closing_table`; the first is the main run.
@@ -174,12 +174,12 @@ def remarks(summaries: Mapping[str, Summary]) -> list[str]:
     if any("simulated" in summary for summary in summaries.values()):
         said.append(SIMULATED_TIME)
     if others:
-        said.append("Peak memory is the process's so far, whatever the row, and its workers', which share part of it.")
+        said.append("Peak memory is that of the process and its workers so far, for all rows; they share part of it.")
     return said
 
 
 def _in_vain(simulated: Summary) -> str:
-    """The clients that did not count, by reason, and what they cost; "" if all did."""
+    """Return the clients whose replies did not count, by reason, and their costs; "" if all counted."""
     failed = {reason: count for reason, count in simulated["failed"].items() if count}
     if not failed:
         return ""
@@ -187,16 +187,16 @@ def _in_vain(simulated: Summary) -> str:
     reasons = ", ".join(f"{count} {reason}" for reason, count in failed.items())
     void = f"; {simulated['void']} rounds were void" if simulated["void"] else ""
     cost = f"{size(wasted['bytes_up'])} up, {size(wasted['bytes_down'])} down, {flops(wasted['flops'])} FLOPs"
-    return f"clients asked in vain: {reasons}{void}; that cost {cost}, which are not in the table"
+    return f"clients asked in vain: {reasons}{void}; they cost {cost}, which the table does not include"
 
 
 def show(console: Console, summaries: Mapping[str, Summary], notes: Sequence[str] = ()) -> None:
-    """Print the closing table, the notes, the remarks, and where the runs lie.
+    """Print the closing table, the notes, the remarks, and the directory of the run.
 
     Args:
         console: where to.
         summaries: as for `closing_table`.
-        notes: what the labels stand for.
+        notes: the meanings of the labels.
     """
     console.print()
     closing_table(console, summaries)

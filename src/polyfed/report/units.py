@@ -1,4 +1,4 @@
-"""Numbers for people: percent, bytes, FLOPs, durations."""
+"""Numbers as text for readers: percent, bytes, FLOPs, durations."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ if TYPE_CHECKING:
 
 
 def percent(fraction: float | None, digits: int = 1) -> str:
-    """0.8312 -> "83.1 %"; None, of what was not measured, -> "-"."""
+    """0.8312 -> "83.1 %"; None, for a value that was not measured, -> "-"."""
     return "-" if fraction is None else f"{100 * fraction:.{digits}f} %"
 
 
 def size(count: float) -> str:
-    """Bytes for people, in powers of 1000: 1234567 -> "1.23 MB"."""
+    """Bytes as text, in powers of 1000: 1234567 -> "1.23 MB"."""
     return _scaled(count, "B")
 
 
 def flops(count: float) -> str:
-    """Floating-point operations for people: 1.2e12 -> "1.2 T"."""
+    """Floating-point operations as text: 1.2e12 -> "1.2 T"."""
     return _scaled(count, "")
 
 
@@ -35,7 +35,7 @@ def _scaled(count: float, unit: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: 3725 -> "1 h 02 min"; 95 -> "1 min 35 s"; 8.25 -> "8.2 s"."""
+    """Seconds as text: 3725 -> "1 h 02 min"; 95 -> "1 min 35 s"; 8.25 -> "8.2 s"."""
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -45,14 +45,14 @@ def duration(seconds: float) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Seconds where there is little room: 3725 -> "1:02:05"; 95 -> "1:35"."""
+    """Seconds as short text: 3725 -> "1:02:05"; 95 -> "1:35"."""
     minutes, second = divmod(round(seconds), 60)
     hour, minute = divmod(minutes, 60)
     return f"{hour}:{minute:02d}:{second:02d}" if hour else f"{minute}:{second:02d}"
 
 
 def spread(fractions: Iterable[float]) -> str:
-    """Mean and standard deviation (n - 1) of fractions: ``71.6 ± 1.3 %``; of a single one ``71.6 %``."""
+    """Mean and standard deviation (n - 1) of fractions: ``71.6 ± 1.3 %``; for a single fraction ``71.6 %``."""
     found = list(fractions)
     if len(found) < 2:
         return percent(statistics.fmean(found))

@@ -1,1 +1,1 @@
-"""One round, shared by simulation and deployment: the cohort, the exchange, evaluation, and what it cost."""
+"""One round, shared by simulation and deployment: the cohort, the exchange, the evaluation, and the costs."""

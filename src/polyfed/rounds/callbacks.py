@@ -1,4 +1,4 @@
-"""Who may look on while a run goes."""
+"""Callbacks, which receive the events of a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Callback(Protocol):
-    """Sees what happens and changes nothing."""
+    """Receives the events of a run and changes nothing."""
 
     def started(self, run_dir: Path, config: Config, first_round: int) -> None:
         """The run is about to play ``first_round`` (1 for a new run)."""
@@ -22,7 +22,7 @@ class Callback(Protocol):
         ...
 
     def note(self, text: str) -> None:
-        """Something worth a line."""
+        """Receive a line of text about the run."""
         ...
 
     def ended(self, summary: Mapping[str, Any]) -> None:
@@ -31,7 +31,7 @@ class Callback(Protocol):
 
 
 class Quiet:
-    """Looks on and says nothing."""
+    """A callback that ignores all events."""
 
     def started(self, run_dir: Path, config: Config, first_round: int) -> None:
         """Say nothing."""
@@ -47,10 +47,10 @@ class Quiet:
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C; the last complete round is in the checkpoint, or, rarely, the one of the checkpoint before.
+    """Ctrl-C; the checkpoint holds the last complete round or, rarely, an earlier round.
 
     Args:
-        run_dir: what `polyfed resume` goes on with.
+        run_dir: the directory that `polyfed resume` resumes.
     """
 
     def __init__(self, run_dir: Path) -> None:

@@ -1,4 +1,4 @@
-"""The clients as the server meets them: messages go out, and what the replies add up to comes back."""
+"""The clients as the server sees them: it sends messages and receives the totals of the replies."""
 
 from __future__ import annotations
 
@@ -30,32 +30,32 @@ class TooFewRepliesError(PolyfedError):
 
 
 class Clients(Protocol):
-    """Where the server's messages go."""
+    """The receivers of the server's messages."""
 
     def exchange(self, request: Exchange, *, score: bool = False) -> tuple[Gathered, dict[ClientId, Report]]:
-        """Send each client its message and bring back the totals; with ``score``, have the clients tested, too."""
+        """Send each client its message and return the totals; with ``score``, test the clients, too."""
         ...
 
     def commit(self) -> None:
-        """The round is complete: what the clients of it keep becomes their state."""
+        """Complete the round: the states that its clients kept become their private states."""
         ...
 
     def evaluate(self, round_: int, down: Down) -> dict[ClientId, Score]:
-        """Send each client what it needs to predict and have it tested on its own test data."""
+        """Send each client the message from which it predicts, and test it on its own test data."""
         ...
 
 
 class SimulatedClients(ABC):
-    """Clients of a simulation, whose states the simulation keeps.
+    """Clients of a simulation, which stores their states.
 
-    What they keep becomes their state only when the whole round is complete, so that a round that fails can be played
-    again from the state of before.
+    A state that a client keeps becomes its private state only when the whole round is complete, so that a round that
+    fails can be played again from the old states.
 
     Args:
-        federation: whose clients.
-        driver: of this process.
-        store: their private states.
-        scratch: on whose disk replies and states wait.
+        federation: the federation of these clients.
+        driver: the driver of this process.
+        store: the private states.
+        scratch: a folder on the disk where replies and states wait.
     """
 
     def __init__(self, federation: Federation, driver: Driver, store: Store, scratch: Path | None = None) -> None:
@@ -68,32 +68,32 @@ class SimulatedClients(ABC):
 
     @abstractmethod
     def _train(self, round_: int, units: Sequence[Down], *, score: bool) -> Iterator[dict[ClientId, Finished]]:
-        """Train unit by unit, in any order; one unit at a time comes back."""
+        """Train unit by unit, in any order; yield the results of one unit at a time."""
 
     @abstractmethod
     def _test(self, round_: int, down: Down) -> Iterator[dict[ClientId, Score]]:
-        """Test the clients, some at a time, in any order."""
+        """Test the clients in groups, in any order; yield the scores of one group at a time."""
 
     # ----------------------------------------------------------------------------------------------- a round
 
     def work(self, request: Exchange, *, score: bool) -> Iterator[tuple[ClientInfo, Message | None, Report]]:
-        """Run the clients' side of an exchange; each reply as its client is done."""
+        """Run the clients' side of an exchange; yield each reply when its client is done."""
         infos = {info.id: info for info in request.cohort}
         self._round = request.cohort.round
         self._pending.begin()
         for finished in self._train(self._round, self._units(infos.values(), request.down), score=score):
             for client in sorted(finished):
-                end = finished.pop(client)  # nobody else holds on to an upload
+                end = finished.pop(client)  # no other reference keeps the upload alive
                 self._pending.put(client, end.private)
                 yield infos[client], end.upload, end.report
                 del end
 
     def gathering(self, request: Exchange, counted: Iterable[ClientId] | None = None) -> Gathering:
-        """Where the replies to a request are added up."""
+        """Return the `Gathering` that adds up the replies to a request."""
         return Gathering(request.gather, self.federation.algorithm.messages, self.scratch, counted)
 
     def exchange(self, request: Exchange, *, score: bool = False) -> tuple[Gathered, dict[ClientId, Report]]:
-        """Run the clients' side of the exchange; everyone who is asked replies, and counts."""
+        """Run the clients' side of the exchange; every client that is asked replies, and counts."""
         reports: dict[ClientId, Report] = {}
         with self.gathering(request, request.down) as gathering:
             for info, upload, report in self.work(request, score=score):
@@ -103,7 +103,7 @@ class SimulatedClients(ABC):
             return gathering.settle(request.down, {}), dict(sorted(reports.items()))
 
     def private(self, client: ClientId) -> Any:
-        """A client's state, made (and not kept) if it has none."""
+        """Return a client's state; if it has none, make its first state without storing it."""
         state = self._state(client)
         return self.federation.first_state(client) if state is None else state
 
@@ -111,12 +111,12 @@ class SimulatedClients(ABC):
         return self._pending.get(client) if client in self._pending else self.store.get(client)
 
     def discard(self, clients: Iterable[ClientId]) -> None:
-        """Take back the last exchange of some clients: nobody had their replies."""
+        """Discard the last exchange of these clients: their replies do not count."""
         for client in clients:
             self._pending.discard(client)
 
     def discard_round(self) -> None:
-        """Take back the whole round: it is void."""
+        """Discard the whole round: it is void."""
         self._pending.clear()
 
     def commit(self) -> None:
@@ -126,17 +126,17 @@ class SimulatedClients(ABC):
         self._pending.clear()
 
     def evaluate(self, round_: int, down: Down) -> dict[ClientId, Score]:
-        """Test each client on its own test data, with what it keeps and what it receives."""
+        """Test each client on its own test data, with its private state and the message that it receives."""
         scores: dict[ClientId, Score] = {}
         for found in self._test(round_, down):
             scores |= found
         return {client: scores[client] for client in down}
 
     def _units(self, infos: Iterable[ClientInfo], down: Down) -> list[Down]:
-        """The clients that are asked, unit by unit, in order of the units' first clients.
+        """Divide the clients that are asked into units, in order of the units' first clients.
 
-        A unit is clients of one kind in order of id, as many as are stacked at once; so units, and with them every bit
-        of a result, follow from the cohort and not from how many processes there are.
+        A unit is a group of clients of one kind in order of id, as many as are stacked at once; so units, and with them
+        every bit of a result, depend on the cohort and not on the number of processes.
         """
         units: list[list[ClientId]] = []
         last: dict[object, list[ClientId]] = {}

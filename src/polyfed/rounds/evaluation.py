@@ -1,4 +1,4 @@
-"""How good the models of a round are: all clients (or a sample), the cohort before aggregation, the server's own."""
+"""The evaluation of a round: all clients (or a sample), the cohort before aggregation, and the server's own models."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Evaluation:
         whole: accuracy of each of the server's own models on the test data of these clients pooled, and the mean of
             its accuracies on the single clients' test data.
         gradient: mean over a sample of clients of the squared norm of the whole local model's gradient.
-        flops: of all of it: forward passes, and what `Algorithm.predictor_parts` computes before them.
-        seconds: of the evaluation.
+        flops: FLOPs of the whole evaluation: forward passes, and the work of `Algorithm.predictor_parts` before them.
+        seconds: seconds of the evaluation.
     """
 
     scores: dict[ClientId, Score]
@@ -45,26 +45,26 @@ class Evaluation:
 
     @property
     def flops_per_example(self) -> float:
-        """FLOPs of predicting one example, with every predictor; the mean over clients."""
+        """FLOPs of predicting one example with all predictors; the mean over clients."""
         return float(np.mean([score.flops / score.examples for score in self.scores.values()]))
 
     @property
     def down(self) -> int:
-        """Bytes sent for the sake of this evaluation."""
+        """Bytes sent for this evaluation."""
         return sum(score.down for score in self.scores.values())
 
     @property
     def predictors(self) -> list[str]:
-        """All names, the default first."""
+        """Names of all predictors, the default first."""
         return list(next(iter(self.scores.values())).correct)
 
     def mean(self, predictor: str | None = None, clients: Sequence[ClientId] | None = None) -> float:
-        """The mean over clients, each counting once."""
+        """Return the mean accuracy over clients, without weights."""
         chosen = self.scores if clients is None else clients
         return float(np.mean([self.scores[k].accuracy(predictor) for k in chosen]))
 
     def worst_decile(self) -> float:
-        """The mean over the worst tenth of the clients (at least one)."""
+        """Return the mean over the worst tenth of the clients (at least one client)."""
         accuracies = sorted(score.accuracy() for score in self.scores.values())
         return float(np.mean(accuracies[: math.ceil(len(accuracies) / 10)]))
 
@@ -73,10 +73,10 @@ class Evaluator:
     """Tests clients and server models.
 
     Args:
-        view: what the server knows.
+        view: the server's knowledge of the federation.
         placement: device and precision of the server's own tests.
-        costs: counts them.
-        test_data: all clients' test data; None where the server has none, and tests no models of its own.
+        costs: counts the FLOPs of the tests.
+        test_data: all clients' test data; None if the server has no data, and so tests no models of its own.
     """
 
     def __init__(

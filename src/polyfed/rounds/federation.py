@@ -1,4 +1,4 @@
-"""A configuration made real: data, partition, networks and clients."""
+"""The federation of a configuration: data, partition, networks and clients."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from polyfed.rounds.sampling import Weighted
 
 
 class ServerView(ABC):
-    """What the server knows of a federation, simulated or deployed: all that a round needs.
+    """The server's knowledge of a federation, simulated or deployed: all that a round needs.
 
     Attributes:
         config: what was asked for.
@@ -53,18 +53,18 @@ class ServerView(ABC):
 
     @cached_property
     def rng(self) -> Rng:
-        """The root of all randomness but the partition's."""
+        """The root of all randomness except the partition's."""
         return Rng((self.config.run.seed,))
 
 
 @dataclass(frozen=True)
 class Federation(ServerView):
-    """Everything that does not change during a run. Clients are described by formula, not by a list.
+    """The constants of a run. A formula describes each client; there is no list of clients.
 
     Args:
         config: what was asked for.
         dataset: all examples.
-        partition: whose they are.
+        partition: the rows of each client.
         algorithm: the way to train together.
     """
 
@@ -95,7 +95,7 @@ class Federation(ServerView):
 
     @cached_property
     def availability(self) -> Availability | None:
-        """The clients' devices, if the simulated clock is asked for."""
+        """The clients' devices; None without ``[devices]``."""
         devices = self.config.devices
         if devices is None:
             return None
@@ -104,7 +104,7 @@ class Federation(ServerView):
 
     @cached_property
     def weighted(self) -> Weighted | None:
-        """How clients are drawn where not all are equally likely."""
+        """The weighted draw of clients; None where all are equally likely."""
         clients = self.config.clients
         if clients.selection == "by-size":
             return Weighted(np.diff(self.partition.train_offsets))
@@ -115,23 +115,23 @@ class Federation(ServerView):
         return configured_info(self.config, client)
 
     def own(self, client: ClientId) -> SplitModel:
-        """A client's network."""
+        """Return a client's network."""
         return self.task.build(self.config.clients.model(client))
 
     def local(self, client: ClientId, round_: int) -> LocalClient:
-        """A client at work in a round; round 0 is its creation, before its first."""
+        """Return a client at work in a round; round 0 is its creation, before its first round."""
         models = self.algorithm.models(self.task, self.own(client))
         return client_at_work(self.info(client), models, self.data.train(client), self.algorithm, self.config, round_)
 
     def first_state(self, client: ClientId) -> State:
-        """What a client keeps before it first trains."""
+        """Return the private state of a client before it first trains."""
         if type(self.algorithm).init_client is Algorithm.init_client:
-            return Nothing()  # without the client's rows, of which nothing would come: a tenth of a small round
+            return Nothing()  # avoids loading the client's rows, which takes a tenth of a small round
         return self.algorithm.init_client(self.local(client, 0))
 
 
 def configured_info(config: Config, client: ClientId) -> ClientInfo:
-    """What a configuration says of a client."""
+    """Return the configuration's description of a client."""
     return ClientInfo(client, config.clients.capacity(client), str(config.clients.model(client)))
 
 
@@ -143,14 +143,14 @@ def client_at_work(
     config: Config,
     round_: int,
 ) -> LocalClient:
-    """A client at work in a round, wherever it is; round 0 is its creation.
+    """Return a client at work in a round, in a simulation or a deployment; round 0 is its creation.
 
     Args:
-        info: what the server knows of it.
-        models: the networks that its parts run on.
-        data: its training examples.
-        algorithm: the way to train together.
-        config: of the run.
+        info: the server's knowledge of the client.
+        models: the networks of the client's parts.
+        data: the client's training examples.
+        algorithm: the algorithm of the run.
+        config: the configuration of the run.
         round_: number of the round.
     """
     root = Rng((config.run.seed,))
@@ -160,7 +160,7 @@ def client_at_work(
 
 
 def configured_task(config: Config, input_shape: tuple[int, ...], num_classes: int) -> Task:
-    """The task of a configuration whose data have these shapes and classes."""
+    """Return the task of a configuration whose data have these shapes and classes."""
     clients = config.clients
     return Task(
         input_shape=input_shape,
@@ -173,10 +173,10 @@ def configured_task(config: Config, input_shape: tuple[int, ...], num_classes: i
 
 
 def check_networks(algorithm: Algorithm, task: Task) -> None:
-    """Build all networks, and ask the algorithm whether it can train them.
+    """Build all networks, and have the algorithm check that it can train them.
 
     Raises:
-        ModelError: one cannot be built, or trained this way.
+        ModelError: a network cannot be built, or the algorithm cannot train it.
     """
     algorithm.check(task)
     for model in task.family().values():
@@ -184,10 +184,10 @@ def check_networks(algorithm: Algorithm, task: Task) -> None:
 
 
 def misfits(configs: Sequence[Config]) -> list[str]:
-    """Which of the configurations cannot be trained, for networks that do not fit data or algorithm; a fault for each.
+    """Return a fault for each configuration whose networks do not fit its data or its algorithm.
 
     Raises:
-        PolyfedError: data that cannot be loaded.
+        PolyfedError: the data cannot be loaded.
     """
     shapes: dict[object, tuple[tuple[int, ...], int]] = {}
     faults: list[str] = []
@@ -206,10 +206,10 @@ def misfits(configs: Sequence[Config]) -> list[str]:
 
 
 def deal(config: Config) -> tuple[Dataset, Partition]:
-    """Load the data and deal them to clients.
+    """Load the data and deal the rows to clients.
 
     Raises:
-        PolyfedError: what cannot be loaded or dealt, and why.
+        PolyfedError: the data cannot be loaded or dealt; the text says why.
     """
     dataset = _load(config)
     settings = config.partition.model_dump(exclude_none=True, exclude={"kind", "seed"})
@@ -230,17 +230,17 @@ def deal(config: Config) -> tuple[Dataset, Partition]:
 
 
 def prepare(config: Config) -> Federation:
-    """Load the data, deal them, and check that the algorithm can train these networks.
+    """Load the data, deal the rows, and check that the algorithm can train these networks.
 
     Raises:
-        PolyfedError: what cannot be loaded, dealt or trained, and why.
+        PolyfedError: the data cannot be loaded or dealt, or the networks not trained; the text says why.
     """
     dataset, partition = deal(config)
     name, keys = config.algorithm.name, config.algorithm.keys
     federation = Federation(config, dataset, partition, load_algorithm(name, keys))
     check_networks(federation.algorithm, federation.task)
     if federation.algorithm.holdout:
-        federation.local(partition.smallest, 0)  # too few examples are told before the run
+        federation.local(partition.smallest, 0)  # reports a client with too few examples before the run
     give_back()
     return federation
 

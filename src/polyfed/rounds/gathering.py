@@ -1,8 +1,8 @@
-"""The replies of one exchange, from their arrival to what they add up to.
+"""The replies of one exchange, from their arrival to their totals.
 
-Who counts is settled first: before the exchange where everyone who is asked counts, else when it has ended. Replies
-are folded in order of client id; one that comes before its turn waits, encoded, on disk. So a round's memory is one
-upload and the totals, and its result does not depend on who was fast.
+The set of clients whose replies count is fixed first: before the exchange if all clients that are asked count, else at
+its end. Replies are folded in order of client id; a reply that comes before its turn waits, encoded, on disk. So a
+round needs memory for one upload and the totals, and its result does not depend on the order of arrival.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from polyfed.storage.spool import Place, Spool
 
 
 class Gathering:
-    """Adds up the replies of one exchange; to be used in a ``with``, which deletes what waits.
+    """Adds up the replies of one exchange; to be used in a ``with`` block, which deletes waiting replies at its end.
 
     Args:
         gather: the declarations, by field of the upload.
         kinds: the message classes of the algorithm.
-        folder: on whose disk replies wait.
-        counted: the clients whose replies count; None if that is not known yet.
+        folder: a folder on the disk where replies wait.
+        counted: the clients whose replies count; None if they are not known yet.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Gathering:
         self._spool.close()
 
     def put(self, client: ClientInfo, upload: Message | None) -> None:
-        """A reply came: fold it if it is its turn, else let it wait."""
+        """Fold a reply that has come if it is its turn, else store it."""
         if self._turns and self._turns[0] == client.id:
             self._fold.add(client, upload)
             self._turns.popleft()
@@ -60,11 +60,11 @@ class Gathering:
             self._waiting[client.id] = (client, self._spool.put(encoded(upload)) if wanted and upload else None)
 
     def settle(self, counted: Iterable[ClientId], failed: Mapping[ClientId, str]) -> Gathered:
-        """All replies that count are there: fold the rest of them.
+        """Fold the remaining replies, when all that count have come, and return the totals.
 
         Args:
             counted: the clients whose replies count.
-            failed: why others do not.
+            failed: the reasons why the replies of other clients do not count.
         """
         folded = {client.id for client in self._fold.clients}
         self._turns = deque(sorted(client for client in counted if client not in folded))

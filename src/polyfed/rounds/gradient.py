@@ -1,8 +1,8 @@
-"""The gradient of the whole local model, measured between two rounds: what a theorem about convergence bounds.
+"""The gradient of the whole local model, measured between two rounds; theorems about convergence bound its norm.
 
-No step is taken. A sample of clients begins the next round, as far as the first training that each asks for, and the
-gradient there is that of the loss it would minimise, over all its training examples at once and for all the parts it
-would train, private and shared. Weight decay and clipping belong to the optimizer and are not in it.
+The measurement takes no step. A sample of clients begins the next round, up to the first training that each client
+requests. The gradient is that of the loss of this training, over all training examples at once and for all parts that
+would be trained, private and shared. Weight decay and clipping belong to the optimizer and are left out.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from polyfed.rounds.selection import sample
 
 
 def gradient_squared(server: Any, clients: SimulatedClients, round_: int) -> float | None:
-    """The mean over ``run.gradient_clients`` clients of the squared norm; None if none of them trains.
+    """Return the mean squared norm over ``run.gradient_clients`` clients; None if no client trains.
 
     Args:
         server: the state after ``round_``.
-        clients: whose private states and data.
+        clients: the clients, with their private states and data.
         round_: the last round that was played.
     """
     federation = clients.federation
@@ -50,7 +50,7 @@ def gradient_squared(server: Any, clients: SimulatedClients, round_: int) -> flo
 
 
 def _first(steps: Any, kind: type[Any], clients: SimulatedClients) -> Any:
-    """The first request of a kind that a coroutine makes, which then ends there; None if it makes none."""
+    """Return the first request of a kind from a coroutine, and end the coroutine; None if it makes no such request."""
     if not isinstance(steps, GeneratorType):
         return None
     answer: Any = None
@@ -66,7 +66,7 @@ def _first(steps: Any, kind: type[Any], clients: SimulatedClients) -> Any:
 
 
 def squared_norm(fit: Fit, placement: Placement) -> float:
-    """The squared norm, over all trained parts, of what the optimizer would step with on all examples at once."""
+    """Return the squared norm, over all trained parts, of the gradient on all examples at once."""
     client = fit.client
     for model in client.models.values():
         model.train(True)
@@ -79,6 +79,6 @@ def squared_norm(fit: Fit, placement: Placement) -> float:
         grads = fit.gradient(partial(local.grad, batch), local.nets, batch, False)
         for part, params in grads.items():
             for name, g in params.items():
-                share = g.double() * (len(rows) / count)  # a loss is a mean over its batch
+                share = g.double() * (len(rows) / count)  # a loss is the mean over its batch
                 sums[part, name] = sums[part, name] + share if (part, name) in sums else share
     return float(sum(g.square().sum() for g in sums.values()))

@@ -1,8 +1,8 @@
-"""What the numbers of a run come from beside its configuration: data, own source, versions; content.json of a run.
+"""All that the numbers of a run depend on beside its configuration: data, the user's source, versions (content.json).
 
-Of the user's own networks and algorithms every module counts that importing them brings in and that lies outside the
-standard library, site-packages and polyfed. Modules are compared as syntax without docstrings, so that comments and
-layout count for nothing. What a module imports under a name made at run time, and files that it reads, are not seen.
+For the user's own networks and algorithms, every module counts that their import loads and that is outside the
+standard library, site-packages and polyfed. Modules are compared as syntax without docstrings, so comments and layout
+do not count. Imports by a name that is made at run time, and files that a module reads, are not detected.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from polyfed.models.catalogue import ModelSpec
 
 NAME = "content.json"
 
-#: Raised whenever the code that all algorithms share gives other numbers for an unchanged configuration; what a single
-#: algorithm changes is in its own `Algorithm.numbers`.
+#: To be raised by 1 when the code that all algorithms share gives other numbers for an unchanged configuration; for a
+#: change of a single algorithm there is `Algorithm.numbers`.
 RESULTS = 2
 
 
 @dataclass(frozen=True)
 class Content:
-    """What a run is bound to; two runs of one configuration have the same numbers if their contents are equal.
+    """The content of a run; two runs of one configuration have the same numbers if their contents are equal.
 
     Args:
         config: `Config.hash`.
         results: `RESULTS`.
         algorithms: the class of the algorithm and those it derives from -> its ``numbers``.
-        data: name of a file -> SHA-256; empty where there are no files, or they are not at hand.
-        source: name of a module of one's own -> SHA-256 of its syntax.
+        data: name of a file -> SHA-256; empty if the data have no files, or the files are not on this machine.
+        source: name of a user's module -> SHA-256 of its syntax.
         packages: installed package that the configuration names -> version.
     """
 
@@ -56,15 +56,15 @@ class Content:
 
     @classmethod
     def of(cls, config: Config, data: Mapping[str, str] | None = None, model: str | None = None) -> Content:
-        """The content as it is now.
+        """Return the current content.
 
         Args:
-            config: of the run.
-            data: digests of the data's files; None looks at the files that ``config`` names.
-            model: a network beside those that ``config`` names.
+            config: the configuration of the run.
+            data: digests of the data's files; None computes those of the files that ``config`` names.
+            model: a network in addition to those that ``config`` names.
 
         Raises:
-            PolyfedError: a file that cannot be read, or an algorithm that there is not.
+            PolyfedError: a file cannot be read, or the algorithm does not exist.
         """
         section = config.data
         if data is None:
@@ -78,25 +78,25 @@ class Content:
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) of all of it."""
+        """SHA-256 (hex) of the whole content."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
     def write(self, folder: Path, *, mode: int = 0o666) -> None:
-        """Write ``content.json``; ``mode`` is who may read it, as of `files.write`."""
+        """Write ``content.json``; ``mode`` gives its permissions, as in `files.write`."""
         files.write(folder / NAME, (json.dumps(asdict(self), indent=2) + "\n").encode(), mode=mode)
 
     @classmethod
     def read(cls, folder: Path) -> Content:
-        """What `write` wrote.
+        """Read the content that `write` wrote.
 
         Raises:
-            CheckpointError: it is missing or damaged.
+            CheckpointError: the file is missing or damaged.
         """
         path = folder / NAME
         if not path.exists():
             raise CheckpointError(
-                f"{folder} has no {NAME}, which says what data and code its numbers come from: an earlier version of "
-                "polyfed began it; resume it with that version, or start a new run"
+                f"{folder} has no {NAME}, which names the data and code that its numbers depend on: an earlier version "
+                "of polyfed began it; resume it with that version, or start a new run"
             )
         try:
             return cls(**files.read_json(path))
@@ -104,7 +104,7 @@ class Content:
             raise CheckpointError(f"{path} is damaged ({error}); start a new run") from error
 
     def changes(self, before: Content) -> list[str]:
-        """What is not as it was, the configuration apart; a phrase for each."""
+        """Return a phrase for each difference to an earlier content, apart from the configuration."""
         found = [] if self.results == before.results else ["polyfed's own arithmetic"]
         for what, was, now in (
             ("the numbers-version of algorithm", before.algorithms, self.algorithms),
@@ -121,26 +121,26 @@ class Content:
         return found
 
     def check(self, folder: Path) -> None:
-        """Refuse to go on in a folder that was begun with another content.
+        """Refuse to continue in a folder that was begun with another content.
 
         Raises:
-            CheckpointError: names what changed and what to do.
+            CheckpointError: the content changed; the text names each change.
         """
         if changes := self.changes(Content.read(folder)):
             raise CheckpointError(
-                f"{folder} was begun with another content: {'; '.join(changes)}. Bring that back to go on, or start a "
-                "new run"
+                f"{folder} was begun with another content: {'; '.join(changes)}. Restore the earlier content to "
+                "continue, or start a new run"
             )
 
 
 def _module(value: object) -> str:
-    """The module of ``package.module:attribute``, with options behind it or not; "" for any other value."""
+    """Return the module of ``package.module:attribute``, with or without options; "" for any other value."""
     try:
         spec = ModelSpec.parse(value) if isinstance(value, str) and ":" in value else None
         if spec is not None and spec.own:
             spec.check()
             return spec.name.partition(":")[0]
-    except ModelError:  # a string for something else
+    except ModelError:  # a string with another meaning
         pass
     return ""
 
@@ -149,13 +149,13 @@ def _module(value: object) -> str:
 
 _INSTALLED = [Path(path).resolve() for key, path in sysconfig.get_paths().items() if key in ("stdlib", "platstdlib")]
 
-# Module -> its specification when it was loaded, digest, and what it imports. While a module stays loaded the code that
-# runs is the one that was read then, whatever the file says now.
+# Module -> its specification when it was loaded, its digest, and its imports. While a module stays loaded, its code is
+# the code that was read then, whatever the file contains now.
 _read: dict[str, tuple[ModuleSpec, str, frozenset[str]]] = {}
 
 
 def _own_code(names: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Digest of each own module that importing ``names`` brings in; version of each installed package among them."""
+    """Return the digests of the user's modules that importing ``names`` loads, and the versions of other packages."""
     search_working_directory()
     source: dict[str, str] = {}
     packages: dict[str, str] = {}
@@ -180,7 +180,7 @@ def _own_code(names: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def _spec(name: str) -> ModuleSpec | None:
-    """Where a module comes from, without importing anything; None if it is no module."""
+    """Return the specification of a module without importing it; None if it is no module."""
     if (module := sys.modules.get(name)) is not None:
         return getattr(module, "__spec__", None) or _script(name, module)
     parent = name.rpartition(".")[0]
@@ -195,13 +195,13 @@ def _spec(name: str) -> ModuleSpec | None:
 
 
 def _script(name: str, module: object) -> ModuleSpec | None:
-    """The script that runs as ``__main__``; None in a notebook."""
+    """Return the script that runs as ``__main__``; None in a notebook."""
     file = getattr(module, "__file__", None)
     return None if file is None else ModuleSpec(name, None, origin=file)
 
 
 def _installed(spec: ModuleSpec) -> bool:
-    """Whether it is part of Python, of an installed package, or of polyfed."""
+    """Return whether the module is part of Python, of an installed package, or of polyfed."""
     if spec.name.partition(".")[0] == "polyfed" or spec.origin in ("built-in", "frozen"):
         return True
     places = [spec.origin] if spec.origin is not None else list(spec.submodule_search_locations or ())
@@ -212,7 +212,7 @@ def _installed(spec: ModuleSpec) -> bool:
 
 
 def _digest(name: str, spec: ModuleSpec) -> tuple[str, frozenset[str]]:
-    """SHA-256 of a module's syntax, and the names that may be modules it imports."""
+    """Return the SHA-256 of a module's syntax, and the names that may be modules that it imports."""
     kept = _read.get(name)
     if kept is not None and kept[0] is spec:
         return kept[1], kept[2]
@@ -224,7 +224,7 @@ def _digest(name: str, spec: ModuleSpec) -> tuple[str, frozenset[str]]:
     imports = frozenset[str]()
     try:
         tree = ast.parse(data) if path.suffix == ".py" else None
-    except (SyntaxError, ValueError):  # imported in a function that nobody called yet
+    except (SyntaxError, ValueError):  # imported in a function that was not called yet
         tree = None
     if tree is not None:
         imports = frozenset(_imports(tree, spec.parent or ""))
@@ -249,7 +249,7 @@ def _imports(tree: ast.Module, package: str) -> set[str]:
 
 
 def _bare(tree: ast.Module) -> ast.Module:
-    """The tree without docstrings. Changes it."""
+    """Return the tree without docstrings. Changes the tree."""
     for node in ast.walk(tree):
         documented = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
         if documented and ast.get_docstring(node, clean=False) is not None:

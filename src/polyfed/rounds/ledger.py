@@ -1,4 +1,4 @@
-"""What a run has cost and reached so far: the numbers of summary.json, kept up round by round."""
+"""The costs and accuracies of a run so far: the numbers of summary.json, updated in each round."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from polyfed.rounds.timing import REASONS, Timing, Wasted
 
 
 class Ledger:
-    """Sums over rounds. `progress` is all of it, as JSON, for the checkpoint."""
+    """Sums over rounds. `progress` holds the whole ledger, as JSON, for the checkpoint."""
 
     def __init__(self, view: ServerView, progress: dict[str, Any] | None = None) -> None:
         self.view = view
@@ -39,7 +39,7 @@ class Ledger:
         return self.progress["simulated"]["seconds"] if "simulated" in self.progress else 0.0
 
     def round(self, played: Played, seconds: float) -> dict[str, Any]:
-        """Enter a round's training; returns the training half of its line in rounds.jsonl."""
+        """Enter a round's training; return the training half of its line in rounds.jsonl."""
         reports = played.reports.values()
         up, down = total([r.up for r in reports]), total([r.down for r in reports])
         flops = sum(r.work.flops for r in reports)
@@ -86,7 +86,7 @@ class Ledger:
         return {**row, "void": True} if timing.void else row
 
     def evaluation(self, round_: int, found: Evaluation) -> dict[str, Any]:
-        """Enter an evaluation; returns the accuracy half of the round's line."""
+        """Enter an evaluation; return the accuracy half of the round's line."""
         p = self.progress
         p["bytes"]["evaluation_down"] += found.down
         p["flops_evaluation"] += found.flops
@@ -122,7 +122,7 @@ class Ledger:
         return {name: found.mean(clients=clients) for name, clients in sorted(groups.items())}
 
     def totals(self) -> dict[str, Any]:
-        """Training's bytes, FLOPs and seconds so far."""
+        """Return the bytes, FLOPs and seconds of training so far."""
         p = self.progress
         return {
             "bytes_up": p["bytes"]["up"]["total"],
@@ -133,7 +133,7 @@ class Ledger:
         }
 
     def peaked(self, peak: int) -> None:
-        """Enter the largest resident memory of the processes so far; a run that was resumed had others before."""
+        """Enter the largest resident memory of these processes; a resumed run had other processes before."""
         self.progress["peak"] = max(self.progress.get("peak", 0), peak)
 
     def summary(self, run_dir: str, trained: int, partition_hash: str) -> dict[str, Any]:
@@ -170,7 +170,7 @@ class Ledger:
 
 
 def client_rows(view: ServerView, round_: int, played: Played | None, found: Evaluation | None) -> list[dict[str, Any]]:
-    """The lines of clients.jsonl for a round: who trained, in vain or not, who was tested, and with what result."""
+    """Return the lines of clients.jsonl for a round: which clients trained, counted or not, and the test results."""
     trained = played.reports if played else {}
     timing = played.timing if played else None
     lost = timing.losses if timing else {}

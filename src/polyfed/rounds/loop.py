@@ -1,4 +1,4 @@
-"""The rounds of a run, from its start or its last checkpoint to its summary: one loop for simulation and deployment."""
+"""The loop over the rounds of a run, from its start or last checkpoint to its end, for simulation and deployment."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from polyfed.storage.state_store import Store
 
 
 class RoundLoop(ABC):
-    """Plays rounds, evaluates, writes logs and checkpoints. A subclass says how a round is played.
+    """Plays rounds, evaluates, writes logs and checkpoints. A subclass defines how a round is played.
 
     Args:
-        view: what the server knows of the federation.
-        run_dir: where everything is written.
-        store: the private states that a checkpoint seals.
-        driver: of this process; does the server's own requests.
-        identity: what a later resume must find again.
+        view: the server's knowledge of the federation.
+        run_dir: the run directory.
+        store: the private states that a checkpoint includes.
+        driver: the driver of this process, which performs the server's own requests.
+        identity: the hashes of configuration and partition, which a later resume compares.
     """
 
     clients: Clients
@@ -38,34 +38,34 @@ class RoundLoop(ABC):
         self.view, self.run_dir, self.store, self.driver, self.identity = view, run_dir, store, driver, identity
         self.round = 0
         self.server: State = Nothing()
-        #: Whether server, store, ledger and logs agree on `round`: then a checkpoint may be written.
+        #: Whether server, store, ledger and logs agree on `round`, so that a checkpoint may be written.
         self.whole = False
 
     # -------------------------------------------------------------------------------------- what differs
 
     @abstractmethod
     def play(self, round_: int) -> Played | None:
-        """Play a round from `server`, without making anything final; None if it is void."""
+        """Play a round from `server` without committing it; None if it is void."""
 
     @abstractmethod
     def progress(self) -> dict[str, Any]:
-        """What a checkpoint remembers beside server and states."""
+        """Return the values that a checkpoint stores beside server and states."""
 
     def evaluate(self, server: State, round_: int, played: Played | None) -> Evaluation | None:
-        """The evaluation of a round that is due; None if there is nobody to ask."""
+        """Return the evaluation of a round; None if there is no client to test."""
         reports = played.reports if played else None
         return self.evaluator.evaluate(server, self.clients, round_, self.chosen(round_), reports)
 
     def chosen(self, round_: int) -> list[ClientId]:
-        """The clients that are tested after a round."""
+        """Return the clients that are tested after a round."""
         return sample(self.view, self.view.config.run.eval_clients, round_, "evaluate")
 
     def facts(self, played: Played | None) -> dict[str, Any]:
-        """More for the round's line in rounds.jsonl."""
+        """Return further entries for the round's line in rounds.jsonl."""
         return {}
 
     def ended(self, row: dict[str, Any]) -> None:  # noqa: B027 - nothing is the usual case
-        """A round is over, and its line is written."""
+        """Called when a round is over and its line is written."""
 
     def checkpoint_due(self, round_: int) -> bool:
         """Whether a checkpoint is written after the round."""
@@ -75,7 +75,7 @@ class RoundLoop(ABC):
     # -------------------------------------------------------------------------------------- what is shared
 
     def restore(self) -> dict[str, Any] | None:
-        """Go back to the last checkpoint; its progress, or None where there is none."""
+        """Go back to the last checkpoint and return its progress; None if there is no checkpoint."""
         found = self.run_dir.restore(self.store, self.view.algorithm.states, self.identity)
         if found is None:
             return None
@@ -92,11 +92,11 @@ class RoundLoop(ABC):
         for round_ in range(self.round + 1, run.rounds + 1):
             started, counting = time.perf_counter(), self.driver.costs.seconds
             played = self.play(round_)
-            # Counting costs is no cost of the run, and testing the cohort is one of evaluation.
+            # The seconds of counting costs are left out, and those of testing the cohort belong to the evaluation.
             other = self.driver.costs.seconds - counting + (played.testing if played else 0.0)
             seconds = time.perf_counter() - started - other
             server = self.server if played is None else played.server
-            found = self._evaluated(server, round_, played)  # before anything is final: it takes time
+            found = self._evaluated(server, round_, played)  # before the commit, as it takes time
             self.whole = False
             if played is not None:
                 self.clients.commit()

@@ -1,4 +1,4 @@
-"""One round: run the server's coroutine, add up what it cost."""
+"""One round: runs the server's coroutine and adds up the costs."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Played:
 
     Args:
         server: the new state.
-        cohort: who took part.
-        reports: what it cost each client whose reply counted, all exchanges of the round together.
-        timing: the round by the simulated clock, if there is one.
+        cohort: the clients that took part.
+        reports: the costs of each client whose reply counted, over all exchanges of the round.
+        timing: the round by the simulated clock; None without it.
     """
 
     server: State
@@ -63,11 +63,11 @@ def play_round(
         return gathered
 
     after = drive(view.algorithm.server_round(server, cohort), perform)
-    return Played(compact(after), cohort, reports)  # what was kept of each reply may be a view of a stack
+    return Played(compact(after), cohort, reports)  # tensors of a reply may be views of a stack
 
 
 def join(a: Report, b: Report) -> Report:
-    """Two exchanges of one client."""
+    """Return the costs of two exchanges of one client."""
     work = Work(
         flops=a.work.flops + b.work.flops,
         seconds=a.work.seconds + b.work.seconds,
@@ -80,5 +80,5 @@ def join(a: Report, b: Report) -> Report:
 
 
 def total(sizes: Sequence[Size]) -> Size:
-    """All together."""
+    """Return the sum of the sizes."""
     return sum(sizes, Size())

@@ -1,4 +1,4 @@
-"""Draws without replacement, at a cost that depends on how many are drawn."""
+"""Draws without replacement, whose cost depends on the number that is drawn."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ClientIds: TypeAlias = NDArray[np.int64]
 
 
 class Weighted:
-    """Draws of different numbers from 0 to n - 1, each next one in proportion to the weights of those that are left.
+    """Draws different numbers from 0 to n - 1, each in proportion to the weights of the numbers that are left.
 
     Args:
         weights: ``(n,)`` not negative.
@@ -24,7 +24,7 @@ class Weighted:
         self._sums = np.cumsum(self.weights)
 
     def draw(self, rng: np.random.Generator, count: int) -> list[int]:
-        """``count`` numbers in ascending order, or all those of positive weight where there are fewer."""
+        """Return ``count`` numbers in ascending order, or all numbers of positive weight if these are fewer."""
         count = min(count, int(np.count_nonzero(self.weights))) if 2 * count > len(self.weights) else count
         drawn: dict[int, None] = {}
         sums = self._sums
@@ -43,7 +43,7 @@ class Weighted:
 def draw_available(
     rng: np.random.Generator, total: int, count: int, available: Callable[[ClientIds], NDArray[np.bool_]]
 ) -> list[int]:
-    """``count`` different numbers below ``total``, equally likely among those ``available``, or all of these."""
+    """Draw ``count`` different numbers below ``total``, equally likely among those ``available``, or all of these."""
     drawn: dict[int, None] = {}
     size = 4 * count
     while size < total:
@@ -52,5 +52,5 @@ def draw_available(
         if len(drawn) >= count:
             return sorted(list(drawn)[:count])
         size *= 2
-    present = np.flatnonzero(available(np.arange(total)))  # hardly any are there, or most are asked
+    present = np.flatnonzero(available(np.arange(total)))  # few are available, or most of them are drawn
     return sorted((present if len(present) <= count else rng.choice(present, count, replace=False)).tolist())

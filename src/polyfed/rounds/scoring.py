@@ -1,4 +1,4 @@
-"""How good one model is on one test set: exact counts, every predictor in one pass."""
+"""The test of one model on one test set: exact counts, all predictors in one pass."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from polyfed.execute.placement import Placement
 
 @dataclass
 class Score:
-    """One client's test.
+    """The result of one client's test.
 
     Args:
-        examples: how many test examples.
+        examples: number of test examples.
         correct: right answers of each predictor, the default first.
-        flops: of the forward passes on the test examples.
-        flops_parts: of `Algorithm.predictor_parts`, before them: not of any one example.
-        seconds: of both.
+        flops: FLOPs of the forward passes on the test examples.
+        flops_parts: FLOPs of `Algorithm.predictor_parts` before them, which do not depend on the test examples.
+        seconds: seconds of both.
         down: bytes sent to the client for this evaluation.
     """
 
@@ -38,19 +38,19 @@ class Score:
     down: int = 0
 
     def accuracy(self, predictor: str | None = None) -> float:
-        """The share of right answers of a predictor, or of the default one."""
+        """Return the share of right answers of a predictor, by default of the default predictor."""
         name = next(iter(self.correct)) if predictor is None else predictor
         return self.correct[name] / self.examples
 
 
 class Scorer:
-    """Tests models of one algorithm on one placement."""
+    """Tests the models of one algorithm with one placement."""
 
     def __init__(self, algorithm: Algorithm, placement: Placement, costs: CostCounter) -> None:
         self.algorithm, self.placement, self.costs = algorithm, placement, costs
 
     def score(self, nets: Nets, data: Examples, placement: Placement | None = None) -> Score:
-        """The counts of every predictor; ``placement`` may differ in layout from the scorer's."""
+        """Return the counts of all predictors; ``placement`` may differ in layout from the scorer's."""
         started, counting = time.perf_counter(), self.costs.seconds
         right, flops = self.right(nets, data, placement or self.placement)
         correct = {name: int(found.sum()) for name, found in right.items()}
@@ -58,12 +58,12 @@ class Scorer:
         return Score(len(data), correct, flops, seconds=seconds)
 
     def rows(self, data: Examples) -> Tensor:
-        """The positions of one batch of testing."""
+        """Return the positions of one batch of testing."""
         return torch.arange(min(len(data), EVAL_BATCH))
 
     @torch.no_grad()
     def predict(self, nets: Nets, x: Tensor, placement: Placement) -> Mapping[str, Tensor]:
-        """The logits of every predictor."""
+        """Return the logits of all predictors."""
         for net in nets.values():
             if net.model is not None:
                 net.model.train(False)
@@ -72,7 +72,7 @@ class Scorer:
 
     @torch.no_grad()
     def right(self, nets: Nets, data: Examples, placement: Placement) -> tuple[dict[str, Tensor], int]:
-        """For every predictor, which examples it gets right, (n,) bool; and the FLOPs of finding out."""
+        """Return for each predictor which examples it gets right, (n,) bool; and the FLOPs of the test."""
 
         def predict(x: Tensor) -> Mapping[str, Tensor]:
             return self.algorithm.predict(nets, x)

@@ -1,6 +1,6 @@
-"""Who takes part in a round: drawn by seed and round, at a cost that depends on the cohort and not on all clients.
+"""Draws the clients of a round by seed and round, at a cost that grows with the cohort, not with all clients.
 
-docs/clocks.md says what each kind of selection means for the average.
+docs/clocks.md explains the effect of each kind of selection on the average.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from polyfed.rounds.sampling import Weighted, draw_available
 
 
 def draw_cohort(federation: Federation, round_: int, now: float = 0.0) -> Cohort:
-    """The clients that are asked in a round.
+    """Draw the cohort of a round.
 
     Args:
-        federation: whose clients.
+        federation: the federation.
         round_: number of the round.
         now: simulated seconds since the beginning of the run.
     """
@@ -39,12 +39,12 @@ def _chosen(federation: Federation, rng: Rng, count: int, now: float) -> Sequenc
 
 
 def draw_connected(view: ServerView, round_: int, connected: Sequence[ClientId], oversample: float) -> Cohort:
-    """The clients that are asked in a round of a deployment; the same as in a simulation where all are connected.
+    """Draw the cohort of a round of a deployment; it is that of a simulation if all clients are connected.
 
     Args:
-        view: of the federation.
+        view: the server's knowledge of the federation.
         round_: number of the round.
-        connected: clients, ascending.
+        connected: the connected clients, ascending.
         oversample: share of further clients to ask.
     """
     clients = view.config.clients
@@ -56,23 +56,23 @@ def draw_connected(view: ServerView, round_: int, connected: Sequence[ClientId],
 
 
 def pick(rng: Rng, total: int, count: int, weighted: Weighted | None) -> Sequence[int]:
-    """``count`` different numbers below ``total``, ascending: equally likely, or by weight."""
+    """Draw ``count`` different numbers below ``total``, ascending: equally likely, or by weight."""
     if count == total:
         return range(total)
     if weighted is not None:
         return weighted.draw(rng.numpy(), count)
-    # NumPy's way (Floyd's) costs the cohort where that is at most a fiftieth of many clients.
+    # NumPy's algorithm (Floyd's) costs as much as the cohort if that is at most a fiftieth of many clients.
     return sorted(rng.numpy().choice(total, count, replace=False).tolist())
 
 
 def cohort_of(view: ServerView, chosen: Sequence[ClientId], round_: int) -> Cohort:
-    """These clients as the cohort of a round."""
+    """Return these clients as the cohort of a round."""
     rng = view.rng.at("round", round_, "server")
     return Cohort(tuple(map(view.info, chosen)), round_, view.config.run.rounds, rng)
 
 
 def sample(view: ServerView, size: int | None, round_: int, purpose: str) -> list[ClientId]:
-    """So many different clients, ascending, drawn for a round and a purpose; None takes all."""
+    """Draw ``size`` different clients, ascending, for a round and a purpose; None takes all."""
     count = view.config.clients.count
     if size is None or size >= count:
         return list(range(count))

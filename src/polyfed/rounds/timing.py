@@ -1,4 +1,4 @@
-"""A round by the simulated clock: how long it lasted, and what was done in vain."""
+"""A round by the simulated clock: its length, and the work that was wasted."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from polyfed.base.types import ClientId
 
 @dataclass(frozen=True)
 class Wasted:
-    """What a client did in vain.
+    """The wasted work of a client.
 
     Args:
         reason: a key of `REASONS`.
-        bytes_up: that it sent.
-        bytes_down: that it received.
-        flops: that it computed.
-        seconds: simulated, that it spent.
+        bytes_up: bytes that it sent.
+        bytes_down: bytes that it received.
+        flops: FLOPs that it computed.
+        seconds: simulated seconds that it spent.
     """
 
     reason: str
@@ -27,7 +27,7 @@ class Wasted:
     seconds: float = 0.0
 
     def __add__(self, other: Wasted) -> Wasted:
-        """Two losses of one client, the later last; its reason stands for both."""
+        """Add the later waste of the same client, whose reason stands for both."""
         sums = (getattr(self, name) + getattr(other, name) for name in ("bytes_up", "bytes_down", "flops", "seconds"))
         return Wasted(other.reason, *sums)
 
@@ -37,12 +37,12 @@ class Timing:
     """A round by the simulated clock.
 
     Args:
-        start: seconds since the beginning of the run at which it began.
-        hour: of the day at which it began, in [0, 24).
-        seconds: that it lasted.
+        start: seconds from the beginning of the run to that of the round.
+        hour: hour of the day at its beginning, in [0, 24).
+        seconds: seconds that the round lasted.
         clients: seconds of each client whose reply counted.
-        losses: of each client that did something, or nothing, in vain.
-        void: whether it counts for nothing.
+        losses: the wasted work of each client whose reply did not count.
+        void: whether the round is void.
         testing: wall-clock seconds of testing clients whose replies did not count.
     """
 
@@ -55,12 +55,12 @@ class Timing:
     testing: float = 0.0
 
 
-#: Why a client that was asked did not count, and the sentence of it in the algorithm's `Gathered.failed`.
+#: Why the reply of a client did not count, and the sentence that `Gathered.failed` holds for it.
 REASONS: Mapping[str, str] = {
-    "absent": "its device is not there at this hour",
+    "absent": "its device is not available at this hour",
     "memory": "its device has too little memory for a step",
     "dropped": "it vanished",
     "late": "no reply within the deadline",
-    "surplus": "enough others had answered",
-    "void": "too few answered: the round is void",
+    "surplus": "enough other clients had answered",
+    "void": "too few clients answered: the round is void",
 }

@@ -1,4 +1,4 @@
-"""A unit of work: clients that are trained, or tested, together, in whatever process that happens."""
+"""A unit of work: clients that one process trains or tests together."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from polyfed.execute.local_training import bind, tree_to
 from polyfed.rounds.federation import Federation
 from polyfed.rounds.scoring import Score, Scorer
 
-#: Messages by client; None sends nothing.
+#: Messages by client; None stands for no message.
 Down = Mapping[ClientId, Message | None]
 #: A client's private state; None for a client that has not trained yet.
 States = Callable[[ClientId], Any]
@@ -23,13 +23,13 @@ States = Callable[[ClientId], Any]
 
 @dataclass(frozen=True)
 class Report:
-    """What a client's part of one exchange cost.
+    """The costs of a client's part of one exchange.
 
     Args:
-        work: computing.
+        work: the costs of computing.
         down: bytes that it received.
         up: bytes that it sent.
-        score: its test just after its training, before aggregation, if that was asked for.
+        score: its test just after its training, before aggregation; None without a test.
     """
 
     work: Work
@@ -43,9 +43,9 @@ class Finished:
     """A client at the end of its part of an exchange.
 
     Args:
-        private: what it keeps.
-        upload: what it sends.
-        report: what that cost.
+        private: the state that the client keeps.
+        upload: the message that it sends.
+        report: the costs.
     """
 
     private: State
@@ -57,8 +57,8 @@ class UnitRunner:
     """Trains and tests units of clients with one driver.
 
     Args:
-        federation: whose clients.
-        driver: runs their coroutines.
+        federation: the federation of these clients.
+        driver: runs the clients' coroutines.
     """
 
     def __init__(self, federation: Federation, driver: Driver) -> None:
@@ -73,10 +73,10 @@ class UnitRunner:
         """Run the clients' side of an exchange.
 
         Args:
-            round_: its round.
-            down: what each client of the unit receives.
-            states: gives what each keeps.
-            score: whether to test each as soon as it has trained; only then are its trained weights needed.
+            round_: number of the round.
+            down: the message that each client of the unit receives.
+            states: returns the private state of a client.
+            score: whether to test each client as soon as it has trained; only then its trained weights are needed.
         """
         calls = {
             client: self.federation.algorithm.client_round(
@@ -91,17 +91,17 @@ class UnitRunner:
             received[key] = received[key] if key in received else measure(down[client])
             tested = self._score(client, round_, outcome.trained) if score and outcome.trained else None
             report = Report(outcome.work, received[key], measure(outcome.upload), tested)
-            # What was trained in a stack is a view of all of it.
+            # The results of a stack are views of the whole stack.
             finished[client] = Finished(compact(outcome.private), outcome.upload, report)
         return finished
 
     def test(self, round_: int, down: Down, states: States) -> dict[ClientId, Score]:
-        """Test each client on its own test data, with what it keeps and what it receives."""
+        """Test each client on its own test data, with its private state and the message that it receives."""
         shared: dict[object, Parts] = {}
         scores: dict[ClientId, Score] = {}
         for client, message in down.items():
             private, local = self._private(client, states), self.federation.local(client, round_)
-            # Clients that keep nothing and receive the same message have the same model, unless it takes their data.
+            # Clients without state that receive the same message have the same model, unless it depends on their data.
             same = isinstance(private, Nothing) and not isgeneratorfunction(self.federation.algorithm.predictor_parts)
             kind = (id(message), replace(local.info, id=0)) if same else client
             work = Work()
@@ -127,5 +127,5 @@ class UnitRunner:
 
 
 def measure(message: Message | None) -> Size:
-    """The bytes of a message; nothing sent is no bytes."""
+    """Return the size of a message; None has size 0."""
     return Size() if message is None else size(message)

@@ -1,6 +1,6 @@
-"""The simulated clock: how long a round lasts on the clients' devices, who answers in time, and what was in vain.
+"""The simulated clock: how long a round lasts on the clients' devices, which replies are in time, and what is wasted.
 
-Rounds end as those of a deployment do, and what is lost is lost in the same way; docs/clocks.md has the definitions.
+Rounds end, and replies are lost, as in a deployment; docs/clocks.md has the definitions.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ def ended(
     deadline: float | None = None,
     enough: int | None = None,
 ) -> tuple[float, dict[ClientId, str]]:
-    """When an exchange ends, and which replies come too late for it.
+    """Return when an exchange ends, and which replies are not used.
 
-    It ends with the reply that makes ``enough``; else at the deadline if anybody has still not answered then; else
-    when the last one has answered or told of its failure.
+    It ends with the reply number ``enough``; else at the deadline, if a client has not answered by then; else when
+    the last client has answered or reported its failure.
 
     Args:
-        arrivals: seconds after which each reply comes.
-        silent: who will never answer, and does not say so.
-        told: seconds after which the last of those that fail and say so has said it.
-        deadline: seconds; None waits for all, so that nobody may be silent.
-        enough: replies after which nobody else is waited for.
+        arrivals: seconds after which each reply arrives.
+        silent: the clients that will neither answer nor report a failure.
+        told: seconds after which the last client that reports a failure has reported it.
+        deadline: seconds; None waits for all clients, so that none may be silent.
+        enough: number of replies with which the exchange ends.
 
     Returns:
-        Seconds, and "late" or "surplus" for each reply that is not used.
+        The seconds, and "late" or "surplus" for each reply that is not used.
     """
     limit = float("inf") if deadline is None else deadline
     timely = sorted((seconds, client) for client, seconds in arrivals.items() if seconds <= limit)
@@ -61,7 +61,7 @@ def ended(
 
 
 def done(profile: Profile, report: Report, until: float) -> Wasted:
-    """What a client has done ``until`` seconds after it was asked; it receives, computes and sends in turn."""
+    """Return a client's work up to ``until`` seconds after the request; it receives, computes and sends in turn."""
     amounts = (report.down.total, report.work.flops, report.up.total)
     begun, shares = 0.0, list[int]()
     for amount, needed in zip(amounts, profile.seconds(*amounts), strict=True):
@@ -72,15 +72,15 @@ def done(profile: Profile, report: Report, until: float) -> Wasted:
 
 
 class TimedClients:
-    """Clients whose replies take their devices' time. A `polyfed.rounds.clients.Clients` for `play_round`.
+    """Clients whose replies take the time of their devices. A `polyfed.rounds.clients.Clients` for `play_round`.
 
-    Everyone who is there is run, since only then it is known how long that takes; of those that do not answer in time
-    nothing is kept but what it cost.
+    Every available client trains, as its time is known only then; of a client that does not answer in time only the
+    costs are kept.
 
     Args:
-        federation: with devices.
-        clients: that do the work.
-        say: told, once for each kind, of clients whose device cannot hold a step.
+        federation: a federation with devices.
+        clients: the clients that do the work.
+        say: receives, once for each kind of client, the notice that its device cannot hold a training step.
     """
 
     def __init__(self, federation: Federation, clients: SimulatedClients, say: Callable[[str], None]) -> None:
@@ -96,13 +96,13 @@ class TimedClients:
         self._said: set[tuple[str, str]] = set()
 
     def play(self, server: Any, round_: int, driver: Driver, now: float, *, score: bool) -> Played:
-        """A round that begins ``now``, in simulated seconds; a void one leaves ``server`` as it is."""
+        """Play a round that begins ``now``, in simulated seconds; a void round leaves ``server`` as it is."""
         self.timing, self._phase, self._counted = Timing(now, self.availability.hour(now) % 24), 0, []
         self._wanted = self.federation.config.clients.wanted if self.rules.oversample else None
         cohort = draw_cohort(self.federation, round_, now)
         try:
             if not len(cohort):
-                raise TooFewRepliesError("nobody is there")
+                raise TooFewRepliesError(f"round {round_}: no client is available at this hour; expected at least one")
             played = play_round(self.federation, server, cohort, self, driver, score=score)
             return replace(played, timing=self.timing)
         except TooFewRepliesError:
@@ -115,14 +115,14 @@ class TimedClients:
             self._lose(client, report, "void")
         self.timing.clients.clear()
         self.timing.void = True
-        if self.timing.seconds == 0:  # nobody was there, or could begin: the server waits for the next full hour
+        if self.timing.seconds == 0:  # no client was available, or could begin: the server waits for the next full hour
             self.timing.seconds = self.availability.next_hour(self.timing.start)
 
     def exchange(self, request: Exchange, *, score: bool = False) -> tuple[Gathered, dict[ClientId, Report]]:
         """Send each client its message and add up the replies that come in time.
 
         Raises:
-            TooFewRepliesError: fewer than ``min_replies`` do.
+            TooFewRepliesError: fewer than ``min_replies`` replies do.
         """
         self._phase += 1
         cohort, down = request.cohort, request.down
@@ -143,10 +143,10 @@ class TimedClients:
     def _ended(
         self, cohort: Cohort, asked: Sequence[ClientId], present: Down, reports: Mapping[ClientId, Report]
     ) -> tuple[dict[ClientId, Report], dict[ClientId, str]]:
-        """The reports of those whose replies count, and why the others' do not; takes these back.
+        """Return the reports of the replies that count, and why others do not; discard the states of the others.
 
         Raises:
-            TooFewRepliesError: fewer than ``min_replies`` count.
+            TooFewRepliesError: fewer than ``min_replies`` replies count.
         """
         profiles = {client: self.availability.profile(client) for client in reports}
         needed = {client: sum(self._legs(profiles[client], report)) for client, report in reports.items()}
@@ -156,7 +156,7 @@ class TimedClients:
         )
         vanishing = {k: at for k, at in self._vanishing(cohort.round, present).items() if k not in failed}
         failed |= dict.fromkeys(vanishing, "dropped")
-        # A client without memory tells so when it begins to compute.
+        # A client without enough memory reports that when it begins to compute.
         told = {k: self._legs(profiles[k], reports[k])[0] for k, reason in failed.items() if reason == "memory"}
         seconds, late = ended(
             {client: needed[client] for client in reports if client not in failed},
@@ -176,22 +176,25 @@ class TimedClients:
             self.timing.clients[client] = self.timing.clients.get(client, 0.0) + needed[client]
         self._counted += kept.items()
         if len(kept) < self.rules.min_replies:
-            raise TooFewRepliesError(f"round {cohort.round}: {len(kept)} of {len(asked)} clients answered")
+            raise TooFewRepliesError(
+                f"round {cohort.round}: {len(kept)} of {len(asked)} clients answered in time; expected at least "
+                f"devices.min_replies = {self.rules.min_replies}"
+            )
         return kept, failed
 
     def commit(self) -> None:
-        """What the clients of a round that counts keep becomes their state."""
+        """Count the round: the states that its clients kept become their private states."""
         self.clients.commit()
 
     def evaluate(self, round_: int, down: Down) -> dict[ClientId, Score]:
-        """Testing takes no simulated time."""
+        """Test the clients; testing takes no simulated time."""
         return self.clients.evaluate(round_, down)
 
     def _legs(self, profile: Profile, report: Report) -> tuple[float, float, float]:
         return profile.seconds(report.down.total, report.work.flops, report.up.total)
 
     def _vanishing(self, round_: int, present: Down) -> dict[ClientId, float]:
-        """Who vanishes, and after which share of its time."""
+        """Return the clients that vanish, and after which share of their time."""
         rng = self.federation.rng.at("round", round_, "dropout", self._phase)
         clients = np.array(sorted(present), dtype=np.int64)
         gone = clients[rng.uniform(clients) < self.rules.dropout]
@@ -205,8 +208,8 @@ class TimedClients:
         if kind not in self._said:
             self._said.add(kind)
             self.say(
-                f"client {client} and others like it never answer: a step of {kind[0]} takes {needed:,.0f} MB, "
-                f"and a {kind[1]} has {profile.memory_mb:,.0f} MB"
+                f"client {client} and others with its network and device never answer: a step of {kind[0]} takes "
+                f"{needed:,.0f} MB, and a {kind[1]} has {profile.memory_mb:,.0f} MB"
             )
         return True
 

@@ -1,4 +1,4 @@
-"""A run from its first round to its summary: rounds, evaluations, logs, checkpoints; and its resumption."""
+"""A simulated run from its first round to its summary: rounds, evaluations, logs, checkpoints, and how to resume it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from polyfed.simulation.clock import TimedClients
 from polyfed.storage.run_dir import LOGS, RunDir
 from polyfed.storage.state_store import Store
 
-#: What a run that was killed before it wrote its config.toml leaves behind.
+#: Files that a run leaves behind if it was killed before it wrote its config.toml.
 STARTED = ("lock", "environment.json", "partition.npz", "devices.csv", "content.json", *LOGS)
 
 
@@ -45,12 +45,12 @@ def simulate(config: Config, *, out: Path | None = None, callback: Callback | No
     """Run a configuration from the start.
 
     Args:
-        config: what to run.
+        config: the configuration to run.
         out: the run directory, new or empty; by default ``runs/<name>-<algorithm>-<time>``.
-        callback: who looks on.
+        callback: receives the events of the run.
 
     Returns:
-        What summary.json holds; docs/run-directory.md explains each key.
+        The content of summary.json; docs/run-directory.md explains each key.
 
     Raises:
         PolyfedError: bad input, a diverging loss, a full disk.
@@ -63,10 +63,10 @@ def simulate(config: Config, *, out: Path | None = None, callback: Callback | No
         out or Path("runs") / f"{config.run.name}-{config.algorithm.name.split(':')[-1]}-{datetime.now():%Y%m%d-%H%M%S}"
     )
     _check_new(folder)
-    # Everything that can be wrong with the input is found before a file is written.
+    # All faults of the input are reported before a file is written.
     federation = prepare(config)
     with _held(folder) as run_dir:
-        _check_new(folder)  # again: while this process prepared, another may have begun here and be gone
+        _check_new(folder)  # again: while this process prepared, another may have begun and ended a run here
         files.write_json(run_dir.file("environment.json"), environment(config))
         federation.partition.save(run_dir.file("partition.npz"))
         Content.of(config, federation.dataset.files).write(run_dir.path)
@@ -77,22 +77,22 @@ def simulate(config: Config, *, out: Path | None = None, callback: Callback | No
 
 
 def resume(folder: Path, *, callback: Callback | None = None) -> dict[str, Any]:
-    """Go on with a run from its last checkpoint; a complete run returns its summary.
+    """Resume a run from its last checkpoint; a complete run returns its summary.
 
     Raises:
-        RunDirError: there is no run, or another process holds it.
-        CheckpointError: the checkpoint is damaged or foreign, or data, own source or versions are not those of the run.
+        RunDirError: the folder holds no run, or another process holds it.
+        CheckpointError: the checkpoint is damaged or foreign, or the data, the user's source or versions changed.
     """
     if not (folder / "config.toml").exists():
-        raise RunDirError(f"{folder} holds no run: there is no config.toml in it")
+        raise RunDirError(f"{folder} holds no run: it has no config.toml; give the run directory of a run")
     with _held(folder) as run_dir:
-        stored = Partition.load(run_dir.file("partition.npz")).hash  # its arrays need not stay as long as the run
+        stored = Partition.load(run_dir.file("partition.npz")).hash  # the arrays are freed at once
         federation = prepare(Config.load(folder / "config.toml"))
         Content.of(federation.config, federation.dataset.files).check(folder)
         if stored != federation.partition.hash:
             raise CheckpointError(
-                f"the data or the partition changed since {folder} was started (its partition is {stored[:12]}, "
-                f"now it is {federation.partition.hash[:12]}); give it the same data, or start a new run"
+                f"the data or the partition changed since {folder} was started (its partition has the hash "
+                f"{stored[:12]}, now {federation.partition.hash[:12]}); restore the same data, or start a new run"
             )
         return _Run(federation, run_dir, callback or Quiet()).run()
 
@@ -100,11 +100,11 @@ def resume(folder: Path, *, callback: Callback | None = None) -> dict[str, Any]:
 def _check_new(folder: Path) -> None:
     if (folder / "config.toml").exists():
         raise RunDirError(
-            f"{folder} already holds a run; go on with `polyfed resume {folder}`, or choose another --out"
+            f"{folder} already holds a run; to continue it, run `polyfed resume {folder}`, or choose another --out"
         )
     found = sorted(path.name for path in folder.glob("[!.]*") if path.name not in STARTED)
     if found:
-        raise RunDirError(f"{folder} is not empty (it holds {found[0]!r}); choose a new or an empty one for --out")
+        raise RunDirError(f"{folder} is not empty (it holds {found[0]!r}); choose a new or empty folder for --out")
 
 
 @contextmanager
@@ -132,9 +132,9 @@ class _Run(RoundLoop):
         self.timed: TimedClients | None = None
 
     def run(self) -> dict[str, Any]:
-        """Play the run to its end; its summary."""
+        """Play the run to its end and return its summary."""
         run = self.federation.config.run
-        # The server has threads of its own: the clients' are set where they work.
+        # These are the server's threads; the clients' threads are set where the clients train.
         with threads(run.server_threads), self.placement.defaults(), self.execution as self.simulated:
             self.clients = self.simulated
             if self.federation.availability is not None:
@@ -144,8 +144,8 @@ class _Run(RoundLoop):
             try:
                 self.rounds()
             except BaseException as error:
-                # Whatever ended the run: the last complete round is worth keeping. Only a moment between two rounds,
-                # in which memory holds half of one, leaves nothing but the checkpoint before.
+                # Whatever ended the run, keep the last complete round. Only in a moment between two rounds, in which
+                # memory holds half a round, the checkpoint before stays the last.
                 if self.whole:
                     self.save()
                 if isinstance(error, KeyboardInterrupt):
@@ -165,7 +165,7 @@ class _Run(RoundLoop):
         return play_round(self.federation, self.server, cohort, self.clients, self.driver, score=score)
 
     def evaluate(self, server: State, round_: int, played: Played | None) -> Evaluation | None:
-        """Evaluate, and measure the gradient where that was asked for."""
+        """Evaluate, and measure the gradient if ``run.gradient_clients`` is set."""
         found = super().evaluate(server, round_, played)
         if found is not None and self.federation.config.run.gradient_clients is not None:
             started = time.perf_counter()
@@ -179,12 +179,12 @@ class _Run(RoundLoop):
         return self.ledger.progress
 
     def ended(self, row: dict[str, Any]) -> None:
-        """Tell who looks on."""
+        """Report the row to the callback."""
         self.callback.round_ended(row)
 
 
 def environment(config: Config) -> dict[str, Any]:
-    """Versions and hardware, for whoever wants to repeat the run."""
+    """Return versions and hardware, for a person who wants to repeat the run."""
     return {
         "polyfed": polyfed.__version__,
         "python": sys.version.split()[0],

@@ -1,1 +1,1 @@
-"""The run directory and the states in it, whole or absent."""
+"""The run directory and the private states in it; a file is written whole or not at all."""

@@ -1,13 +1,13 @@
-"""The run directory: who holds it, what lies in it, and the checkpoint that a killed run goes on from.
+"""The run directory: its lock, its files, and the checkpoint that a killed run resumes from.
 
     config.toml         the resolved configuration           rounds.jsonl    one line per round
     environment.json    versions and hardware                clients.jsonl   one line per client and round
-    partition.npz       whose rows are whose, with a hash    summary.json    the results, once the run is complete
+    partition.npz       the rows of each client, and a hash  summary.json    the results, once the run is complete
     checkpoint/         manifest.json and the server's state
     states/             private states: index.sqlite, and a file for each large one
 
-The manifest names immutable files by checksum and is replaced last, in one rename: whatever moment a run is killed
-at, a complete checkpoint is there (or none, and the run starts again). docs/run-directory.md documents every key.
+The manifest names immutable files by checksum and is replaced last, in one rename: whenever a run is killed, the
+directory holds a complete checkpoint (or none, and the run starts again). docs/run-directory.md documents every key.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from polyfed.storage.state_store import Store
 
 LOGS = ("rounds.jsonl", "clients.jsonl")
 
-#: Raised when a run directory of before could not be resumed any more.
+#: To be raised by 1 when run directories of the version before cannot be resumed any more.
 LAYOUT = 3
 
 
@@ -37,7 +37,7 @@ class RunDirInUseError(RunDirError):
 
 
 class RunDir:
-    """A run directory, held by this process until `close`.
+    """A run directory, which this process locks until `close`.
 
     Raises:
         RunDirInUseError: another process holds it.
@@ -49,7 +49,9 @@ class RunDir:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.path / "lock", "a+", encoding="utf-8")  # noqa: SIM115 - held until close()
         except OSError as error:
-            raise StorageError(f"cannot use {self.path} as run directory: {error.strerror or error}") from error
+            raise StorageError(
+                f"cannot use {self.path} as run directory: {error.strerror or error}; choose another --out"
+            ) from error
         try:
             # The kernel drops the lock with its process, however that ends: a dead run never blocks.
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -69,23 +71,23 @@ class RunDir:
         return open(self.path / name, "ab")
 
     def close(self) -> None:
-        """Let go of the directory."""
+        """Release the directory."""
         for log in self._logs.values():
             log.close()
         self._lock.close()
 
     @property
     def lock(self) -> int:
-        """The descriptor that holds the lock; a fork that kept it would hold the directory, too."""
+        """The descriptor of the lock; a fork that kept it open would lock the directory, too."""
         return self._lock.fileno()
 
     @property
     def states(self) -> Path:
-        """Where private states go."""
+        """The folder of private states."""
         return self.path / "states"
 
     def file(self, name: str) -> Path:
-        """The path of a file of the run."""
+        """Return the path of a file of the run."""
         return self.path / name
 
     def append(self, name: str, rows: list[dict[str, Any]]) -> None:
@@ -99,10 +101,12 @@ class RunDir:
             log.write("".join(json.dumps(row) + "\n" for row in rows).encode())
             log.flush()
         except OSError as error:
-            raise StorageError(f"could not write to {self.path / name}: {error.strerror or error}") from error
+            raise StorageError(
+                f"could not write to {self.path / name}: {error.strerror or error}; make room, then resume"
+            ) from error
 
     def trained(self) -> int:
-        """How many clients have trained in a round that counted, as rounds.jsonl tells."""
+        """Return how many clients have trained in a round that counted, by rounds.jsonl."""
         rows = (json.loads(line) for line in self.file("rounds.jsonl").read_bytes().splitlines())
         found: set[int] = set()
         for row in rows:
@@ -117,8 +121,8 @@ class RunDir:
             round_: the last complete round.
             server: the server's state.
             store: the private states.
-            progress: what the ledger must remember.
-            identity: what a later resume must find again: the hashes of configuration and partition.
+            progress: the ledger and whatever else the loop must remember.
+            identity: the hashes of configuration and partition, which a later resume compares.
         """
         name = f"server-round-{round_}.safetensors"
         folder = self.path / "checkpoint"
@@ -142,12 +146,12 @@ class RunDir:
         return os.path.getsize(self.path / name)
 
     def restore(self, store: Store, states: tuple[type[State], ...], identity: str) -> tuple[int, State, Any] | None:
-        """Go back to the checkpoint: the last complete round, the server's state and the ledger; None if there is none.
+        """Go back to the checkpoint; return its round, the server's state and ``progress``, None without a checkpoint.
 
         Raises:
             CheckpointError: the checkpoint is damaged or belongs to another configuration.
         """
-        for leftover in self.path.rglob(".*.tmp"):  # of a write that was killed
+        for leftover in self.path.rglob(".*.tmp"):  # left by a write that was killed
             leftover.unlink(missing_ok=True)
         path = self.path / "checkpoint" / "manifest.json"
         if not path.exists():
@@ -160,18 +164,22 @@ class RunDir:
             manifest = whole["manifest"]
             intact = whole["sha256"] == _digest(manifest)
         except (ValueError, KeyError, TypeError, OSError) as error:
-            raise CheckpointError(f"{path} is damaged ({type(error).__name__}: {error})") from error
+            raise CheckpointError(
+                f"{path} is damaged ({type(error).__name__}: {error}); restore it, or start a new run"
+            ) from error
         if not intact:
-            raise CheckpointError(f"{path} is damaged: its checksum does not match its content")
+            raise CheckpointError(
+                f"{path} is damaged: its checksum does not match its content; restore it, or start a new run"
+            )
         if manifest.get("layout") != LAYOUT:
             raise CheckpointError(
-                f"{path} was written by another version of polyfed (layout {manifest.get('layout', 1)}, this one has "
+                f"{path} was written by another version of polyfed (layout {manifest.get('layout', 1)}, expected "
                 f"{LAYOUT}); resume it with that version, or start a new run"
             )
         if manifest["identity"] != identity:
             raise CheckpointError(
-                f"{path} belongs to another configuration or partition ({manifest['identity']}; this run is "
-                f"{identity}); resume with the config.toml that lies beside it"
+                f"{path} belongs to another configuration or partition (it has {manifest['identity']}, expected "
+                f"{identity}); resume with the config.toml of this run directory"
             )
         name, sha256 = manifest["server"]
         server = state_files.load(path.parent / name, sha256, *states)
@@ -181,9 +189,12 @@ class RunDir:
         return manifest["round"], server, manifest["progress"]
 
     def _cut(self, name: str, length: int) -> None:
-        """Forget the lines after ``length`` bytes: they are of rounds that will be played again."""
+        """Remove the lines after ``length`` bytes: they belong to rounds that will be played again."""
         if os.path.getsize(self.path / name) < length:
-            raise CheckpointError(f"{self.path / name} is shorter than its checkpoint says ({length:,} bytes)")
+            raise CheckpointError(
+                f"{self.path / name} is shorter than the {length:,} bytes that the checkpoint expects; restore it, or "
+                "start a new run"
+            )
         self._logs[name].truncate(length)
 
 

@@ -1,6 +1,6 @@
-"""Bytes that wait on disk for their turn: replies of an exchange, and private states of a round that is not complete.
+"""Bytes that wait on disk: replies of an exchange, and private states of a round that is not complete.
 
-The file has no name, so nothing of it is left behind, however the process ends.
+The file has no name, so nothing of it remains, however the process ends.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from polyfed.base.types import ClientId
 from polyfed.core.message import State
 from polyfed.storage import state_files
 
-#: Where in a spool some bytes lie: offset and length.
+#: The place of bytes in a spool: offset and length.
 Place: TypeAlias = tuple[int, int]
 
 
@@ -23,7 +23,7 @@ class Spool:
     """Bytes on disk, in a file without a name.
 
     Args:
-        folder: on which disk; None is the system's folder for temporary files.
+        folder: a folder on the disk to use; None takes the system's folder for temporary files.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -32,7 +32,7 @@ class Spool:
         self._end = 0
 
     def put(self, pieces: Iterable[bytes | memoryview]) -> Place:
-        """Write the pieces one behind the other; returns where they lie.
+        """Write the pieces one after another and return their place.
 
         Raises:
             StorageError: the disk is full, or the folder cannot be written to.
@@ -54,8 +54,8 @@ class Spool:
         return place
 
     def get(self, place: Place) -> bytearray:
-        """The bytes that lie there."""
-        assert self._file is not None, "something was put before"
+        """Return the bytes at a place."""
+        assert self._file is not None, "put was called before"
         data = bytearray(place[1])
         self._file.seek(place[0])
         left = memoryview(data)
@@ -79,7 +79,7 @@ class Spool:
 
 
 class PendingStates:
-    """What clients keep of a round that is not complete yet.
+    """The private states that clients keep from a round that is not complete yet.
 
     Args:
         kinds: the state classes of the algorithm.
@@ -88,8 +88,8 @@ class PendingStates:
 
     def __init__(self, kinds: tuple[type[State], ...], spool: Spool | None) -> None:
         self._kinds, self._spool = kinds, spool
-        self._states: dict[ClientId, Any] = {}  # a state, or where it lies
-        self._before: dict[ClientId, Any] = {}  # of the clients of this exchange, what they kept of earlier ones
+        self._states: dict[ClientId, Any] = {}  # a state, or its place in the spool
+        self._before: dict[ClientId, Any] = {}  # states from before this exchange, of the clients in it
 
     def __contains__(self, client: ClientId) -> bool:
         return client in self._states
@@ -98,21 +98,21 @@ class PendingStates:
         return iter(sorted(self._states))
 
     def begin(self) -> None:
-        """An exchange begins: `discard` goes back to here."""
+        """Begin an exchange: `discard` goes back to this point."""
         self._before = {}
 
     def put(self, client: ClientId, state: State) -> None:
-        """What a client keeps of this exchange."""
+        """Store the state that a client keeps from this exchange."""
         self._before[client] = self._states.get(client)
         self._states[client] = state if self._spool is None else self._spool.put([state_files.dump(state)])
 
     def get(self, client: ClientId) -> Any:
-        """What a client keeps so far."""
+        """Return the state that a client keeps so far."""
         found = self._states[client]
         return found if self._spool is None else state_files.unpack(bytes(self._spool.get(found)), *self._kinds)
 
     def discard(self, client: ClientId) -> None:
-        """Take back what a client kept of this exchange: its reply does not count."""
+        """Discard the state that a client kept from this exchange, as its reply does not count."""
         before = self._before.pop(client)
         if before is None:
             del self._states[client]
@@ -120,7 +120,7 @@ class PendingStates:
             self._states[client] = before
 
     def clear(self) -> None:
-        """Forget all of them: they are stored, or the round is void."""
+        """Forget all states: they are stored, or the round is void."""
         self._states.clear()
         self._before = {}
         if self._spool is not None:

@@ -1,4 +1,4 @@
-"""States as files: safetensors with the structure in the metadata, known again by their SHA-256."""
+"""States as files: safetensors with the structure in the metadata, identified by their SHA-256."""
 
 from __future__ import annotations
 
@@ -16,51 +16,54 @@ from polyfed.core.message import Record, State, flatten, unflatten
 
 
 def dump(state: State) -> bytes:
-    """A state as a safetensors file, its structure in the metadata."""
+    """Return a state as the bytes of a safetensors file, with its structure in the metadata."""
     skeleton, tensors = flatten(state)
-    # Tensors that share memory are refused by safetensors, hence copies.
+    # safetensors refuses tensors that share memory, hence the copies.
     named: dict[str, Tensor] = {str(i): tensor.detach().cpu().clone() for i, (_, tensor) in enumerate(tensors)}
     return safetensors.torch.save(named, metadata={"structure": json.dumps(skeleton)})
 
 
 def load(path: Path, sha256: str, *known: type[Record]) -> Any:
-    """Read back what `dump` wrote.
+    """Read a state that `dump` wrote.
 
     Raises:
-        CheckpointError: the file is missing, is not the one that was written, or holds another state.
+        CheckpointError: the file is missing, was changed, or holds another state.
     """
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise CheckpointError(f"checkpoint file {path} cannot be read: {error.strerror or error}") from error
+        raise CheckpointError(
+            f"checkpoint file {path} cannot be read: {error.strerror or error}; restore it, or start a new run"
+        ) from error
     return parse(data, sha256, str(path), *known)
 
 
 def parse(data: bytes, sha256: str, where: str, *known: type[Record]) -> Any:
-    """The state in the bytes of `dump`.
+    """Return the state in the bytes of `dump`.
 
     Args:
         data: the bytes.
-        sha256: what they must hash to.
-        where: they were found, for the error.
-        known: the classes that the state may be of.
+        sha256: the SHA-256 that the bytes must have.
+        where: the place of the bytes, for the error.
+        known: the classes that the state may have.
 
     Raises:
-        CheckpointError: these are not the bytes that were written, or they hold another state.
+        CheckpointError: the bytes were changed, or hold another state.
     """
     found = hashlib.sha256(data).hexdigest()
     if found != sha256:
         raise CheckpointError(
-            f"checkpoint file {where} is damaged: its SHA-256 is {found[:12]}..., expected {sha256[:12]}..."
+            f"checkpoint file {where} is damaged: its SHA-256 is {found[:12]}..., expected {sha256[:12]}...; restore "
+            "it, or start a new run"
         )
     return unpack(data, *known, where=f"checkpoint file {where}")
 
 
 def unpack(data: bytes, *known: type[Record], where: str = "a private state") -> Any:
-    """The state that `dump` made these bytes of, which came from a process of our own.
+    """Return the state in the bytes of `dump`, which must come from this run's own processes.
 
     Raises:
-        CheckpointError: they hold something else.
+        CheckpointError: the bytes hold no state of these classes.
     """
     try:
         named = safetensors.torch.load(data)

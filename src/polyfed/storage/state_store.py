@@ -1,10 +1,10 @@
-"""Where private states live: an SQLite file of the small ones, one safetensors file for each large one.
+"""The store of private states: an SQLite file for small states, one safetensors file for each large state.
 
-A row is a client, a round and a SHA-256: the state that the client kept at the end of that round. Rows and files are
-never changed; the version of the last checkpoint stays until the next one is complete. All that is written between
-two checkpoints is one transaction, so a run that is killed finds the index as the checkpoint left it, or as one left
-it whose manifest was not written any more; the rows of its later rounds are dropped. No step of a round looks at
-more than the cohort's rows: the cost does not grow with the number of clients, nor of those that have trained.
+A row is a client, a round and a SHA-256: the state that the client kept at the end of that round. Rows and files never
+change, and the version of the last checkpoint stays until the next checkpoint is complete. All writes between two
+checkpoints are one transaction. So a killed run finds the index as its checkpoint left it, or as a later checkpoint
+left it whose manifest was not written; the rows of later rounds are then dropped. A step of a round reads only the
+cohort's rows: its cost grows neither with the number of clients nor with the number that have trained.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from polyfed.base.types import ClientId
 from polyfed.core.message import Nothing, State
 from polyfed.storage import state_files
 
-#: Bytes up to which a state is a row of the index; measured on ext4: below, writing a file costs more, above, a blob.
+#: Bytes up to which a state is a row of the index. Measured on ext4: below this size a file costs more than a blob.
 INLINE = 256 * 1024
 
 _INDEX = "index.sqlite"
@@ -39,26 +39,26 @@ _NAME = re.compile(r"client-(\d+)-round-(\d+)\.safetensors")
 
 @dataclass(frozen=True)
 class Seal:
-    """What a manifest remembers of all states together, at a cost that does not depend on how many there are.
+    """A summary of all states together for the manifest, whose size does not depend on their number.
 
     Args:
         count: clients that have a state.
-        digest: XOR over them of SHA-256(client, round, SHA-256 of the state), as an integer.
+        digest: XOR over these states of SHA-256(client, round, SHA-256 of the state), as an integer.
     """
 
     count: int = 0
     digest: int = 0
 
     def plus(self, client: ClientId, round_: int, sha256: str) -> Seal:
-        """With one more state."""
+        """Return the seal with a state added."""
         return Seal(self.count + 1, self.digest ^ _digest(client, round_, sha256))
 
     def minus(self, client: ClientId, round_: int, sha256: str) -> Seal:
-        """Without a state that is in it."""
+        """Return the seal with a state of it removed."""
         return Seal(self.count - 1, self.digest ^ _digest(client, round_, sha256))
 
     def entry(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the seal as JSON values."""
         return {"count": self.count, "digest": f"{self.digest:064x}"}
 
 
@@ -69,27 +69,27 @@ def _digest(client: ClientId, round_: int, sha256: str) -> int:
 class Store:
     """The private states of the clients that have trained.
 
-    One process writes: whoever makes a store holds the run directory.
+    Only one process writes: the process that makes a store holds the lock of the run directory.
 
     Args:
-        folder: where the index and the files go; made when there is something to write.
+        folder: the folder of the index and the files; made with the first write.
         kinds: the state classes of the algorithm.
-        resident: keep states in memory, writing them at checkpoints only; else write each at once and keep none.
+        resident: whether states stay in memory and are written at checkpoints only; else each is written at once.
     """
 
     def __init__(self, folder: Path, kinds: tuple[type[State], ...], *, resident: bool) -> None:
         self.folder, self.kinds, self.resident = folder, kinds, resident
         self._held: dict[ClientId, State] = {}
-        self._dirty: dict[ClientId, int] = {}  # held, and not written since this round
-        self._settled = (0, Seal())  # the last checkpoint: its round, and what was there
-        self._written: dict[ClientId, tuple[int, str]] = {}  # since then: round and SHA-256
+        self._dirty: dict[ClientId, int] = {}  # states in memory that are not written: client -> their round
+        self._settled = (0, Seal())  # the last checkpoint: its round and its seal
+        self._written: dict[ClientId, tuple[int, str]] = {}  # states written since then: round and SHA-256
         self._db: sqlite3.Connection | None = None
 
     def get(self, client: ClientId) -> Any:
-        """The client's state, or None if it has none.
+        """Return the client's state, or None if it has none.
 
         Raises:
-            CheckpointError: what was written is damaged or gone.
+            CheckpointError: the stored state is damaged or gone.
         """
         if client in self._held:
             return self._held[client]
@@ -106,7 +106,7 @@ class Store:
         return state
 
     def put(self, client: ClientId, state: State, round_: int) -> None:
-        """Keep a client's state as of the end of ``round_``, which comes after the last checkpoint.
+        """Store a client's state at the end of ``round_``, which comes after the last checkpoint.
 
         Raises:
             StorageError: the disk is full.
@@ -124,15 +124,15 @@ class Store:
         inline = len(data) <= INLINE
         path = self._path(client, round_)
         sha256 = hashlib.sha256(data).hexdigest() if inline else files.write(path, data)
-        # Of an earlier round of this checkpoint, or of an attempt at it: never to be read.
+        # The rows of earlier rounds since the checkpoint, or of an earlier attempt at this round, are not needed.
         self._drop(client, "round > ?", self._settled[0], keep=None if inline else path)
         self._do("INSERT INTO states VALUES (?, ?, ?, ?)", client, round_, sha256, data if inline else None)
         self._written[client] = (round_, sha256)
 
     def save(self) -> dict[str, Any]:
-        """Write what is not on disk yet; returns what a manifest needs to know the states again.
+        """Write the states that are not on disk yet; return the entry by which a manifest identifies all states.
 
-        Until `prune` is called the states of the checkpoint before can be restored, too.
+        Until `prune` is called, the states of the checkpoint before can be restored, too.
         """
         for client in sorted(self._dirty):
             self._write(client, self._held[client], self._dirty[client])
@@ -150,7 +150,7 @@ class Store:
         return seal
 
     def prune(self, round_: int) -> None:
-        """The manifest of ``round_`` is written: what its states supersede goes."""
+        """Delete the states that those of ``round_`` supersede; to be called when its manifest is written."""
         written = dict(self._written)
         self._settled = (round_, self._sealed())  # first: Ctrl-C below must leave what a further save builds upon
         self._written.clear()
@@ -169,16 +169,16 @@ class Store:
                 path.unlink(missing_ok=True)
 
     def restore(self, round_: int = 0, entry: Any = None) -> None:
-        """Go back to the states of a manifest; all that is of later rounds, or superseded, goes.
+        """Go back to the states of a manifest; delete later and superseded states.
 
-        Looks once at every row of the index; not at the states, which are checked when they are read.
+        It reads every row of the index once, but no state: a state is checked when it is read.
 
         Args:
-            round_: of the checkpoint.
-            entry: what `save` returned then; None if there is no checkpoint.
+            round_: the round of the checkpoint.
+            entry: the result of `save` for that checkpoint; None if there is no checkpoint.
 
         Raises:
-            CheckpointError: these are not the states that the manifest knows.
+            CheckpointError: the states differ from those that the manifest identifies.
         """
         self._held.clear()
         self._dirty.clear()
@@ -194,9 +194,9 @@ class Store:
             seal = seal.plus(client, found, sha256)
         if seal.entry() != entry:
             raise CheckpointError(
-                f"{self.folder / _INDEX} is not what the checkpoint of round {round_} left: it holds the states of "
-                f"{seal.count} clients of these rounds, expected {entry['count']}, or others; restore the folder "
-                "from where it was copied, or start a new run"
+                f"{self.folder / _INDEX} is not what the checkpoint of round {round_} left: it holds states of "
+                f"{seal.count} clients up to that round, expected {entry['count']} clients, or other states; restore "
+                "the folder from a copy, or start a new run"
             )
         self._settled = (round_, seal)
         later = "SELECT client, round FROM states WHERE round > ?"
@@ -213,7 +213,7 @@ class Store:
         self._sweep()
 
     def _sweep(self) -> None:
-        """Remove the files that no row refers to: those of a round that was killed."""
+        """Remove the files that no row refers to, which a killed round left."""
         for path in self.folder.glob("??/client-*.safetensors"):
             name = _NAME.fullmatch(path.name)
             known = "SELECT 1 FROM states WHERE client = ? AND round = ? AND data ISNULL"
@@ -226,7 +226,7 @@ class Store:
     # ------------------------------------------------------------------------------------------------------- SQLite
 
     def _open(self, *, write: bool) -> sqlite3.Connection | None:
-        """The index; None where there is none and none is to be made."""
+        """Return the connection to the index; None if the file is absent and ``write`` is false."""
         path = self.folder / _INDEX
         if self._db is None and (write or path.exists()):
             with self._guarded():
@@ -240,7 +240,7 @@ class Store:
 
     def _close(self) -> None:
         if self._db is not None:
-            self._finalizer()  # what was not committed is rolled back
+            self._finalizer()  # rolls back whatever was not committed
             self._db = None
 
     def _do(self, statement: str, *values: object) -> None:
@@ -263,13 +263,13 @@ class Store:
 
     @contextmanager
     def _guarded(self) -> Generator[None]:
-        """Errors of SQLite under their names here."""
+        """Turn errors of SQLite into StorageError or CheckpointError."""
         path = self.folder / _INDEX
         try:
             yield
         except sqlite3.DatabaseError as error:
             code: int | None = getattr(error, "sqlite_errorcode", None)
-            if code is None:  # not of the file
+            if code is None:  # the error does not concern the file
                 raise
             if code & 0xFF in (
                 sqlite3.SQLITE_FULL,
@@ -278,9 +278,11 @@ class Store:
                 sqlite3.SQLITE_READONLY,
             ):
                 raise StorageError(
-                    f"could not write {path}: {error}; what the last checkpoint left is intact. Make room or choose "
-                    "another --out, then resume"
+                    f"could not write {path}: {error}; the states of the last checkpoint are intact. Make room or "
+                    "choose another --out, then resume"
                 ) from error
-            raise CheckpointError(f"checkpoint file {path} is damaged: {error}") from error
+            raise CheckpointError(
+                f"checkpoint file {path} is damaged: {error}; restore it, or start a new run"
+            ) from error
         except OSError as error:
             raise StorageError(f"cannot use {self.folder}: {error.strerror or error}") from error

@@ -108,7 +108,7 @@ def test_order_of_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(DataError, match="no such file or folder"):
         load_dataset("mnist", path=tmp_path / "none")  # never silently another copy
     monkeypatch.setenv("POLYFED_DATA", str(tmp_path / "typo"))
-    with pytest.raises(DataError, match="which is no folder"):
+    with pytest.raises(DataError, match="expected a folder that exists"):
         load_dataset("mnist")
 
 

@@ -43,7 +43,7 @@ def test_npz_features(tmp_path: Path) -> None:
     ("arrays", "says"),
     [
         ({"x": np.zeros((2, 3))}, "expected x and y"),
-        ({"x": np.zeros((2, 3)), "y": np.array([0, 1]), "z": np.zeros(1)}, "none besides"),
+        ({"x": np.zeros((2, 3)), "y": np.array([0, 1]), "z": np.zeros(1)}, "expected x and y, and no others but test"),
         ({"x": np.zeros((2, 3, 3)), "y": np.array([0, 1])}, "expected uint8 images"),
         ({"x": np.zeros((2, 8, 8, 3), np.uint8), "y": np.array([0, 1])}, "channels first"),
         ({"x": np.zeros((2, 3)), "y": np.array([0.0, 1.0])}, "whole numbers"),

@@ -24,7 +24,7 @@ def apportion(group: Ints, want: Floats, totals: Ints, rng: np.random.Generator)
     Args:
         group: ``(m,)`` group of each share, from 0.
         want: ``(m,)`` shares as real numbers; in each group they sum to about its total.
-        totals: ``(groups,)`` what each group must sum to.
+        totals: ``(groups,)`` the sum that each group must have.
         rng: breaks ties.
     """
     out = np.floor(want + 1e-9).astype(np.int64)
@@ -37,7 +37,7 @@ def apportion(group: Ints, want: Floats, totals: Ints, rng: np.random.Generator)
 
 
 def _place(group: Ints) -> Ints:
-    """The place of each element in its group, from 0; ``group`` ascends."""
+    """Return the index of each element in its group, from 0; ``group`` ascends."""
     return np.arange(len(group)) - np.searchsorted(group, group)
 
 
@@ -79,7 +79,7 @@ class Cells:
         return cls(order, owner[order][places], y[order][places], np.diff(np.append(places, len(y))))
 
     def quota(self, share: Floats, rng: Rng, first: int = 0) -> Ints:
-        """``(cells,)`` how many rows of each cell make up ``share`` of its owner's rows.
+        """Return ``(cells,)`` numbers of rows of each cell that together are ``share`` of its owner's rows.
 
         The number of a cell, and of a client, is rounded up or down at random, so that its mean is exactly its
         share: systematic sampling (Madow 1949), with the client's classes in random order. The draws of a client
@@ -94,7 +94,7 @@ class Cells:
         owner, size = self.owner[order], self.size[order]
         ends = np.cumsum(size)
         ends = ends - (ends - size)[np.searchsorted(owner, owner)]  # within the owner
-        # Away from 0 and 1, so that the error of a product which is a whole number does not move its floor.
+        # Away from 0 and 1, so that a rounding error in a product that is a whole number does not change its floor.
         start = np.clip(rng.at("start").uniform(first + owner), 1e-9, 1 - 1e-9)
         upper, lower = (np.floor(rows * share[owner] + start) for rows in (ends, ends - size))
         out = np.empty(len(order), dtype=np.int64)
@@ -110,7 +110,7 @@ class Cells:
 
 
 def _keys(owner: Ints, first: int) -> Ints:
-    """A number for each element, of its owner's number and its place among the owner's; ``owner`` ascends."""
+    """Return a number per element, made of its owner's number and its index among the owner's; ``owner`` ascends."""
     return (first + owner) * 2**32 + _place(owner)
 
 
@@ -122,7 +122,7 @@ def cap_rows(owner: Ints, y: Ints, clients: int, cap: int, rng: Rng) -> Bools:
 
 
 def size_of_test(total: Ints, fraction: float) -> Ints:
-    """About how many of a client's rows are for testing: the rounded fraction, at least one."""
+    """Return about how many of a client's rows are for testing: the rounded fraction, at least 1."""
     return np.maximum(1, np.floor(fraction * total + 0.5)).astype(np.int64)
 
 
@@ -138,8 +138,8 @@ def pick_test(
     Args:
         owner: ``(n,)`` owner of each row, from 0.
         y: ``(n,)`` classes.
-        clients: how many there are.
-        fraction: above 0 and below 1.
+        clients: number of clients.
+        fraction: fraction of the rows that are for testing, above 0 and below 1.
         rng: source of the draws.
         least: training rows of a client.
         first: number of the client that owner 0 stands for; its draws depend on it and on the client's rows alone.
@@ -174,8 +174,8 @@ def draw_test(counts: Ints, test: int, limits: Ints, rng: np.random.Generator) -
 
     Args:
         counts: ``(classes,)`` the client's rows, at least one.
-        test: how many are for testing; fewer where a class keeps its last row, or has no more than its limit.
-        limits: ``(classes,)`` test rows that there are.
+        test: number of rows for testing; the result has fewer where a class keeps its last row or reaches its limit.
+        limits: ``(classes,)`` number of test rows that exist.
         rng: source of the draws.
     """
     start, order = rng.integers(counts.sum()), rng.permutation(len(counts))
@@ -186,7 +186,7 @@ def draw_test(counts: Ints, test: int, limits: Ints, rng: np.random.Generator) -
 
 
 def draw_counts(total: int, mix: Floats, limits: Ints, rng: np.random.Generator) -> Ints:
-    """Whole numbers that sum to ``total``, drawn by ``mix`` and none above its limit."""
+    """Return whole numbers that sum to ``total``, drawn by ``mix``, each at most its limit."""
     counts = np.zeros(len(limits), dtype=np.int64)
     while (lacking := total - counts.sum()) > 0:
         left = limits - counts
@@ -201,7 +201,7 @@ def draw_rows(rows: Ints, offsets: Ints, counts: Ints, rng: np.random.Generator)
     """``counts[c]`` different rows of each class c, ascending; read-only."""
     sizes = np.diff(offsets)
     if (4 * counts <= sizes).all():
-        # Few would come twice: all at once, and those that do again. Three times faster than class by class.
+        # Few rows are drawn twice: draw all at once, then redraw those. This is three times faster than by class.
         c = np.repeat(np.arange(len(counts)), counts)
         at = offsets[c] + (rng.random(len(c)) * sizes[c]).astype(np.int64)
         while (np.diff(np.sort(at)) == 0).any():

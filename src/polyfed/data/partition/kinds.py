@@ -1,6 +1,6 @@
 """The kinds of partition: each says which client owns each row, before rows are split into train and test.
 
-All functions return ``owner`` ``(n,)`` int64, -1 where a row is dealt to nobody.
+All functions return ``owner`` ``(n,)`` int64, -1 for a row that no client gets.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 from polyfed.base.errors import DataError
 from polyfed.data.partition.apportion import Bools, Floats, Ints, apportion, deal
 
-_REDRAWS = 100  # a setting that fails this often is better changed than tried again
+_REDRAWS = 100  # a setting that fails this often should be changed
 
 
 def deal_iid(rows: int, clients: int, rng: np.random.Generator) -> Ints:
@@ -58,10 +58,10 @@ def deal_classes(y: Ints, num_classes: int, clients: int, per_client: int, rng: 
     counts = np.zeros((clients, num_classes), dtype=np.int64)
     for column, c in enumerate(present):
         holders = np.flatnonzero(held[:, column])
-        if not len(holders):  # fewer shards than classes: nobody holds this one
+        if not len(holders):  # fewer shards than classes: no client holds this class
             continue
         share = rng.uniform(0.4, 0.6, len(holders))
-        # One row each first, so that a client really has all of its classes however few rows there are.
+        # Each holder gets one row first, so that a client has all of its classes however few rows there are.
         spare = in_class[c : c + 1] - len(holders)
         want = share / share.sum() * spare
         counts[holders, c] = 1 + apportion(np.zeros(len(holders), dtype=np.int64), want, spare, rng)
@@ -87,7 +87,7 @@ def deal_dirichlet(
         rng: source of the draws.
 
     Raises:
-        DataError: a hundred draws all left a client with too little.
+        DataError: each of a hundred draws left a client with too few rows.
     """
     in_class = np.bincount(y, minlength=num_classes)
     group = np.repeat(np.arange(num_classes), clients)
@@ -122,7 +122,7 @@ def deal_balanced(y: Ints, num_classes: int, clients: int, alpha: float, rng: np
     while lacking.any():
         open_prior = prior * (left > 0)
         mass = open_prior.sum(axis=1, keepdims=True)
-        # A client none of whose likely classes are left takes what there is.
+        # A client whose likely classes are all used up takes any class that is left.
         open_prior = np.where(mass > 1e-12, open_prior, left.astype(np.float64))
         open_prior /= open_prior.sum(axis=1, keepdims=True)
         asked = rng.multinomial(lacking, open_prior)
@@ -154,8 +154,8 @@ def deal_groups(groups: Ints, clients: int, largest: bool) -> tuple[Ints, Ints]:
 def deal_like(train_counts: Ints, y: Ints, rng: np.random.Generator) -> Ints:
     """Owner of official test rows: each class is dealt in proportion to the clients' training rows of it.
 
-    A client that rounding leaves without a test row takes one of its most frequent class from the client with
-    the most.
+    A client that rounding leaves without a test row takes a row of its most frequent class from the client with the
+    most test rows of that class.
     """
     clients, num_classes = train_counts.shape
     in_train = train_counts.sum(axis=0)

@@ -1,4 +1,4 @@
-"""Which rows belong to which client, for training and for testing."""
+"""Deals the rows of a data set to clients, for training and for testing."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ def make_partition(
         split: "pooled" or "official".
         min_samples: the fewest training rows of a client; each client also has at least one test row.
         samples_per_client: the most train and test rows together of a client, in its own class proportions;
-            None for no limit. For "resampled", which has no other measure, their exact number.
-        first_client: number of the first client: a site that holds the rows of client k alone splits them as all
-            together do, with ``num_clients=1`` and ``first_client=k``.
-        options: of the kind: ``classes_per_client`` for "classes", ``alpha`` for both Dirichlet kinds and
+            None for no limit. For "resampled" it is required, and is their exact number.
+        first_client: number of the first client: a node that has the rows of client k alone splits them as a
+            simulation does, with ``num_clients=1`` and ``first_client=k``.
+        options: options of the kind: ``classes_per_client`` for "classes", ``alpha`` for both Dirichlet kinds and
             "resampled", and for "natural" ``groups="largest"``, which permits fewer clients than groups.
 
     Raises:
@@ -81,7 +81,7 @@ def make_partition(
         if kind != "resampled" and len(dataset.test_rows) < clients:
             raise DataError(
                 f"split 'official': {dataset.name!r} has {len(dataset.test_rows)} official test rows for {clients} "
-                "clients, and each needs one of its own; use split='pooled', or kind 'resampled', whose clients share"
+                "clients, and each needs a row of its own; use split='pooled', or kind 'resampled', whose clients share"
             )
         pool = np.setdiff1d(pool, dataset.test_rows)
     about = {"dataset": dataset.name, "rows": len(dataset), "kind": kind, "num_clients": clients, **settings}
@@ -151,7 +151,7 @@ def _resample(dataset: Dataset, y: Ints, pool: Ints, about: dict[str, Any], rng:
 
 
 def _natural(dataset: Dataset, pool: Ints, clients: int, choice: str | None) -> tuple[Ints, list[str]]:
-    """Client of each row of the whole data set (-1: none), and the name of each client's group."""
+    """Return the client of each row of the whole data set (-1: no client), and the name of each client's group."""
     if dataset.groups is None:
         raise DataError(
             f"partition 'natural': {dataset.name!r} has no groups; choose another kind, or read the data "
@@ -162,7 +162,7 @@ def _natural(dataset: Dataset, pool: Ints, clients: int, choice: str | None) -> 
     if wanted > available or (wanted < available and choice != "largest"):
         raise ConfigError(
             f"num_clients: got {wanted}, but {dataset.name!r} has {available} groups; set it to {available}"
-            + (", or set groups='largest' to keep the largest ones only" if wanted < available else " or fewer")
+            + (", or set groups='largest' to keep the largest groups only" if wanted < available else " or fewer")
         )
     dealt, kept = deal_groups(dataset.groups[pool], wanted, largest=choice == "largest")
     client_of = np.full(int(dataset.groups.max()) + 1, -1, dtype=np.int64)
@@ -234,7 +234,7 @@ def _check_settings(
             f"{min_samples + 1} (min_samples for training and one for testing)"
         )
     if kind == "resampled" and samples_per_client is None:
-        faults.append("samples_per_client: missing; partition 'resampled' draws so many rows for each client")
+        faults.append("samples_per_client: missing; partition 'resampled' draws this number of rows for each client")
     if "classes_per_client" in known:
         k = options.get("classes_per_client")
         if not _whole(k, 1) or int(k or 0) > dataset.num_classes:

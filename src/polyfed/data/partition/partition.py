@@ -1,4 +1,4 @@
-"""Which rows belong to which client: offsets and rows, stored with a hash."""
+"""The rows of each client, as flat arrays with offsets, stored with a hash."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class Partition:
             y: ``(N,)`` classes of all rows of the data set (array or CPU tensor).
             num_classes: number of classes.
             which: "train" or "test".
-            first: only of so many clients, from client 0; None for all.
+            first: number of clients to count, from client 0; None for all.
         """
         if which not in ("train", "test"):
             raise ConfigError(f"which: got {which!r}; expected 'train' or 'test'")
@@ -133,21 +133,21 @@ class Partition:
         return flat.reshape(clients, num_classes).astype(np.int64)
 
     def _held(self, clients: int, which: str) -> tuple[Ints, Ints]:
-        """The rows of the first ``clients``, client after client, and how many each has."""
+        """Return the rows of the first ``clients``, client after client, and the number of each client."""
         rows = self.train_rows if which == "train" else self.test_rows
         offsets = (self.train_offsets if which == "train" else self.test_offsets)[: clients + 1]
         return rows[: offsets[-1]], np.diff(offsets)
 
     def validating(self, fraction: float, y: ArrayLike, rng: Rng) -> Partition:
-        """The same clients with part of their training rows, class by class, in the place of their test rows.
+        """Return the same clients with part of their training rows, class by class, in place of their test rows.
 
-        For choosing hyper-parameters: what is chosen by looking at these rows has not looked at the test rows, which
-        nobody holds any more.
+        For choosing hyper-parameters: a choice by these rows has not seen the test rows, which no client holds any
+        more.
 
         Args:
-            fraction: of each client's training rows, above 0 and below 1.
+            fraction: fraction of each client's training rows, above 0 and below 1.
             y: ``(N,)`` classes of all rows of the data set.
-            rng: which rows.
+            rng: chooses the rows.
 
         Raises:
             DataError: a client has a single training row.
@@ -156,8 +156,8 @@ class Partition:
         if sizes.min() < 2:
             k = int(sizes.argmin())
             raise DataError(
-                f"client {k} has {sizes[k]} training rows, of which none can be spared to validate on; expected at "
-                "least 2: raise partition.min_samples, or lower clients.count"
+                f"client {k} has {sizes[k]} training rows, too few to validate on a part of them; expected at least 2: "
+                "raise partition.min_samples, or lower clients.count"
             )
         owner = np.full(len(np.asarray(y)), -1, dtype=np.int64)
         owner[self.train_rows] = np.repeat(np.arange(self.num_clients), sizes)
@@ -171,7 +171,7 @@ class Partition:
         """Write the partition to an .npz file, whole or not at all.
 
         Raises:
-            StorageError: the file cannot be written; what was there before is intact.
+            StorageError: the file cannot be written; an older file is intact.
         """
         arrays = {name: getattr(self, name) for name in _ARRAYS}
         try:
@@ -184,7 +184,7 @@ class Partition:
 
     @classmethod
     def load(cls, path: Path) -> Partition:
-        """Read what ``save`` wrote.
+        """Read a partition that ``save`` wrote.
 
         Raises:
             DataError: the file is missing or damaged, or its content does not have the hash it names.
@@ -221,25 +221,25 @@ class Partition:
 
 
 class Resampled(Partition):
-    """Clients that draw their rows from two common pools, by formula: nothing is kept for each of them.
+    """Clients that draw their rows from two common pools, by formula: the partition stores nothing per client.
 
     The arrays are the pools, in order of class, and ``offsets`` say where each class begins: class c has
     ``rows[offsets[c]:offsets[c + 1]]``. Two clients may hold the same row; no client tests on a row that
     another trains on. A client's class mix is a draw from Dirichlet(alpha) over the classes that are in both
-    pools; its rows are different ones. Everything of client k follows from the seed and k.
+    pools, and it draws no row twice. All rows of client k follow from the seed and k.
     """
 
     @classmethod
     def of(cls, train: Ints, test: Ints, y: Ints, classes: int, fraction: float, about: Mapping[str, Any]) -> Resampled:
-        """Clients that each draw so many rows of two pools.
+        """Return clients that each draw a fixed number of rows from two pools, which ``about`` states.
 
         Args:
             train: row numbers of the training pool.
             test: row numbers of the test pool.
             y: ``(N,)`` classes of all rows of the data set.
             classes: number of classes.
-            fraction: of a client's rows for testing.
-            about: as of any partition; ``about["drawn"]`` becomes the numbers of rows that a client draws.
+            fraction: fraction of a client's rows that are for testing.
+            about: as for any partition; ``about["drawn"]`` becomes the numbers of rows that a client draws.
 
         Raises:
             DataError: the pools are too small, or a client would have too few rows to train.
@@ -269,7 +269,7 @@ class Resampled(Partition):
 
     @property
     def smallest(self) -> int:
-        """Of the first hundred clients one with the fewest training rows; all have nearly the same number."""
+        """A client with the fewest training rows among the first hundred; all have nearly the same number."""
         return min(range(min(100, self.num_clients)), key=lambda client: len(self._draw(client)[0]))
 
     def train(self, client: int) -> NDArray[np.int64]:
@@ -284,7 +284,7 @@ class Resampled(Partition):
 
     @cached_property
     def _drawn(self) -> Callable[[int], tuple[Ints, Ints]]:
-        return lru_cache(maxsize=1024)(self._draw)  # a client's rows are asked for several times in a round
+        return lru_cache(maxsize=1024)(self._draw)  # a round needs a client's rows several times
 
     def _draw(self, client: int) -> tuple[Ints, Ints]:
         key, alpha, sizes, limits = self._constants
@@ -300,7 +300,7 @@ class Resampled(Partition):
 
     @cached_property
     def _constants(self) -> tuple[Rng, Floats, Ints, Ints]:
-        """What all draws have in common: their key; alpha, rows for training and testing; most rows by class."""
+        """The constants of all draws: the key, alpha, rows for training and testing, and the most rows by class."""
         about: dict[str, Any] = dict(self.about)
         limits = np.where(np.diff(self.test_offsets) > 0, np.diff(self.train_offsets), 0)
         alpha = np.full(np.count_nonzero(limits), float(about["options"]["alpha"]))
@@ -308,7 +308,7 @@ class Resampled(Partition):
         return Rng(tuple(about["seed"])), alpha, sizes, limits
 
     def validating(self, fraction: float, y: ArrayLike, rng: Rng) -> Partition:
-        """Part of the training pool, class by class, in the place of the test pool.
+        """Return the partition with part of the training pool, class by class, in place of the test pool.
 
         Raises:
             DataError: too few rows are left.

@@ -1,4 +1,4 @@
-"""A picture of who holds which classes."""
+"""A picture of the classes that each client holds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from polyfed.base.errors import DataError, StorageError
 from polyfed.base.files import replacing
 from polyfed.data.partition.partition import Partition
 
-_MOST_CLIENTS = 200  # more bars than that are thinner than a pixel or two
+_MOST_CLIENTS = 200  # with more clients the bars are thinner than a pixel or two
 _MOST_COLOURS = 20
 
 
@@ -83,7 +83,7 @@ def _bars(axes: Any, counts: NDArray[np.int64]) -> None:
 
 
 def _map(figure: Any, axes: Any, counts: NDArray[np.int64]) -> None:
-    blank = np.ma.masked_equal(counts.T, 0)  # white: none
+    blank = np.ma.masked_equal(counts.T, 0)  # 0 rows are white
     image = axes.imshow(blank, aspect="auto", interpolation="nearest", cmap="viridis_r")
     axes.set_ylabel("class")
     figure.colorbar(image, ax=axes, label="rows, train and test (white: none)")

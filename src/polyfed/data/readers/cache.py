@@ -1,4 +1,4 @@
-"""Arrays in .npz files, a cache of decoded ones, and one of the digests of files."""
+"""Arrays in .npz files, a cache of decoded arrays, and a cache of the digests of files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from polyfed.base.files import replacing
 #: Names of arrays -> arrays, as an .npz file holds them.
 Arrays = Mapping[str, NDArray[Any]]
 
-_QUICK = 1 << 20  # bytes that are hashed in a millisecond, sooner than a note of it is written
+_QUICK = 1 << 20  # bytes that are hashed in a millisecond, faster than a cached digest is written
 _YOUNG = 2_000_000_000  # nanoseconds
 
 # What numpy and zipfile raise on a damaged or foreign .npz file.
@@ -35,7 +35,7 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
         DataError: the file is missing, damaged, not an .npz, or holds pickled objects.
     """
     try:
-        with path.open("rb") as handle:  # ours, because np.load forgets to close a damaged file
+        with path.open("rb") as handle:  # opened here, because np.load does not close a damaged file
             loaded = np.load(handle, allow_pickle=False)
             if not isinstance(loaded, np.lib.npyio.NpzFile):
                 raise DataError(f"{path}: holds a single array; expected an .npz file, written by numpy.savez")
@@ -51,14 +51,14 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def file_digest(path: Path, folder: Path) -> str:
-    """SHA-256 (hex) of a file's content; that of a large file is kept for as long as the file stays what it is.
+    """Return the SHA-256 (hex) of a file's content; that of a large file is cached until the file changes.
 
-    A file is the same while its path, size, time of change and inode are. A file of the last two seconds is hashed each
-    time: a second change within one tick of the clock would not show.
+    A file counts as unchanged while its path, size, time of change and inode are. A file that changed in the last two
+    seconds is always hashed: a second change within one tick of the clock would not show.
 
     Args:
-        path: of the file.
-        folder: where digests are kept, in ``digests/``; one that cannot be written only means no keeping.
+        path: path of the file.
+        folder: folder of the cache, in ``digests/``; without permission to write there, nothing is cached.
 
     Raises:
         DataError: the file cannot be read.
@@ -99,13 +99,13 @@ def fingerprint(*parts: object, files: Sequence[Path] = ()) -> str:
 
 
 def cached_arrays(path: Path | None, build: Callable[[], Arrays], usable: Callable[[Arrays], bool]) -> Arrays:
-    """The arrays kept at ``path``; built, and kept for the next time, if they are absent or not usable.
+    """Return the arrays cached at ``path``; build and cache them if they are absent or not usable.
 
     A cache is a convenience: a damaged file is built anew, and a folder that cannot be written only means no
     caching.
 
     Args:
-        path: where the arrays are kept; None switches the cache off.
+        path: file of the cached arrays; None switches the cache off.
         build: makes the arrays from the source.
         usable: whether arrays read from ``path`` have the names, shapes and types expected.
     """

@@ -48,7 +48,7 @@ def load_csv(
 
     Args:
         path: a file, or a folder of ``*.csv`` files of the same columns, one per client (file name = group).
-        header: whether the first line names the columns; None finds out.
+        header: whether the first line names the columns; None infers it from the cells.
         label: column of the class, by name or by number from 0 (negative from the end). Whole numbers are
             sorted as numbers, anything else as text, and numbered from 0.
         missing: cells that stand for a missing value.
@@ -154,7 +154,7 @@ def _read_table(path: Path, header: bool | None, missing: frozenset[str], delimi
 
 
 def _is_header(path: Path, cells: list[list[str]], missing: frozenset[str]) -> bool:
-    """Whether the first line names columns: no cell is a number or missing, while numbers follow below."""
+    """Return whether the first line names columns: none of its cells is a number or missing, but cells below are."""
     if any(_number(cell) is not None or cell in missing for cell in cells[0]):
         return False
     if any(_number(cell) is not None for row in cells[1:] for cell in row):
@@ -196,7 +196,7 @@ def _labels(table: _Table, at: int, missing: frozenset[str], path: Path) -> tupl
     else:
         classes = tuple(sorted(set(texts)))
     if len(set(texts)) < 2:
-        raise DataError(f"{path}: one class only, {texts[0]!r}, in {table.columns[at]!r}; at least 2 are needed")
+        raise DataError(f"{path}: got one class, {texts[0]!r}, in {table.columns[at]!r}; expected at least 2")
     code = {name: number for number, name in enumerate(classes)}
     return np.asarray([code[text] for text in texts], dtype=np.int64), classes
 
@@ -242,8 +242,8 @@ def _groups(table: _Table, at: int, missing: frozenset[str]) -> tuple[NDArray[np
 
 
 def _number(text: str) -> float | None:
-    """The number a cell spells, None if it spells none."""
-    if "_" in text:  # float() accepts 1_000, a table does not mean it
+    """Return the number in a cell; None if the cell is no number."""
+    if "_" in text:  # float() accepts 1_000, but in a table this is text
         return None
     try:
         value = float(text)

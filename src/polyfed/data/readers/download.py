@@ -1,4 +1,4 @@
-"""Official files fetched once into the cache; nothing unverified is ever put there."""
+"""Downloads official files once into the cache; only files with the right checksum get there."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class RemoteFile:
 
     Args:
         name: file name in the cache.
-        url: where it is.
+        url: address of the file.
         md5: hexadecimal MD5 of the content.
     """
 
@@ -96,15 +96,15 @@ def md5_of(path: Path) -> str:
 
 
 def fetch(file: RemoteFile, folder: Path, *, opener: Opener | None = None) -> Path:
-    """The file in ``folder``: as it is there if its MD5 is right, otherwise downloaded and checked.
+    """Return the file in ``folder``; download and check it if it is absent or its MD5 is wrong.
 
     Args:
-        file: what to fetch.
-        folder: where it is kept.
+        file: the file to fetch.
+        folder: the folder to keep it in.
         opener: opens a URL; None stands for ``urllib.request.urlopen``.
 
     Raises:
-        DataError: no network, a content with another MD5, or a folder that cannot be written.
+        DataError: no network, a content with another MD5, or a folder that cannot be written to.
     """
     target = folder / file.name
     if target.is_file() and md5_of(target) == file.md5:
@@ -128,5 +128,8 @@ def fetch(file: RemoteFile, folder: Path, *, opener: Opener | None = None) -> Pa
                     "data path"
                 )
     except (OSError, http.client.HTTPException) as error:
-        raise DataError(f"{file.url}: could not be downloaded to {target} ({error})") from error
+        raise DataError(
+            f"{file.url}: could not be downloaded to {target} ({error}); try again, or fetch it by hand and set the "
+            "data path"
+        ) from error
     return target

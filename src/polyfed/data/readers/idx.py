@@ -57,7 +57,7 @@ def read_idx(path: Path, ndim: int) -> NDArray[np.uint8]:
 
 
 def find_idx(folder: Path, name: str) -> Path | None:
-    """``folder/name`` or ``folder/name.gz``, whichever is there; the plain one first."""
+    """Return ``folder/name`` if it exists, else ``folder/name.gz``, else None."""
     for path in (folder / name, folder / f"{name}.gz"):
         if path.is_file():
             return path

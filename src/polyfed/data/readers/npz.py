@@ -40,8 +40,8 @@ def load_npz(path: Path, *, image_size: int | None = None, flip: bool = False) -
     unknown = sorted(arrays.keys() - set(_KNOWN))
     if "x" not in arrays or "y" not in arrays or unknown:
         raise DataError(
-            f"{path}: holds the arrays {', '.join(sorted(arrays)) or 'none'}; expected x and y, and none "
-            f"besides {', '.join(_KNOWN[2:])}; rename them"
+            f"{path}: holds the arrays {', '.join(sorted(arrays)) or 'none'}; expected x and y, and no others "
+            f"but {', '.join(_KNOWN[2:])}; rename or remove the others"
         )
     x, y = _read_x(arrays["x"], path), _read_y(arrays["y"], path)
     test_rows = _read_test(arrays["test"], len(y), path) if "test" in arrays else None

@@ -20,10 +20,10 @@ _SHARD = re.compile(r"(train|test)-(\d+)-of-(\d+)\.parquet")
 
 
 def find_parquet(folder: Path) -> dict[str, list[Path]]:
-    """The train and test files of a folder, or of a known one below it, in order; empty lists if none.
+    """Return the train and test files of a folder, or of a known subfolder, in order; empty lists if there are none.
 
     Raises:
-        DataError: some of the numbered files of a split are missing.
+        DataError: a numbered file of a split is missing.
     """
     found: dict[str, list[Path]] = {"train": [], "test": []}
     for place in (folder, folder / "data", folder / "plain_text", folder / "cifar100"):
@@ -37,8 +37,7 @@ def find_parquet(folder: Path) -> dict[str, list[Path]]:
             if len(paths) != count:
                 raise DataError(
                     f"{place}: {len(paths)} {split} parquet files "
-                    f"({', '.join(p.name for p in paths) or 'none'}); expected {count}; fetch the missing "
-                    "ones"
+                    f"({', '.join(p.name for p in paths) or 'none'}); expected {count}; fetch the missing files"
                 )
         break
     return found

@@ -1,1 +1,1 @@
-"""The client of a deployed run: its data, its networks, and what it keeps."""
+"""The client of a deployed run: its data, its networks, and its private state."""

@@ -1,4 +1,4 @@
-"""A client's data and networks, made from its own settings and what the server says of the task."""
+"""A client's data and networks, made from its own settings and the server's description of the task."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from polyfed.rounds.identity import Content
 
 
 def task_of(config: Config, facts: TaskFacts) -> Task:
-    """The task that the server's facts describe."""
+    """Return the task that the server's facts describe."""
     return Task(
         input_shape=facts.input_shape,
         num_classes=facts.num_classes,
@@ -39,13 +39,13 @@ def task_of(config: Config, facts: TaskFacts) -> Task:
 
 @lru_cache(maxsize=1)  # a worker answers many messages of one run
 def _shared(config: str) -> tuple[Dataset, Partition]:
-    """The configured data set, dealt as everywhere; the configuration as text."""
+    """Return the configured data set and its partition; ``config`` is the configuration as text."""
     return deal(Config.parse(tomllib.loads(config)))
 
 
 @lru_cache(maxsize=1)
 def _own(path: Path, digest: str, options: str, client: int, text: str) -> tuple[Dataset, Partition]:
-    """A client's own file, all of whose rows are its own; ``digest`` changes with its content."""
+    """Return a client's own file, with a partition that gives it all rows; ``digest`` changes with the content."""
     config = Config.parse(tomllib.loads(text))
     kind = path.suffix.removeprefix(".")
     side = config.data.image_size if kind == "npz" else None
@@ -69,12 +69,12 @@ class LocalSetup:
     """A client's own data and networks.
 
     Args:
-        settings: its own.
-        config: the server's.
-        dataset: where its rows lie: its own file, or the configured data set.
-        partition: which rows are its own.
-        place: its number in the partition.
-        algorithm: the way to train together.
+        settings: the client's settings.
+        config: the server's configuration.
+        dataset: the data set that contains the client's rows: its own file, or the configured data set.
+        partition: which rows belong to the client.
+        place: the number of the client in the partition.
+        algorithm: the algorithm of the run.
     """
 
     settings: NodeSettings
@@ -86,14 +86,15 @@ class LocalSetup:
 
     @classmethod
     def of(cls, settings: NodeSettings, config: Config) -> LocalSetup:
-        """Load what this client holds.
+        """Load the data of this client.
 
         Raises:
-            PolyfedError: data that cannot be read, or a client number that the configuration does not have.
+            PolyfedError: the data cannot be read, or the configuration has no client of this number.
         """
         if settings.client >= config.clients.count:
             raise ConfigError(
-                f"this client is number {settings.client}; the configuration has {config.clients.count} clients, from 0"
+                f"node.toml: client: got {settings.client}; expected 0 to {config.clients.count - 1}, "
+                f"as clients.count is {config.clients.count}"
             )
         algorithm = load_algorithm(config.algorithm.name, config.algorithm.keys)
         if settings.data is None:
@@ -109,33 +110,34 @@ class LocalSetup:
 
     @property
     def spec(self) -> ModelSpec:
-        """The client's network: its own, or the configuration's."""
+        """The specification of the client's network: its own, or the configuration's."""
         own = self.settings.model
         return self.config.clients.model(self.settings.client) if own is None else ModelSpec.parse(own)
 
     @property
     def info(self) -> ClientInfo:
-        """What the server knows of this client; not the name of a network of its own."""
+        """What the server knows of this client; the name of its own network is left out."""
         known, capacity = configured_info(self.config, self.settings.client), self.settings.capacity
         known = known if capacity is None else replace(known, capacity=capacity)
         return known if self.settings.model is None else replace(known, architecture="")
 
     @property
     def content(self) -> Content:
-        """What this client's part in the run comes from; it stays with the client."""
+        """The digests of the data and code that this client's part depends on; they stay with the client."""
         return Content.of(self.config, self.dataset.files, self.settings.model)
 
     def fitting(self, facts: TaskFacts) -> LocalSetup:
-        """This client for the task of all: classes that no row here has are known all the same.
+        """Return this client for the common task, which may have classes that no row here has.
 
         Raises:
-            DataError: the data have another shape, or more classes.
+            DataError: the data have another shape than the task, or more classes.
         """
         have, missing = self.dataset.input_shape, facts.num_classes - self.dataset.num_classes
         if have != facts.input_shape or missing < 0:
             raise DataError(
-                f"the data here have examples of shape {have} in {self.dataset.num_classes} classes; all others have "
-                f"{facts.input_shape} in {facts.num_classes}"
+                f"the data of client {self.settings.client} have shape {have} in {self.dataset.num_classes} classes; "
+                f"expected {facts.input_shape} in at most {facts.num_classes}, as the task says; correct the data, or "
+                "start a new run with them"
             )
         if not missing:
             return self
@@ -147,10 +149,10 @@ class LocalSetup:
         return FederatedData(self.dataset, self.partition, augment=self.config.data.augment)
 
     def test(self) -> ClientData:
-        """Its test examples."""
+        """Return the client's test examples."""
         return self._data.test(self.place)
 
     def local(self, task: Task, round_: int) -> LocalClient:
-        """The client at work in a round; round 0 is its creation."""
+        """Return the client at work in a round; round 0 is its creation."""
         models = self.algorithm.models(task, task.build(self.spec))
         return client_at_work(self.info, models, self._data.train(self.place), self.algorithm, self.config, round_)

@@ -1,7 +1,7 @@
-"""One request, one reply: what a client does with a message, whoever carried it.
+"""One request, one reply: a client's answer to a message, by whatever transport it came.
 
-An error becomes a reply that names its class; its text, which may tell of private files and layers, stays in the
-client's own log.
+An error becomes a reply that names its class. The text of the error may disclose private files and layers; it stays
+in the client's own log.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ log = logging.getLogger(__name__)
 
 
 class _Uncounted(Sequential):
-    """Trains without finding out what that costs, for a client that does not tell."""
+    """Trains without measuring the costs, for a client that does not report them."""
 
     def charge(self, fit: Fit, fitted: Fitted, work: Work) -> None:
-        """Note what the fit ended with, nothing more."""
+        """Note the result of the fit, without its costs."""
         work.steps += fitted.steps
         work.loss = fitted.loss
 
 
 class Clock:
-    """Seconds by what they were spent on."""
+    """Seconds by step of the work."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def of(self, name: str) -> Any:
-        """Charge the block to ``name``."""
+        """Add the seconds of the block to ``name``."""
         started = time.perf_counter()
         try:
             yield
@@ -70,23 +70,23 @@ def answer(
     wait: Callable[[str], None] | None = None,
     imported: float = 0.0,
 ) -> Frame:
-    """Answer a request. Never raises what can be told: an error is an answer, too.
+    """Answer a request. An error becomes an answer, too, unless the header cannot be read.
 
     Args:
-        header: of the request.
-        body: the message's bytes, if one was sent.
-        settings: the client's.
-        wait: called with ``"received"``, ``"trained"`` and ``"kept"`` as the work goes on; tests stop it there.
-        imported: seconds that importing torch took in this process.
+        header: the header of the request.
+        body: the bytes of the message; None if the request carries no message.
+        settings: the client's settings.
+        wait: called with ``"received"``, ``"trained"`` and ``"kept"`` at these steps; tests stop the work there.
+        imported: seconds that this process took to import torch.
 
     Raises:
-        MessageError: the header cannot be read, so there is nothing to answer to.
+        MessageError: the header cannot be read, so there is no request to answer.
     """
     request = headers.load(RequestHeader, header)
     try:
         return _Node(request, body, settings, wait or (lambda moment: None), imported).answer()
     except Exception as error:
-        # Whatever it is, also of the client's own code: told to nobody but this client.
+        # Any exception, also from the client's own code: its text goes to the client's log alone.
         log.error("client %d, %s %s: %s", settings.client, request.kind, request.key, traceback.format_exc())
         _write_log(settings, request, error)
         name = type(error).__name__ if isinstance(error, (PolyfedError, MemoryError)) else "Error"
@@ -113,8 +113,8 @@ def _write_log(settings: NodeSettings, request: RequestHeader, error: Exception)
         }
         with open(folder / "errors.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-    except Exception:  # the disk is full, say; the reply still tells that there was an error
-        log.exception("client %d: its log could not be written", settings.client)
+    except Exception:  # such as a full disk; the reply still reports the error
+        log.exception("client %d: could not write errors.jsonl", settings.client)
 
 
 class _Node:
@@ -134,7 +134,7 @@ class _Node:
     def answer(self) -> Frame:
         request, settings = self.request, self.settings
         if request.client not in (None, settings.client):
-            raise MessageError(f"a request for client {request.client} came to client {settings.client}")
+            raise MessageError(f"got a request for client {request.client}; expected client {settings.client}")
         with self.clock.of("config"):
             self.config = Config.parse(request.config, source="the server's configuration")
         threads = settings.threads or self.config.run.threads
@@ -150,13 +150,13 @@ class _Node:
         request = self.request
         told = {key: value for key, value in fields.items() if value is not None}
         head = {"kind": request.kind, "experiment": request.experiment, "key": request.key}
-        seconds = self.clock.seconds if self.settings.tells_costs else {}  # they hint at the network's size
+        seconds = self.clock.seconds if self.settings.tells_costs else {}  # seconds hint at the network's size
         return headers.dump(ReplyHeader(**head, client=self.settings.client, seconds=seconds, **told))
 
     def _describe(self) -> Frame:
         setup = LocalSetup.of(self.settings, self.config)
         shape, classes = setup.dataset.input_shape, setup.dataset.num_classes
-        build(setup.spec, input_shape=shape, num_classes=classes)  # a network that cannot work is told before round 1
+        build(setup.spec, input_shape=shape, num_classes=classes)  # reports a network that cannot work before round 1
         about = About(
             client=setup.info.id,
             capacity=setup.info.capacity,
@@ -168,7 +168,7 @@ class _Node:
 
     def _prepare(self) -> None:
         if self.request.task is None:
-            raise MessageError("the request does not say what the task is")
+            raise MessageError(f"a {self.request.kind} request came without the task; expected the field 'task'")
         with self.clock.of("data"):
             self.setup = LocalSetup.of(self.settings, self.config).fitting(self.request.task)
         self.task = task_of(self.config, self.request.task)
@@ -197,7 +197,7 @@ class _Node:
             asked = headers.digest(request, self.body)
             before = self.state_dir.answered(request.key, asked)
             if before is not None:
-                log.info("client %d: %s was answered before", client, request.key)
+                log.info("client %d: exchange %s was answered before; the stored reply is sent", client, request.key)
                 return unpack(before)
             message = self._message()
             private, lost = self._state()

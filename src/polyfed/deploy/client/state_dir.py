@@ -1,12 +1,12 @@
-"""A client's private state on its own disk: one folder for its owner alone, and a pointer that is replaced last.
+"""A client's private state on its own disk: one folder that only its owner can enter, and a pointer file.
 
     STATE_DIR/EXPERIMENT/client-K/content.json     digests of the data and the code, which the server never sees
-                                  pointer.json     which exchange left which state_files, by SHA-256
+                                  pointer.json     the files that each exchange left, by SHA-256
                                   state-R-A-P.safetensors, reply-R-A-P.bin
 
-An exchange writes its state and its reply first and the pointer last, in one rename: whatever moment the process is
-killed at, the state of before or the one of after is there, whole. The server says from which exchange on it counts,
-so a round that was void, or that a killed server plays again, starts from the state of before; older files go then.
+An exchange writes its state and its reply first and the pointer last, in one rename: whenever the process is killed,
+the folder holds either the old state or the new state, whole. The server names the last exchange that counted, so a
+round that was void, or that a resumed server plays again, starts from the old state. Older files are deleted then.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from polyfed.storage import state_files
 
 @dataclass(frozen=True)
 class StoredExchange:
-    """One exchange that was completed here.
+    """An exchange that this client completed.
 
     Args:
-        key: which.
-        request: the digest of what was asked.
-        state: file and SHA-256 of what the client kept.
-        reply: file and SHA-256 of what it answered.
+        key: the exchange.
+        request: the digest of the request.
+        state: file name and SHA-256 of the state that the client kept.
+        reply: file name and SHA-256 of the client's reply.
     """
 
     key: Key
@@ -48,12 +48,12 @@ class StoredExchange:
 
 
 class ClientStateDir:
-    """The private states of one client in one experiment; held by one process at a time.
+    """The private states of one client in one experiment; one process at a time holds the folder.
 
     Args:
         root: the client's state directory.
-        experiment: which run.
-        client: its number.
+        experiment: the name of the run.
+        client: the number of the client.
         kinds: the state classes of the algorithm.
     """
 
@@ -79,16 +79,19 @@ class ClientStateDir:
                     break
                 except OSError as error:
                     if time.monotonic() > end:
-                        raise StorageError(f"{self.folder} is held by another process of this client") from error
+                        raise StorageError(
+                            f"{self.folder} is held by another process of this client, after {seconds:g} s of waiting; "
+                            "stop that process"
+                        ) from error
                     time.sleep(0.1)
             self.entries = self._read()
             yield
 
     def bind(self, content: Content) -> None:
-        """Hold the client to the data and the code that it began the experiment with.
+        """Check that the data and the code are those that the client began the experiment with.
 
         Raises:
-            CheckpointError: they changed; names what.
+            CheckpointError: they changed; the text names what changed.
         """
         if (self.folder / NAME).exists():
             content.check(self.folder)
@@ -107,14 +110,14 @@ class ClientStateDir:
             ]
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise CheckpointError(
-                f"{path} is damaged ({type(error).__name__}: {error}); remove it to start anew"
+                f"{path} is damaged ({type(error).__name__}: {error}); remove it to start from the first state"
             ) from error
 
     def state(self, since: Key | None) -> tuple[State | None, bool]:
-        """What the client kept at ``since``, and whether that was lost.
+        """Return the state that the client kept at ``since``, and whether that state was lost.
 
-        Where that very state is gone (a disk restored from a backup), the latest older one is the nearest to it;
-        None means that the client starts from its first state.
+        Where that state is gone (a disk restored from a backup), the latest older state takes its place; None means
+        that the client starts from its first state.
         """
         if since is None:
             return None, False
@@ -126,7 +129,7 @@ class ClientStateDir:
         return state_files.load(self.folder / name, sha256, *self.kinds), entry.key != since
 
     def answered(self, key: Key, request: str) -> bytes | None:
-        """What was answered to this very request before; None if it is new."""
+        """Return the reply to an earlier copy of this request; None if the request is new."""
         for entry in self.entries:
             if entry.key == key and entry.request == request:
                 name, sha256 = entry.reply
@@ -136,13 +139,13 @@ class ClientStateDir:
         return None
 
     def keep(self, key: Key, settled: Key | None, request: str, state: State, reply: bytes) -> None:
-        """Complete an exchange: state, reply, and then the pointer, in one rename.
+        """Complete an exchange: write state and reply, then replace the pointer in one rename.
 
-        What a round can start from stays: the state of ``settled``, the last exchange of an earlier round that
-        counted, and what this round has left so far.
+        The states that a round can start from stay: that of ``settled``, the last exchange of an earlier round that
+        counted, and those of this round so far.
 
         Raises:
-            StorageError: the disk is full; the state of before is intact.
+            StorageError: the disk is full; the old state is intact.
         """
         told = "-".join(map(str, key))
         names = f"state-{told}-{request[:8]}.safetensors", f"reply-{told}-{request[:8]}.bin"
@@ -171,18 +174,18 @@ class ClientStateDir:
 
 
 def private_folder(path: Path) -> Path:
-    """A folder that its owner alone may enter, made if need be.
+    """Return a folder that only its owner can enter; it is made if it does not exist.
 
     Raises:
-        StorageError: it cannot be made, or is somebody else's.
+        StorageError: the folder cannot be made, or belongs to another user.
     """
     try:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         if path.stat().st_uid != os.getuid():
-            raise StorageError(f"{path} belongs to another user; private state is not written there")
+            raise StorageError(f"{path} belongs to another user; set state_dir to a folder of this user")
         path.chmod(0o700)
     except OSError as error:
-        raise StorageError(f"{path} cannot hold private state: {error.strerror or error}") from error
+        raise StorageError(f"{path} cannot hold private state: {error.strerror or error}; correct state_dir") from error
     return path
 
 

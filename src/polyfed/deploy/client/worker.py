@@ -1,9 +1,9 @@
 """A client's worker: one process that keeps torch, data and networks loaded between messages.
 
 Flower starts a process for every message. Importing torch there, and its first step, cost more than a small round; so
-that process only hands the frame on, over a socket in a folder of its owner alone, and the worker answers it. The
-socket belongs to a keeper that starts the worker anew when it dies (killed, or out of memory): the message that it was
-working on fails at once, later ones wait for the new worker.
+that process only passes the frame on, over a socket in a folder that only its owner can enter, and the worker answers
+it. The socket belongs to a keeper, which starts a new worker when the worker dies (killed, or out of memory): the
+message that the worker was answering fails at once, and later messages wait for the new worker.
 
     python -m polyfed.deploy.client.worker SOCKET NODE_TOML
 """
@@ -30,10 +30,10 @@ class WorkerGoneError(PolyfedError):
 
 
 def ask(path: Path, header: str, body: bytes | None) -> Frame:
-    """Have the worker behind a socket answer.
+    """Send a frame to the worker behind a socket and return its answer.
 
     Raises:
-        WorkerGoneError: it ended before it did.
+        WorkerGoneError: the worker ended before it answered.
     """
     with socket.socket(socket.AF_UNIX) as connection:
         try:
@@ -65,7 +65,7 @@ def _read(connection: socket.socket, count: int) -> bytes:
 
 
 def keep(path: Path, settings: Path) -> None:
-    """Hold the socket and see that a worker serves it, until SIGTERM."""
+    """Hold the socket and keep a worker running that serves it, until SIGTERM."""
     os.umask(0o077)
     path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX) as listener:
@@ -106,7 +106,7 @@ def serve(descriptor: int, settings: Path) -> None:
     with socket.socket(fileno=descriptor) as listener:
         while True:
             connection, _ = listener.accept()
-            # Whoever asked may be gone (what was done is kept, and told when it asks again), or talk nonsense.
+            # The sender may be gone (the result is stored and sent when it asks again), or may send no valid frame.
             with connection, contextlib.suppress(EOFError, OSError, ValueError, PolyfedError):
                 frame = unpack(_receive(connection))
                 _send(connection, pack(*answer(*frame, NodeSettings.load(settings))))

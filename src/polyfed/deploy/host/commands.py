@@ -1,4 +1,4 @@
-"""Flower's commands, as a person could type them; each `polyfed deploy` command prints the one that it stands for."""
+"""Flower's commands, as a person could type them; each `polyfed deploy` command prints the command that it runs."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from polyfed.base import files
 from polyfed.base.errors import ConfigError
 from polyfed.deploy.settings import Deployment
 
-#: What keeps Flower to itself: no telemetry, no question for updates, nothing installed while it runs.
+#: Keeps Flower off the network: no telemetry, no check for updates, no installation while it runs.
 QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
 }
-#: How the connection is called in Flower's config.toml.
+#: The name of the connection in Flower's config.toml.
 CONNECTION = "polyfed"
 
 _APP = {
@@ -54,12 +54,12 @@ class Command:
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def __str__(self) -> str:
-        """As it would be typed."""
+        """The command as a person would type it."""
         return shlex.join([f"{key}={value}" for key, value in self.environment.items()] + list(self.words))
 
     @property
     def argv(self) -> list[str]:
-        """The words, the program found beside this Python.
+        """The words, with the full path of the program beside this Python.
 
         Raises:
             ConfigError: Flower is not installed.
@@ -80,19 +80,19 @@ class Command:
 
 
 def environment(home: Path) -> dict[str, str]:
-    """Flower's variables; ``home`` is where it keeps what it keeps."""
+    """Return Flower's variables; ``home`` is the folder of Flower's own files."""
     return {"FLWR_HOME": str(home.absolute()), **QUIET}
 
 
 def write_app(folder: Path) -> Path:
-    """The bundle, written into ``folder/app``."""
+    """Write the bundle into ``folder/app`` and return that path."""
     for name, text in _APP.items():
         files.write(folder / "app" / name, text.encode())
     return folder / "app"
 
 
 def write_connection(home: Path, deployment: Deployment) -> None:
-    """Flower's config.toml: how commands reach the server."""
+    """Write Flower's config.toml, which says how commands reach the server."""
     server = deployment.server
     lines = [
         "[superlink]",
@@ -109,7 +109,7 @@ def write_connection(home: Path, deployment: Deployment) -> None:
 
 
 def superlink(home: Path, deployment: Deployment, database: Path | None) -> Command:
-    """The server."""
+    """Return the command that starts the server."""
     server = deployment.server
     host, _, port = server.address.rpartition(":")
     words = ["flower-superlink", "--host", host, "--port", port, "--disable-runtime-dependency-installation"]
@@ -136,16 +136,16 @@ def supernode(
     key: Path | None = None,
     worker: Path | None = None,
 ) -> Command:
-    """A client.
+    """Return the command that starts a client's node.
 
     Args:
-        home: Flower's folder there.
+        home: the folder of Flower's own files at the client.
         address: host:port of the server.
-        settings: its node.toml.
-        port: on loopback, for Flower's own processes at the client; one per client on a machine.
-        ca: certificate of the authority that signed the server's; None is without TLS.
-        key: its private key.
-        worker: socket of its worker; None has every message answered in a process of its own.
+        settings: the client's node.toml.
+        port: port on loopback for Flower's own processes at the client; each client on a machine needs another.
+        ca: certificate of the authority that signed the server's certificate; None means no TLS.
+        key: the node's private key.
+        worker: socket of the client's worker; None means that each message has a process of its own.
     """
     words = ["flower-supernode", "--superlink", address, "--host", "127.0.0.1", "--port", str(port)]
     words += ["--insecure"] if ca is None else ["--root-certificates", str(ca.absolute())]
@@ -157,32 +157,32 @@ def supernode(
 
 
 def worker(socket: Path, settings: Path) -> Command:
-    """The process that answers a client's messages."""
+    """Return the command of the process that answers a client's messages."""
     return Command(("python", "-m", "polyfed.deploy.client.worker", str(socket), str(settings.absolute())))
 
 
 def run(home: Path, app: Path, run_dirs: Sequence[Path]) -> Command:
-    """Submit runs, one after another."""
+    """Return the command that submits runs, one after another."""
     told = os.pathsep.join(str(folder.absolute()) for folder in run_dirs)
     words = ("flwr", "run", str(app.absolute()), CONNECTION, "--format", "json", "-c", f'run-dirs="{told}"')
     return Command(words, environment(home))
 
 
 def listing(home: Path) -> Command:
-    """All runs and what travelled for them."""
+    """Return the command that lists all runs and their bytes."""
     return Command(("flwr", "list", CONNECTION, "--format", "json"), environment(home))
 
 
 def nodes(home: Path) -> Command:
-    """All nodes."""
+    """Return the command that lists all nodes."""
     return Command(("flwr", "supernode", "list", CONNECTION, "--format", "json"), environment(home))
 
 
 def register(home: Path, public_key: Path) -> Command:
-    """Let a node in, by its public key."""
+    """Return the command that registers a node by its public key."""
     return Command(("flwr", "supernode", "register", str(public_key.absolute()), CONNECTION), environment(home))
 
 
 def stop(home: Path, run_id: str) -> Command:
-    """End a run."""
+    """Return the command that ends a run."""
     return Command(("flwr", "stop", run_id, CONNECTION), environment(home))

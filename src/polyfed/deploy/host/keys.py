@@ -1,4 +1,4 @@
-"""A certificate authority of one's own, the server's certificate, and a key pair for each node."""
+"""A new certificate authority, the server's certificate, and a key pair for each node."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from polyfed.deploy.client.state_dir import private_folder
 
 
 def authority(folder: Path, hosts: Sequence[str], *, days: int = 825) -> None:
-    """Write ca.crt, ca.key, server.crt and server.key; what is there is kept.
+    """Write ca.crt, ca.key, server.crt and server.key; an existing file is kept.
 
     Args:
-        folder: where to, made for its owner alone.
-        hosts: names and addresses under which clients reach the server.
-        days: validity.
+        folder: the folder of these files, which only its owner can enter.
+        hosts: names and addresses by which clients reach the server.
+        days: validity of the certificates, in days.
 
     Raises:
         ConfigError: the package `cryptography`, which comes with ``polyfed[deploy]``, is missing.
@@ -30,7 +30,7 @@ def authority(folder: Path, hosts: Sequence[str], *, days: int = 825) -> None:
         from cryptography.hazmat.primitives.asymmetric import ec
         from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
     except ModuleNotFoundError as error:
-        raise ConfigError("certificates need the extra: pip install 'polyfed[deploy]'") from error
+        raise ConfigError("certificates need a package that is missing; run: pip install 'polyfed[deploy]'") from error
     private_folder(folder)
     if (folder / "server.crt").exists():
         return
@@ -94,12 +94,12 @@ def authority(folder: Path, hosts: Sequence[str], *, days: int = 825) -> None:
 
 
 def node_key(path: Path) -> None:
-    """Write a private key to ``path`` and its public key to ``path.pub``, as ssh-keygen would; kept if it is there."""
+    """Write a private key to ``path`` and its public key to ``path.pub``, as ssh-keygen would; keep existing files."""
     try:
         from cryptography.hazmat.primitives import serialization
         from cryptography.hazmat.primitives.asymmetric import ec
     except ModuleNotFoundError as error:
-        raise ConfigError("node keys need the extra: pip install 'polyfed[deploy]'") from error
+        raise ConfigError("node keys need a package that is missing; run: pip install 'polyfed[deploy]'") from error
     private_folder(path.parent)
     if path.exists():
         return
@@ -120,9 +120,9 @@ def _name(host: str) -> Any:
 
 
 def _write(path: Path, data: bytes, mode: int) -> None:
-    """Write with ``mode`` from the first byte on."""
+    """Write a file that has ``mode`` from its first byte on."""
     try:
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
             file.write(data)
     except OSError as error:
-        raise StorageError(f"could not write {path}: {error.strerror or error}") from error
+        raise StorageError(f"could not write {path}: {error.strerror or error}; correct the path") from error

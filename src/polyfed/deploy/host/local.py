@@ -19,24 +19,24 @@ from polyfed.deploy.host import commands
 from polyfed.deploy.host.processes import ProcessEndedError, Processes, free_ports, listening
 from polyfed.deploy.settings import Deployment, NodeSettings
 
-#: Seconds in which the server must answer, nodes must register, and a submitted run must begin.
+#: Seconds within which the server must answer, nodes must register, and a submitted run must begin.
 _START = 180.0
 
 
 @dataclass
 class Local(AbstractContextManager["Local"]):
-    """Server and clients on loopback, ended with the ``with`` block.
+    """Server and clients on loopback, which end with the ``with`` block.
 
     Args:
-        folder: for logs, keys, Flower's own files and the clients' states.
-        count: of clients.
-        tls: TLS with a new authority, and a key for each node.
-        late: clients that are not started with the others.
-        settings: of single clients, on top of number and state directory.
-        environment: of single clients' processes.
-        say: told each command.
-        database: keep the server's records on disk.
-        workers: keep torch and data loaded in one process per client; else each message has a process of its own.
+        folder: the folder of logs, keys, Flower's own files and the clients' states.
+        count: number of clients.
+        tls: whether to use TLS with a new authority, and a key for each node.
+        late: clients that do not start with the others.
+        settings: settings of single clients, on top of number and state directory.
+        environment: environment variables of single clients' processes.
+        say: receives each command.
+        database: whether the server keeps its records on disk.
+        workers: whether a process per client keeps torch and data loaded; else each message has a process of its own.
     """
 
     folder: Path
@@ -53,7 +53,7 @@ class Local(AbstractContextManager["Local"]):
         self.folder = self.folder.absolute()
         self.home = self.folder / "flwr"
         self.processes = Processes(self.folder / "logs")
-        # Not in the folder: the name of a socket is at most 107 bytes long.
+        # A temporary folder, as the path of a socket has at most 107 bytes.
         self.sockets = Path(tempfile.mkdtemp(prefix="polyfed-")) if self.workers else None
         server, *self.ports = free_ports(self.count + 1)
         self.deployment = Deployment.load(None, [f'server.address="127.0.0.1:{server}"'])
@@ -116,7 +116,7 @@ class Local(AbstractContextManager["Local"]):
             time.sleep(0.1)
 
     def node_file(self, client: int) -> Path:
-        """The client's node.toml."""
+        """Write the client's node.toml and return its path."""
         return self.folder / "clients" / str(client) / "node.toml"
 
     def start_client(self, client: int, name: str = "", **changed: Any) -> None:
@@ -142,14 +142,14 @@ class Local(AbstractContextManager["Local"]):
         self.processes.start(name or f"client-{client}", command, self.environment.get(client))
 
     def submit(self, run_dirs: Sequence[Path]) -> str:
-        """Start runs, one after another; returns Flower's number of them together."""
+        """Submit runs, which follow one another, and return Flower's number of them together."""
         command = commands.run(self.home, self.app, run_dirs)
         self.say(str(command))
         told = json.loads(self.processes.call(command))
         return str(told["run-id"])
 
     def tend(self) -> None:
-        """See that the server runs, and that every client that was started does.
+        """Check that the server runs, and restart every started client that has ended.
 
         Raises:
             ProcessEndedError: the server ended, or a client does not stay up.
@@ -160,7 +160,7 @@ class Local(AbstractContextManager["Local"]):
                 self.processes.tend(f"client-{client}")
 
     def engine_bytes(self, run_id: str) -> dict[str, int]:
-        """What Flower counted for a run."""
+        """Return the bytes that Flower counted for a run."""
         return engine_bytes(self.processes.call(commands.listing(self.home)), run_id)
 
     def forget(self) -> None:
@@ -170,7 +170,7 @@ class Local(AbstractContextManager["Local"]):
 
 
 def engine_bytes(listing: str, run_id: str) -> dict[str, int]:
-    """What Flower counted for a run, from `flwr list --format json`; empty where it does not know it."""
+    """Return Flower's counts of a run's bytes, from `flwr list --format json`; empty if the run is not in it."""
     for run in json.loads(listing).get("runs", []):
         if str(run.get("run-id")) == run_id:
             traffic = run.get("network-traffic", {})
@@ -182,9 +182,9 @@ class Following:
     """Watches the files of a run; made before the run is submitted.
 
     Args:
-        run_dir: of the run.
-        seen: gets ``"row"`` and ``"event"`` lines as they are written.
-        patience: seconds until it must have begun.
+        run_dir: the run directory.
+        seen: receives ``"row"`` and ``"event"`` lines as they are written.
+        patience: seconds within which the run must begin.
     """
 
     def __init__(
@@ -201,8 +201,8 @@ class Following:
         """Watch until the run ends.
 
         Args:
-            check: raises where a process that the run needs is gone.
-            timeout: seconds.
+            check: raises if a process that the run needs is gone.
+            timeout: seconds after which to give up; None waits for ever.
 
         Raises:
             ProcessEndedError: it failed, or its process is gone.
@@ -214,7 +214,7 @@ class Following:
             time.sleep(0.25)
 
     def look(self) -> bool:
-        """Tell what is new; whether the run has ended well.
+        """Pass on new lines and return whether the run has ended well.
 
         Raises:
             ProcessEndedError: it failed, or its process is gone.
@@ -222,21 +222,21 @@ class Following:
         status = _json(self.run_dir / "status.json")
         for name, kind in (("events.jsonl", "event"), ("rounds.jsonl", "row")):
             self._lines(self.run_dir / name, kind)
-        if status.get("time", 0) < self.began:  # of an earlier start
+        if status.get("time", 0) < self.began:  # left by an earlier start
             if time.time() - self.began > self.patience:
                 raise ProcessEndedError(f"the run did not begin within {self.patience:g} s; see the server's log")
             return False
         if status["state"] == "failed":
             raise ProcessEndedError(f"the run ended: {status.get('error')}")
         if status["state"] != "finished" and Path("/proc").exists() and not Path(f"/proc/{status['pid']}").exists():
-            raise ProcessEndedError("the server's process of the run is gone; go on with `polyfed deploy resume`")
+            raise ProcessEndedError("the server's process of the run is gone; to continue, run `polyfed deploy resume`")
         return status["state"] == "finished"
 
     def _lines(self, path: Path, kind: str) -> None:
         if not path.exists():
             return
         with open(path, "rb") as file:
-            # A resumed server cuts a log back to its checkpoint, and may have written on since: begin with a line.
+            # A resumed server cuts a log back to its checkpoint and may have written more since: begin at a line.
             place = min(self.places[path.name], os.fstat(file.fileno()).st_size)
             while place > 0:
                 file.seek(place - 1)

@@ -1,4 +1,4 @@
-"""Processes that end with the ones that started them."""
+"""Processes that end with their parents."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from collections.abc import Callable
 
 
 def with_parent() -> None:  # pragma: no cover - runs in the child, before its program
-    """Let the kernel end this process with its parent, also where that is killed."""
+    """Have the kernel end this process with its parent, also where the parent is killed."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG; Linux only
 
 
 def watch_parent(last: Callable[[], None], every: float = 0.5) -> None:
-    """End this process soon after its parent has ended, ``last`` being the last thing that it does.
+    """End this process soon after its parent has ended, and call ``last`` just before.
 
-    For a run whose server was killed: it would try for a long time to reach it, holding its run directory.
+    For a run whose server was killed: the run would try for long to reach it, and hold its run directory meanwhile.
     """
     parent = os.getppid()
 

@@ -1,4 +1,4 @@
-"""Processes that are ended together, whatever happens: every one that a deployment on this machine started."""
+"""The processes of a deployment on this machine, which end together whatever happens."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ProcessEndedError(PolyfedError):
 
 
 def free_ports(count: int) -> list[int]:
-    """Different ports on loopback that nobody uses at the moment."""
+    """Return different ports on loopback that are free at the moment."""
     held = [socket.socket() for _ in range(count)]
     try:
         for one in held:
@@ -39,7 +39,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def listening(address: str, seconds: float = 0.5) -> bool:
-    """Whether somebody answers at host:port."""
+    """Return whether a process listens at host:port."""
     host, _, port = address.rpartition(":")
     with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=seconds):
         return True
@@ -47,13 +47,13 @@ def listening(address: str, seconds: float = 0.5) -> bool:
 
 
 class Processes:
-    """Starts processes and ends all of them, with whatever they started, at the end of a ``with`` block.
+    """Starts processes and ends all of them, with their children, at the end of a ``with`` block.
 
-    Each is marked by a variable in its environment, which its children inherit; on Linux the marked ones are found
-    even where they left their process group.
+    A variable in the environment marks each process, and its children inherit it; on Linux a marked process is found
+    even where it left its process group.
 
     Args:
-        logs: folder of their output, one file each.
+        logs: folder of the logs, one file for each process.
     """
 
     def __init__(self, logs: Path) -> None:
@@ -61,7 +61,7 @@ class Processes:
         self.mark = secrets.token_hex(8)
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         self._started: dict[str, tuple[Command, Mapping[str, str] | None, float]] = {}
-        self._down: dict[str, float] = {}  # since when a process has not stayed up
+        self._down: dict[str, float] = {}  # the time since which a process has not stayed up
 
     def __enter__(self) -> Processes:
         self.logs.mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ class Processes:
         self.end_all()
 
     def start(self, name: str, command: Command, more: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
-        """Start a process of its own session, its output going to a log of its name."""
+        """Start a process in a session of its own; its output goes to a log of its name."""
         environment = {**command.full_environment(more), _MARK: self.mark}
         with open(self.logs / f"{name}.log", "ab") as out:
             process = subprocess.Popen(
@@ -90,20 +90,20 @@ class Processes:
         return process
 
     def tend(self, name: str, *, pause: float = 5.0, patience: float = 300.0) -> str:
-        """Start a process anew that has ended, as a service manager would; call it again and again.
+        """Restart a process that has ended, as a service manager would; to be called repeatedly.
 
         Flower refuses a node with a key for about a minute after the same node was killed.
 
         Args:
-            name: of a process that was started here.
+            name: the name of a process that this object started.
             pause: seconds from an end to the next start.
-            patience: seconds without a process that stays up, after which to give up.
+            patience: seconds without a process that stays up, after which the method gives up.
 
         Returns:
-            The end of its log, once, when it has ended; else "".
+            The end of the log, once, when the process has ended; else "".
 
         Raises:
-            ProcessEndedError: it does not stay up.
+            ProcessEndedError: the process does not stay up.
         """
         now = time.monotonic()
         command, more, started = self._started[name]
@@ -119,10 +119,10 @@ class Processes:
         return self.tail(name) if first == now else ""
 
     def call(self, command: Command, seconds: float = 180.0, more: Mapping[str, str] | None = None) -> str:
-        """Run a short command; returns its standard output.
+        """Run a short command and return its standard output.
 
         Raises:
-            ProcessEndedError: it failed, with what it said.
+            ProcessEndedError: the command failed; the text holds the end of its output.
         """
         environment = {**command.full_environment(more), _MARK: self.mark}
         try:
@@ -138,10 +138,10 @@ class Processes:
         return done.stdout
 
     def check(self, *names: str) -> None:
-        """See that these (or all) processes still run.
+        """Check that these processes, or all, still run.
 
         Raises:
-            ProcessEndedError: one does not; with the end of its log.
+            ProcessEndedError: a process has ended; the text holds the end of its log.
         """
         for name in names or tuple(self.running):
             code = self.running[name].poll()
@@ -149,18 +149,18 @@ class Processes:
                 raise ProcessEndedError(f"{name} ended with {code}; the end of its log:\n{self.tail(name)}")
 
     def tail(self, name: str, lines: int = 15) -> str:
-        """The end of a log."""
+        """Return the end of a log."""
         path = self.logs / f"{name}.log"
         return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else ""
 
     def kill(self, name: str) -> None:
-        """End one process at once, as a power cut would; what it started notices by itself."""
+        """End one process at once, as a power cut would; its children notice by themselves."""
         process = self.running.pop(name)
         process.kill()
         process.wait()
 
     def marked(self) -> list[int]:
-        """The processes that bear the mark, except this one."""
+        """Return the processes that bear the mark, except this process."""
         found: list[int] = []
         if sys.platform != "linux":
             return [process.pid for process in self.running.values() if process.poll() is None]
@@ -173,9 +173,9 @@ class Processes:
         return found
 
     def end_all(self, patience: float = 5.0) -> None:
-        """Ask all to end, then make them."""
+        """Ask all processes to end, then kill those that still run."""
         before: Any = None
-        with contextlib.suppress(ValueError):  # only the main thread may; a second Ctrl-C must not leave them behind
+        with contextlib.suppress(ValueError):  # only the main thread may; a second Ctrl-C must leave no process behind
             before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             for how, wait in ((signal.SIGTERM, patience), (signal.SIGKILL, patience)):

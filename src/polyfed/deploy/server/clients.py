@@ -1,4 +1,4 @@
-"""The clients as the server of a deployment meets them: requests go out, and what comes back in time counts."""
+"""The clients as the server of a deployment sees them: it sends requests, and counts the replies that come in time."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Traffic:
     messages: int = 0
 
 
-#: Bytes of replies that are taken from the engine at once.
+#: Bytes of replies that the server takes from the engine in one call.
 _AT_ONCE = 20_000_000
 
 
@@ -61,14 +61,14 @@ class RemoteClients:
     """Clients on other machines. A `polyfed.rounds.clients.Clients`.
 
     Args:
-        transport: to their nodes.
-        registry: who is there.
-        config: the experiment's.
-        algorithm: whose messages travel.
-        experiment: which run.
-        rounds: what a round survives.
-        tell: told of every failure.
-        scratch: on whose disk replies wait for their turn.
+        transport: carries messages to the clients' nodes.
+        registry: the clients that are connected.
+        config: the configuration of the experiment.
+        algorithm: the algorithm that defines the messages.
+        experiment: the name of the run.
+        rounds: the rules by which a round ends or is void.
+        tell: receives every failure as an event.
+        scratch: a folder on the disk where replies wait for their turn.
     """
 
     def __init__(
@@ -84,10 +84,10 @@ class RemoteClients:
     ) -> None:
         self.transport, self.registry, self.config, self.algorithm = transport, registry, config, algorithm
         self.experiment, self.rounds, self.tell, self.scratch = experiment, rounds, tell, scratch
-        #: The last exchange of each client in a round that counted: what its private state is of.
+        #: The last exchange of each client in a round that counted: the exchange that left its private state.
         self.settled: dict[ClientId, Key] = {}
         self.traffic = Traffic()
-        #: Seconds of the client's own part of its last exchange, by step.
+        #: Seconds that each client itself spent on its last exchange, by step.
         self.seconds: dict[ClientId, dict[str, float]] = {}
         self.attempt = 1
         self.wanted: int | None = None  # replies after which an over-sampled round is full
@@ -95,22 +95,22 @@ class RemoteClients:
         self._kept: dict[ClientId, Key] = {}
         #: The clients whose replies counted in the last round.
         self.kept: list[ClientId] = []
-        self._late: dict[str, tuple[ClientId, Key, float]] = {}  # tickets that nobody waits for any more
+        self._late: dict[str, tuple[ClientId, Key, float]] = {}  # tickets that the server no longer waits for
 
     # ---------------------------------------------------------------------------------------------- Clients
 
     def begin(self, attempt: int, wanted: int | None) -> None:
-        """A round, or another attempt at it, begins."""
+        """Begin a round, or another attempt at it."""
         self.attempt, self.wanted = attempt, wanted
         self._phase = 0
         self._kept.clear()
 
     def exchange(self, request: Exchange, *, score: bool = False) -> tuple[Gathered, dict[ClientId, Report]]:
-        """Send each client its message, wait until all, enough, or no more can answer, and add the replies up.
+        """Send each client its message, wait until enough have answered or time is up, and add up the replies.
 
         Raises:
             TooFewRepliesError: fewer than ``min_replies`` answered well.
-            ClientFailedError: one failed, and that ends the run.
+            ClientFailedError: a client failed, and ``rounds.on_error`` ends the run.
         """
         self._phase += 1
         key = (request.cohort.round, self.attempt, self._phase)
@@ -132,13 +132,13 @@ class RemoteClients:
         return gathered, reports
 
     def commit(self) -> None:
-        """The round counts: what its clients kept is their state."""
+        """Count the round: the states that its clients kept become their private states."""
         self.settled |= self._kept
         self.kept = sorted(self._kept)
         self._kept.clear()
 
     def evaluate(self, round_: int, down: Down) -> dict[ClientId, Score]:
-        """Send each client what it needs to predict; bring back counts of those that answer and tell them."""
+        """Send each client the message from which it predicts; return the counts of the clients that report them."""
         key = (round_, self.attempt, 0)
         found = self._ask("evaluate", key, down, {}, None, score=False, enough=None)
         scores = {
@@ -146,12 +146,12 @@ class RemoteClients:
             for client, answer in sorted(found.answers.items())
             if answer.score is not None
         }
-        # Which predictors there are, the networks at the clients know: what most of them say.
+        # Only the clients' networks know which predictors there are: the names that most clients report count.
         named = Counter(tuple(score.correct) for score in scores.values()).most_common(1)
         for client, score in list(scores.items()):
             if tuple(score.correct) != named[0][0]:
                 del scores[client]
-                reason = "its predictors are not those of most clients"
+                reason = "it reports other predictors than most clients"
                 self.tell("failed", client=client, kind="evaluate", round=round_, reason=reason, again=False)
         return scores
 
@@ -185,7 +185,7 @@ class RemoteClients:
             return made
 
         def send(clients: list[ClientId]) -> None:
-            few = max(1, _AT_ONCE // max(1, largest))  # no more copies of a message in memory than that
+            few = max(1, _AT_ONCE // max(1, largest))  # bounds the copies of a message in memory
             for some in (clients[k : k + few] for k in range(0, len(clients), few)):
                 requests = [self._request(kind, key, client, body(down[client]), score, end) for client in some]
                 for client, ticket in zip(some, self.transport.push(requests), strict=True):
@@ -196,7 +196,7 @@ class RemoteClients:
                 del requests
 
         def fail(client: ClientId, reason: str) -> None:
-            # It may quote what a client made up: no terminal's commands, no megabytes of a name.
+            # The reason may quote text that a client made up: no commands to the terminal, no name of megabytes.
             reason = "".join(c if c.isprintable() else "?" for c in reason[:500])
             left = end - time.monotonic()
             again = self.rounds.on_error == "retry" and client not in retried and left > 0 and kind == "train"
@@ -219,7 +219,7 @@ class RemoteClients:
             if enough is not None and len(found.answers) >= enough:
                 break
             tickets = [*waiting, *self._late]
-            few = max(1, _AT_ONCE // max(1, largest))  # never more replies in memory than that
+            few = max(1, _AT_ONCE // max(1, largest))  # bounds the replies in memory
             arrived = False
             for reply in (
                 one for k in range(0, len(tickets), few) for one in self.transport.pull(tickets[k : k + few])
@@ -294,17 +294,20 @@ class RemoteClients:
         down: Message | None,
         info: ClientInfo | None,
     ) -> tuple[ReplyHeader, Message | None]:
-        """A reply, if it may be used.
+        """Decode and check a reply.
 
         Raises:
-            MessageError: the engine reports an error, the client does, or what came must not be used; says which.
+            MessageError: the engine or the client reports an error, or the reply fails a check; the text says which.
         """
         if reply.error:
             raise MessageError(reply.error)
         self.traffic.received += len(reply.header) + len(reply.body or b"")
         answer = headers.load(ReplyHeader, reply.header)
         if (answer.kind, answer.experiment, answer.key, answer.client) != (kind, self.experiment, key, client):
-            raise MessageError(f"an answer to {answer.kind} {answer.key} of client {answer.client} came instead")
+            raise MessageError(
+                f"the reply belongs to request {answer.kind} {answer.key} of client {answer.client}; "
+                f"expected {kind} {key} of client {client}"
+            )
         if answer.error:
             raise MessageError(answer.error)
         message = None
@@ -324,13 +327,13 @@ class RemoteClients:
             self.tell("late", client=client, round=key[0], reason="a reply came after its round; it is not used")
 
     def sweep(self) -> None:
-        """Forget the requests that nobody will answer any more."""
+        """Forget the late requests whose time has run out."""
         now = time.monotonic()
         self._late = {ticket: entry for ticket, entry in self._late.items() if entry[2] > now}
 
 
 def info_of(registry: ClientRegistry, config: Config, client: ClientId) -> ClientInfo:
-    """What the server knows of a client, connected or not."""
+    """Return what the server knows of a client, connected or not."""
     about = registry.about.get(client)
     if about is None:
         private = registry.task is not None and not registry.task.architectures

@@ -1,8 +1,8 @@
 """Rounds that survive: the loop of a deployed run, with neither data nor the clients' networks at the server.
 
-The same rounds as `polyfed.simulation.simulate`, with the same ledger, logs and checkpoints; what differs is that
-clients come and go, that a round may be void, and that every round is checkpointed. What happened beside the rounds
-stands in events.jsonl, and in the line of its round in rounds.jsonl.
+The rounds are those of `polyfed.simulation.simulate`, with the same ledger, logs and checkpoints. Three things differ:
+clients come and go, a round may be void, and every round ends with a checkpoint. Events such as a client that joins
+or fails stand in events.jsonl, and in the line of their round in rounds.jsonl.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class DeployedView(ServerView):
 
     @cached_property
     def task(self) -> Task:
-        """As the clients describe it."""
-        assert self.registry.task is not None, "the clients have not told the task yet"
+        """The task as the clients describe it."""
+        assert self.registry.task is not None, "the clients have not described the task yet"
         return task_of(self.config, self.registry.task)
 
     def info(self, client: ClientId) -> ClientInfo:
@@ -73,7 +73,7 @@ class DeployedView(ServerView):
 
 
 class Journal:
-    """What happened beside the rounds: into events.jsonl at once, and into the line of the round."""
+    """Events beside the rounds: written to events.jsonl at once, and to the line of their round."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -96,7 +96,7 @@ class Journal:
 
 
 def told(row: dict[str, Any]) -> str:
-    """An event as a line."""
+    """Return an event as a line of text."""
     rest = "  ".join(
         f"{key} {value}" for key, value in row.items() if key not in ("event", "time") and value is not False
     )
@@ -104,29 +104,29 @@ def told(row: dict[str, Any]) -> str:
 
 
 def create(folder: Path, config: Config, deployment: Deployment) -> str:
-    """Make the directory of a deployed run; returns the name of the experiment.
+    """Make the directory of a deployed run and return the name of the experiment.
 
     Raises:
-        RunDirError: it holds a run already.
-        ConfigError: keys that only a simulation has.
+        RunDirError: the directory already holds a run.
+        ConfigError: the configuration sets keys that only a simulation has.
     """
     config = config.resolved()
     if config.run.gradient_clients is not None or config.data.validation_fraction:
         raise ConfigError(
-            "run.gradient_clients and data.validation_fraction are for simulated runs; take them out to deploy"
+            "run.gradient_clients and data.validation_fraction are for simulated runs; to deploy, remove them"
         )
     if config.devices is not None:
         raise ConfigError(
-            "[devices] are for simulated runs: a deployed one has real clocks; take the section out to deploy"
-            " (--set devices=none), and say deadline, oversample and min_replies in [rounds] of deploy.toml"
+            "[devices] is for simulated runs: a deployed run has real clocks; to deploy, remove the section"
+            " (--set devices=none), and set deadline, oversample and min_replies in [rounds] of deploy.toml"
         )
     if config.clients.selection == "by-size":
         raise ConfigError(
-            'clients.selection: got "by-size"; a deployed server knows no numbers of examples; expected '
-            '"uniform" (among those that are connected) or "by-capacity"'
+            'clients.selection: got "by-size", but a deployed server does not know how many examples a client has; '
+            'expected "uniform" (among the connected clients) or "by-capacity"'
         )
     if (folder / "config.toml").exists():
-        raise RunDirError(f"{folder} already holds a run; go on with `polyfed deploy resume {folder}`")
+        raise RunDirError(f"{folder} already holds a run; to continue it, run `polyfed deploy resume {folder}`")
     folder.mkdir(parents=True, exist_ok=True)
     experiment = f"{config.hash()[:12]}-{secrets.token_hex(4)}"  # a new run never meets the states of an old one
     files.write_json(folder / "environment.json", environment(config))
@@ -138,17 +138,19 @@ def create(folder: Path, config: Config, deployment: Deployment) -> str:
 
 
 def serve(folder: Path, transport: Transport) -> dict[str, Any]:
-    """Play a deployed run from its start, or go on from its checkpoint; returns summary.json.
+    """Run a deployed run from its start or from its checkpoint; return the content of summary.json.
 
     Args:
-        folder: made by `create`.
-        transport: to the clients.
+        folder: the run directory that `create` made.
+        transport: carries messages to the clients.
 
     Raises:
-        PolyfedError: too few clients or replies, or a failure that ``on_error = "abort"`` turns into an end.
+        PolyfedError: too few clients or replies, or a failure that ends the run under ``on_error = "abort"``.
     """
     if not (folder / "deployed.json").exists():
-        raise RunDirError(f"{folder} holds no deployed run: there is no deployed.json in it")
+        raise RunDirError(
+            f"{folder} holds no deployed run: it has no deployed.json; give the --out of a `polyfed deploy` command"
+        )
     experiment = json.loads((folder / "deployed.json").read_text())["experiment"]
     deployment = Deployment.load(folder / "deploy.toml")
     run_dir = RunDir(folder)
@@ -165,13 +167,13 @@ def serve(folder: Path, transport: Transport) -> dict[str, Any]:
 
 
 class Status:
-    """status.json: what the run is doing, for `polyfed deploy status`."""
+    """status.json: the current state of the run, for `polyfed deploy status`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def __call__(self, state: str, **facts: Any) -> None:
-        """Replace it."""
+        """Replace the file."""
         files.write_json(self.path, {"state": state, "pid": os.getpid(), "time": time.time(), **facts})
 
 
@@ -199,7 +201,7 @@ class _Served(RoundLoop):
         self.void = 0
 
     def run(self) -> dict[str, Any]:
-        """Play the run to its end; its summary."""
+        """Play the run to its end and return its summary."""
         map_large_blocks()
         with threads(self.view.config.run.server_threads), self.placement.defaults():
             progress = self.restore() or {}
@@ -243,8 +245,8 @@ class _Served(RoundLoop):
             if self.void >= self.rules.max_void:
                 self.run_dir.append("rounds.jsonl", [{"round": round_, "void": True, "events": self.journal.take()}])
                 raise TooFewClientsError(
-                    f"round {round_}: {self.void} attempts in a row were void (see {self.journal.path}); when the "
-                    f"cause is removed, continue with `polyfed deploy resume {self.run_dir.path}`"
+                    f"round {round_}: {self.void} attempts in a row were void; {self.journal.path} has the reasons; "
+                    f"remove the cause, then continue with `polyfed deploy resume {self.run_dir.path}`"
                 )
             if self.rules.on_error != "retry":
                 return None
@@ -271,12 +273,12 @@ class _Served(RoundLoop):
         return [client for client in super().chosen(round_) if client in present]
 
     def evaluate(self, server: State, round_: int, played: Played | None) -> Evaluation | None:
-        """Evaluate; None if no client told how it did."""
+        """Evaluate; None if no client reported a score."""
         found = super().evaluate(server, round_, played)
         return found if found is not None and found.scores else None
 
     def facts(self, played: Played | None) -> dict[str, Any]:
-        """Who replied, how long each client took, and what happened beside the round."""
+        """The clients that replied, the seconds that each took, and the events beside the round."""
         facts: dict[str, Any] = {"events": self.journal.take()}
         if played is not None:
             kept = self.remote.kept
@@ -288,15 +290,15 @@ class _Served(RoundLoop):
         return {"void": True, **facts} if self.round else facts
 
     def ended(self, row: dict[str, Any]) -> None:
-        """Forget the requests that nobody will answer any more."""
+        """Forget the late requests whose time has run out."""
         self.remote.sweep()
 
     def checkpoint_due(self, round_: int) -> bool:
-        """After every round: a client's state is of the round that the server remembers."""
+        """True after every round, so that the clients' states belong to the round that the server resumes from."""
         return True
 
     def progress(self) -> dict[str, Any]:
-        """The ledger, the task, and which exchange each client's state is of."""
+        """The ledger, the task, and the exchange that left each client's state."""
         assert self.registry.task is not None
         self.ledger.peaked(process_peak())
         return {
@@ -308,10 +310,10 @@ class _Served(RoundLoop):
     # ---------------------------------------------------------------------------------------------- clients
 
     def _gather(self) -> None:
-        """Wait until the clients of the start are there.
+        """Wait until ``min_clients`` clients are connected.
 
         Raises:
-            TooFewClientsError: they did not come in time, and not even ``min_replies`` did.
+            TooFewClientsError: not even ``min_replies`` clients connected in time.
         """
         needed = self.rules.min_clients or self.view.config.clients.count
         self.status("waiting", needed=needed)
@@ -321,7 +323,7 @@ class _Served(RoundLoop):
         if there < self.rules.min_replies:
             raise TooFewClientsError(
                 f"{there} of {needed} clients connected within {self.rules.start_timeout:g} s, and rounds.min_replies "
-                f"is {self.rules.min_replies}; are their nodes running, and is {self.journal.path} telling a reason?"
+                f"is {self.rules.min_replies}; check that the nodes run, and read {self.journal.path} for refusals"
             )
         self.journal("incomplete", there=there, expected=needed)
 

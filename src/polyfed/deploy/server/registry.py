@@ -1,4 +1,4 @@
-"""Who is there: which node is which client, and what the server may know of it."""
+"""The connected clients: the node of each client, and what the server may know of the client."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from polyfed.deploy.wire import headers
 from polyfed.deploy.wire.headers import About, ReplyHeader, RequestHeader, TaskFacts
 from polyfed.deploy.wire.transport import Outgoing, Transport
 
-#: Told of everything that is worth a line: a kind and its particulars.
+#: Receives every event that is worth a line: its kind and its particulars.
 Events = Callable[..., None]
 
 _AGAIN = 60.0  # seconds after which a node that was refused is asked again
-_TTL = 300.0  # seconds in which a node must say who it is, before it is asked again
+_TTL = 300.0  # seconds within which a node must describe itself, before it is asked again
 
 
 class ClientRegistry:
-    """The clients that are connected; nodes that nobody knows yet are asked who they are.
+    """The clients that are connected; a node that is new is asked which client it is.
 
     Args:
-        transport: to the nodes.
-        config: the experiment's.
-        experiment: which run.
-        tell: told who joins, leaves or is refused.
-        fixed: a client stays at the node that first was it, as node keys make sure.
+        transport: carries messages to the nodes.
+        config: the configuration of the experiment.
+        experiment: the name of the run.
+        tell: receives an event for each client that joins, leaves or is refused.
+        fixed: whether a client stays bound to the first node that joined as it, which node keys make certain.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class ClientRegistry:
         return sorted(client for client, node in self.node.items() if node in self._online)
 
     def refresh(self) -> None:
-        """Look who is connected, ask newcomers who they are, and take in what they said."""
+        """Update the list of connected nodes, ask new nodes which client they are, and read their replies."""
         online = set(self.transport.nodes())
         for client, node in self.node.items():
             if node in self._online and node not in online:
@@ -84,19 +84,19 @@ class ClientRegistry:
             node, _ = self._asked.pop(reply.ticket, (0, 0.0))
             if reply.error:
                 self.tell("refused", node=str(node), reason=reply.error)
-                continue  # it is asked again when the registry is looked at next
+                continue  # the next refresh asks the node again
             try:
                 answer = headers.load(ReplyHeader, reply.header)
             except MessageError as error:
                 self._refuse(node, str(error))
                 continue
             if answer.error or answer.about is None:
-                self._refuse(node, answer.error or "it did not say who it is")
+                self._refuse(node, answer.error or "the reply does not describe the client")
             else:
                 self._enter(node, answer.about)
 
     def _refuse(self, node: int, reason: str, **more: Any) -> None:
-        self._refused[node] = time.monotonic() + _AGAIN  # what it lacks may be mended by then
+        self._refused[node] = time.monotonic() + _AGAIN  # somebody may have mended the cause by then
         self.tell("refused", node=str(node), reason=reason, **more)
 
     def _enter(self, node: int, about: About) -> None:
@@ -105,23 +105,23 @@ class ClientRegistry:
         if reason:
             self._refuse(node, reason, client=client)
         elif self.fixed and before is not None and before != node:
-            self._refuse(node, "another node with a key of its own is this client", client=client)
+            self._refuse(node, "another node, with a key of its own, already joined as this client", client=client)
         else:
             moved = before is not None and before != node
             if moved and before is not None:
-                self._refused[before] = math.inf  # one client has one place: the one that it last spoke from
+                self._refused[before] = math.inf  # a client has one node: the last that described itself as it
             self.node[client], self.about[client] = node, about
             self.tell("joined", client=client, again=moved)
 
     def _misfit(self, about: About) -> str:
-        """Why a client cannot take part; "" if it can."""
+        """Return why a client cannot take part; "" if it can."""
         if about.client >= self.config.clients.count:
             return f"its number is {about.client}; clients.count is {self.config.clients.count}"
         task = self.task
         if task is None:
             others = [other for other in self.about.values() if other.client != about.client]
             if others and about.input_shape != others[0].input_shape:
-                return f"its examples have shape {about.input_shape}, those of others {others[0].input_shape}"
+                return f"its examples have shape {about.input_shape}; expected {others[0].input_shape}, as others have"
             return ""
         if about.input_shape != task.input_shape or about.num_classes > task.num_classes:
             return (
@@ -129,11 +129,14 @@ class ClientRegistry:
                 f"{task.input_shape} in {task.num_classes}"
             )
         if task.architectures and about.architecture not in task.architectures:
-            return "its network is private or another; this algorithm was started knowing every network"
+            return (
+                "its network is private or not in the task; the run began with public networks only; "
+                "give the client a network of the configuration"
+            )
         return ""
 
     def facts(self) -> TaskFacts:
-        """The task of the clients that are there."""
+        """Return the task of the connected clients."""
         about = [self.about[client] for client in self.present]
         private = any(not one.architecture for one in about)
         count = self.config.clients.count

@@ -1,1 +1,1 @@
-"""What passes between server and client beside an algorithm's messages."""
+"""Headers, frames and the transport between server and client, around an algorithm's messages."""

@@ -1,7 +1,7 @@
-"""What goes with a declared message: a header that says which round, attempt, phase and client it belongs to.
+"""The header of a declared message, which names its round, attempt, phase and client.
 
 A frame is a JSON header and, where something is sent, the bytes of `polyfed.core.message.encode`. Headers are checked
-field by field; nothing in them names a class to be built.
+field by field, and no field names a class to build.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from polyfed.base.errors import MessageError
 
-#: The wire's version; a node refuses another.
+#: The version of the wire format; a node refuses any other.
 VERSION = 1
-#: The longest header that is read; a configuration and the task are some kB.
+#: The longest header, in characters, that is read; a configuration and the task take a few kB.
 HEADER_LIMIT = 1_000_000
 
-#: (round, attempt, phase): which exchange of a run; attempts at a round that was void, phases of a round.
+#: (round, attempt, phase) names an exchange of a run: a void round is attempted again, a round has phases.
 Key: TypeAlias = tuple[int, int, int]
 _Count = Annotated[int, Field(ge=0, le=2**53)]
 _Key = tuple[_Count, _Count, _Count]
@@ -36,10 +36,10 @@ class TaskFacts(BaseModel):
     """The task as the server and all clients know it, without the data and networks that made it.
 
     Args:
-        input_shape: of one example.
-        num_classes: L.
+        input_shape: the shape of one example.
+        num_classes: the number of classes, L.
         architectures: the clients' networks where they are public; empty where they are private.
-        capacities: those that occur, descending.
+        capacities: the capacities that occur, descending.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,18 +51,18 @@ class TaskFacts(BaseModel):
 
 
 class RequestHeader(_Header):
-    """From the server to a client.
+    """The header of a request from the server to a client.
 
     Args:
-        kind: what is asked: who are you, train, or test.
-        experiment: the run, the same after a resume.
-        key: which exchange.
-        client: for whom.
-        since: the exchange whose private state the client starts from; None is its first.
+        kind: "describe" asks which client the node is, "train" has it train, "evaluate" has it test.
+        experiment: the name of the run, the same after a resume.
+        key: the exchange.
+        client: the receiver; None where the server does not know it yet.
+        since: the exchange whose private state the client starts from; None means its first state.
         settled: the last exchange of this client in a round that is over and counted; older state is not needed.
-        score: have the client tested just after its training.
-        config: the configuration's tables.
-        task: the task's facts; None while they are not known.
+        score: whether the client tests just after its training.
+        config: the tables of the configuration.
+        task: the task; None while the server does not know it.
     """
 
     kind: Literal["describe", "train", "evaluate"]
@@ -77,7 +77,7 @@ class RequestHeader(_Header):
 
 
 class WorkReport(BaseModel):
-    """Costs of a client's work, as far as it tells them; see `polyfed.execute.drivers.Work`."""
+    """Costs of a client's work, as far as the client reports them; see `polyfed.execute.drivers.Work`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -89,7 +89,7 @@ class WorkReport(BaseModel):
 
 
 class Counts(BaseModel):
-    """A client's test: examples, right answers by predictor, the default first, and FLOPs as far as it tells them."""
+    """A client's test: examples, right answers by predictor, the default first, and FLOPs if it reports them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -101,12 +101,12 @@ class Counts(BaseModel):
     @model_validator(mode="after")
     def _no_more_than_all(self) -> Counts:
         if max(self.correct.values()) > self.examples:
-            raise ValueError(f"more than all {self.examples} answers are right")
+            raise ValueError(f"got {max(self.correct.values())} right answers of {self.examples} examples")
         return self
 
 
 class About(BaseModel):
-    """What a client tells of itself when it joins."""
+    """A client's description of itself when it joins."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -118,16 +118,16 @@ class About(BaseModel):
 
 
 class ReplyHeader(_Header):
-    """From a client to the server.
+    """The header of a reply from a client to the server.
 
     Args:
-        kind, experiment, key, client: of the request.
-        error: what went wrong: the class of the exception, not its text, which could tell of private things.
-        lost: the client no longer had the state that the request was to start from.
-        work: what it cost.
-        score: the test.
-        about: who the client is.
-        seconds: what the client's own part took, by step.
+        kind, experiment, key, client: as in the request.
+        error: the class of an exception, without its text, which could disclose private facts; "" if there is none.
+        lost: whether the client no longer had the state that the request starts from.
+        work: the costs of the client's work.
+        score: the result of the test.
+        about: the client's description of itself.
+        seconds: seconds that the client spent, by step.
     """
 
     kind: Literal["describe", "train", "evaluate"]
@@ -151,10 +151,10 @@ def load(cls: type[_H], text: str) -> _H:
     """A header from its JSON text.
 
     Raises:
-        MessageError: it is too long, no JSON, or not what was expected.
+        MessageError: the text is too long, is no JSON, or has a field that is missing, unknown or wrong.
     """
     if len(text) > HEADER_LIMIT:
-        raise MessageError(f"a header of {len(text):,} characters came; at most {HEADER_LIMIT:,} are read")
+        raise MessageError(f"got a header of {len(text):,} characters; expected at most {HEADER_LIMIT:,}")
     try:
         return cls.model_validate_json(text)
     except ValidationError as error:
@@ -164,7 +164,7 @@ def load(cls: type[_H], text: str) -> _H:
 
 
 def digest(request: RequestHeader, body: bytes | None) -> str:
-    """What a repeated request has in common with the first: everything that the answer depends on."""
+    """Return a hash of all that the answer depends on; a repeated request has the same."""
     told = hashlib.sha256(dump(request).encode())
     told.update(b"-" if body is None else b"+" + body)
     return told.hexdigest()

@@ -1,4 +1,4 @@
-"""What carries frames between server and clients. `polyfed.flower.grid` does it by Flower; tests do it in memory."""
+"""The interface that carries frames between server and clients: `polyfed.flower.grid` uses Flower, tests use memory."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ RequestKind = Literal["describe", "train", "evaluate"]
 
 @dataclass(frozen=True)
 class Outgoing:
-    """A request on its way.
+    """A request to a node.
 
     Args:
-        node: the engine's name of the receiver.
-        kind: what is asked.
+        node: the receiver, by the engine's number.
+        kind: the kind of request: describe, train or evaluate.
         header: see `polyfed.deploy.wire.headers.RequestHeader`.
-        body: the bytes of a message, if one is sent.
-        group: by which the engine's log names it: the round.
-        ttl: seconds after which nobody needs to answer.
+        body: the bytes of a message; None if the request carries no message.
+        group: the name under which the engine logs the request: the round.
+        ttl: seconds after which no answer is needed.
     """
 
     node: int
@@ -32,13 +32,13 @@ class Outgoing:
 
 @dataclass(frozen=True)
 class Incoming:
-    """A reply, or the engine's word that there will be none.
+    """A reply, or the engine's report that there will be none.
 
     Args:
-        ticket: of the request.
+        ticket: the ticket of the request.
         header: see `polyfed.deploy.wire.headers.ReplyHeader`; "" where there is an error.
-        body: the bytes of a message, if one was sent.
-        error: the engine's.
+        body: the bytes of a message; None if the reply carries no message.
+        error: the engine's error; "" if there is none.
     """
 
     ticket: str
@@ -51,13 +51,13 @@ class Transport(Protocol):
     """Carries frames; never waits."""
 
     def nodes(self) -> list[int]:
-        """Who is connected now."""
+        """Return the nodes that are connected now."""
         ...
 
     def push(self, messages: Sequence[Outgoing]) -> list[str | None]:
-        """Send; a ticket for each, None where the engine did not take it."""
+        """Send requests; return a ticket for each, None where the engine refused the request."""
         ...
 
     def pull(self, tickets: Sequence[str]) -> list[Incoming]:
-        """The replies that are there."""
+        """Return the replies that have arrived."""
         ...
