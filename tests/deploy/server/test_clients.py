@@ -41,7 +41,7 @@ class AtOnce(Memory):
         return tickets
 
 
-@pytest.mark.parametrize(("algorithm", "made"), [("fedmrl", 3), ("fedavg", 1)])
+@pytest.mark.parametrize(("algorithm", "made"), [("fedproto", 3), ("fedmrl", 1), ("fedavg", 1)])
 def test_no_more_requests_are_in_memory_than_go_out_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algorithm: str, made: int
 ) -> None:
