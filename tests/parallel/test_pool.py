@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 from echoing import echo
 
 from polyfed.base.errors import DivergedError
+from polyfed.parallel import pool as pool_module
 from polyfed.parallel import transfer
 from polyfed.parallel.pool import Job, Pool, WorkerError
 
@@ -98,6 +99,24 @@ def test_a_caller_that_stops_early_leaves_nobody_at_work(pool: Pool) -> None:
     kept.close()  # type: ignore[attr-defined]
     assert next(answers) == (0, None), "an old iterator ends the jobs of a new one"
     assert time.monotonic() - started < 30
+
+
+def test_a_worker_that_is_abandoned_while_it_starts_answers_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a signal that ends a process which is too young to have a handler for it."""
+    serve = pool_module._serve
+
+    def late(pipe: Connection, make: Any, inherited: Sequence[int], *rest: Any) -> None:
+        time.sleep(0.5 * (len(inherited) - 1))  # the second worker, as on a busy machine
+        serve(pipe, make, inherited, *rest)
+
+    monkeypatch.setattr(pool_module, "_serve", late)
+    pool = Pool([echo, echo])
+    try:
+        with pytest.raises(DivergedError):
+            list(pool.each(jobs(("fail", "ours"), ("sleep", 60))))
+        assert ask(pool, {0: ("echo", 1), 1: ("echo", 2)}) == {0: (1,), 1: (2,)}
+    finally:
+        pool.close()
 
 
 def test_a_large_answer_that_nobody_wants_blocks_no_large_request(pool: Pool) -> None:

@@ -70,7 +70,12 @@ class Pool:
             process = context.Process(
                 target=_serve, args=(theirs, make, inherited, self._abandoned, threads), daemon=True
             )
-            process.start()
+            # A worker that is abandoned before it has its handler would end; it inherits the mask and opens it itself.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+            try:
+                process.start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()
             self._pipes.append(ours)
             self._processes.append(process)
@@ -219,6 +224,7 @@ def _serve(pipe: Any, make: Make, inherited: Sequence[int], abandoned: Any, thre
             raise Abandoned
 
     signal.signal(signal.SIGUSR1, abandon)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
     for descriptor in inherited:
         with contextlib.suppress(OSError):
             os.close(descriptor)
