@@ -84,7 +84,7 @@ def workloads(folder: Path) -> dict[str, dict[str, Any]]:
             "train": {"epochs": 1, "batch_size": 20, "lr": 0.05},
         },
     }
-    for name in ("fedmrl-64", "mlp-10", "small-cnn-10"):
+    for name in ("fedmrl-64", "mlp-10", "small-cnn-10", "cnn1d-9x128", "transformer-64"):
         for cohort in (3, 1):
             clients = made[name]["clients"]
             made[f"{name}, cohort {cohort}"] = {

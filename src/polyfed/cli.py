@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import json
 import shlex
 from collections.abc import Generator, Mapping, Sequence
@@ -445,4 +447,5 @@ def _show_comparison(console: Console, comparison: Comparison) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point of the command `polyfed`."""
     search_working_directory()  # for your own algorithms and models, as `python -m polyfed` finds them
+    atexit.register(gc.freeze)  # at its end Python would look through all of torch for garbage, for half a second
     app(args=None if arguments is None else list(arguments), prog_name="polyfed")

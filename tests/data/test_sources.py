@@ -29,6 +29,7 @@ def test_unknown_names_and_options(tmp_path) -> None:
 
 def test_the_files_of_a_data_set_are_known_by_their_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches files that are left out, a digest of names or dates, and a download only to look."""
+    monkeypatch.delenv("POLYFED_DATA", raising=False)
     monkeypatch.setattr(sources, "fetch", None)
     arrays = write_mnist(tmp_path / "mnist")
     found = sources.file_digests("mnist", path=tmp_path / "mnist")

@@ -128,10 +128,11 @@ PLAN = LocalSGD(batch_size=10, lr=0.1)
         (lambda: models("mlp(hidden=(12, 6))", (7,)), (7,), 10, 1, "dense", "sequential", 1, "sequential"),
         (lambda: models("mlp(hidden=(12, 6))", (7,)), (7,), 10, 1.9, "dense", "sequential", 1, "sequential"),
         (lambda: models("resnet8(width=2)"), IMAGE, 4, 8, "images", "stacked", 32, "channels-last"),
-        (lambda: models("resnet8(width=2)"), IMAGE, 4, 1, "images", "channels-last", 1, "channels-last"),
+        (lambda: models("resnet8(width=2)"), IMAGE, 4, 7, "images", "channels-last", 1, "channels-last"),
         (lambda: models("resnet8(width=2)"), IMAGE, 400, 8, "images", "channels-last", 1, "channels-last"),
         (lambda: models("cnn5", (3, 32, 32)), (3, 32, 32), 64, 50, "images", "channels-last", 1, "channels-last"),
         (lambda: own(waves, (9, 128)), (9, 128), 10, 8, "other", "stacked", 16, "sequential"),
+        (lambda: own(waves, (9, 128)), (9, 128), 10, 7, "other", "sequential", 1, "sequential"),
         (lambda: own(waves, (9, 128)), (9, 128), 500, 8, "other", "sequential", 1, "sequential"),
         (lambda: own(tokens, (64, 8)), (64, 8), 10, 8, "other", "stacked", 16, "sequential"),
         (lambda: own(tokens, (64, 8)), (64, 8), 500, 8, "other", "sequential", 1, "sequential"),
@@ -159,7 +160,7 @@ def test_the_page_has_the_table() -> None:
     for kind, rule in RULES.items():
         bound = "always" if rule.stacked_up_to == float("inf") else f"up to {rule.stacked_up_to / 1e6:.0f} MFLOP"
         cells = [cell.strip() for cell in rows[kind].strip("|").split("|")]
-        assert cells[1:] == [bound, str(rule.size), f"`{rule.layout}`"], kind
+        assert cells[1:] == [bound, str(rule.least), str(rule.size), f"`{rule.layout}`"], kind
 
 
 def test_the_bound_is_that_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,7 +170,7 @@ def test_the_bound_is_that_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None
     assert flops is not None
     step = 3 * flops * PLAN.batch_size
     for bound, execution in ((step, "stacked"), (step - 1, "channels-last")):
-        monkeypatch.setattr(choice, "RULES", {"images": choice.Rule(bound, 4, "channels-last")})
+        monkeypatch.setattr(choice, "RULES", {"images": choice.Rule(bound, 2, 4, "channels-last")})
         assert choose(nets, PLAN, IMAGE, 2).execution == execution
 
 

@@ -15,7 +15,7 @@ from polyfed.algorithms.fedmrl import FedMRL
 from polyfed.algorithms.fiarse import FIARSE
 from polyfed.blocks.losses import supervised
 from polyfed.core.requests import Fit, fit
-from polyfed.execute.cost import CostCounter, PeakMemory, StepCost
+from polyfed.execute.cost import CostCounter, Counts, PeakMemory
 from polyfed.execute.placement import Placement
 
 FP32 = Placement(torch.device("cpu"))
@@ -48,28 +48,29 @@ def test_flops_are_the_hand_counts(batch: int) -> None:
     """Catches a gradient for the input, a missing backward pass, and multiply-adds that count once."""
     counter = CostCounter(FP32)
     mlp, cnn = request("mlp(hidden=(12, 6))", (7,)), request("cnn5", (1, 16, 16))
-    assert counter.step("mlp", mlp, batch, False).flops(batch) == batch * dense(7, 12, 6, 4)
-    assert counter.step("cnn", cnn, batch, False).flops(batch) == batch * cnn5(4)
+    assert counter.step("mlp", mlp, batch, False) == batch * dense(7, 12, 6, 4)
+    assert counter.step("cnn", cnn, batch, False) == batch * cnn5(4)
 
 
 @pytest.mark.parametrize("spec", ["mlp(hidden=(12, 6))", "cnn5", "resnet8(width=4)", "in-resnet10-small(width=4)"])
 def test_two_sizes_tell_all(spec: str) -> None:
     """Catches an affine rule that is wrong at sizes that were never counted."""
-    asked = request(spec, (1, 16, 16))
-    told = CostCounter(FP32).step("a", asked, 16, False)
-    for batch in (2, 5, 9, 33):
-        assert told.flops(batch) == CostCounter(FP32).step("b", asked, batch, False).flops(batch)
+    asked, counter = request(spec, (1, 16, 16)), CostCounter(FP32)
+    for batch in (16, 7, 2, 5, 9, 33):
+        assert counter.step("a", asked, batch, False) == CostCounter(FP32).step("b", asked, batch, False)
 
 
 def test_a_batch_of_one_can_be_counted() -> None:
     """Catches a counter that needs two examples where a client has one."""
     asked = request("mlp(hidden=(12, 6))", (7,), examples=1)
-    assert CostCounter(FP32).step("a", asked, 1, False).flops(1) == dense(7, 12, 6, 4)
+    assert CostCounter(FP32).step("a", asked, 1, False) == dense(7, 12, 6, 4)
 
 
-def test_affine_costs_are_rounded_not_cut() -> None:
-    """Catches an operation lost to floating point."""
-    assert StepCost(0.1, 0.3).flops(3) == 1
+def test_a_third_size_is_on_the_line_through_two() -> None:
+    """Catches a size that is counted again, and operations that do not depend on the number of examples."""
+    counts = Counts()
+    assert [counts.at(size, lambda size=size: 100 + 7 * size) for size in (16, 5)] == [212, 135]
+    assert counts.at(1, lambda: pytest.fail("counted again")) == 107
 
 
 def test_counting_moves_nothing() -> None:

@@ -20,7 +20,7 @@ from polyfed.base.errors import ConfigError, DivergedError, StorageError
 from polyfed.core.clients import Cohort
 from polyfed.core.message import State, assemble
 from polyfed.core.requests import Exchange
-from polyfed.parallel import clients, setup
+from polyfed.parallel import clients, setup, transfer
 from polyfed.parallel.clients import WorkerClients
 from polyfed.parallel.pool import Pool, WorkerError
 from polyfed.rounds.callbacks import Interrupted, Quiet
@@ -49,6 +49,28 @@ def test_workers_end_where_one_process_does(straight: Path, tmp_path: Path, stor
     running.same(tmp_path / "run", straight)
 
 
+def test_a_state_goes_on_in_the_file_in_which_it_came(
+    straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a state that is written again for its next worker, and one that is not the client's last."""
+    monkeypatch.setattr(transfer, "LARGE", 1)
+    monkeypatch.setattr(clients, "PARCELS", 2)
+    sent: list[tuple[int, bool]] = []
+    pack = WorkerClients._packed
+
+    def seen(self: WorkerClients, client: int, state: State) -> Any:
+        packed = pack(self, client, state)
+        sent.append((client, isinstance(packed, transfer.Parcel)))
+        return packed
+
+    monkeypatch.setattr(WorkerClients, "_packed", seen)
+    simulate(config(workers=2), out=tmp_path / "run")
+    running.same(tmp_path / "run", straight)
+    written = {client for client, parcel in sent if not parcel}
+    assert len({client for client, parcel in sent if parcel} - written) == 2, "two may stay in their files"
+    assert written
+
+
 @pytest.mark.parametrize("driver", ["batched", "auto"])
 @pytest.mark.parametrize("store", ["memory", "disk"])
 def test_stacks_are_the_same_in_any_number_of_processes(tmp_path: Path, driver: str, store: str) -> None:
@@ -65,9 +87,12 @@ def test_stacks_are_the_same_in_any_number_of_processes(tmp_path: Path, driver: 
         running.same(tmp_path / str(count), tmp_path / "1")
 
 
-@pytest.mark.parametrize("store", ["memory", "disk"])
-def test_replies_that_are_lost_are_lost_with_workers_too(tmp_path: Path, store: str) -> None:
+@pytest.mark.parametrize(("store", "large"), [("memory", 1), ("memory", transfer.LARGE), ("disk", 1)])
+def test_replies_that_are_lost_are_lost_with_workers_too(
+    tmp_path: Path, store: str, large: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Catches a private state that moves although nobody had the reply, and rounds that are void."""
+    monkeypatch.setattr(transfer, "LARGE", large)
     devices = {"profiles": "cross-device", "dropout": 0.3, "deadline": 3600.0, "min_replies": 2}
     for name, workers_ in (("one", 1), ("two", 2), ("four", 4)):
         told = {"rounds": 8, "eval_every": 4, "checkpoint_every": 4, "store": store, "workers": workers_}

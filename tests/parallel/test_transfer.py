@@ -58,8 +58,8 @@ def test_what_arrives_is_the_receivers_own() -> None:
 def test_large_arrays_go_beside_the_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches arrays that are pickled after all: megabytes through a pipe of kilobytes."""
     seen: list[int] = []
-    loads = transfer.pickle.loads
-    monkeypatch.setattr(transfer.pickle, "loads", lambda body, **keys: seen.append(len(body)) or loads(body, **keys))
+    reader = transfer._Unpickler
+    monkeypatch.setattr(transfer, "_Unpickler", lambda body, *rest: seen.append(len(body)) or reader(body, *rest))
     got = across([numbers(LARGE), numbers(4 * LARGE)])
     assert [len(array) for array in got] == [LARGE, 4 * LARGE]
     assert seen == [seen[0]]
@@ -89,7 +89,7 @@ def test_few_files_are_on_their_way_at_once(monkeypatch: pytest.MonkeyPatch) -> 
     """Catches one file for each of thousands of uploads: descriptors in flight count against a user's limit."""
     monkeypatch.setattr(transfer, "FULL", transfer.LARGE)
     sent = [numbers(LARGE + k, k) for k in range(100)]
-    _, files = transfer._packed(sent)
+    _, files, _ = transfer._packed(sent)
     transfer._close(files)
     assert transfer.MOST // 2 <= len(files) <= transfer.MOST + 1
     assert all(np.array_equal(one, other) for one, other in zip(across(sent), sent, strict=True))
@@ -123,10 +123,51 @@ def refuse(*_: Any) -> int:
     raise OSError(24, "Too many open files")
 
 
+def test_a_parcel_is_written_once_and_read_any_number_of_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a state that is copied on each of its ways, and one that a receiver has written to."""
+    value = {"large": numbers(LARGE), "small": numbers(3), "more": numbers(3 * LARGE, 1)}
+    parcel = transfer.pack(value)
+    monkeypatch.setattr(transfer, "_write", refuse)
+    for sent in (parcel, across(parcel), across([across(parcel)])[0]):
+        got = transfer.unpack(sent)
+        assert got.keys() == value.keys()
+        for name, array in value.items():
+            assert np.array_equal(got[name], array)
+            got[name][:] = 7
+
+
+def test_parcels_go_beside_other_arrays_and_each_has_its_own_file() -> None:
+    """Catches descriptors that are mixed up."""
+    values = [numbers(LARGE + k, k) for k in range(4)]
+    got = across((transfer.pack(values[0]), values[1], transfer.pack(values[2]), values[3]))
+    assert all(np.array_equal(transfer.unpack(one), other) for one, other in zip(got, values, strict=True))
+
+
+def test_what_needs_no_file_is_no_parcel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a file for each small state, and a worker that ends where files are short."""
+    small, large = numbers(5), numbers(LARGE)
+    assert transfer.pack(small) is small
+    monkeypatch.setattr(transfer, "_write", refuse)
+    assert transfer.pack(large) is large
+    assert transfer.unpack(large) is large
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="this system does not list open files")
+def test_a_parcel_that_nobody_keeps_closes_its_file() -> None:
+    """Catches descriptors that run out after some rounds."""
+    before = len(os.listdir("/proc/self/fd"))
+    kept = [across(transfer.pack(numbers(LARGE, k))) for k in range(5)]
+    assert len(os.listdir("/proc/self/fd")) == before + 5
+    values = [transfer.unpack(parcel) for parcel in kept]
+    del kept
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert np.array_equal(values[4], numbers(LARGE, 4))
+
+
 def test_a_sender_that_dies_halfway_is_noticed() -> None:
     """Catches a receiver that waits for ever for the files of a worker that was killed."""
     ours, theirs = Pipe()
-    theirs.send((b"", [[transfer.LARGE]]))
+    theirs.send((b"", [[transfer.LARGE]], 0))
     theirs.close()
     with pytest.raises(EOFError):
         transfer.receive(ours)

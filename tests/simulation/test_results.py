@@ -107,6 +107,16 @@ def test_the_official_number_is_of_the_cohort_before_aggregation(run: Any) -> No
     assert log[1]["accuracy"]["before_aggregation"] == pytest.approx(sum(accuracies) / 2, abs=1e-9)
 
 
+def test_where_nothing_is_exchanged_no_client_is_tested_twice(tmp_path: Path) -> None:
+    """Catches a test before an aggregation that there is not: it takes as long as the other and says the same."""
+    for name, seen in (("standalone", False), ("fedavg", True)):
+        made = running.config(run={"rounds": 1}, algorithm={"name": name})
+        simulate(made, out=tmp_path / name)
+        row = running.lines(tmp_path / name / "rounds.jsonl")[1]
+        assert (row["accuracy"]["before_aggregation"] is not None) == seen
+        assert row["accuracy"]["mean"] is not None
+
+
 def test_bytes_are_the_lengths_of_the_messages(run: Any) -> None:
     """Catches bytes that are estimated, evaluation booked as training, and sums that miss a round."""
     folder, federation, summary = run

@@ -164,8 +164,8 @@ def test_a_checkpoint_that_was_interrupted_is_made_again(
         if after == "the file":
             patch.setattr(store, "_drop", interrupted)
         else:  # of one of the two
-            write = store._write
-            patch.setattr(store, "_write", lambda *of: (write(*of), interrupted()))
+            enter = store._enter
+            patch.setattr(store, "_enter", lambda *of: (enter(*of), interrupted()))
         with pytest.raises(KeyboardInterrupt):
             checkpoint(2)
     entry = checkpoint(2)  # and the rest of the round, or all of it again

@@ -29,11 +29,14 @@ class Rule:
 
     Args:
         stacked_up_to: FLOPs of one client's training step up to which clients are stacked.
+        least: average number of clients of the kind in a cohort from which they are stacked; fewer are faster in
+            processes of their own.
         size: number of clients in a stack.
         layout: the execution of training above that limit, one client after another, and of all tests.
     """
 
     stacked_up_to: float
+    least: int
     size: int
     layout: ExecutionName
 
@@ -41,9 +44,9 @@ class Rule:
 #: By kind of network: "dense" networks multiply each example by each weight matrix once; "images" convolve images; all
 #: others, such as convolutions over time, recurrence or attention.
 RULES: Mapping[str, Rule] = {
-    "dense": Rule(float("inf"), 16, "sequential"),
-    "images": Rule(5e7, 32, "channels-last"),
-    "other": Rule(5e7, 16, "sequential"),
+    "dense": Rule(float("inf"), 2, 16, "sequential"),
+    "images": Rule(5e7, 8, 32, "channels-last"),
+    "other": Rule(5e7, 8, 16, "sequential"),
 }
 
 
@@ -117,7 +120,7 @@ def choose(models: Mapping[str, SplitModel], plan: LocalSGD, input_shape: tuple[
     random = any(model.random for model in models.values())  # stacked draws would differ
     weights = 4 * sum(shape.numel() for model in models.values() for shape in model.shapes.values())
     size = min(rule.size, int(STACK_BYTES // max(1, weights)))
-    if step <= rule.stacked_up_to and together >= 2 and size >= 2 and not random:
+    if step <= rule.stacked_up_to and together >= rule.least and size >= 2 and not random:
         return Chosen("stacked", size, rule.layout, step)
     return Chosen(rule.layout, 1, rule.layout, step)
 

@@ -1,8 +1,7 @@
 """The costs of a step: counted floating-point operations and measured tensor memory, once per kind of step.
 
 The counter runs one step of its own on copies, under torch's FLOP counter and a mode that follows every storage from
-its first use to its release. All drivers use the same counter, so they report the same numbers. A step's operations
-are affine in its batch size, so two sizes determine all.
+its first use to its release. All drivers use the same counter, so they report the same numbers.
 """
 
 from __future__ import annotations
@@ -19,8 +18,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from polyfed.base.types import Params
-from polyfed.core.net import Batch
 from polyfed.core.plan import Step
 from polyfed.core.requests import Fit
 from polyfed.execute.local_training import Local
@@ -59,27 +56,21 @@ class PeakMemory(TorchDispatchMode):
         return result
 
 
-@dataclass(frozen=True)
-class StepCost:
-    """FLOPs of a step with B examples are ``fixed + per_example * B``."""
+class Counts(dict[int, int]):
+    """FLOPs of one kind of step by number of examples.
 
-    fixed: float
-    per_example: float
-
-    def flops(self, examples: int) -> int:
-        """Return the FLOPs of one step with that many examples."""
-        return round(self.fixed + self.per_example * examples)
-
-
-def _affine(count: Callable[[int], int], examples: int) -> tuple[float, float]:
-    """Return offset and slope of ``count`` from its values at ``examples`` and at about half as many.
-
-    It avoids a batch of one example, which BatchNorm refuses, unless ``examples`` is 1.
+    They are affine in that number, so two counted sizes tell all others.
     """
-    other = examples // 2 if examples >= 4 else examples + 1
-    flops = count(examples)
-    slope = (flops - count(other)) / (examples - other)
-    return flops - slope * examples, slope
+
+    def at(self, examples: int, count: Callable[[], int]) -> int:
+        """Return the FLOPs of a step; ``count`` counts them if two sizes are not known yet."""
+        if examples not in self:
+            if len(self) < 2:
+                self[examples] = count()
+            else:
+                (a, first), (b, second), *_ = self.items()
+                return first + round((second - first) * (examples - a) / (b - a))
+        return self[examples]
 
 
 @dataclass
@@ -87,28 +78,24 @@ class CostCounter:
     """Remembers the costs of each kind of step; ``seconds`` is the time that it spent on counting."""
 
     placement: Placement
-    known: dict[object, StepCost] = field(default_factory=dict[object, StepCost])
+    counts: dict[object, Counts] = field(default_factory=dict[object, Counts])
     peaks: dict[object, int] = field(default_factory=dict[object, int])
     seconds: float = 0.0
 
-    def step(self, key: object, fit: Fit, examples: int, due: bool) -> StepCost:
-        """Return the cost of a training step at that batch size.
+    def step(self, key: object, fit: Fit, examples: int, due: bool) -> int:
+        """Return the FLOPs of a training step at that batch size.
 
-        FLOPs are those of products and convolutions, forward and backward: torch's counter counts no others.
+        They are those of products and convolutions, forward and backward: torch's counter counts no others.
         """
-        key = (key, due)
-        if key not in self.known:
-            with self._aside(fit):
-                self.known[key] = StepCost(*_affine(lambda n: self._flops(fit, n, due), examples))
-        return self.known[key]
+        counts = self.counts.setdefault((key, due), Counts())
+        return counts.at(examples, lambda: self._measure(fit, examples, due)[0])
 
     def peak(self, key: object, fit: Fit, examples: int, due: bool) -> int:
         """Return the largest sum of live tensors, in bytes, of a whole step at that batch size, optimizer included."""
-        key = (key, due, examples)
-        if key not in self.peaks:
-            with self._aside(fit):
-                self.peaks[key] = self._peak(fit, examples, due)
-        return self.peaks[key]
+        if (key, due, examples) not in self.peaks:
+            flops, self.peaks[key, due, examples] = self._measure(fit, examples, due)
+            self.counts.setdefault((key, due), Counts())[examples] = flops
+        return self.peaks[key, due, examples]
 
     @contextmanager
     def _aside(self, fit: Fit) -> Generator[None]:
@@ -125,37 +112,28 @@ class CostCounter:
         yield
         self.seconds += time.perf_counter() - started
 
-    def _batch(self, fit: Fit, examples: int) -> tuple[Batch, Params]:
-        """Return a batch of that size, and the tensors that are drawn for it."""
-        rows = torch.arange(examples) % len(fit.client.train)
-        return self.placement.batch(fit.client.train, rows), fit.drawn(Step(rows, 0, 0))
+    def _measure(self, fit: Fit, examples: int, due: bool) -> tuple[int, int]:
+        """Return the FLOPs and the peak of a step of the counter's own."""
+        with self._aside(fit):
+            rows = torch.arange(examples) % len(fit.client.train)
+            batch, drawn = self.placement.batch(fit.client.train, rows), fit.drawn(Step(rows, 0, 0))
+            local = Local(fit, self.placement)
+            with FlopCounterMode(display=False) as counter, PeakMemory() as memory:
+                leaves = (leaf for params in local.parts.values() for leaf in params.values())
+                for tensor in (*batch, *drawn.values(), *leaves):
+                    memory.follow(tensor)
+                local.step(batch, due, drawn)
+            return counter.get_total_flops(), memory.peak
 
-    def _flops(self, fit: Fit, examples: int, due: bool) -> int:
-        local, (batch, drawn) = Local(fit, self.placement), self._batch(fit, examples)
-        with FlopCounterMode(display=False) as counter:
-            local.step(batch, due, drawn)
-        return counter.get_total_flops()
+    def forward(self, key: object, run: Callable[[Tensor], Mapping[str, Tensor]], x: Tensor) -> int:
+        """Return the FLOPs of a forward pass over these examples, from counts for two and three of them."""
 
-    def _peak(self, fit: Fit, examples: int, due: bool) -> int:
-        batch, drawn = self._batch(fit, examples)
-        local = Local(fit, self.placement)
-        with PeakMemory() as memory:
-            leaves = (leaf for params in local.parts.values() for leaf in params.values())
-            for tensor in (*batch, *drawn.values(), *leaves):
-                memory.follow(tensor)
-            local.step(batch, due, drawn)
-        return memory.peak
+        def count(examples: int) -> int:
+            with self.aside(), FlopCounterMode(display=False) as counter:
+                run(x[torch.arange(examples, device=x.device) % len(x)])
+            return counter.get_total_flops()
 
-    def forward(self, key: object, run: Callable[[Tensor], Mapping[str, Tensor]], x: Tensor) -> StepCost:
-        """Return the FLOPs of a forward pass."""
-        if key not in self.known:
-            started = time.perf_counter()
-
-            def count(examples: int) -> int:
-                with FlopCounterMode(display=False) as counter:
-                    run(x[torch.arange(examples, device=x.device) % len(x)])
-                return counter.get_total_flops()
-
-            self.known[key] = StepCost(*_affine(count, len(x)))
-            self.seconds += time.perf_counter() - started
-        return self.known[key]
+        counts = self.counts.setdefault(key, Counts())
+        for few in (2, 3):
+            counts.at(few, lambda few=few: count(few))
+        return counts.at(len(x), lambda: count(len(x)))

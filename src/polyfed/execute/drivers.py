@@ -156,9 +156,9 @@ class Sequential:
         client = fit.client
         kind = signature(fit)
         for number, ((examples, due), steps) in enumerate(_steps(fit).items()):
-            work.flops += steps * self.costs.step(kind, fit, examples, due).flops(examples)
             if number == 0:  # the largest batch
                 work.peak_bytes = max(work.peak_bytes, self.costs.peak(kind, fit, examples, due))
+            work.flops += steps * self.costs.step(kind, fit, examples, due)
         work.steps += fitted.steps
         work.loss = fitted.loss
         log.debug("client %d: %d steps, loss %.4f", client.info.id, fitted.steps, fitted.loss)

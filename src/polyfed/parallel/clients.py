@@ -15,10 +15,11 @@ import torch
 
 from polyfed.base.types import ClientId
 from polyfed.config import Config
-from polyfed.core.message import Message, Pieces, assemble, disassemble
+from polyfed.core.message import Message, Pieces, State, assemble, disassemble
 from polyfed.execute.drivers import Driver
 from polyfed.execute.placement import Placement
 from polyfed.parallel.pool import Job, Pool
+from polyfed.parallel.transfer import pack, unpack
 from polyfed.rounds.clients import SimulatedClients
 from polyfed.rounds.federation import Federation, prepare
 from polyfed.rounds.scoring import Score
@@ -30,8 +31,10 @@ TESTED = 8
 
 #: Makes the driver of a worker.
 MakeDriver: TypeAlias = Callable[[Federation], Driver]
-#: A client's private state and upload, in pieces, and its report.
-Packed: TypeAlias = tuple[Pieces, Pieces | None, Any]
+#: The most states that stay in the files in which they came, ready to be sent again: each is an open file.
+PARCELS = 256
+#: A client's private state, in a parcel, and upload, in pieces, and its report.
+Packed: TypeAlias = tuple[Any, Pieces | None, Any]
 
 
 class Worker:
@@ -65,9 +68,9 @@ class Worker:
         known = {**self._messages, **made}
         return {client: None if number is None else known[number] for client, number in which.items()}
 
-    def _states(self, states: Mapping[ClientId, Pieces]) -> Callable[[ClientId], Any]:
+    def _states(self, states: Mapping[ClientId, Any]) -> Callable[[ClientId], Any]:
         kinds = self.runner.federation.algorithm.states
-        made = {client: assemble(data, *kinds) for client, data in states.items()}
+        made = {client: assemble(unpack(data), *kinds) for client, data in states.items()}
         return made.get
 
     def train(self, round_: int, mail: Any, states: Any, score: bool) -> tuple[dict[ClientId, Packed], float]:
@@ -76,7 +79,7 @@ class Worker:
         finished = self.runner.train(round_, self._read(*mail), self._states(states), score=score)
         packed: dict[ClientId, Packed] = {
             client: (
-                disassemble(end.private),
+                pack(disassemble(end.private)),
                 None if end.upload is None else disassemble(end.upload),
                 end.report,
             )
@@ -118,6 +121,7 @@ class WorkerClients(SimulatedClients):
         super().__init__(federation, driver, store, scratch)
         self.pool = pool
         self._exchange = 0
+        self._parcels: dict[ClientId, tuple[State, Any]] = {}  # a client's last state, and what it came in
 
     def _train(self, round_: int, units: Sequence[Down], *, score: bool) -> Iterator[dict[ClientId, Finished]]:
         mail = self._mail(units)
@@ -125,15 +129,19 @@ class WorkerClients(SimulatedClients):
         jobs = (self._job("train", round_, mail, unit, score) for unit in longest)
         algorithm = self.federation.algorithm
 
-        def unpacked(private: Pieces, upload: Pieces | None, report: Report) -> Finished:
+        def unpacked(client: ClientId, private: Any, upload: Pieces | None, report: Report) -> Finished:
+            state = assemble(unpack(private), *algorithm.states)
+            self._parcels.pop(client, None)
+            if self.store.resident and len(self._parcels) < PARCELS:
+                self._parcels[client] = (state, private)
             sent = None if upload is None else assemble(upload, *algorithm.messages)
             if report.score is not None:  # wall-clock seconds: processes test beside each other
                 share = report.score.seconds / min(len(self.pool), len(units))
                 report = replace(report, score=replace(report.score, seconds=share))
-            return Finished(assemble(private, *algorithm.states), sent, report)
+            return Finished(state, sent, report)
 
         for packed in self._answers(jobs):
-            yield {client: unpacked(*packed.pop(client)) for client in list(packed)}
+            yield {client: unpacked(client, *packed.pop(client)) for client in list(packed)}
 
     def _test(self, round_: int, down: Down) -> Iterator[dict[ClientId, Score]]:
         clients = sorted(down)
@@ -155,10 +163,14 @@ class WorkerClients(SimulatedClients):
 
         def request(worker: int) -> tuple[Any, ...]:
             states = {client: state for client in unit if (state := self._state(client)) is not None}
-            packed = {client: disassemble(state) for client, state in states.items()}
+            packed = {client: self._packed(client, state) for client, state in states.items()}
             return (name, round_, mail.to(worker, unit), packed, *more)
 
         return request
+
+    def _packed(self, client: ClientId, state: State) -> Any:
+        last, parcel = self._parcels.get(client, (None, None))
+        return parcel if last is state else disassemble(state)
 
     def _mail(self, units: Sequence[Down]) -> _Mail:
         self._exchange += 1

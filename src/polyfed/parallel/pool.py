@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import multiprocessing
 import os
 import resource
@@ -28,6 +29,7 @@ from typing import Any, TypeAlias
 import torch
 
 from polyfed.base.errors import PolyfedError
+from polyfed.base.memory import keep_freed_blocks
 from polyfed.parallel import transfer
 
 #: Makes a request ``(name, *arguments)`` for the worker that is free to do it.
@@ -229,6 +231,8 @@ def _serve(pipe: Any, make: Make, inherited: Sequence[int], abandoned: Any, thre
         with contextlib.suppress(OSError):
             os.close(descriptor)
     _die_with_parent()
+    keep_freed_blocks()
+    gc.freeze()  # what was inherited stays, so collections need not walk through it
     torch.set_num_threads(threads)
     methods: Mapping[str, Callable[..., Any]] | None = None
     while True:

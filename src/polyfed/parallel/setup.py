@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from multiprocessing import current_process
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 
 from polyfed.base.errors import ConfigError
-from polyfed.base.memory import map_large_blocks
+from polyfed.base.memory import map_large_blocks, without_collection
 from polyfed.config import Config
 from polyfed.config.config import cores
 from polyfed.core.clients import ClientInfo
@@ -66,6 +67,8 @@ class Execution:
                 f"run.workers: got {run.workers} in a daemonic process, which Python does not let have children; "
                 "set run.workers = 1, or start polyfed in a process with daemon=False"
             )
+        with without_collection():
+            import_module("torch._dynamo")  # torch's optimizers import it in any case; here for all workers at once
         self.driver = driver_for(federation, placement, say)
         self.count = min(run.workers or self._workers(), federation.config.clients.count)
         self._pool: Pool | None = None

@@ -86,9 +86,8 @@ class Scorer:
         for rows in torch.arange(len(data)).split(EVAL_BATCH):
             x, y = placement.batch(data, rows)
             with placement.autocast():
-                cost = self.costs.forward(("predict", models, x.shape[1:]), predict, x)
+                flops += self.costs.forward(("predict", models, x.shape[1:]), predict, x)
                 logits = predict(x)
-            flops += cost.flops(len(x))
             for name, value in logits.items():
                 found.setdefault(name, []).append(value.argmax(dim=1) == y)
         return {name: torch.cat(pieces) for name, pieces in found.items()}, flops

@@ -29,7 +29,8 @@ class Report:
         work: the costs of computing.
         down: bytes that it received.
         up: bytes that it sent.
-        score: its test just after its training, before aggregation; None without a test.
+        score: its test just after its training, before aggregation; None without a test, or if it neither received
+            nor sent anything.
     """
 
     work: Work
@@ -89,7 +90,8 @@ class UnitRunner:
         for client, outcome in self.play(calls).items():
             key = id(down[client])
             received[key] = received[key] if key in received else measure(down[client])
-            tested = self._score(client, round_, outcome.trained) if score and outcome.trained else None
+            worth = score and worth_a_test(outcome, down[client])
+            tested = self._score(client, round_, outcome.trained) if worth else None
             report = Report(outcome.work, received[key], measure(outcome.upload), tested)
             # The results of a stack are views of the whole stack.
             finished[client] = Finished(compact(outcome.private), outcome.upload, report)
@@ -124,6 +126,11 @@ class UnitRunner:
         placement = self.driver.testing(local.info)
         nets = bind(local.models, tree_to(parts, placement))
         return self.scorer.score(nets, self.federation.data.test(client), placement)
+
+
+def worth_a_test(outcome: Outcome, message: Message | None) -> bool:
+    """Return whether a test before aggregation says something: the client trained, and received or sent something."""
+    return bool(outcome.trained) and (message is not None or outcome.upload is not None)
 
 
 def measure(message: Message | None) -> Size:

@@ -14,6 +14,7 @@ import re
 import sqlite3
 import weakref
 from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,9 @@ from polyfed.storage import state_files
 
 #: Bytes up to which a state is a row of the index. Measured on ext4: below this size a file costs more than a blob.
 INLINE = 256 * 1024
+
+#: Files that a checkpoint writes at the same time.
+WRITERS = 2
 
 _INDEX = "index.sqlite"
 _SCHEMA = """
@@ -117,16 +121,19 @@ class Store:
             self._held[client] = state
             self._dirty[client] = round_
         else:
-            self._write(client, state, round_)
+            self._enter(client, round_, *self._file(client, state, round_))
 
-    def _write(self, client: ClientId, state: State, round_: int) -> None:
+    def _file(self, client: ClientId, state: State, round_: int) -> tuple[str, bytes | None]:
+        """Write the file of a large state; return the SHA-256, and the bytes of a small state."""
         data = state_files.dump(state)
-        inline = len(data) <= INLINE
-        path = self._path(client, round_)
-        sha256 = hashlib.sha256(data).hexdigest() if inline else files.write(path, data)
+        if len(data) <= INLINE:
+            return hashlib.sha256(data).hexdigest(), data
+        return files.write(self._path(client, round_), data), None
+
+    def _enter(self, client: ClientId, round_: int, sha256: str, data: bytes | None) -> None:
         # The rows of earlier rounds since the checkpoint, or of an earlier attempt at this round, are not needed.
-        self._drop(client, "round > ?", self._settled[0], keep=None if inline else path)
-        self._do("INSERT INTO states VALUES (?, ?, ?, ?)", client, round_, sha256, data if inline else None)
+        self._drop(client, "round > ?", self._settled[0], keep=self._path(client, round_) if data is None else None)
+        self._do("INSERT INTO states VALUES (?, ?, ?, ?)", client, round_, sha256, data)
         self._written[client] = (round_, sha256)
 
     def save(self) -> dict[str, Any]:
@@ -134,9 +141,12 @@ class Store:
 
         Until `prune` is called, the states of the checkpoint before can be restored, too.
         """
-        for client in sorted(self._dirty):
-            self._write(client, self._held[client], self._dirty[client])
-            del self._dirty[client]
+        clients = sorted(self._dirty)
+        with ThreadPoolExecutor(WRITERS) as pool:
+            written = pool.map(self._file, clients, map(self._held.get, clients), map(self._dirty.get, clients))
+            for client, (sha256, data) in zip(clients, written, strict=True):
+                self._enter(client, self._dirty[client], sha256, data)
+                del self._dirty[client]
         if self._db is not None:
             with self._guarded():
                 self._db.commit()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -13,7 +13,7 @@ from polyfed.core.clients import ClientInfo
 from polyfed.core.gather import Gathered
 from polyfed.core.message import Message, Size, State, decode, encode, size
 from polyfed.core.requests import Exchange
-from polyfed.execute.cost import CostCounter, StepCost
+from polyfed.execute.cost import CostCounter
 from polyfed.execute.drivers import Calls, Driver, Outcome
 from polyfed.rounds.clients import LocalClients
 from polyfed.rounds.federation import Federation
@@ -22,19 +22,21 @@ from polyfed.rounds.unit import Down, Finished, Report, UnitRunner
 from polyfed.storage.state_store import Store
 from polyfed.testing.compare import digest
 
-_FREE = StepCost(**{field.name: 0 for field in fields(StepCost)})
-
 
 class Unpriced(CostCounter):
     """Everything costs nothing: finding out takes longer than the laws' few steps."""
 
-    def step(self, key: object, fit: Any, examples: int, due: bool) -> StepCost:
+    def step(self, key: object, fit: Any, examples: int, due: bool) -> int:
         """Nothing."""
-        return _FREE
+        return 0
 
-    def forward(self, key: object, run: Any, x: Tensor) -> StepCost:
+    def peak(self, key: object, fit: Any, examples: int, due: bool) -> int:
         """Nothing."""
-        return _FREE
+        return 0
+
+    def forward(self, key: object, run: Any, x: Tensor) -> int:
+        """Nothing."""
+        return 0
 
 
 @dataclass(frozen=True)

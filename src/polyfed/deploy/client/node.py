@@ -33,6 +33,7 @@ from polyfed.execute.local_training import bind, tree_to
 from polyfed.execute.placement import Placement
 from polyfed.models.zoo import build
 from polyfed.rounds.scoring import Scorer
+from polyfed.rounds.unit import worth_a_test
 
 log = logging.getLogger(__name__)
 
@@ -208,7 +209,7 @@ class _Node:
                 outcome = driver.play({client: self.algorithm.client_round(private, message, local)})[client]
             self.wait("trained")
             score = None
-            if request.score and outcome.trained and self.settings.tells_scores:
+            if request.score and self.settings.tells_scores and worth_a_test(outcome, message):
                 score = self._score(outcome.trained)
             with self.clock.of("encode"):
                 upload = None if outcome.upload is None else encode(outcome.upload)
