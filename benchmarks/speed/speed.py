@@ -127,7 +127,7 @@ def fedmrl(
         "train": {**(train or {"epochs": 2}), "batch_size": batch, "lr": 0.01},
         "algorithm": {"name": "fedmrl", "auxiliary": "cnn5", "rep_dim": 100},
     }
-    sequential = Library(sections, stack, driver="sequential")
+    sequential = Library(sections, stack, driver="sequential", threads=torch.get_num_threads())
     like = sequential.federation  # the data are read once
     made = {"sequential": sequential, "auto": Library(sections, stack, like, driver="auto")}
     if DEVICE.type == "cuda" or setup.slower() < 1:  # elsewhere bfloat16 is emulated, and there is nothing to measure
@@ -168,7 +168,7 @@ def workload_fedavg(model: str, clients: int, flip: bool) -> Callable[[Path, Exi
             "train": {"epochs": 1, "batch_size": 10, "lr": 0.05},
             "algorithm": {"name": "fedavg"},
         }
-        sequential = Library(sections, stack, driver="sequential")
+        sequential = Library(sections, stack, driver="sequential", threads=torch.get_num_threads())
         auto = Library(sections, stack, sequential.federation, driver="auto")
         hand = bare.FedAvg(sequential.images(), sequential.federation.own(0)._build().to(DEVICE))
         work = lambda: hand.round(epochs=1, batch_size=10, lr=0.05, augment=False)  # noqa: E731
