@@ -44,7 +44,7 @@ class TaskFacts(BaseModel, frozen=True, extra="forbid"):
     capacities: tuple[float, ...] = (1.0,)
 
 
-class RequestHeader(_Header):
+class RequestHeader(_Header, frozen=True):
     """The header of a request from the server to a client.
 
     Args:
@@ -105,7 +105,7 @@ class About(BaseModel, frozen=True, extra="forbid"):
     num_classes: Annotated[int, Field(ge=2, le=10**7)]
 
 
-class ReplyHeader(_Header):
+class ReplyHeader(_Header, frozen=True):
     """The header of a reply from a client to the server.
 
     Args:
