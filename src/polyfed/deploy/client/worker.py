@@ -73,7 +73,7 @@ def keep(path: Path, settings: Path) -> None:
         listener.listen(16)
         worker: subprocess.Popen[bytes] | None = None
 
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(0))
         try:
             while True:
                 started = time.monotonic()
