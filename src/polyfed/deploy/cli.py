@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import shutil
 import signal
 import tempfile
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from polyfed.base import files
 from polyfed.base.errors import ConfigError, PolyfedError, RunDirError
 
 if TYPE_CHECKING:
@@ -95,7 +96,6 @@ def init(
 ) -> None:
     """Make the folder of a deployment: Flower's app bundle, deploy.toml, and with --tls certificates and keys."""
     with _reported():
-        from polyfed.base import files
         from polyfed.deploy.host import commands
         from polyfed.deploy.settings import Deployment
 
@@ -111,8 +111,7 @@ def init(
         if tls:
             from polyfed.deploy.host import keys
 
-            hosts = list(dict.fromkeys([host, "localhost", "127.0.0.1"]))
-            keys.authority(folder / "certificates", hosts)
+            keys.authority(folder / "certificates", list(dict.fromkeys([host, "localhost", "127.0.0.1"])))
             for client in range(clients):
                 keys.node_key(folder / "keys" / f"client-{client}")
         files.write(folder / "deploy.toml", text.encode())
@@ -123,8 +122,7 @@ def init(
                 f"Give each client its own {folder / 'keys'}/client-K and a copy of {folder / 'certificates'}/ca.crt; "
                 "ca.key and server.key stay here."
             )
-        dir_ = shlex.quote(str(folder))
-        typer.echo(f"Next, on this machine: polyfed deploy server --dir {dir_}")
+        typer.echo(f"Next, on this machine: polyfed deploy server --dir {shlex.quote(str(folder))}")
 
 
 @app.command()
@@ -143,9 +141,8 @@ def server(
         commands.write_connection(folder / "flwr", deployment)
         command = commands.superlink(folder / "flwr", deployment, folder / "superlink.db")
         if listen is not None:
-            words = list(command.words)
-            words[words.index("--host") + 1] = listen
-            command = commands.Command(tuple(words), command.environment)
+            place = command.words.index("--host") + 1
+            command = replace(command, words=(*command.words[:place], listen, *command.words[place + 1 :]))
         _say(command)
         with Processes(folder / "logs") as processes, _terminable():
             processes.start("server", command, {"PYTHONPATH": _path()})
@@ -208,7 +205,6 @@ def client(
 ) -> None:
     """Start a client in the foreground: its node, and a worker that keeps torch and data loaded."""
     with _reported():
-        from polyfed.base import files
         from polyfed.config.toml import apply, parse_override
         from polyfed.deploy.client.state_dir import private_folder
         from polyfed.deploy.host import commands
@@ -217,8 +213,7 @@ def client(
 
         options: dict[str, Any] = {}
         for one in data_option or ():
-            where, value = parse_override(f"options.{one}")
-            apply(options, where, value)
+            apply(options, *parse_override(f"options.{one}"))
         told: dict[str, Any] = {
             "client": number,
             "state_dir": str(state.absolute()),
@@ -237,28 +232,26 @@ def client(
         private_folder(state)
         file = state.absolute() / "node.toml"
         files.write(file, settings.to_toml().encode())
-        sockets = Path(tempfile.mkdtemp(prefix="polyfed-"))
-        socket = sockets / "worker.sock"
-        worker = commands.worker(socket, file)
         home = state.absolute() / "flwr"
-        node = commands.supernode(home, server_, file, port=port or 9094 + number, ca=ca, key=key, worker=socket)
-        _say(worker)
-        _say(node)
-        try:
-            with Processes(state / "logs") as processes, _terminable():
-                processes.start("worker", worker, {"PYTHONPATH": _path()})
-                processes.start("node", node, {"PYTHONPATH": _path()})
-                typer.echo(
-                    f"client {number} runs; its logs are in {state / 'logs'}, its errors in {state / 'errors.jsonl'}"
-                )
-                while True:
-                    processes.check("worker")
-                    ended = processes.tend("node")
-                    if ended:
-                        typer.echo(f"the node ended and starts again; the end of its log:\n{ended}", err=True)
-                    time.sleep(0.5)
-        finally:
-            shutil.rmtree(sockets, ignore_errors=True)
+        with (
+            tempfile.TemporaryDirectory(prefix="polyfed-", ignore_cleanup_errors=True) as sockets,
+            Processes(state / "logs") as processes,
+            _terminable(),
+        ):
+            socket = Path(sockets) / "worker.sock"
+            node = commands.supernode(home, server_, file, port=port or 9094 + number, ca=ca, key=key, worker=socket)
+            for name, command in (("worker", commands.worker(socket, file)), ("node", node)):
+                _say(command)
+                processes.start(name, command, {"PYTHONPATH": _path()})
+            typer.echo(
+                f"client {number} runs; its logs are in {state / 'logs'}, its errors in {state / 'errors.jsonl'}"
+            )
+            while True:
+                processes.check("worker")
+                ended = processes.tend("node")
+                if ended:
+                    typer.echo(f"the node ended and starts again; the end of its log:\n{ended}", err=True)
+                time.sleep(0.5)
 
 
 @app.command()
@@ -316,13 +309,13 @@ def status(
             from polyfed.deploy.host.processes import Processes
 
             with Processes(folder / "logs") as processes:
-                for command in (commands.nodes(folder / "flwr"), commands.listing(folder / "flwr")):
+                for kind, command in (
+                    ("node", commands.nodes(folder / "flwr")),
+                    ("run", commands.listing(folder / "flwr")),
+                ):
                     _say(command)
-                    found = json.loads(processes.call(command))
-                    for row in found.get("nodes", []):
-                        typer.echo(f"  node {row.get('node-id')}  {row.get('status')}")
-                    for row in found.get("runs", []):
-                        typer.echo(f"  run {row.get('run-id')}  {row.get('status')}")
+                    for row in json.loads(processes.call(command)).get(f"{kind}s", []):
+                        typer.echo(f"  {kind} {row.get(f'{kind}-id')}  {row.get('status')}")
         if run_dir is not None:
             from polyfed.deploy.server.loop import told
 
@@ -351,7 +344,6 @@ def local(
     """Run server and clients as real processes on this machine, and end all of them afterwards."""
     run_dir = out or _default(config)
     with _reported(lambda: f"polyfed deploy resume {shlex.quote(str(run_dir))}"):
-        from polyfed.base import files
         from polyfed.config import Config
         from polyfed.deploy.server.loop import create
         from polyfed.deploy.settings import Deployment
@@ -429,7 +421,6 @@ def _watched(run_dir: Path) -> Generator[Following]:
 
 def _ended(run_dir: Path, engine: dict[str, int]) -> None:
     """The closing table, and polyfed's bytes beside Flower's."""
-    from polyfed.base import files
     from polyfed.report.tables import console, show
     from polyfed.report.units import size
 
@@ -469,11 +460,7 @@ def _path() -> str:
 @contextmanager
 def _terminable() -> Generator[None]:
     """Let SIGTERM end the started processes, as Ctrl-C does."""
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from polyfed.base.errors import ConfigError
 from polyfed.base.ranges import Count, Positive, Rate
@@ -14,12 +14,10 @@ from polyfed.base.text import hint
 from polyfed.config.faults import by_key, dotted, sentence
 from polyfed.config.toml import apply, parse_override, read_toml, to_toml
 
-#: A share of further clients that a round asks, relative to the number that it wants.
-Oversample = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
 _T = TypeVar("_T", bound=BaseModel)
 
 
-class Rounds(BaseModel):
+class Rounds(BaseModel, frozen=True, extra="forbid"):
     """Section ``[rounds]`` of deploy.toml: when a round ends, and what happens when clients fail.
 
     Args:
@@ -34,20 +32,18 @@ class Rounds(BaseModel):
         poll: seconds between two queries for replies.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     min_clients: Positive | None = None
     start_timeout: Rate = 600.0
     min_replies: Positive = 1
     deadline: Rate = 600.0
-    oversample: Oversample = 0.0
+    oversample: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = 0.0
     on_error: Literal["skip", "retry", "abort"] = "skip"
     max_void: Positive = 3
     max_message: Rate = 1024.0
     poll: Rate = 0.2
 
 
-class Server(BaseModel):
+class Server(BaseModel, frozen=True, extra="forbid"):
     """Section ``[server]`` of deploy.toml: the address and the identity of the server.
 
     Args:
@@ -56,17 +52,13 @@ class Server(BaseModel):
         node_keys: only nodes whose public key was registered may join; needs TLS.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     address: str = "127.0.0.1:8000"
     certificates: str | None = None
     node_keys: bool = False
 
 
-class Deployment(BaseModel):
+class Deployment(BaseModel, frozen=True, extra="forbid"):
     """The whole of deploy.toml."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     server: Server = Server()
     rounds: Rounds = Rounds()
@@ -80,8 +72,7 @@ class Deployment(BaseModel):
         """
         tables: dict[str, Any] = {} if path is None else read_toml(path)
         for override in overrides:
-            key, value = parse_override(override)
-            apply(tables, key, value)
+            apply(tables, *parse_override(override))
         found = parsed(cls, tables, str(path or "deploy"))
         if found.server.node_keys and found.server.certificates is None:
             raise ConfigError(
@@ -97,7 +88,7 @@ class Deployment(BaseModel):
         return to_toml(self.model_dump(exclude_none=True))
 
 
-class NodeSettings(BaseModel):
+class NodeSettings(BaseModel, frozen=True, extra="forbid"):
     """The settings of a client. They stay with the client, but for those marked "sent to the server".
 
     Args:
@@ -117,8 +108,6 @@ class NodeSettings(BaseModel):
             network's size. None sends scores, and costs unless the network is the client's own.
         max_message: largest message that the client accepts from the server, in MB.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     client: Count
     state_dir: str
@@ -175,9 +164,10 @@ def parsed(cls: type[_T], tables: Mapping[str, Any], source: str) -> _T:
             for part in where[:-1]:
                 inner = known[str(part)].annotation if str(part) in known else None
                 known = inner.model_fields if isinstance(inner, type) and issubclass(inner, BaseModel) else {}
-            unknown = details[0]["type"] == "extra_forbidden"
             text = (
-                f"unknown key{hint(str(where[-1]), known)} known: {', '.join(known)}" if unknown else sentence(details)
+                f"unknown key{hint(str(where[-1]), known)} known: {', '.join(known)}"
+                if details[0]["type"] == "extra_forbidden"
+                else sentence(details)
             )
             faults.append(f"{source}: {dotted(*where)}: {text}")
         raise ConfigError(*faults) from error

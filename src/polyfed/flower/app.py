@@ -20,6 +20,9 @@ client_app = ClientApp()
 server_app = ServerApp()
 
 
+@client_app.query()
+@client_app.train()
+@client_app.evaluate()
 def _answer(message: Message, context: Context) -> Message:
     frame = unpack(message.content)
     worker = str(context.node_config.get("polyfed-worker", ""))
@@ -38,29 +41,13 @@ def _answer(message: Message, context: Context) -> Message:
     return Message(pack(*answer(*frame, settings, imported=imported)), reply_to=message)
 
 
-@client_app.query()
-def _describe(message: Message, context: Context) -> Message:
-    return _answer(message, context)
-
-
-@client_app.train()
-def _train(message: Message, context: Context) -> Message:
-    return _answer(message, context)
-
-
-@client_app.evaluate()
-def _evaluate(message: Message, context: Context) -> Message:
-    return _answer(message, context)
-
-
 @server_app.main()
 def _serve(grid: Grid, context: Context) -> None:
     from polyfed.deploy.host.parent import watch_parent
     from polyfed.deploy.server.loop import Status, serve
 
     folders = [Path(folder) for folder in str(context.run_config["run-dirs"]).split(os.pathsep)]
-    playing = list(folders)
-    watch_parent(lambda: Status(playing[0] / "status.json")("failed", error="the server ended; start it, then resume"))
-    for folder in folders:
-        serve(folder, GridTransport(grid))
-        playing.pop(0)
+    watch_parent(lambda: Status(folders[0] / "status.json")("failed", error="the server ended; start it, then resume"))
+    while folders:
+        serve(folders[0], GridTransport(grid))
+        folders.pop(0)

@@ -13,8 +13,6 @@ from flwr.serverapp import Grid
 from polyfed.deploy.wire.transport import Incoming, Outgoing
 
 _TYPES = {"describe": MessageType.QUERY, "train": MessageType.TRAIN, "evaluate": MessageType.EVALUATE}
-#: The name of the serialization that Flower requires: the bytes are no array that Flower could read.
-_STYPE = "polyfed"
 #: Seconds to wait for a query; a later result is returned by a later call.
 _PATIENCE = 15.0
 
@@ -23,7 +21,8 @@ def pack(header: str, body: bytes | None) -> RecordDict:
     """Return a frame as Flower carries it."""
     records = RecordDict({"polyfed": ConfigRecord({"header": header})})
     if body is not None:
-        records["body"] = ArrayRecord({"0": Array("uint8", (len(body),), _STYPE, body)})
+        # "polyfed" names a serialization, as Flower requires: the bytes are no array that Flower could read.
+        records["body"] = ArrayRecord({"0": Array("uint8", (len(body),), "polyfed", body)})
     return records
 
 
@@ -55,8 +54,6 @@ class GridTransport:
 
     def push(self, messages: Sequence[Outgoing]) -> list[str | None]:
         """Send requests; return a ticket for each."""
-        if not messages:
-            return []
         told = [
             Message(
                 pack(message.header, message.body),
@@ -83,7 +80,7 @@ class GridTransport:
                 threading.Thread(target=self._look, args=(ticket,), daemon=True).start()
                 self._collect(ticket)
         self._collect()
-        return _incoming([message for ticket in tickets for message in self._found.pop(ticket, [])])
+        return [_incoming(message) for ticket in tickets for message in self._found.pop(ticket, [])]
 
     def _collect(self, until: str | None = None) -> None:
         """Collect the results of queries: those that are ready, and that for ``until``, for which it waits a while."""
@@ -108,18 +105,11 @@ class GridTransport:
             self._looked.put((ticket, error))
 
 
-def _incoming(messages: Sequence[Message]) -> list[Incoming]:
-    found: list[Incoming] = []
-    for message in messages:
-        ticket = message.metadata.reply_to_message_id
-        if message.has_error():
-            error = message.error
-            found.append(Incoming(ticket, error=f"Flower reports error {error.code}: {error.reason}"))
-            continue
-        try:
-            header, body = unpack(message.content)
-        except (KeyError, TypeError, ValueError) as error:
-            found.append(Incoming(ticket, error=f"got a message without header ({type(error).__name__}: {error})"))
-        else:
-            found.append(Incoming(ticket, header, body))
-    return found
+def _incoming(message: Message) -> Incoming:
+    ticket = message.metadata.reply_to_message_id
+    if message.has_error():
+        return Incoming(ticket, error=f"Flower reports error {message.error.code}: {message.error.reason}")
+    try:
+        return Incoming(ticket, *unpack(message.content))
+    except (KeyError, TypeError, ValueError) as error:
+        return Incoming(ticket, error=f"got a message without header ({type(error).__name__}: {error})")

@@ -56,19 +56,15 @@ class RunDir:
             # The kernel drops the lock with its process, however that ends: a dead run never blocks.
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            self._lock.seek(0)
-            owner = self._lock.read().strip() or "unknown"
             self._lock.close()
+            owner = (self.path / "lock").read_text("utf-8").strip() or "unknown"
             raise RunDirInUseError(
                 f"{self.path} is in use by process {owner}; wait for it, stop it, or choose another --out"
             ) from error
         self._lock.truncate(0)
         self._lock.write(str(os.getpid()))
         self._lock.flush()
-        self._logs = {name: self._open(name) for name in LOGS}
-
-    def _open(self, name: str) -> Any:
-        return open(self.path / name, "ab")
+        self._logs = {name: open(self.path / name, "ab") for name in LOGS}  # noqa: SIM115 - held until close()
 
     def close(self) -> None:
         """Release the directory."""
@@ -107,12 +103,15 @@ class RunDir:
 
     def trained(self) -> int:
         """Return how many clients have trained in a round that counted, by rounds.jsonl."""
-        rows = (json.loads(line) for line in self.file("rounds.jsonl").read_bytes().splitlines())
-        found: set[int] = set()
-        for row in rows:
-            failed = row.get("simulated", {}).get("failed", {})
-            found.update(client for client in row.get("cohort", ()) if str(client) not in failed)
-        return len(found)
+        rows = map(json.loads, self.file("rounds.jsonl").read_bytes().splitlines())
+        return len(
+            {
+                client
+                for row in rows
+                for client in row.get("cohort", ())
+                if str(client) not in row.get("simulated", {}).get("failed", {})
+            }
+        )
 
     def save(self, round_: int, server: State, store: Store, progress: Mapping[str, Any], identity: str) -> None:
         """Write a checkpoint of the end of ``round_``; the one before it stays until this one is complete.

@@ -49,13 +49,11 @@ class Spool:
                 f"could not write below {self._folder or tempfile.gettempdir()}: "
                 f"{error.strerror or error}; make room, then resume"
             ) from error
-        place = (self._end, length)
         self._end += length
-        return place
+        return self._end - length, length
 
     def get(self, place: Place) -> bytearray:
         """Return the bytes at a place."""
-        assert self._file is not None, "put was called before"
         data = bytearray(place[1])
         self._file.seek(place[0])
         left = memoryview(data)

@@ -32,12 +32,10 @@ INLINE = 256 * 1024
 #: Files that a checkpoint writes at the same time.
 WRITERS = 2
 
-_INDEX = "index.sqlite"
 _SCHEMA = """
 CREATE TABLE states (client INTEGER NOT NULL, round INTEGER NOT NULL, sha256 TEXT NOT NULL, data BLOB);
 CREATE UNIQUE INDEX by_client ON states (client, round, sha256);
 """
-_LATEST = "SELECT round, sha256 FROM states WHERE client = ? AND round <= ? ORDER BY round DESC LIMIT 1"
 _NAME = re.compile(r"client-(\d+)-round-(\d+)\.safetensors")
 
 
@@ -53,21 +51,14 @@ class Seal:
     count: int = 0
     digest: int = 0
 
-    def plus(self, client: ClientId, round_: int, sha256: str) -> Seal:
-        """Return the seal with a state added."""
-        return Seal(self.count + 1, self.digest ^ _digest(client, round_, sha256))
-
-    def minus(self, client: ClientId, round_: int, sha256: str) -> Seal:
-        """Return the seal with a state of it removed."""
-        return Seal(self.count - 1, self.digest ^ _digest(client, round_, sha256))
+    def plus(self, client: ClientId, round_: int, sha256: str, *, count: int = 1) -> Seal:
+        """Return the seal with a state added, or with a state of it removed if ``count`` is -1."""
+        digest = hashlib.sha256(f"{client} {round_} {sha256}".encode()).digest()
+        return Seal(self.count + count, self.digest ^ int.from_bytes(digest))
 
     def entry(self) -> dict[str, Any]:
         """Return the seal as JSON values."""
         return {"count": self.count, "digest": f"{self.digest:064x}"}
-
-
-def _digest(client: ClientId, round_: int, sha256: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{client} {round_} {sha256}".encode()).digest())
 
 
 class Store:
@@ -83,6 +74,7 @@ class Store:
 
     def __init__(self, folder: Path, kinds: tuple[type[State], ...], *, resident: bool) -> None:
         self.folder, self.kinds, self.resident = folder, kinds, resident
+        self._index = folder / "index.sqlite"
         self._held: dict[ClientId, State] = {}
         self._dirty: dict[ClientId, int] = {}  # states in memory that are not written: client -> their round
         self._settled = (0, Seal())  # the last checkpoint: its round and its seal
@@ -101,10 +93,11 @@ class Store:
         if row is None:
             return None
         round_, sha256, data = row
-        if data is None:
-            state = state_files.load(self._path(client, round_), sha256, *self.kinds)
-        else:
-            state = state_files.parse(data, sha256, f"{self.folder / _INDEX}, client {client}", *self.kinds)
+        state = (
+            state_files.load(self._path(client, round_), sha256, *self.kinds)
+            if data is None
+            else state_files.parse(data, sha256, f"{self._index}, client {client}", *self.kinds)
+        )
         if self.resident:
             self._held[client] = state
         return state
@@ -147,32 +140,31 @@ class Store:
             for client, (sha256, data) in zip(clients, written, strict=True):
                 self._enter(client, self._dirty[client], sha256, data)
                 del self._dirty[client]
-        if self._db is not None:
-            with self._guarded():
-                self._db.commit()
+        self._commit()
         return self._sealed().entry()
 
     def _sealed(self) -> Seal:
         settled, seal = self._settled
         for client, (round_, sha256) in self._written.items():
-            before = self._one(_LATEST, client, settled)
-            seal = (seal if before is None else seal.minus(client, *before)).plus(client, round_, sha256)
+            before = self._one(
+                "SELECT round, sha256 FROM states WHERE client = ? AND round <= ? ORDER BY round DESC LIMIT 1",
+                client,
+                settled,
+            )
+            seal = (seal if before is None else seal.plus(client, *before, count=-1)).plus(client, round_, sha256)
         return seal
 
     def prune(self, round_: int) -> None:
         """Delete the states that those of ``round_`` supersede; to be called when its manifest is written."""
-        written = dict(self._written)
         self._settled = (round_, self._sealed())  # first: Ctrl-C below must leave what a further save builds upon
-        self._written.clear()
+        written, self._written = self._written, {}
         for client, (latest, _) in written.items():
             self._drop(client, "round < ?", latest)
-        if self._db is not None:
-            with self._guarded():
-                self._db.commit()
+        self._commit()
 
     def _drop(self, client: ClientId, which: str, round_: int, keep: Path | None = None) -> None:
         rows = f"SELECT round, data NOTNULL FROM states WHERE client = ? AND {which}"
-        for found, inline in self._all(rows, client, round_):
+        for found, inline in list(self._each(rows, client, round_)):
             self._do("DELETE FROM states WHERE client = ? AND round = ?", client, found)
             path = self._path(client, found)
             if not inline and path != keep:
@@ -193,41 +185,41 @@ class Store:
         self._held.clear()
         self._dirty.clear()
         self._written.clear()
-        self._close()
+        if self._db is not None:
+            self._finalizer()  # rolls back whatever was not committed
+            self._db = None
         if entry is None:
             entry = Seal().entry()
-            for name in (_INDEX, f"{_INDEX}-journal"):
-                (self.folder / name).unlink(missing_ok=True)
+            for path in (self._index, self.folder / f"{self._index.name}-journal"):
+                path.unlink(missing_ok=True)
         latest = "SELECT client, max(round), sha256 FROM states WHERE round <= ? GROUP BY client"
         seal = Seal()
         for client, found, sha256 in self._each(latest, round_):
             seal = seal.plus(client, found, sha256)
         if seal.entry() != entry:
             raise CheckpointError(
-                f"{self.folder / _INDEX} is not what the checkpoint of round {round_} left: it holds states of "
+                f"{self._index} is not what the checkpoint of round {round_} left: it holds states of "
                 f"{seal.count} clients up to that round, expected {entry['count']} clients, or other states; restore "
                 "the folder from a copy, or start a new run"
             )
         self._settled = (round_, seal)
-        later = "SELECT client, round FROM states WHERE round > ?"
-        older = (
-            "SELECT client, round FROM states AS old WHERE round < ? AND EXISTS "
-            "(SELECT 1 FROM states AS new WHERE new.client = old.client AND new.round > old.round)"
-        )
-        for query in (later, older):
-            for client, found in self._all(query, round_):
-                self._do("DELETE FROM states WHERE client = ? AND round = ?", client, found)
-        if self._db is not None:
-            with self._guarded():
-                self._db.commit()
+        if self._db is not None:  # else there is no index, and none is made
+            self._do("DELETE FROM states WHERE round > ?", round_)
+            self._do(
+                "DELETE FROM states WHERE round < ? AND EXISTS "
+                "(SELECT 1 FROM states AS new WHERE new.client = states.client AND new.round > states.round)",
+                round_,
+            )
+        self._commit()
         self._sweep()
 
     def _sweep(self) -> None:
         """Remove the files that no row refers to, which a killed round left."""
         for path in self.folder.glob("??/client-*.safetensors"):
             name = _NAME.fullmatch(path.name)
-            known = "SELECT 1 FROM states WHERE client = ? AND round = ? AND data ISNULL"
-            if name and self._one(known, int(name[1]), int(name[2])) is None:
+            if name and not self._one(
+                "SELECT 1 FROM states WHERE client = ? AND round = ? AND data ISNULL", int(name[1]), int(name[2])
+            ):
                 path.unlink(missing_ok=True)
 
     def _path(self, client: ClientId, round_: int) -> Path:
@@ -235,46 +227,37 @@ class Store:
 
     # ------------------------------------------------------------------------------------------------------- SQLite
 
-    def _open(self, *, write: bool) -> sqlite3.Connection | None:
-        """Return the connection to the index; None if the file is absent and ``write`` is false."""
-        path = self.folder / _INDEX
-        if self._db is None and (write or path.exists()):
-            with self._guarded():
-                self.folder.mkdir(parents=True, exist_ok=True)
-                # The run directory is locked as a whole; SQLite's own locks fail on some network file systems.
-                self._db = sqlite3.connect(f"{path.absolute().as_uri()}?nolock=1", uri=True)
-                self._finalizer = weakref.finalize(self, self._db.close)
-                if not self._db.execute("SELECT 1 FROM sqlite_master").fetchone():
-                    self._db.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
-        return self._db
-
-    def _close(self) -> None:
-        if self._db is not None:
-            self._finalizer()  # rolls back whatever was not committed
-            self._db = None
+    def _execute(self, statement: str, values: tuple[object, ...]) -> sqlite3.Cursor:
+        """Execute a statement; the index is opened first, and made if it is absent."""
+        if self._db is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # The run directory is locked as a whole; SQLite's own locks fail on some network file systems.
+            self._db = sqlite3.connect(f"{self._index.absolute().as_uri()}?nolock=1", uri=True)
+            self._finalizer = weakref.finalize(self, self._db.close)
+            if not self._db.execute("SELECT 1 FROM sqlite_master").fetchone():
+                self._db.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
+        return self._db.execute(statement, values)
 
     def _do(self, statement: str, *values: object) -> None:
-        db = self._open(write=True)
         with self._guarded():
-            assert db is not None
-            db.execute(statement, values)
+            self._execute(statement, values)
 
     def _each(self, query: str, *values: object) -> Iterator[Any]:
-        db = self._open(write=False)
-        if db is not None:
+        if self._db is not None or self._index.exists():
             with self._guarded():
-                yield from db.execute(query, values)
-
-    def _all(self, query: str, *values: object) -> list[Any]:
-        return list(self._each(query, *values))
+                yield from self._execute(query, values)
 
     def _one(self, query: str, *values: object) -> Any:
-        return next(iter(self._all(query, *values)), None)
+        return next(self._each(query, *values), None)
+
+    def _commit(self) -> None:
+        if self._db is not None:
+            with self._guarded():
+                self._db.commit()
 
     @contextmanager
     def _guarded(self) -> Generator[None]:
         """Turn errors of SQLite into StorageError or CheckpointError."""
-        path = self.folder / _INDEX
         try:
             yield
         except sqlite3.DatabaseError as error:
@@ -288,11 +271,11 @@ class Store:
                 sqlite3.SQLITE_READONLY,
             ):
                 raise StorageError(
-                    f"could not write {path}: {error}; the states of the last checkpoint are intact. Make room or "
-                    "choose another --out, then resume"
+                    f"could not write {self._index}: {error}; the states of the last checkpoint are intact. Make room "
+                    "or choose another --out, then resume"
                 ) from error
             raise CheckpointError(
-                f"checkpoint file {path} is damaged: {error}; restore it, or start a new run"
+                f"checkpoint file {self._index} is damaged: {error}; restore it, or start a new run"
             ) from error
         except OSError as error:
             raise StorageError(f"cannot use {self.folder}: {error.strerror or error}") from error

@@ -13,7 +13,7 @@ from polyfed.base.rng import Rng
 from polyfed.config import Config, load_algorithm
 from polyfed.core.algorithm import Algorithm, Task
 from polyfed.core.clients import ClientInfo, LocalClient
-from polyfed.data.client import ClientData, FederatedData
+from polyfed.data.client import FederatedData
 from polyfed.data.dataset import Dataset
 from polyfed.data.partition.make import make_partition
 from polyfed.data.partition.partition import Partition
@@ -22,7 +22,6 @@ from polyfed.deploy.settings import NodeSettings
 from polyfed.deploy.wire.headers import TaskFacts
 from polyfed.models.catalogue import ModelSpec
 from polyfed.rounds.federation import client_at_work, configured_info, deal
-from polyfed.rounds.identity import Content
 
 
 def task_of(config: Config, facts: TaskFacts) -> Task:
@@ -48,10 +47,11 @@ def _own(path: Path, digest: str, options: str, client: int, text: str) -> tuple
     """Return a client's own file, with a partition that gives it all rows; ``digest`` changes with the content."""
     config = Config.parse(tomllib.loads(text))
     kind = path.suffix.removeprefix(".")
-    side = config.data.image_size if kind == "npz" else None
-    dataset = load_dataset(kind, path=path, image_size=side, **json.loads(options))
+    dataset = load_dataset(
+        kind, path=path, image_size=config.data.image_size if kind == "npz" else None, **json.loads(options)
+    )
     seed = config.run.seed if config.partition.seed is None else config.partition.seed
-    partition = make_partition(
+    return dataset, make_partition(
         dataset,
         kind="iid",
         num_clients=1,
@@ -61,7 +61,6 @@ def _own(path: Path, digest: str, options: str, client: int, text: str) -> tuple
         split="pooled" if dataset.test_rows is None else "official",
         min_samples=config.partition.min_samples,
     )
-    return dataset, partition
 
 
 @dataclass(frozen=True)
@@ -99,14 +98,13 @@ class LocalSetup:
         algorithm = load_algorithm(config.algorithm.name, config.algorithm.keys)
         if settings.data is None:
             at_home = config if settings.path is None else config.replace("data", path=settings.path)
-            dataset, partition = _shared(at_home.to_toml())
-            return cls(settings, config, dataset, partition, settings.client, algorithm)
+            return cls(settings, config, *_shared(at_home.to_toml()), settings.client, algorithm)
         path = Path(settings.data).expanduser()
         if path.suffix not in (".csv", ".npz"):
             raise DataError(f"{path}: expected a .csv or .npz file; see `polyfed list datasets`")
         digest = "".join(file_digests(path.suffix.removeprefix("."), path=path).values())
-        dataset, partition = _own(path, digest, json.dumps(settings.data_options), settings.client, config.to_toml())
-        return cls(settings, config, dataset, partition, 0, algorithm)
+        own = _own(path, digest, json.dumps(settings.data_options), settings.client, config.to_toml())
+        return cls(settings, config, *own, 0, algorithm)
 
     @property
     def spec(self) -> ModelSpec:
@@ -120,11 +118,6 @@ class LocalSetup:
         known, capacity = configured_info(self.config, self.settings.client), self.settings.capacity
         known = known if capacity is None else replace(known, capacity=capacity)
         return known if self.settings.model is None else replace(known, architecture="")
-
-    @property
-    def content(self) -> Content:
-        """The digests of the data and code that this client's part depends on; they stay with the client."""
-        return Content.of(self.config, self.dataset.files, self.settings.model)
 
     def fitting(self, facts: TaskFacts) -> LocalSetup:
         """Return this client for the common task, which may have classes that no row here has.
@@ -145,14 +138,11 @@ class LocalSetup:
         return replace(self, dataset=replace(self.dataset, classes=(*self.dataset.classes, *more)))
 
     @property
-    def _data(self) -> FederatedData:
+    def data(self) -> FederatedData:
+        """The examples of the data set; the client's are those at ``place``."""
         return FederatedData(self.dataset, self.partition, augment=self.config.data.augment)
-
-    def test(self) -> ClientData:
-        """Return the client's test examples."""
-        return self._data.test(self.place)
 
     def local(self, task: Task, round_: int) -> LocalClient:
         """Return the client at work in a round; round 0 is its creation."""
         models = self.algorithm.models(task, task.build(self.spec))
-        return client_at_work(self.info, models, self._data.train(self.place), self.algorithm, self.config, round_)
+        return client_at_work(self.info, models, self.data.train(self.place), self.algorithm, self.config, round_)

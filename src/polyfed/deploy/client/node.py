@@ -10,7 +10,7 @@ import json
 import logging
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from polyfed.execute.drivers import Sequential, Work
 from polyfed.execute.local_training import bind, tree_to
 from polyfed.execute.placement import Placement
 from polyfed.models.zoo import build
+from polyfed.rounds.identity import Content
 from polyfed.rounds.scoring import Scorer
 from polyfed.rounds.unit import worth_a_test
 
@@ -45,22 +46,6 @@ class _Uncounted(Sequential):
         """Note the result of the fit, without its costs."""
         work.steps += fitted.steps
         work.loss = fitted.loss
-
-
-class Clock:
-    """Seconds by step of the work."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def of(self, name: str) -> Any:
-        """Add the seconds of the block to ``name``."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
 
 def answer(
@@ -91,14 +76,15 @@ def answer(
         log.error("client %d, %s %s: %s", settings.client, request.kind, request.key, traceback.format_exc())
         _write_log(settings, request, error)
         name = type(error).__name__ if isinstance(error, (PolyfedError, MemoryError)) else "Error"
-        told = ReplyHeader(
-            kind=request.kind,
-            experiment=request.experiment,
-            key=request.key,
-            client=settings.client,
-            error=f"{name}; its text is in the client's log",
-        )
-        return headers.dump(told), None
+        return _reply(request, settings, error=f"{name}; its text is in the client's log"), None
+
+
+def _reply(request: RequestHeader, settings: NodeSettings, **fields: Any) -> str:
+    """Return the header of a reply to ``request``."""
+    header = ReplyHeader(
+        kind=request.kind, experiment=request.experiment, key=request.key, client=settings.client, **fields
+    )
+    return headers.dump(header)
 
 
 def _write_log(settings: NodeSettings, request: RequestHeader, error: Exception) -> None:
@@ -128,15 +114,22 @@ class _Node:
         imported: float,
     ) -> None:
         self.request, self.body, self.settings, self.wait = request, body, settings, wait
-        self.clock = Clock()
-        if imported:
-            self.clock.seconds["import"] = imported
+        self.seconds = {"import": imported} if imported else {}  # by step of the work
+
+    @contextmanager
+    def _timed(self, name: str) -> Generator[None]:
+        """Add the seconds of the block to ``name``."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
     def answer(self) -> Frame:
         request, settings = self.request, self.settings
         if request.client not in (None, settings.client):
             raise MessageError(f"got a request for client {request.client}; expected client {settings.client}")
-        with self.clock.of("config"):
+        with self._timed("config"):
             self.config = Config.parse(request.config, source="the server's configuration")
         threads = settings.threads or self.config.run.threads
         if threads:
@@ -148,11 +141,8 @@ class _Node:
             return self._train() if request.kind == "train" else self._evaluate()
 
     def _frame(self, **fields: Any) -> str:
-        request = self.request
-        told = {key: value for key, value in fields.items() if value is not None}
-        head = {"kind": request.kind, "experiment": request.experiment, "key": request.key}
-        seconds = self.clock.seconds if self.settings.tells_costs else {}  # seconds hint at the network's size
-        return headers.dump(ReplyHeader(**head, client=self.settings.client, seconds=seconds, **told))
+        seconds = self.seconds if self.settings.tells_costs else {}  # seconds hint at the network's size
+        return _reply(self.request, self.settings, seconds=seconds, **fields)
 
     def _describe(self) -> Frame:
         setup = LocalSetup.of(self.settings, self.config)
@@ -170,24 +160,25 @@ class _Node:
     def _prepare(self) -> None:
         if self.request.task is None:
             raise MessageError(f"a {self.request.kind} request came without the task; expected the field 'task'")
-        with self.clock.of("data"):
+        with self._timed("data"):
             self.setup = LocalSetup.of(self.settings, self.config).fitting(self.request.task)
         self.task = task_of(self.config, self.request.task)
         self.algorithm = self.setup.algorithm
         root = Path(self.settings.state_dir).expanduser()
         self.state_dir = ClientStateDir(root, self.request.experiment, self.settings.client, self.algorithm.states)
-        self.state_dir.bind(self.setup.content)
+        # These digests of data and code stay with the client.
+        self.state_dir.bind(Content.of(self.config, self.setup.dataset.files, self.settings.model))
 
     def _message(self) -> Message | None:
-        with self.clock.of("decode"):
+        with self._timed("decode"):
             limit = int(self.settings.max_message * 1e6)
             return None if self.body is None else decode(self.body, *self.algorithm.messages, limit=limit)
 
     def _state(self) -> tuple[State, bool]:
-        with self.clock.of("load"):
+        with self._timed("load"):
             state, lost = self.state_dir.state(self.request.since)
         if state is None:
-            with self.clock.of("init"):
+            with self._timed("init"):
                 state = self.algorithm.init_client(self.setup.local(self.task, 0))
         return state, lost
 
@@ -203,15 +194,14 @@ class _Node:
             message = self._message()
             private, lost = self._state()
             self.wait("received")
-            with self.clock.of("work"):
+            with self._timed("work"):
                 driver = Sequential(self.placement) if self.settings.tells_costs else _Uncounted(self.placement)
                 local = self.setup.local(self.task, request.key[0])
                 outcome = driver.play({client: self.algorithm.client_round(private, message, local)})[client]
             self.wait("trained")
-            score = None
-            if request.score and self.settings.tells_scores and worth_a_test(outcome, message):
-                score = self._score(outcome.trained)
-            with self.clock.of("encode"):
+            tested = request.score and self.settings.tells_scores and worth_a_test(outcome, message)
+            score = self._score(outcome.trained) if tested else None
+            with self._timed("encode"):
                 upload = None if outcome.upload is None else encode(outcome.upload)
             work = outcome.work
             told = headers.WorkReport(
@@ -223,7 +213,7 @@ class _Node:
                 },
             )
             header = self._frame(lost=lost, work=told, score=score)
-            with self.clock.of("save"):
+            with self._timed("save"):
                 self.state_dir.keep(request.key, request.settled, asked, outcome.private, pack(header, upload))
             self.wait("kept")
             return self._frame(lost=lost, work=told, score=score), upload
@@ -236,16 +226,15 @@ class _Node:
         private, lost = self._state()
         local = self.setup.local(self.task, self.request.key[0])
         driver, work = Sequential(self.placement), Work()
-        steps = self.algorithm.predictor_parts(private, message, local)
-        score = self._score(drive(steps, lambda request: driver.perform(request, work)), work.flops)
-        return self._frame(lost=lost, score=score), None
+        parts = drive(
+            self.algorithm.predictor_parts(private, message, local), lambda request: driver.perform(request, work)
+        )
+        return self._frame(lost=lost, score=self._score(parts, work.flops)), None
 
     def _score(self, parts: Parts, spent: int = 0) -> Counts:
-        with self.clock.of("score"):
-            driver = Sequential(self.placement)
-            models = self.setup.local(self.task, self.request.key[0]).models
-            nets = bind(models, tree_to(parts, self.placement))
-            scorer = Scorer(self.algorithm, self.placement, driver.costs)
-            found = scorer.score(nets, self.setup.test())
+        with self._timed("score"):
+            scorer = Scorer(self.algorithm, self.placement, Sequential(self.placement).costs)
+            nets = bind(self.setup.local(self.task, self.request.key[0]).models, tree_to(parts, self.placement))
+            found = scorer.score(nets, self.setup.data.test(self.setup.place))
             told = {"flops": found.flops, "flops_parts": spent} if self.settings.tells_costs else {}
             return Counts(examples=found.examples, correct=found.correct, **told)

@@ -59,9 +59,7 @@ class ClientStateDir:
 
     def __init__(self, root: Path, experiment: str, client: int, kinds: tuple[type[State], ...]) -> None:
         self.kinds = kinds
-        self.folder = private_folder(root) / experiment / f"client-{client}"
-        private_folder(self.folder.parent)
-        private_folder(self.folder)
+        self.folder = private_folder(private_folder(private_folder(root) / experiment) / f"client-{client}")
         self.entries: list[StoredExchange] = self._read()
 
     @contextmanager
@@ -103,10 +101,9 @@ class ClientStateDir:
         if not path.exists():
             return []
         try:
-            found = json.loads(path.read_bytes())
             return [
                 StoredExchange(_key(e["key"]), str(e["request"]), _file(e["state"]), _file(e["reply"]))
-                for e in found["entries"]
+                for e in json.loads(path.read_bytes())["entries"]
             ]
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise CheckpointError(
@@ -147,30 +144,22 @@ class ClientStateDir:
         Raises:
             StorageError: the disk is full; the old state is intact.
         """
-        told = "-".join(map(str, key))
-        names = f"state-{told}-{request[:8]}.safetensors", f"reply-{told}-{request[:8]}.bin"
-        entry = StoredExchange(
-            key,
-            request,
-            (names[0], self._write(names[0], state_files.dump(state))),
-            (names[1], self._write(names[1], reply)),
-        )
+        name = f"{'-'.join(map(str, key))}-{request[:8]}"
+        kept = self._write(f"state-{name}.safetensors", state_files.dump(state))
+        entry = StoredExchange(key, request, kept, self._write(f"reply-{name}.bin", reply))
         counted = max((e.key for e in self.entries if settled is not None and e.key <= settled), default=None)
         rest = [e for e in self.entries if e.key != key and (e.key == counted or e.key[0] >= key[0])]
         self.entries = [*rest, entry]
-        text = json.dumps({"entries": [asdict(e) for e in self.entries]}, indent=1)
-        self._write("pointer.json", text.encode())
-        self._sweep()
-
-    def _write(self, name: str, data: bytes) -> str:
-        return files.write(self.folder / name, data, mode=0o600)
-
-    def _sweep(self) -> None:
-        current = {name for entry in self.entries for name in (entry.state[0], entry.reply[0])}
+        self._write("pointer.json", json.dumps({"entries": [asdict(e) for e in self.entries]}, indent=1).encode())
+        current = {name for e in self.entries for name, _ in (e.state, e.reply)}
         for pattern in ("state-*", "reply-*", ".*.tmp"):
             for path in self.folder.glob(pattern):
                 if path.name not in current:
                     path.unlink(missing_ok=True)
+
+    def _write(self, name: str, data: bytes) -> tuple[str, str]:
+        """Write a file that only its owner can read; return its name and SHA-256."""
+        return name, files.write(self.folder / name, data, mode=0o600)
 
 
 def private_folder(path: Path) -> Path:

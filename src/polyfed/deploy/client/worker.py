@@ -73,22 +73,22 @@ def keep(path: Path, settings: Path) -> None:
         listener.listen(16)
         worker: subprocess.Popen[bytes] | None = None
 
-        def stop(*_: object) -> None:
-            raise SystemExit(0)
-
-        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(0))
         try:
             while True:
                 started = time.monotonic()
-                command = [
-                    sys.executable,
-                    "-m",
-                    "polyfed.deploy.client.worker",
-                    "--serve",
-                    str(listener.fileno()),
-                    str(settings),
-                ]
-                worker = subprocess.Popen(command, pass_fds=[listener.fileno()], preexec_fn=with_parent)
+                worker = subprocess.Popen(
+                    [
+                        sys.executable,
+                        "-m",
+                        "polyfed.deploy.client.worker",
+                        "--serve",
+                        str(listener.fileno()),
+                        str(settings),
+                    ],
+                    pass_fds=[listener.fileno()],
+                    preexec_fn=with_parent,
+                )
                 code = worker.wait()
                 print(f"the worker ended with {code}; a new one starts", file=sys.stderr, flush=True)
                 time.sleep(max(0.0, 1.0 - (time.monotonic() - started)))  # no faster than once a second

@@ -9,12 +9,10 @@ from __future__ import annotations
 import hashlib
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from polyfed.base.errors import MessageError
 
-#: The version of the wire format; a node refuses any other.
-VERSION = 1
 #: The longest header, in characters, that is read; a configuration and the task take a few kB.
 HEADER_LIMIT = 1_000_000
 
@@ -26,13 +24,11 @@ _Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _H = TypeVar("_H", bound=BaseModel)
 
 
-class _Header(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    polyfed: Literal[1] = VERSION
+class _Header(BaseModel, frozen=True, extra="forbid"):
+    polyfed: Literal[1] = 1  # the version of the wire format; a node refuses any other
 
 
-class TaskFacts(BaseModel):
+class TaskFacts(BaseModel, frozen=True, extra="forbid"):
     """The task as the server and all clients know it, without the data and networks that made it.
 
     Args:
@@ -42,15 +38,13 @@ class TaskFacts(BaseModel):
         capacities: the capacities that occur, descending.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     input_shape: Annotated[tuple[Annotated[int, Field(gt=0, le=2**31)], ...], Field(min_length=1, max_length=4)]
     num_classes: Annotated[int, Field(ge=2, le=10**7)]
     architectures: tuple[str, ...] = ()
     capacities: tuple[float, ...] = (1.0,)
 
 
-class RequestHeader(_Header):
+class RequestHeader(_Header, frozen=True):
     """The header of a request from the server to a client.
 
     Args:
@@ -76,10 +70,8 @@ class RequestHeader(_Header):
     task: TaskFacts | None = None
 
 
-class WorkReport(BaseModel):
+class WorkReport(BaseModel, frozen=True, extra="forbid"):
     """Costs of a client's work, as far as the client reports them; see `polyfed.execute.drivers.Work`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     flops: _Count = 0
     seconds: _Seconds = 0.0
@@ -88,10 +80,8 @@ class WorkReport(BaseModel):
     loss: Annotated[float, Field(allow_inf_nan=False)] | None = None
 
 
-class Counts(BaseModel):
+class Counts(BaseModel, frozen=True, extra="forbid"):
     """A client's test: examples, right answers by predictor, the default first, and FLOPs if it reports them."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     examples: Annotated[int, Field(gt=0, le=2**53)]
     correct: Annotated[dict[str, _Count], Field(min_length=1, max_length=1000)]
@@ -105,10 +95,8 @@ class Counts(BaseModel):
         return self
 
 
-class About(BaseModel):
+class About(BaseModel, frozen=True, extra="forbid"):
     """A client's description of itself when it joins."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     client: _Count
     capacity: Annotated[float, Field(gt=0, le=1)]
@@ -117,7 +105,7 @@ class About(BaseModel):
     num_classes: Annotated[int, Field(ge=2, le=10**7)]
 
 
-class ReplyHeader(_Header):
+class ReplyHeader(_Header, frozen=True):
     """The header of a reply from a client to the server.
 
     Args:
@@ -165,6 +153,4 @@ def load(cls: type[_H], text: str) -> _H:
 
 def digest(request: RequestHeader, body: bytes | None) -> str:
     """Return a hash of all that the answer depends on; a repeated request has the same."""
-    told = hashlib.sha256(dump(request).encode())
-    told.update(b"-" if body is None else b"+" + body)
-    return told.hexdigest()
+    return hashlib.sha256(dump(request).encode() + (b"-" if body is None else b"+" + body)).hexdigest()
