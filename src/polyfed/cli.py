@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from polyfed.base.errors import PolyfedError
+from polyfed.base.errors import ConfigError, PolyfedError, StorageError
 from polyfed.base.imports import search_working_directory
 from polyfed.deploy.cli import app as deploy_app
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from polyfed.compare import Comparison
-    from polyfed.config import Config
     from polyfed.data.dataset import Dataset
     from polyfed.data.partition.partition import Partition
 
@@ -82,9 +81,8 @@ def _reported(go_on: str = "") -> Generator[None]:
         yield
     except PolyfedError as error:
         faults = str(error).splitlines() or [type(error).__name__]
-        several = len(faults) > 1
-        text = "\n".join([f"error: {len(faults)} faults", *(f"  {fault}" for fault in faults)])
-        typer.echo(text if several else f"error: {faults[0]}", err=True)
+        lines = faults if len(faults) == 1 else [f"{len(faults)} faults", *(f"  {fault}" for fault in faults)]
+        typer.echo("error: " + "\n".join(lines), err=True)
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt as interrupt:
         run_dir = getattr(interrupt, "run_dir", None)
@@ -156,31 +154,25 @@ def validate(config: _Config, overrides: _Set = None) -> None:
     the networks and checks whether the algorithm can train them together. With npz and csv a run checks that when it
     begins. Only a run checks whether the data exist and suffice for the partition.
     """
-    from polyfed.config import Config
+    from polyfed.config import Config, load_algorithm
+    from polyfed.data.catalogue import SHAPES
 
     with _reported():
         settings = Config.load(config, overrides or ())
-        unchecked = "the data" if _check_networks(settings) else "the data and whether the networks fit them"
+        unchecked = "the data and whether the networks fit them"
+        if settings.data.dataset in SHAPES:
+            from polyfed.rounds.federation import check_networks, configured_task
+
+            (channels, classes), side = SHAPES[settings.data.dataset], settings.data.image_size or 32
+            algorithm = load_algorithm(settings.algorithm.name, settings.algorithm.keys)
+            check_networks(algorithm, configured_task(settings, (channels, side, side), classes))
+            unchecked = "the data"
         clients, run = settings.clients, settings.run
         models = ", ".join(dict.fromkeys(map(str, clients.models[: clients.count])))
         typer.echo(
             f"{config} is valid: {settings.algorithm.name} on {settings.data.dataset}, {clients.count} clients "
             f"({models}), {run.rounds} rounds; not checked before a run: {unchecked}"
         )
-
-
-def _check_networks(config: Config) -> bool:
-    """Build the networks and check whether the algorithm can train them; False if that needs the data."""
-    from polyfed.config import load_algorithm
-    from polyfed.data.catalogue import SHAPES
-    from polyfed.rounds.federation import check_networks, configured_task
-
-    if config.data.dataset not in SHAPES:
-        return False
-    (channels, classes), side = SHAPES[config.data.dataset], config.data.image_size or 32
-    algorithm = load_algorithm(config.algorithm.name, config.algorithm.keys)
-    check_networks(algorithm, configured_task(config, (channels, side, side), classes))
-    return True
 
 
 @app.command(name="list")
@@ -190,12 +182,9 @@ def list_(
 ) -> None:
     """List the names that a configuration or `polyfed reproduce` takes."""
     rows = _listed(kind)
-    if as_json:
-        typer.echo(json.dumps(rows, indent=2))
-        return
     width = max(len(row["name"]) for row in rows)
-    for row in rows:
-        typer.echo(f"{row['name']:<{width}}  {row['summary']}")
+    lines = (f"{row['name']:<{width}}  {row['summary']}" for row in rows)
+    typer.echo(json.dumps(rows, indent=2) if as_json else "\n".join(lines))
 
 
 def _listed(kind: ListKind) -> list[dict[str, Any]]:
@@ -203,9 +192,6 @@ def _listed(kind: ListKind) -> list[dict[str, Any]]:
     from polyfed.config.profiles import TABLES, load_profiles
     from polyfed.data.catalogue import DATASET_OPTIONS, DATASETS, PARTITION_OPTIONS, PARTITIONS
     from polyfed.models.catalogue import MODELS, OPTIONS
-
-    def rows(summaries: Mapping[str, str], options: Mapping[str, Any]) -> list[dict[str, Any]]:
-        return [{"name": name, "summary": text, "options": options[name]} for name, text in summaries.items()]
 
     if kind is ListKind.algorithms:
         return [
@@ -221,14 +207,18 @@ def _listed(kind: ListKind) -> list[dict[str, Any]]:
         from polyfed.experiments.catalogue import items
 
         return [{"name": name, "summary": title} for name, title in items().items()]
-    if kind is ListKind.datasets:
-        return rows(DATASETS, DATASET_OPTIONS)
     if kind is ListKind.devices:
-        dealt = {name: [profile.device for profile in load_profiles(name)] for name in TABLES}
-        return [{"name": name, "summary": text, "devices": dealt[name]} for name, text in TABLES.items()]
-    if kind is ListKind.models:
-        return rows(MODELS, {name: dict(options) for name, options in OPTIONS.items()})
-    return rows(PARTITIONS, PARTITION_OPTIONS)
+        return [
+            {"name": name, "summary": text, "devices": [profile.device for profile in load_profiles(name)]}
+            for name, text in TABLES.items()
+        ]
+    known: dict[ListKind, tuple[Mapping[str, str], Mapping[str, Any]]] = {
+        ListKind.datasets: (DATASETS, DATASET_OPTIONS),
+        ListKind.models: (MODELS, OPTIONS),
+        ListKind.partitions: (PARTITIONS, PARTITION_OPTIONS),
+    }
+    summaries, options = known[kind]
+    return [{"name": name, "summary": text, "options": options[name]} for name, text in summaries.items()]
 
 
 @app.command()
@@ -247,7 +237,6 @@ def partition(
 
     with _reported():
         settings = Config.load(config, overrides or ())
-        from polyfed.base.errors import StorageError
         from polyfed.data.partition.plot import picture
         from polyfed.report.tables import console
         from polyfed.rounds.federation import deal
@@ -273,12 +262,9 @@ def _show_partition(console: Console, dataset: Dataset, dealt: Partition) -> Non
 
     y, classes = dataset.y.numpy(), dataset.num_classes
     train, test = (dealt.counts(y, classes, which, first=_ROWS) for which in ("train", "test"))
-    both = train + test
     wide = classes > _COLUMNS
-    rows: list[tuple[str, ...]] = []
-    for client in range(len(both)):
-        held = [str((both[client] > 0).sum())] if wide else [str(n) if n else "." for n in both[client]]
-        rows.append((str(client), str(train[client].sum()), str(test[client].sum()), *held))
+    held = [[str((row > 0).sum())] if wide else [str(n or ".") for n in row] for row in train + test]
+    rows = [(str(client), str(train[client].sum()), str(test[client].sum()), *row) for client, row in enumerate(held)]
     print_table(console, ("client", "train", "test", *(["classes held"] if wide else dataset.classes)), rows)
     if dealt.num_clients > _ROWS:
         typer.echo(f"... and {dealt.num_clients - _ROWS} more clients; the picture shows the first 200")
@@ -359,9 +345,12 @@ def reproduce(
     from polyfed.report.progress import callback_for
     from polyfed.report.tables import console
 
-    words = ["polyfed", "reproduce", item, *(["--scale", scale] if scale else [])]
-    words += [word for pattern in only or () for word in ("--only", pattern)]
-    words += ["--out", str(out)] if out is not None else []
+    words = [
+        *("polyfed", "reproduce", item),
+        *(("--scale", scale) if scale else ()),
+        *(word for pattern in only or () for word in ("--only", pattern)),
+        *(("--out", str(out)) if out is not None else ()),
+    ]
     with _reported(shlex.join(words)):
         path = find(item)
         from polyfed.experiments.reproduce import Job
@@ -380,7 +369,7 @@ def _show_plan(console: Console, rows: Sequence[tuple[Any, str, float | None]]) 
     from polyfed.report.tables import print_table
     from polyfed.report.units import duration
 
-    told = [(cell.title, state, "-" if left is None else duration(left)) for cell, state, left in rows]
+    told = [(cell.title, state, duration(left)) for cell, state, left in rows]
     print_table(console, ("cell", "state", "about"), told, left=("cell", "state"))
     left = [seconds for _, _, seconds in rows if seconds is not None]
     console.print(
@@ -406,9 +395,11 @@ def _compared(
     from polyfed.report.progress import callback_for
     from polyfed.report.tables import console
 
-    words = ["polyfed", *words, "--algorithms", algorithms, "--seeds", seeds]
-    words += [word for override in overrides or () for word in ("--set", override)]
-    words += ["--out", str(out)] if out is not None else []
+    words = [
+        *("polyfed", *words, "--algorithms", algorithms, "--seeds", seeds),
+        *(word for override in overrides or () for word in ("--set", override)),
+        *(("--out", str(out)) if out is not None else ()),
+    ]
     with _reported(shlex.join(words)):
         numbers = _numbers(seeds)
         settings = Config.load(config, overrides or ())
@@ -421,8 +412,6 @@ def _compared(
 
 
 def _numbers(text: str) -> list[int]:
-    from polyfed.base.errors import ConfigError
-
     words = [word.strip() for word in text.split(",") if word.strip()]
     if not words or not all(word.isdecimal() for word in words):
         raise ConfigError(f"--seeds: got {text!r}; expected whole numbers separated by commas, such as 0,1,2")
@@ -432,13 +421,12 @@ def _numbers(text: str) -> list[int]:
 def _show_comparison(console: Console, comparison: Comparison) -> None:
     from polyfed.report.tables import print_table
 
-    text = ("setting", "algorithm", "against")
     for headings, rows in (
         (comparison.headings, comparison.cells()),
         (comparison.cost_headings, comparison.cost_cells()),
     ):
         console.print()
-        print_table(console, headings, rows, left=text)
+        print_table(console, headings, rows, left=("setting", "algorithm", "against"))
     console.print()
     for note in (*comparison.notes, f"The tables lie in {comparison.out.absolute()}"):
         console.print(note, soft_wrap=True, markup=False, highlight=False)

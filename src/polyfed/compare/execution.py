@@ -35,8 +35,7 @@ def play(cells: Sequence[RunSpec], root: Path, callbacks: Callbacks) -> list[Run
         PolyfedError: a run ended for a reason other than divergence.
     """
     cells = list({cell.folder: cell for cell in cells}.values())  # a cell that two settings share is run once
-    faults = misfits([cell.config for cell in cells if cell.state(root) not in FINISHED])
-    if faults:
+    if faults := misfits([cell.config for cell in cells if cell.state(root) not in FINISHED]):
         raise ModelError("\n".join(faults))
     elsewhere: list[RunSpec] = []
     for done, cell in enumerate(cells):

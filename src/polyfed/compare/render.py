@@ -15,17 +15,6 @@ from polyfed.compare.statistics import FEW, Line, Target, compared, deviation, l
 from polyfed.report.tables import SIMULATED_TIME
 from polyfed.report.units import duration, flops, percent, size, spread
 
-COSTS = (
-    "up",
-    "down",
-    "header",
-    "training FLOPs",
-    "inference FLOPs",
-    "extra memory",
-    "training time",
-)  # headings of the second table, before the headings of the targets
-
-
 COST_NOTE = (
     "Up, down and training FLOPs are per client and round; header is its share of the bytes; inference FLOPs are of "
     "one example; extra memory is what a training step needs beyond Standalone's; training time is wall clock of all "
@@ -75,8 +64,12 @@ class Comparison:
     @property
     def cost_headings(self) -> tuple[str, ...]:
         """The headings of `cost_cells`."""
-        simulated = ("simulated time",) if self._simulated else ()
-        return (*self._first, *COSTS, *simulated, *(f"to {percent(target, 0)}" for target in self._targets))
+        return (
+            *self._first,
+            *("up", "down", "header", "training FLOPs", "inference FLOPs", "extra memory", "training time"),
+            *(("simulated time",) if self._simulated else ()),
+            *(f"to {percent(target, 0)}" for target in self._targets),
+        )
 
     def cost_cells(self) -> list[tuple[str, ...]]:
         """The costs as text, one tuple per line with a result."""
@@ -84,12 +77,19 @@ class Comparison:
         for line in self.lines:
             if (costs := line.costs) is not None:
                 memory = "-" if costs.memory is None else f"{'-' if costs.memory < 0 else ''}{size(abs(costs.memory))}"
-                share = f"{100 * costs.header:.2g} %" if costs.header else "-"
-                traffic = (size(costs.up), size(costs.down), share)
-                work = (flops(costs.training), flops(costs.inference), memory, duration(costs.seconds))
-                reached = (_told(costs.targets.get(target, ())) for target in self._targets)
-                clock = ("-" if costs.simulated is None else duration(costs.simulated),) if self._simulated else ()
-                rows.append((*self._names(line), *traffic, *work, *clock, *reached))
+                row = (
+                    *self._names(line),
+                    size(costs.up),
+                    size(costs.down),
+                    f"{100 * costs.header:.2g} %" if costs.header else "-",
+                    flops(costs.training),
+                    flops(costs.inference),
+                    memory,
+                    duration(costs.seconds),
+                    *((duration(costs.simulated),) if self._simulated else ()),
+                    *(_told(costs.targets.get(target, ())) for target in self._targets),
+                )
+                rows.append(row)
         return rows
 
     @cached_property
@@ -103,35 +103,41 @@ class Comparison:
     def _names(self, line: Line) -> tuple[str, ...]:
         return (line.setting, line.label) if len(self._first) == 2 else (line.label,)
 
-    @property
-    def _reached(self) -> tuple[str, ...]:
-        return ("round", "bytes", "flops", *(("simulated",) if self._simulated else ()))
-
     def to_markdown(self) -> str:
         """Return both tables and the notes."""
-        tables = [markdown(self.headings, self.cells(), left=(*self._first, "against"))]
-        tables += [markdown(self.cost_headings, self.cost_cells(), left=self._first)] if self.cost_cells() else []
-        return "\n\n".join([*tables, *self.notes]) + "\n"
+        costs = self.cost_cells()
+        parts = [
+            markdown(self.headings, self.cells(), left=(*self._first, "against")),
+            *([markdown(self.cost_headings, costs, left=self._first)] if costs else []),
+            *self.notes,
+        ]
+        return "\n\n".join(parts) + "\n"
 
     def to_csv(self) -> str:
         """Return a CSV of plain numbers: fractions, bytes, FLOPs, seconds; the mean accuracy of every seed."""
-        head = ["setting", "algorithm", "mean", "mean_sd", "worst_decile", "worst_decile_sd", "diverged"]
-        costs = ["up", "down", "header", "training", "inference", "memory", "seconds"]
-        costs += ["simulated"] if self._simulated else []
-        reached = [f"{what}_to_{target:g}" for target in self._targets for what in self._reached]
-        seeds = [f"mean_seed_{seed}" for seed in self.seeds]
-        rows: list[list[Any]] = []
+        clock = ("simulated",) if self._simulated else ()
+        costs = ("up", "down", "header", "training", "inference", "memory", "seconds", *clock)
+        reached = [(target, what) for target in self._targets for what in ("round", "bytes", "flops", *clock)]
+        head = (
+            *("setting", "algorithm", "mean", "mean_sd", "worst_decile", "worst_decile_sd", "diverged", *costs),
+            *(f"{what}_to_{target:g}" for target, what in reached),
+            *("difference", "against", "p"),
+            *(f"mean_seed_{seed}" for seed in self.seeds),
+        )
+        rows: list[tuple[Any, ...]] = []
         for line in self.lines:
             worst = list(line.worst.values())
-            row: list[Any] = [line.setting, line.label, line.mean, deviation(line.means.values())]
-            row += [statistics.fmean(worst) if worst else None, deviation(worst), line.diverged]
-            row += [getattr(line.costs, cost) if line.costs else None for cost in costs]
-            for target in self._targets:
-                at = line.costs.targets.get(target, ()) if line.costs else ()
-                row += [mean_over([getattr(one, what, None) for one in at]) for what in self._reached]
-            row += [line.difference, line.against, line.p, *(line.means.get(seed) for seed in self.seeds)]
+            targets = line.costs.targets if line.costs else {}
+            row = (
+                *(line.setting, line.label, line.mean, deviation(line.means.values())),
+                *(mean_over(worst), deviation(worst), line.diverged),
+                *(getattr(line.costs, cost, None) for cost in costs),
+                *(mean_over([getattr(one, what, None) for one in targets.get(target, ())]) for target, what in reached),
+                *(line.difference, line.against, line.p),
+                *(line.means.get(seed) for seed in self.seeds),
+            )
             rows.append(row)
-        return csv_text([*head, *costs, *reached, "difference", "against", "p", *seeds], rows)
+        return csv_text(head, rows)
 
 
 def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]], *, left: Sequence[str] = ()) -> str:
@@ -161,22 +167,23 @@ def tabulate(cells: Sequence[RunSpec], root: Path, out: Path) -> Comparison:
         root: the folder that contains ``cells/``.
         out: the folder of the tables.
     """
-    settings = list(dict.fromkeys(cell.setting.title for cell in cells))
-    lines: list[Line] = []
-    same: list[str] = []
-    for title in settings:
-        here = [cell for cell in cells if cell.setting.title == title]
+    settings: dict[str, list[RunSpec]] = {}
+    for cell in cells:
+        settings.setdefault(cell.setting.title, []).append(cell)
+    found: list[tuple[Line, str]] = []
+    for here in settings.values():
         plain = [line_of(label, here, root) for label in dict.fromkeys(cell.label for cell in here)]
-        for line in plain:
-            found, note = compared(line, plain)
-            lines.append(found)
-            same += [note] if note else []
-    seeds = tuple(dict.fromkeys(cell.seed for cell in cells))
+        found += [compared(line, plain) for line in plain]
+    lines = tuple(line for line, _ in found)
     several = len({line.label for line in lines}) > 1
     clock = any(line.costs is not None and line.costs.simulated is not None for line in lines)
-    counts = [len({cell.seed for cell in cells if cell.setting.title == title}) for title in settings]
-    notes = [*(_notes(several, counts) if counts else ()), *same, *([SIMULATED_TIME] if clock else [])]
-    return Comparison(tuple(lines), seeds, tuple(notes), out)
+    counts = [len({cell.seed for cell in here}) for here in settings.values()]
+    notes = (
+        *(_notes(several, counts) if counts else ()),
+        *(note for _, note in found if note),
+        *([SIMULATED_TIME] if clock else []),
+    )
+    return Comparison(lines, tuple(dict.fromkeys(cell.seed for cell in cells)), notes, out)
 
 
 def _notes(several: bool, seeds: Sequence[int]) -> list[str]:

@@ -92,12 +92,7 @@ def resume_with_controls(run_dir: Path, *, callbacks: Callbacks = quiet) -> dict
         raise RunDirError(f"{run_dir} holds no run: it has no config.toml; give the run directory of a run")
     config = Config.load(run_dir / "config.toml")
     label = _main(config)
-    callback = callbacks(label)
-    try:
-        summary = summary_of(run_dir) or resume(run_dir, callback=callback)
-    finally:
-        close(callback)
-    return {label: summary} | _controls(config, run_dir, callbacks)
+    return {label: run_or_go_on(config, run_dir, callbacks(label))} | _controls(config, run_dir, callbacks)
 
 
 def meanings(config: Config) -> list[str]:

@@ -7,7 +7,7 @@ interrupted command continues where it stopped when it is given again.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -87,13 +87,17 @@ class AlgorithmEntry:
             raise ConfigError(
                 f"{where}: got {what}; expected keys of the algorithm, or of the sections {', '.join(SECTIONS)}"
             )
-        for section, names in SPLITS.items():
-            for key in cast(Table, sections.get(section, {})):
-                if names is None or key in names:
-                    raise ConfigError(
-                        f"{where}: got {section}.{key}, which changes the splits; algorithms are compared on the same "
-                        "splits: put the key into the configuration, or into a setting of its own"
-                    )
+        changing = [
+            f"{section}.{key}"
+            for section, names in SPLITS.items()
+            for key in cast(Table, sections.get(section, {}))
+            if names is None or key in names
+        ]
+        if changing:
+            raise ConfigError(
+                f"{where}: got {changing[0]}, which changes the splits; algorithms are compared on the same splits: "
+                "put the key into the configuration, or into a setting of its own"
+            )
         return cls(label, name, keys, sections)
 
 
@@ -121,7 +125,10 @@ class Setting:
     @property
     def words(self) -> tuple[str, ...]:
         """The name, and the values of the point such as ``epochs = 2``."""
-        told = (f"{key.rpartition('.')[2]} = {_plain(value)}" for key, value in self.point.items())
+        told = (
+            f"{key.rpartition('.')[2]} = {str(value).lower() if isinstance(value, bool) else value}"
+            for key, value in self.point.items()
+        )
         return (*((self.name,) if self.name else ()), *told)
 
     @property
@@ -196,10 +203,8 @@ class RunSpec:
     def state(self, root: Path) -> str:
         """Return ``"done"``, ``"diverged"``, ``"begun"`` or ``"to do"``."""
         run_dir = self.run_dir(root)
-        for name, state in (("summary.json", "done"), (DIVERGED, "diverged"), ("config.toml", "begun")):
-            if (run_dir / name).exists():
-                return state
-        return "to do"
+        states = {"summary.json": "done", DIVERGED: "diverged", "config.toml": "begun"}
+        return next((state for name, state in states.items() if (run_dir / name).exists()), "to do")
 
     def run_dir(self, root: Path) -> Path:
         """Return its run directory."""
@@ -210,7 +215,7 @@ class RunSpec:
         return summary_of(self.run_dir(root))
 
 
-def chosen(cells: Iterable[RunSpec], only: Sequence[str]) -> list[RunSpec]:
+def chosen(cells: Sequence[RunSpec], only: Sequence[str]) -> list[RunSpec]:
     """Return the cells that match every pattern of ``only``: a setting, a value of the grid, an algorithm or a seed.
 
     Args:
@@ -220,21 +225,17 @@ def chosen(cells: Iterable[RunSpec], only: Sequence[str]) -> list[RunSpec]:
     Raises:
         ConfigError: no cell matches.
     """
-    everything = list(cells)
-    words = dict.fromkeys(word for cell in everything for word in cell.words)
-
-    def meant(pattern: str) -> list[str]:
-        """Return the alternatives of a pattern; a pattern that matches as a whole is a name with commas."""
-        whole = any(fnmatchcase(word, pattern) for word in words)
-        return [pattern] if whole else [one.strip() for one in pattern.split(",")]
-
-    alternatives = [meant(pattern) for pattern in only]
+    words = dict.fromkeys(word for cell in cells for word in cell.words)
+    alternatives = [  # a pattern that matches as a whole is a name with commas
+        [pattern] if any(fnmatchcase(word, pattern) for word in words) else [one.strip() for one in pattern.split(",")]
+        for pattern in only
+    ]
     found = [
         cell
-        for cell in everything
+        for cell in cells
         if all(any(fnmatchcase(word, one) for one in some for word in cell.words) for some in alternatives)
     ]
-    if everything and not found:
+    if cells and not found:
         raise ConfigError(f"--only {' --only '.join(only)}: fits no cell; there are {', '.join(words)}")
     return found
 
@@ -264,39 +265,39 @@ def expand(
     for setting in settings:
         special = cast(Table, setting.tables.get("algorithm", {}))
         lost = set(special)
+        fitting: list[tuple[str, Config]] = []
         for entry in entries:
             try:
-                lost -= _keys(config, entry)
-                fits = _at(config, entry, setting, (tuned or {}).get(entry.label, {}))
-                for seed in seeds:
-                    run = fits.run.model_copy(update={"seed": seed})
-                    cells.append(RunSpec(setting, entry.label, seed, fits.model_copy(update={"run": run})))
+                lost -= keys_of(config, entry)
+                fitting.append((entry.label, _at(config, entry, setting, (tuned or {}).get(entry.label, {}))))
             except ConfigError as error:
                 faults += error.faults
         names = ", ".join(entry.label for entry in entries)
         faults += [f"algorithm.{key}: none of {names} has this key" for key in special if key in lost]
+        cells += [
+            RunSpec(setting, label, seed, fits.model_copy(update={"run": fits.run.model_copy(update={"seed": seed})}))
+            for seed in seeds
+            for label, fits in fitting
+        ]
     if faults:
         raise ConfigError(*dict.fromkeys(faults))
-    rank = {id(setting): place for place, setting in enumerate(settings)}
-    return sorted(cells, key=lambda cell: (rank[id(cell.setting)], seeds.index(cell.seed)))
+    return cells
 
 
-def _keys(config: Config, entry: AlgorithmEntry) -> set[str]:
+def keys_of(config: Config, entry: AlgorithmEntry) -> set[str]:
     """Return the keys of an entry's algorithm."""
     return set(algorithm_fields(algorithm_class(config.algorithm_table(entry.name)["name"])))
 
 
 def _at(config: Config, entry: AlgorithmEntry, setting: Setting, tuned: Mapping[str, Any]) -> Config:
     """Return the configuration of an entry in a setting."""
-    theirs: Table = {}
-    for key, value in tuned.items():
-        apply(theirs, key.split("."), value)
+    theirs = dict(Setting().at(tuned).tables)
     special = {**cast(Table, theirs.pop("algorithm", {})), **cast(Table, setting.tables.get("algorithm", {}))}
     plain = {name: table for name, table in setting.tables.items() if name != "algorithm"}
     base = {name: table for name, table in config.to_dict().items() if name in SECTIONS}
     tables = overlaid(overlaid(overlaid(base, theirs), plain), entry.sections)
     tables["run"]["controls"] = False
-    takes = _keys(config, entry)
+    takes = keys_of(config, entry)
     # The keys of an entry take precedence: fedmrl:rep_dim=50 keeps its rep_dim along a grid of rep_dim.
     keys = {key: value for key, value in special.items() if key in takes} | dict(entry.keys)
     return Config.parse({**tables, "algorithm": config.algorithm_table(entry.name, keys)})
@@ -315,7 +316,3 @@ def overlaid(tables: Mapping[str, Any], over: Mapping[str, Any]) -> Table:
         else:
             out[key] = value
     return out
-
-
-def _plain(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -81,7 +81,7 @@ class Costs:
             statistics.fmean(up),
             statistics.fmean(down),
             statistics.fmean(header),
-            statistics.fmean(s["flops"] / _participations(s) for s in summaries),
+            statistics.fmean(s["flops"] / participations(s) for s in summaries),
             statistics.fmean(s["flops_per_example"] for s in summaries),
             _peak(summaries) - _peak(alone) if alone else None,
             statistics.fmean(s["seconds"] for s in summaries),
@@ -93,12 +93,13 @@ class Costs:
         )
 
 
-def _participations(summary: Summary) -> int:
+def participations(summary: Summary) -> int:
+    """Return how often a client took part, at least 1, by which totals over all clients are divided."""
     return max(1, summary["clients"]["participations"])
 
 
 def _traffic(summary: Summary) -> tuple[float, float, float]:
-    sent, times = summary["bytes"], _participations(summary)
+    sent, times = summary["bytes"], participations(summary)
     both = sent["up"] + sent["down"]
     return sent["up"] / times, sent["down"] / times, (sent["up_header"] + sent["down_header"]) / both if both else 0.0
 

@@ -12,18 +12,15 @@ from polyfed.config.toml import read_toml
 #: The scales of the committed studies.
 SCALES = ("smoke", "cpu", "paper")
 
-_SHARED = ("common", "known")  # files beside the studies of a paper
-
-
-def folder() -> Path:
-    """Return the folder of the committed studies."""
-    return Path(str(files("polyfed") / "experiments"))
+#: The folder of the committed studies.
+FOLDER = Path(str(files("polyfed") / "experiments"))
 
 
 def items() -> dict[str, str]:
     """Return the committed studies, such as ``fedmrl/table1``, with their titles."""
-    paths = sorted(path for path in folder().glob("*/*.toml") if path.stem not in _SHARED)
-    return {path.relative_to(folder()).with_suffix("").as_posix(): str(read_toml(path)["title"]) for path in paths}
+    # Beside the studies of a paper are common.toml and known.toml.
+    paths = sorted(path for path in FOLDER.glob("*/*.toml") if path.stem not in ("common", "known"))
+    return {path.relative_to(FOLDER).with_suffix("").as_posix(): str(read_toml(path)["title"]) for path in paths}
 
 
 def find(item: str) -> Path:
@@ -41,4 +38,4 @@ def find(item: str) -> Path:
         raise ConfigError(
             f"got {item!r}{hint(item, known)} expected one of the items {', '.join(known)}, or a .toml file"
         )
-    return folder() / f"{item}.toml"
+    return FOLDER / f"{item}.toml"

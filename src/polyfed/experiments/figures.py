@@ -26,16 +26,13 @@ def draw(view: View, path: Path, title: str) -> bool:
     """
     if view.name not in _DRAW or not view.rows:
         return False
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    # Figure with its own Agg canvas instead of pyplot: no window system, no global list of figures.
+    # Figure instead of pyplot: no window system, no global list of figures; savefig draws PNG with Agg.
     figure = Figure(layout="constrained")
-    FigureCanvasAgg(figure)
     _DRAW[view.name](figure, view)
     figure.suptitle(textwrap.fill(title, int(11 * figure.get_figwidth())), fontsize=11)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as handle:
             figure.savefig(handle, format="png", dpi=130)
     except OSError as error:
@@ -43,15 +40,15 @@ def draw(view: View, path: Path, title: str) -> bool:
     return True
 
 
-def _style(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return the colour, marker and dashes of each label."""
+def _style(view: View) -> dict[str, dict[str, Any]]:
+    """Return the colour, marker and dashes of each algorithm."""
     return {
         label: {
             "color": _COLOURS[i % len(_COLOURS)],
             "marker": _MARKERS[i % len(_MARKERS)],
             "linestyle": _LINES[i // len(_COLOURS) % len(_LINES)],
         }
-        for i, label in enumerate(labels)
+        for i, label in enumerate(_unique(view, 1))
     }
 
 
@@ -59,51 +56,55 @@ def _unique(view: View, column: int) -> list[Any]:
     return list(dict.fromkeys(row[column] for row in view.rows))
 
 
-def _panels(figure: Any, titles: Sequence[str], *, width: float, height: float, legend: float = 0.0) -> list[Any]:
-    """Return axes for each title, at most three in a row."""
-    columns = min(3, len(titles))
-    lines = -(-len(titles) // columns)
+def _panels(
+    figure: Any, view: View, *, width: float, height: float, legend: float = 0.0
+) -> list[tuple[Any, list[tuple[Any, ...]]]]:
+    """Return axes and rows for each setting, at most three settings in a row."""
+    groups = {setting: [row for row in view.rows if row[0] == setting] for setting in _unique(view, 0)}
+    columns = min(3, len(groups))
+    lines = -(-len(groups) // columns)
     figure.set_size_inches(width * columns + legend, height * lines + 0.4)
-    axes = figure.subplots(lines, columns, squeeze=False)
-    flat = [one for line in axes for one in line]
-    for one in flat[len(titles) :]:
+    axes = figure.subplots(lines, columns, squeeze=False).ravel().tolist()
+    for one in axes[len(groups) :]:
         one.set_visible(False)
-    for one, title in zip(flat, titles, strict=False):
-        one.set_title(title, fontsize=10)
+    for one, setting in zip(axes, groups, strict=False):
+        one.set_title(setting, fontsize=10)
         one.grid(alpha=0.3)
         one.spines[["top", "right"]].set_visible(False)
-    return flat[: len(titles)]
+    return list(zip(axes, groups.values(), strict=False))
 
 
-def _legend(figure: Any, axes: Sequence[Any]) -> None:
+def _legend(figure: Any) -> None:
     """Draw one legend for all panels, at their right; algorithms in the order of the study."""
     found: dict[str, Any] = {}
-    for one in axes:
+    for one in figure.axes:
         handles, labels = one.get_legend_handles_labels()
         found |= {label: handle for handle, label in zip(handles, labels, strict=True) if label not in found}
     figure.legend(found.values(), found.keys(), loc="outside right center", frameon=False, fontsize=9)
 
 
-def _accuracy(figure: Any, view: View) -> None:
-    settings, labels = _unique(view, 0), _unique(view, 1)
-    axes = _panels(figure, settings, width=3.6, height=0.26 * len(labels) + 0.9, legend=1.4)
-    for panel, (one, setting) in enumerate(zip(axes, settings, strict=True)):
-        for _, label, mean, sd, _, *seeds in (row for row in view.rows if row[0] == setting):
-            place, colour = labels.index(label), _MAIN if label == labels[0] else _PLAIN
+def _dots(figure: Any, view: View) -> None:
+    """Draw the mean of each algorithm, or of each of its predictors; bars are deviations, ticks are seeds."""
+    named, legend = (3, 2.0) if view.name == "predictors" else (2, 1.4)  # columns before the mean
+    names = list(dict.fromkeys(row[1:named] for row in view.rows))
+    ticks = [": ".join(name) for name in names]
+    panels = _panels(figure, view, width=3.6, height=0.26 * len(names) + 0.9, legend=legend)
+    for panel, (one, rows) in enumerate(panels):
+        for row in rows:
+            place, colour = names.index(row[1:named]), _MAIN if row[1] == names[0][0] else _PLAIN
+            mean, sd, *rest = row[named:]
             one.errorbar(100 * mean, place, xerr=100 * (sd or 0), fmt="o", color=colour, capsize=3, markersize=6)
-            given = [100 * seed for seed in seeds if seed is not None]
-            one.plot(given, [place] * len(given), "|", color=colour, markersize=7, alpha=0.6)
-        one.set_yticks(range(len(labels)), labels if panel % 3 == 0 else [""] * len(labels))
-        one.set_ylim(len(labels) - 0.5, -0.5)
-        one.set_xlabel("accuracy [%]")
+            seeds = [100 * seed for seed in rest[1:] if seed is not None]
+            one.plot(seeds, [place] * len(seeds), "|", color=colour, markersize=7, alpha=0.6)
+        one.set_yticks(range(len(names)), ticks if panel % 3 == 0 else [""] * len(names))
+        one.set(ylim=(len(names) - 0.5, -0.5), xlabel="accuracy [%]")
 
 
 def _curves(figure: Any, view: View) -> None:
-    settings, style = _unique(view, 0), _style(_unique(view, 1))
-    axes = _panels(figure, settings, width=3.8, height=3.2, legend=1.8)
-    for one, setting in zip(axes, settings, strict=True):
+    style = _style(view)
+    for one, here in _panels(figure, view, width=3.8, height=3.2, legend=1.8):
         for label, look in style.items():
-            rows = [row for row in view.rows if row[:2] == (setting, label)]
+            rows = [row for row in here if row[1] == label]
             if not rows:
                 continue
             x, mean = [row[2] for row in rows], [100 * row[3] for row in rows]
@@ -111,20 +112,18 @@ def _curves(figure: Any, view: View) -> None:
             if all(row[4] is not None for row in rows):
                 low, high = ([100 * (row[3] + sign * row[4]) for row in rows] for sign in (-1, 1))
                 one.fill_between(x, low, high, color=look["color"], alpha=0.12, linewidth=0)
-        one.set_xlabel("round")
-        one.set_ylabel("accuracy [%]")
-    _legend(figure, axes)
+        one.set(xlabel="round", ylabel="accuracy [%]")
+    _legend(figure)
 
 
 def _clients(figure: Any, view: View) -> None:
-    settings = _unique(view, 0)
-    for one, setting in zip(_panels(figure, settings, width=4.4, height=3.2), settings, strict=True):
-        found = sorted(100 * row[-1] for row in view.rows if row[0] == setting)
+    for one, rows in _panels(figure, view, width=4.4, height=3.2):
+        found = sorted(100 * row[-1] for row in rows)
         colours = [_COLOURS[0] if value > 0 else _COLOURS[1] for value in found]
         one.bar(range(len(found)), found, color=colours, width=1.0)
         one.axhline(0, color="black", linewidth=0.8)
-        one.set_xlabel("client, sorted")
-        one.set_ylabel(f"{view.headings[3]} minus {view.headings[4]}\n[percentage points]")
+        difference = f"{view.headings[3]} minus {view.headings[4]}\n[percentage points]"
+        one.set(xlabel="client, sorted", ylabel=difference)
 
 
 def _targets(figure: Any, view: View) -> None:
@@ -145,14 +144,13 @@ def _targets(figure: Any, view: View) -> None:
         for place, (one, (column, name)) in enumerate(zip(line, what, strict=True)):
             for i, label in enumerate(labels):
                 value = rows[label][column] if label in rows else None
-                if not value:
+                if value:
+                    one.barh(i, value, color=_MAIN if i == 0 else _PLAIN)
+                else:
                     told = "not reached by all" if value is None else "0"
                     one.text(0.02, i, told, transform=one.get_yaxis_transform(), va="center", fontsize=8)
-                else:
-                    one.barh(i, value, color=_MAIN if i == 0 else _PLAIN)
             one.set_yticks(range(len(labels)), labels if place == 0 else [""] * len(labels))
-            one.set_ylim(len(labels) - 0.5, -0.5)
-            one.set_xlim(left=0)
+            one.set(ylim=(len(labels) - 0.5, -0.5), xlim=(0, None))
             one.xaxis.set_major_formatter(EngFormatter(sep=" "))
             bars = any(row[column] for row in rows.values())
             one.xaxis.set_major_locator(MaxNLocator(4) if bars else FixedLocator([0]))
@@ -162,10 +160,8 @@ def _targets(figure: Any, view: View) -> None:
 
 
 def _grid(figure: Any, view: View) -> None:
-    settings, style = _unique(view, 0), _style(_unique(view, 1))
-    axes = _panels(figure, settings, width=3.8, height=3.2, legend=1.8)
-    for one, setting in zip(axes, settings, strict=True):
-        here = [row for row in view.rows if row[0] == setting]
+    style = _style(view)
+    for one, here in _panels(figure, view, width=3.8, height=3.2, legend=1.8):
         numeric = all(isinstance(row[3], (int, float)) and not isinstance(row[3], bool) for row in here)
         values = list(dict.fromkeys(row[3] if numeric else str(row[3]) for row in here))
         places: Sequence[Any] = sorted(values) if numeric else range(len(values))
@@ -179,54 +175,35 @@ def _grid(figure: Any, view: View) -> None:
                 mean, sd = [100 * row[4] for row in rows], [100 * (row[5] or 0) for row in rows]
                 one.errorbar(x, mean, yerr=sd, label=label, capsize=3, markersize=5, **look)
         one.set_xticks(values if numeric else range(len(values)), [str(value) for value in values])
-        one.set_xlabel(here[0][2])
-        one.set_ylabel("accuracy [%]")
-    _legend(figure, axes)
-
-
-def _predictors(figure: Any, view: View) -> None:
-    settings = _unique(view, 0)
-    names = list(dict.fromkeys((row[1], row[2]) for row in view.rows))
-    ticks = [f"{label}: {predictor}" for label, predictor in names]
-    axes = _panels(figure, settings, width=3.6, height=0.26 * len(names) + 0.9, legend=2.0)
-    for panel, (one, setting) in enumerate(zip(axes, settings, strict=True)):
-        for _, label, predictor, mean, sd in (row for row in view.rows if row[0] == setting):
-            colour = _MAIN if label == names[0][0] else _PLAIN
-            place = names.index((label, predictor))
-            one.errorbar(100 * mean, place, xerr=100 * (sd or 0), fmt="o", color=colour, capsize=3, markersize=6)
-        one.set_yticks(range(len(names)), ticks if panel % 3 == 0 else [""] * len(names))
-        one.set_ylim(len(names) - 0.5, -0.5)
-        one.set_xlabel("accuracy [%]")
+        one.set(xlabel=here[0][2], ylabel="accuracy [%]")
+    _legend(figure)
 
 
 def _gradient(figure: Any, view: View) -> None:
     from matplotlib.ticker import LogLocator
 
-    settings, style = _unique(view, 0), _style(_unique(view, 1))
-    axes = _panels(figure, settings, width=4.6, height=3.4, legend=1.8)
-    for one, setting in zip(axes, settings, strict=True):
+    style = _style(view)
+    for one, here in _panels(figure, view, width=4.6, height=3.4, legend=1.8):
         for label, look in style.items():
-            rows = [row for row in view.rows if row[:2] == (setting, label)]
+            rows = [row for row in here if row[1] == label]
             if rows:
                 x = [row[2] for row in rows]
                 one.plot(x, [row[3] for row in rows], color=look["color"], linestyle="-", linewidth=0.8, alpha=0.6)
                 look = {**look, "linewidth": 2.2, "markersize": 5, "markevery": max(1, len(x) // 6)}
                 one.plot(x, [row[5] for row in rows], label=label, **look)
-        one.set_yscale("log")
+        one.set(yscale="log", xlabel="round", ylabel="squared norm of the gradient")
         one.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
         one.yaxis.set_major_formatter("{x:g}")
         one.yaxis.set_minor_formatter("{x:g}")
-        one.set_xlabel("round")
-        one.set_ylabel("squared norm of the gradient")
-    _legend(figure, axes)
+    _legend(figure)
 
 
 _DRAW: dict[str, Callable[[Any, View], None]] = {
-    "accuracy": _accuracy,
+    "accuracy": _dots,
     "curves": _curves,
     "clients": _clients,
     "targets": _targets,
     "grid": _grid,
-    "predictors": _predictors,
+    "predictors": _dots,
     "gradient": _gradient,
 }

@@ -78,7 +78,6 @@ class Known(Section):
             raise ConfigError(
                 *(f"{path}: {dotted(item, *where)}: {sentence(details)}" for where, details in by_key(error).items())
             ) from error
-        odd = [one.tag for one in (*known.claims, *known.values) if one.tag not in TAGS]
-        if odd:
+        if odd := [one.tag for one in (*known.claims, *known.values) if one.tag not in TAGS]:
             raise ConfigError(f"{path}: {item}: got tag {odd[0]!r}; expected one of {', '.join(TAGS)}")
         return known

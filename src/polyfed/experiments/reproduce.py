@@ -17,7 +17,7 @@ from polyfed.compare.specs import FINISHED, RunSpec, chosen
 from polyfed.compare.statistics import Line, differences, standard_error
 from polyfed.config.toml import to_toml
 from polyfed.experiments import tuning
-from polyfed.experiments.catalogue import folder
+from polyfed.experiments.catalogue import FOLDER
 from polyfed.experiments.figures import draw
 from polyfed.experiments.known import TAGS, Known
 from polyfed.experiments.plan import rates, seconds
@@ -64,8 +64,7 @@ class Job:
     @property
     def item(self) -> str:
         """``fedmrl/table1`` for a committed study, else the name of the file."""
-        committed = self.path.is_relative_to(folder())
-        name = self.path.relative_to(folder()) if committed else Path(self.path.name)
+        name = self.path.relative_to(FOLDER) if self.path.is_relative_to(FOLDER) else Path(self.path.name)
         return name.with_suffix("").as_posix()
 
     @property
@@ -79,7 +78,7 @@ class Job:
         Raises:
             RunDirError: the folder has the page of another study with a file of the same name.
         """
-        if self.path.is_relative_to(folder()):
+        if self.path.is_relative_to(FOLDER):
             return
         note, mine = self.page / "study.txt", f"{self.path.absolute()}\n"
         if note.exists() and note.read_text(encoding="utf-8") != mine:
@@ -115,9 +114,8 @@ class Job:
         known = rates([*first, *after], self.out)
         asked = chosen(after, only)
         labels = {cell.label for cell in asked}
-        cells = [*(cell for cell in first if cell.label in labels), *asked]
         rows: dict[str, tuple[RunSpec, str, float | None]] = {}
-        for cell in cells:
+        for cell in (*(cell for cell in first if cell.label in labels), *asked):
             state = cell.state(self.out)
             left = 0.0 if state in FINISHED else seconds(cell, known)
             rows.setdefault(cell.folder, (cell, state, left))
@@ -184,20 +182,16 @@ def _page(
     cells = [cell for cell in everything if cell.label not in waiting]
     table = tabulate(cells, job.out, page)
     results = Results(study, cells, job.out)
-    views = [VIEWS[name](results) for name in study.show]
     parts = [f"# {study.title}", _head(job, everything, waiting)]
-    if cells:
-        parts += [table.to_markdown().rstrip()]
+    parts += [table.to_markdown().rstrip()] if cells else []
     if study.tune is not None and everything:
         what = _chosen(cells, tuned, job.edges(), waiting)
         parts += [f"Chosen on validation rows, which come out of the training rows:\n\n{what}"]
-    for view in views:
+    for view in [VIEWS[name](results) for name in study.show]:
         write(page / f"{view.name}.csv", view.to_csv())
-        pictured = draw(view, page / f"{view.name}.png", study.title)
-        parts += [_shown(view, pictured)]
+        parts += [_shown(view, draw(view, page / f"{view.name}.png", study.title))]
     parts += [_run(job, cells)] if cells else []
-    if study.source:
-        parts += [_paper(job.known, table)]
+    parts += [_paper(job.known, table)] if study.source else []
     if cells:
         parts += ["## Below two standard errors\n\n" + "\n".join(f"* {line}" for line in undecided(table.lines))]
     notes = page / "notes.md"
@@ -228,31 +222,32 @@ def _chosen(
     waiting: set[str],
 ) -> str:
     """Return the chosen values of each algorithm, and the algorithms without chosen values."""
-    lines = tuning.told(tuned, edges)
     lost = [label for label in dict.fromkeys(cell.label for cell in cells) if label not in tuned]
-    lines += [f"{label}: diverged at every point; the values of the file" for label in lost]
-    lines += [f"{', '.join(sorted(waiting))}: not tuned yet, and not shown"] if waiting else []
+    lines = [
+        *tuning.told(tuned, edges),
+        *(f"{label}: diverged at every point; the values of the file" for label in lost),
+        *([f"{', '.join(sorted(waiting))}: not tuned yet, and not shown"] if waiting else []),
+    ]
     return "\n".join(f"* {line}" for line in lines)
 
 
 def _head(job: Job, cells: Sequence[RunSpec], waiting: set[str]) -> str:
-    lines = [f"Reproduces {job.study.source}."] if job.study.source else []
-    item = job.item if job.path.is_relative_to(folder()) else shlex.quote(str(job.path))
-    lines += [f"Made by `polyfed reproduce {item}{f' --scale {job.scale}' if job.scale else ''}`."]
-    done = sum(cell.label not in waiting and cell.state(job.out) in FINISHED for cell in cells)
-    if job.scale == "smoke":
-        lines += ["**At this scale a study shows that it works; its numbers mean nothing.**"]
-    lines += [f"**{len(cells) - done} of {len(cells)} cells are not done yet.**"] if done < len(cells) else []
+    item = job.item if job.path.is_relative_to(FOLDER) else shlex.quote(str(job.path))
+    left = sum(cell.label in waiting or cell.state(job.out) not in FINISHED for cell in cells)
+    lines = [
+        *([f"Reproduces {job.study.source}."] if job.study.source else []),
+        f"Made by `polyfed reproduce {item}{f' --scale {job.scale}' if job.scale else ''}`.",
+        *(["**At this scale a study shows that it works; its numbers mean nothing.**"] if job.scale == "smoke" else []),
+        *([f"**{left} of {len(cells)} cells are not done yet.**"] if left else []),
+    ]
     return " ".join(lines)
 
 
 def _shown(view: View, pictured: bool) -> str:
     parts = [f"## {view.name.capitalize()}", f"{view.caption} Numbers: [{view.name}.csv]({view.name}.csv)."]
-    if pictured:
-        parts += [f"![{view.name}]({view.name}.png)"]
+    parts += [f"![{view.name}]({view.name}.png)"] if pictured else []
     if view.cells is not None and view.cells[1]:
-        headings, rows = view.cells
-        parts += [markdown(headings, rows, left=("setting", "algorithm", "predictor", "network"))]
+        parts += [markdown(*view.cells, left=("setting", "algorithm", "predictor", "network"))]
     return "\n\n".join(parts)
 
 
@@ -282,20 +277,17 @@ def undecided(lines: Sequence[Line]) -> list[str]:
     told: list[str] = []
     for setting in dict.fromkeys(line.setting for line in lines):
         main, *others = (line for line in lines if line.setting == setting)
-        small: list[str] = []
-        single: list[str] = []
-        compared = False
-        for other in others:
-            found = differences(main, other)
-            error = standard_error(found)
-            if not found:
-                continue
-            compared = True
-            mean = sum(found) / len(found)
-            if error is None:
-                single.append(f"{other.label} ({100 * mean:+.1f})")
-            elif not mean or abs(mean) < 2 * error:
-                small.append(f"{other.label} ({100 * mean:+.1f} ± {100 * error:.1f})")
+        compared = [
+            (other.label, sum(found) / len(found), standard_error(found))
+            for other in others
+            if (found := differences(main, other))
+        ]
+        single = [f"{label} ({100 * mean:+.1f})" for label, mean, error in compared if error is None]
+        small = [
+            f"{label} ({100 * mean:+.1f} ± {100 * error:.1f})"
+            for label, mean, error in compared
+            if error is not None and (not mean or abs(mean) < 2 * error)
+        ]
         where = f"{setting}: " if setting else ""
         if small:
             told.append(f"{where}{main.label} minus {', '.join(small)}; points ± standard error of the paired mean")

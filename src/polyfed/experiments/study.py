@@ -12,8 +12,18 @@ from pydantic import Field, ValidationError
 from polyfed.base.errors import ConfigError
 from polyfed.base.ranges import Count
 from polyfed.base.text import hint
-from polyfed.compare.specs import SECTIONS, AlgorithmEntry, RunSpec, Setting, expand, grid, overlaid, repeated
-from polyfed.config import Config, algorithm_class, algorithm_fields
+from polyfed.compare.specs import (
+    SECTIONS,
+    AlgorithmEntry,
+    RunSpec,
+    Setting,
+    expand,
+    grid,
+    keys_of,
+    overlaid,
+    repeated,
+)
+from polyfed.config import Config
 from polyfed.config.faults import by_key, dotted, sentence
 from polyfed.config.sections import Section
 from polyfed.config.toml import Table, read_toml
@@ -52,6 +62,11 @@ class SettingKeys(Section):
     algorithms: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     seeds: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
     grid: dict[str, Values] | None = None
+
+    @classmethod
+    def of(cls, table: Mapping[str, Any]) -> SettingKeys:
+        """Return these keys of a setting's table; pydantic's ValidationError names their faults."""
+        return cls.model_validate({key: value for key, value in table.items() if key in cls.model_fields})
 
 
 class Study(Section):
@@ -104,12 +119,10 @@ class Study(Section):
         try:
             study = cls.model_validate(tables)
         except ValidationError as error:
-            found = by_key(error).items()
             raise ConfigError(
-                *(f"{path}: {dotted(*where)}: {sentence(details)}" for where, details in found)
+                *(f"{path}: {dotted(*where)}: {sentence(details)}" for where, details in by_key(error).items())
             ) from error
-        faults = study.faults()
-        if faults:
+        if faults := study.faults():
             raise ConfigError(*(f"{path}: {fault}" for fault in faults))
         return study
 
@@ -125,7 +138,15 @@ class Study(Section):
                 found.append(f"tune.setting: got {self.tune.setting!r}; expected one of {', '.join(self.settings)}")
         if ("clients" in self.show) != (self.pair is not None):
             found.append('pair: expected two algorithms if, and only if, show has "clients"')
-        own = self._own(found)
+        own: dict[str, SettingKeys] = {}
+        for name, table in self.settings.items():
+            try:
+                own[name] = SettingKeys.of(table)
+            except ValidationError as error:
+                found += [
+                    f"{dotted('settings', name, *where)}: {sentence(details)}"
+                    for where, details in by_key(error).items()
+                ]
         known = {*self.algorithms, *(label for keys in own.values() for label in keys.algorithms or ())}
         found += [f"pair: {label!r} is not among the algorithms" for label in self.pair or () if label not in known]
         if not self.algorithms and self.show != ("networks",):
@@ -164,9 +185,8 @@ class Study(Section):
         for setting, keys in self._settings():
             try:
                 entries = self._entries(keys.algorithms or self.algorithms)
-                seeds = keys.seeds or self.seeds
                 points = grid(setting, self.grid if keys.grid is None else keys.grid)
-                cells += expand(config, entries, seeds, points, tuned=tuned)
+                cells += expand(config, entries, keys.seeds or self.seeds, points, tuned=tuned)
             except ConfigError as error:
                 faults += [f"{f'settings.{setting.name}: ' if setting.name else ''}{fault}" for fault in error.faults]
         if faults:
@@ -191,7 +211,7 @@ class Study(Section):
         """
         setting = self._tuned_in()
         (entry,) = self._entries([label])
-        takes = algorithm_fields(algorithm_class(self.configuration.algorithm_table(entry.name)["name"]))
+        takes = keys_of(self.configuration, entry)
         special = cast(Table, setting.tables.get("algorithm", {}))
         own = {key: value for key, value in special.items() if key in takes}
         return self._tuning([label], [replace(setting, tables={**setting.tables, "algorithm": own}).at(point)])
@@ -215,46 +235,40 @@ class Study(Section):
             for cell in cells
             if not cell.config.data.validation_fraction
         ]
-        for entry in self._entries(list(dict.fromkeys(cell.label for cell in cells))):
-            for key in self.tune.grid:
-                section, _, name = key.partition(".")
-                if name in (entry.keys if section == "algorithm" else cast(Table, entry.sections.get(section, {}))):
-                    faults.append(f"tune.grid.{key}: {entry.label} sets {name} itself, so there is nothing to choose")
+        keys = [key.partition(".") for key in self.tune.grid]
+        faults += [
+            f"tune.grid.{section}.{name}: {entry.label} sets {name} itself, so there is nothing to choose"
+            for entry in self._entries(list(dict.fromkeys(cell.label for cell in cells)))
+            for section, _, name in keys
+            if name in (entry.keys if section == "algorithm" else cast(Table, entry.sections.get(section, {})))
+        ]
         return list(dict.fromkeys(faults))
-
-    def _own(self, faults: list[str] | None = None) -> dict[str, SettingKeys]:
-        """Return the settings' own keys by name; adds their faults to ``faults``."""
-        found: dict[str, SettingKeys] = {}
-        for name, table in self.settings.items():
-            try:
-                found[name] = SettingKeys.model_validate({key: value for key, value in table.items() if key in _OWN})
-            except ValidationError as error:
-                told = by_key(error).items()
-                (faults if faults is not None else []).extend(
-                    f"{dotted('settings', name, *where)}: {sentence(details)}" for where, details in told
-                )
-        return found
 
     def _twice(self, own: Mapping[str, SettingKeys]) -> list[str]:
         """Return a fault for each list that names an item twice, as the item would count twice."""
-        lists: dict[str, Sequence[Any]] = {"algorithms": self.algorithms, "seeds": self.seeds}
-        lists |= {f"grid.{key}": values for key, values in self.grid.items()}
+        lists: dict[str, Sequence[Any]] = {
+            "algorithms": self.algorithms,
+            "seeds": self.seeds,
+            **{f"grid.{key}": values for key, values in self.grid.items()},
+        }
         if self.tune is not None:
-            lists |= {"tune.seeds": self.tune.seeds}
-            lists |= {f"tune.grid.{key}": values for key, values in self.tune.grid.items()}
+            lists |= {
+                "tune.seeds": self.tune.seeds,
+                **{f"tune.grid.{key}": values for key, values in self.tune.grid.items()},
+            }
         for name, keys in own.items():
             at = dotted("settings", name)
-            lists |= {f"{at}.algorithms": keys.algorithms or (), f"{at}.seeds": keys.seeds or ()}
-            lists |= {f"{at}.grid.{key}": values for key, values in (keys.grid or {}).items()}
+            lists |= {
+                f"{at}.algorithms": keys.algorithms or (),
+                f"{at}.seeds": keys.seeds or (),
+                **{f"{at}.grid.{key}": values for key, values in (keys.grid or {}).items()},
+            }
         return [f"{where}: {again[0]!r} is named twice" for where, some in lists.items() if (again := repeated(some))]
 
     def _settings(self) -> list[tuple[Setting, SettingKeys]]:
-        if not self.settings:
-            return [(Setting(), SettingKeys())]
-        own = self._own()
         return [
-            (Setting(name, {key: value for key, value in table.items() if key not in _OWN}), own[name])
-            for name, table in self.settings.items()
+            (Setting(name, {key: value for key, value in table.items() if key not in _OWN}), SettingKeys.of(table))
+            for name, table in (self.settings or {"": {}}).items()
         ]
 
     def _entries(self, labels: Sequence[str]) -> list[AlgorithmEntry]:
@@ -267,21 +281,18 @@ class Study(Section):
 
 
 #: Keys of a setting that are not sections of a configuration.
-_OWN = ("algorithms", "seeds", "grid")
+_OWN = tuple(SettingKeys.model_fields)
 
 
-def _anchored(tables: Table, folder: Path) -> Table:
-    """Return the tables with their paths made relative to ``folder``, wherever a configuration has keys of paths."""
-    out: Table = {}
+def _anchor(tables: Table, folder: Path) -> None:
+    """Make paths start at ``folder``, wherever a configuration has keys of paths. Changes ``tables``."""
     for key, value in tables.items():
         if isinstance(value, dict):
-            below = out[key] = _anchored(cast(Table, value), folder)
+            below = cast(Table, value)
+            _anchor(below, folder)
             name = _PATHS.get(key)
             if name in below and isinstance(below[name], str) and (name == "path" or below[name].endswith(".csv")):
                 below[name] = str((folder / Path(below[name]).expanduser()).absolute())
-        else:
-            out[key] = value
-    return out
 
 
 #: Keys that hold paths, by section.
@@ -290,7 +301,8 @@ _PATHS = {"data": "path", "devices": "profiles"}
 
 def _tables(path: Path) -> Table:
     """Return a file's tables over those of its ``base``; a path is relative to the file that contains it."""
-    tables = _anchored(read_toml(path), path.parent)
+    tables = read_toml(path)
+    _anchor(tables, path.parent)
     base = tables.pop("base", None)
     if base is None:
         return tables

@@ -6,13 +6,13 @@ search continues beyond it, until the best point has a neighbour on both sides o
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from polyfed.base.errors import ConfigError
 from polyfed.compare.specs import FINISHED, RunSpec
+from polyfed.compare.statistics import mean_over
 from polyfed.config import algorithm_class, algorithm_fields
 from polyfed.experiments.study import Study
 from polyfed.rounds.federation import misfits
@@ -32,7 +32,6 @@ def search(study: Study, root: Path) -> tuple[list[RunSpec], dict[str, dict[str,
         The cells, those of the grid first; and by label and key why the best value stayed at the edge of the tried
         values. An algorithm with cells that are not done has no edges yet.
     """
-    assert study.tune is not None
     cells = study.tuning()
     edges: dict[str, dict[str, str]] = {}
     for label in dict.fromkeys(cell.label for cell in cells):
@@ -58,12 +57,9 @@ def choose(cells: Sequence[RunSpec], root: Path) -> dict[str, Point]:
     Returns:
         Values by label and dotted key, for the keys that the algorithm has; no label whose points all diverged.
     """
-    chosen: dict[str, Point] = {}
-    for label in dict.fromkeys(cell.label for cell in cells):
-        best = _best(_tried([cell for cell in cells if cell.label == label]), root)
-        if best is not None:
-            chosen[label] = best
-    return chosen
+    labels = dict.fromkeys(cell.label for cell in cells)
+    best = {label: _best(_tried([cell for cell in cells if cell.label == label]), root) for label in labels}
+    return {label: point for label, point in best.items() if point is not None}
 
 
 def told(chosen: Mapping[str, Point], edges: Mapping[str, Mapping[str, str]]) -> list[str]:
@@ -99,13 +95,13 @@ def _best(tried: Sequence[tuple[Point, list[RunSpec]]], root: Path) -> Point | N
 
 
 def _score(cells: Sequence[RunSpec], root: Path) -> float | None:
-    found = [cell.summary(root) for cell in cells]
-    done = [summary["accuracy"]["mean"] for summary in found if summary is not None]
-    return statistics.fmean(done) if len(done) == len(found) else None
+    found = (cell.summary(root) for cell in cells)
+    return mean_over([None if summary is None else summary["accuracy"]["mean"] for summary in found])
 
 
 def _beyond(study: Study, label: str, own: list[RunSpec], root: Path) -> tuple[list[RunSpec], dict[str, str]]:
     """Return the untried neighbours of the best point, and why a side has no neighbour."""
+    assert study.tune is not None
     tried = _tried(own)
     points, best = [point for point, _ in tried], _best(tried, root)
     if best is None:
@@ -122,11 +118,9 @@ def _beyond(study: Study, label: str, own: list[RunSpec], root: Path) -> tuple[l
             new = {**best, key: value}
             if value is None:
                 edges[key] = f"there is no value {side}"
-            elif any(point == new for point in points):
-                continue
-            elif value not in values and _widened(study, key, values) >= _most(study):
-                edges[key] = f"no value {side} was tried, as the search widens {_most(study)} times at most"
-            else:
+            elif value not in values and sum(known not in study.tune.grid[key] for known in values) >= study.tune.widen:
+                edges[key] = f"no value {side} was tried, as the search widens {study.tune.widen} times at most"
+            elif new not in points:
                 found, fault = _cells(study, label, new, root)
                 more += found
                 if fault:
@@ -151,17 +145,6 @@ def _next(values: Sequence[Any], value: Any, step: int) -> Any:
     beyond = outer * (outer / inner)
     further = round(beyond) if all(isinstance(known, int) for known in values) else float(f"{beyond:.4g}")
     return further if (further < outer if step < 0 else further > outer) else None
-
-
-def _most(study: Study) -> int:
-    assert study.tune is not None
-    return study.tune.widen
-
-
-def _widened(study: Study, key: str, values: Sequence[Any]) -> int:
-    """Return how many values of a key are outside the grid."""
-    assert study.tune is not None
-    return sum(value not in study.tune.grid[key] for value in values)
 
 
 def _cells(study: Study, label: str, point: Point, root: Path) -> tuple[list[RunSpec], str]:

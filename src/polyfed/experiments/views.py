@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from polyfed.base.text import csv_text
 from polyfed.compare.specs import RunSpec
-from polyfed.compare.statistics import deviation
-from polyfed.config import Config
+from polyfed.compare.statistics import deviation, participations
+from polyfed.core.algorithm import Task
 from polyfed.data.catalogue import SHAPES
 from polyfed.experiments.study import Study
 from polyfed.models.catalogue import ModelSpec
@@ -70,16 +71,23 @@ class Results:
             out.setdefault((cell.setting.title, cell.label), []).append(cell)
         return out
 
-    def rounds(self, cell: RunSpec) -> list[dict[str, Any]]:
-        """The evaluated rounds of a cell."""
-        lines = (cell.run_dir(self.root) / "rounds.jsonl").read_text().splitlines()
-        return [row for row in map(json.loads, lines) if "accuracy" in row]
+    def by_round(
+        self, cells: Sequence[RunSpec], value: Callable[[dict[str, Any]], float | None]
+    ) -> list[tuple[int, float, float | None]]:
+        """The mean and deviation, over cells, of a value of the evaluated rounds; without rounds that have None."""
+        found: dict[int, list[float]] = {}
+        for row in chain.from_iterable(self._rows(cell, "rounds.jsonl") for cell in cells):
+            if "accuracy" in row and (number := value(row)) is not None:
+                found.setdefault(row["round"], []).append(number)
+        return [(round_, *_spread(numbers)) for round_, numbers in sorted(found.items())]
 
     def clients(self, cell: RunSpec) -> dict[int, float]:
         """The accuracy of each client at the end."""
-        lines = (cell.run_dir(self.root) / "clients.jsonl").read_text().splitlines()
-        rows = (row for row in map(json.loads, lines) if row["round"] == cell.config.run.rounds)
+        rows = (row for row in self._rows(cell, "clients.jsonl") if row["round"] == cell.config.run.rounds)
         return {row["client"]: row["accuracy"] for row in rows if "accuracy" in row}
+
+    def _rows(self, cell: RunSpec, name: str) -> Iterator[dict[str, Any]]:
+        return map(json.loads, (cell.run_dir(self.root) / name).read_text().splitlines())
 
 
 def _spread(values: Sequence[float]) -> tuple[float, float | None]:
@@ -93,22 +101,25 @@ def accuracy(results: Results) -> View:
     for (setting, label), cells in results.groups().items():
         means = {cell.seed: results.done[cell]["accuracy"]["mean"] for cell in cells}
         rows += [(setting, label, *_spread(list(means.values())), len(means), *map(means.get, seeds))]
-    headings = ("setting", "algorithm", "mean", "sd", "seeds", *(f"seed {seed}" for seed in seeds))
-    caption = "Test accuracy after the last round; bars are one standard deviation, ticks are seeds."
-    return View("accuracy", caption, headings, rows)
+    return View(
+        "accuracy",
+        "Test accuracy after the last round; bars are one standard deviation, ticks are seeds.",
+        ("setting", "algorithm", "mean", "sd", "seeds", *(f"seed {seed}" for seed in seeds)),
+        rows,
+    )
 
 
 def curves(results: Results) -> View:
     """Accuracies over rounds."""
     rows: list[tuple[Any, ...]] = []
     for (setting, label), cells in results.groups().items():
-        found: dict[int, list[float]] = {}
-        for cell in cells:
-            for row in results.rounds(cell):
-                found.setdefault(row["round"], []).append(row["accuracy"]["mean"])
-        rows += [(setting, label, round_, *_spread(means)) for round_, means in sorted(found.items())]
-    caption = "Test accuracy over rounds, mean over seeds; bands are one standard deviation."
-    return View("curves", caption, ("setting", "algorithm", "round", "mean", "sd"), rows)
+        rows += [(setting, label, *at) for at in results.by_round(cells, lambda row: row["accuracy"]["mean"])]
+    return View(
+        "curves",
+        "Test accuracy over rounds, mean over seeds; bands are one standard deviation.",
+        ("setting", "algorithm", "round", "mean", "sd"),
+        rows,
+    )
 
 
 def clients(results: Results) -> View:
@@ -117,31 +128,26 @@ def clients(results: Results) -> View:
     one, other = results.study.pair
     by = {(cell.setting.title, cell.seed, cell.label): cell for cell in results.done}
     rows: list[tuple[Any, ...]] = []
+    for setting, seed, label in by:
+        if label == one and (setting, seed, other) in by:
+            a, b = (results.clients(by[setting, seed, name]) for name in (one, other))
+            rows += [(setting, seed, client, a[client], b[client], a[client] - b[client]) for client in a]
     told: list[tuple[str, ...]] = []
-    for setting in dict.fromkeys(title for title, _, _ in by):
-        found: list[tuple[Any, ...]] = []
-        for seed in dict.fromkeys(seed for title, seed, _ in by if title == setting):
-            if (setting, seed, one) in by and (setting, seed, other) in by:
-                a, b = (results.clients(by[setting, seed, label]) for label in (one, other))
-                found += [(setting, seed, client, a[client], b[client], a[client] - b[client]) for client in a]
-        if found:
-            better, worse = (sum(sign * row[-1] > 0 for row in found) for sign in (1, -1))
-            shares = (percent(better / len(found), 0), percent(worse / len(found), 0))
-            told.append(
-                (setting or "-", str(len(found)), *shares, f"{100 * statistics.fmean(r[-1] for r in found):+.1f}")
-            )
-        rows += found
-    caption = f"Accuracy of each client with {one} minus with {other}; clients of all seeds together, sorted."
-    heads = ("setting", "clients", f"better with {one}", f"better with {other}", "mean difference")
-    return View("clients", caption, ("setting", "seed", "client", one, other, "difference"), rows, (heads, told))
+    for setting in dict.fromkeys(row[0] for row in rows):
+        found = [row[-1] for row in rows if row[0] == setting]
+        shares = (percent(sum(sign * difference > 0 for difference in found) / len(found), 0) for sign in (1, -1))
+        told.append((setting or "-", str(len(found)), *shares, f"{100 * statistics.fmean(found):+.1f}"))
+    return View(
+        "clients",
+        f"Accuracy of each client with {one} minus with {other}; clients of all seeds together, sorted.",
+        ("setting", "seed", "client", one, other, "difference"),
+        rows,
+        (("setting", "clients", f"better with {one}", f"better with {other}", "mean difference"), told),
+    )
 
 
 def targets(results: Results) -> View:
     """The costs of reaching an accuracy, as the paper counts them and as polyfed does."""
-    headings = (
-        *("setting", "algorithm", "target", "seeds", "seeds_that_reached", "rounds", "parameters_one_client"),
-        *("forward_flops_one_example", "training_flops_one_client", "bytes_all_clients", "training_flops_all_clients"),
-    )
     rows: list[tuple[Any, ...]] = []
     for (setting, label), cells in results.groups().items():
         seeds = sum(
@@ -152,33 +158,22 @@ def targets(results: Results) -> View:
             reached = [
                 (done, done["targets"][place]) for cell in cells if (done := results.done[cell])["targets"][place]
             ]
-            row = (setting, label, target, seeds, len(reached))
-            if len(reached) < seeds:
-                rows.append((*row, *[None] * 6))
-                continue
             many = [
                 (
                     at["round"],
-                    at["round"] * (done["bytes"]["up_values"] + done["bytes"]["down_values"]) / value / _times(done),
+                    at["round"]
+                    * (done["bytes"]["up_values"] + done["bytes"]["down_values"])
+                    / value
+                    / participations(done),
                     at["round"] * done["flops_per_example"],
-                    at["round"] * done["flops"] / _times(done),
+                    at["round"] * done["flops"] / participations(done),
                     at["bytes_up"] + at["bytes_down"],
                     at["flops"],
                 )
                 for done, at in reached
             ]
-            rows.append((*row, *(statistics.fmean(column) for column in zip(*many, strict=True))))
-    caption = (
-        "Cost until the mean accuracy first reaches a target at an evaluated round; only if all seeds do. As the paper "
-        "defines it: parameters exchanged between the server and one client in a round, both ways, the mean over the "
-        "run, times rounds; and FLOPs of one client in a round times rounds, which seems to mean one forward pass of "
-        "one example. As it is: counted training FLOPs of one client, forward and backward over all its examples and "
-        "epochs, times rounds; and bytes and training FLOPs of all clients that took part."
-    )
-    heads = (
-        *("setting", "algorithm", "target", "rounds", "parameters, one client", "FLOPs, one forward pass"),
-        *("training FLOPs, one client", "bytes, all clients", "training FLOPs, all clients"),
-    )
+            means = [None] * 6 if len(many) < seeds else map(statistics.fmean, zip(*many, strict=True))
+            rows.append((setting, label, target, seeds, len(many), *means))
     told = [
         (
             row[0] or "-",
@@ -188,16 +183,30 @@ def targets(results: Results) -> View:
         )
         for row in rows
     ]
-    return View("targets", caption, headings, rows, (heads, told))
+    heads = (
+        *("setting", "algorithm", "target", "rounds", "parameters, one client", "FLOPs, one forward pass"),
+        *("training FLOPs, one client", "bytes, all clients", "training FLOPs, all clients"),
+    )
+    return View(
+        "targets",
+        "Cost until the mean accuracy first reaches a target at an evaluated round; only if all seeds do. As the paper "
+        "defines it: parameters exchanged between the server and one client in a round, both ways, the mean over the "
+        "run, times rounds; and FLOPs of one client in a round times rounds, which seems to mean one forward pass of "
+        "one example. As it is: counted training FLOPs of one client, forward and backward over all its examples and "
+        "epochs, times rounds; and bytes and training FLOPs of all clients that took part.",
+        (
+            *("setting", "algorithm", "target", "seeds", "seeds_that_reached", "rounds", "parameters_one_client"),
+            *("forward_flops_one_example", "training_flops_one_client"),
+            *("bytes_all_clients", "training_flops_all_clients"),
+        ),
+        rows,
+        (heads, told),
+    )
 
 
 def _told(found: Sequence[float]) -> list[str]:
     rounds, parameters, forward, training, sent, everything = found
     return [f"{rounds:.0f}", flops(parameters), flops(forward), flops(training), size(sent), flops(everything)]
-
-
-def _times(summary: Summary) -> int:
-    return max(1, summary["clients"]["participations"])
 
 
 def grid(results: Results) -> View:
@@ -208,15 +217,16 @@ def grid(results: Results) -> View:
         if not setting.point:
             continue
         varied = [key for key in setting.point if len({str(c.setting.point.get(key)) for c in results.cells}) > 1]
-        key = (varied or list(setting.point))[0]
-        rest = [
-            w for w, k in zip(setting.words[1 if setting.name else 0 :], setting.point, strict=True) if k in varied[1:]
-        ]
-        panel = ", ".join([*([setting.name] if setting.name else []), *rest])
+        key, *others = varied or list(setting.point)[:1]
+        panel = replace(setting, point={other: setting.point[other] for other in others}).title
         means = [results.done[cell]["accuracy"]["mean"] for cell in cells]
         rows.append((panel, label, key.rpartition(".")[2], setting.point[key], *_spread(means)))
-    caption = "Test accuracy after the last round along a grid; bars are one standard deviation over seeds."
-    return View("grid", caption, ("setting", "algorithm", "key", "value", "mean", "sd"), rows)
+    return View(
+        "grid",
+        "Test accuracy after the last round along a grid; bars are one standard deviation over seeds.",
+        ("setting", "algorithm", "key", "value", "mean", "sd"),
+        rows,
+    )
 
 
 def predictors(results: Results) -> View:
@@ -234,44 +244,35 @@ def predictors(results: Results) -> View:
         )
         for row in rows
     ]
-    caption = "Test accuracy of every predictor after the last round; the first of each algorithm is the headline."
-    headings = ("setting", "algorithm", "predictor", "mean", "sd")
-    return View("predictors", caption, headings, rows, (("setting", "algorithm", "predictor", "accuracy"), told))
+    return View(
+        "predictors",
+        "Test accuracy of every predictor after the last round; the first of each algorithm is the headline.",
+        ("setting", "algorithm", "predictor", "mean", "sd"),
+        rows,
+        (("setting", "algorithm", "predictor", "accuracy"), told),
+    )
 
 
 def gradient(results: Results) -> View:
     """Squared gradient norms over rounds."""
     rows: list[tuple[Any, ...]] = []
     for (setting, label), cells in results.groups().items():
-        found: dict[int, list[float]] = {}
-        for cell in cells:
-            for row in results.rounds(cell):
-                if row.get("gradient_squared") is not None:
-                    found.setdefault(row["round"], []).append(row["gradient_squared"])
-        so_far: list[float] = []
-        for round_, values in sorted(found.items()):
-            mean, sd = _spread(values)
-            so_far.append(mean)
-            rows.append((setting, label, round_, mean, sd, statistics.fmean(so_far)))
-    caption = (
+        found = results.by_round(cells, lambda row: row.get("gradient_squared"))
+        so_far = (statistics.fmean(mean for _, mean, _ in found[:end]) for end in range(1, len(found) + 1))
+        rows += [(setting, label, *at, mean) for at, mean in zip(found, so_far, strict=True)]
+    return View(
+        "gradient",
         "Squared norm of the gradient of a client's whole local model on all its training examples, mean over a sample "
         "of clients and over seeds; thick: the mean over the evaluated rounds so far. The theorem bounds the mean over "
-        "rounds and local steps; what is measured here is the start of each evaluated round."
+        "rounds and local steps; what is measured here is the start of each evaluated round.",
+        ("setting", "algorithm", "round", "gradient_squared", "sd", "mean_so_far"),
+        rows,
     )
-    headings = ("setting", "algorithm", "round", "gradient_squared", "sd", "mean_so_far")
-    return View("gradient", caption, headings, rows)
 
 
 def networks(results: Results) -> View:
     """Parameters and sizes of the clients' networks, counted."""
-    return View(
-        "networks", "Networks, counted on the layers that are trained.", *_networks(results.study.configuration)
-    )
-
-
-def _networks(config: Config) -> tuple[tuple[str, ...], list[tuple[Any, ...]], tuple[tuple[str, ...], list[Any]]]:
-    from polyfed.core.algorithm import Task
-
+    config = results.study.configuration
     channels, classes = SHAPES[config.data.dataset]
     side = config.data.image_size or 32
     task = Task(input_shape=(channels, side, side), num_classes=classes)
@@ -282,8 +283,13 @@ def _networks(config: Config) -> tuple[tuple[str, ...], list[tuple[Any, ...]], t
         count = sum(model.shapes[name].numel() for name in model.parameter_names)
         rows.append((str(spec), model.rep_dim, count, count * 4 / 2**20))
     told = [(name, str(width), f"{count:,}", f"{mebi:.2f} MiB") for name, width, count, mebi in rows]
-    heads = ("network", "representation", "parameters", "size in fp32")
-    return ("network", "rep_dim", "parameters", "MiB"), rows, (heads, told)
+    return View(
+        "networks",
+        "Networks, counted on the layers that are trained.",
+        ("network", "rep_dim", "parameters", "MiB"),
+        rows,
+        (("network", "representation", "parameters", "size in fp32"), told),
+    )
 
 
 VIEWS: dict[str, Callable[[Results], View]] = {

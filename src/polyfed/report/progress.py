@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
 from polyfed.report.units import clock, duration, percent, size
@@ -71,15 +71,13 @@ class Lines:
 
     def round_ended(self, row: Row) -> None:
         """Print a line for an evaluated round, unless the last line is too recent."""
-        accuracy = row.get("accuracy")
-        if accuracy is None:
+        accuracy, round_, rounds = row.get("accuracy"), row["round"], row["rounds"]
+        recent = self._last is not None and round_ != rounds and round_ - self._last < rounds / _LINES
+        if accuracy is None or recent:
             return
-        last, rounds = row["round"] == row["rounds"], row["rounds"]
-        if self._last is not None and not last and row["round"] - self._last < rounds / _LINES:
-            return
-        self._last = row["round"]
+        self._last = round_
         parts = [
-            f"round {row['round']:>{len(str(rounds))}}/{rounds}",
+            f"round {round_:>{len(str(rounds))}}/{rounds}",
             f"accuracy {percent(accuracy['mean'])}",
             f"{size(_traffic(row))} up and down",
             duration(self._clock.elapsed()),
@@ -105,7 +103,7 @@ class Live:
     """
 
     def __init__(self, console: Console, label: str, now: Callable[[], float] = time.monotonic) -> None:
-        self._label, self._now = label, now
+        self._now = now
         self._clock = _Clock(1, now)
         self._accuracy = "-"
         self._bar = Progress(
@@ -116,19 +114,16 @@ class Live:
             TextColumn("{task.fields[told]}"),
             console=console,
         )
-        self._task: TaskID | None = None
+        self._task = self._bar.add_task(label, total=None, told="")
 
     def started(self, run_dir: Path, config: Config, first_round: int) -> None:
         """Draw the bar."""
         self._clock = _Clock(first_round, self._now)
-        done = first_round - 1
-        self._task = self._bar.add_task(self._label, total=config.run.rounds, completed=done, told="")
+        self._bar.update(self._task, total=config.run.rounds, completed=first_round - 1)
         self._bar.start()
 
     def round_ended(self, row: Row) -> None:
         """Move the bar."""
-        if self._task is None:
-            return
         if "accuracy" in row:
             self._accuracy = percent(row["accuracy"]["mean"])
         left = self._clock.left(row)

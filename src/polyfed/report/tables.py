@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from polyfed.report.progress import Summary
 from polyfed.report.units import duration, flops, percent, size
-
-if TYPE_CHECKING:
-    pass
-
 
 TRAINING_TIME = "Training time is wall clock without evaluation, and FLOPs are those of training alone."
 
@@ -23,7 +18,6 @@ SIMULATED_TIME = (
     "Simulated time is of training on the devices of the table; 'to' is the time to the first evaluation at a target."
 )
 
-_BOUNDLESS = 10_000  # columns
 _GAP = 2  # columns between columns
 _FOLDED = 10  # columns to which text may be folded
 _NOTEWORTHY = 0.01  # share of indices and header in the bytes, above which the notes list them
@@ -31,7 +25,7 @@ _NOTEWORTHY = 0.01  # share of indices and header in the bytes, above which the 
 
 def console() -> Console:
     """Return standard output; if it is no terminal, it is wide enough for any table."""
-    return Console() if Console().is_terminal else Console(width=_BOUNDLESS)
+    return Console() if Console().is_terminal else Console(width=10_000)
 
 
 def print_table(
@@ -83,12 +77,13 @@ class _Part:
         self.least = sum(min(w, _FOLDED) if t else w for w, t in zip(wide, text, strict=True)) + gaps
 
     def table(self) -> Table:
-        table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0))
-        for heading in self._headings:
-            if heading in self._left:
-                table.add_column(heading, overflow="fold")
-            else:
-                table.add_column(heading, justify="right", no_wrap=True)
+        columns = (
+            Column(heading, overflow="fold")
+            if heading in self._left
+            else Column(heading, justify="right", no_wrap=True)
+            for heading in self._headings
+        )
+        table = Table(*columns, box=None, pad_edge=False, padding=(0, _GAP, 0, 0))
         for row in self._rows:
             table.add_row(*row)
         return table
@@ -101,34 +96,27 @@ def closing_table(console: Console, summaries: Mapping[str, Summary]) -> None:
         console: where to.
         summaries: summary.json of each run, by label.
     """
-    targets = targets_of(summaries.values())
+    targets = sorted(
+        {reached["accuracy"] for summary in summaries.values() for reached in summary.get("targets", ()) if reached}
+    )
     simulated = any("simulated" in summary for summary in summaries.values())
     times = ("simulated\ntime", *(f"to\n{percent(target)}" for target in targets)) if simulated else ()
     costs = ("up", "down", "FLOPs", "training\ntime", "peak\nmemory", *times)
-    rows: list[tuple[str, ...]] = []
-    for label, summary in summaries.items():
-        accuracy, sent = summary["accuracy"], summary["bytes"]
-        rows.append(
-            (
-                label,
-                percent(accuracy["mean"]),
-                percent(accuracy["worst_decile"]),
-                size(sent["up"]),
-                size(sent["down"]),
-                flops(summary["flops"]),
-                duration(summary["seconds"]),
-                size(summary["memory"]["process_peak"]),
-                *((_told(simulated_time(summary)),) if simulated else ()),
-                *(_told(simulated_time(summary, target)) for target in (targets if simulated else ())),
-            )
+    rows = [
+        (
+            label,
+            percent(summary["accuracy"]["mean"]),
+            percent(summary["accuracy"]["worst_decile"]),
+            size(summary["bytes"]["up"]),
+            size(summary["bytes"]["down"]),
+            flops(summary["flops"]),
+            duration(summary["seconds"]),
+            size(summary["memory"]["process_peak"]),
+            *(duration(simulated_time(summary, target)) for target in ((None, *targets) if simulated else ())),
         )
+        for label, summary in summaries.items()
+    ]
     print_table(console, ("algorithm", "mean", "worst\ntenth", *costs), rows, left=("algorithm",), costs=costs)
-
-
-def targets_of(summaries: Iterable[Summary]) -> list[float]:
-    """Return the target accuracies that at least one run reached, ascending."""
-    reached = {target["accuracy"] for summary in summaries for target in summary.get("targets", ()) if target}
-    return sorted(reached)
 
 
 def simulated_time(summary: Summary, target: float | None = None) -> float | None:
@@ -141,10 +129,6 @@ def simulated_time(summary: Summary, target: float | None = None) -> float | Non
     return next((reached["simulated_seconds"] for reached in found), None)
 
 
-def _told(seconds: float | None) -> str:
-    return "-" if seconds is None else duration(seconds)
-
-
 def remarks(summaries: Mapping[str, Summary]) -> list[str]:
     """Return the remarks under the table: runs that are better than the main run, and notes on bytes, times and peaks.
 
@@ -153,13 +137,11 @@ def remarks(summaries: Mapping[str, Summary]) -> list[str]:
     """
     (main, first), *others = summaries.items()
     mean = first["accuracy"]["mean"]
-    said: list[str] = []
-    for label, summary in others:
-        lead = summary["accuracy"]["mean"]
-        if lead > mean:
-            said.append(
-                f"{label} leads {main}: {percent(lead, 2)} against {percent(mean, 2)} in the mean over clients."
-            )
+    said = [
+        f"{label} leads {main}: {percent(lead, 2)} against {percent(mean, 2)} in the mean over clients."
+        for label, summary in others
+        if (lead := summary["accuracy"]["mean"]) > mean
+    ]
     for label, summary in summaries.items():
         for way in ("up", "down"):
             sent = summary["bytes"]
@@ -167,12 +149,9 @@ def remarks(summaries: Mapping[str, Summary]) -> list[str]:
             if total and (total - values) / total > _NOTEWORTHY:
                 rest = f"{size(sent.get(f'{way}_indices', 0))} indices, {size(sent.get(f'{way}_header', 0))} header"
                 said.append(f"{label}: of the {size(total)} {way}, {size(values)} are values, {rest}.")
-    for label, summary in summaries.items():
-        if "simulated" in summary and (in_vain := _in_vain(summary["simulated"])):
-            said.append(f"{label}: {in_vain}.")
-    said.append(TRAINING_TIME)
-    if any("simulated" in summary for summary in summaries.values()):
-        said.append(SIMULATED_TIME)
+    clocks = {label: summary["simulated"] for label, summary in summaries.items() if "simulated" in summary}
+    said += [f"{label}: {in_vain}." for label, clock in clocks.items() if (in_vain := _in_vain(clock))]
+    said += [TRAINING_TIME, *([SIMULATED_TIME] if clocks else [])]
     if others:
         said.append("Peak memory is that of the process and its workers so far, for all rows; they share part of it.")
     return said

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 
 def percent(fraction: float | None, digits: int = 1) -> str:
@@ -28,14 +24,14 @@ def flops(count: float) -> str:
 def _scaled(count: float, unit: str) -> str:
     if count < 1000:
         return f"{count:.0f} {unit}".rstrip()
-    power = 1
-    while count >= 999.5 * 1000**power and power < 6:  # 999.6 kB is 1 MB, not 1e+03 kB
-        power += 1
+    power = 1 + sum(count >= 999.5 * 1000**lower for lower in range(1, 6))  # 999.6 kB is 1 MB, not 1e+03 kB
     return f"{count / 1000**power:.3g} {' kMGTPE'[power]}{unit}"
 
 
-def duration(seconds: float) -> str:
-    """Seconds as text: 3725 -> "1 h 02 min"; 95 -> "1 min 35 s"; 8.25 -> "8.2 s"."""
+def duration(seconds: float | None) -> str:
+    """Seconds as text: 3725 -> "1 h 02 min"; 95 -> "1 min 35 s"; 8.25 -> "8.2 s"; None -> "-"."""
+    if seconds is None:
+        return "-"
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
