@@ -97,6 +97,17 @@ def test_extra_memory_is_beyond_a_standalone_of_the_same_steps(tmp_path):
     assert found == {"a": 140, "s": -10, "long": 10, "large": 0, "adam": None}
 
 
+def test_a_run_in_which_nobody_trained_has_no_memory_to_compare(tmp_path):
+    """Catches a mean over no step: all devices of a run may be absent in all rounds."""
+    alone = CONFIG.with_algorithm("standalone")
+    cells = [
+        put(tmp_path, "a", 0, mean=0.6, memory={"step_peak": {}}),
+        put(tmp_path, "s", 0, alone, mean=0.6, memory={"step_peak": {"x": 50}}),
+    ]
+    found = {line.label: line.costs.memory for line in tabulate(cells, tmp_path, tmp_path).lines}
+    assert found == {"a": None, "s": 0}
+
+
 def test_settings_with_fewer_seeds_are_told_apart(tmp_path):
     """Catches three seeds that are claimed for a setting that has one."""
     cells = [put(tmp_path, "a", seed, mean=0.5) for seed in range(3)]

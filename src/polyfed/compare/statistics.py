@@ -47,7 +47,7 @@ class Costs:
         training: FLOPs of a client's training in a round.
         inference: FLOPs of predicting one example, with every predictor of the algorithm.
         memory: bytes by which a training step's peak exceeds Standalone's with the same batches and optimizer, mean
-            over architectures; None without a run of Standalone.
+            over architectures; None without a run of Standalone, or if nobody trained in a run.
         seconds: seconds of training, all rounds.
         simulated: seconds on the simulated clock, all rounds; None without the clock.
         targets: for each accuracy of ``run.targets`` the costs of reaching it, by seed; None where it was not
@@ -83,7 +83,7 @@ class Costs:
             statistics.fmean(header),
             statistics.fmean(s["flops"] / participations(s) for s in summaries),
             statistics.fmean(s["flops_per_example"] for s in summaries),
-            _peak(summaries) - _peak(alone) if alone else None,
+            _peak(summaries) - _peak(alone) if alone and all(map(_trained, (*summaries, *alone))) else None,
             statistics.fmean(s["seconds"] for s in summaries),
             mean_over([simulated_time(summary) for summary in summaries]),
             {
@@ -102,6 +102,10 @@ def _traffic(summary: Summary) -> tuple[float, float, float]:
     sent, times = summary["bytes"], participations(summary)
     both = sent["up"] + sent["down"]
     return sent["up"] / times, sent["down"] / times, (sent["up_header"] + sent["down_header"]) / both if both else 0.0
+
+
+def _trained(summary: Summary) -> bool:
+    return bool(summary["memory"]["step_peak"])
 
 
 def _peak(summaries: Sequence[Summary]) -> float:
