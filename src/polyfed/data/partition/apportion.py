@@ -31,8 +31,7 @@ def apportion(group: Ints, want: Floats, totals: Ints, rng: np.random.Generator)
     lacking = totals - np.bincount(group, weights=out, minlength=len(totals)).astype(np.int64)
     order = np.lexsort((rng.random(len(want)), out - want, group))
     ordered = group[order]
-    rank = np.arange(len(want)) - np.searchsorted(ordered, ordered)
-    out[order] += rank < lacking[ordered]
+    out[order] += _place(ordered) < lacking[ordered]
     return out
 
 
@@ -72,10 +71,9 @@ class Cells:
         by_owner = np.argsort(owner, kind="stable")
         tie = np.empty(len(y))
         tie[by_owner] = rng.at("rows").uniform(_keys(owner[by_owner], first))
-        order = np.lexsort((tie, owner * (y.max(initial=0) + 1) + y))  # two keys sort faster than three
-        starts = np.ones(len(y), dtype=np.bool_)
-        starts[1:] = (np.diff(owner[order]) != 0) | (np.diff(y[order]) != 0)
-        places = np.flatnonzero(starts)
+        cell = owner * (y.max(initial=0) + 1) + y
+        order = np.lexsort((tie, cell))  # two keys sort faster than three
+        places = np.flatnonzero(np.diff(cell[order], prepend=-1))
         return cls(order, owner[order][places], y[order][places], np.diff(np.append(places, len(y))))
 
     def quota(self, share: Floats, rng: Rng, first: int = 0) -> Ints:
@@ -103,9 +101,8 @@ class Cells:
 
     def pick(self, quota: Ints) -> Bools:
         """``(n,)`` true for the first ``quota`` rows of each cell, at random because cells are shuffled."""
-        rank = np.arange(len(self.order)) - np.repeat(np.cumsum(self.size) - self.size, self.size)
         picked = np.zeros(len(self.order), dtype=np.bool_)
-        picked[self.order] = rank < np.repeat(quota, self.size)
+        picked[self.order] = np.arange(len(self.order)) < np.repeat(np.cumsum(self.size) - self.size + quota, self.size)
         return picked
 
 
