@@ -15,12 +15,6 @@ from typing import Any
 from polyfed.base.errors import DataError
 from polyfed.base.files import replacing
 
-#: Opens a URL with a timeout in seconds; ``urllib.request.urlopen`` or a stand-in.
-Opener = Callable[..., Any]
-
-_SECONDS = 30.0
-_CHUNK = 1 << 20
-
 
 @dataclass(frozen=True)
 class RemoteFile:
@@ -88,20 +82,17 @@ OFFICIAL_FILES: Mapping[str, tuple[RemoteFile, ...]] = MappingProxyType(
 
 def md5_of(path: Path) -> str:
     """Hexadecimal MD5 of a file's content."""
-    digest = hashlib.md5(usedforsecurity=False)
     with path.open("rb") as handle:
-        while chunk := handle.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(handle, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
-def fetch(file: RemoteFile, folder: Path, *, opener: Opener | None = None) -> Path:
+def fetch(file: RemoteFile, folder: Path, *, opener: Callable[..., Any] | None = None) -> Path:
     """Return the file in ``folder``; download and check it if it is absent or its MD5 is wrong.
 
     Args:
         file: the file to fetch.
         folder: the folder to keep it in.
-        opener: opens a URL; None stands for ``urllib.request.urlopen``.
+        opener: opens a URL, with a timeout in seconds; None stands for ``urllib.request.urlopen``.
 
     Raises:
         DataError: no network, a content with another MD5, or a folder that cannot be written to.
@@ -111,19 +102,17 @@ def fetch(file: RemoteFile, folder: Path, *, opener: Opener | None = None) -> Pa
         return target
     logging.getLogger(__name__).info("downloading %s to %s", file.url, target)
     digest = hashlib.md5(usedforsecurity=False)
-    size = 0
     try:
         with (
-            (opener or urllib.request.urlopen)(file.url, timeout=_SECONDS) as response,
+            (opener or urllib.request.urlopen)(file.url, timeout=30.0) as response,
             replacing(target) as handle,
         ):
-            while chunk := response.read(_CHUNK):
+            while chunk := response.read(1 << 20):
                 digest.update(chunk)
-                size += len(chunk)
                 handle.write(chunk)
             if digest.hexdigest() != file.md5:  # inside the block, so that the file never gets its name
                 raise DataError(
-                    f"{file.url}: {size} bytes with md5 {digest.hexdigest()}; expected md5 {file.md5}; the "
+                    f"{file.url}: {handle.tell()} bytes with md5 {digest.hexdigest()}; expected md5 {file.md5}; the "
                     "download was cut short or the file changed; try again, or fetch it by hand and set the "
                     "data path"
                 )
