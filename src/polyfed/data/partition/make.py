@@ -103,15 +103,14 @@ def make_partition(
             return sizes - (size_of_test(sizes, test_fraction) if split == "pooled" else 0) >= min_samples
 
         owner[pool] = _deal(kind, y[pool], dataset.num_classes, clients, options, enough, rng)
-    test = np.zeros(len(y), dtype=np.bool_)
+    train, test = np.zeros((2, len(y)), dtype=np.bool_)
+    train[pool] = owner[pool] >= 0
     if split == "official" and dataset.test_rows is not None:
         rows = dataset.test_rows
         if kind != "natural":  # by group, test rows have their owners already
-            dealt = owner >= 0
-            held = np.bincount(owner[dealt] * dataset.num_classes + y[dealt], minlength=clients * dataset.num_classes)
+            held = np.bincount(owner[train] * dataset.num_classes + y[train], minlength=clients * dataset.num_classes)
             owner[rows] = deal_like(held.reshape(clients, -1), y[rows], rng.at("test").numpy())
         test[rows] = owner[rows] >= 0
-    train = (owner >= 0) & ~test
     if samples_per_client is not None:
         _cap(owner, y, train, test, clients, samples_per_client, rng)
     if split == "pooled":
