@@ -159,8 +159,7 @@ def deal(counts: Ints, y: Ints, rng: np.random.Generator) -> Ints:
     """
     owner = np.full(len(y), -1, dtype=np.int64)
     order = np.lexsort((rng.random(len(y)), y))
-    starts = np.searchsorted(y[order], np.arange(counts.shape[1]))
-    for c, start in enumerate(starts):
+    for c, start in enumerate(np.searchsorted(y[order], np.arange(counts.shape[1]))):
         owners = np.repeat(np.arange(len(counts)), counts[:, c])
         owner[order[start : start + len(owners)]] = owners
     return owner
@@ -204,11 +203,10 @@ def draw_rows(rows: Ints, offsets: Ints, counts: Ints, rng: np.random.Generator)
         while (np.diff(np.sort(at)) == 0).any():
             twice = np.setdiff1d(np.arange(len(at)), np.unique(at, return_index=True)[1])
             at[twice] = offsets[c[twice]] + (rng.random(len(twice)) * sizes[c[twice]]).astype(np.int64)
-        out = rows[at]
     else:
-        out = np.concatenate(
-            [rows[offsets[c] + rng.choice(sizes[c], counts[c], replace=False)] for c in np.flatnonzero(counts)]
+        at = np.concatenate(
+            [offsets[c] + rng.choice(sizes[c], counts[c], replace=False) for c in np.flatnonzero(counts)]
         )
-    out.sort()
+    out = np.sort(rows[at])
     out.setflags(write=False)
     return out

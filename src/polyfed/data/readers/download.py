@@ -14,6 +14,7 @@ from typing import Any
 
 from polyfed.base.errors import DataError
 from polyfed.base.files import replacing
+from polyfed.data.readers.idx import IDX_NAMES
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,7 @@ class RemoteFile:
 
 
 def _mnist_files(base: str, sums: tuple[str, str, str, str]) -> tuple[RemoteFile, ...]:
-    names = (
-        "train-images-idx3-ubyte.gz",
-        "train-labels-idx1-ubyte.gz",
-        "t10k-images-idx3-ubyte.gz",
-        "t10k-labels-idx1-ubyte.gz",
-    )
-    return tuple(RemoteFile(name, base + name, md5) for name, md5 in zip(names, sums, strict=True))
+    return tuple(RemoteFile(f"{name}.gz", f"{base}{name}.gz", md5) for name, md5 in zip(IDX_NAMES, sums, strict=True))
 
 
 #: Data set -> its official files.
