@@ -53,16 +53,8 @@ def _column(value: object) -> bool:
     return isinstance(value, str | int) and not isinstance(value, bool)
 
 
-def _columns(value: object) -> bool:
-    return isinstance(value, list | tuple) and all(map(_column, cast("Sequence[object]", value)))
-
-
-def _strings(value: object) -> bool:
-    return isinstance(value, list | tuple) and all(isinstance(one, str) for one in cast("Sequence[object]", value))
-
-
-def _character(value: object) -> bool:
-    return isinstance(value, str) and len(value) == 1 and value not in '\n\r"'
+def _listed(value: object, right: Callable[[object], bool]) -> bool:
+    return isinstance(value, list | tuple) and all(map(right, cast("Sequence[object]", value)))
 
 
 #: Option of a data set -> its valid values, in words and as a test.
@@ -72,9 +64,12 @@ _OPTIONS: Mapping[str, tuple[str, Callable[[object], bool]]] = MappingProxyType(
         "header": ("true or false", lambda value: value is None or isinstance(value, bool)),
         "label": ("the name or number of a column", _column),
         "group": ("the name or number of a column", lambda value: value is None or _column(value)),
-        "missing": ("a list of strings", _strings),
-        "categorical": ("a list of columns, each by its name or number", _columns),
-        "delimiter": ("one character such as ',' or ';', no quote and no line end", _character),
+        "missing": ("a list of strings", lambda value: _listed(value, lambda text: isinstance(text, str))),
+        "categorical": ("a list of columns, each by its name or number", lambda value: _listed(value, _column)),
+        "delimiter": (
+            "one character such as ',' or ';', no quote and no line end",
+            lambda value: isinstance(value, str) and len(value) == 1 and value not in '\n\r"',
+        ),
     }
 )
 

@@ -92,9 +92,8 @@ class ClientData:
                 f"{dataset.name!r}; was the partition made for another data set?"
             )
         self.augment = augment and dataset.is_image
-        self.stats = stats
-        if not dataset.is_image and stats is None:
-            self.stats = Standardise.fit(dataset.x[self.rows.to(dataset.x.device)])
+        fits = stats is None and not dataset.is_image
+        self.stats = Standardise.fit(dataset.x[self.rows.to(dataset.x.device)]) if fits else stats
 
     def __len__(self) -> int:
         """Number of rows, n."""
@@ -205,8 +204,7 @@ def draw_shifts(count: int, generator: torch.Generator, *, flip: bool) -> tuple[
         flip: whether images are mirrored with probability 1/2.
     """
     shape, device = (count, 1), generator.device
-    dy = torch.randint(0, 2 * _PAD + 1, shape, generator=generator, device=device)
-    dx = torch.randint(0, 2 * _PAD + 1, shape, generator=generator, device=device)
+    dy, dx = (torch.randint(0, 2 * _PAD + 1, shape, generator=generator, device=device) for _ in range(2))
     mirrored = torch.randint(0, 2, shape, generator=generator, device=device) if flip else torch.zeros_like(dx)
     return dy, dx, mirrored.bool()
 
@@ -268,11 +266,16 @@ class FederatedData:
 
     def train(self, client: int) -> ClientData:
         """A client's training rows; features are standardised with their own statistics."""
-        return ClientData(self.dataset, self.partition.train(client), augment=self.augment, stats=self._stats(client))
+        return ClientData(self.dataset, self.partition.train(client), augment=self.augment)
 
     def test(self, client: int) -> ClientData:
         """A client's test rows, never augmented; features are standardised as its training rows are."""
-        return ClientData(self.dataset, self.partition.test(client), augment=False, stats=self._stats(client))
+        return ClientData(
+            self.dataset,
+            self.partition.test(client),
+            augment=False,
+            stats=self._stats(self.partition.train(client)),
+        )
 
     def global_test(self, clients: Sequence[int]) -> tuple[ClientData, NDArray[np.int64], NDArray[np.int64]]:
         """The test rows of some clients together, each row once, in the order of the data set, never augmented.
@@ -285,15 +288,14 @@ class FederatedData:
         """
         held = [self.partition.test(client) for client in clients]
         rows, positions = np.unique(np.concatenate(held), return_inverse=True)
-        stats = None if self.dataset.is_image else self._everyones
-        return ClientData(self.dataset, rows, augment=False, stats=stats), positions, np.array([len(r) for r in held])
+        every = ClientData(self.dataset, rows, augment=False, stats=self._everyones)
+        return every, positions, np.array([len(r) for r in held])
 
     @cached_property
-    def _everyones(self) -> Standardise:
-        return self._fit(self.partition.train_rows)
+    def _everyones(self) -> Standardise | None:
+        return self._stats(self.partition.train_rows)
 
-    def _stats(self, client: int) -> Standardise | None:
-        return None if self.dataset.is_image else self._fit(self.partition.train(client))
-
-    def _fit(self, rows: NDArray[np.int64]) -> Standardise:
+    def _stats(self, rows: NDArray[np.int64]) -> Standardise | None:
+        if self.dataset.is_image:
+            return None
         return Standardise.fit(self.dataset.x[torch.tensor(rows, device=self.dataset.x.device)])

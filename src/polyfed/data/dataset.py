@@ -32,15 +32,12 @@ def check_digits(values: NDArray[Any], what: str) -> None:
         DataError: values would become equal; the text names two of them.
     """
     there = values[np.isfinite(values)]
-    if not len(there):
-        return
     whole = bool((there == np.floor(there)).all())
-    if whole and float(there.max()) - float(there.min()) < 2**23:
+    if not len(there) or (whole and float(there.max()) - float(there.min()) < 2**23):
         return  # float32 tells halves apart up to 2**23
     distinct = np.unique(there if whole else there[:_LOOK])
     with np.errstate(over="ignore", invalid="ignore"):
-        wide = distinct.astype(np.float64)
-        rounded = (wide - there.mean(dtype=np.float64)).astype(np.float32)
+        rounded = (distinct.astype(np.float64) - there.mean(dtype=np.float64)).astype(np.float32)
     same = rounded[1:] == rounded[:-1]
     if same.sum() > (0 if whole else 0.1 * len(distinct)):
         first = int(np.argmax(same))
@@ -144,8 +141,10 @@ class Dataset:
                 f"{self.name}: got mean {self.mean} and std {self.std}; expected finite numbers, with std above 0"
             )
         if features and bool(torch.isinf(self.x).any()):
-            row = int(torch.isinf(self.x).any(dim=1).nonzero()[0])
-            raise DataError(f"{self.name}: row {row} has an infinite feature; mark missing values as NaN instead")
+            raise DataError(
+                f"{self.name}: row {int(torch.isinf(self.x).any(dim=1).nonzero()[0])} has an infinite feature; mark "
+                "missing values as NaN instead"
+            )
 
     def _check_y(self) -> None:
         if self.y.dtype != torch.int64 or tuple(self.y.shape) != (len(self.x),):
@@ -163,8 +162,14 @@ class Dataset:
             )
 
     def _check_test_rows(self, rows: NDArray[np.int64]) -> None:
-        good = rows.dtype == np.int64 and rows.ndim == 1 and 0 < len(rows) < len(self)
-        if not good or rows.min() < 0 or rows.max() >= len(self) or len(np.unique(rows)) != len(rows):
+        if (
+            rows.dtype != np.int64
+            or rows.ndim != 1
+            or not 0 < len(rows) < len(self)
+            or rows.min() < 0
+            or rows.max() >= len(self)
+            or len(np.unique(rows)) != len(rows)
+        ):
             raise DataError(
                 f"{self.name}: test_rows has shape {rows.shape} and type {rows.dtype}; expected different "
                 f"int64 row numbers from 0 to {len(self) - 1}, at least one and not all rows"

@@ -36,20 +36,18 @@ def resize(x: Tensor, side: int) -> Tensor:
         return x
     out = torch.empty((*x.shape[:2], side, side), dtype=torch.uint8)
     for start in range(0, len(x), _ROWS_AT_ONCE):
-        part = x[start : start + _ROWS_AT_ONCE].double()
-        part = functional.interpolate(part, size=(side, side), mode="bilinear", antialias=True)
+        part = functional.interpolate(
+            x[start : start + _ROWS_AT_ONCE].double(), size=(side, side), mode="bilinear", antialias=True
+        )
         # Means of grey levels are often halves. Rounding to a grid that contains every half first removes the error of
         # about 1e-13 that depends on the processor; else the processor would decide whether a half is rounded up.
-        part = (part * 2**20).round() / 2**20
-        out[start : start + _ROWS_AT_ONCE] = part.round().clamp(0, 255).to(torch.uint8)
+        out[start : start + _ROWS_AT_ONCE] = ((part * 2**20).round() / 2**20).round().clamp(0, 255).to(torch.uint8)
     return out
 
 
 def pad_or_resize(x: Tensor, side: int) -> Tensor:
     """Return images of 28x28: unchanged for side 28, with a black frame of 2 pixels for 32, else resized."""
-    if x.shape[2] == 28 and side == 32:
-        return functional.pad(x, (2, 2, 2, 2))
-    return resize(x, side)
+    return functional.pad(x, (2, 2, 2, 2)) if x.shape[2] == 28 and side == 32 else resize(x, side)
 
 
 def pixel_stats(x: Tensor, rows: NDArray[np.int64] | None = None) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -58,18 +56,15 @@ def pixel_stats(x: Tensor, rows: NDArray[np.int64] | None = None) -> tuple[tuple
     The function counts in whole numbers, as a histogram of the 256 grey levels, so the result is the same on every
     machine. A channel of one grey level gets standard deviation 1, so that dividing by it is harmless.
     """
-    pixels = x.numpy()
     chosen = np.arange(len(x)) if rows is None else rows
     counts = np.zeros((x.shape[1], 256), dtype=np.int64)
     for start in range(0, len(chosen), _ROWS_AT_ONCE):
-        part = pixels[chosen[start : start + _ROWS_AT_ONCE]]
+        part = x.numpy()[chosen[start : start + _ROWS_AT_ONCE]]
         for channel in range(x.shape[1]):
             counts[channel] += np.bincount(part[:, channel].ravel(), minlength=256)
     level = np.arange(256)
-    means, deviations = list[float](), list[float]()
-    for row in counts:
-        n, first, second = int(row.sum()), int((row * level).sum()), int((row * level**2).sum())
-        means.append(first / (255 * n))
-        std = math.sqrt((n * second - first**2) / (255 * n) ** 2)  # Python's whole numbers: these exceed 64 bits
-        deviations.append(1.0 if std < 1e-6 else std)
-    return tuple(means), tuple(deviations)
+    # Python's whole numbers, as products of these exceed 64 bits.
+    sums = [[int((row * level**power).sum()) for power in range(3)] for row in counts]
+    means = tuple(first / (255 * n) for n, first, _ in sums)
+    stds = (math.sqrt((n * second - first**2) / (255 * n) ** 2) for n, first, second in sums)
+    return means, tuple(1.0 if std < 1e-6 else std for std in stds)

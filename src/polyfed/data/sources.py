@@ -24,7 +24,7 @@ from polyfed.data.catalogue import DATASET_OPTIONS, DATASETS, option_fault
 from polyfed.data.dataset import Dataset
 from polyfed.data.images import check_image_size, pad_or_resize, pixel_stats, resize
 from polyfed.data.readers.cache import Arrays, cached_arrays, file_digest, fingerprint
-from polyfed.data.readers.cifar import CIFAR10, CIFAR100, CifarLayout, read_cifar_archive, read_cifar_folder
+from polyfed.data.readers.cifar import CIFAR10, CIFAR100, joined, read_cifar_archive, read_cifar_folder
 from polyfed.data.readers.class_names import CIFAR10_CLASSES, CIFAR100_CLASSES, FASHION_CLASSES
 from polyfed.data.readers.csv import load_csv
 from polyfed.data.readers.digits import DIGITS, load_digits
@@ -85,15 +85,13 @@ def file_digests(name: str, *, path: Path | None = None, cache: Path | None = No
 def _files(name: str, path: Path | None, root: Path) -> list[Path]:
     if name == "digits":
         return [DIGITS]
-    place = _shared(name) if path is None else Path(path)
-    if place is None or (path is None and not place.is_dir()):  # where it is downloaded to
-        place = root / name / (OFFICIAL_FILES[name][0].name if name.startswith("cifar") else "")
+    place = _find(name, path, root, download=False)
     if not place.exists():
         return []
     if name in ("npz", "csv"):
         return [place] if place.is_file() else sorted(place.glob("*.csv"))
     if name.startswith("cifar"):
-        return _cifar_reader(name, place, CIFAR10 if name == "cifar10" else CIFAR100, "")[0]
+        return _cifar_reader(name, place)[0]
     return [file for part in IDX_NAMES if (file := find_idx(place, part)) is not None]
 
 
@@ -105,28 +103,35 @@ def _read(name: str, path: Path | None, root: Path, image_size: int | None, opti
     if name == "csv" and path is not None:
         return load_csv(Path(path), **options)
     side = check_image_size(image_size, 32)
-    if name == "cifar10":
-        return _load_cifar(name, path, root, side, CIFAR10, "label", CIFAR10_CLASSES)
-    if name == "cifar100":
-        return _load_cifar(name, path, root, side, CIFAR100, "fine_label", CIFAR100_CLASSES)
-    classes = tuple("0123456789") if name == "mnist" else FASHION_CLASSES
-    folder = _find(name, path, root)
-    x, y, n_train = read_mnist_layout(folder)
+    place = _find(name, path, root, download=True)
+    if name.startswith("cifar"):
+        return _load_cifar(name, place, root, side)
+    x, y, n_train = read_mnist_layout(place)
     pixels = pad_or_resize(torch.from_numpy(x), side)
-    mean, std = pixel_stats(pixels[:n_train])
-    return _official(name, pixels, y, n_train, classes, mean, std, flip=name == "fashion-mnist")
+    return Dataset(
+        name,
+        pixels,
+        torch.from_numpy(y),
+        tuple("0123456789") if name == "mnist" else FASHION_CLASSES,
+        *pixel_stats(pixels[:n_train]),
+        test_rows=np.arange(n_train, len(y), dtype=np.int64),
+        flip=name == "fashion-mnist",
+    )
 
 
 def _check_arguments(name: str, path: Path | None, image_size: int | None, options: dict[str, Any]) -> None:
     if name not in DATASETS:
-        near = nearest(name, DATASETS)
-        raise ConfigError(f"dataset: got {name!r}; expected one of {', '.join(DATASETS)}{near}")
+        raise ConfigError(f"dataset: got {name!r}; expected one of {', '.join(DATASETS)}{nearest(name, DATASETS)}")
+    known = DATASET_OPTIONS[name]
     faults = [
-        f"{option}: not an option of dataset {name!r}; it has {', '.join(DATASET_OPTIONS[name]) or 'none'}"
-        for option in sorted(options.keys() - set(DATASET_OPTIONS[name]))
+        f"{option}: not an option of dataset {name!r}; it has {', '.join(known) or 'none'}"
+        for option in sorted(options.keys() - set(known))
     ]
-    known = [option for option in DATASET_OPTIONS[name] if option in options]
-    faults += [f"{option}: {fault}" for option in known if (fault := option_fault(option, options[option]))]
+    faults += [
+        f"{option}: {fault}"
+        for option in known
+        if option in options and (fault := option_fault(option, options[option]))
+    ]
     if name in ("npz", "csv") and path is None:
         faults.append(f"path: missing; dataset {name!r} needs the path of your file")
     if name == "digits" and path is not None:
@@ -138,54 +143,36 @@ def _check_arguments(name: str, path: Path | None, image_size: int | None, optio
 
 
 def _cache_root(cache: Path | None) -> Path:
-    if cache is not None:
-        return Path(cache)
-    named = os.environ.get("POLYFED_CACHE")
-    return Path(named) if named else Path.home() / ".cache" / "polyfed"
+    return Path(cache or os.environ.get("POLYFED_CACHE") or Path.home() / ".cache" / "polyfed")
 
 
-def _shared(name: str) -> Path | None:
-    """Return the folder below ``$POLYFED_DATA``, which need not exist; None if the variable is not set."""
+def _find(name: str, path: Path | None, root: Path, *, download: bool) -> Path:
+    """The folder (or archive) that holds a data set; if ``download``, a public one is fetched as a last resort."""
+    if path is not None:
+        if download and not Path(path).exists():
+            raise DataError(f"{path}: no such file or folder; expected the files of {name!r}; correct the path")
+        return Path(path)
     shared = os.environ.get("POLYFED_DATA")
     if shared and not Path(shared).is_dir():
         raise DataError(f"POLYFED_DATA: got {shared!r}; expected a folder that exists; correct or unset it")
-    return Path(shared) / name if shared else None
+    folders = [Path(place) / name for place in (shared, root) if place]
+    if shared and folders[0].is_dir():
+        return folders[0]
+    if download:
+        try:
+            for file in OFFICIAL_FILES[name]:
+                fetch(file, folders[-1])
+        except DataError as error:
+            raise DataError(
+                f"dataset {name!r} was not found in {' or '.join(map(str, folders))}, and the download failed: "
+                f"{error}. Set the data path to a folder with its files, or POLYFED_DATA to a folder that holds {name}/"
+            ) from error
+    return folders[-1] / (OFFICIAL_FILES[name][0].name if name.startswith("cifar") else "")
 
 
-def _find(name: str, path: Path | None, root: Path) -> Path:
-    """The folder (or archive) that holds a public data set, downloaded as a last resort."""
-    if path is not None:
-        path = Path(path)
-        if not path.exists():
-            raise DataError(f"{path}: no such file or folder; expected the files of {name!r}; correct the path")
-        return path
-    shared = _shared(name)
-    if shared is not None and shared.is_dir():
-        return shared
-    looked = [] if shared is None else [str(shared)]
-    folder = root / name
-    try:
-        fetched = [fetch(file, folder) for file in OFFICIAL_FILES[name]]
-    except DataError as error:
-        looked.append(str(folder))
-        raise DataError(
-            f"dataset {name!r} was not found in {' or '.join(looked)}, and the download failed: {error}. Set "
-            f"the data path to a folder with its files, or POLYFED_DATA to a folder that holds {name}/"
-        ) from error
-    return fetched[0] if name.startswith("cifar") else folder
-
-
-def _load_cifar(
-    name: str,
-    path: Path | None,
-    root: Path,
-    side: int,
-    layout: CifarLayout,
-    label: str,
-    classes: tuple[str, ...],
-) -> Dataset:
-    place = _find(name, path, root)
-    files, read = _cifar_reader(name, place, layout, label)
+def _load_cifar(name: str, place: Path, root: Path, side: int) -> Dataset:
+    classes = CIFAR10_CLASSES if name == "cifar10" else CIFAR100_CLASSES
+    files, read = _cifar_reader(name, place)
 
     def build() -> Arrays:
         x, y, n_train = read()
@@ -195,53 +182,47 @@ def _load_cifar(
                 f"{place}: labels run from {y.min()} to {y.max()}; expected 0 to {len(classes) - 1}; is it "
                 "another data set?"
             )
-        mean, std = pixel_stats(pixels[:n_train])
-        stats = np.asarray([mean, std])
+        stats = np.asarray(pixel_stats(pixels[:n_train]))
         return {"x": pixels.numpy(), "y": y, "n_train": np.asarray(n_train), "stats": stats}
 
     def usable(arrays: Arrays) -> bool:
-        if set(arrays) != {"x", "y", "n_train", "stats"}:
-            return False
-        x, y = arrays["x"], arrays["y"]
         return (
-            x.dtype == np.uint8
-            and x.shape == (len(y), 3, side, side)
-            and y.dtype == np.int64
+            set(arrays) == {"x", "y", "n_train", "stats"}
+            and arrays["x"].dtype == np.uint8
+            and arrays["x"].shape == (len(arrays["y"]), 3, side, side)
+            and arrays["y"].dtype == np.int64
             and arrays["stats"].shape == (2, 3)
             and arrays["n_train"].shape == ()
         )
 
-    key = fingerprint(_CACHE_VERSION, name, side, files=files)
-    arrays = cached_arrays(root / "decoded" / f"{name}-{side}-{key}.npz", build, usable)
+    arrays = cached_arrays(
+        root / "decoded" / f"{name}-{side}-{fingerprint(_CACHE_VERSION, name, side, files=files)}.npz", build, usable
+    )
     mean, std = (tuple(float(v) for v in row) for row in arrays["stats"])
-    return _official(
+    return Dataset(
         name,
         torch.from_numpy(arrays["x"]),
-        arrays["y"],
-        int(arrays["n_train"]),
+        torch.from_numpy(arrays["y"]),
         classes,
         mean,
         std,
+        test_rows=np.arange(int(arrays["n_train"]), len(arrays["y"]), dtype=np.int64),
         flip=True,
     )
 
 
 def _cifar_reader(
-    name: str, place: Path, layout: CifarLayout, label: str
+    name: str, place: Path
 ) -> tuple[list[Path], Callable[[], tuple[NDArray[np.uint8], NDArray[np.int64], int]]]:
     """The source files of a CIFAR set, and a function that decodes them."""
+    layout, label = (CIFAR10, "label") if name == "cifar10" else (CIFAR100, "fine_label")
     if place.is_file():
         return [place], lambda: read_cifar_archive(place, layout)
-    shards = find_parquet(place)
-    if shards["train"]:
-        train, test = shards["train"], shards["test"]
-
-        def read() -> tuple[NDArray[np.uint8], NDArray[np.int64], int]:
-            parts = [read_images(file, label, (32, 32)) for file in (*train, *test)]
-            n_train = sum(len(y) for _, y in parts[: len(train)])
-            return np.concatenate([x for x, _ in parts]), np.concatenate([y for _, y in parts]), n_train
-
-        return [*train, *test], read
+    train, test = find_parquet(place)
+    if train:
+        return [*train, *test], lambda: joined(
+            [read_images(file, label, (32, 32)) for file in (*train, *test)], len(train)
+        )
     for folder in (place, *sorted(p for p in place.iterdir() if p.is_dir())):
         if (folder / layout.test).is_file():
             found = [folder / file for file in (*layout.train, layout.test)]
@@ -252,27 +233,4 @@ def _cifar_reader(
     raise DataError(
         f"{place}: no files of {name!r}; expected train-*.parquet and test-*.parquet, or {layout.test} and "
         f"its companions, or {layout.archive}; correct the path"
-    )
-
-
-def _official(
-    name: str,
-    x: torch.Tensor,
-    y: NDArray[np.int64],
-    n_train: int,
-    classes: tuple[str, ...],
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    *,
-    flip: bool,
-) -> Dataset:
-    return Dataset(
-        name=name,
-        x=x,
-        y=torch.from_numpy(y),
-        classes=classes,
-        mean=mean,
-        std=std,
-        test_rows=np.arange(n_train, len(y), dtype=np.int64),
-        flip=flip,
     )

@@ -31,8 +31,7 @@ def apportion(group: Ints, want: Floats, totals: Ints, rng: np.random.Generator)
     lacking = totals - np.bincount(group, weights=out, minlength=len(totals)).astype(np.int64)
     order = np.lexsort((rng.random(len(want)), out - want, group))
     ordered = group[order]
-    rank = np.arange(len(want)) - np.searchsorted(ordered, ordered)
-    out[order] += rank < lacking[ordered]
+    out[order] += _place(ordered) < lacking[ordered]
     return out
 
 
@@ -72,10 +71,9 @@ class Cells:
         by_owner = np.argsort(owner, kind="stable")
         tie = np.empty(len(y))
         tie[by_owner] = rng.at("rows").uniform(_keys(owner[by_owner], first))
-        order = np.lexsort((tie, owner * (y.max(initial=0) + 1) + y))  # two keys sort faster than three
-        starts = np.ones(len(y), dtype=np.bool_)
-        starts[1:] = (np.diff(owner[order]) != 0) | (np.diff(y[order]) != 0)
-        places = np.flatnonzero(starts)
+        cell = owner * (y.max(initial=0) + 1) + y
+        order = np.lexsort((tie, cell))  # two keys sort faster than three
+        places = np.flatnonzero(np.diff(cell[order], prepend=-1))
         return cls(order, owner[order][places], y[order][places], np.diff(np.append(places, len(y))))
 
     def quota(self, share: Floats, rng: Rng, first: int = 0) -> Ints:
@@ -103,9 +101,8 @@ class Cells:
 
     def pick(self, quota: Ints) -> Bools:
         """``(n,)`` true for the first ``quota`` rows of each cell, at random because cells are shuffled."""
-        rank = np.arange(len(self.order)) - np.repeat(np.cumsum(self.size) - self.size, self.size)
         picked = np.zeros(len(self.order), dtype=np.bool_)
-        picked[self.order] = rank < np.repeat(quota, self.size)
+        picked[self.order] = np.arange(len(self.order)) < np.repeat(np.cumsum(self.size) - self.size + quota, self.size)
         return picked
 
 
@@ -162,8 +159,7 @@ def deal(counts: Ints, y: Ints, rng: np.random.Generator) -> Ints:
     """
     owner = np.full(len(y), -1, dtype=np.int64)
     order = np.lexsort((rng.random(len(y)), y))
-    starts = np.searchsorted(y[order], np.arange(counts.shape[1]))
-    for c, start in enumerate(starts):
+    for c, start in enumerate(np.searchsorted(y[order], np.arange(counts.shape[1]))):
         owners = np.repeat(np.arange(len(counts)), counts[:, c])
         owner[order[start : start + len(owners)]] = owners
     return owner
@@ -207,11 +203,10 @@ def draw_rows(rows: Ints, offsets: Ints, counts: Ints, rng: np.random.Generator)
         while (np.diff(np.sort(at)) == 0).any():
             twice = np.setdiff1d(np.arange(len(at)), np.unique(at, return_index=True)[1])
             at[twice] = offsets[c[twice]] + (rng.random(len(twice)) * sizes[c[twice]]).astype(np.int64)
-        out = rows[at]
     else:
-        out = np.concatenate(
-            [rows[offsets[c] + rng.choice(sizes[c], counts[c], replace=False)] for c in np.flatnonzero(counts)]
+        at = np.concatenate(
+            [offsets[c] + rng.choice(sizes[c], counts[c], replace=False) for c in np.flatnonzero(counts)]
         )
-    out.sort()
+    out = np.sort(rows[at])
     out.setflags(write=False)
     return out

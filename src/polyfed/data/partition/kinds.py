@@ -17,8 +17,7 @@ _REDRAWS = 100  # a setting that fails this often should be changed
 
 def deal_iid(rows: int, clients: int, rng: np.random.Generator) -> Ints:
     """Rows dealt at random; sizes differ by at most one."""
-    owner = np.arange(rows, dtype=np.int64) % clients
-    return rng.permuted(owner)
+    return rng.permuted(np.arange(rows, dtype=np.int64) % clients)
 
 
 def deal_classes(y: Ints, num_classes: int, clients: int, per_client: int, rng: np.random.Generator) -> Ints:
@@ -57,9 +56,7 @@ def deal_classes(y: Ints, num_classes: int, clients: int, per_client: int, rng: 
         left[most] -= 1
     counts = np.zeros((clients, num_classes), dtype=np.int64)
     for column, c in enumerate(present):
-        holders = np.flatnonzero(held[:, column])
-        if not len(holders):  # fewer shards than classes: no client holds this class
-            continue
+        holders = np.flatnonzero(held[:, column])  # none if there are fewer shards than classes
         share = rng.uniform(0.4, 0.6, len(holders))
         # Each holder gets one row first, so that a client has all of its classes however few rows there are.
         spare = in_class[c : c + 1] - len(holders)
@@ -94,12 +91,11 @@ def deal_dirichlet(
     fewest = 0
     for _ in range(_REDRAWS):
         share = rng.dirichlet(np.full(clients, alpha), size=num_classes)  # (classes, clients)
-        want = (share * in_class[:, None]).ravel()
-        counts = apportion(group, want, in_class, rng).reshape(num_classes, clients).T
-        sizes = counts.sum(axis=1)
-        if enough(sizes).all():
+        counts = apportion(group, (share * in_class[:, None]).ravel(), in_class, rng).reshape(num_classes, clients).T
+        large = enough(counts.sum(axis=1))
+        if large.all():
             return deal(counts, y, rng)
-        fewest = max(fewest, int(enough(sizes).sum()))
+        fewest = max(fewest, int(large.sum()))
     raise DataError(
         f"partition 'dirichlet': in {_REDRAWS} draws with alpha {alpha} at best {fewest} of {clients} "
         f"clients got enough of the {len(y)} rows; raise alpha, lower min_samples or num_clients, or use "
@@ -121,9 +117,8 @@ def deal_balanced(y: Ints, num_classes: int, clients: int, alpha: float, rng: np
     counts = np.zeros((clients, num_classes), dtype=np.int64)
     while lacking.any():
         open_prior = prior * (left > 0)
-        mass = open_prior.sum(axis=1, keepdims=True)
         # A client whose likely classes are all used up takes any class that is left.
-        open_prior = np.where(mass > 1e-12, open_prior, left.astype(np.float64))
+        open_prior = np.where(open_prior.sum(axis=1, keepdims=True) > 1e-12, open_prior, left.astype(np.float64))
         open_prior /= open_prior.sum(axis=1, keepdims=True)
         asked = rng.multinomial(lacking, open_prior)
         asked[:, left == 0] = 0  # a guard against rounding in the last class of the multinomial
@@ -133,22 +128,6 @@ def deal_balanced(y: Ints, num_classes: int, clients: int, alpha: float, rng: np
         left = left - asked.sum(axis=0)
         lacking = lacking - asked.sum(axis=1)
     return deal(counts, y, rng)
-
-
-def deal_groups(groups: Ints, clients: int, largest: bool) -> tuple[Ints, Ints]:
-    """Owner by natural group, and the group number of each client, ascending.
-
-    Args:
-        groups: ``(n,)`` group numbers.
-        clients: number of clients; not above the number of groups with rows.
-        largest: whether to keep only the ``clients`` groups with the most rows (ties: lower number).
-    """
-    sizes = np.bincount(groups)
-    present = np.flatnonzero(sizes)
-    kept = np.sort(present[np.argsort(-sizes[present], kind="stable")[:clients]]) if largest else present
-    client_of = np.full(len(sizes), -1, dtype=np.int64)
-    client_of[kept] = np.arange(len(kept))
-    return client_of[groups], kept
 
 
 def deal_like(train_counts: Ints, y: Ints, rng: np.random.Generator) -> Ints:

@@ -23,7 +23,6 @@ from polyfed.data.partition.kinds import (
     deal_balanced,
     deal_classes,
     deal_dirichlet,
-    deal_groups,
     deal_iid,
     deal_like,
 )
@@ -69,12 +68,17 @@ def make_partition(
         ConfigError: an unknown kind or option, or a value out of range; all faults at once.
         DataError: the data set lacks what the kind needs, or has too few rows.
     """
-    settings = _check_settings(
-        dataset, kind, num_clients, test_fraction, split, min_samples, samples_per_client, options
-    )
+    clients = num_clients or 0
+    about = {
+        "dataset": dataset.name,
+        "rows": len(dataset),
+        "kind": kind,
+        "num_clients": clients,
+        **_check_settings(dataset, kind, num_clients, test_fraction, split, min_samples, samples_per_client, options),
+        "seed": list(rng.key),
+    }
     y = dataset.y.cpu().numpy()
     pool = np.arange(len(y), dtype=np.int64)
-    clients = num_clients or 0
     if split == "official":
         if dataset.test_rows is None:
             raise DataError(f"split 'official': {dataset.name!r} has no official test rows; use split='pooled'")
@@ -84,47 +88,37 @@ def make_partition(
                 "clients, and each needs a row of its own; use split='pooled', or kind 'resampled', whose clients share"
             )
         pool = np.setdiff1d(pool, dataset.test_rows)
-    about = {"dataset": dataset.name, "rows": len(dataset), "kind": kind, "num_clients": clients, **settings}
-    about["seed"] = list(rng.key)
     if kind == "resampled":
         return _resample(dataset, y, pool, about, rng)
-    extra: dict[str, object] = {}
     owner = np.full(len(y), -1, dtype=np.int64)
-    by_group = owner
     if kind == "natural":
-        by_group, names = _natural(dataset, pool, clients, options.get("groups"))
+        owner, names = _natural(dataset, pool, clients, options.get("groups"))
+        about |= {"num_clients": len(names), "group_names": names}
         clients = len(names)
-        extra["group_names"] = names
-        owner[pool] = by_group[pool]
     else:
         if len(pool) < clients:
             raise DataError(f"{dataset.name!r} has {len(pool)} rows for {clients} clients; lower num_clients")
 
         def enough(sizes: Ints) -> Bools:
-            test = size_of_test(sizes, test_fraction) if split == "pooled" else 0
-            return sizes - test >= min_samples
+            return sizes - (size_of_test(sizes, test_fraction) if split == "pooled" else 0) >= min_samples
 
         owner[pool] = _deal(kind, y[pool], dataset.num_classes, clients, options, enough, rng)
-    train = owner >= 0
-    test = np.zeros(len(y), dtype=np.bool_)
+    train, test = np.zeros((2, len(y)), dtype=np.bool_)
+    train[pool] = owner[pool] >= 0
     if split == "official" and dataset.test_rows is not None:
         rows = dataset.test_rows
-        if kind == "natural":
-            owner[rows] = by_group[rows]
-        else:
+        if kind != "natural":  # by group, test rows have their owners already
             held = np.bincount(owner[train] * dataset.num_classes + y[train], minlength=clients * dataset.num_classes)
-            held = held.reshape(clients, dataset.num_classes)
-            owner[rows] = deal_like(held, y[rows], rng.at("test").numpy())
+            owner[rows] = deal_like(held.reshape(clients, -1), y[rows], rng.at("test").numpy())
         test[rows] = owner[rows] >= 0
     if samples_per_client is not None:
-        train, test = _cap(owner, y, train, test, clients, samples_per_client, rng)
+        _cap(owner, y, train, test, clients, samples_per_client, rng)
     if split == "pooled":
         rows = np.flatnonzero(train)
         test[rows] = pick_test(
             owner[rows], y[rows], clients, test_fraction, rng.at("split"), least=min_samples, first=first_client
         )
         train &= ~test
-    about |= {"num_clients": clients, **extra}
     partition = Partition(*grouped(owner, train, clients), *grouped(owner, test, clients), about)
     _check_sizes(partition, kind, min_samples)
     return partition
@@ -157,31 +151,27 @@ def _natural(dataset: Dataset, pool: Ints, clients: int, choice: str | None) -> 
             f"partition 'natural': {dataset.name!r} has no groups; choose another kind, or read the data "
             "with a group column (csv) or a 'groups' array (npz)"
         )
-    available = len(np.unique(dataset.groups[pool]))
-    wanted = clients or available
-    if wanted > available or (wanted < available and choice != "largest"):
+    sizes = np.bincount(dataset.groups[pool], minlength=int(dataset.groups.max()) + 1)
+    present = np.flatnonzero(sizes)
+    wanted = clients or len(present)
+    if wanted > len(present) or (wanted < len(present) and choice != "largest"):
         raise ConfigError(
-            f"num_clients: got {wanted}, but {dataset.name!r} has {available} groups; set it to {available}"
-            + (", or set groups='largest' to keep the largest groups only" if wanted < available else " or fewer")
+            f"num_clients: got {wanted}, but {dataset.name!r} has {len(present)} groups; set it to {len(present)}"
+            + (", or set groups='largest' to keep the largest groups only" if wanted < len(present) else " or fewer")
         )
-    dealt, kept = deal_groups(dataset.groups[pool], wanted, largest=choice == "largest")
-    client_of = np.full(int(dataset.groups.max()) + 1, -1, dtype=np.int64)
-    client_of[dataset.groups[pool]] = dealt
-    names = [dataset.group_names[g] if dataset.group_names else str(g) for g in kept]
-    return client_of[dataset.groups], names
+    # The groups with the most rows (ties: lower number), in the order of their numbers.
+    kept = np.sort(present[np.argsort(-sizes[present], kind="stable")[:wanted]])
+    client_of = np.full(len(sizes), -1, dtype=np.int64)
+    client_of[kept] = np.arange(wanted)
+    return client_of[dataset.groups], [dataset.group_names[g] if dataset.group_names else str(g) for g in kept]
 
 
-def _cap(owner: Ints, y: Ints, train: Bools, test: Bools, clients: int, cap: int, rng: Rng) -> tuple[Bools, Bools]:
-    """Train and test masks with at most ``cap`` rows per client, shared between the two as all rows are."""
-    fraction = test.sum() / max(1, (train | test).sum())
-    for_test = max(1, int(fraction * cap + 0.5)) if test.any() else 0
-    out: list[Bools] = []
+def _cap(owner: Ints, y: Ints, train: Bools, test: Bools, clients: int, cap: int, rng: Rng) -> None:
+    """Thin the train and test masks to ``cap`` rows per client, shared between the two as all rows are."""
+    for_test = max(1, int(test.sum() / (train | test).sum() * cap + 0.5)) if test.any() else 0
     for name, mask, limit in (("cap train", train, cap - for_test), ("cap test", test, for_test)):
         rows = np.flatnonzero(mask)
-        kept = np.zeros_like(mask)
-        kept[rows] = cap_rows(owner[rows], y[rows], clients, limit, rng.at(name))
-        out.append(kept)
-    return out[0], out[1]
+        mask[rows] = cap_rows(owner[rows], y[rows], clients, limit, rng.at(name))
 
 
 def _check_sizes(partition: Partition, kind: str, min_samples: int) -> None:
@@ -212,15 +202,13 @@ def _check_settings(
 ) -> dict[str, object]:
     """The settings as they go into ``about``; every fault is reported at once."""
     if kind not in PARTITIONS:
-        near = nearest(kind, PARTITIONS)
-        raise ConfigError(f"kind: got {kind!r}; expected one of {', '.join(PARTITIONS)}{near}")
+        raise ConfigError(f"kind: got {kind!r}; expected one of {', '.join(PARTITIONS)}{nearest(kind, PARTITIONS)}")
     known = PARTITION_OPTIONS[kind]
     faults = [
         f"{name}: not an option of partition {kind!r}; it has {', '.join(known) or 'none'}"
         for name in sorted(options.keys() - set(known))
     ]
-    unlimited = kind == "natural" and num_clients in (None, 0)
-    if not unlimited and not _whole(num_clients, 1):
+    if (kind != "natural" or num_clients not in (None, 0)) and not _whole(num_clients, 1):
         faults.append(f"num_clients: got {num_clients!r}; expected a whole number of at least 1")
     if split not in ("pooled", "official"):
         faults.append(f"split: got {split!r}; expected 'pooled' or 'official'")

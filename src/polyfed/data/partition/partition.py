@@ -94,21 +94,32 @@ class Partition:
         return int(np.argmin(np.diff(self.train_offsets)))
 
     def train(self, client: int) -> NDArray[np.int64]:
-        """Training rows of a client, ascending; a read-only view."""
-        self._check_client(client)
-        return self.train_rows[self.train_offsets[client] : self.train_offsets[client + 1]]
+        """Training rows of a client, ascending; read-only."""
+        return self._rows(client, "train")
 
     def test(self, client: int) -> NDArray[np.int64]:
-        """Test rows of a client, ascending; a read-only view."""
-        self._check_client(client)
-        return self.test_rows[self.test_offsets[client] : self.test_offsets[client + 1]]
+        """Test rows of a client, ascending; read-only."""
+        return self._rows(client, "test")
+
+    def _rows(self, client: int, which: str) -> Ints:
+        if not 0 <= client < self.num_clients:
+            raise IndexError(f"client {client}; expected 0 to {self.num_clients - 1}")
+        return self._rows_of(client, which)
+
+    def _rows_of(self, client: int, which: str) -> Ints:
+        rows, offsets = (
+            (self.train_rows, self.train_offsets) if which == "train" else (self.test_rows, self.test_offsets)
+        )
+        return rows[offsets[client] : offsets[client + 1]]
 
     @cached_property
     def hash(self) -> str:
         """SHA-256 (hex) over the arrays and ``about``: equal if and only if two partitions are the same."""
         digest = hashlib.sha256(b"polyfed partition 1\n")
-        about = _json(self.about).encode()
-        for content in (about, *(getattr(self, name).astype("<i8", copy=False).data for name in _ARRAYS)):  # no copies
+        for content in (
+            _json(self.about).encode(),
+            *(getattr(self, name).astype("<i8", copy=False).data for name in _ARRAYS),  # no copies
+        ):
             digest.update(memoryview(content).nbytes.to_bytes(8, "little"))
             digest.update(content)
         return digest.hexdigest()
@@ -134,9 +145,8 @@ class Partition:
 
     def _held(self, clients: int, which: str) -> tuple[Ints, Ints]:
         """Return the rows of the first ``clients``, client after client, and the number of each client."""
-        rows = self.train_rows if which == "train" else self.test_rows
-        offsets = (self.train_offsets if which == "train" else self.test_offsets)[: clients + 1]
-        return rows[: offsets[-1]], np.diff(offsets)
+        offsets = getattr(self, f"{which}_offsets")[: clients + 1]
+        return getattr(self, f"{which}_rows")[: offsets[-1]], np.diff(offsets)
 
     def validating(self, fraction: float, y: ArrayLike, rng: Rng) -> Partition:
         """Return the same clients with part of their training rows, class by class, in place of their test rows.
@@ -159,13 +169,15 @@ class Partition:
                 f"client {k} has {sizes[k]} training rows, too few to validate on a part of them; expected at least 2: "
                 "raise partition.min_samples, or lower clients.count"
             )
-        owner = np.full(len(np.asarray(y)), -1, dtype=np.int64)
-        owner[self.train_rows] = np.repeat(np.arange(self.num_clients), sizes)
-        rows = np.flatnonzero(owner >= 0)
-        held = np.zeros(len(owner), dtype=np.bool_)
-        held[rows] = pick_test(owner[rows], np.asarray(y)[rows], self.num_clients, fraction, rng)
-        parts = (*grouped(owner, (owner >= 0) & ~held, self.num_clients), *grouped(owner, held, self.num_clients))
-        return Partition(*parts, {**self.about, "validation_fraction": fraction})
+        owner = np.repeat(np.arange(self.num_clients), sizes)
+        held = pick_test(owner, np.asarray(y)[self.train_rows], self.num_clients, fraction, rng)
+        return Partition(
+            self.train_rows[~held],
+            _offsets(owner[~held], self.num_clients),
+            self.train_rows[held],
+            _offsets(owner[held], self.num_clients),
+            {**self.about, "validation_fraction": fraction},
+        )
 
     def save(self, path: Path) -> None:
         """Write the partition to an .npz file, whole or not at all.
@@ -173,10 +185,14 @@ class Partition:
         Raises:
             StorageError: the file cannot be written; an older file is intact.
         """
-        arrays = {name: getattr(self, name) for name in _ARRAYS}
         try:
             with replacing(Path(path)) as handle:
-                np.savez_compressed(handle, about=np.array(_json(self.about)), hash=np.array(self.hash), **arrays)
+                np.savez_compressed(
+                    handle,
+                    about=np.array(_json(self.about)),
+                    hash=np.array(self.hash),
+                    **{name: getattr(self, name) for name in _ARRAYS},
+                )
         except OSError as error:
             raise StorageError(
                 f"{path}: the partition could not be written ({error}); free space or change the path"
@@ -215,10 +231,6 @@ class Partition:
             )
         return partition
 
-    def _check_client(self, client: int) -> None:
-        if not 0 <= client < self.num_clients:
-            raise IndexError(f"client {client}; expected 0 to {self.num_clients - 1}")
-
 
 class Resampled(Partition):
     """Clients that draw their rows from two common pools, by formula: the partition stores nothing per client.
@@ -249,8 +261,7 @@ class Resampled(Partition):
         size = int(size_of_test(np.array([total]), fraction)[0])
         arrays: list[Ints] = []
         for pool in (train, test):
-            rows = np.sort(pool)
-            rows = rows[np.argsort(y[rows], kind="stable")]
+            rows = pool[np.lexsort((pool, y[pool]))]
             arrays += [rows, np.searchsorted(y[rows], np.arange(classes + 1)).astype(np.int64)]
         both = np.diff(arrays[1])[np.diff(arrays[3]) > 0].sum()
         if total > both or total - size < least:
@@ -259,8 +270,13 @@ class Resampled(Partition):
                 f"testing; expected at least {least} for training (min_samples), and at most {both} together, the "
                 "training rows of the classes that have rows for both; change samples_per_client"
             )
-        told = {**about, "drawn": {"train": total - size, "test": size}}
-        return cls(arrays[0], arrays[1], arrays[2], arrays[3], told)
+        return cls(
+            arrays[0],
+            arrays[1],
+            arrays[2],
+            arrays[3],
+            {**about, "drawn": {"train": total - size, "test": size}},
+        )
 
     @property
     def num_clients(self) -> int:
@@ -272,15 +288,8 @@ class Resampled(Partition):
         """A client with the fewest training rows among the first hundred; all have nearly the same number."""
         return min(range(min(100, self.num_clients)), key=lambda client: len(self._draw(client)[0]))
 
-    def train(self, client: int) -> NDArray[np.int64]:
-        """Training rows of a client, ascending; read-only."""
-        self._check_client(client)
-        return self._drawn(client)[0]
-
-    def test(self, client: int) -> NDArray[np.int64]:
-        """Test rows of a client, ascending; read-only."""
-        self._check_client(client)
-        return self._drawn(client)[1]
+    def _rows_of(self, client: int, which: str) -> Ints:
+        return self._drawn(client)[which == "test"]
 
     @cached_property
     def _drawn(self) -> Callable[[int], tuple[Ints, Ints]]:
@@ -329,7 +338,10 @@ def _json(about: Mapping[str, object]) -> str:
 
 def grouped(owner: Ints, mask: Bools, clients: int) -> tuple[Ints, Ints]:
     """Rows of the mask, client after client, and offsets."""
-    rows = np.flatnonzero(mask)
-    order = np.argsort(owner[rows], kind="stable")  # stable: ascending rows within a client
-    sizes = np.bincount(owner[rows], minlength=clients)
-    return rows[order].astype(np.int64), np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    rows = np.flatnonzero(mask).astype(np.int64)
+    return rows[np.argsort(owner[rows], kind="stable")], _offsets(owner[rows], clients)  # stable: ascending rows
+
+
+def _offsets(owner: Ints, clients: int) -> Ints:
+    """Return where each client begins when rows of these owners lie client after client."""
+    return np.cumsum(np.bincount(owner + 1, minlength=clients + 1), dtype=np.int64)

@@ -10,7 +10,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,6 @@ from polyfed.base.files import replacing
 Arrays = Mapping[str, NDArray[Any]]
 
 _QUICK = 1 << 20  # bytes that are hashed in a millisecond, faster than a cached digest is written
-_YOUNG = 2_000_000_000  # nanoseconds
 
 # What numpy and zipfile raise on a damaged or foreign .npz file.
 _DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
@@ -78,44 +77,35 @@ def file_digest(path: Path, folder: Path) -> str:
         raise DataError(
             f"{path}: cannot be read ({error.strerror or error}); correct the path or its permissions"
         ) from error
-    if stat.st_size > _QUICK and time.time_ns() - stat.st_mtime_ns > _YOUNG:
+    if stat.st_size > _QUICK and time.time_ns() - stat.st_mtime_ns > 2_000_000_000:
         with contextlib.suppress(OSError), replacing(kept) as handle:
             handle.write(json.dumps({"of": key, "sha256": digest}).encode())
     return digest
 
 
-def _save(handle: IO[bytes], arrays: Arrays) -> None:
-    values: dict[str, Any] = dict(arrays)
-    np.savez(handle, **values)
-
-
 def fingerprint(*parts: object, files: Sequence[Path] = ()) -> str:
     """A short name for decoded data: changes when a source file is replaced or a setting differs."""
-    seen: list[object] = list(parts)
-    for path in files:
-        stat = path.stat()
-        seen.append((path.name, stat.st_size, stat.st_mtime_ns))
+    stats = [(path.name, path.stat()) for path in files]
+    seen = [*parts, *((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)]
     return hashlib.sha256(repr(seen).encode()).hexdigest()[:24]
 
 
-def cached_arrays(path: Path | None, build: Callable[[], Arrays], usable: Callable[[Arrays], bool]) -> Arrays:
+def cached_arrays(path: Path, build: Callable[[], Arrays], usable: Callable[[Arrays], bool]) -> Arrays:
     """Return the arrays cached at ``path``; build and cache them if they are absent or not usable.
 
     A cache is a convenience: a damaged file is built anew, and a folder that cannot be written only means no
     caching.
 
     Args:
-        path: file of the cached arrays; None switches the cache off.
+        path: file of the cached arrays.
         build: makes the arrays from the source.
         usable: whether arrays read from ``path`` have the names, shapes and types expected.
     """
-    if path is not None and path.is_file():
-        with contextlib.suppress(DataError):
-            arrays = read_npz(path)
-            if usable(arrays):
-                return arrays
+    with contextlib.suppress(DataError):
+        arrays = read_npz(path)
+        if usable(arrays):
+            return arrays
     arrays = build()
-    if path is not None:
-        with contextlib.suppress(OSError), replacing(path) as handle:
-            _save(handle, arrays)
+    with contextlib.suppress(OSError), replacing(path) as handle:
+        np.savez(handle, **dict[str, Any](arrays))
     return arrays

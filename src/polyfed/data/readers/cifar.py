@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tarfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,14 +76,14 @@ def read_cifar_folder(folder: Path, layout: CifarLayout) -> tuple[NDArray[np.uin
     """
     files: dict[str, bytes] = {}
     for name in (*layout.train, layout.test):
-        path = folder / name
         try:
-            files[name] = path.read_bytes()
+            files[name] = (folder / name).read_bytes()
         except OSError as error:
             raise DataError(
-                f"{path}: cannot be read ({error}); expected {', '.join((*layout.train, layout.test))} in this folder"
+                f"{folder / name}: cannot be read ({error}); expected {', '.join((*layout.train, layout.test))} in "
+                "this folder"
             ) from error
-    return _assemble(files, str(folder), layout)
+    return _decoded(files, str(folder), layout)
 
 
 def read_cifar_archive(archive: Path, layout: CifarLayout) -> tuple[NDArray[np.uint8], NDArray[np.int64], int]:
@@ -108,13 +109,24 @@ def read_cifar_archive(archive: Path, layout: CifarLayout) -> tuple[NDArray[np.u
             f"{archive}: {', '.join(missing)} not found inside; expected the binary version, "
             f"{layout.archive} (the python version holds pickled objects and is not read)"
         )
-    return _assemble(files, str(archive), layout)
+    return _decoded(files, str(archive), layout)
 
 
-def _assemble(
+def _decoded(
     files: dict[str, bytes], where: str, layout: CifarLayout
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], int]:
-    parts = [decode_records(files[name], f"{where}/{name}", layout) for name in (*layout.train, layout.test)]
-    x = np.concatenate([x for x, _ in parts])
-    y = np.concatenate([y for _, y in parts])
-    return x, y, len(x) - len(parts[-1][0])
+    return joined(
+        [decode_records(files[name], f"{where}/{name}", layout) for name in (*layout.train, layout.test)],
+        len(layout.train),
+    )
+
+
+def joined(
+    parts: Sequence[tuple[NDArray[np.uint8], NDArray[np.int64]]], train: int
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], int]:
+    """Pixels, labels and number of training rows of files of which the first ``train`` are for training."""
+    return (
+        np.concatenate([x for x, _ in parts]),
+        np.concatenate([y for _, y in parts]),
+        sum(len(y) for _, y in parts[:train]),
+    )

@@ -60,9 +60,9 @@ def load_csv(
         DataError: no rows, a ragged row, a missing label, one class only, or a cell that is not finite.
         ConfigError: a column that does not exist, or options that contradict each other.
     """
-    if header is False and any(isinstance(c, str) for c in (label, group, *categorical)):
-        raise ConfigError("header: got false, but columns are given by name; give their numbers instead")
     by_name = any(isinstance(c, str) for c in (label, group, *categorical))
+    if header is False and by_name:
+        raise ConfigError("header: got false, but columns are given by name; give their numbers instead")
     gone = frozenset(missing)
     files = _files(path, group)
     tables = [_read_table(file, True if by_name else header, gone, delimiter) for file in files]
@@ -90,13 +90,10 @@ def load_csv(
     ]
     if not features:
         raise DataError(f"{path}: no feature columns beside the label; columns are {', '.join(table.columns)}")
+    groups, names = (None, ()) if group_at is None else _groups(table, group_at, gone)
     if path.is_dir():
         names = tuple(file.stem for file in files)
         groups = np.repeat(np.arange(len(files)), [len(t.cells) for t in tables]).astype(np.int64)
-    elif group_at is not None:
-        groups, names = _groups(table, group_at, gone)
-    else:
-        groups, names = None, ()
     return Dataset(
         name=path.stem,
         x=torch.from_numpy(np.concatenate(features, axis=1)),
@@ -124,33 +121,29 @@ def _files(path: Path, group: str | int | None) -> list[Path]:
 
 def _read_table(path: Path, header: bool | None, missing: frozenset[str], delimiter: str) -> _Table:
     """One file as cells of text, every row as long as the first."""
-    cells: list[list[str]] = []
-    lines: list[int] = []
     try:
         with path.open(newline="", encoding="utf-8-sig") as handle:
             reader = csv.reader(handle, delimiter=delimiter, strict=True)
-            for row in reader:
-                if row:  # a blank line is not a row
-                    cells.append([cell.strip() for cell in row])
-                    lines.append(reader.line_num)
+            # A blank line is not a row.
+            rows = [([cell.strip() for cell in row], f"{path}, line {reader.line_num}") for row in reader if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read as csv in UTF-8 ({error}); correct or convert the file") from error
-    if not cells:
+    if not rows:
         raise DataError(f"{path}: no rows; expected a table with a label column")
-    for row, line in zip(cells, lines, strict=True):
+    cells = [row for row, _ in rows]
+    for row, where in rows:
         if len(row) != len(cells[0]):
             raise DataError(
-                f"{path}, line {line}: {len(row)} cells; expected {len(cells[0])} as in the first line; "
+                f"{where}: {len(row)} cells; expected {len(cells[0])} as in the first line; "
                 "correct the line or the delimiter"
             )
-    named = _is_header(path, cells, missing) if header is None else header
-    columns = tuple(cells[0]) if named else tuple(f"column {i}" for i in range(len(cells[0])))
+    first = int(_is_header(path, cells, missing) if header is None else header)
+    columns = tuple(cells[0] if first else (f"column {i}" for i in range(len(cells[0]))))
     if len(set(columns)) != len(columns):
         raise DataError(f"{path}: column names repeat: {', '.join(columns)}; rename them")
-    first = 1 if named else 0
     if len(cells) == first:
         raise DataError(f"{path}: no rows below the header; expected at least one")
-    return _Table(columns, cells[first:], [f"{path}, line {line}" for line in lines[first:]])
+    return _Table(columns, cells[first:], [where for _, where in rows[first:]])
 
 
 def _is_header(path: Path, cells: list[list[str]], missing: frozenset[str]) -> bool:
@@ -204,29 +197,23 @@ def _labels(table: _Table, at: int, missing: frozenset[str], path: Path) -> tupl
 def _feature(table: _Table, at: int, missing: frozenset[str], categorical: bool, path: Path) -> NDArray[np.float64]:
     """One column as ``(N, 1)`` numbers, or ``(N, categories)`` zeros and ones."""
     texts = [row[at] for row in table.cells]
-    present = [text not in missing for text in texts]
-    numbers = [_number(text) if there else math.nan for text, there in zip(texts, present, strict=True)]
+    numbers = [math.nan if text in missing else _number(text) for text in texts]
     if not categorical and None not in numbers:
         values = np.asarray(numbers, dtype=np.float64)
-        if np.isinf(values).any() or (np.abs(values) > np.finfo(np.float32).max).any():
-            bad = int(np.argmax(np.isinf(values) | (np.abs(values) > np.finfo(np.float32).max)))
-            raise DataError(f"{table.where[bad]}: {texts[bad]!r} in {table.columns[at]!r} is not a finite number")
+        bad = np.flatnonzero(np.abs(values) > np.finfo(np.float32).max)
+        if len(bad):
+            raise DataError(f"{table.where[bad[0]]}: {texts[bad[0]]!r} in {table.columns[at]!r} is not a finite number")
         check_digits(values, f"{path}: column {table.columns[at]!r}")
         return values[:, None]
-    names = sorted({text for text, there in zip(texts, present, strict=True) if there})
+    names = sorted(set(texts) - missing)
     if len(names) > _MAX_CATEGORIES:
         raise DataError(
             f"{path}: column {table.columns[at]!r} has {len(names)} different texts; expected at most "
             f"{_MAX_CATEGORIES} categories; drop the column (is it an identifier?) or merge categories"
         )
     code = {name: number for number, name in enumerate(names)}
-    onehot = np.zeros((len(texts), len(names)))
-    for row, (text, there) in enumerate(zip(texts, present, strict=True)):
-        if there:
-            onehot[row, code[text]] = 1
-        else:
-            onehot[row] = math.nan
-    return onehot
+    rows = np.vstack([np.eye(len(names)), np.full((1, len(names)), math.nan)])  # the last one is of a missing cell
+    return rows[[code.get(text, -1) for text in texts]]
 
 
 def _groups(table: _Table, at: int, missing: frozenset[str]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
@@ -243,10 +230,8 @@ def _groups(table: _Table, at: int, missing: frozenset[str]) -> tuple[NDArray[np
 
 def _number(text: str) -> float | None:
     """Return the number in a cell; None if the cell is no number."""
-    if "_" in text:  # float() accepts 1_000, but in a table this is text
-        return None
     try:
-        value = float(text)
+        value = math.nan if "_" in text else float(text)  # float() accepts 1_000, but in a table this is text
     except ValueError:
         return None
     return None if math.isnan(value) else value

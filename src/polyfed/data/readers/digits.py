@@ -21,16 +21,7 @@ def load_digits(image_size: int | None = None) -> Dataset:
     Raises:
         ConfigError: an ``image_size`` out of range.
     """
-    side = check_image_size(image_size, 32)
     arrays = read_npz(DIGITS)
     levels = torch.from_numpy(arrays["x"].astype(np.float32))  # (N, 8, 8), 0..16
-    x = resize((levels * (255 / 16)).round().to(torch.uint8)[:, None], side)
-    mean, std = pixel_stats(x)
-    return Dataset(
-        name="digits",
-        x=x,
-        y=torch.from_numpy(arrays["y"].astype(np.int64)),
-        classes=tuple("0123456789"),
-        mean=mean,
-        std=std,
-    )
+    x = resize((levels * (255 / 16)).round().to(torch.uint8)[:, None], check_image_size(image_size, 32))
+    return Dataset("digits", x, torch.from_numpy(arrays["y"].astype(np.int64)), tuple("0123456789"), *pixel_stats(x))

@@ -14,12 +14,7 @@ from typing import Any
 
 from polyfed.base.errors import DataError
 from polyfed.base.files import replacing
-
-#: Opens a URL with a timeout in seconds; ``urllib.request.urlopen`` or a stand-in.
-Opener = Callable[..., Any]
-
-_SECONDS = 30.0
-_CHUNK = 1 << 20
+from polyfed.data.readers.idx import IDX_NAMES
 
 
 @dataclass(frozen=True)
@@ -38,13 +33,7 @@ class RemoteFile:
 
 
 def _mnist_files(base: str, sums: tuple[str, str, str, str]) -> tuple[RemoteFile, ...]:
-    names = (
-        "train-images-idx3-ubyte.gz",
-        "train-labels-idx1-ubyte.gz",
-        "t10k-images-idx3-ubyte.gz",
-        "t10k-labels-idx1-ubyte.gz",
-    )
-    return tuple(RemoteFile(name, base + name, md5) for name, md5 in zip(names, sums, strict=True))
+    return tuple(RemoteFile(f"{name}.gz", f"{base}{name}.gz", md5) for name, md5 in zip(IDX_NAMES, sums, strict=True))
 
 
 #: Data set -> its official files.
@@ -88,20 +77,17 @@ OFFICIAL_FILES: Mapping[str, tuple[RemoteFile, ...]] = MappingProxyType(
 
 def md5_of(path: Path) -> str:
     """Hexadecimal MD5 of a file's content."""
-    digest = hashlib.md5(usedforsecurity=False)
     with path.open("rb") as handle:
-        while chunk := handle.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(handle, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
-def fetch(file: RemoteFile, folder: Path, *, opener: Opener | None = None) -> Path:
+def fetch(file: RemoteFile, folder: Path, *, opener: Callable[..., Any] | None = None) -> Path:
     """Return the file in ``folder``; download and check it if it is absent or its MD5 is wrong.
 
     Args:
         file: the file to fetch.
         folder: the folder to keep it in.
-        opener: opens a URL; None stands for ``urllib.request.urlopen``.
+        opener: opens a URL, with a timeout in seconds; None stands for ``urllib.request.urlopen``.
 
     Raises:
         DataError: no network, a content with another MD5, or a folder that cannot be written to.
@@ -111,19 +97,17 @@ def fetch(file: RemoteFile, folder: Path, *, opener: Opener | None = None) -> Pa
         return target
     logging.getLogger(__name__).info("downloading %s to %s", file.url, target)
     digest = hashlib.md5(usedforsecurity=False)
-    size = 0
     try:
         with (
-            (opener or urllib.request.urlopen)(file.url, timeout=_SECONDS) as response,
+            (opener or urllib.request.urlopen)(file.url, timeout=30.0) as response,
             replacing(target) as handle,
         ):
-            while chunk := response.read(_CHUNK):
+            while chunk := response.read(1 << 20):
                 digest.update(chunk)
-                size += len(chunk)
                 handle.write(chunk)
             if digest.hexdigest() != file.md5:  # inside the block, so that the file never gets its name
                 raise DataError(
-                    f"{file.url}: {size} bytes with md5 {digest.hexdigest()}; expected md5 {file.md5}; the "
+                    f"{file.url}: {handle.tell()} bytes with md5 {digest.hexdigest()}; expected md5 {file.md5}; the "
                     "download was cut short or the file changed; try again, or fetch it by hand and set the "
                     "data path"
                 )

@@ -58,10 +58,7 @@ def read_idx(path: Path, ndim: int) -> NDArray[np.uint8]:
 
 def find_idx(folder: Path, name: str) -> Path | None:
     """Return ``folder/name`` if it exists, else ``folder/name.gz``, else None."""
-    for path in (folder / name, folder / f"{name}.gz"):
-        if path.is_file():
-            return path
-    return None
+    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
 
 
 def read_mnist_layout(folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64], int]:
@@ -70,28 +67,25 @@ def read_mnist_layout(folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64
     Raises:
         DataError: a file is missing or damaged, or images and labels disagree.
     """
-    paths = [find_idx(folder, name) for name in IDX_NAMES]
-    missing = [f"{name}[.gz]" for name, path in zip(IDX_NAMES, paths, strict=True) if path is None]
+    found = {name: path for name in IDX_NAMES if (path := find_idx(folder, name)) is not None}
+    missing = [f"{name}[.gz]" for name in IDX_NAMES if name not in found]
     if missing:
         raise DataError(
             f"{folder}: {', '.join(missing)} not found; expected the four IDX files of the MNIST layout; add "
             "them or correct the path"
         )
-    found = [path for path in paths if path is not None]
-    images, labels = [], []
-    for image_path, label_path in ((found[0], found[1]), (found[2], found[3])):
-        image, label = read_idx(image_path, 3), read_idx(label_path, 1)
-        if len(image) != len(label):
+    paths = list(found.values())
+    arrays = [read_idx(path, ndim) for path, ndim in zip(paths, (3, 1, 3, 1), strict=True)]
+    for at in (0, 2):
+        if len(arrays[at]) != len(arrays[at + 1]):
             raise DataError(
-                f"{image_path} has {len(image)} images but {label_path.name} has {len(label)} labels; the "
-                "files do not belong together, fetch both again"
+                f"{paths[at]} has {len(arrays[at])} images but {paths[at + 1].name} has {len(arrays[at + 1])} labels; "
+                "the files do not belong together, fetch both again"
             )
-        images.append(image)
-        labels.append(label)
+    images, labels = arrays[::2], arrays[1::2]
     if images[0].shape[1:] != images[1].shape[1:]:
         raise DataError(
             f"{folder}: training images are {images[0].shape[1:]} pixels but test images "
             f"{images[1].shape[1:]}; the files do not belong together"
         )
-    x = np.concatenate(images)[:, None]  # (N, 1, H, W)
-    return x, np.concatenate(labels).astype(np.int64), len(images[0])
+    return np.concatenate(images)[:, None], np.concatenate(labels).astype(np.int64), len(images[0])

@@ -37,24 +37,20 @@ def load_npz(path: Path, *, image_size: int | None = None, flip: bool = False) -
         ConfigError: ``image_size`` for features.
     """
     arrays = read_npz(path)
-    unknown = sorted(arrays.keys() - set(_KNOWN))
-    if "x" not in arrays or "y" not in arrays or unknown:
+    if not {"x", "y"} <= arrays.keys() <= set(_KNOWN):
         raise DataError(
             f"{path}: holds the arrays {', '.join(sorted(arrays)) or 'none'}; expected x and y, and no others "
             f"but {', '.join(_KNOWN[2:])}; rename or remove the others"
         )
     x, y = _read_x(arrays["x"], path), _read_y(arrays["y"], path)
     test_rows = _read_test(arrays["test"], len(y), path) if "test" in arrays else None
-    groups, group_names = None, ()
-    if "groups" in arrays:
-        groups, group_names = _read_groups(arrays["groups"], len(y), path)
+    groups, group_names = _read_groups(arrays["groups"], len(y), path) if "groups" in arrays else (None, ())
     classes = tuple(str(name) for name in arrays["classes"].ravel()) if "classes" in arrays else None
     mean, std = (), ()
     if x.dim() == 4:
         if image_size is not None:
             x = resize(x, check_image_size(image_size, image_size))
-        train_rows = None if test_rows is None else np.setdiff1d(np.arange(len(x)), test_rows)
-        mean, std = pixel_stats(x, train_rows)
+        mean, std = pixel_stats(x, None if test_rows is None else np.setdiff1d(np.arange(len(x)), test_rows))
     elif image_size is not None:
         raise ConfigError(f"image_size: got {image_size}, but {path} holds features, not images; leave it out")
     return Dataset(

@@ -19,28 +19,25 @@ from polyfed.base.errors import DataError
 _SHARD = re.compile(r"(train|test)-(\d+)-of-(\d+)\.parquet")
 
 
-def find_parquet(folder: Path) -> dict[str, list[Path]]:
+def find_parquet(folder: Path) -> tuple[list[Path], list[Path]]:
     """Return the train and test files of a folder, or of a known subfolder, in order; empty lists if there are none.
 
     Raises:
         DataError: a numbered file of a split is missing.
     """
-    found: dict[str, list[Path]] = {"train": [], "test": []}
     for place in (folder, folder / "data", folder / "plain_text", folder / "cifar100"):
         shards = [(m, path) for path in sorted(place.glob("*.parquet")) if (m := _SHARD.fullmatch(path.name))]
-        if not shards:
-            continue
-        for match, path in shards:
-            found[match[1]].append(path)
-        for split, paths in found.items():
-            count = max((int(m[3]) for m, _ in shards if m[1] == split), default=1)
-            if len(paths) != count:
-                raise DataError(
-                    f"{place}: {len(paths)} {split} parquet files "
-                    f"({', '.join(p.name for p in paths) or 'none'}); expected {count}; fetch the missing files"
-                )
-        break
-    return found
+        if shards:
+            found = {split: [path for m, path in shards if m[1] == split] for split in ("train", "test")}
+            for split, paths in found.items():
+                count = max((int(m[3]) for m, _ in shards if m[1] == split), default=1)
+                if len(paths) != count:
+                    raise DataError(
+                        f"{place}: {len(paths)} {split} parquet files "
+                        f"({', '.join(p.name for p in paths) or 'none'}); expected {count}; fetch the missing files"
+                    )
+            return found["train"], found["test"]
+    return [], []
 
 
 def read_images(path: Path, label: str, shape: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -72,17 +69,23 @@ def read_images(path: Path, label: str, shape: tuple[int, int]) -> tuple[NDArray
                     f"{path}: has columns {', '.join(names)}; expected 'img' or 'image', and {label!r}; is "
                     "it another data set?"
                 )
-            pixels: list[NDArray[np.uint8]] = []
-            labels: list[int] = []
-            for batch in file.iter_batches(batch_size=1024, columns=[image, label]):
-                for cell, value in zip(batch.column(image).to_pylist(), batch.column(label).to_pylist(), strict=True):
-                    pixels.append(_decode(Image, cell, f"{path}, row {len(pixels)}", shape))
-                    labels.append(_label(value, f"{path}, row {len(labels)}"))
+            cells = (
+                cell
+                for batch in file.iter_batches(batch_size=1024, columns=[image, label])
+                for cell in zip(batch.column(image).to_pylist(), batch.column(label).to_pylist(), strict=True)
+            )
+            rows = [
+                (_decode(Image, cell, f"{path}, row {row}", shape), _label(value, f"{path}, row {row}"))
+                for row, (cell, value) in enumerate(cells)
+            ]
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: cannot be read as parquet ({error}); the file is damaged, fetch it again") from error
-    if not pixels:
+    if not rows:
         raise DataError(f"{path}: has no rows; expected images with labels; fetch it again")
-    return np.stack(pixels).transpose(0, 3, 1, 2).copy(), np.asarray(labels, dtype=np.int64)  # NHWC -> NCHW
+    return (
+        np.stack([pixels for pixels, _ in rows]).transpose(0, 3, 1, 2).copy(),  # NHWC -> NCHW
+        np.asarray([value for _, value in rows], dtype=np.int64),
+    )
 
 
 def _decode(image_module: Any, cell: Any, where: str, shape: tuple[int, int]) -> NDArray[np.uint8]:
