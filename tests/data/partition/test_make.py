@@ -280,15 +280,18 @@ def test_resampled_clients_share_rows_but_never_a_test_row_with_training(split: 
     assert isinstance(one, Resampled)
     assert one.num_clients == 400
     trained, tested = set(), set()
+    numbers: list[int] = []
     sizes = (24, 6) if split == "pooled" else (22, 8)  # of official test rows there are 300 in 1200
     for client in range(400):
         train, test = one.train(client), one.test(client)
         assert len(train) + len(test) == 30
         assert sizes[1] - 3 < len(test) <= sizes[1]
+        numbers.append(len(test))
         assert (np.diff(train) > 0).all()
         assert (np.diff(test) > 0).all()
         trained |= set(train)
         tested |= set(test)
+    assert max(numbers) == sizes[1], "most clients hold enough rows for the rounded share"
     assert not trained & tested
     assert len(trained) + len(tested) == 1200  # 400 x 30 draws: every row is somebody's
     assert split == "pooled" or min(tested) == 900
