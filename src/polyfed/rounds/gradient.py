@@ -53,16 +53,14 @@ def _first(steps: Any, kind: type[Any], clients: SimulatedClients) -> Any:
     """Return the first request of a kind from a coroutine, and end the coroutine; None if it makes no such request."""
     if not isinstance(steps, GeneratorType):
         return None
-    answer: Any = None
-    while True:
-        try:
-            request = steps.send(answer)
-        except StopIteration:
-            return None
-        if isinstance(request, kind):
-            steps.close()
-            return request
-        answer = clients.driver.perform(request)
+    try:
+        request = next(steps)
+        while not isinstance(request, kind):
+            request = steps.send(clients.driver.perform(request))
+    except StopIteration:
+        return None
+    steps.close()
+    return request
 
 
 def squared_norm(fit: Fit, placement: Placement) -> float:

@@ -132,12 +132,8 @@ class TimedClients:
         )
         present = {client: message for client, message in down.items() if there[client]}
         with self.clients.gathering(request) as gathering:
-            reports: dict[ClientId, Report] = {}
-            for info, upload, report in self.clients.work(replace(request, down=present), score=score):
-                gathering.put(info, upload)
-                reports[info.id] = report
-                del upload
-            kept, failed = self._ended(cohort, asked, present, dict(sorted(reports.items())))
+            reports = self.clients.gather(gathering, replace(request, down=present), score=score)
+            kept, failed = self._ended(cohort, asked, present, reports)
             return gathering.settle(kept, {client: REASONS[reason] for client, reason in failed.items()}), kept
 
     def _ended(
