@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from polyfed.core.plan import Step
 from polyfed.core.requests import Fit
-from polyfed.execute.local_training import Local
+from polyfed.execute.local_training import Local, set_training
 from polyfed.execute.placement import Placement
 
 
@@ -108,8 +108,7 @@ class CostCounter:
 
     def _measure(self, fit: Fit, examples: int, due: bool) -> tuple[int, int]:
         """Return the FLOPs and the peak of a step of the counter's own, which moves no random stream of the run."""
-        for model in fit.client.models.values():
-            model.train(True)
+        set_training(fit.client.models, True)
         with self.aside(), fit.client.rng.at("cost").fork():
             rows = torch.arange(examples) % len(fit.client.train)
             batch, drawn = self.placement.batch(fit.client.train, rows), fit.drawn(Step(rows, 0, 0))

@@ -38,6 +38,12 @@ def buffers(models: Mapping[str, SplitModel], part: str) -> frozenset[str]:
     return models[part].buffer_names if part in models else frozenset()
 
 
+def set_training(models: Mapping[str, SplitModel], training: bool) -> None:
+    """Put all networks into training or evaluation mode."""
+    for model in models.values():
+        model.train(training)
+
+
 @dataclass
 class Local:
     """The mutable state of one local training: leaves, optimizer, losses. It exists as long as its fit."""
@@ -146,8 +152,7 @@ def run_fit(fit: Fit, placement: Placement) -> Fitted:
         DivergedError: a loss or a weight became NaN or infinite.
     """
     client = fit.client
-    for model in client.models.values():
-        model.train(True)
+    set_training(client.models, True)
     local = Local(fit, placement)
     augment = client.rng.at("augment").torch()
     draws = any(model.random for model in client.models.values())
@@ -185,8 +190,7 @@ def run_reduce(request: Reduce, placement: Placement) -> dict[str, Tensor]:
         DivergedError: the sum is NaN or infinite.
     """
     client = request.client
-    for model in client.models.values():
-        model.train(False)
+    set_training(client.models, False)
     nets = bind(client.models, tree_to(request.parts, placement))
     rows = (request.rows,) if request.rows is not None else torch.arange(len(request.data)).split(EVAL_BATCH)
     out: dict[str, Tensor] = {}

@@ -23,7 +23,7 @@ from polyfed.core.algorithm import Algorithm
 from polyfed.core.net import Batch, Loss, Nets
 from polyfed.core.plan import LocalSGD, Step
 from polyfed.core.requests import Fit, Fitted
-from polyfed.execute.local_training import Grads, bind, buffers, clip, finish
+from polyfed.execute.local_training import Grads, bind, buffers, clip, finish, set_training
 from polyfed.execute.placement import Placement
 from polyfed.execute.replay import AFTER, Product, Replays
 from polyfed.models.split import SplitModel
@@ -120,8 +120,7 @@ def run_stacked(
         replays: traces of such steps from earlier groups.
         rule: the usual sizes.
     """
-    for model in fits[0].client.models.values():
-        model.train(True)
+    set_training(fits[0].client.models, True)
     stack = Stack(fits, placement, replays, rule)
     schedules = [fit.client.plan.schedule(len(fit.client.train), fit.client.rng.at("batches")) for fit in fits]
     augment = [fit.client.rng.at("augment").torch() for fit in fits]

@@ -19,7 +19,7 @@ from polyfed.core.clients import Cohort
 from polyfed.core.message import Message
 from polyfed.core.plan import Step
 from polyfed.core.requests import Exchange, Fit
-from polyfed.execute.local_training import EVAL_BATCH, Local
+from polyfed.execute.local_training import EVAL_BATCH, Local, set_training
 from polyfed.execute.placement import Placement
 from polyfed.rounds.clients import SimulatedClients
 from polyfed.rounds.selection import sample
@@ -66,8 +66,7 @@ def _first(steps: Any, kind: type[Any], clients: SimulatedClients) -> Any:
 def squared_norm(fit: Fit, placement: Placement) -> float:
     """Return the squared norm, over all trained parts, of the gradient on all examples at once."""
     client = fit.client
-    for model in client.models.values():
-        model.train(True)
+    set_training(client.models, True)
     local = Local(fit, placement)
     count = len(client.train)
     sums: dict[tuple[str, str], torch.Tensor] = {}
