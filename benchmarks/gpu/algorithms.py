@@ -97,7 +97,7 @@ def main(out: Path, device: str) -> int:
     played(federation("standalone"), device, "sequential")  # libraries are loaded now, and on nobody's clock
     for name in ALGORITHMS:
         small = federation(name)
-        networks = " ".join(map(str, small.specs))
+        networks = " ".join(map(str, small.config.clients.models))
         try:
             here, cpu = played(small, "cpu", "sequential")
             alone, seconds = played(small, device, "sequential")

@@ -82,16 +82,14 @@ def kind_of_network(models: Mapping[str, SplitModel], flops: float) -> str:
     if any(len(shape) == 4 for shape in shapes):
         return "images"
     weights = sum(shape.numel() for shape in shapes)
-    dense = all(len(shape) <= 2 for shape in shapes) and flops <= 2.1 * weights
-    return "dense" if dense else "other"
+    return "dense" if all(len(shape) <= 2 for shape in shapes) and flops <= 2.1 * weights else "other"
 
 
 def forward_flops(models: Mapping[str, SplitModel], input_shape: tuple[int, ...]) -> float | None:
     """Return the FLOPs of a forward pass over one example by all networks that take the data; None if it fails."""
     total = 0.0
-    for model in models.values():
-        if model.input_shape != tuple(input_shape):
-            continue  # such as a projector, which is small beside the networks that make its input
+    # A network with another input, such as a projector, is small beside the networks that make its input.
+    for model in (model for model in models.values() if model.input_shape == tuple(input_shape)):
         try:
             model.train(False)
             weights = model.init(Rng((0,)))

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from polyfed.core.plan import Step
 from polyfed.core.requests import Fit
-from polyfed.execute.local_training import Local
+from polyfed.execute.local_training import Local, set_training
 from polyfed.execute.placement import Placement
 
 
@@ -34,16 +34,14 @@ class PeakMemory(TorchDispatchMode):
 
     def follow(self, value: Any) -> None:
         """Count the storage of a tensor until it is released."""
-        if not isinstance(value, Tensor):
-            return
-        storage = value.untyped_storage()
-        key = storage._cdata  # pyright: ignore[reportPrivateUsage]  # the only identity a storage has
-        if key in self._known:
-            return
-        self._known.add(key)
-        self.live += storage.nbytes()
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._release, key, storage.nbytes())
+        if isinstance(value, Tensor):
+            storage = value.untyped_storage()
+            key = storage._cdata  # pyright: ignore[reportPrivateUsage]  # the only identity a storage has
+            if key not in self._known:
+                self._known.add(key)
+                self.live += storage.nbytes()
+                self.peak = max(self.peak, self.live)
+                weakref.finalize(storage, self._release, key, storage.nbytes())
 
     def _release(self, key: int, nbytes: int) -> None:
         self._known.discard(key)
@@ -87,8 +85,7 @@ class CostCounter:
 
         They are those of products and convolutions, forward and backward: torch's counter counts no others.
         """
-        counts = self.counts.setdefault((key, due), Counts())
-        return counts.at(examples, lambda: self._measure(fit, examples, due)[0])
+        return self.counts.setdefault((key, due), Counts()).at(examples, lambda: self._measure(fit, examples, due)[0])
 
     def peak(self, key: object, fit: Fit, examples: int, due: bool) -> int:
         """Return the largest sum of live tensors, in bytes, of a whole step at that batch size, optimizer included."""
@@ -97,13 +94,10 @@ class CostCounter:
             self.counts.setdefault((key, due), Counts())[examples] = flops
         return self.peaks[key, due, examples]
 
-    @contextmanager
-    def _aside(self, fit: Fit) -> Generator[None]:
-        """Run a step of the counter's own: its seconds count as counting, and random streams do not move."""
-        for model in fit.client.models.values():
-            model.train(True)
-        with self.aside(), fit.client.rng.at("cost").fork():
-            yield
+    def clock(self) -> Callable[[], float]:
+        """Return a function that returns the seconds from now on, without those of counting."""
+        start = time.perf_counter() - self.seconds
+        return lambda: time.perf_counter() - self.seconds - start
 
     @contextmanager
     def aside(self) -> Generator[None]:
@@ -113,8 +107,9 @@ class CostCounter:
         self.seconds += time.perf_counter() - started
 
     def _measure(self, fit: Fit, examples: int, due: bool) -> tuple[int, int]:
-        """Return the FLOPs and the peak of a step of the counter's own."""
-        with self._aside(fit):
+        """Return the FLOPs and the peak of a step of the counter's own, which moves no random stream of the run."""
+        set_training(fit.client.models, True)
+        with self.aside(), fit.client.rng.at("cost").fork():
             rows = torch.arange(examples) % len(fit.client.train)
             batch, drawn = self.placement.batch(fit.client.train, rows), fit.drawn(Step(rows, 0, 0))
             local = Local(fit, self.placement)

@@ -153,7 +153,6 @@ class Sequential:
 
     def charge(self, fit: Fit, fitted: Fitted, work: Work) -> None:
         """Add the costs of a fit to its client's account."""
-        client = fit.client
         kind = signature(fit)
         for number, ((examples, due), steps) in enumerate(_steps(fit).items()):
             if number == 0:  # the largest batch
@@ -161,13 +160,12 @@ class Sequential:
             work.flops += steps * self.costs.step(kind, fit, examples, due)
         work.steps += fitted.steps
         work.loss = fitted.loss
-        log.debug("client %d: %d steps, loss %.4f", client.info.id, fitted.steps, fitted.loss)
+        log.debug("client %d: %d steps, loss %.4f", fit.client.info.id, fitted.steps, fitted.loss)
 
 
 def _steps(fit: Fit) -> Counter[tuple[int, bool]]:
     """Return the number of a fit's steps by (batch size, due); the largest batch first."""
-    client = fit.client
-    sizes = client.plan.sizes(len(client.train))
+    sizes = fit.client.plan.sizes(len(fit.client.train))
     found = Counter((examples, fit.due(index, in_epoch)) for examples, index, in_epoch in sizes)
     return Counter(dict(sorted(found.items(), reverse=True)))
 
@@ -233,9 +231,7 @@ class Batched(Sequential):
         return {client: answers[client] for client in requests}
 
     def _stack(self, fits: Sequence[Fit]) -> bool:
-        if len(fits) == 1:
-            return False
-        if not self._pays(fits[0]):
+        if len(fits) == 1 or not self._pays(fits[0]):
             return False
         reason = why_not(fits[0]) or self._refused.get(signature(fits[0]))
         if reason and reason not in self._said:

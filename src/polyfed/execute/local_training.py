@@ -38,6 +38,12 @@ def buffers(models: Mapping[str, SplitModel], part: str) -> frozenset[str]:
     return models[part].buffer_names if part in models else frozenset()
 
 
+def set_training(models: Mapping[str, SplitModel], training: bool) -> None:
+    """Put all networks into training or evaluation mode."""
+    for model in models.values():
+        model.train(training)
+
+
 @dataclass
 class Local:
     """The mutable state of one local training: leaves, optimizer, losses. It exists as long as its fit."""
@@ -49,15 +55,15 @@ class Local:
 
     def __post_init__(self) -> None:
         models, placement = self.fit.client.models, self.placement
-        self.parts = {}
-        for part, params in self.fit.parts.items():
-            fixed = buffers(models, part)
-            self.parts[part] = {
+        self.parts = {
+            part: {
                 name: placement.put(value.detach(), copy=True).requires_grad_(
-                    name not in fixed and value.is_floating_point()
+                    name not in buffers(models, part) and value.is_floating_point()
                 )
                 for name, value in params.items()
             }
+            for part, params in self.fit.parts.items()
+        }
         # A frozen network in training mode updates its running statistics, too, hence copies of its buffers.
         frozen = {
             part: {
@@ -87,9 +93,9 @@ class Local:
         return grads
 
     def _at(self, part: str, params: Params) -> dict[str, Tensor]:
-        own = self.parts[part]
         return {
-            name: params[name].detach().requires_grad_() if leaf.requires_grad else leaf for name, leaf in own.items()
+            name: params[name].detach().requires_grad_() if leaf.requires_grad else leaf
+            for name, leaf in self.parts[part].items()
         }
 
     def see(self, drawn: Params) -> None:
@@ -110,8 +116,7 @@ class Local:
             for leaf in group["params"]:
                 leaf.grad = None  # a leaf without a gradient in this step does not move
         for part, params in grads.items():
-            clipped = clip(params, self.fit.client.plan.clip)
-            for name, g in clipped.items():
+            for name, g in clip(params, self.fit.client.plan.clip).items():
                 leaf = self.parts[part][name]
                 # torch's fused optimizers read both memories in order, so a gradient in another layout than its weight
                 # would be applied to the wrong coordinates without an error (torch 2.13).
@@ -147,8 +152,7 @@ def run_fit(fit: Fit, placement: Placement) -> Fitted:
         DivergedError: a loss or a weight became NaN or infinite.
     """
     client = fit.client
-    for model in client.models.values():
-        model.train(True)
+    set_training(client.models, True)
     local = Local(fit, placement)
     augment = client.rng.at("augment").torch()
     draws = any(model.random for model in client.models.values())
@@ -156,8 +160,7 @@ def run_fit(fit: Fit, placement: Placement) -> Fitted:
         for step in client.plan.schedule(len(client.train), client.rng.at("batches")):
             batch = placement.batch(client.train, step.rows, augment)
             local.step(batch, fit.due(step.index, step.in_epoch), fit.drawn(step))
-    parts = {part: {name: leaf.detach() for name, leaf in p.items()} for part, p in local.parts.items()}
-    return finish(fit, parts, local.losses)
+    return finish(fit, tree.map_parts(Tensor.detach, local.parts), local.losses)
 
 
 def finish(fit: Fit, parts: Grads, losses: list[Tensor], *, finite: bool = False) -> Fitted:
@@ -187,8 +190,7 @@ def run_reduce(request: Reduce, placement: Placement) -> dict[str, Tensor]:
         DivergedError: the sum is NaN or infinite.
     """
     client = request.client
-    for model in client.models.values():
-        model.train(False)
+    set_training(client.models, False)
     nets = bind(client.models, tree_to(request.parts, placement))
     rows = (request.rows,) if request.rows is not None else torch.arange(len(request.data)).split(EVAL_BATCH)
     out: dict[str, Tensor] = {}

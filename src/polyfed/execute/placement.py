@@ -103,11 +103,10 @@ class Placement:
 def threads(count: int) -> Generator[None]:
     """Let torch compute on ``count`` threads inside the block."""
     before = torch.get_num_threads()
-    if count == before:
-        yield
-        return
-    torch.set_num_threads(count)
+    if count != before:
+        torch.set_num_threads(count)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        if count != before:
+            torch.set_num_threads(before)

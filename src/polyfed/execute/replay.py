@@ -145,12 +145,15 @@ def tidy(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
     for node in calls:
         source: Any = node.args[0] if node.args else None
         returned = node in results  # two results must not share memory
-        if node.target in _VIEWS and _alike(node, source):
+        once = node.target is _aten.mul.Scalar and node.args[1] == 1 and not returned
+        if (node.target in _VIEWS or once) and _alike(node, source):
             node.replace_all_uses_with(source)
-        elif _turns(node) and _turns(source) and node.args[1:] == source.args[1:]:
+        elif (
+            _calls(node, _aten.transpose.int)
+            and _calls(source, _aten.transpose.int)
+            and node.args[1:] == source.args[1:]
+        ):
             node.replace_all_uses_with(source.args[0])
-        elif node.target is _aten.mul.Scalar and node.args[1] == 1 and _alike(node, source) and not returned:
-            node.replace_all_uses_with(source)
         elif pure and not returned:
             first = done.setdefault((node.target, repr(node.args), repr(node.kwargs)), node)
             if first is not node:
@@ -176,19 +179,17 @@ def _alike(node: Any, source: Any) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype
 
 
-def _turns(node: Any) -> bool:
-    return isinstance(node, torch.fx.Node) and node.target is _aten.transpose.int
-
-
-def _is_product(node: Any) -> bool:
-    return isinstance(node, torch.fx.Node) and node.target is _aten.bmm.default
+def _calls(node: Any, operation: Any) -> bool:
+    return isinstance(node, torch.fx.Node) and node.target is operation
 
 
 def _split(graph: torch.fx.GraphModule, products: int) -> list[bool]:
     """Replace the first results that are products by their factors; return for each result whether it was replaced."""
     output = next(node for node in graph.graph.nodes if node.op == "output")
     results: list[Any] = list(output.args[0])
-    pairs = [k < products and _is_product(node) and len(node.users) == 1 for k, node in enumerate(results)]
+    pairs = [
+        k < products and _calls(node, _aten.bmm.default) and len(node.users) == 1 for k, node in enumerate(results)
+    ]
     flat = [node.args if pair else (node,) for node, pair in zip(results, pairs, strict=True)]
     output.args = ([node for each in flat for node in each],)
     graph.graph.eliminate_dead_code()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 from types import FunctionType
 from typing import Any
 
@@ -22,7 +23,7 @@ from polyfed.core.algorithm import Algorithm
 from polyfed.core.net import Batch, Loss, Nets
 from polyfed.core.plan import LocalSGD, Step
 from polyfed.core.requests import Fit, Fitted
-from polyfed.execute.local_training import Grads, bind, buffers, clip, finish
+from polyfed.execute.local_training import Grads, bind, buffers, clip, finish, set_training
 from polyfed.execute.placement import Placement
 from polyfed.execute.replay import AFTER, Product, Replays
 from polyfed.models.split import SplitModel
@@ -48,7 +49,7 @@ class StackRule:
 
     def even(self, models: Mapping[str, SplitModel]) -> bool:
         """Return whether clients with these networks are stacked in the usual sizes, not in equal sizes."""
-        return self.images or not has_images(models)
+        return self.images or all(len(shape) != 4 for model in models.values() for shape in model.shapes.values())
 
 
 USUAL = StackRule()
@@ -90,11 +91,6 @@ def replayable(fit: Fit) -> object | None:
     return (source, signature(fit)) if plain or isinstance(getattr(source, "__self__", None), Algorithm) else None
 
 
-def has_images(models: Mapping[str, SplitModel]) -> bool:
-    """Return whether a network convolves images, so that their layout matters."""
-    return any(len(shape) == 4 for model in models.values() for shape in model.shapes.values())
-
-
 def pieces(fits: Sequence[Fit], most: int, rule: StackRule = USUAL) -> Iterator[Sequence[Fit]]:
     """Divide requests with equal signatures into groups of at most ``most``.
 
@@ -124,21 +120,16 @@ def run_stacked(
         replays: traces of such steps from earlier groups.
         rule: the usual sizes.
     """
-    first = fits[0]
-    for model in first.client.models.values():
-        model.train(True)
+    set_training(fits[0].client.models, True)
     stack = Stack(fits, placement, replays, rule)
     schedules = [fit.client.plan.schedule(len(fit.client.train), fit.client.rng.at("batches")) for fit in fits]
     augment = [fit.client.rng.at("augment").torch() for fit in fits]
-    while True:
+    for steps in zip_longest(*schedules):
         groups: dict[tuple[int, bool], list[tuple[int, Step]]] = {}
-        for k, fit in enumerate(fits):
-            step = next(schedules[k], None)
+        for k, step in enumerate(steps):
             if step is not None:
-                kind = (len(step.rows), fit.due(step.index, step.in_epoch))
+                kind = (len(step.rows), fits[k].due(step.index, step.in_epoch))
                 groups.setdefault(kind, []).append((k, step))
-        if not groups:
-            break
         for (_, due), members in groups.items():
             who = [k for k, _ in members]
             data = [fits[k].client.train for k in who]
@@ -179,19 +170,20 @@ class Stack:
 
         everything = stacked([fit.parts for fit in fits])
         self.frozen = stacked([fit.frozen for fit in fits])
-        self.fixed: Grads = {}
-        self.weights: Grads = {}
-        for part, params in everything.items():
-            state = {n for n, v in params.items() if n in buffers(models, part) or not v.is_floating_point()}
-            self.fixed[part] = tree.pick(params, state)
-            self.weights[part] = tree.drop(params, state)
+        fixed = {
+            part: {n for n, v in params.items() if n in buffers(models, part) or not v.is_floating_point()}
+            for part, params in everything.items()
+        }
+        self.fixed = {part: tree.pick(params, fixed[part]) for part, params in everything.items()}
+        self.weights = {part: tree.drop(params, fixed[part]) for part, params in everything.items()}
         self.update = Update(fits[0].client.plan, self.weights, fits[0].lr, len(fits))
         self.losses: list[list[Tensor]] = [[] for _ in fits]
 
     def step(self, members: list[int], batch: Batch, due: bool, drawn: Params) -> None:
         """Take one gradient and one update of the clients ``members``."""
         rows = None if len(members) == len(self.fits) else torch.tensor(members, device=self.placement.device)
-        state = tuple(_rows(parts, rows) for parts in (self.weights, self.fixed, self.frozen))
+        whole = (self.weights, self.fixed, self.frozen)
+        state = whole if rows is None else tuple(tree.map_parts(lambda value: value[rows], parts) for parts in whole)
         one: Any = torch.func.vmap(partial(self._one, due))
         if self.replays is None or self.name is None:
             grads, moved, losses = one(*state, batch, drawn)
@@ -239,8 +231,7 @@ class Stack:
             return grads
 
         grads = self.fits[0].gradient(grad, nets(weights, fixed), batch, due)
-        limit = client.plan.clip
-        return {part: dict(clip(params, limit)) for part, params in grads.items()}, fixed, losses[0]
+        return {part: dict(clip(params, client.plan.clip)) for part, params in grads.items()}, fixed, losses[0]
 
     def outcomes(self) -> list[Fitted]:
         """Return the outcome of each client as views of the stack; copy a view to keep it (`core.message.compact`)."""
@@ -265,10 +256,6 @@ class Stack:
         return torch.stack(sums).isfinite().all(0).tolist() if sums else [True] * len(self.fits)
 
 
-def _rows(parts: Grads, rows: Tensor | None) -> Grads:
-    return parts if rows is None else tree.map_parts(lambda value: value[rows], parts)
-
-
 class Update:
     """torch's SGD and Adam on stacked tensors, each client with its own state and step count."""
 
@@ -277,9 +264,10 @@ class Update:
         slots = 2 if plan.optimizer == "adam" else int(plan.momentum != 0)
         self.slots = [tree.map_parts(torch.zeros_like, weights) for _ in range(slots)]
         # Number of updates of each client, which only Adam needs.
-        self.count: Grads = {}
-        if plan.optimizer == "adam":
-            self.count = tree.map_parts(lambda v: torch.zeros(clients, dtype=torch.float64, device=v.device), weights)
+        self.count = tree.map_parts(
+            lambda v: torch.zeros(clients, dtype=torch.float64, device=v.device),
+            weights if plan.optimizer == "adam" else {},
+        )
 
     def step(self, weights: Grads, grads: Gradients, rows: Tensor | None) -> None:
         """Move ``weights`` (at ``rows`` of the stack, or all) against ``grads``."""

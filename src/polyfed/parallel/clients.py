@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -29,8 +30,6 @@ from polyfed.storage.state_store import Store
 #: Clients that a worker tests at a time; their states are in memory together.
 TESTED = 8
 
-#: Makes the driver of a worker.
-MakeDriver: TypeAlias = Callable[[Federation], Driver]
 #: The most states that stay in the files in which they came, ready to be sent again: each is an open file.
 PARCELS = 256
 #: A client's private state, in a parcel, and upload, in pieces, and its report.
@@ -45,7 +44,7 @@ class Worker:
         make_driver: makes the driver that runs the clients.
     """
 
-    def __init__(self, source: Federation | Config, make_driver: MakeDriver) -> None:
+    def __init__(self, source: Federation | Config, make_driver: Callable[[Federation], Driver]) -> None:
         federation = source if isinstance(source, Federation) else prepare(source)
         driver = make_driver(federation)
         driver.placement.settle()
@@ -70,8 +69,7 @@ class Worker:
 
     def _states(self, states: Mapping[ClientId, Any]) -> Callable[[ClientId], Any]:
         kinds = self.runner.federation.algorithm.states
-        made = {client: assemble(unpack(data), *kinds) for client, data in states.items()}
-        return made.get
+        return {client: assemble(unpack(data), *kinds) for client, data in states.items()}.get
 
     def train(self, round_: int, mail: Any, states: Any, score: bool) -> tuple[dict[ClientId, Packed], float]:
         """Train a unit; return the result of each client, and the seconds spent on counting costs."""
@@ -120,11 +118,11 @@ class WorkerClients(SimulatedClients):
     ) -> None:
         super().__init__(federation, driver, store, scratch)
         self.pool = pool
-        self._exchange = 0
+        self._exchanges = count(1)
         self._parcels: dict[ClientId, tuple[State, Any]] = {}  # a client's last state, and what it came in
 
     def _train(self, round_: int, units: Sequence[Down], *, score: bool) -> Iterator[dict[ClientId, Finished]]:
-        mail = self._mail(units)
+        mail = _Mail(next(self._exchanges), units)
         longest = sorted(units, key=lambda unit: -sum(map(self._length, unit)))
         jobs = (self._job("train", round_, mail, unit, score) for unit in longest)
         algorithm = self.federation.algorithm
@@ -145,9 +143,8 @@ class WorkerClients(SimulatedClients):
 
     def _test(self, round_: int, down: Down) -> Iterator[dict[ClientId, Score]]:
         clients = sorted(down)
-        some = [clients[k : k + TESTED] for k in range(0, len(clients), TESTED)]
-        units = [{client: down[client] for client in few} for few in some]
-        mail = self._mail(units)
+        units = [{k: down[k] for k in clients[start : start + TESTED]} for start in range(0, len(clients), TESTED)]
+        mail = _Mail(next(self._exchanges), units)
         yield from self._answers(self._job("test", round_, mail, unit) for unit in units)
 
     def _answers(self, jobs: Iterator[Job]) -> Iterator[Any]:
@@ -162,8 +159,8 @@ class WorkerClients(SimulatedClients):
         """Return the request for a unit; it is made when a worker is free, so only states in use are in memory."""
 
         def request(worker: int) -> tuple[Any, ...]:
-            states = {client: state for client in unit if (state := self._state(client)) is not None}
-            packed = {client: self._packed(client, state) for client, state in states.items()}
+            states = ((client, self._state(client)) for client in unit)
+            packed = {client: self._packed(client, state) for client, state in states if state is not None}
             return (name, round_, mail.to(worker, unit), packed, *more)
 
         return request
@@ -171,10 +168,6 @@ class WorkerClients(SimulatedClients):
     def _packed(self, client: ClientId, state: State) -> Any:
         last, parcel = self._parcels.get(client, (None, None))
         return parcel if last is state else disassemble(state)
-
-    def _mail(self, units: Sequence[Down]) -> _Mail:
-        self._exchange += 1
-        return _Mail(self._exchange, units)
 
     def _length(self, client: ClientId) -> float:
         """Return the relative duration of a client's training: examples times weights."""

@@ -95,8 +95,7 @@ class Pool:
         found: list[int] = []
         for pid in self.pids:
             with contextlib.suppress(OSError, ValueError):
-                status = Path(f"/proc/{pid}/status").read_text()
-                found.append(int(status.split("VmHWM:")[1].split()[0]) * 1024)
+                found.append(int(Path(f"/proc/{pid}/status").read_text().split("VmHWM:")[1].split()[0]) * 1024)
         return found
 
     def each(self, jobs: Iterable[Job]) -> Iterator[tuple[int, Any]]:
@@ -137,9 +136,6 @@ class Pool:
         while worker in self._owing:
             self._receive(worker)  # the abandoned answer: two large messages in opposite directions would block
         busy.add(worker)
-        self._send(worker, request)
-
-    def _send(self, worker: int, request: tuple[Any, ...]) -> None:
         try:
             with _whole():
                 transfer.send(self._pipes[worker], request)
@@ -166,9 +162,8 @@ class Pool:
                 f"a message of worker process {worker} could not be read ({error}); memory or open files "
                 "(`ulimit -n`) may be short. Resume with run.workers = 1, or with fewer workers"
             )
-        code = process.exitcode
         return WorkerError(
-            f"worker process {worker} ended (exit code {code}); out of memory (-9), or a script without "
+            f"worker process {worker} ended (exit code {process.exitcode}); out of memory (-9), or a script without "
             '`if __name__ == "__main__":` on a machine with a GPU? Resume with run.workers = 1, or with fewer workers'
         )
 
@@ -230,7 +225,8 @@ def _serve(pipe: Any, make: Make, inherited: Sequence[int], abandoned: Any, thre
     for descriptor in inherited:
         with contextlib.suppress(OSError):
             os.close(descriptor)
-    _die_with_parent()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a killed run leaves no process at work
     keep_freed_blocks()
     gc.freeze()  # what was inherited stays, so collections need not walk through it
     torch.set_num_threads(threads)
@@ -252,11 +248,10 @@ def _serve(pipe: Any, make: Make, inherited: Sequence[int], abandoned: Any, thre
         except BaseException as error:
             busy = 0  # first: a signal from here on must not interrupt anything
             answer = (False, error)
-        _answer(pipe, answer)
+        _answer(pipe, *answer)
 
 
-def _answer(pipe: Any, answer: tuple[bool, Any]) -> None:
-    done, value = answer
+def _answer(pipe: Any, done: bool, value: Any) -> None:
     try:
         if not done and not isinstance(value, PolyfedError):
             # The user's own exception, whose class the parent may be unable to rebuild.
@@ -265,8 +260,3 @@ def _answer(pipe: Any, answer: tuple[bool, Any]) -> None:
         transfer.send(pipe, (done, value))
     except (EOFError, OSError):
         os._exit(0)
-
-
-def _die_with_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a killed run leaves no process at work

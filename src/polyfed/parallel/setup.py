@@ -12,7 +12,6 @@ from functools import partial
 from importlib import import_module
 from multiprocessing import current_process
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -77,27 +76,23 @@ class Execution:
             say(f"bf16 takes {times:.1f} times as long as fp32 on this processor, which has no instructions for it")
 
     def __enter__(self) -> SimulatedClients:
-        self._clients = self._made()
-        return self._clients
-
-    def _made(self) -> SimulatedClients:
         if self.count == 1:
             local = resident(self.federation, self.placement)
-            return LocalClients(local, self.driver, self.store, self.scratch)
-        threads = self.federation.config.run.threads or 1
-        source = self.federation if can_fork() and threads == 1 else self.federation.config
-        makers: list[Make] = [partial(_worker, source, _on(self.placement, number)) for number in range(self.count)]
-        self._pool = Pool(makers, self.close, threads=threads)
-        map_large_blocks()  # after the forks, as they train
-        return WorkerClients(self.federation, self.driver, self.store, self._pool, self.scratch)
+            self._clients = LocalClients(local, self.driver, self.store, self.scratch)
+        else:
+            threads = self.federation.config.run.threads or 1
+            source = self.federation if can_fork() and threads == 1 else self.federation.config
+            makers: list[Make] = [partial(_worker, source, _on(self.placement, number)) for number in range(self.count)]
+            self._pool = Pool(makers, self.close, threads=threads)
+            map_large_blocks()  # after the forks, as they train
+            self._clients = WorkerClients(self.federation, self.driver, self.store, self._pool, self.scratch)
+        return self._clients
 
     def peak(self) -> int:
         """Return the largest resident memory of this process and its workers together; shared pages count in each."""
         return process_peak() + sum(self._pool.peaks() if self._pool else ())
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._pool is not None:
             self._pool.close()
         if self._clients is not None:
@@ -115,10 +110,9 @@ class Execution:
 
     def _worth_workers(self) -> bool:
         federation = self.federation
-        kinds = len(federation.specs) * len(federation.config.clients.capacities)
+        kinds = len(federation.config.clients.models) * len(federation.config.clients.capacities)
         infos = [federation.info(client) for client in range(min(kinds, federation.config.clients.count))]
-        choice = execution_choice(federation)
-        flops = [choice.of(info).flops for info in infos]
+        flops = [chosen.flops for chosen in map(execution_choice(federation).of, infos)]
         steps = federation.plan.count(int(federation.partition.train_offsets[-1]) // federation.config.clients.count)
         counted = [f for f in flops if f is not None]
         if len(counted) < len(flops):
@@ -129,8 +123,7 @@ class Execution:
 def driver_for(federation: Federation, placement: Placement, say: Callable[[str], None] = log.info) -> Driver:
     """Return the driver of a federation's clients in one process."""
     run = federation.config.run
-    choice = execution_choice(federation)
-    return make_driver(run.driver, placement, say, choice=choice, memory=int(run.memory * 1e9))
+    return make_driver(run.driver, placement, say, choice=execution_choice(federation), memory=int(run.memory * 1e9))
 
 
 def execution_choice(federation: Federation) -> ExecutionChoice:

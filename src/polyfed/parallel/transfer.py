@@ -17,6 +17,7 @@ import pickle
 import socket
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -197,12 +198,8 @@ def _mapped(descriptor: int, sizes: Sequence[int]) -> list[memoryview]:
     length = os.fstat(descriptor).st_size
     whole = torch.from_file(f"/proc/self/fd/{descriptor}", shared=False, size=length, dtype=torch.uint8)
     memory = whole.numpy().data
-    found: list[memoryview] = []
-    start = 0
-    for size in sizes:
-        found.append(memory[start : start + size])
-        start = _up(start + size)
-    return found
+    starts = accumulate(map(_up, sizes), initial=0)
+    return [memory[start : start + size] for start, size in zip(starts, sizes, strict=False)]
 
 
 def _up(position: int) -> int:

@@ -46,8 +46,7 @@ class Availability:
         """Return the row of the table that each client has."""
         if self.deal == "in-turn":
             return np.asarray(clients) % len(self.profiles)
-        u = self.rng.at("deal").uniform(clients) * self._shares[-1]
-        return self._shares.searchsorted(u, side="right")
+        return self._shares.searchsorted(self.rng.at("deal").uniform(clients) * self._shares[-1], side="right")
 
     def profile(self, client: ClientId) -> Profile:
         """Return a client's device."""

@@ -15,35 +15,19 @@ class Callback(Protocol):
 
     def started(self, run_dir: Path, config: Config, first_round: int) -> None:
         """The run is about to play ``first_round`` (1 for a new run)."""
-        ...
 
     def round_ended(self, row: Mapping[str, Any]) -> None:
         """A round is over; ``row`` is its line of rounds.jsonl."""
-        ...
 
     def note(self, text: str) -> None:
         """Receive a line of text about the run."""
-        ...
 
     def ended(self, summary: Mapping[str, Any]) -> None:
         """The run is over; ``summary`` is summary.json."""
-        ...
 
 
-class Quiet:
+class Quiet(Callback):
     """A callback that ignores all events."""
-
-    def started(self, run_dir: Path, config: Config, first_round: int) -> None:
-        """Say nothing."""
-
-    def round_ended(self, row: Mapping[str, Any]) -> None:
-        """Say nothing."""
-
-    def note(self, text: str) -> None:
-        """Say nothing."""
-
-    def ended(self, summary: Mapping[str, Any]) -> None:
-        """Say nothing."""
 
 
 class Interrupted(KeyboardInterrupt):

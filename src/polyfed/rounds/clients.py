@@ -38,7 +38,6 @@ class Clients(Protocol):
 
     def commit(self) -> None:
         """Complete the round: the states that its clients kept become their private states."""
-        ...
 
     def evaluate(self, round_: int, down: Down) -> dict[ClientId, Score]:
         """Send each client the message from which it predicts, and test it on its own test data."""
@@ -60,8 +59,7 @@ class SimulatedClients(ABC):
 
     def __init__(self, federation: Federation, driver: Driver, store: Store, scratch: Path | None = None) -> None:
         self.federation, self.driver, self.store, self.scratch = federation, driver, store, scratch
-        spool = None if store.resident else Spool(scratch)
-        self._pending = PendingStates(federation.algorithm.states, spool)
+        self._pending = PendingStates(federation.algorithm.states, None if store.resident else Spool(scratch))
         self._round = 0
 
     # ------------------------------------------------------------------------------------- what a process does
@@ -94,18 +92,22 @@ class SimulatedClients(ABC):
 
     def exchange(self, request: Exchange, *, score: bool = False) -> tuple[Gathered, dict[ClientId, Report]]:
         """Run the clients' side of the exchange; every client that is asked replies, and counts."""
-        reports: dict[ClientId, Report] = {}
         with self.gathering(request, request.down) as gathering:
-            for info, upload, report in self.work(request, score=score):
-                gathering.put(info, upload)
-                reports[info.id] = report
-                del upload
-            return gathering.settle(request.down, {}), dict(sorted(reports.items()))
+            reports = self.gather(gathering, request, score=score)
+            return gathering.settle(request.down, {}), reports
+
+    def gather(self, gathering: Gathering, request: Exchange, *, score: bool) -> dict[ClientId, Report]:
+        """Put each reply into ``gathering`` when it comes; return the reports in order of client id."""
+        reports: dict[ClientId, Report] = {}
+        for info, upload, report in self.work(request, score=score):
+            gathering.put(info, upload)
+            reports[info.id] = report
+            del upload
+        return dict(sorted(reports.items()))
 
     def private(self, client: ClientId) -> Any:
         """Return a client's state; if it has none, make its first state without storing it."""
-        state = self._state(client)
-        return self.federation.first_state(client) if state is None else state
+        return self.federation.private(client, self._state(client))
 
     def _state(self, client: ClientId) -> Any:
         return self._pending.get(client) if client in self._pending else self.store.get(client)
@@ -127,9 +129,7 @@ class SimulatedClients(ABC):
 
     def evaluate(self, round_: int, down: Down) -> dict[ClientId, Score]:
         """Test each client on its own test data, with its private state and the message that it receives."""
-        scores: dict[ClientId, Score] = {}
-        for found in self._test(round_, down):
-            scores |= found
+        scores = {client: score for found in self._test(round_, down) for client, score in found.items()}
         return {client: scores[client] for client in down}
 
     def _units(self, infos: Iterable[ClientInfo], down: Down) -> list[Down]:
@@ -140,15 +140,12 @@ class SimulatedClients(ABC):
         """
         units: list[list[ClientId]] = []
         last: dict[object, list[ClientId]] = {}
-        for info in sorted(infos, key=lambda info: info.id):
-            if info.id not in down:
-                continue
+        for info in sorted((info for info in infos if info.id in down), key=lambda info: info.id):
             kind = (info.architecture, info.capacity)
-            unit = last.get(kind)
-            if unit is None or len(unit) >= self.driver.unit(info):
-                unit = last[kind] = []
-                units.append(unit)
-            unit.append(info.id)
+            if kind not in last or len(last[kind]) >= self.driver.unit(info):
+                last[kind] = []
+                units.append(last[kind])
+            last[kind].append(info.id)
         return [{client: down[client] for client in unit} for unit in units]
 
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from polyfed.base import tree
 from polyfed.base.types import ClientId
 from polyfed.core.message import Message
 from polyfed.data.client import FederatedData
 from polyfed.execute.cost import CostCounter
-from polyfed.execute.local_training import tree_to
 from polyfed.execute.placement import Placement
 from polyfed.rounds.clients import Clients
 from polyfed.rounds.federation import ServerView
@@ -94,14 +93,13 @@ class Evaluator:
         reports: Mapping[ClientId, Report] | None = None,
     ) -> Evaluation:
         """Test the chosen clients after aggregation, the cohort before it, and the server's models."""
-        started, counting = time.perf_counter(), self.costs.seconds
+        clock = self.costs.clock()
         before = [report.score for report in (reports or {}).values() if report.score is not None]
         before_aggregation = float(np.mean([score.accuracy() for score in before])) if before else None
         scores = self._clients(server, clients, round_, chosen)
         whole, flops = self._whole(server, list(scores))
         flops += sum(score.flops + score.flops_parts for score in (*before, *scores.values()))
-        seconds = time.perf_counter() - started - (self.costs.seconds - counting)
-        seconds += sum(score.seconds for score in before)
+        seconds = clock() + sum(score.seconds for score in before)
         return Evaluation(scores, before_aggregation, whole, flops=flops, seconds=seconds)
 
     def _clients(self, server: Any, clients: Clients, round_: int, chosen: Sequence[ClientId]) -> dict[ClientId, Score]:
@@ -129,10 +127,10 @@ class Evaluator:
         out: dict[str, tuple[float, float]] = {}
         flops = 0
         for name, nets in named.items():
-            moved = tree_to({part: net.params for part, net in nets.items()}, self.placement)
-            found, cost = self.scorer.right(
-                {part: replace(nets[part], params=moved[part]) for part in nets}, data, self.placement
-            )
+            placed = {
+                part: replace(net, params=tree.map_leaves(self.placement.put, net.params)) for part, net in nets.items()
+            }
+            found, cost = self.scorer.right(placed, data, self.placement)
             flops += cost
             right = next(iter(found.values())).cpu().numpy()
             per_client = np.add.reduceat(right[positions], starts, dtype=np.int64) / sizes

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +26,6 @@ from polyfed.data.dataset import Dataset
 from polyfed.data.partition.make import make_partition
 from polyfed.data.partition.partition import Partition
 from polyfed.data.sources import load_dataset
-from polyfed.models.catalogue import ModelSpec
 from polyfed.models.split import SplitModel
 from polyfed.rounds.availability import Availability
 from polyfed.rounds.sampling import Weighted
@@ -79,11 +79,6 @@ class Federation(ServerView):
         return FederatedData(self.dataset, self.partition, augment=self.config.data.augment)
 
     @cached_property
-    def specs(self) -> tuple[ModelSpec, ...]:
-        """The architectures, dealt to clients in turn."""
-        return self.config.clients.models
-
-    @cached_property
     def task(self) -> Task:
         """What the server and all clients know."""
         return configured_task(self.config, self.dataset.input_shape, self.dataset.num_classes)
@@ -122,6 +117,10 @@ class Federation(ServerView):
         """Return a client at work in a round; round 0 is its creation, before its first round."""
         models = self.algorithm.models(self.task, self.own(client))
         return client_at_work(self.info(client), models, self.data.train(client), self.algorithm, self.config, round_)
+
+    def private(self, client: ClientId, stored: Any) -> Any:
+        """Return the private state of a client: the stored state, or without it (None) its first."""
+        return self.first_state(client) if stored is None else stored
 
     def first_state(self, client: ClientId) -> State:
         """Return the private state of a client before it first trains."""
@@ -212,7 +211,6 @@ def deal(config: Config) -> tuple[Dataset, Partition]:
         PolyfedError: the data cannot be loaded or dealt; the text says why.
     """
     dataset = _load(config)
-    settings = config.partition.model_dump(exclude_none=True, exclude={"kind", "seed"})
     seed = config.run.seed if config.partition.seed is None else config.partition.seed
     partition = make_partition(
         dataset,
@@ -221,7 +219,7 @@ def deal(config: Config) -> tuple[Dataset, Partition]:
         rng=Rng((seed, "partition")),
         test_fraction=config.data.test_fraction,
         split=config.data.split,
-        **settings,
+        **config.partition.model_dump(exclude_none=True, exclude={"kind", "seed"}),
     )
     if config.data.validation_fraction:
         y = dataset.y.cpu().numpy()
@@ -236,8 +234,8 @@ def prepare(config: Config) -> Federation:
         PolyfedError: the data cannot be loaded or dealt, or the networks not trained; the text says why.
     """
     dataset, partition = deal(config)
-    name, keys = config.algorithm.name, config.algorithm.keys
-    federation = Federation(config, dataset, partition, load_algorithm(name, keys))
+    algorithm = load_algorithm(config.algorithm.name, config.algorithm.keys)
+    federation = Federation(config, dataset, partition, algorithm)
     check_networks(federation.algorithm, federation.task)
     if federation.algorithm.holdout:
         federation.local(partition.smallest, 0)  # reports a client with too few examples before the run

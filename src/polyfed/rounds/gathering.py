@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 
 from polyfed.base.types import ClientId
 from polyfed.core.clients import ClientInfo
@@ -19,7 +19,7 @@ from polyfed.core.message import Message, decode, encoded
 from polyfed.storage.spool import Place, Spool
 
 
-class Gathering:
+class Gathering(AbstractContextManager["Gathering"]):
     """Adds up the replies of one exchange; to be used in a ``with`` block, which deletes waiting replies at its end.
 
     Args:
@@ -41,12 +41,7 @@ class Gathering:
         self._spool = Spool(folder)
         self._waiting: dict[ClientId, tuple[ClientInfo, Place | None]] = {}
 
-    def __enter__(self) -> Gathering:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._spool.close()
 
     def put(self, client: ClientInfo, upload: Message | None) -> None:
@@ -56,8 +51,7 @@ class Gathering:
             self._turns.popleft()
             self._advance()
         else:
-            wanted = upload is not None and self._needed
-            self._waiting[client.id] = (client, self._spool.put(encoded(upload)) if wanted and upload else None)
+            self._waiting[client.id] = (client, self._spool.put(encoded(upload)) if upload and self._needed else None)
 
     def settle(self, counted: Iterable[ClientId], failed: Mapping[ClientId, str]) -> Gathered:
         """Fold the remaining replies, when all that count have come, and return the totals.

@@ -19,7 +19,7 @@ from polyfed.core.clients import Cohort
 from polyfed.core.message import Message
 from polyfed.core.plan import Step
 from polyfed.core.requests import Exchange, Fit
-from polyfed.execute.local_training import EVAL_BATCH, Local
+from polyfed.execute.local_training import EVAL_BATCH, Local, set_training
 from polyfed.execute.placement import Placement
 from polyfed.rounds.clients import SimulatedClients
 from polyfed.rounds.selection import sample
@@ -53,23 +53,20 @@ def _first(steps: Any, kind: type[Any], clients: SimulatedClients) -> Any:
     """Return the first request of a kind from a coroutine, and end the coroutine; None if it makes no such request."""
     if not isinstance(steps, GeneratorType):
         return None
-    answer: Any = None
-    while True:
-        try:
-            request = steps.send(answer)
-        except StopIteration:
-            return None
-        if isinstance(request, kind):
-            steps.close()
-            return request
-        answer = clients.driver.perform(request)
+    try:
+        request = next(steps)
+        while not isinstance(request, kind):
+            request = steps.send(clients.driver.perform(request))
+    except StopIteration:
+        return None
+    steps.close()
+    return request
 
 
 def squared_norm(fit: Fit, placement: Placement) -> float:
     """Return the squared norm, over all trained parts, of the gradient on all examples at once."""
     client = fit.client
-    for model in client.models.values():
-        model.train(True)
+    set_training(client.models, True)
     local = Local(fit, placement)
     count = len(client.train)
     sums: dict[tuple[str, str], torch.Tensor] = {}

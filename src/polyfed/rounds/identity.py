@@ -164,15 +164,14 @@ def _own_code(names: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
             distributions = metadata.packages_distributions().get(name.partition(".")[0], [])
             packages |= {package: metadata.version(package) for package in distributions if package != "polyfed"}
     waiting = set(names)
-    seen: set[str] = set()
+    seen = {""}  # the parent of a module without one
     while waiting:
         name = waiting.pop()
         seen.add(name)
         spec = _spec(name)
         if spec is None or _installed(spec):
             continue
-        parent = name.rpartition(".")[0]
-        waiting |= {parent} - seen if parent else set()
+        waiting |= {name.rpartition(".")[0]} - seen
         if spec.origin is not None:  # a namespace package has no file
             source[name], imports = _digest(name, spec)
             waiting |= imports - seen
@@ -182,7 +181,8 @@ def _own_code(names: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
 def _spec(name: str) -> ModuleSpec | None:
     """Return the specification of a module without importing it; None if it is no module."""
     if (module := sys.modules.get(name)) is not None:
-        return getattr(module, "__spec__", None) or _script(name, module)
+        file = getattr(module, "__file__", None)  # of a script that runs as ``__main__``; None in a notebook
+        return getattr(module, "__spec__", None) or (None if file is None else ModuleSpec(name, None, origin=file))
     parent = name.rpartition(".")[0]
     path = None
     if parent:
@@ -190,14 +190,7 @@ def _spec(name: str) -> ModuleSpec | None:
         if above is None or _installed(above) or above.submodule_search_locations is None:
             return None
         path = list(above.submodule_search_locations)
-    found = (finder.find_spec(name, path) for finder in sys.meta_path)
-    return next((spec for spec in found if spec is not None), None)
-
-
-def _script(name: str, module: object) -> ModuleSpec | None:
-    """Return the script that runs as ``__main__``; None in a notebook."""
-    file = getattr(module, "__file__", None)
-    return None if file is None else ModuleSpec(name, None, origin=file)
+    return next(filter(None, (finder.find_spec(name, path) for finder in sys.meta_path)), None)
 
 
 def _installed(spec: ModuleSpec) -> bool:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from polyfed.core.message import Size
 from polyfed.rounds.evaluation import Evaluation
 from polyfed.rounds.federation import ServerView
-from polyfed.rounds.round import Played, total
+from polyfed.rounds.round import Played
 from polyfed.rounds.timing import REASONS, Timing, Wasted
 
 
@@ -30,8 +30,12 @@ class Ledger:
             "last": None,
         }
         if view.config.devices is not None and "simulated" not in self.progress:
-            failed = dict.fromkeys(REASONS, 0)
-            self.progress["simulated"] = {"seconds": 0.0, "void": 0, "failed": failed, "wasted": _wasted()}
+            self.progress["simulated"] = {
+                "seconds": 0.0,
+                "void": 0,
+                "failed": dict.fromkeys(REASONS, 0),
+                "wasted": _wasted(),
+            }
 
     @property
     def now(self) -> float:
@@ -41,7 +45,7 @@ class Ledger:
     def round(self, played: Played, seconds: float) -> dict[str, Any]:
         """Enter a round's training; return the training half of its line in rounds.jsonl."""
         reports = played.reports.values()
-        up, down = total([r.up for r in reports]), total([r.down for r in reports])
+        up, down = sum((r.up for r in reports), Size()), sum((r.down for r in reports), Size())
         flops = sum(r.work.flops for r in reports)
         p = self.progress
         p["bytes"]["up"], p["bytes"]["down"] = _plus(p["bytes"]["up"], up), _plus(p["bytes"]["down"], down)
@@ -49,7 +53,10 @@ class Ledger:
         p["seconds"] += seconds
         p["participations"] += len(reports)
         for client, report in played.reports.items():
-            family = p["by_model"].setdefault(self.view.info(client).architecture, _family())
+            family = p["by_model"].setdefault(
+                self.view.info(client).architecture,
+                {"bytes_up": 0, "bytes_down": 0, "flops": 0, "seconds": 0.0, "step_peak": 0},
+            )
             family["bytes_up"] += report.up.total
             family["bytes_down"] += report.down.total
             family["flops"] += report.work.flops
@@ -74,7 +81,7 @@ class Ledger:
         p["void"] += timing.void
         p["failed"] = {reason: n + list(failed.values()).count(reason) for reason, n in p["failed"].items()}
         p["wasted"] = {kind: n + wasted[kind] for kind, n in p["wasted"].items()}
-        row: dict[str, Any] = {
+        return {
             "replies": len(played.reports),
             "simulated": {
                 "seconds": timing.seconds,
@@ -82,8 +89,8 @@ class Ledger:
                 "failed": {str(client): reason for client, reason in sorted(failed.items())},
                 "wasted": wasted,
             },
+            **({"void": True} if timing.void else {}),
         }
-        return {**row, "void": True} if timing.void else row
 
     def evaluation(self, round_: int, found: Evaluation) -> dict[str, Any]:
         """Enter an evaluation; return the accuracy half of the round's line."""
@@ -98,7 +105,7 @@ class Ledger:
                 p["targets"][i] = {"accuracy": target, "round": round_, **self.totals()}
         if p["best"] is None or mean > p["best"]["mean"]:
             p["best"] = {"mean": mean, "round": round_}
-        accuracy = {
+        p["last"] = {
             "mean": mean,
             "worst_decile": found.worst_decile(),
             "predictors": {name: found.mean(name) for name in found.predictors},
@@ -109,9 +116,12 @@ class Ledger:
             "global_local": {name: local for name, (_, local) in found.whole.items()},
             "clients": len(found.scores),
         }
-        p["last"] = accuracy
-        row = {"accuracy": accuracy, "evaluation_down": found.down, "seconds_evaluation": found.seconds}
-        return row if found.gradient is None else {**row, "gradient_squared": found.gradient}
+        return {
+            "accuracy": p["last"],
+            "evaluation_down": found.down,
+            "seconds_evaluation": found.seconds,
+            **({} if found.gradient is None else {"gradient_squared": found.gradient}),
+        }
 
     def _by(self, found: Evaluation, what: Literal["architecture", "capacity"]) -> dict[str, float]:
         groups: dict[str, list[int]] = {}
@@ -212,7 +222,3 @@ def _plus(sums: dict[str, int], size: Size) -> dict[str, int]:
 
 def _wasted(*losses: Wasted) -> dict[str, int]:
     return {kind: sum(getattr(loss, kind) for loss in losses) for kind in ("bytes_up", "bytes_down", "flops")}
-
-
-def _family() -> dict[str, Any]:
-    return {"bytes_up": 0, "bytes_down": 0, "flops": 0, "seconds": 0.0, "step_peak": 0}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -90,11 +89,10 @@ class RoundLoop(ABC):
             self.server = algorithm.init_server(self.view.task, self.view.rng.at("server"))
             self._over(None, 0.0, self._evaluated(self.server, 0, None))
         for round_ in range(self.round + 1, run.rounds + 1):
-            started, counting = time.perf_counter(), self.driver.costs.seconds
+            clock = self.driver.costs.clock()
             played = self.play(round_)
-            # The seconds of counting costs are left out, and those of testing the cohort belong to the evaluation.
-            other = self.driver.costs.seconds - counting + (played.testing if played else 0.0)
-            seconds = time.perf_counter() - started - other
+            # The seconds of testing the cohort belong to the evaluation.
+            seconds = clock() - (played.testing if played else 0.0)
             server = self.server if played is None else played.server
             found = self._evaluated(server, round_, played)  # before the commit, as it takes time
             self.whole = False

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from polyfed.base.types import ClientId
 from polyfed.core.clients import Cohort
-from polyfed.core.message import Size, State, compact
+from polyfed.core.message import State, compact
 from polyfed.core.requests import Exchange, drive
 from polyfed.execute.drivers import Driver, Work
 from polyfed.rounds.clients import Clients
 from polyfed.rounds.federation import ServerView
+from polyfed.rounds.timing import Timing
 from polyfed.rounds.unit import Report
-
-if TYPE_CHECKING:
-    from polyfed.rounds.timing import Timing
 
 
 @dataclass(frozen=True)
@@ -77,8 +74,3 @@ def join(a: Report, b: Report) -> Report:
         execution=b.work.execution or a.work.execution,
     )
     return Report(work, a.down + b.down, a.up + b.up, b.score or a.score)
-
-
-def total(sizes: Sequence[Size]) -> Size:
-    """Return the sum of the sizes."""
-    return sum(sizes, Size())

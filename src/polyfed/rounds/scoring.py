@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -51,32 +50,15 @@ class Scorer:
 
     def score(self, nets: Nets, data: Examples, placement: Placement | None = None) -> Score:
         """Return the counts of all predictors; ``placement`` may differ in layout from the scorer's."""
-        started, counting = time.perf_counter(), self.costs.seconds
+        clock = self.costs.clock()
         right, flops = self.right(nets, data, placement or self.placement)
         correct = {name: int(found.sum()) for name, found in right.items()}
-        seconds = time.perf_counter() - started - (self.costs.seconds - counting)
-        return Score(len(data), correct, flops, seconds=seconds)
-
-    def rows(self, data: Examples) -> Tensor:
-        """Return the positions of one batch of testing."""
-        return torch.arange(min(len(data), EVAL_BATCH))
-
-    @torch.no_grad()
-    def predict(self, nets: Nets, x: Tensor, placement: Placement) -> Mapping[str, Tensor]:
-        """Return the logits of all predictors."""
-        for net in nets.values():
-            if net.model is not None:
-                net.model.train(False)
-        with placement.autocast():
-            return self.algorithm.predict(nets, x)
+        return Score(len(data), correct, flops, seconds=clock())
 
     @torch.no_grad()
     def right(self, nets: Nets, data: Examples, placement: Placement) -> tuple[dict[str, Tensor], int]:
         """Return for each predictor which examples it gets right, (n,) bool; and the FLOPs of the test."""
-
-        def predict(x: Tensor) -> Mapping[str, Tensor]:
-            return self.algorithm.predict(nets, x)
-
+        predict = partial(self.algorithm.predict, nets)
         models = tuple((part, net.model.signature) for part, net in nets.items() if net.model is not None)
         for net in nets.values():
             if net.model is not None:

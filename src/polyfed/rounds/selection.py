@@ -6,6 +6,7 @@ docs/clocks.md explains the effect of each kind of selection on the average.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from polyfed.base.rng import Rng
 from polyfed.base.types import ClientId
@@ -23,19 +24,17 @@ def draw_cohort(federation: Federation, round_: int, now: float = 0.0) -> Cohort
         round_: number of the round.
         now: simulated seconds since the beginning of the run.
     """
-    config = federation.config
-    clients, devices = config.clients, config.devices
+    clients, devices = federation.config.clients, federation.config.devices
     count = clients.wanted if devices is None else devices.asked(clients)
     rng = federation.rng.at("round", round_)
-    return cohort_of(federation, _chosen(federation, rng.at("cohort"), count, now), round_)
-
-
-def _chosen(federation: Federation, rng: Rng, count: int, now: float) -> Sequence[ClientId]:
-    total, availability = federation.config.clients.count, federation.availability
-    if federation.config.clients.selection == "available":
+    if clients.selection == "available":
+        availability = federation.availability
         assert availability is not None, "the configuration was checked"
-        return draw_available(rng.numpy(), total, count, lambda clients: availability.available(clients, now))
-    return pick(rng, total, count, federation.weighted)
+        available = partial(availability.available, now=now)
+        chosen = draw_available(rng.at("cohort").numpy(), clients.count, count, available)
+    else:
+        chosen = pick(rng.at("cohort"), clients.count, count, federation.weighted)
+    return cohort_of(federation, chosen, round_)
 
 
 def draw_connected(view: ServerView, round_: int, connected: Sequence[ClientId], oversample: float) -> Cohort:
@@ -55,7 +54,7 @@ def draw_connected(view: ServerView, round_: int, connected: Sequence[ClientId],
     return cohort_of(view, [connected[place] for place in places], round_)
 
 
-def pick(rng: Rng, total: int, count: int, weighted: Weighted | None) -> Sequence[int]:
+def pick(rng: Rng, total: int, count: int, weighted: Weighted | None = None) -> Sequence[int]:
     """Draw ``count`` different numbers below ``total``, ascending: equally likely, or by weight."""
     if count == total:
         return range(total)
@@ -67,14 +66,11 @@ def pick(rng: Rng, total: int, count: int, weighted: Weighted | None) -> Sequenc
 
 def cohort_of(view: ServerView, chosen: Sequence[ClientId], round_: int) -> Cohort:
     """Return these clients as the cohort of a round."""
-    rng = view.rng.at("round", round_, "server")
-    return Cohort(tuple(map(view.info, chosen)), round_, view.config.run.rounds, rng)
+    infos = tuple(map(view.info, chosen))
+    return Cohort(infos, round_, view.config.run.rounds, view.rng.at("round", round_, "server"))
 
 
 def sample(view: ServerView, size: int | None, round_: int, purpose: str) -> list[ClientId]:
     """Draw ``size`` different clients, ascending, for a round and a purpose; None takes all."""
     count = view.config.clients.count
-    if size is None or size >= count:
-        return list(range(count))
-    rng = view.rng.at("round", round_, purpose).numpy()
-    return sorted(int(k) for k in rng.choice(count, size, replace=False))
+    return list(pick(view.rng.at("round", round_, purpose), count, count if size is None else min(size, count)))

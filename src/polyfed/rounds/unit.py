@@ -81,7 +81,7 @@ class UnitRunner:
         """
         calls = {
             client: self.federation.algorithm.client_round(
-                self._private(client, states), message, self.federation.local(client, round_)
+                self.federation.private(client, states(client)), message, self.federation.local(client, round_)
             )
             for client, message in down.items()
         }
@@ -90,8 +90,9 @@ class UnitRunner:
         for client, outcome in self.play(calls).items():
             key = id(down[client])
             received[key] = received[key] if key in received else measure(down[client])
-            worth = score and worth_a_test(outcome, down[client])
-            tested = self._score(client, round_, outcome.trained) if worth else None
+            tested = (
+                self._score(client, round_, outcome.trained) if score and worth_a_test(outcome, down[client]) else None
+            )
             report = Report(outcome.work, received[key], measure(outcome.upload), tested)
             # The results of a stack are views of the whole stack.
             finished[client] = Finished(compact(outcome.private), outcome.upload, report)
@@ -102,7 +103,8 @@ class UnitRunner:
         shared: dict[object, Parts] = {}
         scores: dict[ClientId, Score] = {}
         for client, message in down.items():
-            private, local = self._private(client, states), self.federation.local(client, round_)
+            private = self.federation.private(client, states(client))
+            local = self.federation.local(client, round_)
             # Clients without state that receive the same message have the same model, unless it depends on their data.
             same = isinstance(private, Nothing) and not isgeneratorfunction(self.federation.algorithm.predictor_parts)
             kind = (id(message), replace(local.info, id=0)) if same else client
@@ -116,10 +118,6 @@ class UnitRunner:
             found.flops_parts = work.flops
             found.seconds += work.seconds
         return scores
-
-    def _private(self, client: ClientId, states: States) -> Any:
-        state = states(client)
-        return self.federation.first_state(client) if state is None else state
 
     def _score(self, client: ClientId, round_: int, parts: Parts) -> Score:
         local = self.federation.local(client, round_)

@@ -132,12 +132,8 @@ class TimedClients:
         )
         present = {client: message for client, message in down.items() if there[client]}
         with self.clients.gathering(request) as gathering:
-            reports: dict[ClientId, Report] = {}
-            for info, upload, report in self.clients.work(replace(request, down=present), score=score):
-                gathering.put(info, upload)
-                reports[info.id] = report
-                del upload
-            kept, failed = self._ended(cohort, asked, present, dict(sorted(reports.items())))
+            reports = self.clients.gather(gathering, replace(request, down=present), score=score)
+            kept, failed = self._ended(cohort, asked, present, reports)
             return gathering.settle(kept, {client: REASONS[reason] for client, reason in failed.items()}), kept
 
     def _ended(
@@ -213,13 +209,11 @@ class TimedClients:
             )
         return True
 
-    def _lose(self, client: ClientId, report: Report | None, reason: str, until: float | None = None) -> None:
+    def _lose(self, client: ClientId, report: Report | None, reason: str, until: float = float("inf")) -> None:
         if report is None:
             loss = Wasted(reason)
         else:
-            profile = self.availability.profile(client)
-            until = sum(self._legs(profile, report)) if until is None else until
-            loss = replace(done(profile, report, until), reason=reason)
+            loss = replace(done(self.availability.profile(client), report, until), reason=reason)
             self.timing.testing += report.score.seconds if report.score else 0.0
         earlier = self.timing.losses.get(client)
         self.timing.losses[client] = loss if earlier is None else earlier + loss

@@ -6,8 +6,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -65,7 +64,7 @@ def simulate(config: Config, *, out: Path | None = None, callback: Callback | No
     _check_new(folder)
     # All faults of the input are reported before a file is written.
     federation = prepare(config)
-    with _held(folder) as run_dir:
+    with closing(RunDir(folder)) as run_dir:
         _check_new(folder)  # again: while this process prepared, another may have begun and ended a run here
         files.write_json(run_dir.file("environment.json"), environment(config))
         federation.partition.save(run_dir.file("partition.npz"))
@@ -85,7 +84,7 @@ def resume(folder: Path, *, callback: Callback | None = None) -> dict[str, Any]:
     """
     if not (folder / "config.toml").exists():
         raise RunDirError(f"{folder} holds no run: it has no config.toml; give the run directory of a run")
-    with _held(folder) as run_dir:
+    with closing(RunDir(folder)) as run_dir:
         stored = Partition.load(run_dir.file("partition.npz")).hash  # the arrays are freed at once
         federation = prepare(Config.load(folder / "config.toml"))
         Content.of(federation.config, federation.dataset.files).check(folder)
@@ -107,15 +106,6 @@ def _check_new(folder: Path) -> None:
         raise RunDirError(f"{folder} is not empty (it holds {found[0]!r}); choose a new or empty folder for --out")
 
 
-@contextmanager
-def _held(folder: Path) -> Generator[RunDir]:
-    run_dir = RunDir(folder)
-    try:
-        yield run_dir
-    finally:
-        run_dir.close()
-
-
 class _Run(RoundLoop):
     """The rounds of a simulation."""
 
@@ -124,8 +114,14 @@ class _Run(RoundLoop):
         self.federation, self.callback = federation, callback
         self.placement = Placement.of(config.run.device, config.run.precision)
         store = Store(run_dir.states, federation.algorithm.states, resident=config.run.store == "memory")
-        scratch, lock = run_dir.states, (run_dir.lock,)
-        self.execution = Execution(federation, store, self.placement, scratch=scratch, say=callback.note, close=lock)
+        self.execution = Execution(
+            federation,
+            store,
+            self.placement,
+            scratch=run_dir.states,
+            say=callback.note,
+            close=(run_dir.lock,),
+        )
         identity = f"{config.hash()[:16]}-{federation.partition.hash[:16]}"
         super().__init__(federation, run_dir, store, self.execution.driver, identity)
         self.evaluator = Evaluator(federation, self.placement, self.driver.costs, federation.data)
@@ -161,8 +157,14 @@ class _Run(RoundLoop):
         score = self.due(round_)
         if self.timed is not None:
             return self.timed.play(self.server, round_, self.driver, self.ledger.now, score=score)
-        cohort = draw_cohort(self.federation, round_)
-        return play_round(self.federation, self.server, cohort, self.clients, self.driver, score=score)
+        return play_round(
+            self.federation,
+            self.server,
+            draw_cohort(self.federation, round_),
+            self.clients,
+            self.driver,
+            score=score,
+        )
 
     def evaluate(self, server: State, round_: int, played: Played | None) -> Evaluation | None:
         """Evaluate, and measure the gradient if ``run.gradient_clients`` is set."""
