@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -62,7 +63,7 @@ class _Transport:
     def __init__(self, child: Child, nodes: dict[int, NodeSettings]) -> None:
         self._child, self._nodes = child, nodes
         self._replies: dict[str, Incoming] = {}
-        self._count = 0
+        self._tickets = map(str, itertools.count(1))
 
     def nodes(self) -> list[int]:
         return sorted(self._nodes)
@@ -70,8 +71,7 @@ class _Transport:
     def push(self, messages: Sequence[Outgoing]) -> list[str | None]:
         tickets: list[str | None] = []
         for message in messages:
-            self._count += 1
-            ticket = str(self._count)
+            ticket = next(self._tickets)
             frame = self._child.ask(self._nodes[message.node], (message.header, message.body))
             self._replies[ticket] = Incoming(ticket, *frame)
             tickets.append(ticket)
@@ -115,9 +115,8 @@ class ProcessClients(RemoteClients):
         return {client: digest(self._state(client)) for client in self._nodes}
 
     def _state(self, client: ClientId) -> State:
-        root, since = Path(self._nodes[client].state_dir), self.settled.get(client)
-        states = ClientStateDir(root, self.experiment, client, self.federation.algorithm.states)
-        state, _ = states.state(since)
+        root, classes = Path(self._nodes[client].state_dir), self.federation.algorithm.states
+        state, _ = ClientStateDir(root, self.experiment, client, classes).state(self.settled.get(client))
         return self.federation.first_state(client) if state is None else state
 
 
