@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from polyfed.base.errors import ModelError
 from polyfed.blocks.losses import cross_entropy
+from polyfed.core.algorithm import Task
 from polyfed.core.net import Batch, Nets
 from polyfed.models.split import SplitModel
 from polyfed.models.zoo import projector
-
-if TYPE_CHECKING:
-    from polyfed.core.algorithm import Task
 
 
 def networks(

@@ -181,9 +181,12 @@ def test_replayed_equals_stacked(subject: Subject) -> None:
     network = str(subject.federation().config.clients.models[0])
     even: Tables = {"clients": {"models": [network]}, "partition": {"kind": "iid", "alpha": None, "min_samples": None}}
     full: Tables = {"train": {"epochs": None, "steps": 3, "batch_size": 9, "optimizer": "sgd", "momentum": 0.0}}
-    called = play(subject.federation(even, full), here(LocalClients), rounds=2, driver="batched", precision="fp64")
-    replayed = play(subject.federation(even, full), here(LocalClients), rounds=2, driver="replayed", precision="fp64")
-    close(replayed, called)
+    close(
+        *(
+            play(subject.federation(even, full), here(LocalClients), rounds=2, driver=driver, precision="fp64")
+            for driver in ("replayed", "batched")
+        )
+    )
 
 
 def test_channels_last_equals_sequential(subject: Subject) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from polyfed.base.errors import ConfigError
+
 LAWS = Path(__file__).with_name("laws.py")
 
 
@@ -41,7 +43,6 @@ def pytest_configure(config: pytest.Config) -> None:
     names: list[str] = config.getoption("polyfed_algorithms", None) or []
     if not names:
         return
-    from polyfed.base.errors import ConfigError
     from polyfed.base.imports import search_working_directory
     from polyfed.config import algorithm_class
 
@@ -65,7 +66,6 @@ def _exemption(item: pytest.Item) -> str | None:
     module, parameters = getattr(getattr(item, "function", None), "__module__", ""), getattr(item, "callspec", None)
     if module != "polyfed.testing.laws" or parameters is None or "subject" not in parameters.params:
         return None
-    from polyfed.base.errors import ConfigError
     from polyfed.config import algorithm_class
 
     law = item.name.partition("[")[0].removeprefix("test_")

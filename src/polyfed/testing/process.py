@@ -93,9 +93,11 @@ class ProcessClients(RemoteClients):
     def __init__(self, child: Child, federation: Federation, folder: Path) -> None:
         self.federation = federation
         home = tempfile.mkdtemp(dir=folder)
-        clients = range(federation.config.clients.count)
         # Costs are not asked for: counting takes longer than the laws' few steps.
-        self._nodes = {k: NodeSettings(client=k, state_dir=f"{home}/{k}", tell=("scores",)) for k in clients}
+        self._nodes = {
+            client: NodeSettings(client=client, state_dir=f"{home}/{client}", tell=("scores",))
+            for client in range(federation.config.clients.count)
+        }
         transport, config = _Transport(child, self._nodes), federation.config.resolved()
         registry = ClientRegistry(transport, config, "laws", _silent)
         registry.refresh()  # asks the nodes who they are

@@ -47,7 +47,6 @@ from polyfed.testing.settings import (
     MORE,
     Tables,
     merged,
-    without_none,
 )
 
 C = TypeVar("C", bound=Clients)
@@ -217,7 +216,9 @@ class Subject:
                 x = np.maximum(x, np.random.default_rng(0).integers(0, 64, x.shape, dtype=np.uint8))
             np.savez(path, x=x, y=y)
         tables = merged(BASE, {"data": {"path": str(path)}}, *layers, self._given)
-        return Config.parse(without_none(tables), source="the laws' configuration")
+        # None is how a layer takes a key away.
+        kept = {section: {k: v for k, v in keys.items() if v is not None} for section, keys in tables.items()}
+        return Config.parse(kept, source="the laws' configuration")
 
     def config(self, *layers: Tables) -> Config:
         """The laws' configuration for this algorithm, with ``layers`` of changes."""
