@@ -98,9 +98,8 @@ class FedProto(Algorithm):
 
     def client_round(self, private: Private, msg: Broadcast, client: LocalClient) -> Steps[ClientResult]:
         """E epochs of the loss; then C_i[c] = the mean of f_i over the client's examples of class c."""
-        parts = self.predictor_parts(private, msg, client)
-        frozen = {"prototypes": parts["prototypes"]}
-        fitted = yield from fit(client, {"model": parts["model"]}, loss=self.loss, frozen=frozen)
+        frozen = {"prototypes": self.predictor_parts(private, msg, client)["prototypes"]}
+        fitted = yield from fit(client, {"model": private.model}, loss=self.loss, frozen=frozen)
         prototypes = yield from class_means(client, fitted.parts, representation)
         return self.Private(fitted.parts["model"]), self.Upload(prototypes)
 

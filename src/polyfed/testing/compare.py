@@ -84,10 +84,8 @@ def _shown(leaf: Any) -> str:
 def apart(a: Any, b: Any) -> float:
     """The distance of two leaves over the norm of the second; infinite where they cannot be compared."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
-        if a.dtype != b.dtype or a.shape != b.shape:
-            return math.inf
-        if not a.is_floating_point():
-            return 0.0 if torch.equal(a, b) else math.inf
+        if a.dtype != b.dtype or a.shape != b.shape or not a.is_floating_point():
+            return 0.0 if a.dtype == b.dtype and torch.equal(a, b) else math.inf
         gap, norm = float((a.double() - b.double()).norm()), float(b.double().norm())
     elif isinstance(a, float) and isinstance(b, float):
         gap, norm = abs(a - b), abs(b)

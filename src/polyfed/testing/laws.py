@@ -313,8 +313,7 @@ def test_other_process_same_run(subject: Subject, child: Child) -> None:
     there = play(subject.federation(), elsewhere(child, subject.folder))
     for round_, (left, right) in enumerate(zip(there.servers, reference.servers, strict=True)):
         assert not differences(left, right), f"the server's state after round {round_}"
-    expected = {client: digest(state) for client, state in reference.privates.items()}
-    assert there.clients.digests() == expected, "private states"
+    assert there.clients.digests() == {k: digest(state) for k, state in reference.privates.items()}, "private states"
     scores = [
         {client: (score.examples, score.correct, score.down) for client, score in _evaluated(run).scores.items()}
         for run in (there, reference)
@@ -583,8 +582,9 @@ def test_broadcast_does_not_depend_on_the_id(subject: Subject) -> None:
         return
     for client in run.privates:
         info = run.federation.info(client)
-        other = replace(info, id=client + 1)
-        mine, theirs = (run.federation.algorithm.message_for(run.servers[-1], k) for k in (info, other))
+        mine, theirs = (
+            run.federation.algorithm.message_for(run.servers[-1], k) for k in (info, replace(info, id=client + 1))
+        )
         assert not differences(mine, theirs), f"client {client} under another number; set personal_message = True"
 
 

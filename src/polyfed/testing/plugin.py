@@ -82,12 +82,11 @@ _SAID = pytest.StashKey[list[str]]()
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out the laws that an algorithm declares itself exempt from; `pytest_report_collectionfinish` says which."""
-    reasons = {item: _exemption(item) for item in items}
-    out = [item for item in items if reasons[item] is not None]
-    config.stash[_SAID] = sorted({str(reasons[item]) for item in out})
-    if out:
-        config.hook.pytest_deselected(items=out)
-        items[:] = [item for item in items if reasons[item] is None]
+    reasons = {item: reason for item, reason in zip(items, map(_exemption, items), strict=True) if reason is not None}
+    config.stash[_SAID] = sorted({*reasons.values()})
+    if reasons:
+        config.hook.pytest_deselected(items=[*reasons])
+        items[:] = [item for item in items if item not in reasons]
 
 
 def pytest_report_collectionfinish(config: pytest.Config) -> Any:

@@ -32,9 +32,11 @@ class Child:
         self._connection, there = Pipe()
         # The same modules must be importable there, an algorithm beside the tests among them.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        code = f"from polyfed.testing.process import serve; serve({there.fileno()})"
         self._process = subprocess.Popen(
-            [sys.executable, "-c", code], pass_fds=[there.fileno()], env=environment, stdin=subprocess.DEVNULL
+            [sys.executable, "-c", f"from polyfed.testing.process import serve; serve({there.fileno()})"],
+            pass_fds=[there.fileno()],
+            env=environment,
+            stdin=subprocess.DEVNULL,
         )
         there.close()
 
@@ -69,13 +71,11 @@ class _Transport:
         return sorted(self._nodes)
 
     def push(self, messages: Sequence[Outgoing]) -> list[str | None]:
-        tickets: list[str | None] = []
-        for message in messages:
-            ticket = next(self._tickets)
+        tickets = [next(self._tickets) for _ in messages]
+        for ticket, message in zip(tickets, messages, strict=True):
             frame = self._child.ask(self._nodes[message.node], (message.header, message.body))
             self._replies[ticket] = Incoming(ticket, *frame)
-            tickets.append(ticket)
-        return tickets
+        return [*tickets]
 
     def pull(self, tickets: Sequence[str]) -> list[Incoming]:
         return [self._replies.pop(ticket) for ticket in tickets if ticket in self._replies]
