@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from polyfed.algorithms.fedgh import FedGH
 from polyfed.base.rng import Rng
-from polyfed.blocks.classwise import class_means
+from polyfed.blocks.classwise import class_means, representation
 
 TOLERANCE = 1e-9
 ROUNDS = (1, 2, 3)
@@ -72,7 +72,7 @@ class StaleMeans(FedGH):
     """Means of the extractor from before the round."""
 
     def client_round(self, private: Any, msg: Any, client: Any) -> Any:
-        stale = yield from class_means(client, self.predictor_parts(private, msg, client), self.represent)
+        stale = yield from class_means(client, self.predictor_parts(private, msg, client), representation)
         kept, _ = yield from super().client_round(private, msg, client)
         return kept, self.Upload(stale)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from polyfed.algorithms.fedproto import FedProto
-from polyfed.blocks.classwise import class_counts, class_means, distance_to_class
+from polyfed.blocks.classwise import class_counts, class_means, distance_to_class, representation
 from polyfed.blocks.losses import cross_entropy
 from polyfed.core.requests import each, exchange
 
@@ -54,7 +54,7 @@ class Stale(FedProto):
     """HtFLlib's FedTGP: prototypes of the network as it was before the round."""
 
     def client_round(self, private: Any, msg: Any, client: Any) -> Any:
-        stale = yield from class_means(client, {"model": private.model}, self.represent)
+        stale = yield from class_means(client, {"model": private.model}, representation)
         kept, _ = yield from super().client_round(private, msg, client)
         return kept, self.Upload(stale)
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from polyfed.algorithms.fedtgp import FedTGP
-from polyfed.blocks.classwise import class_means
+from polyfed.blocks.classwise import class_means, representation
 
 TOLERANCE = 1e-9
 ROUNDS = (1, 2, 3)
@@ -91,7 +91,7 @@ class StalePrototypes(FedTGP):
     """The authors' code, HtFLlib: prototypes of the model from before this round's training."""
 
     def client_round(self, private: Any, msg: Any, client: Any) -> Any:
-        stale = yield from class_means(client, {"model": private.model}, self.represent)
+        stale = yield from class_means(client, {"model": private.model}, representation)
         kept, _ = yield from super().client_round(private, msg, client)
         return kept, self.Upload(stale)
 

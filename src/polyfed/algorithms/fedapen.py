@@ -25,7 +25,6 @@ from polyfed.core.clients import ClientInfo, Cohort, LocalClient
 from polyfed.core.message import Message, State
 from polyfed.core.net import Batch, Net, Nets
 from polyfed.core.requests import ClientResult, Steps, exchange, fit, reduce
-from polyfed.models.catalogue import ModelSpec
 from polyfed.models.split import SplitModel
 
 
@@ -69,15 +68,11 @@ class FedAPEN(Algorithm):
 
     def models(self, task: Task, own: SplitModel) -> Mapping[str, SplitModel]:
         """The client's own network and the shared one."""
-        return {"F": own, "G": self.shared(task)}
-
-    def shared(self, task: Task) -> SplitModel:
-        """The network of G."""
-        return task.auxiliary(ModelSpec.parse(self.auxiliary))
+        return {"F": own, "G": task.auxiliary(self.auxiliary)}
 
     def init_server(self, task: Task, rng: Rng) -> Server:
         """The first G: all clients begin with the same."""
-        return self.Server(self.shared(task).init(rng.at("G")))
+        return self.Server(task.auxiliary(self.auxiliary).init(rng.at("G")))
 
     def init_client(self, client: LocalClient) -> Private:
         """A network of the client's own, and lambda_k = 1/2."""
@@ -143,4 +138,4 @@ class FedAPEN(Algorithm):
 
     def global_nets(self, server: Server, task: Task) -> Mapping[str, Nets]:
         """The shared network."""
-        return {"shared": {"G": Net(self.shared(task), server.G)}}
+        return {"shared": {"G": Net(task.auxiliary(self.auxiliary), server.G)}}

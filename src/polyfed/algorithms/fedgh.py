@@ -22,7 +22,7 @@ from torch.nn.functional import linear
 from polyfed.base.ranges import Positive, Rate
 from polyfed.base.rng import Rng
 from polyfed.base.types import Params, Parts
-from polyfed.blocks.classwise import check_by_class, class_means, stack_rows
+from polyfed.blocks.classwise import check_by_class, class_means, representation, stack_rows
 from polyfed.blocks.losses import cross_entropy, supervised
 from polyfed.blocks.server_training import train_at_server
 from polyfed.core.algorithm import Algorithm, Task
@@ -98,12 +98,8 @@ class FedGH(Algorithm):
     def client_round(self, private: Private, msg: Broadcast, client: LocalClient) -> Steps[ClientResult]:
         """E epochs of cross-entropy on extractor and header together; then C_k[c] = the mean of f_k over class c."""
         fitted = yield from fit(client, self.predictor_parts(private, msg, client), loss=supervised)
-        means = yield from class_means(client, fitted.parts, self.represent)
+        means = yield from class_means(client, fitted.parts, representation)
         return self.Private(client.models["model"].body(fitted.parts["model"])), self.Upload(means)
-
-    def represent(self, nets: Nets, x: Tensor) -> Tensor:
-        """f_k(x), (B, d)."""
-        return nets["model"].represent(x)
 
     def message_for(self, server: Server, client: ClientInfo) -> Broadcast:
         """The header, to train or to predict with."""

@@ -30,7 +30,6 @@ from polyfed.core.clients import ClientInfo, Cohort, LocalClient
 from polyfed.core.message import Message, State
 from polyfed.core.net import Batch, Net, Nets
 from polyfed.core.requests import ClientResult, Steps, exchange, fit
-from polyfed.models.catalogue import ModelSpec
 from polyfed.models.split import SplitModel
 
 
@@ -80,15 +79,11 @@ class FedKD(Algorithm):
 
     def models(self, task: Task, own: SplitModel) -> Mapping[str, SplitModel]:
         """Teacher and student."""
-        return {"F": own, "G": self.student(task)}
-
-    def student(self, task: Task) -> SplitModel:
-        """The network of G."""
-        return task.auxiliary(ModelSpec.parse(self.auxiliary))
+        return {"F": own, "G": task.auxiliary(self.auxiliary)}
 
     def init_server(self, task: Task, rng: Rng) -> Server:
         """The first student; it has no update, and nobody has it."""
-        G = self.student(task).init(rng.at("G"))
+        G = task.auxiliary(self.auxiliary).init(rng.at("G"))
         return self.Server(G, LowRank.of(tree.map_leaves(torch.zeros_like, G), self.energy[0]), {})
 
     def init_client(self, client: LocalClient) -> Private:
@@ -110,7 +105,7 @@ class FedKD(Algorithm):
 
     def check_upload(self, task: Task, client: ClientInfo, down: Broadcast, up: Upload) -> None:
         """An update of the student."""
-        like = self.student(task).init(Rng((0,)))
+        like = task.auxiliary(self.auxiliary).init(Rng((0,)))
         check_like("Upload.update", up.update.full(like), like)
 
     def client_round(self, private: Private, msg: Broadcast, client: LocalClient) -> Steps[ClientResult]:
@@ -147,4 +142,4 @@ class FedKD(Algorithm):
 
     def global_nets(self, server: Server, task: Task) -> Mapping[str, Nets]:
         """The student."""
-        return {"student": {"G": Net(self.student(task), server.G)}}
+        return {"student": {"G": Net(task.auxiliary(self.auxiliary), server.G)}}

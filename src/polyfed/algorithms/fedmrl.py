@@ -21,7 +21,7 @@ from polyfed.base.rng import Rng
 from polyfed.base.types import Params, Parts
 from polyfed.blocks.aggregate import Mean
 from polyfed.blocks.losses import cross_entropy
-from polyfed.blocks.matryoshka import fuse, networks, small_model
+from polyfed.blocks.matryoshka import fuse, networks
 from polyfed.core.algorithm import Algorithm, Task
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
 from polyfed.core.message import Message, State
@@ -86,7 +86,7 @@ class FedMRL(Algorithm):
 
     def init_server(self, task: Task, rng: Rng) -> Server:
         """theta^0; of it, what travels."""
-        G = small_model(task, self.auxiliary, self.rep_dim)
+        G = task.auxiliary(self.auxiliary, rep_dim=self.rep_dim)
         home = () if self.mrl and self.header == "shared" else G.classifier_names
         return self.Server(tree.drop(G.init(rng.at("G")), home) if self.share else {})
 

@@ -19,7 +19,7 @@ from polyfed.base.ranges import NonNegative, Positive, Share
 from polyfed.base.rng import Rng
 from polyfed.base.types import Params
 from polyfed.blocks.aggregate import NestedMean
-from polyfed.blocks.matryoshka import at_width, losses_at_widths, networks, ones_up_to, small_model, widths_up_to
+from polyfed.blocks.matryoshka import at_width, losses_at_widths, networks, ones_up_to, widths_up_to
 from polyfed.blocks.submodel import leading, padded
 from polyfed.core.algorithm import Algorithm, Task
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
@@ -89,7 +89,7 @@ class FedMRLAdaptive(Algorithm):
 
     def init_server(self, task: Task, rng: Rng) -> Server:
         """theta^0; nobody has asked for less than all of it."""
-        G = {width: small_model(task, self.auxiliary, width).init(rng.at("G")) for width in self.ladder}
+        G = {width: task.auxiliary(self.auxiliary, rep_dim=width).init(rng.at("G")) for width in self.ladder}
         return self.Server(G[self.rep_dim], {width: tree.shapes(at) for width, at in G.items()}, {})
 
     def init_client(self, client: LocalClient) -> Private:

@@ -23,7 +23,7 @@ from polyfed.base.rng import Rng
 from polyfed.base.types import Params, Parts
 from polyfed.blocks.aggregate import Mean
 from polyfed.blocks.losses import cross_entropy
-from polyfed.blocks.matryoshka import fuse, networks, prefix, small_model
+from polyfed.blocks.matryoshka import fuse, networks, prefix
 from polyfed.blocks.submodel import leading, overlaid
 from polyfed.core.algorithm import Algorithm, Task
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
@@ -97,7 +97,7 @@ class FedMRLE(Algorithm):
 
     def init_server(self, task: Task, rng: Rng) -> Server:
         """theta^0 without theta_hd."""
-        model = small_model(task, self.auxiliary, self.rep_dim)
+        model = task.auxiliary(self.auxiliary, rep_dim=self.rep_dim)
         G = model.init(rng.at("G"))
         return self.Server(tree.drop(G, model.classifier_names), model.head(G) if self.header == "shared" else {})
 

@@ -23,7 +23,15 @@ from polyfed.base.ranges import NonNegative
 from polyfed.base.rng import Rng
 from polyfed.base.types import Params, Parts
 from polyfed.blocks.aggregate import MeanByName
-from polyfed.blocks.classwise import check_by_class, class_counts, class_means, class_table, distance_to_class, nearness
+from polyfed.blocks.classwise import (
+    check_by_class,
+    class_counts,
+    class_means,
+    class_table,
+    distance_to_class,
+    nearness,
+    representation,
+)
 from polyfed.blocks.losses import cross_entropy
 from polyfed.core.algorithm import Algorithm, Task
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
@@ -90,10 +98,9 @@ class FedProto(Algorithm):
 
     def client_round(self, private: Private, msg: Broadcast, client: LocalClient) -> Steps[ClientResult]:
         """E epochs of the loss; then C_i[c] = the mean of f_i over the client's examples of class c."""
-        parts = self.predictor_parts(private, msg, client)
-        frozen = {"prototypes": parts["prototypes"]}
-        fitted = yield from fit(client, {"model": parts["model"]}, loss=self.loss, frozen=frozen)
-        prototypes = yield from class_means(client, fitted.parts, self.represent)
+        frozen = {"prototypes": self.predictor_parts(private, msg, client)["prototypes"]}
+        fitted = yield from fit(client, {"model": private.model}, loss=self.loss, frozen=frozen)
+        prototypes = yield from class_means(client, fitted.parts, representation)
         return self.Private(fitted.parts["model"]), self.Upload(prototypes)
 
     def loss(self, nets: Nets, batch: Batch) -> Tensor:
@@ -102,10 +109,6 @@ class FedProto(Algorithm):
         r = nets["model"].represent(x)  # (B, d)
         distance = distance_to_class(r, y, nets["prototypes"])
         return cross_entropy(nets["model"].classify(r), y) + self.weight * distance
-
-    def represent(self, nets: Nets, x: Tensor) -> Tensor:
-        """f_i(x), (B, d)."""
-        return nets["model"].represent(x)
 
     def message_for(self, server: Server, client: ClientInfo) -> Broadcast:
         """Cbar of the client's classes, to train or to predict with; all of it until the server knows its classes."""

@@ -118,7 +118,7 @@ class FedTGP(Algorithm):
         """E epochs of the loss; then C_k[c] = the mean of f_k, as trained, over the client's examples of class c."""
         frozen = {"prototypes": self.predictor_parts(private, msg, client)["prototypes"]}
         fitted = yield from fit(client, {"model": private.model}, loss=self.loss, frozen=frozen)
-        prototypes = yield from classwise.class_means(client, fitted.parts, self.represent)
+        prototypes = yield from classwise.class_means(client, fitted.parts, classwise.representation)
         return self.Private(fitted.parts["model"]), self.Upload(prototypes)
 
     def loss(self, nets: Nets, batch: Batch) -> Tensor:
@@ -126,10 +126,6 @@ class FedTGP(Algorithm):
         r = nets["model"].represent(batch[0])  # (B, d)
         distance = classwise.distance_to_class(r, batch[1], nets["prototypes"])
         return cross_entropy(nets["model"].classify(r), batch[1]) + self.weight * distance
-
-    def represent(self, nets: Nets, x: Tensor) -> Tensor:
-        """f_k(x), (B, d)."""
-        return nets["model"].represent(x)
 
     def message_for(self, server: Server, client: ClientInfo) -> Broadcast:
         """P, to train or to predict with."""

@@ -29,7 +29,6 @@ from polyfed.core.clients import ClientInfo, Cohort, LocalClient
 from polyfed.core.message import Message, Nothing, State
 from polyfed.core.net import Batch, Grad, Net, Nets
 from polyfed.core.requests import ClientResult, Steps, exchange, fit
-from polyfed.models.split import SplitModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,8 +140,10 @@ class FIARSE(Algorithm):
     def global_nets(self, server: Server, task: Task) -> Mapping[str, Nets]:
         """The submodel of every capacity that clients have, and of capacities that none has."""
         capacities = sorted({*task.capacities, *self.unseen_capacities}, reverse=True)
-        return {f"capacity {c:g}": self._net(server, task.common(self.name), c) for c in capacities}
-
-    def _net(self, server: Server, model: SplitModel, capacity: float) -> Nets:
-        gate = gates(server.model, server.masked, self.threshold(server, capacity))
-        return {"model": Net(model, server.model), "gate": Net(None, gate)}
+        return {
+            f"capacity {c:g}": {
+                "model": Net(task.common(self.name), server.model),
+                "gate": Net(None, gates(server.model, server.masked, self.threshold(server, c))),
+            }
+            for c in capacities
+        }

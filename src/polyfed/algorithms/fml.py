@@ -23,7 +23,6 @@ from polyfed.core.clients import ClientInfo, Cohort, LocalClient
 from polyfed.core.message import Message, State
 from polyfed.core.net import Batch, Net, Nets
 from polyfed.core.requests import ClientResult, Steps, exchange, fit
-from polyfed.models.catalogue import ModelSpec
 from polyfed.models.split import SplitModel
 
 
@@ -64,15 +63,11 @@ class FML(Algorithm):
 
     def models(self, task: Task, own: SplitModel) -> Mapping[str, SplitModel]:
         """The private network and the meme."""
-        return {"F": own, "G": self.meme(task)}
-
-    def meme(self, task: Task) -> SplitModel:
-        """The network of G."""
-        return task.auxiliary(ModelSpec.parse(self.auxiliary))
+        return {"F": own, "G": task.auxiliary(self.auxiliary)}
 
     def init_server(self, task: Task, rng: Rng) -> Server:
         """The first meme."""
-        return self.Server(self.meme(task).init(rng.at("G")))
+        return self.Server(task.auxiliary(self.auxiliary).init(rng.at("G")))
 
     def init_client(self, client: LocalClient) -> Private:
         """A private network of the client's own."""
@@ -111,4 +106,4 @@ class FML(Algorithm):
 
     def global_nets(self, server: Server, task: Task) -> Mapping[str, Nets]:
         """The meme."""
-        return {"meme": {"G": Net(self.meme(task), server.G)}}
+        return {"meme": {"G": Net(task.auxiliary(self.auxiliary), server.G)}}

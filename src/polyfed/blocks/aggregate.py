@@ -163,8 +163,10 @@ class NestedMean(Gather):
 
     def init(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Zeros for sums and weights, at full shape."""
-        zeros = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in self.default.items()}
-        return {name: (zero, zero.clone()) for name, zero in zeros.items()}
+        return {
+            name: (torch.zeros_like(value, dtype=torch.float64), torch.zeros_like(value, dtype=torch.float64))
+            for name, value in self.default.items()
+        }
 
     def add(self, total: Any, client: ClientInfo, value: Params, upload: Message) -> Any:
         """One more upload.
@@ -220,8 +222,11 @@ class CoverageMean(Gather):
         for name, kept in value.items():
             whole = mask[name].to(kept.device) if name in mask else torch.ones_like(kept, dtype=torch.bool)
             if name not in total:
-                sums = torch.zeros(whole.shape, dtype=torch.float64, device=kept.device)
-                total[name] = (sums, torch.zeros(whole.shape, dtype=torch.int64, device=kept.device), kept.dtype)
+                total[name] = (
+                    torch.zeros(whole.shape, dtype=torch.float64, device=kept.device),
+                    torch.zeros(whole.shape, dtype=torch.int64, device=kept.device),
+                    kept.dtype,
+                )
             sums, count, _ = total[name]
             if whole.shape != sums.shape:
                 raise MessageError(f"{name!r} came with shape {tuple(whole.shape)}; expected {tuple(sums.shape)}")

@@ -52,6 +52,11 @@ def class_means(client: LocalClient, parts: Parts, output: Callable[[Nets, Tenso
     return {str(c): (total[str(c)] / count).to(torch.get_default_dtype()) for c, count in counts.items()}
 
 
+def representation(nets: Nets, x: Tensor) -> Tensor:
+    """f(x), (B, d), of the part ``model``: what `class_means` takes the means of for prototypes."""
+    return nets["model"].represent(x)
+
+
 def check_by_class(where: str, rows: Params, num_classes: int, width: int | None = None) -> None:
     """Each name is the number of a class that there is, and each row is ``(width,)``; for `Algorithm.check_upload`.
 

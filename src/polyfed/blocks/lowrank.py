@@ -62,20 +62,17 @@ class LowRank(Record):
     @classmethod
     def of(cls, params: Params, energy: float) -> "LowRank":
         """``params``, each matrix at the rank that keeps this share of its energy."""
-        whole: dict[str, Tensor] = {}
         factors: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
         for name, value in params.items():
             if value.dim() < 2 or not value.is_floating_point():
-                whole[name] = value
                 continue
             u, sigma, v = torch.linalg.svd(as_matrix(value), full_matrices=False)
             r, (m, n) = rank(sigma, energy), (len(u), v.shape[1])
-            if r * (m + n + 1) >= m * n:
-                whole[name] = value
-            else:
-                u, sigma, v = u[:, :r], sigma[:r].clone(), v[:r]
-                u, v = canonical(u, sigma, v)
-                factors[name] = (u.contiguous(), sigma, v.contiguous())
+            if r * (m + n + 1) < m * n:
+                kept = sigma[:r].clone()
+                u, v = canonical(u[:, :r], kept, v[:r])
+                factors[name] = (u.contiguous(), kept, v.contiguous())
+        whole = {name: value for name, value in params.items() if name not in factors}
         u, sigma, v = ({name: f[i] for name, f in factors.items()} for i in range(3))
         return cls(whole, u, sigma, v)
 
@@ -106,9 +103,9 @@ class LowRank(Record):
                         f"the factors of {name!r} came as {u.dtype}, {sigma.dtype}, {v.dtype}; expected {want.dtype}"
                     )
                 if u.dim() != 2 or v.dim() != 2 or u.shape[1:] != sigma.shape or v.shape[:1] != sigma.shape:
-                    shapes = [tuple(f.shape) for f in (u, sigma, v)]
                     raise MessageError(
-                        f"the factors of {name!r} came with the shapes {shapes}; expected (m, r), (r,), (r, n)"
+                        f"the factors of {name!r} came with the shapes {[tuple(f.shape) for f in (u, sigma, v)]}; "
+                        "expected (m, r), (r,), (r, n)"
                     )
                 value = (u * sigma) @ v
                 value = value.reshape(want.shape) if value.numel() == want.numel() else value

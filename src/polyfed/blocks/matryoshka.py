@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from polyfed.base.errors import ModelError
 from polyfed.blocks.losses import cross_entropy
+from polyfed.core.algorithm import Task
 from polyfed.core.net import Batch, Nets
-from polyfed.models.catalogue import ModelSpec
 from polyfed.models.split import SplitModel
 from polyfed.models.zoo import projector
-
-if TYPE_CHECKING:
-    from polyfed.core.algorithm import Task
-
-
-def small_model(task: Task, auxiliary: str, rep_dim: int) -> SplitModel:
-    """The network of G: ``auxiliary`` with a representation of d1 = ``rep_dim`` numbers."""
-    return task.auxiliary(ModelSpec.parse(auxiliary).having(rep_dim=rep_dim))
 
 
 def networks(
@@ -35,7 +26,7 @@ def networks(
     d1, d2 = rep_dim, own.rep_dim
     if d1 > d2:
         raise ModelError(f"{own.name} has a representation of d2 = {d2}; set algorithm.rep_dim (d1 = {d1}) <= {d2}")
-    return {"G": small_model(task, auxiliary, d1), "F": own, "P": projector(d1 + d2, d2, kind)}
+    return {"G": task.auxiliary(auxiliary, rep_dim=d1), "F": own, "P": projector(d1 + d2, d2, kind)}
 
 
 def fuse(nets: Nets, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -118,17 +118,14 @@ def put_kept(values: Params, mask: Mask) -> dict[str, Tensor]:
     Raises:
         MessageError: a tensor does not hold as many values as the mask keeps.
     """
-    out: dict[str, Tensor] = {}
+    out = dict(values)
     for name, value in values.items():
-        if name not in mask:
-            out[name] = value
-            continue
-        where = mask[name]
-        count = int(where.sum())
-        if value.shape != (count,):
-            raise MessageError(f"{name!r} came with shape {tuple(value.shape)}; its mask keeps {count} weights")
-        out[name] = torch.zeros(where.shape, dtype=value.dtype, device=value.device)
-        out[name][where] = value
+        if name in mask:
+            where, count = mask[name], int(mask[name].sum())
+            if value.shape != (count,):
+                raise MessageError(f"{name!r} came with shape {tuple(value.shape)}; its mask keeps {count} weights")
+            out[name] = torch.zeros(where.shape, dtype=value.dtype, device=value.device)
+            out[name][where] = value
     return out
 
 
@@ -158,8 +155,7 @@ class Sparse(Record):
             positions = flat.nonzero().reshape(-1).to(torch.int32)
         else:
             positions = torch.from_numpy(np.packbits(flat.numpy()))
-        shapes = tuple(tuple(params[name].shape) for name in masked)
-        return cls(take_kept(params, mask), positions, masked, shapes)
+        return cls(take_kept(params, mask), positions, masked, tuple(tuple(params[name].shape) for name in masked))
 
     def mask(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
         """One bool per weight of the masked tensors.
@@ -193,8 +189,10 @@ class Sparse(Record):
                 raise MessageError(f"positions up to {int(where.max())} came for {total} weights")
             flat = torch.zeros(total, dtype=torch.bool)
             flat[where.long()] = True
-        pieces = torch.split(flat, sizes)
-        return {name: piece.reshape(shape) for name, shape, piece in zip(self.masked, self.shapes, pieces, strict=True)}
+        return {
+            name: piece.reshape(shape)
+            for name, shape, piece in zip(self.masked, self.shapes, flat.split(sizes), strict=True)
+        }
 
     def dense(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
         """All tensors at full shape, zero where nothing was sent; arguments and errors as for `mask`."""

@@ -17,7 +17,7 @@ from polyfed.core.clients import ClientInfo, Cohort, LocalClient
 from polyfed.core.message import Message, Nothing, State
 from polyfed.core.net import Nets
 from polyfed.core.requests import ClientResult, Steps
-from polyfed.models.catalogue import ModelSpec
+from polyfed.models.catalogue import ModelSpec, Option
 from polyfed.models.compatibility import check_cuts_fit, check_head_linear, check_heads_fit
 from polyfed.models.split import SplitModel
 from polyfed.models.zoo import build
@@ -47,12 +47,13 @@ class Task:
         """Build the network ``spec`` for this input and these classes."""
         return build(spec, input_shape=self.input_shape, num_classes=self.num_classes)
 
-    def auxiliary(self, spec: ModelSpec) -> SplitModel:
-        """Build the network of an algorithm's key ``auxiliary``.
+    def auxiliary(self, text: str, **options: Option) -> SplitModel:
+        """Build the network of an algorithm's key ``auxiliary``, with options added or replaced.
 
         Raises:
             ModelError: the network does not take such inputs; the text names the key.
         """
+        spec = ModelSpec.parse(text).having(**options)
         try:
             return self.build(spec)
         except ModelError as error:

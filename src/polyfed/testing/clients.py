@@ -30,9 +30,7 @@ class Unpriced(CostCounter):
         """Nothing."""
         return 0
 
-    def peak(self, key: object, fit: Any, examples: int, due: bool) -> int:
-        """Nothing."""
-        return 0
+    peak = step
 
     def forward(self, key: object, run: Any, x: Tensor) -> int:
         """Nothing."""
@@ -164,9 +162,8 @@ class Shuffled(LocalClients):
 
     def exchange(self, request: Exchange, *, score: bool = False) -> tuple[Gathered, dict[ClientId, Report]]:
         """Let every reply wait on disk."""
-        arrived = list(self.work(request, score=score))
+        arrived = sorted(self.work(request, score=score), key=lambda reply: reply[0].id)
         with self.gathering(request) as gathering:
-            for info, upload, _ in sorted(arrived, key=lambda reply: -reply[0].id):
+            for info, upload, _ in reversed(arrived):
                 gathering.put(info, upload)
-            gathered = gathering.settle(request.down, {})
-        return gathered, {info.id: report for info, _, report in sorted(arrived, key=lambda reply: reply[0].id)}
+            return gathering.settle(request.down, {}), {info.id: report for info, _, report in arrived}

@@ -27,23 +27,21 @@ def leaves(value: Any, *, per_client: bool = True, meant: bool = False, path: st
         meant: of what records stand for (`Record.stands_for`), not of their fields.
         path: of ``value`` itself.
     """
-    dot = f"{path}." if path else ""
     if isinstance(value, Record) and meant:
         value = value.stands_for()
     if isinstance(value, Record):
-        for field in dataclasses.fields(value):  # pyright: ignore[reportArgumentType]
-            yield from leaves(getattr(value, field.name), per_client=per_client, meant=meant, path=f"{dot}{field.name}")
+        inside = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]  # pyright: ignore[reportArgumentType]
     elif isinstance(value, Mapping):
         entries = cast(Mapping[Any, Any], value)
         # By name, not in the order of making: a mapping means the same in any order.
-        for key in sorted(entries, key=str):
-            if per_client or isinstance(key, str):
-                yield from leaves(entries[key], per_client=per_client, meant=meant, path=f"{dot}{key}")
+        inside = [(key, entries[key]) for key in sorted(entries, key=str) if per_client or isinstance(key, str)]
     elif isinstance(value, tuple):
-        for index, item in enumerate(cast(tuple[Any, ...], value)):
-            yield from leaves(item, per_client=per_client, meant=meant, path=f"{dot}{index}")
+        inside = list(enumerate(cast(tuple[Any, ...], value)))
     else:
         yield path, value
+        return
+    for name, inner in inside:
+        yield from leaves(inner, per_client=per_client, meant=meant, path=f"{path}.{name}" if path else str(name))
 
 
 def tensors(value: Any) -> dict[str, Tensor]:
@@ -71,11 +69,11 @@ def differences(a: Any, b: Any) -> list[str]:
     """The paths at which two records are not bitwise the same, with how far tensors are apart; empty if none."""
     left, right = dict(leaves(a)), dict(leaves(b))
     out = [f"{path} is in one of them only" for path in sorted(left.keys() ^ right.keys())]
-    for path in left.keys() & right.keys():
-        if bits(left[path]) != bits(right[path]):
-            out.append(
-                f"{path}: {_shown(left[path])} and {_shown(right[path])}, {apart(left[path], right[path]):.1e} apart"
-            )
+    out += [
+        f"{path}: {_shown(left[path])} and {_shown(right[path])}, {apart(left[path], right[path]):.1e} apart"
+        for path in left.keys() & right.keys()
+        if bits(left[path]) != bits(right[path])
+    ]
     return sorted(out)
 
 
@@ -86,10 +84,8 @@ def _shown(leaf: Any) -> str:
 def apart(a: Any, b: Any) -> float:
     """The distance of two leaves over the norm of the second; infinite where they cannot be compared."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
-        if a.dtype != b.dtype or a.shape != b.shape:
-            return math.inf
-        if not a.is_floating_point():
-            return 0.0 if torch.equal(a, b) else math.inf
+        if a.dtype != b.dtype or a.shape != b.shape or not a.is_floating_point():
+            return 0.0 if a.dtype == b.dtype and torch.equal(a, b) else math.inf
         gap, norm = float((a.double() - b.double()).norm()), float(b.double().norm())
     elif isinstance(a, float) and isinstance(b, float):
         gap, norm = abs(a - b), abs(b)

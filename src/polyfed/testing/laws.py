@@ -28,27 +28,23 @@ from polyfed.core.requests import Exchange, drive
 from polyfed.execute.local_training import bind
 from polyfed.execute.placement import threads
 from polyfed.rounds.callbacks import Quiet
-from polyfed.rounds.evaluation import Evaluator
-from polyfed.rounds.federation import Federation
+from polyfed.rounds.clients import LocalClients
+from polyfed.rounds.evaluation import Evaluation, Evaluator
 from polyfed.rounds.gathering import Gathering
 from polyfed.rounds.round import play_round
 from polyfed.rounds.selection import draw_cohort
 from polyfed.simulation.simulate import resume, simulate
-from polyfed.testing.clients import Visit, Watched
+from polyfed.testing.clients import Backwards, Shuffled, Visit, Watched, Wired
 from polyfed.testing.compare import differences, digest, furthest, leaves, tensors
 from polyfed.testing.process import Child
 from polyfed.testing.settings import Tables
 from polyfed.testing.subject import (
     Run,
     Subject,
-    backwards,
     elsewhere,
-    local,
+    here,
     make_driver,
     play,
-    shuffled,
-    watched,
-    wired,
     workers,
 )
 
@@ -122,11 +118,15 @@ def same(a: Run[Any], b: Run[Any]) -> None:
 def close(a: Run[Any], b: Run[Any]) -> None:
     """Two runs are the same within 1e-9 of each tensor's norm: the server after every round, every private state."""
     for round_, (left, right) in enumerate(zip(a.servers, b.servers, strict=True)):
-        gap, where = furthest(left, right)
-        assert gap <= 1e-9, f"the server after round {round_}: {where} is {gap:.1e} off"
+        near(left, right, f"the server after round {round_}: ")
     for client, state in b.privates.items():
-        gap, where = furthest(a.privates[client], state)
-        assert gap <= 1e-9, f"client {client}: {where} is {gap:.1e} off"
+        near(a.privates[client], state, f"client {client}: ")
+
+
+def near(a: Any, b: Any, what: str = "", *, per_client: bool = True) -> None:
+    """Two records are the same within 1e-9 of each tensor's norm; ``what`` they are begins the sentence if not."""
+    gap, where = furthest(a, b, per_client=per_client)
+    assert gap <= 1e-9, f"{what}{where} is {gap:.1e} off"
 
 
 # ------------------------------------------------------------------------------------------------------- drivers
@@ -152,9 +152,9 @@ def test_batched_equals_sequential_in_single_precision(subject: Subject) -> None
     within 5e-3: a ReLU or a mask may flip. Catches what double precision hides, such as sums in half precision.
     """
     one_step = subject.calm({"train": {"epochs": None, "steps": 1}})
-    gaps = _gaps(*(play(one_step, watched, rounds=1, driver=driver) for driver in ("sequential", "batched")))
+    gaps = _gaps(*(play(one_step, here(Watched), rounds=1, driver=driver) for driver in ("sequential", "batched")))
     assert max(gaps) <= 1e-6, f"one step from a common state: {sorted(gaps)}"
-    gaps = _gaps(*(play(subject.calm(), watched, driver=driver) for driver in ("sequential", "batched")))
+    gaps = _gaps(*(play(subject.calm(), here(Watched), driver=driver) for driver in ("sequential", "batched")))
     assert statistics.median(gaps) <= 1e-6, f"the median of {sorted(gaps)}"
     assert max(gaps) <= 5e-3, f"the worst of {sorted(gaps)}"
 
@@ -181,9 +181,12 @@ def test_replayed_equals_stacked(subject: Subject) -> None:
     network = str(subject.federation().config.clients.models[0])
     even: Tables = {"clients": {"models": [network]}, "partition": {"kind": "iid", "alpha": None, "min_samples": None}}
     full: Tables = {"train": {"epochs": None, "steps": 3, "batch_size": 9, "optimizer": "sgd", "momentum": 0.0}}
-    called = play(subject.federation(even, full), local, rounds=2, driver="batched", precision="fp64")
-    replayed = play(subject.federation(even, full), local, rounds=2, driver="replayed", precision="fp64")
-    close(replayed, called)
+    close(
+        *(
+            play(subject.federation(even, full), here(LocalClients), rounds=2, driver=driver, precision="fp64")
+            for driver in ("replayed", "batched")
+        )
+    )
 
 
 def test_channels_last_equals_sequential(subject: Subject) -> None:
@@ -205,7 +208,7 @@ def test_two_workers_same_run(subject: Subject) -> None:
     is dealt to another worker, and messages that arrive changed.
     """
     with threads(1):
-        alone = play(subject.federation(), local)
+        alone = play(subject.federation(), here(LocalClients))
     with workers(2) as dealt:
         same(play(subject.federation(), dealt), alone)
 
@@ -217,7 +220,7 @@ def test_same_configuration_same_run(subject: Subject, driver: str) -> None:
     Catches draws from a global generator, from the clock or the order of a set, and state kept in a module or class
     from one run to the next.
     """
-    same(play(subject.federation(), local, driver=driver), subject.run(driver, "fp32"))
+    same(play(subject.federation(), here(LocalClients), driver=driver), subject.run(driver, "fp32"))
 
 
 def test_order_of_the_clients_does_not_matter(subject: Subject) -> None:
@@ -225,7 +228,7 @@ def test_order_of_the_clients_does_not_matter(subject: Subject) -> None:
 
     Catches one client's work that leaks into the next one's: a shared optimizer, generator or buffer.
     """
-    same(play(subject.federation(), backwards), subject.run("sequential", "fp32"))
+    same(play(subject.federation(), here(Backwards)), subject.run("sequential", "fp32"))
 
 
 def test_order_of_the_replies_does_not_matter(subject: Subject) -> None:
@@ -234,7 +237,7 @@ def test_order_of_the_replies_does_not_matter(subject: Subject) -> None:
     Catches totals that depend on who was fast, sums that keep a reply they were given, and uploads that arrive changed
     when they have waited.
     """
-    same(play(subject.federation(), shuffled), subject.run("sequential", "fp32"))
+    same(play(subject.federation(), here(Shuffled)), subject.run("sequential", "fp32"))
 
 
 @BOTH
@@ -258,7 +261,7 @@ def _visits(subject: Subject, clients: list[ClientId], driver: str) -> dict[Clie
     """What these clients do in the first exchange of round 2, with the messages that the whole cohort is sent."""
     federation, server = subject.federation(), subject.run().servers[1]
     works = make_driver(driver, "fp64")
-    met = watched(federation, works)
+    met = here(Watched)(federation, works)
     for visit in subject.run().clients.visits:
         if visit.round == 2:  # they come as they left the first round
             met.store.put(visit.client, visit.before, 1)
@@ -285,7 +288,7 @@ def test_through_the_wire_same_run(subject: Subject) -> None:
 
 
 def _wired(subject: Subject) -> Run[Any]:
-    return subject.once("wired", lambda: play(subject.federation(), wired))
+    return subject.once("wired", lambda: play(subject.federation(), here(Wired)))
 
 
 def test_bytes_are_what_is_encoded(subject: Subject) -> None:
@@ -310,24 +313,20 @@ def test_other_process_same_run(subject: Subject, child: Child) -> None:
     there = play(subject.federation(), elsewhere(child, subject.folder))
     for round_, (left, right) in enumerate(zip(there.servers, reference.servers, strict=True)):
         assert not differences(left, right), f"the server's state after round {round_}"
-    expected = {client: digest(state) for client, state in reference.privates.items()}
-    assert there.clients.digests() == expected, "private states"
-    scores = [_evaluated(run) for run in (there, reference)]
+    assert there.clients.digests() == {k: digest(state) for k, state in reference.privates.items()}, "private states"
+    scores = [
+        {client: (score.examples, score.correct, score.down) for client, score in _evaluated(run).scores.items()}
+        for run in (there, reference)
+    ]
     assert scores[0] == scores[1], "scores"
 
 
-def everyone(federation: Federation) -> list[ClientId]:
-    """All clients."""
-    return list(range(federation.config.clients.count))
-
-
-def _evaluated(run: Run[Any]) -> Any:
-    place = run.driver.placement
+def _evaluated(run: Run[Any]) -> Evaluation:
+    place, everyone = run.driver.placement, range(run.federation.config.clients.count)
     with place.defaults():
-        found = Evaluator(run.federation, place, run.driver.costs, run.federation.data).evaluate(
-            run.servers[-1], run.clients, 3, everyone(run.federation)
+        return Evaluator(run.federation, place, run.driver.costs, run.federation.data).evaluate(
+            run.servers[-1], run.clients, len(run.servers) - 1, everyone
         )
-    return {client: (score.examples, score.correct, score.down) for client, score in found.scores.items()}
 
 
 def test_private_state_is_never_sent(subject: Subject) -> None:
@@ -396,15 +395,15 @@ def test_predicting_writes_nothing(subject: Subject) -> None:
     was = digest(server), {client: digest(state) for client, state in run.privates.items()}
     with place.defaults(), torch.no_grad():
         for client, trained in run.privates.items():
-            here = federation.local(client, 3)
+            local = federation.local(client, 3)
             x, _ = federation.data.test(client).batch(torch.arange(2), dtype=place.dtype)
             for private in (trained, algorithm.init_client(federation.local(client, 0))):
-                received = algorithm.message_for(server, here.info)
-                parts = drive(algorithm.predictor_parts(private, received, here), run.driver.perform)
+                received = algorithm.message_for(server, local.info)
+                parts = drive(algorithm.predictor_parts(private, received, local), run.driver.perform)
                 before = digest(private), digest(received), digest(parts)
-                for model in here.models.values():
+                for model in local.models.values():
                     model.train(False)
-                logits = algorithm.predict(bind(here.models, parts), x)
+                logits = algorithm.predict(bind(local.models, parts), x)
                 assert (digest(private), digest(received), digest(parts)) == before, f"client {client} wrote"
                 names.add(tuple(logits))
                 for name, value in logits.items():
@@ -421,19 +420,19 @@ def test_bystanders_keep_their_state(subject: Subject) -> None:
     """
     federation = subject.federation({"clients": {"participation": 0.5}})
     driver = make_driver("sequential", "fp32")
-    clients, everyone = local(federation, driver), range(federation.config.clients.count)
+    clients, everyone = here(LocalClients)(federation, driver), range(federation.config.clients.count)
     server: State = federation.algorithm.init_server(federation.task, federation.rng.at("server"))
     for round_ in (1, 2, 3):
         before = {client: digest(clients.private(client)) for client in everyone}
         played = play_round(federation, server, draw_cohort(federation, round_), clients, driver)
         clients.commit()
         server = played.server
-        for client in set(everyone) - {info.id for info in played.cohort}:
+        for client in before.keys() - {info.id for info in played.cohort}:
             assert digest(clients.private(client)) == before[client], f"client {client}, round {round_}"
 
 
 class _KilledError(BaseException):
-    pass
+    """As if the process were killed: no `except Exception` sees it."""
 
 
 class _Killer(Quiet):
@@ -524,8 +523,7 @@ def test_equal_answers_count_once(subject: Subject) -> None:
     if sent:
         one = _aggregate(subject, [(infos[0], sent[0])])
         three = _aggregate(subject, [(info, sent[0]) for info in infos[:3]])
-        gap, where = furthest(three, one, per_client=False)
-        assert gap <= 1e-9, f"{where} is {gap:.1e} off"
+        near(three, one, per_client=False)
 
 
 def test_order_of_the_answers_does_not_matter(subject: Subject) -> None:
@@ -539,11 +537,9 @@ def test_order_of_the_answers_does_not_matter(subject: Subject) -> None:
     if sent:
         plain = _aggregate(subject, list(zip(infos, sent, strict=True)))
         listed = _aggregate(subject, list(zip(infos[::-1], sent[::-1], strict=True)))
-        gap, where = furthest(listed, plain)
-        assert gap <= 1e-9, f"listed in another order, {where} is {gap:.1e} off"
+        near(listed, plain, "listed in another order, ")
         handed = _aggregate(subject, list(zip(infos, [*sent[1:], sent[0]], strict=True)))
-        gap, where = furthest(handed, plain, per_client=False)
-        assert gap <= 1e-9, f"with answers changing hands, {where} is {gap:.1e} off"
+        near(handed, plain, "with answers changing hands, ", per_client=False)
 
 
 def test_examples_weigh(subject: Subject) -> None:
@@ -563,8 +559,7 @@ def test_examples_weigh(subject: Subject) -> None:
     heavy = _aggregate(subject, [(infos[0], standing_for(1, a)), (infos[1], standing_for(3, b))])
     many = [(info, standing_for(1, b)) for info in (infos[1], *more)]
     light = _aggregate(subject, [(infos[0], standing_for(1, a)), *many])
-    gap, where = furthest(heavy, light, per_client=False)
-    assert gap <= 1e-9, f"{where} is {gap:.1e} off"
+    near(heavy, light, per_client=False)
 
 
 def test_idle_rounds_change_nothing(subject: Subject) -> None:
@@ -573,9 +568,8 @@ def test_idle_rounds_change_nothing(subject: Subject) -> None:
     Catches coordinates that nobody holds being set to zero, masked values averaged as zeros, and means that shrink. A
     method whose uploads are no weights (prototypes, logits) or whose server trains declares itself exempt.
     """
-    run = play(subject.federation(), local, rounds=1, driver="idle", precision="fp64")
-    gap, where = furthest(run.servers[1], run.servers[0], per_client=False)
-    assert gap <= 1e-9, f"{where} is {gap:.1e} off"
+    run = play(subject.federation(), here(LocalClients), rounds=1, driver="idle", precision="fp64")
+    near(run.servers[1], run.servers[0], per_client=False)
 
 
 def test_broadcast_does_not_depend_on_the_id(subject: Subject) -> None:
@@ -588,8 +582,9 @@ def test_broadcast_does_not_depend_on_the_id(subject: Subject) -> None:
         return
     for client in run.privates:
         info = run.federation.info(client)
-        other = replace(info, id=client + 1)
-        mine, theirs = (run.federation.algorithm.message_for(run.servers[-1], k) for k in (info, other))
+        mine, theirs = (
+            run.federation.algorithm.message_for(run.servers[-1], k) for k in (info, replace(info, id=client + 1))
+        )
         assert not differences(mine, theirs), f"client {client} under another number; set personal_message = True"
 
 
@@ -602,18 +597,8 @@ def test_learns(subject: Subject) -> None:
     Catches gradients that do not arrive, steps uphill, updates that are lost on the way, and a forgotten `yield from`.
     """
     federation = subject.learning()
-    driver = make_driver("sequential", "fp32")
-    clients, rounds = local(federation, driver), federation.config.run.rounds
-    evaluator = Evaluator(federation, driver.placement, driver.costs, federation.data)
-    server: State = federation.algorithm.init_server(federation.task, federation.rng.at("server"))
-    before = evaluator.evaluate(server, clients, 0, everyone(federation)).mean()
-    for round_ in range(1, rounds + 1):
-        server = play_round(federation, server, draw_cohort(federation, round_), clients, driver).server
-        clients.commit()
-    after, chance = (
-        evaluator.evaluate(server, clients, rounds, everyone(federation)).mean(),
-        1 / federation.task.num_classes,
-    )
+    rounds, chance = federation.config.run.rounds, 1 / federation.task.num_classes
+    before, after = (_evaluated(play(federation, here(LocalClients), rounds=count)).mean() for count in (0, rounds))
     assert after >= chance + 0.2, f"accuracy {after:.3f} after {rounds} rounds; chance is {chance:.3f}"
     assert after >= before + 0.1, f"accuracy {after:.3f} after {rounds} rounds; {before:.3f} before the first"
 
@@ -626,4 +611,4 @@ def test_divergence_is_named(subject: Subject, driver: str) -> None:
     """
     federation = subject.federation({"train": {"epochs": None, "steps": 4, "lr": 1e30}})
     with pytest.raises(DivergedError, match=r"client \d+, round 1\b"):
-        play(federation, local, rounds=1, driver=driver)
+        play(federation, here(LocalClients), rounds=1, driver=driver)

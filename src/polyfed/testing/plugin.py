@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from polyfed.base.errors import ConfigError
+
 LAWS = Path(__file__).with_name("laws.py")
 
 
@@ -41,7 +43,6 @@ def pytest_configure(config: pytest.Config) -> None:
     names: list[str] = config.getoption("polyfed_algorithms", None) or []
     if not names:
         return
-    from polyfed.base.errors import ConfigError
     from polyfed.base.imports import search_working_directory
     from polyfed.config import algorithm_class
 
@@ -65,7 +66,6 @@ def _exemption(item: pytest.Item) -> str | None:
     module, parameters = getattr(getattr(item, "function", None), "__module__", ""), getattr(item, "callspec", None)
     if module != "polyfed.testing.laws" or parameters is None or "subject" not in parameters.params:
         return None
-    from polyfed.base.errors import ConfigError
     from polyfed.config import algorithm_class
 
     law = item.name.partition("[")[0].removeprefix("test_")
@@ -82,12 +82,11 @@ _SAID = pytest.StashKey[list[str]]()
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out the laws that an algorithm declares itself exempt from; `pytest_report_collectionfinish` says which."""
-    reasons = {item: _exemption(item) for item in items}
-    out = [item for item in items if reasons[item] is not None]
-    config.stash[_SAID] = sorted({str(reasons[item]) for item in out})
-    if out:
-        config.hook.pytest_deselected(items=out)
-        items[:] = [item for item in items if reasons[item] is None]
+    reasons = {item: reason for item, reason in zip(items, map(_exemption, items), strict=True) if reason is not None}
+    config.stash[_SAID] = sorted({*reasons.values()})
+    if reasons:
+        config.hook.pytest_deselected(items=[*reasons])
+        items[:] = [item for item in items if item not in reasons]
 
 
 def pytest_report_collectionfinish(config: pytest.Config) -> Any:

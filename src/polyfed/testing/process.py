@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -31,9 +32,11 @@ class Child:
         self._connection, there = Pipe()
         # The same modules must be importable there, an algorithm beside the tests among them.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        code = f"from polyfed.testing.process import serve; serve({there.fileno()})"
         self._process = subprocess.Popen(
-            [sys.executable, "-c", code], pass_fds=[there.fileno()], env=environment, stdin=subprocess.DEVNULL
+            [sys.executable, "-c", f"from polyfed.testing.process import serve; serve({there.fileno()})"],
+            pass_fds=[there.fileno()],
+            env=environment,
+            stdin=subprocess.DEVNULL,
         )
         there.close()
 
@@ -62,20 +65,17 @@ class _Transport:
     def __init__(self, child: Child, nodes: dict[int, NodeSettings]) -> None:
         self._child, self._nodes = child, nodes
         self._replies: dict[str, Incoming] = {}
-        self._count = 0
+        self._tickets = map(str, itertools.count(1))
 
     def nodes(self) -> list[int]:
         return sorted(self._nodes)
 
     def push(self, messages: Sequence[Outgoing]) -> list[str | None]:
-        tickets: list[str | None] = []
-        for message in messages:
-            self._count += 1
-            ticket = str(self._count)
+        tickets = [next(self._tickets) for _ in messages]
+        for ticket, message in zip(tickets, messages, strict=True):
             frame = self._child.ask(self._nodes[message.node], (message.header, message.body))
             self._replies[ticket] = Incoming(ticket, *frame)
-            tickets.append(ticket)
-        return tickets
+        return [*tickets]
 
     def pull(self, tickets: Sequence[str]) -> list[Incoming]:
         return [self._replies.pop(ticket) for ticket in tickets if ticket in self._replies]
@@ -93,9 +93,11 @@ class ProcessClients(RemoteClients):
     def __init__(self, child: Child, federation: Federation, folder: Path) -> None:
         self.federation = federation
         home = tempfile.mkdtemp(dir=folder)
-        clients = range(federation.config.clients.count)
         # Costs are not asked for: counting takes longer than the laws' few steps.
-        self._nodes = {k: NodeSettings(client=k, state_dir=f"{home}/{k}", tell=("scores",)) for k in clients}
+        self._nodes = {
+            client: NodeSettings(client=client, state_dir=f"{home}/{client}", tell=("scores",))
+            for client in range(federation.config.clients.count)
+        }
         transport, config = _Transport(child, self._nodes), federation.config.resolved()
         registry = ClientRegistry(transport, config, "laws", _silent)
         registry.refresh()  # asks the nodes who they are
@@ -115,9 +117,8 @@ class ProcessClients(RemoteClients):
         return {client: digest(self._state(client)) for client in self._nodes}
 
     def _state(self, client: ClientId) -> State:
-        root, since = Path(self._nodes[client].state_dir), self.settled.get(client)
-        states = ClientStateDir(root, self.experiment, client, self.federation.algorithm.states)
-        state, _ = states.state(since)
+        root, classes = Path(self._nodes[client].state_dir), self.federation.algorithm.states
+        state, _ = ClientStateDir(root, self.experiment, client, classes).state(self.settled.get(client))
         return self.federation.first_state(client) if state is None else state
 
 

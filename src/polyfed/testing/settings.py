@@ -6,6 +6,7 @@ An algorithm of your own needs no entry here. The laws try the families in order
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -90,13 +91,5 @@ FEW, MORE = 216, 400
 
 def merged(*layers: Tables) -> dict[str, dict[str, Any]]:
     """Tables on top of each other, key by key."""
-    out: dict[str, dict[str, Any]] = {}
-    for layer in layers:
-        for section, keys in layer.items():
-            out[section] = {**out.get(section, {}), **keys}
-    return out
-
-
-def without_none(tables: Tables) -> dict[str, dict[str, Any]]:
-    """The tables without the keys whose value is None: how a layer takes a key away."""
-    return {section: {k: v for k, v in keys.items() if v is not None} for section, keys in tables.items()}
+    sections = dict.fromkeys(itertools.chain(*layers))
+    return {section: {k: v for layer in layers for k, v in layer.get(section, {}).items()} for section in sections}

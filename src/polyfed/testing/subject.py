@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -32,7 +32,7 @@ from polyfed.rounds.federation import Federation, prepare
 from polyfed.rounds.round import play_round
 from polyfed.rounds.selection import draw_cohort
 from polyfed.storage.state_store import Store
-from polyfed.testing.clients import Backwards, Shuffled, Unpriced, Watched, Wired
+from polyfed.testing.clients import Unpriced, Watched
 from polyfed.testing.compare import digest
 from polyfed.testing.process import Child, ProcessClients
 from polyfed.testing.settings import (
@@ -47,7 +47,6 @@ from polyfed.testing.settings import (
     MORE,
     Tables,
     merged,
-    without_none,
 )
 
 C = TypeVar("C", bound=Clients)
@@ -66,25 +65,13 @@ class Idle(Sequential):
         return self.perform(request)
 
 
-class ChannelsLast(Auto):
-    """Everything with the channels of images innermost, whether or not it pays."""
-
-    def __init__(self, placement: Placement) -> None:
-        super().__init__(placement, ExecutionChoice(lambda client: Chosen("channels-last", 1, "channels-last")))
-
-
-class Replayed(Batched):
-    """Every step of a stack is replayed from a trace, whatever the networks are and from the first step on."""
-
-    def __init__(self, placement: Placement) -> None:
-        super().__init__(placement, rule=StackRule(sizes=range(2, 10), after=0, images=True))
-
-
-_DRIVERS: Mapping[str, type[Sequential]] = {
-    "channels-last": ChannelsLast,
+_DRIVERS: Mapping[str, Callable[[Placement], Sequential]] = {
+    # The channels of images are innermost, whether or not it pays.
+    "channels-last": partial(Auto, choice=ExecutionChoice(lambda _: Chosen("channels-last", 1, "channels-last"))),
     "sequential": Sequential,
     "batched": Batched,
-    "replayed": Replayed,
+    # Every step of a stack is replayed from a trace, whatever the networks are and from the first step on.
+    "replayed": partial(Batched, rule=StackRule(sizes=range(2, 10), after=0, images=True)),
     "idle": Idle,
 }
 
@@ -149,29 +136,9 @@ def memory(federation: Federation) -> Store:
     return Store(Path("never-written"), federation.algorithm.states, resident=True)
 
 
-def local(federation: Federation, driver: Sequential) -> LocalClients:
-    """Clients of this process, for `play`."""
-    return LocalClients(federation, driver, memory(federation))
-
-
-def watched(federation: Federation, driver: Sequential) -> Watched:
-    """Clients whose visits are written down, for `play`."""
-    return Watched(federation, driver, memory(federation))
-
-
-def shuffled(federation: Federation, driver: Sequential) -> Shuffled:
-    """Clients whose replies come in the wrong order, for `play`."""
-    return Shuffled(federation, driver, memory(federation))
-
-
-def backwards(federation: Federation, driver: Sequential) -> Backwards:
-    """Clients that run in descending order, for `play`."""
-    return Backwards(federation, driver, memory(federation))
-
-
-def wired(federation: Federation, driver: Sequential) -> Wired:
-    """Clients met through bytes, for `play`."""
-    return Wired(federation, driver, memory(federation))
+def here(kind: Callable[[Federation, Sequential, Store], C]) -> Callable[[Federation, Sequential], C]:
+    """Clients of this process and of this kind, such as `LocalClients`, for `play`."""
+    return lambda federation, driver: kind(federation, driver, memory(federation))
 
 
 def elsewhere(child: Child, folder: Path) -> Callable[[Federation, Sequential], ProcessClients]:
@@ -182,18 +149,14 @@ def elsewhere(child: Child, folder: Path) -> Callable[[Federation, Sequential], 
 @contextmanager
 def workers(count: int) -> Generator[Callable[[Federation, Sequential], WorkerClients]]:
     """Clients dealt to processes that end with the block, for `play`."""
-    pools: list[Pool] = []
+    with ExitStack() as pools:
 
-    def made(federation: Federation, driver: Sequential) -> WorkerClients:
-        pool = Pool([partial(_worker, federation, driver.placement) for _ in range(count)])
-        pools.append(pool)
-        return WorkerClients(federation, driver, memory(federation), pool)
+        def made(federation: Federation, driver: Sequential) -> WorkerClients:
+            pool = Pool([partial(_worker, federation, driver.placement) for _ in range(count)])
+            pools.callback(pool.close)
+            return WorkerClients(federation, driver, memory(federation), pool)
 
-    try:
         yield made
-    finally:
-        for pool in pools:
-            pool.close()
 
 
 def _worker(federation: Federation, placement: Placement) -> Any:
@@ -253,7 +216,9 @@ class Subject:
                 x = np.maximum(x, np.random.default_rng(0).integers(0, 64, x.shape, dtype=np.uint8))
             np.savez(path, x=x, y=y)
         tables = merged(BASE, {"data": {"path": str(path)}}, *layers, self._given)
-        return Config.parse(without_none(tables), source="the laws' configuration")
+        # None is how a layer takes a key away.
+        kept = {section: {k: v for k, v in keys.items() if v is not None} for section, keys in tables.items()}
+        return Config.parse(kept, source="the laws' configuration")
 
     def config(self, *layers: Tables) -> Config:
         """The laws' configuration for this algorithm, with ``layers`` of changes."""
@@ -273,8 +238,9 @@ class Subject:
 
     def run(self, driver: str = "sequential", precision: Precision = "fp64") -> Run[Watched]:
         """Three rounds, played once however often they are asked for."""
-        key = (driver, precision)
-        return self.once(key, lambda: play(self.federation(), watched, driver=driver, precision=precision))
+        return self.once(
+            (driver, precision), lambda: play(self.federation(), here(Watched), driver=driver, precision=precision)
+        )
 
     def once(self, key: object, make: Callable[[], Run[Any]]) -> Run[Any]:
         """``make()``, the first time; the same run from then on."""
