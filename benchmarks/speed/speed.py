@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import bare
 
 from polyfed.config import Config
-from polyfed.execute.placement import Placement
+from polyfed.execute.placement import Placement, threads
 from polyfed.models.zoo import build
 from polyfed.parallel import setup
 from polyfed.parallel.setup import Execution, execution_choice
@@ -79,10 +79,10 @@ class Library:
         """Play a round; its seconds, without those of finding out what it costs."""
         self.number += 1
         counting, started = self.execution.driver.costs.seconds, time.perf_counter()
-        played = play_round(
-            self.federation, self.server, draw_cohort(self.federation, self.number), self.clients, self.execution.driver
-        )
-        self.clients.commit()
+        cohort = draw_cohort(self.federation, self.number)
+        with threads(self.federation.config.run.server_threads):  # as in a run: two would spin beside two workers
+            played = play_round(self.federation, self.server, cohort, self.clients, self.execution.driver)
+            self.clients.commit()
         self.server = played.server
         return time.perf_counter() - started - (self.execution.driver.costs.seconds - counting)
 
@@ -92,7 +92,8 @@ class Library:
         infos = [self.federation.info(k) for k in range(self.federation.config.clients.count)]
         message = algorithm.message_for(self.server, infos[0])
         counting, started = self.execution.driver.costs.seconds, time.perf_counter()
-        self.clients.evaluate(self.number, {info.id: message for info in infos})
+        with threads(self.federation.config.run.server_threads):
+            self.clients.evaluate(self.number, {info.id: message for info in infos})
         return time.perf_counter() - started - (self.execution.driver.costs.seconds - counting)
 
     def images(self, part: str = "train") -> bare.Images:
