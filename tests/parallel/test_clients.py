@@ -54,7 +54,7 @@ def test_a_state_goes_on_in_the_file_in_which_it_came(
 ) -> None:
     """Catches a state that is written again for its next worker, and one that is not the client's last."""
     monkeypatch.setattr(transfer, "LARGE", 1)
-    monkeypatch.setattr(clients, "PARCELS", 2)
+    monkeypatch.setattr(clients, "most_files", lambda: 8)
     sent: list[tuple[int, bool]] = []
     pack = WorkerClients._packed
 

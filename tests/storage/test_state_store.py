@@ -176,6 +176,29 @@ def test_a_checkpoint_that_was_interrupted_is_made_again(
     assert [again.get(client).n for client in clients] == [2, 2]
 
 
+def test_a_checkpoint_that_is_interrupted_writes_little_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a Ctrl-C that waits until all states are on the disk, and states that pile up in memory."""
+    monkeypatch.setattr(store_module, "INLINE", 0)
+    monkeypatch.setattr(store_module, "AHEAD", 4)
+    store = Store(tmp_path, (Kept,), resident=True)
+    for client in range(100):
+        store.put(client, kept(1), 1)
+    enter = store._enter
+
+    def pressed(client: int, *of: Any) -> None:
+        if client == 5:
+            raise KeyboardInterrupt
+        enter(client, *of)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_enter", pressed)
+        with pytest.raises(KeyboardInterrupt):
+            store.save()
+    assert len(list(tmp_path.glob("??/*.safetensors"))) == 8
+    store.save()
+    assert len(list(tmp_path.glob("??/*.safetensors"))) == 100
+
+
 def test_ctrl_c_while_tidying_up_spoils_nothing(
     tmp_path: Path, resident: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

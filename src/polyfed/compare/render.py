@@ -131,7 +131,7 @@ class Comparison:
             row = (
                 *(line.setting, line.label, line.mean, deviation(line.means.values())),
                 *(mean_over(worst), deviation(worst), line.diverged),
-                *(getattr(line.costs, cost, None) for cost in costs),
+                *(getattr(line.costs, cost) if line.costs else None for cost in costs),
                 *(mean_over([getattr(one, what, None) for one in targets.get(target, ())]) for target, what in reached),
                 *(line.difference, line.against, line.p),
                 *(line.means.get(seed) for seed in self.seeds),

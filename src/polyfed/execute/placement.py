@@ -103,10 +103,11 @@ class Placement:
 def threads(count: int) -> Generator[None]:
     """Let torch compute on ``count`` threads inside the block."""
     before = torch.get_num_threads()
-    if count != before:
-        torch.set_num_threads(count)
+    if count == before:
+        yield
+        return
+    torch.set_num_threads(count)
     try:
         yield
     finally:
-        if count != before:
-            torch.set_num_threads(before)
+        torch.set_num_threads(before)

@@ -6,7 +6,7 @@ Each unit goes to the next free worker, the longest unit first; the results do n
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -19,7 +19,7 @@ from polyfed.config import Config
 from polyfed.core.message import Message, Pieces, State, assemble, disassemble
 from polyfed.execute.drivers import Driver
 from polyfed.execute.placement import Placement
-from polyfed.parallel.pool import Job, Pool
+from polyfed.parallel.pool import Job, Pool, most_files
 from polyfed.parallel.transfer import pack, unpack
 from polyfed.rounds.clients import SimulatedClients
 from polyfed.rounds.federation import Federation, prepare
@@ -30,7 +30,8 @@ from polyfed.storage.state_store import Store
 #: Clients that a worker tests at a time; their states are in memory together.
 TESTED = 8
 
-#: The most states that stay in the files in which they came, ready to be sent again: each is an open file.
+#: The most states that stay in the files in which they came, ready to be sent again. Each is an open file, so there are
+#: at most a quarter of what the system allows.
 PARCELS = 256
 #: A client's private state, in a parcel, and upload, in pieces, and its report.
 Packed: TypeAlias = tuple[Any, Pieces | None, Any]
@@ -130,7 +131,7 @@ class WorkerClients(SimulatedClients):
         def unpacked(client: ClientId, private: Any, upload: Pieces | None, report: Report) -> Finished:
             state = assemble(unpack(private), *algorithm.states)
             self._parcels.pop(client, None)
-            if self.store.resident and len(self._parcels) < PARCELS:
+            if self.store.resident and len(self._parcels) < min(PARCELS, most_files() // 4):
                 self._parcels[client] = (state, private)
             sent = None if upload is None else assemble(upload, *algorithm.messages)
             if report.score is not None:  # wall-clock seconds: processes test beside each other
@@ -164,6 +165,17 @@ class WorkerClients(SimulatedClients):
             return (name, round_, mail.to(worker, unit), packed, *more)
 
         return request
+
+    def discard(self, clients: Iterable[ClientId]) -> None:
+        """Discard the last exchange of these clients, and the files of their states."""
+        for client in clients:
+            super().discard([client])
+            self._parcels.pop(client, None)
+
+    def discard_round(self) -> None:
+        """Discard the whole round, and the files of all states."""
+        super().discard_round()
+        self._parcels.clear()
 
     def _packed(self, client: ClientId, state: State) -> Any:
         last, parcel = self._parcels.get(client, (None, None))

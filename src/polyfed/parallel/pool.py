@@ -200,6 +200,12 @@ def _whole() -> Generator[None]:
             signal.raise_signal(signal.SIGINT)  # now as outside the block
 
 
+def most_files() -> int:
+    """Return how many files this process may have open."""
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
+
+
 def process_peak() -> int:
     """Return the largest resident memory of this process so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -82,13 +82,15 @@ class _Pickler(pickle.Pickler):
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, body: bytes, buffers: Iterable[memoryview], descriptors: Sequence[int]) -> None:
+    def __init__(self, body: bytes, buffers: Iterable[memoryview], descriptors: list[int]) -> None:
         super().__init__(io.BytesIO(body), buffers=buffers)
         self._descriptors = descriptors
 
     def persistent_load(self, pid: Any) -> Parcel:
         number, body, sizes = pid
-        return Parcel(body, os.dup(self._descriptors[number]), sizes)
+        parcel = Parcel(body, self._descriptors[number], sizes)
+        self._descriptors[number] = -1  # the parcel's from now on
+        return parcel
 
 
 def send(pipe: Any, value: Any) -> None:
@@ -134,7 +136,8 @@ def receive(pipe: Any) -> Any:
         return _Unpickler(body, buffers, descriptors).load()
     finally:
         for descriptor in descriptors:
-            os.close(descriptor)
+            if descriptor >= 0:
+                os.close(descriptor)
 
 
 def _packed(value: Any) -> tuple[bytes, list[tuple[int, list[int]]], list[Parcel]]:

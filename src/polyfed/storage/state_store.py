@@ -31,6 +31,8 @@ INLINE = 256 * 1024
 
 #: Files that a checkpoint writes at the same time.
 WRITERS = 2
+#: States that the writers may be ahead of the index: so many are in memory, or written after Ctrl-C, at most.
+AHEAD = 16
 
 _SCHEMA = """
 CREATE TABLE states (client INTEGER NOT NULL, round INTEGER NOT NULL, sha256 TEXT NOT NULL, data BLOB);
@@ -136,10 +138,12 @@ class Store:
         """
         clients = sorted(self._dirty)
         with ThreadPoolExecutor(WRITERS) as pool:
-            written = pool.map(self._file, clients, map(self._held.get, clients), map(self._dirty.get, clients))
-            for client, (sha256, data) in zip(clients, written, strict=True):
-                self._enter(client, self._dirty[client], sha256, data)
-                del self._dirty[client]
+            for start in range(0, len(clients), AHEAD):
+                some = clients[start : start + AHEAD]
+                written = pool.map(self._file, some, map(self._held.get, some), map(self._dirty.get, some))
+                for client, (sha256, data) in zip(some, written, strict=True):
+                    self._enter(client, self._dirty[client], sha256, data)
+                    del self._dirty[client]
         self._commit()
         return self._sealed().entry()
 

@@ -153,4 +153,6 @@ def load(cls: type[_H], text: str) -> _H:
 
 def digest(request: RequestHeader, body: bytes | None) -> str:
     """Return a hash of all that the answer depends on; a repeated request has the same."""
-    return hashlib.sha256(dump(request).encode() + (b"-" if body is None else b"+" + body)).hexdigest()
+    found = hashlib.sha256(dump(request).encode() + (b"-" if body is None else b"+"))
+    found.update(body or b"")  # a body may have a gigabyte, so it is not copied
+    return found.hexdigest()
