@@ -323,7 +323,8 @@ class _Served(RoundLoop):
             if there < least:
                 raise TooFewClientsError(
                     f"{there} of {needed} clients connected within {self.rules.start_timeout:g} s, and "
-                    f"rounds.min_replies is {least}; check that the nodes run, and read {self.journal.path} for refusals"
+                    f"rounds.min_replies is {least}; check that the nodes run, and read {self.journal.path} "
+                    "for refusals"
                 )
             self.journal("incomplete", there=there, expected=needed)
 
