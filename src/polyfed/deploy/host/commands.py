@@ -13,12 +13,6 @@ from polyfed.base import files
 from polyfed.base.errors import ConfigError
 from polyfed.deploy.settings import Deployment
 
-#: Keeps Flower off the network: no telemetry, no check for updates, no installation while it runs.
-QUIET = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-}
 #: The name of the connection in Flower's config.toml.
 CONNECTION = "polyfed"
 
@@ -85,7 +79,13 @@ class Command:
 
 def environment(home: Path) -> dict[str, str]:
     """Return Flower's variables; ``home`` is the folder of Flower's own files."""
-    return {"FLWR_HOME": str(home.absolute()), **QUIET}
+    return {
+        "FLWR_HOME": str(home.absolute()),
+        # Flower stays off the network: no telemetry, no check for updates, no installation while it runs.
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    }
 
 
 def write_app(folder: Path) -> Path:
@@ -165,8 +165,10 @@ def worker(socket: Path, settings: Path) -> Command:
 def run(home: Path, app: Path, run_dirs: Sequence[Path]) -> Command:
     """Return the command that submits runs, one after another."""
     told = os.pathsep.join(str(folder.absolute()) for folder in run_dirs)
-    words = ("flwr", "run", str(app.absolute()), CONNECTION, "--format", "json", "-c", f'run-dirs="{told}"')
-    return Command(words, environment(home))
+    return Command(
+        ("flwr", "run", str(app.absolute()), CONNECTION, "--format", "json", "-c", f'run-dirs="{told}"'),
+        environment(home),
+    )
 
 
 def listing(home: Path) -> Command:

@@ -64,7 +64,23 @@ class Local(AbstractContextManager["Local"]):
     def __enter__(self) -> Local:
         self.processes.__enter__()
         try:
-            self._start()
+            self.app = commands.write_app(self.folder)
+            commands.write_connection(self.home, self.deployment)
+            if self.tls:
+                from polyfed.deploy.host import keys
+
+                keys.authority(self.folder / "certificates", ["localhost", "127.0.0.1"])
+                for client in range(self.count):
+                    keys.node_key(self.folder / "keys" / f"client-{client}")
+            self.start_server()
+            if self.tls:
+                for client in range(self.count):
+                    command = commands.register(self.home, self.folder / "keys" / f"client-{client}.pub")
+                    self.say(str(command))
+                    self.processes.call(command)
+            for client in range(self.count):
+                if client not in self.late:
+                    self.start_client(client)
         except BaseException:
             self.__exit__()
             raise
@@ -75,29 +91,11 @@ class Local(AbstractContextManager["Local"]):
         if self.sockets is not None:
             shutil.rmtree(self.sockets, ignore_errors=True)
 
-    def _start(self) -> None:
-        self.app = commands.write_app(self.folder)
-        commands.write_connection(self.home, self.deployment)
-        if self.tls:
-            from polyfed.deploy.host import keys
-
-            keys.authority(self.folder / "certificates", ["localhost", "127.0.0.1"])
-            for client in range(self.count):
-                keys.node_key(self.folder / "keys" / f"client-{client}")
-        self.start_server()
-        if self.tls:
-            for client in range(self.count):
-                command = commands.register(self.home, self.folder / "keys" / f"client-{client}.pub")
-                self.say(str(command))
-                self.processes.call(command)
-        for client in range(self.count):
-            if client not in self.late:
-                self.start_client(client)
-
     def start_server(self) -> None:
         """Start the server and wait until it answers."""
-        database = self.folder / "superlink.db" if self.database or self.tls else None
-        command = commands.superlink(self.home, self.deployment, database)
+        command = commands.superlink(
+            self.home, self.deployment, self.folder / "superlink.db" if self.database or self.tls else None
+        )
         self.say(str(command))
         self.processes.start("server", command)
         end = time.monotonic() + _START
@@ -229,10 +227,7 @@ class Following:
         with open(path, "rb") as file:
             # A resumed server cuts a log back to its checkpoint and may have written more since: begin at a line.
             place = min(self.places[path], os.fstat(file.fileno()).st_size)
-            while place > 0:
-                file.seek(place - 1)
-                if file.read(1) == b"\n":
-                    break
+            while place > 0 and os.pread(file.fileno(), 1, place - 1) != b"\n":
                 place -= 1
             file.seek(place)
             for line in file:

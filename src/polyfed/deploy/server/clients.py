@@ -199,8 +199,9 @@ class RemoteClients:
         def fail(client: ClientId, reason: str) -> None:
             # The reason may quote text that a client made up: no commands to the terminal, no name of megabytes.
             reason = "".join(c if c.isprintable() else "?" for c in reason[:500])
-            may = self.rounds.on_error == "retry" and kind == "train" and client not in retried
-            again = may and time.monotonic() < end
+            again = (
+                self.rounds.on_error == "retry" and kind == "train" and client not in retried and time.monotonic() < end
+            )
             self.tell("failed", client=client, kind=kind, round=key[0], reason=reason, again=again)
             if self.rounds.on_error == "abort" and kind == "train":
                 raise ClientFailedError(f'client {client}, round {key[0]}: {reason}; rounds.on_error is "abort"')
@@ -225,14 +226,12 @@ class RemoteClients:
             ):
                 arrived = True
                 largest = max(largest, len(reply.body or b""))
-                if reply.ticket in self._late:
-                    after, asked, _ = self._late.pop(reply.ticket)
-                    if not reply.error:
-                        reason = "a reply came after its round; it is not used"
-                        self.tell("late", client=after, round=asked[0], reason=reason)
-                    continue
                 client = waiting.pop(reply.ticket, None)
                 if client is None:
+                    late = self._late.pop(reply.ticket, None)
+                    if late is not None and not reply.error:
+                        reason = "a reply came after its round; it is not used"
+                        self.tell("late", client=late[0], round=late[1][0], reason=reason)
                     continue
                 if enough is not None and len(found.answers) >= enough:
                     self.tell("surplus", client=client, round=key[0])
@@ -241,11 +240,11 @@ class RemoteClients:
                     answer, message = self._read(reply, kind, key, client, down[client], infos.get(client))
                 except MessageError as error:
                     fail(client, str(error))
-                    continue
-                if gathering is not None:
-                    gathering.put(infos[client], message)
-                found.answers[client], found.sizes[client] = answer, measure(message)
-                del reply, message
+                else:
+                    if gathering is not None:
+                        gathering.put(infos[client], message)
+                    found.answers[client], found.sizes[client] = answer, measure(message)
+                    del reply, message
             if not arrived:
                 time.sleep(self.rounds.poll)
         full = enough is not None and len(found.answers) >= enough

@@ -242,18 +242,15 @@ class _Served(RoundLoop):
             self.status("running", round=round_, rounds=self.view.config.run.rounds, attempt=attempt)
             self._await(self.rules.min_replies, self.rules.deadline)
             played = self._attempt(round_, attempt)
-            if played is not None:
-                self.void = 0
-                return played
-            self.void += 1
+            self.void = self.void + 1 if played is None else 0
             if self.void >= self.rules.max_void:
                 self.run_dir.append("rounds.jsonl", [{"round": round_, "void": True, "events": self.journal.take()}])
                 raise TooFewClientsError(
                     f"round {round_}: {self.void} attempts in a row were void; {self.journal.path} has the reasons; "
                     f"remove the cause, then continue with `polyfed deploy resume {self.run_dir.path}`"
                 )
-            if self.rules.on_error != "retry":
-                return None
+            if played is not None or self.rules.on_error != "retry":
+                return played
 
     def _attempt(self, round_: int, attempt: int) -> Played | None:
         """One attempt at a round; None if it is void."""
@@ -330,10 +327,8 @@ class _Served(RoundLoop):
 
     def _await(self, needed: int, seconds: float) -> bool:
         end = time.monotonic() + seconds
-        while True:
-            self.registry.refresh()
-            if len(self.registry.present) >= needed:
-                return True
-            if time.monotonic() > end:
-                return False
+        self.registry.refresh()
+        while len(self.registry.present) < needed and time.monotonic() <= end:
             time.sleep(max(self.rules.poll, 0.01))
+            self.registry.refresh()
+        return len(self.registry.present) >= needed

@@ -68,17 +68,14 @@ class ClientRegistry:
         self._refused = {node: until for node, until in self._refused.items() if node in online}
         refused = {node for node, until in self._refused.items() if time.monotonic() < until}
         new = sorted(online - {*self.node.values(), *waiting, *refused})
-        if not new:
-            return
-        request = RequestHeader(kind="describe", experiment=self.experiment, config=self.config.to_dict())
-        told = [Outgoing(node, "describe", headers.dump(request), None, "join", _TTL) for node in new]
-        tickets = zip(self.transport.push(told), new, strict=True)
-        self._asked |= {ticket: (node, time.monotonic()) for ticket, node in tickets if ticket is not None}
+        if new:
+            request = RequestHeader(kind="describe", experiment=self.experiment, config=self.config.to_dict())
+            told = [Outgoing(node, "describe", headers.dump(request), None, "join", _TTL) for node in new]
+            tickets = zip(self.transport.push(told), new, strict=True)
+            self._asked |= {ticket: (node, time.monotonic()) for ticket, node in tickets if ticket is not None}
 
     def _hear(self) -> None:
-        if not self._asked:
-            return
-        for reply in self.transport.pull(list(self._asked)):
+        for reply in self.transport.pull(list(self._asked)) if self._asked else ():
             node, _ = self._asked.pop(reply.ticket, (0, 0.0))
             if reply.error:
                 self.tell("refused", node=str(node), reason=reply.error)
@@ -116,16 +113,15 @@ class ClientRegistry:
             return f"its number is {about.client}; clients.count is {self.config.clients.count}"
         task = self.task
         if task is None:
-            others = (other.input_shape for other in self.about.values() if other.client != about.client)
-            shape = next(others, about.input_shape)
-            wrong = f"its examples have shape {about.input_shape}; expected {shape}, as others have"
-            return wrong if about.input_shape != shape else ""
-        if about.input_shape != task.input_shape or about.num_classes > task.num_classes:
+            others = [other for other in self.about.values() if other.client != about.client]
+            if others and about.input_shape != others[0].input_shape:
+                return f"its examples have shape {about.input_shape}; expected {others[0].input_shape}, as others have"
+        elif about.input_shape != task.input_shape or about.num_classes > task.num_classes:
             return (
                 f"its data have shape {about.input_shape} in {about.num_classes} classes; the task has "
                 f"{task.input_shape} in {task.num_classes}"
             )
-        if task.architectures and about.architecture not in task.architectures:
+        elif task.architectures and about.architecture not in task.architectures:
             return (
                 "its network is private or not in the task; the run began with public networks only; "
                 "give the client a network of the configuration"
