@@ -13,12 +13,6 @@ from polyfed.base import files
 from polyfed.base.errors import ConfigError
 from polyfed.deploy.settings import Deployment
 
-#: Keeps Flower off the network: no telemetry, no check for updates, no installation while it runs.
-QUIET = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-}
 #: The name of the connection in Flower's config.toml.
 CONNECTION = "polyfed"
 
@@ -75,13 +69,23 @@ class Command:
 
     def full_environment(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
         """This process's environment with what the command needs on top."""
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-        return {**os.environ, "PATH": path, **self.environment, **(more or {})}
+        return {
+            **os.environ,
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+            **self.environment,
+            **(more or {}),
+        }
 
 
 def environment(home: Path) -> dict[str, str]:
     """Return Flower's variables; ``home`` is the folder of Flower's own files."""
-    return {"FLWR_HOME": str(home.absolute()), **QUIET}
+    return {
+        "FLWR_HOME": str(home.absolute()),
+        # Flower stays off the network: no telemetry, no check for updates, no installation while it runs.
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    }
 
 
 def write_app(folder: Path) -> Path:
@@ -93,18 +97,17 @@ def write_app(folder: Path) -> Path:
 
 def write_connection(home: Path, deployment: Deployment) -> None:
     """Write Flower's config.toml, which says how commands reach the server."""
-    server = deployment.server
+    certificates = deployment.server.certificates
     lines = [
         "[superlink]",
         f'default = "{CONNECTION}"',
         "",
         f"[superlink.{CONNECTION}]",
-        f'address = "{server.address}"',
+        f'address = "{deployment.server.address}"',
+        "insecure = true"
+        if certificates is None
+        else f'root-certificates = "{Path(certificates).absolute() / "ca.crt"}"',
     ]
-    if server.certificates is None:
-        lines.append("insecure = true")
-    else:
-        lines.append(f'root-certificates = "{Path(server.certificates).absolute() / "ca.crt"}"')
     files.write(home / "config.toml", ("\n".join(lines) + "\n").encode())
 
 
@@ -117,12 +120,11 @@ def superlink(home: Path, deployment: Deployment, database: Path | None) -> Comm
         words.append("--insecure")
     else:
         folder = Path(server.certificates).absolute()
-        words += ["--ssl-ca-certfile", str(folder / "ca.crt")]
-        words += ["--ssl-certfile", str(folder / "server.crt"), "--ssl-keyfile", str(folder / "server.key")]
+        words += ["--ssl-ca-certfile", str(folder / "ca.crt"), "--ssl-certfile", str(folder / "server.crt")]
+        words += ["--ssl-keyfile", str(folder / "server.key")]
         if server.node_keys:
             words.append("--enable-supernode-auth")
-    if database is not None:
-        words += ["--database", str(database.absolute())]
+    words += [] if database is None else ["--database", str(database.absolute())]
     return Command(tuple(words), environment(home))
 
 
@@ -149,8 +151,7 @@ def supernode(
     """
     words = ["flower-supernode", "--superlink", address, "--host", "127.0.0.1", "--port", str(port)]
     words += ["--insecure"] if ca is None else ["--root-certificates", str(ca.absolute())]
-    if key is not None:
-        words += ["--auth-supernode-private-key", str(key.absolute())]
+    words += [] if key is None else ["--auth-supernode-private-key", str(key.absolute())]
     told = f'polyfed-settings="{settings.absolute()}"'
     words += ["--node-config", told if worker is None else f'{told} polyfed-worker="{worker}"']
     return Command(tuple(words), environment(home))
@@ -164,8 +165,10 @@ def worker(socket: Path, settings: Path) -> Command:
 def run(home: Path, app: Path, run_dirs: Sequence[Path]) -> Command:
     """Return the command that submits runs, one after another."""
     told = os.pathsep.join(str(folder.absolute()) for folder in run_dirs)
-    words = ("flwr", "run", str(app.absolute()), CONNECTION, "--format", "json", "-c", f'run-dirs="{told}"')
-    return Command(words, environment(home))
+    return Command(
+        ("flwr", "run", str(app.absolute()), CONNECTION, "--format", "json", "-c", f'run-dirs="{told}"'),
+        environment(home),
+    )
 
 
 def listing(home: Path) -> Command:

@@ -7,7 +7,6 @@ import os
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 from polyfed.base.errors import ConfigError, StorageError
 from polyfed.deploy.client.state_dir import private_folder
@@ -39,9 +38,16 @@ def authority(folder: Path, hosts: Sequence[str], *, days: int = 825) -> None:
     def name(common: str) -> x509.Name:
         return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
 
+    def alternative(host: str) -> x509.GeneralName:
+        try:
+            return x509.IPAddress(ipaddress.ip_address(host))
+        except ValueError:
+            return x509.DNSName(host)
+
     def secret(key: ec.EllipticCurvePrivateKey) -> bytes:
-        form = serialization.PrivateFormat.PKCS8
-        return key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
+        return key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
 
     def usage(*, ca: bool) -> x509.KeyUsage:
         return x509.KeyUsage(
@@ -57,7 +63,6 @@ def authority(folder: Path, hosts: Sequence[str], *, days: int = 825) -> None:
         )
 
     ca_key, key = ec.generate_private_key(ec.SECP384R1()), ec.generate_private_key(ec.SECP384R1())
-    identifier = x509.SubjectKeyIdentifier.from_public_key(ca_key.public_key())
     ca = (
         x509.CertificateBuilder()
         .subject_name(name("polyfed deployment CA"))
@@ -68,7 +73,7 @@ def authority(folder: Path, hosts: Sequence[str], *, days: int = 825) -> None:
         .not_valid_after(now + timedelta(days=days))
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(usage(ca=True), critical=True)
-        .add_extension(identifier, critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(ca_key.public_key()), critical=False)
         .sign(ca_key, hashes.SHA384())
     )
     server = (
@@ -82,15 +87,14 @@ def authority(folder: Path, hosts: Sequence[str], *, days: int = 825) -> None:
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(usage(ca=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(x509.SubjectAlternativeName([_name(host) for host in hosts]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([alternative(host) for host in hosts]), critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False)
         .sign(ca_key, hashes.SHA384())
     )
-    _write(folder / "ca.key", secret(ca_key), 0o600)
-    _write(folder / "server.key", secret(key), 0o600)
-    _write(folder / "ca.crt", ca.public_bytes(serialization.Encoding.PEM), 0o644)
-    _write(folder / "server.crt", server.public_bytes(serialization.Encoding.PEM), 0o644)
+    for issued, certificate, private in (("ca", ca, ca_key), ("server", server, key)):
+        _write(folder / f"{issued}.key", secret(private), 0o600)
+        _write(folder / f"{issued}.crt", certificate.public_bytes(serialization.Encoding.PEM), 0o644)
 
 
 def node_key(path: Path) -> None:
@@ -104,19 +108,12 @@ def node_key(path: Path) -> None:
     if path.exists():
         return
     key = ec.generate_private_key(ec.SECP384R1())
-    form = serialization.PrivateFormat.OpenSSH
-    _write(path, key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()), 0o600)
+    secret = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    )
+    _write(path, secret, 0o600)
     public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
     _write(path.with_name(f"{path.name}.pub"), public + b"\n", 0o644)
-
-
-def _name(host: str) -> Any:
-    from cryptography.x509 import DNSName, IPAddress
-
-    try:
-        return IPAddress(ipaddress.ip_address(host))
-    except ValueError:
-        return DNSName(host)
 
 
 def _write(path: Path, data: bytes, mode: int) -> None:

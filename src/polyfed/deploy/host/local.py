@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -11,13 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from polyfed.base import files
 from polyfed.deploy.host import commands
 from polyfed.deploy.host.processes import ProcessEndedError, Processes, free_ports, listening
-from polyfed.deploy.settings import Deployment, NodeSettings
+from polyfed.deploy.settings import Deployment, NodeSettings, Server
 
 #: Seconds within which the server must answer, nodes must register, and a submitted run must begin.
 _START = 180.0
@@ -56,54 +56,46 @@ class Local(AbstractContextManager["Local"]):
         # A temporary folder, as the path of a socket has at most 107 bytes.
         self.sockets = Path(tempfile.mkdtemp(prefix="polyfed-")) if self.workers else None
         server, *self.ports = free_ports(self.count + 1)
-        self.deployment = Deployment.load(None, [f'server.address="127.0.0.1:{server}"'])
-        if self.tls:
-            told = {"certificates": str(self.folder / "certificates"), "node_keys": True}
-            changed = self.deployment.server.model_copy(update=told)
-            self.deployment = self.deployment.model_copy(update={"server": changed})
+        certificates = str(self.folder / "certificates") if self.tls else None
+        self.deployment = Deployment(
+            server=Server(address=f"127.0.0.1:{server}", certificates=certificates, node_keys=self.tls)
+        )
 
     def __enter__(self) -> Local:
         self.processes.__enter__()
         try:
-            self._start()
+            self.app = commands.write_app(self.folder)
+            commands.write_connection(self.home, self.deployment)
+            if self.tls:
+                from polyfed.deploy.host import keys
+
+                keys.authority(self.folder / "certificates", ["localhost", "127.0.0.1"])
+                for client in range(self.count):
+                    keys.node_key(self.folder / "keys" / f"client-{client}")
+            self.start_server()
+            if self.tls:
+                for client in range(self.count):
+                    command = commands.register(self.home, self.folder / "keys" / f"client-{client}.pub")
+                    self.say(str(command))
+                    self.processes.call(command)
+            for client in range(self.count):
+                if client not in self.late:
+                    self.start_client(client)
         except BaseException:
-            self._end()
+            self.__exit__()
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._end()
-
-    def _end(self) -> None:
+    def __exit__(self, *_: object) -> None:
         self.processes.end_all()
         if self.sockets is not None:
             shutil.rmtree(self.sockets, ignore_errors=True)
 
-    def _start(self) -> None:
-        self.app = commands.write_app(self.folder)
-        commands.write_connection(self.home, self.deployment)
-        if self.tls:
-            from polyfed.deploy.host import keys
-
-            keys.authority(self.folder / "certificates", ["localhost", "127.0.0.1"])
-            for client in range(self.count):
-                keys.node_key(self.folder / "keys" / f"client-{client}")
-        self.start_server()
-        if self.tls:
-            for client in range(self.count):
-                public = self.folder / "keys" / f"client-{client}.pub"
-                self.say(str(commands.register(self.home, public)))
-                self.processes.call(commands.register(self.home, public))
-        for client in range(self.count):
-            if client not in self.late:
-                self.start_client(client)
-
     def start_server(self) -> None:
         """Start the server and wait until it answers."""
-        database = self.folder / "superlink.db" if self.database or self.tls else None
-        command = commands.superlink(self.home, self.deployment, database)
+        command = commands.superlink(
+            self.home, self.deployment, self.folder / "superlink.db" if self.database or self.tls else None
+        )
         self.say(str(command))
         self.processes.start("server", command)
         end = time.monotonic() + _START
@@ -116,37 +108,36 @@ class Local(AbstractContextManager["Local"]):
             time.sleep(0.1)
 
     def node_file(self, client: int) -> Path:
-        """Write the client's node.toml and return its path."""
+        """Return the path of the client's node.toml."""
         return self.folder / "clients" / str(client) / "node.toml"
 
-    def start_client(self, client: int, name: str = "", **changed: Any) -> None:
-        """Start a client's node; ``changed`` replaces arguments of its command."""
+    def start_client(self, client: int) -> None:
+        """Start a client's node, and its worker unless that runs."""
         path = self.node_file(client)
         told = {"client": client, "state_dir": str(path.parent / "state"), **self.settings.get(client, {})}
         files.write(path, NodeSettings.model_validate(told).to_toml().encode())
-        arguments: dict[str, Any] = {"port": self.ports[client]}
-        if self.sockets is not None:
-            arguments["worker"] = self.sockets / f"{client}.sock"
-        if self.tls:
-            arguments |= {
-                "ca": self.folder / "certificates" / "ca.crt",
-                "key": self.folder / "keys" / f"client-{client}",
-            }
-        if self.sockets is not None and f"worker-{client}" not in self.processes.running:
-            served = commands.worker(self.sockets / f"{client}.sock", path)
-            self.say(str(served))
-            self.processes.start(f"worker-{client}", served, self.environment.get(client))
-        home = path.parent / "flwr"
-        command = commands.supernode(home, self.deployment.server.address, path, **{**arguments, **changed})
-        self.say(str(command))
-        self.processes.start(name or f"client-{client}", command, self.environment.get(client))
+        socket = None if self.sockets is None else self.sockets / f"{client}.sock"
+        started: dict[str, commands.Command] = {}
+        if socket is not None and f"worker-{client}" not in self.processes.running:
+            started[f"worker-{client}"] = commands.worker(socket, path)
+        started[f"client-{client}"] = commands.supernode(
+            path.parent / "flwr",
+            self.deployment.server.address,
+            path,
+            port=self.ports[client],
+            ca=self.folder / "certificates" / "ca.crt" if self.tls else None,
+            key=self.folder / "keys" / f"client-{client}" if self.tls else None,
+            worker=socket,
+        )
+        for name, command in started.items():
+            self.say(str(command))
+            self.processes.start(name, command, self.environment.get(client))
 
     def submit(self, run_dirs: Sequence[Path]) -> str:
         """Submit runs, which follow one another, and return Flower's number of them together."""
         command = commands.run(self.home, self.app, run_dirs)
         self.say(str(command))
-        told = json.loads(self.processes.call(command))
-        return str(told["run-id"])
+        return str(json.loads(self.processes.call(command))["run-id"])
 
     def tend(self) -> None:
         """Check that the server runs, and restart every started client that has ended.
@@ -163,19 +154,15 @@ class Local(AbstractContextManager["Local"]):
         """Return the bytes that Flower counted for a run."""
         return engine_bytes(self.processes.call(commands.listing(self.home)), run_id)
 
-    def forget(self) -> None:
-        """Remove Flower's own files; logs and the clients' states stay."""
-        for path in (self.home, *self.folder.glob("clients/*/flwr")):
-            shutil.rmtree(path, ignore_errors=True)
-
 
 def engine_bytes(listing: str, run_id: str) -> dict[str, int]:
     """Return Flower's counts of a run's bytes, from `flwr list --format json`; empty if the run is not in it."""
-    for run in json.loads(listing).get("runs", []):
-        if str(run.get("run-id")) == run_id:
-            traffic = run.get("network-traffic", {})
-            return {key.removesuffix("-bytes"): int(value) for key, value in traffic.items() if key.endswith("-bytes")}
-    return {}
+    traffic = {str(run.get("run-id")): run.get("network-traffic", {}) for run in json.loads(listing).get("runs", [])}
+    return {
+        key.removesuffix("-bytes"): int(value)
+        for key, value in traffic.get(run_id, {}).items()
+        if key.endswith("-bytes")
+    }
 
 
 class Following:
@@ -195,7 +182,8 @@ class Following:
         patience: float = _START,
     ) -> None:
         self.run_dir, self.seen, self.patience, self.began = run_dir, seen, patience, time.time()
-        self.places = {name: _end(run_dir / name) for name in ("events.jsonl", "rounds.jsonl")}
+        logs = (run_dir / "events.jsonl", run_dir / "rounds.jsonl")
+        self.places = {log: log.stat().st_size if log.exists() else 0 for log in logs}
 
     def until_ended(self, check: Callable[[], None] = lambda: None, *, timeout: float | None = None) -> None:
         """Watch until the run ends.
@@ -219,9 +207,12 @@ class Following:
         Raises:
             ProcessEndedError: it failed, or its process is gone.
         """
-        status = _json(self.run_dir / "status.json")
-        for name, kind in (("events.jsonl", "event"), ("rounds.jsonl", "row")):
-            self._lines(self.run_dir / name, kind)
+        status: dict[str, Any] = {}
+        with contextlib.suppress(OSError, ValueError):
+            status = json.loads((self.run_dir / "status.json").read_bytes())
+        for path, kind in zip(self.places, ("event", "row"), strict=True):
+            if path.exists():
+                self._lines(path, kind)
         if status.get("time", 0) < self.began:  # left by an earlier start
             if time.time() - self.began > self.patience:
                 raise ProcessEndedError(f"the run did not begin within {self.patience:g} s; see the server's log")
@@ -233,30 +224,14 @@ class Following:
         return status["state"] == "finished"
 
     def _lines(self, path: Path, kind: str) -> None:
-        if not path.exists():
-            return
         with open(path, "rb") as file:
             # A resumed server cuts a log back to its checkpoint and may have written more since: begin at a line.
-            place = min(self.places[path.name], os.fstat(file.fileno()).st_size)
-            while place > 0:
-                file.seek(place - 1)
-                if file.read(1) == b"\n":
-                    break
+            place = min(self.places[path], os.fstat(file.fileno()).st_size)
+            while place > 0 and os.pread(file.fileno(), 1, place - 1) != b"\n":
                 place -= 1
             file.seek(place)
             for line in file:
                 if line.endswith(b"\n"):
                     place += len(line)
                     self.seen(kind, json.loads(line))
-            self.places[path.name] = place
-
-
-def _end(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
+            self.places[path] = place

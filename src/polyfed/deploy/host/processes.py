@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from polyfed.base.errors import PolyfedError
@@ -28,14 +27,11 @@ class ProcessEndedError(PolyfedError):
 
 def free_ports(count: int) -> list[int]:
     """Return different ports on loopback that are free at the moment."""
-    held = [socket.socket() for _ in range(count)]
-    try:
+    with contextlib.ExitStack() as stack:
+        held = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in held:
             one.bind(("127.0.0.1", 0))
         return [one.getsockname()[1] for one in held]
-    finally:
-        for one in held:
-            one.close()
 
 
 def listening(address: str, seconds: float = 0.5) -> bool:
@@ -67,27 +63,23 @@ class Processes:
         self.logs.mkdir(parents=True, exist_ok=True)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.end_all()
 
     def start(self, name: str, command: Command, more: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
         """Start a process in a session of its own; its output goes to a log of its name."""
-        environment = {**command.full_environment(more), _MARK: self.mark}
         with open(self.logs / f"{name}.log", "ab") as out:
-            process = subprocess.Popen(
+            self.running[name] = subprocess.Popen(
                 command.argv,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                env=environment,
+                env={**command.full_environment(more), _MARK: self.mark},
                 start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the others in order
                 preexec_fn=with_parent if sys.platform == "linux" else None,
             )
-        self.running[name] = process
         self._started[name] = (command, more, time.monotonic())
-        return process
+        return self.running[name]
 
     def tend(self, name: str, *, pause: float = 5.0, patience: float = 300.0) -> str:
         """Restart a process that has ended, as a service manager would; to be called repeatedly.
@@ -126,16 +118,15 @@ class Processes:
         """
         environment = {**command.full_environment(more), _MARK: self.mark}
         try:
-            done = subprocess.run(
-                command.argv, env=environment, capture_output=True, text=True, timeout=seconds, check=False
-            )
+            return subprocess.run(
+                command.argv, env=environment, capture_output=True, text=True, timeout=seconds, check=True
+            ).stdout
         except subprocess.TimeoutExpired as error:
             raise ProcessEndedError(f"`{command}` did not end within {seconds:g} s") from error
-        if done.returncode:
+        except subprocess.CalledProcessError as error:
             raise ProcessEndedError(
-                f"`{command}` ended with {done.returncode}: {(done.stdout + done.stderr).strip()[-800:]}"
-            )
-        return done.stdout
+                f"`{command}` ended with {error.returncode}: {(error.stdout + error.stderr).strip()[-800:]}"
+            ) from error
 
     def check(self, *names: str) -> None:
         """Check that these processes, or all, still run.
@@ -161,16 +152,10 @@ class Processes:
 
     def marked(self) -> list[int]:
         """Return the processes that bear the mark, except this process."""
-        found: list[int] = []
         if sys.platform != "linux":
             return [process.pid for process in self.running.values() if process.poll() is None]
-        wanted = f"{_MARK}={self.mark}".encode()
-        for folder in Path("/proc").iterdir():
-            if folder.name.isdecimal() and int(folder.name) != os.getpid():
-                with contextlib.suppress(OSError):
-                    if wanted in (folder / "environ").read_bytes().split(b"\0"):
-                        found.append(int(folder.name))
-        return found
+        others = {int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdecimal()} - {os.getpid()}
+        return [pid for pid in others if _has_variable(pid, f"{_MARK}={self.mark}".encode())]
 
     def end_all(self, patience: float = 5.0) -> None:
         """Ask all processes to end, then kill those that still run."""
@@ -178,14 +163,12 @@ class Processes:
         with contextlib.suppress(ValueError):  # only the main thread may; a second Ctrl-C must leave no process behind
             before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
-            for how, wait in ((signal.SIGTERM, patience), (signal.SIGKILL, patience)):
-                end = time.monotonic() + wait
-                _send(self.marked(), how)
-                while time.monotonic() < end:
-                    for process in self.running.values():
-                        process.poll()
-                    if not self.marked():
-                        break
+            for how in (signal.SIGTERM, signal.SIGKILL):
+                end = time.monotonic() + patience
+                for pid in self.marked():
+                    with contextlib.suppress(ProcessLookupError, PermissionError):
+                        os.kill(pid, how)
+                while time.monotonic() < end and self.marked():  # a process that has ended has no environment
                     time.sleep(0.1)
             for process in self.running.values():
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -196,7 +179,7 @@ class Processes:
                 signal.signal(signal.SIGINT, before)
 
 
-def _send(pids: list[int], how: signal.Signals) -> None:
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, how)
+def _has_variable(pid: int, variable: bytes) -> bool:
+    with contextlib.suppress(OSError):
+        return variable in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from polyfed.base.errors import MessageError, PolyfedError
@@ -25,7 +25,6 @@ from polyfed.deploy.wire.headers import Key, ReplyHeader, RequestHeader
 from polyfed.deploy.wire.transport import Incoming, Outgoing, RequestKind, Transport
 from polyfed.execute.drivers import Work
 from polyfed.rounds.clients import TooFewRepliesError
-from polyfed.rounds.federation import configured_info
 from polyfed.rounds.gathering import Gathering
 from polyfed.rounds.scoring import Score
 from polyfed.rounds.unit import Down, Report, measure
@@ -123,13 +122,17 @@ class RemoteClients:
                     f"rounds.min_replies is {self.rounds.min_replies}"
                 )
             gathered = gathering.settle(found.answers, found.failed)
-        reports: dict[ClientId, Report] = {}
-        for client, answer in sorted(found.answers.items()):
-            self._kept[client] = key
-            work = Work(**answer.work.model_dump()) if answer.work else Work()
-            tested = Score(**answer.score.model_dump()) if answer.score else None
-            reports[client] = Report(work, measure(request.down[client]), found.sizes[client], tested)
-        return gathered, reports
+        answers = dict(sorted(found.answers.items()))
+        self._kept |= dict.fromkeys(answers, key)
+        return gathered, {
+            client: Report(
+                Work(**answer.work.model_dump()) if answer.work else Work(),
+                measure(request.down[client]),
+                found.sizes[client],
+                Score(**answer.score.model_dump()) if answer.score else None,
+            )
+            for client, answer in answers.items()
+        }
 
     def commit(self) -> None:
         """Count the round: the states that its clients kept become their private states."""
@@ -139,8 +142,7 @@ class RemoteClients:
 
     def evaluate(self, round_: int, down: Down) -> dict[ClientId, Score]:
         """Send each client the message from which it predicts; return the counts of the clients that report them."""
-        key = (round_, self.attempt, 0)
-        found = self._ask("evaluate", key, down, {}, None, score=False, enough=None)
+        found = self._ask("evaluate", (round_, self.attempt, 0), down, {}, None, score=False, enough=None)
         scores = {
             client: Score(**answer.score.model_dump())
             for client, answer in sorted(found.answers.items())
@@ -148,11 +150,10 @@ class RemoteClients:
         }
         # Only the clients' networks know which predictors there are: the names that most clients report count.
         named = Counter(tuple(score.correct) for score in scores.values()).most_common(1)
-        for client, score in list(scores.items()):
-            if tuple(score.correct) != named[0][0]:
-                del scores[client]
-                reason = "it reports other predictors than most clients"
-                self.tell("failed", client=client, kind="evaluate", round=round_, reason=reason, again=False)
+        reason = "it reports other predictors than most clients"
+        for client in [client for client, score in scores.items() if tuple(score.correct) != named[0][0]]:
+            del scores[client]
+            self.tell("failed", client=client, kind="evaluate", round=round_, reason=reason, again=False)
         return scores
 
     # ---------------------------------------------------------------------------------------------- asking
@@ -198,8 +199,9 @@ class RemoteClients:
         def fail(client: ClientId, reason: str) -> None:
             # The reason may quote text that a client made up: no commands to the terminal, no name of megabytes.
             reason = "".join(c if c.isprintable() else "?" for c in reason[:500])
-            left = end - time.monotonic()
-            again = self.rounds.on_error == "retry" and client not in retried and left > 0 and kind == "train"
+            again = (
+                self.rounds.on_error == "retry" and kind == "train" and client not in retried and time.monotonic() < end
+            )
             self.tell("failed", client=client, kind=kind, round=key[0], reason=reason, again=again)
             if self.rounds.on_error == "abort" and kind == "train":
                 raise ClientFailedError(f'client {client}, round {key[0]}: {reason}; rounds.on_error is "abort"')
@@ -215,9 +217,7 @@ class RemoteClients:
         for client in absent:
             fail(client, "it is not connected")
         send([client for client in down if client not in absent])
-        while waiting and time.monotonic() < end:
-            if enough is not None and len(found.answers) >= enough:
-                break
+        while waiting and time.monotonic() < end and (enough is None or len(found.answers) < enough):
             tickets = [*waiting, *self._late]
             few = max(1, _AT_ONCE // max(1, largest))  # bounds the replies in memory
             arrived = False
@@ -226,11 +226,12 @@ class RemoteClients:
             ):
                 arrived = True
                 largest = max(largest, len(reply.body or b""))
-                if reply.ticket in self._late:
-                    self._told_late(reply)
-                    continue
                 client = waiting.pop(reply.ticket, None)
                 if client is None:
+                    late = self._late.pop(reply.ticket, None)
+                    if late is not None and not reply.error:
+                        reason = "a reply came after its round; it is not used"
+                        self.tell("late", client=late[0], round=late[1][0], reason=reason)
                     continue
                 if enough is not None and len(found.answers) >= enough:
                     self.tell("surplus", client=client, round=key[0])
@@ -239,11 +240,11 @@ class RemoteClients:
                     answer, message = self._read(reply, kind, key, client, down[client], infos.get(client))
                 except MessageError as error:
                     fail(client, str(error))
-                    continue
-                if gathering is not None:
-                    gathering.put(infos[client], message)
-                found.answers[client], found.sizes[client] = answer, measure(message)
-                del reply, message
+                else:
+                    if gathering is not None:
+                        gathering.put(infos[client], message)
+                    found.answers[client], found.sizes[client] = answer, measure(message)
+                    del reply, message
             if not arrived:
                 time.sleep(self.rounds.poll)
         full = enough is not None and len(found.answers) >= enough
@@ -252,9 +253,8 @@ class RemoteClients:
             if full:
                 self.tell("surplus", client=client, round=key[0])
             else:
-                reason = f"no reply within {self.rounds.deadline:g} s"
-                found.failed[client] = reason
-                self.tell("failed", client=client, kind=kind, round=key[0], reason=reason, again=False)
+                found.failed[client] = f"no reply within {self.rounds.deadline:g} s"
+                self.tell("failed", client=client, kind=kind, round=key[0], reason=found.failed[client], again=False)
         del send  # `fail` calls it, and it `fail`: the cycle would keep all messages until the garbage collector comes
         return found
 
@@ -268,18 +268,19 @@ class RemoteClients:
         end: float,
     ) -> Outgoing:
         settled = self.settled.get(client)
-        request = RequestHeader(
-            kind=kind,
-            experiment=self.experiment,
-            key=key,
-            client=client,
-            since=self._kept.get(client, settled),
-            settled=settled,
-            score=score,
-            config=self.config.to_dict(),
-            task=self.registry.task,
+        header = headers.dump(
+            RequestHeader(
+                kind=kind,
+                experiment=self.experiment,
+                key=key,
+                client=client,
+                since=self._kept.get(client, settled),
+                settled=settled,
+                score=score,
+                config=self.config.to_dict(),
+                task=self.registry.task,
+            )
         )
-        header = headers.dump(request)
         self.traffic.sent += len(header) + len(body or b"")
         self.traffic.messages += 1
         left = max(1.0, end - time.monotonic())
@@ -310,9 +311,8 @@ class RemoteClients:
             )
         if answer.error:
             raise MessageError(answer.error)
-        message = None
-        if reply.body is not None:
-            message = decode(reply.body, *self.algorithm.messages, limit=int(self.rounds.max_message * 1e6))
+        limit = int(self.rounds.max_message * 1e6)
+        message = None if reply.body is None else decode(reply.body, *self.algorithm.messages, limit=limit)
         if info is not None:
             assert self.registry.task is not None, "the task is known before anything is sent"
             check_reply(self.algorithm, task_of(self.config, self.registry.task), info, down, message)
@@ -321,22 +321,6 @@ class RemoteClients:
         self.seconds[client] = answer.seconds
         return answer, message
 
-    def _told_late(self, reply: Incoming) -> None:
-        client, key, _ = self._late.pop(reply.ticket)
-        if not reply.error:
-            self.tell("late", client=client, round=key[0], reason="a reply came after its round; it is not used")
-
     def sweep(self) -> None:
         """Forget the late requests whose time has run out."""
-        now = time.monotonic()
-        self._late = {ticket: entry for ticket, entry in self._late.items() if entry[2] > now}
-
-
-def info_of(registry: ClientRegistry, config: Config, client: ClientId) -> ClientInfo:
-    """Return what the server knows of a client, connected or not."""
-    about = registry.about.get(client)
-    if about is None:
-        private = registry.task is not None and not registry.task.architectures
-        known = configured_info(config, client)
-        return replace(known, architecture="") if private else known
-    return ClientInfo(client, about.capacity, about.architecture)
+        self._late = {ticket: entry for ticket, entry in self._late.items() if entry[2] > time.monotonic()}

@@ -7,13 +7,15 @@ or fails stand in events.jsonl, and in the line of their round in rounds.jsonl.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
 import secrets
 import time
 import traceback
-from dataclasses import asdict, dataclass
+from contextlib import closing
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from polyfed.core.algorithm import Algorithm, Task
 from polyfed.core.clients import ClientInfo
 from polyfed.core.message import State
 from polyfed.deploy.client.local_setup import task_of
-from polyfed.deploy.server.clients import ClientFailedError, RemoteClients, info_of
+from polyfed.deploy.server.clients import RemoteClients
 from polyfed.deploy.server.registry import ClientRegistry
 from polyfed.deploy.settings import Deployment
 from polyfed.deploy.wire.headers import TaskFacts
@@ -36,7 +38,7 @@ from polyfed.execute.drivers import make_driver
 from polyfed.execute.placement import Placement, threads
 from polyfed.parallel.pool import process_peak
 from polyfed.rounds.evaluation import Evaluation, Evaluator
-from polyfed.rounds.federation import ServerView
+from polyfed.rounds.federation import ServerView, configured_info
 from polyfed.rounds.identity import Content
 from polyfed.rounds.ledger import Ledger
 from polyfed.rounds.loop import RoundLoop
@@ -68,17 +70,21 @@ class DeployedView(ServerView):
         return task_of(self.config, self.registry.task)
 
     def info(self, client: ClientId) -> ClientInfo:
-        """What the server knows of a client."""
-        return info_of(self.registry, self.config, client)
+        """What the server knows of a client, connected or not."""
+        about, task = self.registry.about.get(client), self.registry.task
+        if about is not None:
+            return ClientInfo(client, about.capacity, about.architecture)
+        known = configured_info(self.config, client)
+        return replace(known, architecture="") if task is not None and not task.architectures else known
 
 
+@dataclass
 class Journal:
     """Events beside the rounds: written to events.jsonl at once, and to the line of their round."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.pending: list[dict[str, Any]] = []
-        self.counts: dict[str, int] = {}
+    path: Path
+    pending: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    counts: dict[str, int] = field(default_factory=dict[str, int])
 
     def __call__(self, event: str, **facts: Any) -> None:
         """Note an event."""
@@ -97,10 +103,9 @@ class Journal:
 
 def told(row: dict[str, Any]) -> str:
     """Return an event as a line of text."""
-    rest = "  ".join(
+    return f"{row['event']}: " + "  ".join(
         f"{key} {value}" for key, value in row.items() if key not in ("event", "time") and value is not False
     )
-    return f"{row['event']}: {rest}"
 
 
 def create(folder: Path, config: Config, deployment: Deployment) -> str:
@@ -153,24 +158,22 @@ def serve(folder: Path, transport: Transport) -> dict[str, Any]:
         )
     experiment = json.loads((folder / "deployed.json").read_text())["experiment"]
     deployment = Deployment.load(folder / "deploy.toml")
-    run_dir = RunDir(folder)
     status = Status(folder / "status.json")
-    try:
-        summary = _Served(run_dir, experiment, deployment, transport, status).run()
-        status("finished")
-        return summary
-    except BaseException as error:
-        status("failed", error=f"{type(error).__name__}: {error}")
-        raise
-    finally:
-        run_dir.close()
+    with closing(RunDir(folder)) as run_dir:
+        try:
+            summary = _Served(run_dir, experiment, deployment, transport, status).run()
+            status("finished")
+            return summary
+        except BaseException as error:
+            status("failed", error=f"{type(error).__name__}: {error}")
+            raise
 
 
+@dataclass(frozen=True)
 class Status:
     """status.json: the current state of the run, for `polyfed deploy status`."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    path: Path
 
     def __call__(self, state: str, **facts: Any) -> None:
         """Replace the file."""
@@ -192,34 +195,37 @@ class _Served(RoundLoop):
         self.remote = self.clients = RemoteClients(
             transport, self.registry, config, algorithm, experiment, self.rules, self.journal, run_dir.path
         )
-        self.placement = Placement.of(config.run.device, config.run.precision)
-        view = DeployedView(config, algorithm, self.registry)
-        store = Store(run_dir.states, algorithm.states, resident=True)  # stays empty: states are the clients'
-        driver = make_driver("sequential", self.placement)
-        super().__init__(view, run_dir, store, driver, f"{config.hash()[:16]}-{experiment}")
-        self.evaluator = Evaluator(view, self.placement, self.driver.costs)
+        super().__init__(
+            DeployedView(config, algorithm, self.registry),
+            run_dir,
+            Store(run_dir.states, algorithm.states, resident=True),  # stays empty: states are the clients'
+            make_driver("sequential", Placement.of(config.run.device, config.run.precision)),
+            f"{config.hash()[:16]}-{experiment}",
+        )
+        self.evaluator = Evaluator(self.view, self.driver.placement, self.driver.costs)
         self.void = 0
 
     def run(self) -> dict[str, Any]:
         """Play the run to its end and return its summary."""
         map_large_blocks()
-        with threads(self.view.config.run.server_threads), self.placement.defaults():
+        with threads(self.view.config.run.server_threads), self.driver.placement.defaults():
             progress = self.restore() or {}
             if progress:
                 self.registry.task = TaskFacts.model_validate(progress["task"])
                 self.remote.settled = {int(k): (key[0], key[1], key[2]) for k, key in progress["settled"].items()}
                 self.journal("resumed", round=self.round)
             self._gather()
-            if self.registry.task is None:
-                self.registry.task = self.registry.facts()
+            self.registry.task = self.registry.task or self.registry.facts()
             self.view.algorithm.check(self.view.task)
             self.ledger = Ledger(self.view, progress.get("ledger"))
             self.rounds()
-        summary = self.ledger.summary(str(self.run_dir.path), len(self.remote.settled), "deployed")
-        summary["deployed"] = {
-            "experiment": self.remote.experiment,
-            "traffic": asdict(self.remote.traffic),
-            "events": self.journal.counts,
+        summary = {
+            **self.ledger.summary(str(self.run_dir.path), len(self.remote.settled), "deployed"),
+            "deployed": {
+                "experiment": self.remote.experiment,
+                "traffic": asdict(self.remote.traffic),
+                "events": self.journal.counts,
+            },
         }
         files.write_json(self.run_dir.file("summary.json"), summary)
         return summary
@@ -232,24 +238,19 @@ class _Served(RoundLoop):
         Raises:
             TooFewClientsError: too many attempts in a row were void.
         """
-        attempt = 0
-        while True:
-            attempt += 1
+        for attempt in itertools.count(1):
             self.status("running", round=round_, rounds=self.view.config.run.rounds, attempt=attempt)
             self._await(self.rules.min_replies, self.rules.deadline)
             played = self._attempt(round_, attempt)
-            if played is not None:
-                self.void = 0
-                return played
-            self.void += 1
+            self.void = self.void + 1 if played is None else 0
             if self.void >= self.rules.max_void:
                 self.run_dir.append("rounds.jsonl", [{"round": round_, "void": True, "events": self.journal.take()}])
                 raise TooFewClientsError(
                     f"round {round_}: {self.void} attempts in a row were void; {self.journal.path} has the reasons; "
                     f"remove the cause, then continue with `polyfed deploy resume {self.run_dir.path}`"
                 )
-            if self.rules.on_error != "retry":
-                return None
+            if played is not None or self.rules.on_error != "retry":
+                return played
 
     def _attempt(self, round_: int, attempt: int) -> Played | None:
         """One attempt at a round; None if it is void."""
@@ -257,8 +258,6 @@ class _Served(RoundLoop):
         self.remote.begin(attempt, self.view.config.clients.wanted if self.rules.oversample else None)
         try:
             return play_round(self.view, self.server, cohort, self.clients, self.driver, score=self.due(round_))
-        except ClientFailedError:
-            raise
         except Exception as error:  # too few replies, or replies that the algorithm cannot put together
             if not isinstance(error, PolyfedError):
                 log.error("%s", traceback.format_exc())
@@ -279,15 +278,14 @@ class _Served(RoundLoop):
 
     def facts(self, played: Played | None) -> dict[str, Any]:
         """The clients that replied, the seconds that each took, and the events beside the round."""
-        facts: dict[str, Any] = {"events": self.journal.take()}
-        if played is not None:
-            kept = self.remote.kept
-            return {
-                "replies": len(kept),
-                "client_seconds": {str(k): self.remote.seconds.get(k, {}) for k in kept},
-                **facts,
-            }
-        return {"void": True, **facts} if self.round else facts
+        events: dict[str, Any] = {"events": self.journal.take()}
+        if played is None:
+            return {"void": True, **events} if self.round else events
+        return {
+            "replies": len(self.remote.kept),
+            "client_seconds": {str(k): self.remote.seconds.get(k, {}) for k in self.remote.kept},
+            **events,
+        }
 
     def ended(self, row: dict[str, Any]) -> None:
         """Forget the late requests whose time has run out."""
@@ -317,22 +315,20 @@ class _Served(RoundLoop):
         """
         needed = self.rules.min_clients or self.view.config.clients.count
         self.status("waiting", needed=needed)
-        if self._await(needed, self.rules.start_timeout):
-            return
-        there = len(self.registry.present)
-        if there < self.rules.min_replies:
-            raise TooFewClientsError(
-                f"{there} of {needed} clients connected within {self.rules.start_timeout:g} s, and rounds.min_replies "
-                f"is {self.rules.min_replies}; check that the nodes run, and read {self.journal.path} for refusals"
-            )
-        self.journal("incomplete", there=there, expected=needed)
+        if not self._await(needed, self.rules.start_timeout):
+            there, least = len(self.registry.present), self.rules.min_replies
+            if there < least:
+                raise TooFewClientsError(
+                    f"{there} of {needed} clients connected within {self.rules.start_timeout:g} s, and "
+                    f"rounds.min_replies is {least}; check that the nodes run, and read {self.journal.path} "
+                    "for refusals"
+                )
+            self.journal("incomplete", there=there, expected=needed)
 
     def _await(self, needed: int, seconds: float) -> bool:
         end = time.monotonic() + seconds
-        while True:
-            self.registry.refresh()
-            if len(self.registry.present) >= needed:
-                return True
-            if time.monotonic() > end:
-                return False
+        self.registry.refresh()
+        while len(self.registry.present) < needed and time.monotonic() <= end:
             time.sleep(max(self.rules.poll, 0.01))
+            self.registry.refresh()
+        return len(self.registry.present) >= needed

@@ -67,20 +67,15 @@ class ClientRegistry:
         waiting = {node for node, asked in self._asked.values() if time.monotonic() - asked < _TTL}
         self._refused = {node: until for node, until in self._refused.items() if node in online}
         refused = {node for node, until in self._refused.items() if time.monotonic() < until}
-        known = {*self.node.values(), *waiting, *refused}
-        new = sorted(online - known)
-        if not new:
-            return
-        request = RequestHeader(kind="describe", experiment=self.experiment, config=self.config.to_dict())
-        told = [Outgoing(node, "describe", headers.dump(request), None, "join", _TTL) for node in new]
-        for node, ticket in zip(new, self.transport.push(told), strict=True):
-            if ticket is not None:
-                self._asked[ticket] = (node, time.monotonic())
+        new = sorted(online - {*self.node.values(), *waiting, *refused})
+        if new:
+            request = RequestHeader(kind="describe", experiment=self.experiment, config=self.config.to_dict())
+            told = [Outgoing(node, "describe", headers.dump(request), None, "join", _TTL) for node in new]
+            tickets = zip(self.transport.push(told), new, strict=True)
+            self._asked |= {ticket: (node, time.monotonic()) for ticket, node in tickets if ticket is not None}
 
     def _hear(self) -> None:
-        if not self._asked:
-            return
-        for reply in self.transport.pull(list(self._asked)):
+        for reply in self.transport.pull(list(self._asked)) if self._asked else ():
             node, _ = self._asked.pop(reply.ticket, (0, 0.0))
             if reply.error:
                 self.tell("refused", node=str(node), reason=reply.error)
@@ -89,29 +84,28 @@ class ClientRegistry:
                 answer = headers.load(ReplyHeader, reply.header)
             except MessageError as error:
                 self._refuse(node, str(error))
-                continue
-            if answer.error or answer.about is None:
-                self._refuse(node, answer.error or "the reply does not describe the client")
             else:
-                self._enter(node, answer.about)
+                if answer.error or answer.about is None:
+                    self._refuse(node, answer.error or "the reply does not describe the client")
+                else:
+                    self._enter(node, answer.about)
 
     def _refuse(self, node: int, reason: str, **more: Any) -> None:
         self._refused[node] = time.monotonic() + _AGAIN  # somebody may have mended the cause by then
         self.tell("refused", node=str(node), reason=reason, **more)
 
     def _enter(self, node: int, about: About) -> None:
-        client, before = about.client, self.node.get(about.client)
+        client, before = about.client, self.node.get(about.client, node)
         reason = self._misfit(about)
         if reason:
             self._refuse(node, reason, client=client)
-        elif self.fixed and before is not None and before != node:
+        elif self.fixed and before != node:
             self._refuse(node, "another node, with a key of its own, already joined as this client", client=client)
         else:
-            moved = before is not None and before != node
-            if moved and before is not None:
+            if before != node:
                 self._refused[before] = math.inf  # a client has one node: the last that described itself as it
             self.node[client], self.about[client] = node, about
-            self.tell("joined", client=client, again=moved)
+            self.tell("joined", client=client, again=before != node)
 
     def _misfit(self, about: About) -> str:
         """Return why a client cannot take part; "" if it can."""
@@ -122,13 +116,12 @@ class ClientRegistry:
             others = [other for other in self.about.values() if other.client != about.client]
             if others and about.input_shape != others[0].input_shape:
                 return f"its examples have shape {about.input_shape}; expected {others[0].input_shape}, as others have"
-            return ""
-        if about.input_shape != task.input_shape or about.num_classes > task.num_classes:
+        elif about.input_shape != task.input_shape or about.num_classes > task.num_classes:
             return (
                 f"its data have shape {about.input_shape} in {about.num_classes} classes; the task has "
                 f"{task.input_shape} in {task.num_classes}"
             )
-        if task.architectures and about.architecture not in task.architectures:
+        elif task.architectures and about.architecture not in task.architectures:
             return (
                 "its network is private or not in the task; the run began with public networks only; "
                 "give the client a network of the configuration"
@@ -138,13 +131,12 @@ class ClientRegistry:
     def facts(self) -> TaskFacts:
         """Return the task of the connected clients."""
         about = [self.about[client] for client in self.present]
-        private = any(not one.architecture for one in about)
         count = self.config.clients.count
-        public = tuple(dict.fromkeys(str(spec) for spec in self.config.clients.models[:count]))
-        configured = set(self.config.clients.capacities[:count])
+        public = dict.fromkeys(str(spec) for spec in self.config.clients.models[:count])
+        capacities = {*self.config.clients.capacities[:count], *(one.capacity for one in about)}
         return TaskFacts(
             input_shape=about[0].input_shape,
             num_classes=max(one.num_classes for one in about),
-            architectures=() if private else public,
-            capacities=tuple(sorted(configured | {one.capacity for one in about}, reverse=True)),
+            architectures=tuple(public) if all(one.architecture for one in about) else (),
+            capacities=tuple(sorted(capacities, reverse=True)),
         )
