@@ -9,7 +9,6 @@ from contextlib import contextmanager, suppress
 
 _M_MMAP_THRESHOLD = -3
 _M_TRIM_THRESHOLD = -1
-_LARGE = 4 << 20  # bytes
 
 
 def give_back() -> None:
@@ -37,7 +36,7 @@ def map_large_blocks() -> None:
     and the process grows with the number of messages. In a process that trains networks it would cost page faults.
     """
     with suppress(AttributeError, OSError):
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE)
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 4 << 20)
 
 
 def keep_freed_blocks() -> None:

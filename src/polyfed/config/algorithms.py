@@ -53,21 +53,14 @@ def algorithm_class(name: str) -> type[Algorithm]:
         ConfigError: the name is unknown, or the path does not name an algorithm; the text says which.
     """
     name = canonical_name(name)
-    if ":" in name:
-        path = name
-    elif name in ALGORITHMS:
-        path = ALGORITHMS[name][0]
-    else:
+    if ":" not in name and name not in ALGORITHMS:
         raise ConfigError(
             f"unknown algorithm {name!r}{hint(name, (*ALGORITHMS, *ALIASES))} known: "
             f"{', '.join(ALGORITHMS)}; give your own algorithm as my_package.my_file:MyAlgorithm"
         )
-    return _imported(path)
-
-
-def _imported(path: str) -> type[Algorithm]:
     from polyfed.core.algorithm import Algorithm
 
+    path = name if ":" in name else ALGORITHMS[name][0]
     fault = f"algorithm {path!r}"
     cls = load_attribute(
         path, fault, ConfigError, lambda value: isinstance(value, type) and issubclass(value, Algorithm)
@@ -96,12 +89,14 @@ def algorithm_fields(cls: type[Algorithm]) -> dict[str, AlgorithmField]:
 @cache
 def _fields(cls: type[Algorithm]) -> dict[str, AlgorithmField]:
     hints = get_type_hints(cls, include_extras=True)
-    fields: dict[str, AlgorithmField] = {}
-    for field in dataclasses.fields(cls):  # pyright: ignore[reportArgumentType]  # _imported saw to it
-        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        if field.init:
-            fields[field.name] = AlgorithmField(hints[field.name], default)
-    return fields
+    return {
+        field.name: AlgorithmField(
+            hints[field.name],
+            field.default if field.default_factory is dataclasses.MISSING else field.default_factory(),
+        )
+        for field in dataclasses.fields(cls)  # pyright: ignore[reportArgumentType]  # algorithm_class saw to it
+        if field.init
+    }
 
 
 @cache
@@ -120,15 +115,13 @@ def checked_keys(
     for key, value in keys.items():
         if key not in fields:
             takes = ", ".join(fields) or "none"
-            text = f"unknown key of algorithm {name!r}{hint(key, fields)} it takes: {takes}"
-            faults.append((dotted(key), text))
+            faults.append((dotted(key), f"unknown key of algorithm {name!r}{hint(key, fields)} it takes: {takes}"))
             continue
         try:
             good[key] = _adapter(cls, key).validate_python(facts(value))
         except ValidationError as error:
             faults += [(dotted(key, *where), sentence(details)) for where, details in by_key(error).items()]
-    needed = [key for key, field in fields.items() if field.default is dataclasses.MISSING]
-    missing = [key for key in needed if key not in keys]
+    missing = [key for key, field in fields.items() if field.default is dataclasses.MISSING and key not in keys]
     return good, faults + [(key, f"missing; algorithm {name!r} needs it") for key in missing]
 
 

@@ -149,11 +149,8 @@ class Config(Section):
 
     def algorithms_entry(self, name: str) -> Table:
         """Return the keys of ``[algorithms.NAME]``, in any spelling of the name; empty without such a table."""
-        if name in self.algorithms:
-            return dict(self.algorithms[name])
-        wanted = canonical_name(name)
-        spelt = {canonical_name(label): label for label in self.algorithms}
-        return dict(self.algorithms[spelt[wanted]]) if wanted in spelt else {}
+        spelt = {canonical_name(label): keys for label, keys in self.algorithms.items()}
+        return dict(self.algorithms.get(name, spelt.get(canonical_name(name), {})))
 
     def resolved(self) -> Config:
         """Return this configuration with every default filled in that depends on the machine or on another key.
@@ -288,10 +285,8 @@ def _refusal(spec: ModelSpec) -> str:
 
 def _misfits(sections: Mapping[str, Any]) -> list[str]:
     """Return the faults that concern more than one key, in the sections that are given."""
-    faults: list[str] = []
-    for name in ("data", "partition", "train"):
-        if name in sections:
-            faults += [f"{name}.{key}: {text}" for key, text in sections[name].misfits()]
+    alone = [name for name in ("data", "partition", "train") if name in sections]
+    faults = [f"{name}.{key}: {text}" for name in alone for key, text in sections[name].misfits()]
     run, clients = sections.get("run"), sections.get("clients")
     if run and clients:
         samples = {"eval_clients": run.eval_clients, "gradient_clients": run.gradient_clients}
@@ -316,14 +311,14 @@ def _misfits(sections: Mapping[str, Any]) -> list[str]:
     main: AlgorithmSection | None = sections.get("algorithm")
     if main is not None:
         faults += [f"algorithm.{key}: {text}" for key, text in try_algorithm(main.name, main.keys)[1]]
-    for label, section in sections.get("controls", {}).items():
-        found = try_algorithm(section.name, section.keys)[1]
-        found = [(key, text) for key, text in found if not text.startswith("missing")]
-        faults += [f"{dotted('controls', label, key)}: {text}" for key, text in found]
+    others = [
+        ("controls", label, control.name, control.keys) for label, control in sections.get("controls", {}).items()
+    ]
     for label, keys in sections.get("algorithms", {}).items():
-        name, rest = keys.get("name", label), {key: value for key, value in keys.items() if key != "name"}
-        found = try_algorithm(name, rest)[1]
+        rest = {key: value for key, value in keys.items() if key != "name"}
+        others.append(("algorithms", label, keys.get("name", label), rest))
+    for section, label, name, keys in others:
+        found = try_algorithm(name, keys)[1]
         # a key that is missing here may be given in [algorithm]
-        found = [(key, text) for key, text in found if not text.startswith("missing")]
-        faults += [f"{dotted('algorithms', label, key)}: {text}" for key, text in found]
+        faults += [f"{dotted(section, label, key)}: {text}" for key, text in found if not text.startswith("missing")]
     return faults

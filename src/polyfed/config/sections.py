@@ -203,8 +203,9 @@ class PartitionSection(Section):
             if key not in takes and getattr(self, key, None) is not None:
                 *others, last = (repr(kind) for kind, keys in PARTITION_OPTIONS.items() if key in keys)
                 kinds = f"{', '.join(others)} and {last}" if others else last
-                text = f"got {shown(getattr(self, key))}; it belongs to kind {kinds}, not to {self.kind!r}"
-                faults.append((key, text))
+                faults.append(
+                    (key, f"got {shown(getattr(self, key))}; it belongs to kind {kinds}, not to {self.kind!r}")
+                )
         if self.kind == "resampled" and self.samples_per_client is None:
             text = "missing; kind 'resampled' draws this number of training and test examples for each client"
             faults.append(("samples_per_client", text))
@@ -283,8 +284,9 @@ class DevicesSection(Section):
             )
             faults.append(("dropout", text))
         if wanted is not None and self.min_replies > wanted:
-            text = f"got {self.min_replies}; expected at most {wanted}, the clients that a round wants"
-            faults.append(("min_replies", text))
+            faults.append(
+                ("min_replies", f"got {self.min_replies}; expected at most {wanted}, the clients that a round wants")
+            )
         return faults
 
     def asked(self, clients: ClientsSection) -> int:
@@ -320,11 +322,9 @@ class TrainSection(Section):
         """(key, fault) for what does not go together."""
         faults: list[tuple[str, str]] = []
         if self.epochs is not None and self.steps is not None:
-            text = f"got {self.steps} beside epochs = {self.epochs}; expected one of the two"
-            faults.append(("steps", text))
+            faults.append(("steps", f"got {self.steps} beside epochs = {self.epochs}; expected one of the two"))
         if self.optimizer == "adam" and self.momentum:
-            text = f'got {self.momentum}; it belongs to optimizer = "sgd", not to "adam"'
-            faults.append(("momentum", text))
+            faults.append(("momentum", f'got {self.momentum}; it belongs to optimizer = "sgd", not to "adam"'))
         return faults
 
 

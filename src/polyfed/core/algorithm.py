@@ -132,8 +132,9 @@ class Algorithm(ABC):
         super().__init_subclass__()
         nested = [value for value in vars(cls).values() if isinstance(value, type)]
         cls.messages += tuple(value for value in nested if issubclass(value, Message))
-        cls.states += tuple(value for value in nested if issubclass(value, State))
-        cls.states = tuple(dict.fromkeys((*cls.states, Nothing)))
+        cls.states = tuple(
+            dict.fromkeys((*cls.states, *(value for value in nested if issubclass(value, State)), Nothing))
+        )
 
     def check(self, task: Task) -> None:  # noqa: B027 - no requirement is the usual case
         """Raise ModelError if the algorithm cannot train these networks or capacities."""

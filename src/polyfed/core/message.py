@@ -95,30 +95,25 @@ def _check_type(hint: Any, where: str, found: dict[str, type[Record]]) -> None:
     """Accept ``hint`` as a field's type or raise; collect the record classes in it into ``found``."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        return _check_type(args[0], where, found)
-    if hint in (int, float, str, bool, Tensor, type(None)):
-        return
-    if isinstance(hint, str):
+        _check_type(args[0], where, found)
+    elif isinstance(hint, str):
         raise TypeError(
             f"{where} is annotated with the string {hint!r}; a module that defines records must not use "
             "`from __future__ import annotations`, as their types are checked when the class is made"
         )
-    if isinstance(hint, type) and issubclass(hint, Record) and hint not in (Record, Message, State):
-        found[hint.__name__] = hint
-        found.update(hint.nested)
-        return
-    if origin is tuple or origin in (types.UnionType, typing.Union):
+    elif isinstance(hint, type) and issubclass(hint, Record) and hint not in (Record, Message, State):
+        found |= {hint.__name__: hint, **hint.nested}
+    elif origin is tuple or origin in (types.UnionType, typing.Union):
         for arg in args:
             if arg is not Ellipsis:
                 _check_type(arg, where, found)
-        return
-    if origin in (dict, Mapping) and args[0] in (str, int):
+    elif origin in (dict, Mapping) and args[0] in (str, int):
         _check_type(args[1], where, found)
-        return
-    raise TypeError(
-        f"{where} has type {hint!r}, which cannot travel; use Tensor, Params, int, float, bool, str, a Record, or a "
-        "tuple or mapping of them"
-    )
+    elif hint not in (int, float, str, bool, Tensor, type(None)):
+        raise TypeError(
+            f"{where} has type {hint!r}, which cannot travel; use Tensor, Params, int, float, bool, str, a Record, or "
+            "a tuple or mapping of them"
+        )
 
 
 def _kind(hint: Any) -> str:
@@ -209,10 +204,7 @@ def unflatten(skeleton: Any, tensors: list[Tensor], *known: type[Record]) -> Rec
             each tensor once.
     """
     unused = dict(enumerate(tensors))  # none twice: receivers take two names for two tensors, to be written apart
-    classes: dict[str, type[Record]] = {}
-    for cls in known:
-        classes |= {cls.__name__: cls, **cls.nested}
-
+    classes = {name: cls for top in known for name, cls in ((top.__name__, top), *top.nested.items())}
     try:
         built = _built(skeleton, unused, classes)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError) as error:

@@ -40,11 +40,10 @@ def load(
     ours = {"input_shape": input_shape, "num_classes": num_classes}
     arguments = {key: value for key, value in ours.items() if key in takes} | options
     anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
-    if takes and not anything:
-        for key in options:
-            if key not in takes:
-                raise ModelError(
-                    f"model {name!r} has no option {key!r}{hint(key, takes)} It takes: {', '.join(takes)} (and "
-                    "classifier and extractor, which name the cuts)"
-                )
+    for key in options:
+        if takes and not anything and key not in takes:
+            raise ModelError(
+                f"model {name!r} has no option {key!r}{hint(key, takes)} It takes: {', '.join(takes)} (and "
+                "classifier and extractor, which name the cuts)"
+            )
     return partial(target, **arguments)

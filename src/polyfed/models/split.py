@@ -14,6 +14,9 @@ from polyfed.base.types import Params
 from polyfed.models.binding import Binding, places, some
 from polyfed.models.trace import Piece, Pieces, cut, find_submodule
 
+#: The draws of the forward passes that test a new network.
+_PROBE = Rng(("polyfed.models", "probe"))
+
 
 class SplitModel:
     r"""Any ``nn.Module``, run on weights that are stored outside it, whole or in pieces.
@@ -81,7 +84,7 @@ class SplitModel:
             signature if signature is not None else (name, factory, self.input_shape, classifier, extractor)
         )
         self._factory = factory
-        with self._probe_rng().fork():
+        with _PROBE.fork():
             self._module = self._build()
         self._module.eval()
         self._training = False
@@ -257,7 +260,7 @@ class SplitModel:
             extractor = find_submodule(self._module, extractor, "extractor", self.name)
         # Functional dropout reads self.training during the trace, so each mode has its own graph.
         self._pieces = {}
-        with self._probe_rng().fork():
+        with _PROBE.fork():
             for mode in (True, False):
                 self._module.train(mode)
                 self._pieces[mode] = cut(self._module, classifier=classifier, extractor=extractor, model=self.name)
@@ -295,16 +298,12 @@ class SplitModel:
             )
         return piece
 
-    def _probe_rng(self) -> Rng:
-        return Rng(("polyfed.models", "probe"))
-
     @torch.no_grad()
     def _probe(self) -> None:
         """Run the model once in each mode, to learn its widths and properties."""
-        rng = self._probe_rng()
-        x = torch.randn((2, *self.input_shape), generator=rng.torch())  # (2, *input_shape)
+        x = torch.randn((2, *self.input_shape), generator=_PROBE.torch())  # (2, *input_shape)
         before = x._version
-        with rng.fork():
+        with _PROBE.fork():
             try:
                 logits = self._module(x)
             except Exception as error:  # user code
@@ -322,7 +321,7 @@ class SplitModel:
         self.num_classes = int(logits.shape[1])
         if self._pieces is not None:
             # A new input, as the forward above may have written into x.
-            x = torch.randn(x.shape, generator=rng.torch())
+            x = torch.randn(x.shape, generator=_PROBE.torch())
             s_in, r, again = self._walk(x, clobbers)
             if s_in is not None:
                 self._s_in_shape = self._shape_at_cut(s_in)
@@ -378,7 +377,7 @@ class SplitModel:
         held = self._binding.tensors()
         self.train(True)
         try:
-            with self._probe_rng().fork():
+            with _PROBE.fork():
                 before, version = torch.get_rng_state(), x._version
                 self._module(x)
                 moved = not torch.equal(before, torch.get_rng_state())

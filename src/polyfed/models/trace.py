@@ -75,7 +75,9 @@ def cut(module: nn.Module, *, classifier: str, extractor: str | None, model: str
     Raises:
         ModelError: the module cannot be traced, or a cut does not separate the input from the output.
     """
-    if extractor is not None and _nested(classifier, extractor):
+    if extractor is not None and (
+        f"{classifier}.".startswith(f"{extractor}.") or f"{extractor}.".startswith(f"{classifier}.")
+    ):
         raise ModelError(
             f"model {model!r}: the extractor {extractor!r} and the classifier {classifier!r} must be two "
             "separate submodules, but they are the same or nested; name submodules that follow one another"
@@ -157,10 +159,6 @@ def _trace(module: nn.Module, cuts: list[str], model: str) -> fx.Graph:
     return graph
 
 
-def _nested(a: str, b: str) -> bool:
-    return a == b or a.startswith(f"{b}.") or b.startswith(f"{a}.")
-
-
 def _only_call(graph: fx.Graph, name: str, role: str, model: str) -> fx.Node:
     calls = [node for node in graph.nodes if node.op == "call_module" and node.target == name]
     if len(calls) != 1:
@@ -236,12 +234,11 @@ def _refuse_lost_writes(graph: fx.Graph, model: str) -> None:
         if node.users or node.op not in ("call_method", "call_function"):
             continue
         name = str(node.target if node.op == "call_method" else getattr(node.target, "__name__", ""))
-        writes = (
+        if (
             node.target in (operator.setitem, setattr)
             or (name.endswith("_") and not name.endswith("__"))
             or node.kwargs.get("inplace") is True
-        )
-        if writes:
+        ):
             raise ModelError(
                 f"model {model!r} cannot be cut: its forward writes in place without using the result "
                 f"({_describe(node)}); write h = {name.rstrip('_')}(h) instead, or move it into a submodule"
@@ -252,14 +249,12 @@ def _piece(graph: fx.Graph, start: fx.Node, end: fx.Node) -> Piece:
     needed = _needed(end, start)
     piece = fx.Graph()
     copies = {start: piece.placeholder("value")}
-    targets: set[str] = set()
-    for node in graph.nodes:
-        if node in needed and node is not start:
-            copies[node] = piece.node_copy(node, copies.__getitem__)
-            if node.op in ("call_module", "get_attr"):
-                targets.add(str(node.target))
+    inside = [node for node in graph.nodes if node in needed and node is not start]
+    for node in inside:
+        copies[node] = piece.node_copy(node, copies.__getitem__)
     piece.output(copies[end])
     code = piece.python_code("self")
     scope: dict[str, Any] = dict(code.globals)
     exec(compile(code.src, "<piece of a model>", "exec"), scope)
-    return Piece(scope["forward"], frozenset(targets), code.src)
+    targets = frozenset(str(node.target) for node in inside if node.op in ("call_module", "get_attr"))
+    return Piece(scope["forward"], targets, code.src)
