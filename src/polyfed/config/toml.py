@@ -151,8 +151,6 @@ def _key(key: str) -> str:
 def _text(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, (int, float)):
-        return repr(value)
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, (list, tuple)):
@@ -160,4 +158,4 @@ def _text(value: Any) -> str:
     if isinstance(value, Mapping):
         pairs = cast("Mapping[str, Any]", value).items()
         return f"{{ {', '.join(f'{_key(key)} = {_text(item)}' for key, item in pairs)} }}"
-    return str(value)  # TOML's dates and times
+    return str(value)  # numbers, and TOML's dates and times

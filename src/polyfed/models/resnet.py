@@ -31,13 +31,6 @@ SIZES: dict[str, tuple[str, tuple[int, ...]]] = {
 }
 
 
-def extractor(stem: str, cut: str) -> str:
-    """Return the name of the extractor's last submodule: the end of the stem, or of the first stage."""
-    if cut == "stage1":
-        return "layer1"
-    return "relu" if stem == "plain" else "maxpool"
-
-
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut, which is a 1x1 convolution where the shape changes."""
 
@@ -47,9 +40,11 @@ class BasicBlock(nn.Module):
         self.bn1 = norm2d(norm, width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.bn2 = norm2d(norm, width)
-        self.downsample = nn.Sequential()
-        if stride != 1 or channels != width:
-            self.downsample = nn.Sequential(nn.Conv2d(channels, width, 1, stride, bias=False), norm2d(norm, width))
+        self.downsample = (
+            nn.Sequential(nn.Conv2d(channels, width, 1, stride, bias=False), norm2d(norm, width))
+            if stride != 1 or channels != width
+            else nn.Sequential()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, channels, H, W)`` -> ``(B, width, H / stride, W / stride)``."""
