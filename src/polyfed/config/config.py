@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 
 from polyfed.base.errors import ConfigError, ModelError
 from polyfed.base.text import hint
-from polyfed.config.algorithms import algorithm_class, algorithm_fields, canonical_name, try_algorithm
+from polyfed.config.algorithms import algorithm_class, algorithm_fields, canonical_name, load_algorithm, try_algorithm
 from polyfed.config.faults import by_key, dotted, facts, sentence
 from polyfed.config.profiles import read_profiles
 from polyfed.config.sections import (
@@ -158,11 +158,8 @@ class Config(Section):
         These are ``run.threads`` (the machine's cores divided among the cohort), ``partition.seed``, the algorithm's
         name in full and all its keys.
         """
-        keys = dict(self.algorithm.keys)
         name = canonical_name(self.algorithm.name)
-        algorithm, faults = try_algorithm(name, keys)
-        if algorithm is None:
-            raise ConfigError(*(f"algorithm.{key}: {text}" for key, text in faults))
+        algorithm = load_algorithm(name, self.algorithm.keys)
         values = {key: getattr(algorithm, key) for key in algorithm_fields(type(algorithm))}
         full = {key: value for key, value in values.items() if value is not None}  # TOML cannot say None
         seed = self.run.seed if self.partition.seed is None else self.partition.seed
@@ -192,9 +189,8 @@ class Config(Section):
         out, so a key that a later version adds changes no hash. Loads torch.
         """
         resolved = self.resolved()
-        tables = resolved.model_dump(exclude_none=True, exclude_defaults=True, exclude={"algorithm", *_SEVERAL})
-        for key in _INCIDENTAL:
-            tables.get("run", {}).pop(key, None)
+        left_out = {"run": set(_INCIDENTAL), **dict.fromkeys(("algorithm", *_SEVERAL), True)}
+        tables = resolved.model_dump(exclude_none=True, exclude_defaults=True, exclude=left_out)
         if self.data.dataset not in ("npz", "csv"):  # a file of the user's own is known by its path alone
             tables.get("data", {}).pop("path", None)
         name, keys = resolved.algorithm.name, resolved.algorithm.keys
@@ -235,10 +231,9 @@ def _read(cls: type[Config], tables: Mapping[str, Any]) -> tuple[Config | None, 
     for section, *keys in errors:
         if keys and isinstance(rest.get(str(section)), Mapping):
             rest[str(section)] = {key: value for key, value in rest[str(section)].items() if key != keys[0]}
-            if keys[0] in _DECISIVE:
-                unfit.add(str(section))
         else:
             rest.pop(str(section), None)
+        if section not in rest or keys[0] in _DECISIVE:
             unfit.add(str(section))
     readable = {name: value for name, value in cls.model_validate(rest) if name not in unfit}
     faults = [_told(cls, where, details) for where, details in errors.items()]
@@ -294,8 +289,8 @@ def _misfits(sections: Mapping[str, Any]) -> list[str]:
         faults += [f"run.{key}: got {n}; expected at most clients.count, {clients.count}" for key, n in many.items()]
     devices: DevicesSection | None = sections.get("devices")
     if devices is not None:
-        found = devices.misfits(clients.wanted if clients else None)
-        faults += [f"devices.{key}: {text}" for key, text in found]
+        wanted = clients.wanted if clients else None
+        faults += [f"devices.{key}: {text}" for key, text in devices.misfits(wanted)]
     elif "devices" in sections and clients and clients.selection == "available":
         faults.append(
             'clients.selection: got "available" without [devices], which says when clients are available; '
@@ -318,7 +313,9 @@ def _misfits(sections: Mapping[str, Any]) -> list[str]:
         rest = {key: value for key, value in keys.items() if key != "name"}
         others.append(("algorithms", label, keys.get("name", label), rest))
     for section, label, name, keys in others:
-        found = try_algorithm(name, keys)[1]
-        # a key that is missing here may be given in [algorithm]
-        faults += [f"{dotted(section, label, key)}: {text}" for key, text in found if not text.startswith("missing")]
+        faults += [
+            f"{dotted(section, label, key)}: {text}"
+            for key, text in try_algorithm(name, keys)[1]
+            if not text.startswith("missing")  # a key that is missing here may be given in [algorithm]
+        ]
     return faults

@@ -28,10 +28,12 @@ def _spec(value: object) -> ModelSpec:
     return spec
 
 
-def _one_of(known: Mapping[str, Any], what: str) -> Any:
+def _one_of(known: Mapping[str, Any], what: str, own: tuple[str, ...] = (), advice: str = "") -> Any:
+    """Check for a name in ``known``, or the path of a file of the user's own with an ending in ``own``."""
+
     def check(value: object) -> object:
-        if isinstance(value, str) and value not in known:
-            raise ValueError(f"unknown {what} {value!r}{hint(value, known)} known: {', '.join(known)}")
+        if isinstance(value, str) and value not in known and not value.endswith(own):
+            raise ValueError(f"unknown {what} {value!r}{hint(value, known)} known: {', '.join(known)}{advice}")
         return value
 
     return BeforeValidator(check)
@@ -244,11 +246,7 @@ class ClientsSection(Section):
         return self.capacities[client % len(self.capacities)]
 
 
-def _table(value: object) -> object:
-    if isinstance(value, str) and value not in TABLES and not value.endswith(".csv"):
-        text = f"unknown table of devices {value!r}{hint(value, TABLES)} known: {', '.join(TABLES)}"
-        raise ValueError(f"{text}; give your own table as the path of a .csv file")
-    return value
+_TABLE = _one_of(TABLES, "table of devices", (".csv",), "; give your own table as the path of a .csv file")
 
 
 class DevicesSection(Section):
@@ -266,7 +264,7 @@ class DevicesSection(Section):
         min_replies: with fewer replies a round is void: the server's state stays what it was.
     """
 
-    profiles: Annotated[str, BeforeValidator(_table)] = "cross-device"
+    profiles: Annotated[str, _TABLE] = "cross-device"
     deal: Literal["random", "in-turn"] = "random"
     start_hour: Annotated[float, Field(ge=0, lt=24)] = 0.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -278,11 +276,8 @@ class DevicesSection(Section):
         """(key, fault) for what does not go together, with ``wanted`` clients in a round if that is known."""
         faults = [("profiles", text) for text in read_profiles(self.profiles)[1]]
         if self.dropout and self.deadline is None:
-            text = (
-                f"got {self.dropout} without devices.deadline; a round with a vanished client would never end; set a "
-                "deadline"
-            )
-            faults.append(("dropout", text))
+            text = "without devices.deadline; a round with a vanished client would never end; set a deadline"
+            faults.append(("dropout", f"got {self.dropout} {text}"))
         if wanted is not None and self.min_replies > wanted:
             faults.append(
                 ("min_replies", f"got {self.min_replies}; expected at most {wanted}, the clients that a round wants")
