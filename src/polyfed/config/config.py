@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,7 @@ class Config(Section):
 
     def check(self) -> list[str]:
         """Return the faults of the values together, keys of algorithms included; empty if none. Loads torch."""
-        return _misfits(dict(self))
+        return list(_misfits(dict(self)))
 
     def replace(self, section: str, **keys: Any) -> Config:
         """Return this configuration with keys of one section changed.
@@ -189,7 +189,7 @@ class Config(Section):
         out, so a key that a later version adds changes no hash. Loads torch.
         """
         resolved = self.resolved()
-        left_out = {"run": set(_INCIDENTAL), **dict.fromkeys(("algorithm", *_SEVERAL), True)}
+        left_out: dict[str, Any] = {"run": set(_INCIDENTAL), **dict.fromkeys(("algorithm", *_SEVERAL), True)}
         tables = resolved.model_dump(exclude_none=True, exclude_defaults=True, exclude=left_out)
         if self.data.dataset not in ("npz", "csv"):  # a file of the user's own is known by its path alone
             tables.get("data", {}).pop("path", None)
@@ -237,7 +237,7 @@ def _read(cls: type[Config], tables: Mapping[str, Any]) -> tuple[Config | None, 
             unfit.add(str(section))
     readable = {name: value for name, value in cls.model_validate(rest) if name not in unfit}
     faults = [_told(cls, where, details) for where, details in errors.items()]
-    return None, faults + _misfits(readable)
+    return None, [*faults, *_misfits(readable)]
 
 
 def _told(cls: type[Config], where: tuple[str | int, ...], details: Any) -> str:
@@ -278,34 +278,34 @@ def _refusal(spec: ModelSpec) -> str:
     return ""
 
 
-def _misfits(sections: Mapping[str, Any]) -> list[str]:
-    """Return the faults that concern more than one key, in the sections that are given."""
+def _misfits(sections: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the faults that concern more than one key, in the sections that are given."""
     alone = [name for name in ("data", "partition", "train") if name in sections]
-    faults = [f"{name}.{key}: {text}" for name in alone for key, text in sections[name].misfits()]
+    yield from (f"{name}.{key}: {text}" for name in alone for key, text in sections[name].misfits())
     run, clients = sections.get("run"), sections.get("clients")
     if run and clients:
         samples = {"eval_clients": run.eval_clients, "gradient_clients": run.gradient_clients}
         many = {key: count for key, count in samples.items() if count is not None and count > clients.count}
-        faults += [f"run.{key}: got {n}; expected at most clients.count, {clients.count}" for key, n in many.items()]
+        yield from (f"run.{key}: got {n}; expected at most clients.count, {clients.count}" for key, n in many.items())
     devices: DevicesSection | None = sections.get("devices")
     if devices is not None:
         wanted = clients.wanted if clients else None
-        faults += [f"devices.{key}: {text}" for key, text in devices.misfits(wanted)]
+        yield from (f"devices.{key}: {text}" for key, text in devices.misfits(wanted))
     elif "devices" in sections and clients and clients.selection == "available":
-        faults.append(
+        yield (
             'clients.selection: got "available" without [devices], which says when clients are available; '
             "add the section, or choose another selection"
         )
     partition: PartitionSection | None = sections.get("partition")
     if partition and clients and partition.kind == "resampled" and clients.selection == "by-size":
         text = 'got "by-size"; clients of partition kind "resampled" are of one size, so "uniform" is the same'
-        faults.append(f"clients.selection: {text}")
+        yield f"clients.selection: {text}"
     for place, spec in enumerate(clients.models if clients else ()):
         if spec.own and (text := _refusal(spec)):
-            faults.append(f"clients.models[{place}]: {text}")
+            yield f"clients.models[{place}]: {text}"
     main: AlgorithmSection | None = sections.get("algorithm")
     if main is not None:
-        faults += [f"algorithm.{key}: {text}" for key, text in try_algorithm(main.name, main.keys)[1]]
+        yield from (f"algorithm.{key}: {text}" for key, text in try_algorithm(main.name, main.keys)[1])
     others = [
         ("controls", label, control.name, control.keys) for label, control in sections.get("controls", {}).items()
     ]
@@ -313,9 +313,8 @@ def _misfits(sections: Mapping[str, Any]) -> list[str]:
         rest = {key: value for key, value in keys.items() if key != "name"}
         others.append(("algorithms", label, keys.get("name", label), rest))
     for section, label, name, keys in others:
-        faults += [
+        yield from (
             f"{dotted(section, label, key)}: {text}"
             for key, text in try_algorithm(name, keys)[1]
             if not text.startswith("missing")  # a key that is missing here may be given in [algorithm]
-        ]
-    return faults
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -144,23 +144,21 @@ class DataSection(Section):
     image_size: Positive | None = None
     options: dict[str, Any] = Field(default_factory=dict)
 
-    def misfits(self) -> list[tuple[str, str]]:
-        """(key, fault) for what does not go together."""
-        faults: list[tuple[str, str]] = []
+    def misfits(self) -> Iterator[tuple[str, str]]:
+        """Yield (key, fault) for what does not go together."""
         takes = DATASET_OPTIONS[self.dataset]
         for key, value in self.options.items():
             if key not in takes:
                 has = f"{hint(key, takes)} it has {', '.join(takes) or 'none'}"
-                faults.append((f"options.{key}", f"unknown option of data set {self.dataset!r}{has}"))
+                yield f"options.{key}", f"unknown option of data set {self.dataset!r}{has}"
             elif fault := option_fault(key, value):
-                faults.append((f"options.{key}", fault))
+                yield f"options.{key}", fault
         if self.dataset in ("npz", "csv") and self.path is None:
-            faults.append(("path", f"missing; data set {self.dataset!r} needs the path of your file"))
+            yield "path", f"missing; data set {self.dataset!r} needs the path of your file"
         if self.dataset == "digits" and self.path is not None:
-            faults.append(("path", f"got {self.path!r}; data set 'digits' comes with polyfed and takes no path"))
+            yield "path", f"got {self.path!r}; data set 'digits' comes with polyfed and takes no path"
         if self.dataset == "csv" and self.image_size is not None:
-            faults.append(("image_size", f"got {self.image_size}; data set 'csv' has no images"))
-        return faults
+            yield "image_size", f"got {self.image_size}; data set 'csv' has no images"
 
 
 #: Defaults of the keys that belong to a single kind of partition.
@@ -197,21 +195,17 @@ class PartitionSection(Section):
         takes = PARTITION_OPTIONS.get(kind, ()) if isinstance(kind, str) else ()
         return {key: _PARTITION_DEFAULTS[key] for key in takes if key in _PARTITION_DEFAULTS} | dict(value)  # pyright: ignore[reportUnknownArgumentType]
 
-    def misfits(self) -> list[tuple[str, str]]:
-        """(key, fault) for keys of another kind."""
+    def misfits(self) -> Iterator[tuple[str, str]]:
+        """Yield (key, fault) for keys of another kind."""
         takes = PARTITION_OPTIONS[self.kind]
-        faults: list[tuple[str, str]] = []
         for key in sorted({key for keys in PARTITION_OPTIONS.values() for key in keys}):
             if key not in takes and getattr(self, key, None) is not None:
                 *others, last = (repr(kind) for kind, keys in PARTITION_OPTIONS.items() if key in keys)
                 kinds = f"{', '.join(others)} and {last}" if others else last
-                faults.append(
-                    (key, f"got {shown(getattr(self, key))}; it belongs to kind {kinds}, not to {self.kind!r}")
-                )
+                yield key, f"got {shown(getattr(self, key))}; it belongs to kind {kinds}, not to {self.kind!r}"
         if self.kind == "resampled" and self.samples_per_client is None:
             text = "missing; kind 'resampled' draws this number of training and test examples for each client"
-            faults.append(("samples_per_client", text))
-        return faults
+            yield "samples_per_client", text
 
 
 class ClientsSection(Section):
@@ -272,17 +266,14 @@ class DevicesSection(Section):
     oversample: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = 0.0
     min_replies: Positive = 1
 
-    def misfits(self, wanted: int | None) -> list[tuple[str, str]]:
-        """(key, fault) for what does not go together, with ``wanted`` clients in a round if that is known."""
-        faults = [("profiles", text) for text in read_profiles(self.profiles)[1]]
+    def misfits(self, wanted: int | None) -> Iterator[tuple[str, str]]:
+        """Yield (key, fault) for what does not go together, with ``wanted`` clients in a round if that is known."""
+        yield from (("profiles", text) for text in read_profiles(self.profiles)[1])
         if self.dropout and self.deadline is None:
             text = "without devices.deadline; a round with a vanished client would never end; set a deadline"
-            faults.append(("dropout", f"got {self.dropout} {text}"))
+            yield "dropout", f"got {self.dropout} {text}"
         if wanted is not None and self.min_replies > wanted:
-            faults.append(
-                ("min_replies", f"got {self.min_replies}; expected at most {wanted}, the clients that a round wants")
-            )
-        return faults
+            yield "min_replies", f"got {self.min_replies}; expected at most {wanted}, the clients that a round wants"
 
     def asked(self, clients: ClientsSection) -> int:
         """Return how many clients a round asks."""
@@ -313,14 +304,12 @@ class TrainSection(Section):
             return {**value, "epochs": 1}
         return value  # pyright: ignore[reportUnknownVariableType]
 
-    def misfits(self) -> list[tuple[str, str]]:
-        """(key, fault) for what does not go together."""
-        faults: list[tuple[str, str]] = []
+    def misfits(self) -> Iterator[tuple[str, str]]:
+        """Yield (key, fault) for what does not go together."""
         if self.epochs is not None and self.steps is not None:
-            faults.append(("steps", f"got {self.steps} beside epochs = {self.epochs}; expected one of the two"))
+            yield "steps", f"got {self.steps} beside epochs = {self.epochs}; expected one of the two"
         if self.optimizer == "adam" and self.momentum:
-            faults.append(("momentum", f'got {self.momentum}; it belongs to optimizer = "sgd", not to "adam"'))
-        return faults
+            yield "momentum", f'got {self.momentum}; it belongs to optimizer = "sgd", not to "adam"'
 
 
 class AlgorithmSection(Section):
