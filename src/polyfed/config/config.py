@@ -175,8 +175,9 @@ class Config(Section):
 
     def to_dict(self) -> Table:
         """Return the tables that a TOML file would have; `parse` reads them back."""
-        dumped = self.model_dump(exclude_none=True)
-        return {name: table for name, table in dumped.items() if table or name not in _SEVERAL}
+        return {
+            name: table for name, table in self.model_dump(exclude_none=True).items() if table or name not in _SEVERAL
+        }
 
     def to_toml(self) -> str:
         """Return TOML text; `load` reads it back."""

@@ -19,6 +19,7 @@ _EXPECTED: Mapping[str, str] = {
     "bool_type": "true or false",
     "string_type": "a string",
     "tuple_type": "a list",
+    "too_short": "a list of at least {min_length}",
     "dict_type": "a table",
     "model_type": "a table",
     "model_attributes_type": "a table",
@@ -54,8 +55,6 @@ def told(error: ErrorDetails) -> str:
         return str(context.get("error", error["msg"]))
     if kind in _EXPECTED:
         expected = _EXPECTED[kind].format(**context)
-    elif kind == "too_short":
-        expected = f"a list of at least {context['min_length']}"
     elif kind in ("tuple_length", "too_long"):
         expected = f"a list of {context.get('max_length', context.get('expected_length', 'another length'))}"
     else:

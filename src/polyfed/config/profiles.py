@@ -22,9 +22,9 @@ TABLES: Mapping[str, str] = {
 }
 
 _HOURS = tuple(f"h{hour:02d}" for hour in range(24))
-#: In the order of `Profile`'s fields.
 _RATES = ("compute_gflops", "memory_mb", "down_mbps", "up_mbps")
 _COLUMNS = ("device", *_RATES, "share", *_HOURS)
+_KNOWN = f"device, {', '.join(_RATES)}, and optionally share and h00 to h23"
 
 
 @dataclass(frozen=True)
@@ -107,20 +107,16 @@ def to_csv(profiles: Sequence[Profile]) -> str:
 
 def _head_faults(head: list[str]) -> Iterator[str]:
     yield from (
-        f"unknown column {name!r}{hint(name, _COLUMNS)} known: {_known()}" for name in head if name not in _COLUMNS
+        f"unknown column {name!r}{hint(name, _COLUMNS)} known: {_KNOWN}" for name in head if name not in _COLUMNS
     )
     yield from (f"got column {name!r} twice; expected it once" for name in dict.fromkeys(head) if head.count(name) > 1)
     absent = [name for name in ("device", *_RATES) if name not in head]
     if absent:
-        yield f"missing column {', '.join(absent)}; expected {_known()}"
+        yield f"missing column {', '.join(absent)}; expected {_KNOWN}"
     hours = [name for name in _HOURS if name in head]
     if 0 < len(hours) < len(_HOURS):
         left = [name for name in _HOURS if name not in hours]
         yield f"missing column {', '.join(left)}; expected all of h00 to h23, or none (always available)"
-
-
-def _known() -> str:
-    return f"device, {', '.join(_RATES)}, and optionally share and h00 to h23"
 
 
 def _row(head: list[str], cells: list[str]) -> tuple[Profile | None, list[str]]:
@@ -145,4 +141,6 @@ def _row(head: list[str], cells: list[str]) -> tuple[Profile | None, list[str]]:
     hours = [number(name, lambda x: 0 <= x <= 1, "a fraction from 0 to 1") for name in _HOURS if name in row]
     if faults:
         return None, faults
-    return Profile(row["device"], *rates, share, hours=tuple(hours) or (1.0,) * 24), []
+    return Profile(
+        row["device"], **dict(zip(_RATES, rates, strict=True)), share=share, hours=tuple(hours) or (1.0,) * 24
+    ), []

@@ -149,8 +149,11 @@ class DataSection(Section):
         takes = DATASET_OPTIONS[self.dataset]
         for key, value in self.options.items():
             if key not in takes:
-                has = f"{hint(key, takes)} it has {', '.join(takes) or 'none'}"
-                yield f"options.{key}", f"unknown option of data set {self.dataset!r}{has}"
+                yield (
+                    f"options.{key}",
+                    f"unknown option of data set {self.dataset!r}{hint(key, takes)} it has "
+                    f"{', '.join(takes) or 'none'}",
+                )
             elif fault := option_fault(key, value):
                 yield f"options.{key}", fault
         if self.dataset in ("npz", "csv") and self.path is None:
@@ -204,8 +207,10 @@ class PartitionSection(Section):
                 kinds = f"{', '.join(others)} and {last}" if others else last
                 yield key, f"got {shown(getattr(self, key))}; it belongs to kind {kinds}, not to {self.kind!r}"
         if self.kind == "resampled" and self.samples_per_client is None:
-            text = "missing; kind 'resampled' draws this number of training and test examples for each client"
-            yield "samples_per_client", text
+            yield (
+                "samples_per_client",
+                "missing; kind 'resampled' draws this number of training and test examples for each client",
+            )
 
 
 class ClientsSection(Section):
@@ -270,8 +275,11 @@ class DevicesSection(Section):
         """Yield (key, fault) for what does not go together, with ``wanted`` clients in a round if that is known."""
         yield from (("profiles", text) for text in read_profiles(self.profiles)[1])
         if self.dropout and self.deadline is None:
-            text = "without devices.deadline; a round with a vanished client would never end; set a deadline"
-            yield "dropout", f"got {self.dropout} {text}"
+            yield (
+                "dropout",
+                f"got {self.dropout} without devices.deadline; a round with a vanished client would never end; set a "
+                "deadline",
+            )
         if wanted is not None and self.min_replies > wanted:
             yield "min_replies", f"got {self.min_replies}; expected at most {wanted}, the clients that a round wants"
 

@@ -392,10 +392,11 @@ def decode(data: bytes | bytearray, *known: type[Message], limit: int | None = N
                 f"truncated: tensor {len(tensors)} of shape {shape} needs {nbytes:,} bytes at {offset:,}, "
                 f"got {len(buffer):,}"
             )
-        flat = (
-            torch.frombuffer(buffer, dtype=dtype, count=count, offset=offset) if count else torch.empty(0, dtype=dtype)
+        tensors.append(
+            torch.frombuffer(buffer, dtype=dtype, count=count, offset=offset).reshape(shape)
+            if count
+            else torch.empty(shape, dtype=dtype)
         )
-        tensors.append(flat.reshape(shape))
         offset += nbytes + (-nbytes % 8)
     if offset != len(buffer):
         raise MessageError(f"got {len(buffer) - offset:,} bytes after the last tensor; expected none")

@@ -45,8 +45,7 @@ def _defaults(name: str) -> Mapping[str, Option]:
         return {"rep_dim": 500}
     if name == "mlp":
         return {"hidden": (200, 100), "rep_dim": None}
-    small = name == "resnet8" or name.endswith("-small")
-    return {"norm": "batch", "width": 16 if small else 64, "cut": "stem"}
+    return {"norm": "batch", "width": 16 if name == "resnet8" or name.endswith("-small") else 64, "cut": "stem"}
 
 
 #: name -> the options of the network with their defaults.

@@ -85,15 +85,13 @@ class ResNet(nn.Module):
         self.bn1 = norm2d(norm, width)
         self.relu = nn.ReLU()
         self.maxpool = nn.Identity() if stem == "plain" else nn.MaxPool2d(3, 2, padding=1)
-        channels = width
         self.stages = [f"layer{number}" for number in range(1, len(blocks) + 1)]
         for number, (name, count) in enumerate(zip(self.stages, blocks, strict=True)):
             wide = width * 2**number
-            first = BasicBlock(channels, wide, 1 if number == 0 else 2, norm)
+            first = BasicBlock(wide // 2, wide, 2, norm) if number else BasicBlock(width, width, 1, norm)
             rest = [BasicBlock(wide, wide, 1, norm) for _ in range(count - 1)]
             self.add_module(name, nn.Sequential(first, *rest))
-            channels = wide
-        self.fc = nn.Linear(channels, num_classes)
+        self.fc = nn.Linear(width * 2 ** (len(blocks) - 1), num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images ``(B, C, H, W)`` -> logits ``(B, L)``."""
