@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import Field, ValidationError
 
@@ -246,25 +246,22 @@ def _told(cls: type[Config], where: tuple[str | int, ...], details: Any) -> str:
     if details[0]["type"] != "extra_forbidden":
         return f"{dotted(*where)}: {sentence(details)}"
     *section, key = (str(part) for part in where)
-    here = cls if not section else _section(cls.model_fields[section[0]].annotation)
-    known = list(here.model_fields) if isinstance(here, type) and issubclass(here, Section) else []
+    sections = {  # also an optional section, whose annotation includes None
+        name: kind
+        for name, field in cls.model_fields.items()
+        for kind in (field.annotation, *get_args(field.annotation))
+        if isinstance(kind, type) and issubclass(kind, Section)
+    }
+    known = list((sections[section[0]] if section else cls).model_fields)
     elsewhere = [
         f"{name}.{key}"
-        for name, field in cls.model_fields.items()
-        if isinstance(there := _section(field.annotation), type)
-        and issubclass(there, Section)
-        and there is not AlgorithmSection
-        and key in there.model_fields
+        for name, there in sections.items()
+        if there is not AlgorithmSection and key in there.model_fields
     ]
     what = "key" if section or not isinstance(details[0]["input"], Mapping) else "section"
     near = f"; did you mean {elsewhere[0]!r}?" if elsewhere else hint(key, known)
     place = f"[{section[0]}] has the keys" if section else "a configuration has the sections"
     return f"{dotted(*where)}: unknown {what}{near} {place} {', '.join(known)}"
-
-
-def _section(annotation: Any) -> Any:
-    """Return the class of a section, also of an optional section, whose annotation includes None."""
-    return DevicesSection if annotation == DevicesSection | None else annotation
 
 
 def _refusal(spec: ModelSpec) -> str:

@@ -20,6 +20,7 @@ _EXPECTED: Mapping[str, str] = {
     "string_type": "a string",
     "tuple_type": "a list",
     "too_short": "a list of at least {min_length}",
+    "too_long": "a list of {max_length}",
     "dict_type": "a table",
     "model_type": "a table",
     "model_attributes_type": "a table",
@@ -53,12 +54,8 @@ def told(error: ErrorDetails) -> str:
         return f"got {shown(error['input'])}; expected a list of {last + 1}" if isinstance(last, int) else "missing"
     if kind == "value_error":  # polyfed's own validators: the message is a sentence already
         return str(context.get("error", error["msg"]))
-    if kind in _EXPECTED:
-        expected = _EXPECTED[kind].format(**context)
-    elif kind in ("tuple_length", "too_long"):
-        expected = f"a list of {context.get('max_length', context.get('expected_length', 'another length'))}"
-    else:
-        expected = error["msg"].removeprefix("Input should be ")
+    plain = error["msg"].removeprefix("Input should be ")
+    expected = _EXPECTED[kind].format(**context) if kind in _EXPECTED else plain
     return f"got {shown(error['input'])}; expected {expected}"
 
 

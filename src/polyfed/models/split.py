@@ -78,7 +78,6 @@ class SplitModel:
         with _PROBE.fork():
             self._module = self._build()
         self._module.eval()
-        self._training = False
         self._binding = Binding(self._module, name)
         self.shapes = self._binding.shapes
         self.parameter_names = self._binding.parameter_names
@@ -105,22 +104,19 @@ class SplitModel:
             raise ModelError(
                 f"the factory of model {self.name!r} returned the same module twice; it must build a new module"
             )
-        tensors: dict[str, Tensor] = {}
-        for place in places(module):
-            tensors.setdefault(place.name, place.tensor.detach().contiguous())
+        tensors = {place.name: place.tensor.detach().contiguous() for place in places(module)}
         self._binding.check(tensors)
         return tensors
 
     @property
     def training(self) -> bool:
         """Whether the next calls behave as in training."""
-        return self._training
+        return self._module.training
 
     def train(self, mode: bool) -> None:
         """Let BatchNorm and dropout behave as in training (True) or evaluation (False) from now on."""
-        if mode != self._training:
+        if mode != self._module.training:
             self._module.train(mode)
-            self._training = mode
 
     # ------------------------------------------------------------------------------------------------ running
 
@@ -278,7 +274,7 @@ class SplitModel:
                 f"model {self.name!r} has no classifier cut, so it has no representation; "
                 'name the first submodule of its classifier (classifier = "...")'
             )
-        return self._pieces[self._training]
+        return self._pieces[self._module.training]
 
     def _extractor(self) -> Piece:
         piece = self._cuts().extract
