@@ -25,6 +25,11 @@ def norm2d(kind: str, channels: int) -> nn.Module:
         case "static":
             return nn.BatchNorm2d(channels, momentum=None, track_running_stats=False)
         case "group":
-            return nn.GroupNorm(gcd(32, channels // 2) if channels % 2 == 0 else 1, channels)
+            return nn.GroupNorm(groups(channels), channels)
         case _:
             raise ModelError(f"unknown norm {kind!r}; expected batch, group or static")
+
+
+def groups(channels: int) -> int:
+    """Return the number of groups of GroupNorm: the largest divisor of 32 with at least two channels in each group."""
+    return gcd(32, channels // 2) if channels % 2 == 0 else 1
