@@ -66,7 +66,8 @@ def algorithm_class(name: str) -> type[Algorithm]:
         path, fault, ConfigError, lambda value: isinstance(value, type) and issubclass(value, Algorithm)
     )
     if not (isinstance(cls, type) and issubclass(cls, Algorithm)):
-        raise ConfigError(f"{fault} is {_kind(cls)}; expected a subclass of polyfed.core.algorithm.Algorithm")
+        kind = f"the class {cls.__name__}" if isinstance(cls, type) else f"a {type(cls).__name__}"
+        raise ConfigError(f"{fault} is {kind}; expected a subclass of polyfed.core.algorithm.Algorithm")
     if inspect.isabstract(cls):
         missing = ", ".join(sorted(cls.__abstractmethods__))
         raise ConfigError(f"{fault} does not define {missing}; expected every abstract method to be defined")
@@ -75,19 +76,9 @@ def algorithm_class(name: str) -> type[Algorithm]:
     return cls
 
 
-def _kind(value: object) -> str:
-    if isinstance(value, type):
-        return f"the class {value.__name__}"
-    return f"a {type(value).__name__}"
-
-
-def algorithm_fields(cls: type[Algorithm]) -> dict[str, AlgorithmField]:
-    """The keys of an algorithm: its dataclass fields, in order."""
-    return dict(_fields(cls))
-
-
 @cache
-def _fields(cls: type[Algorithm]) -> dict[str, AlgorithmField]:
+def algorithm_fields(cls: type[Algorithm]) -> Mapping[str, AlgorithmField]:
+    """The keys of an algorithm: its dataclass fields, in order."""
     hints = get_type_hints(cls, include_extras=True)
     return {
         field.name: AlgorithmField(
@@ -102,27 +93,7 @@ def _fields(cls: type[Algorithm]) -> dict[str, AlgorithmField]:
 @cache
 def _adapter(cls: type[Algorithm], key: str) -> TypeAdapter[Any]:
     """Return the checker of a key; making it takes milliseconds, and studies have hundreds of configurations."""
-    return TypeAdapter(_fields(cls)[key].annotation, config=_STRICT)
-
-
-def checked_keys(
-    name: str, cls: type[Algorithm], keys: Mapping[str, Any]
-) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """Return the valid values of ``keys``, and (key, fault) for every other key."""
-    fields = algorithm_fields(cls)
-    good: dict[str, Any] = {}
-    faults: list[tuple[str, str]] = []
-    for key, value in keys.items():
-        if key not in fields:
-            takes = ", ".join(fields) or "none"
-            faults.append((dotted(key), f"unknown key of algorithm {name!r}{hint(key, fields)} it takes: {takes}"))
-            continue
-        try:
-            good[key] = _adapter(cls, key).validate_python(facts(value))
-        except ValidationError as error:
-            faults += [(dotted(key, *where), sentence(details)) for where, details in by_key(error).items()]
-    missing = [key for key, field in fields.items() if field.default is dataclasses.MISSING and key not in keys]
-    return good, faults + [(key, f"missing; algorithm {name!r} needs it") for key in missing]
+    return TypeAdapter(algorithm_fields(cls)[key].annotation, config=_STRICT)
 
 
 def load_algorithm(name: str, keys: Mapping[str, Any] | None = None) -> Algorithm:
@@ -147,7 +118,20 @@ def try_algorithm(name: str, keys: Mapping[str, Any]) -> tuple[Algorithm | None,
         cls = algorithm_class(name)
     except ConfigError as error:
         return None, [("name", text) for text in error.faults]
-    good, faults = checked_keys(canonical_name(name), cls, keys)
+    fields, full_name = algorithm_fields(cls), canonical_name(name)
+    good: dict[str, Any] = {}
+    faults: list[tuple[str, str]] = []
+    for key, value in keys.items():
+        if key not in fields:
+            text = f"unknown key of algorithm {full_name!r}{hint(key, fields)} it takes: {', '.join(fields) or 'none'}"
+            faults.append((dotted(key), text))
+            continue
+        try:
+            good[key] = _adapter(cls, key).validate_python(facts(value))
+        except ValidationError as error:
+            faults += [(dotted(key, *where), sentence(details)) for where, details in by_key(error).items()]
+    missing = [key for key, field in fields.items() if field.default is dataclasses.MISSING and key not in keys]
+    faults += [(key, f"missing; algorithm {full_name!r} needs it") for key in missing]
     if faults:
         return None, faults
     try:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import Field, ValidationError
 
 from polyfed.base.errors import ConfigError, ModelError
 from polyfed.base.text import hint
-from polyfed.config.algorithms import algorithm_class, algorithm_fields, canonical_name, try_algorithm
+from polyfed.config.algorithms import algorithm_class, algorithm_fields, canonical_name, load_algorithm, try_algorithm
 from polyfed.config.faults import by_key, dotted, facts, sentence
 from polyfed.config.profiles import read_profiles
 from polyfed.config.sections import (
@@ -114,7 +114,7 @@ class Config(Section):
 
     def check(self) -> list[str]:
         """Return the faults of the values together, keys of algorithms included; empty if none. Loads torch."""
-        return _misfits(dict(self))
+        return list(_misfits(dict(self)))
 
     def replace(self, section: str, **keys: Any) -> Config:
         """Return this configuration with keys of one section changed.
@@ -158,11 +158,8 @@ class Config(Section):
         These are ``run.threads`` (the machine's cores divided among the cohort), ``partition.seed``, the algorithm's
         name in full and all its keys.
         """
-        keys = dict(self.algorithm.keys)
         name = canonical_name(self.algorithm.name)
-        algorithm, faults = try_algorithm(name, keys)
-        if algorithm is None:
-            raise ConfigError(*(f"algorithm.{key}: {text}" for key, text in faults))
+        algorithm = load_algorithm(name, self.algorithm.keys)
         values = {key: getattr(algorithm, key) for key in algorithm_fields(type(algorithm))}
         full = {key: value for key, value in values.items() if value is not None}  # TOML cannot say None
         seed = self.run.seed if self.partition.seed is None else self.partition.seed
@@ -178,8 +175,9 @@ class Config(Section):
 
     def to_dict(self) -> Table:
         """Return the tables that a TOML file would have; `parse` reads them back."""
-        dumped = self.model_dump(exclude_none=True)
-        return {name: table for name, table in dumped.items() if table or name not in _SEVERAL}
+        return {
+            name: table for name, table in self.model_dump(exclude_none=True).items() if table or name not in _SEVERAL
+        }
 
     def to_toml(self) -> str:
         """Return TOML text; `load` reads it back."""
@@ -192,9 +190,8 @@ class Config(Section):
         out, so a key that a later version adds changes no hash. Loads torch.
         """
         resolved = self.resolved()
-        tables = resolved.model_dump(exclude_none=True, exclude_defaults=True, exclude={"algorithm", *_SEVERAL})
-        for key in _INCIDENTAL:
-            tables.get("run", {}).pop(key, None)
+        left_out: dict[str, Any] = {"run": set(_INCIDENTAL), **dict.fromkeys(("algorithm", *_SEVERAL), True)}
+        tables = resolved.model_dump(exclude_none=True, exclude_defaults=True, exclude=left_out)
         if self.data.dataset not in ("npz", "csv"):  # a file of the user's own is known by its path alone
             tables.get("data", {}).pop("path", None)
         name, keys = resolved.algorithm.name, resolved.algorithm.keys
@@ -235,14 +232,13 @@ def _read(cls: type[Config], tables: Mapping[str, Any]) -> tuple[Config | None, 
     for section, *keys in errors:
         if keys and isinstance(rest.get(str(section)), Mapping):
             rest[str(section)] = {key: value for key, value in rest[str(section)].items() if key != keys[0]}
-            if keys[0] in _DECISIVE:
-                unfit.add(str(section))
         else:
             rest.pop(str(section), None)
+        if section not in rest or keys[0] in _DECISIVE:
             unfit.add(str(section))
     readable = {name: value for name, value in cls.model_validate(rest) if name not in unfit}
     faults = [_told(cls, where, details) for where, details in errors.items()]
-    return None, faults + _misfits(readable)
+    return None, [*faults, *_misfits(readable)]
 
 
 def _told(cls: type[Config], where: tuple[str | int, ...], details: Any) -> str:
@@ -250,25 +246,22 @@ def _told(cls: type[Config], where: tuple[str | int, ...], details: Any) -> str:
     if details[0]["type"] != "extra_forbidden":
         return f"{dotted(*where)}: {sentence(details)}"
     *section, key = (str(part) for part in where)
-    here = cls if not section else _section(cls.model_fields[section[0]].annotation)
-    known = list(here.model_fields) if isinstance(here, type) and issubclass(here, Section) else []
+    sections = {  # also an optional section, whose annotation includes None
+        name: kind
+        for name, field in cls.model_fields.items()
+        for kind in (field.annotation, *get_args(field.annotation))
+        if isinstance(kind, type) and issubclass(kind, Section)
+    }
+    known = list((sections[section[0]] if section else cls).model_fields)
     elsewhere = [
         f"{name}.{key}"
-        for name, field in cls.model_fields.items()
-        if isinstance(there := _section(field.annotation), type)
-        and issubclass(there, Section)
-        and there is not AlgorithmSection
-        and key in there.model_fields
+        for name, there in sections.items()
+        if there is not AlgorithmSection and key in there.model_fields
     ]
     what = "key" if section or not isinstance(details[0]["input"], Mapping) else "section"
     near = f"; did you mean {elsewhere[0]!r}?" if elsewhere else hint(key, known)
     place = f"[{section[0]}] has the keys" if section else "a configuration has the sections"
     return f"{dotted(*where)}: unknown {what}{near} {place} {', '.join(known)}"
-
-
-def _section(annotation: Any) -> Any:
-    """Return the class of a section, also of an optional section, whose annotation includes None."""
-    return DevicesSection if annotation == DevicesSection | None else annotation
 
 
 def _refusal(spec: ModelSpec) -> str:
@@ -283,34 +276,34 @@ def _refusal(spec: ModelSpec) -> str:
     return ""
 
 
-def _misfits(sections: Mapping[str, Any]) -> list[str]:
-    """Return the faults that concern more than one key, in the sections that are given."""
+def _misfits(sections: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the faults that concern more than one key, in the sections that are given."""
     alone = [name for name in ("data", "partition", "train") if name in sections]
-    faults = [f"{name}.{key}: {text}" for name in alone for key, text in sections[name].misfits()]
+    yield from (f"{name}.{key}: {text}" for name in alone for key, text in sections[name].misfits())
     run, clients = sections.get("run"), sections.get("clients")
     if run and clients:
         samples = {"eval_clients": run.eval_clients, "gradient_clients": run.gradient_clients}
         many = {key: count for key, count in samples.items() if count is not None and count > clients.count}
-        faults += [f"run.{key}: got {n}; expected at most clients.count, {clients.count}" for key, n in many.items()]
+        yield from (f"run.{key}: got {n}; expected at most clients.count, {clients.count}" for key, n in many.items())
     devices: DevicesSection | None = sections.get("devices")
     if devices is not None:
-        found = devices.misfits(clients.wanted if clients else None)
-        faults += [f"devices.{key}: {text}" for key, text in found]
+        wanted = clients.wanted if clients else None
+        yield from (f"devices.{key}: {text}" for key, text in devices.misfits(wanted))
     elif "devices" in sections and clients and clients.selection == "available":
-        faults.append(
+        yield (
             'clients.selection: got "available" without [devices], which says when clients are available; '
             "add the section, or choose another selection"
         )
     partition: PartitionSection | None = sections.get("partition")
     if partition and clients and partition.kind == "resampled" and clients.selection == "by-size":
         text = 'got "by-size"; clients of partition kind "resampled" are of one size, so "uniform" is the same'
-        faults.append(f"clients.selection: {text}")
+        yield f"clients.selection: {text}"
     for place, spec in enumerate(clients.models if clients else ()):
         if spec.own and (text := _refusal(spec)):
-            faults.append(f"clients.models[{place}]: {text}")
+            yield f"clients.models[{place}]: {text}"
     main: AlgorithmSection | None = sections.get("algorithm")
     if main is not None:
-        faults += [f"algorithm.{key}: {text}" for key, text in try_algorithm(main.name, main.keys)[1]]
+        yield from (f"algorithm.{key}: {text}" for key, text in try_algorithm(main.name, main.keys)[1])
     others = [
         ("controls", label, control.name, control.keys) for label, control in sections.get("controls", {}).items()
     ]
@@ -318,7 +311,8 @@ def _misfits(sections: Mapping[str, Any]) -> list[str]:
         rest = {key: value for key, value in keys.items() if key != "name"}
         others.append(("algorithms", label, keys.get("name", label), rest))
     for section, label, name, keys in others:
-        found = try_algorithm(name, keys)[1]
-        # a key that is missing here may be given in [algorithm]
-        faults += [f"{dotted(section, label, key)}: {text}" for key, text in found if not text.startswith("missing")]
-    return faults
+        yield from (
+            f"{dotted(section, label, key)}: {text}"
+            for key, text in try_algorithm(name, keys)[1]
+            if not text.startswith("missing")  # a key that is missing here may be given in [algorithm]
+        )

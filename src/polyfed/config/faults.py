@@ -19,6 +19,8 @@ _EXPECTED: Mapping[str, str] = {
     "bool_type": "true or false",
     "string_type": "a string",
     "tuple_type": "a list",
+    "too_short": "a list of at least {min_length}",
+    "too_long": "a list of {max_length}",
     "dict_type": "a table",
     "model_type": "a table",
     "model_attributes_type": "a table",
@@ -52,27 +54,19 @@ def told(error: ErrorDetails) -> str:
         return f"got {shown(error['input'])}; expected a list of {last + 1}" if isinstance(last, int) else "missing"
     if kind == "value_error":  # polyfed's own validators: the message is a sentence already
         return str(context.get("error", error["msg"]))
-    if kind in _EXPECTED:
-        expected = _EXPECTED[kind].format(**context)
-    elif kind == "too_short":
-        expected = f"a list of at least {context['min_length']}"
-    elif kind in ("tuple_length", "too_long"):
-        expected = f"a list of {context.get('max_length', context.get('expected_length', 'another length'))}"
-    else:
-        expected = error["msg"].removeprefix("Input should be ")
+    plain = error["msg"].removeprefix("Input should be ")
+    expected = _EXPECTED[kind].format(**context) if kind in _EXPECTED else plain
     return f"got {shown(error['input'])}; expected {expected}"
 
 
 def dotted(*parts: str | int) -> str:
     """``("clients", "models", 2)`` -> ``"clients.models[2]"``; a key that is no bare TOML key is quoted."""
-    text = ""
-    for part in parts:
-        if isinstance(part, int):
-            text += f"[{part}]"
-        else:
-            key = part if part.replace("-", "").replace("_", "").isalnum() else f'"{part}"'
-            text += f".{key}" if text else key
-    return text
+    keys = [f"[{part}]" if isinstance(part, int) else f".{_quoted(part)}" for part in parts]
+    return "".join(keys).removeprefix(".")
+
+
+def _quoted(key: str) -> str:
+    return key if key.replace("-", "").replace("_", "").isalnum() else f'"{key}"'
 
 
 def by_key(error: ValidationError) -> dict[tuple[str | int, ...], list[ErrorDetails]]:
@@ -84,7 +78,11 @@ def by_key(error: ValidationError) -> dict[tuple[str | int, ...], list[ErrorDeta
     grouped: dict[tuple[str | int, ...], list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
         # pydantic appends the name of each alternative that it tried, such as int, str or tuple[...]
-        where = tuple(part for part in detail["loc"] if isinstance(part, int) or not _alternative(part))
+        where = tuple(
+            part
+            for part in detail["loc"]
+            if part not in ("int", "float", "str", "bool", "none") and "[" not in str(part)
+        )
         if detail["type"] == "too_short" and len(detail["input"]) >= detail.get("ctx", {})["min_length"]:
             continue  # the list is long enough, but items of it have faults of their own
         if detail["type"] == "missing" and where and isinstance(where[-1], int):
@@ -92,10 +90,6 @@ def by_key(error: ValidationError) -> dict[tuple[str | int, ...], list[ErrorDeta
         else:
             grouped.setdefault(where, []).append(detail)
     return grouped
-
-
-def _alternative(part: str) -> bool:
-    return part in ("int", "float", "str", "bool", "none") or "[" in part
 
 
 def sentence(details: list[ErrorDetails]) -> str:

@@ -6,7 +6,7 @@ docs/clocks.md defines the columns and names the sources of the tables that come
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from math import inf, isfinite
@@ -24,6 +24,7 @@ TABLES: Mapping[str, str] = {
 _HOURS = tuple(f"h{hour:02d}" for hour in range(24))
 _RATES = ("compute_gflops", "memory_mb", "down_mbps", "up_mbps")
 _COLUMNS = ("device", *_RATES, "share", *_HOURS)
+_KNOWN = f"device, {', '.join(_RATES)}, and optionally share and h00 to h23"
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def read_profiles(table: str) -> tuple[tuple[Profile, ...], list[str]]:
     if not lines:
         return (), [f"{path}: no rows; expected a header and one line per device"]
     head = lines[0][1]
-    faults = _head_faults(head)
+    faults = list(_head_faults(head))
     if faults:
         return (), [f"{path}, line {lines[0][0]}: {text}" for text in faults]
     good: list[Profile] = []
@@ -104,23 +105,18 @@ def to_csv(profiles: Sequence[Profile]) -> str:
     return csv_text(_COLUMNS, ([*(getattr(profile, name) for name in names), *profile.hours] for profile in profiles))
 
 
-def _head_faults(head: list[str]) -> list[str]:
-    faults = [
-        f"unknown column {name!r}{hint(name, _COLUMNS)} known: {_known()}" for name in head if name not in _COLUMNS
-    ]
-    faults += [f"got column {name!r} twice; expected it once" for name in dict.fromkeys(head) if head.count(name) > 1]
+def _head_faults(head: list[str]) -> Iterator[str]:
+    yield from (
+        f"unknown column {name!r}{hint(name, _COLUMNS)} known: {_KNOWN}" for name in head if name not in _COLUMNS
+    )
+    yield from (f"got column {name!r} twice; expected it once" for name in dict.fromkeys(head) if head.count(name) > 1)
     absent = [name for name in ("device", *_RATES) if name not in head]
     if absent:
-        faults.append(f"missing column {', '.join(absent)}; expected {_known()}")
+        yield f"missing column {', '.join(absent)}; expected {_KNOWN}"
     hours = [name for name in _HOURS if name in head]
     if 0 < len(hours) < len(_HOURS):
         left = [name for name in _HOURS if name not in hours]
-        faults.append(f"missing column {', '.join(left)}; expected all of h00 to h23, or none (always available)")
-    return faults
-
-
-def _known() -> str:
-    return f"device, {', '.join(_RATES)}, and optionally share and h00 to h23"
+        yield f"missing column {', '.join(left)}; expected all of h00 to h23, or none (always available)"
 
 
 def _row(head: list[str], cells: list[str]) -> tuple[Profile | None, list[str]]:
@@ -145,5 +141,6 @@ def _row(head: list[str], cells: list[str]) -> tuple[Profile | None, list[str]]:
     hours = [number(name, lambda x: 0 <= x <= 1, "a fraction from 0 to 1") for name in _HOURS if name in row]
     if faults:
         return None, faults
-    given = dict(zip(_RATES, rates, strict=True))
-    return Profile(row["device"], **given, share=share, hours=tuple(hours) or (1.0,) * 24), []
+    return Profile(
+        row["device"], **dict(zip(_RATES, rates, strict=True)), share=share, hours=tuple(hours) or (1.0,) * 24
+    ), []

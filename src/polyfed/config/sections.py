@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -28,10 +28,12 @@ def _spec(value: object) -> ModelSpec:
     return spec
 
 
-def _one_of(known: Mapping[str, Any], what: str) -> Any:
+def _one_of(known: Mapping[str, Any], what: str, own: tuple[str, ...] = (), advice: str = "") -> Any:
+    """Check for a name in ``known``, or the path of a file of the user's own with an ending in ``own``."""
+
     def check(value: object) -> object:
-        if isinstance(value, str) and value not in known:
-            raise ValueError(f"unknown {what} {value!r}{hint(value, known)} known: {', '.join(known)}")
+        if isinstance(value, str) and value not in known and not value.endswith(own):
+            raise ValueError(f"unknown {what} {value!r}{hint(value, known)} known: {', '.join(known)}{advice}")
         return value
 
     return BeforeValidator(check)
@@ -142,23 +144,24 @@ class DataSection(Section):
     image_size: Positive | None = None
     options: dict[str, Any] = Field(default_factory=dict)
 
-    def misfits(self) -> list[tuple[str, str]]:
-        """(key, fault) for what does not go together."""
-        faults: list[tuple[str, str]] = []
+    def misfits(self) -> Iterator[tuple[str, str]]:
+        """Yield (key, fault) for what does not go together."""
         takes = DATASET_OPTIONS[self.dataset]
         for key, value in self.options.items():
             if key not in takes:
-                has = f"{hint(key, takes)} it has {', '.join(takes) or 'none'}"
-                faults.append((f"options.{key}", f"unknown option of data set {self.dataset!r}{has}"))
+                yield (
+                    f"options.{key}",
+                    f"unknown option of data set {self.dataset!r}{hint(key, takes)} it has "
+                    f"{', '.join(takes) or 'none'}",
+                )
             elif fault := option_fault(key, value):
-                faults.append((f"options.{key}", fault))
+                yield f"options.{key}", fault
         if self.dataset in ("npz", "csv") and self.path is None:
-            faults.append(("path", f"missing; data set {self.dataset!r} needs the path of your file"))
+            yield "path", f"missing; data set {self.dataset!r} needs the path of your file"
         if self.dataset == "digits" and self.path is not None:
-            faults.append(("path", f"got {self.path!r}; data set 'digits' comes with polyfed and takes no path"))
+            yield "path", f"got {self.path!r}; data set 'digits' comes with polyfed and takes no path"
         if self.dataset == "csv" and self.image_size is not None:
-            faults.append(("image_size", f"got {self.image_size}; data set 'csv' has no images"))
-        return faults
+            yield "image_size", f"got {self.image_size}; data set 'csv' has no images"
 
 
 #: Defaults of the keys that belong to a single kind of partition.
@@ -195,21 +198,19 @@ class PartitionSection(Section):
         takes = PARTITION_OPTIONS.get(kind, ()) if isinstance(kind, str) else ()
         return {key: _PARTITION_DEFAULTS[key] for key in takes if key in _PARTITION_DEFAULTS} | dict(value)  # pyright: ignore[reportUnknownArgumentType]
 
-    def misfits(self) -> list[tuple[str, str]]:
-        """(key, fault) for keys of another kind."""
+    def misfits(self) -> Iterator[tuple[str, str]]:
+        """Yield (key, fault) for keys of another kind."""
         takes = PARTITION_OPTIONS[self.kind]
-        faults: list[tuple[str, str]] = []
         for key in sorted({key for keys in PARTITION_OPTIONS.values() for key in keys}):
             if key not in takes and getattr(self, key, None) is not None:
                 *others, last = (repr(kind) for kind, keys in PARTITION_OPTIONS.items() if key in keys)
                 kinds = f"{', '.join(others)} and {last}" if others else last
-                faults.append(
-                    (key, f"got {shown(getattr(self, key))}; it belongs to kind {kinds}, not to {self.kind!r}")
-                )
+                yield key, f"got {shown(getattr(self, key))}; it belongs to kind {kinds}, not to {self.kind!r}"
         if self.kind == "resampled" and self.samples_per_client is None:
-            text = "missing; kind 'resampled' draws this number of training and test examples for each client"
-            faults.append(("samples_per_client", text))
-        return faults
+            yield (
+                "samples_per_client",
+                "missing; kind 'resampled' draws this number of training and test examples for each client",
+            )
 
 
 class ClientsSection(Section):
@@ -244,11 +245,7 @@ class ClientsSection(Section):
         return self.capacities[client % len(self.capacities)]
 
 
-def _table(value: object) -> object:
-    if isinstance(value, str) and value not in TABLES and not value.endswith(".csv"):
-        text = f"unknown table of devices {value!r}{hint(value, TABLES)} known: {', '.join(TABLES)}"
-        raise ValueError(f"{text}; give your own table as the path of a .csv file")
-    return value
+_TABLE = _one_of(TABLES, "table of devices", (".csv",), "; give your own table as the path of a .csv file")
 
 
 class DevicesSection(Section):
@@ -266,7 +263,7 @@ class DevicesSection(Section):
         min_replies: with fewer replies a round is void: the server's state stays what it was.
     """
 
-    profiles: Annotated[str, BeforeValidator(_table)] = "cross-device"
+    profiles: Annotated[str, _TABLE] = "cross-device"
     deal: Literal["random", "in-turn"] = "random"
     start_hour: Annotated[float, Field(ge=0, lt=24)] = 0.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -274,20 +271,17 @@ class DevicesSection(Section):
     oversample: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = 0.0
     min_replies: Positive = 1
 
-    def misfits(self, wanted: int | None) -> list[tuple[str, str]]:
-        """(key, fault) for what does not go together, with ``wanted`` clients in a round if that is known."""
-        faults = [("profiles", text) for text in read_profiles(self.profiles)[1]]
+    def misfits(self, wanted: int | None) -> Iterator[tuple[str, str]]:
+        """Yield (key, fault) for what does not go together, with ``wanted`` clients in a round if that is known."""
+        yield from (("profiles", text) for text in read_profiles(self.profiles)[1])
         if self.dropout and self.deadline is None:
-            text = (
+            yield (
+                "dropout",
                 f"got {self.dropout} without devices.deadline; a round with a vanished client would never end; set a "
-                "deadline"
+                "deadline",
             )
-            faults.append(("dropout", text))
         if wanted is not None and self.min_replies > wanted:
-            faults.append(
-                ("min_replies", f"got {self.min_replies}; expected at most {wanted}, the clients that a round wants")
-            )
-        return faults
+            yield "min_replies", f"got {self.min_replies}; expected at most {wanted}, the clients that a round wants"
 
     def asked(self, clients: ClientsSection) -> int:
         """Return how many clients a round asks."""
@@ -318,14 +312,12 @@ class TrainSection(Section):
             return {**value, "epochs": 1}
         return value  # pyright: ignore[reportUnknownVariableType]
 
-    def misfits(self) -> list[tuple[str, str]]:
-        """(key, fault) for what does not go together."""
-        faults: list[tuple[str, str]] = []
+    def misfits(self) -> Iterator[tuple[str, str]]:
+        """Yield (key, fault) for what does not go together."""
         if self.epochs is not None and self.steps is not None:
-            faults.append(("steps", f"got {self.steps} beside epochs = {self.epochs}; expected one of the two"))
+            yield "steps", f"got {self.steps} beside epochs = {self.epochs}; expected one of the two"
         if self.optimizer == "adam" and self.momentum:
-            faults.append(("momentum", f'got {self.momentum}; it belongs to optimizer = "sgd", not to "adam"'))
-        return faults
+            yield "momentum", f'got {self.momentum}; it belongs to optimizer = "sgd", not to "adam"'
 
 
 class AlgorithmSection(Section):

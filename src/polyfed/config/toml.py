@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -127,21 +127,20 @@ def apply(tables: Table, path: Sequence[str], value: Any) -> None:
 
 def to_toml(tables: Mapping[str, Any]) -> str:
     """Return TOML text that reads back as ``tables``; values of None are left out."""
-    lines: list[str] = []
-    for name, table in tables.items():
-        _table(lines, (name,), table)
-    return "\n".join(lines) + "\n"
+    lines = (line for name, table in tables.items() for line in _table((name,), table))
+    return "\n".join(lines).removeprefix("\n") + "\n"
 
 
-def _table(lines: list[str], path: tuple[str, ...], table: Mapping[str, Any]) -> None:
+def _table(path: tuple[str, ...], table: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines of a table and of the tables in it, each after an empty line."""
     below = {key: value for key, value in table.items() if isinstance(value, Mapping)}
     plain = {key: value for key, value in table.items() if key not in below and value is not None}
     if plain or not below:
-        lines += [*([""] if lines else []), f"[{'.'.join(map(_key, path))}]"]
-        lines += [f"{_key(key)} = {_text(value)}" for key, value in plain.items()]
+        yield from ("", f"[{'.'.join(map(_key, path))}]")
+        yield from (f"{_key(key)} = {_text(value)}" for key, value in plain.items())
     for key, value in below.items():
         if value:
-            _table(lines, (*path, key), value)
+            yield from _table((*path, key), value)
 
 
 def _key(key: str) -> str:
@@ -151,8 +150,6 @@ def _key(key: str) -> str:
 def _text(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, (int, float)):
-        return repr(value)
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, (list, tuple)):
@@ -160,4 +157,4 @@ def _text(value: Any) -> str:
     if isinstance(value, Mapping):
         pairs = cast("Mapping[str, Any]", value).items()
         return f"{{ {', '.join(f'{_key(key)} = {_text(item)}' for key, item in pairs)} }}"
-    return str(value)  # TOML's dates and times
+    return str(value)  # numbers, and TOML's dates and times

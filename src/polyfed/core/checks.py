@@ -123,21 +123,15 @@ def check_features(model: SplitModel, pairs: Iterable[tuple[Tensor, Tensor]], mo
         check_tensor("s_out", s_out, len(s_in), *model.s_out_shape)
 
 
-def _fields(record: Record) -> Iterator[tuple[str, Any]]:
-    for field in dataclasses.fields(record):  # pyright: ignore[reportArgumentType]  # every subclass is a dataclass
-        yield field.name, getattr(record, field.name)
-
-
 def _inside(value: Any, where: str) -> Iterator[tuple[str, Any]]:
     """Yield the values in a record, mapping or tuple, one level down."""
     if isinstance(value, Record):
-        yield from ((f"{where}.{name}", inner) for name, inner in _fields(value))
+        fields = dataclasses.fields(value)  # pyright: ignore[reportArgumentType]  # every subclass is a dataclass
+        yield from ((f"{where}.{field.name}", getattr(value, field.name)) for field in fields)
     elif isinstance(value, Mapping):
-        entries = cast(Mapping[Any, Any], value)
-        yield from ((f"{where}[{name!r}]", inner) for name, inner in entries.items())
+        yield from ((f"{where}[{name!r}]", inner) for name, inner in cast(Mapping[Any, Any], value).items())
     elif isinstance(value, tuple):
-        items = cast(tuple[Any, ...], value)
-        yield from ((f"{where}[{place}]", inner) for place, inner in enumerate(items))
+        yield from ((f"{where}[{place}]", inner) for place, inner in enumerate(cast(tuple[Any, ...], value)))
 
 
 def _leaves(value: Any, where: str) -> Iterator[tuple[str, Any]]:

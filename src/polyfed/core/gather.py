@@ -148,5 +148,6 @@ class Fold:
 
     def finish(self, failed: Mapping[ClientId, str]) -> Gathered:
         """Return the totals for the algorithm."""
-        fields = {name: how.finish(self._totals[name]) for name, how in self._gather.items()}
-        return Gathered(fields, tuple(self.clients), failed)
+        return Gathered(
+            {name: how.finish(self._totals[name]) for name, how in self._gather.items()}, tuple(self.clients), failed
+        )

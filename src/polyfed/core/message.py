@@ -238,8 +238,10 @@ def _built(node: Any, unused: dict[int, Tensor], classes: Mapping[str, type[Reco
     values = {key: _built(item, unused, classes) for key, item in entries["f"].items()}
     for f in dataclasses.fields(cls):  # pyright: ignore[reportArgumentType]
         if not _fits(values[f.name], f.type):
-            kind = type(values[f.name]).__name__
-            raise MessageError(f"{cls.__qualname__}.{f.name} came as {kind}, which is not what it declares: {f.type}")
+            raise MessageError(
+                f"{cls.__qualname__}.{f.name} came as {type(values[f.name]).__name__}, which is not what it declares: "
+                f"{f.type}"
+            )
     return cls(**values)
 
 
@@ -307,13 +309,10 @@ def _layout(message: Message) -> tuple[bytes, list[tuple[str, Tensor]]]:
 def size(message: Message) -> Size:
     """Return the numbers of bytes that `encode` would write, by kind, without writing them."""
     header, tensors = _layout(message)
-    count = {"values": 0, "indices": 0}
-    padding = 0
-    for kind, tensor in tensors:
-        nbytes = tensor.numel() * tensor.element_size()
-        count[kind] += nbytes
-        padding += -nbytes % 8
-    return Size(header=_PREFIX.size + len(header) + padding, **count)
+    counts = [(kind, tensor.numel() * tensor.element_size()) for kind, tensor in tensors]
+    values = sum(count for kind, count in counts if kind == "values")
+    indices = sum(count for kind, count in counts if kind == "indices")
+    return Size(values, indices, _PREFIX.size + len(header) + sum(-count % 8 for _, count in counts))
 
 
 def encode(message: Message) -> bytes:
@@ -327,10 +326,7 @@ def encode(message: Message) -> bytes:
 
 def encoded(message: Message) -> Iterator[bytes | memoryview]:
     """Yield the bytes of `encode` piece by piece, without a second copy in memory; with the same errors."""
-    yield from _chunks(*_layout(message))
-
-
-def _chunks(header: bytes, tensors: list[tuple[str, Tensor]]) -> Iterator[bytes | memoryview]:
+    header, tensors = _layout(message)
     yield _PREFIX.pack(MAGIC, len(header))
     yield header
     for _, tensor in tensors:
@@ -386,9 +382,8 @@ def decode(data: bytes | bytearray, *known: type[Message], limit: int | None = N
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise MessageError(f"the header is damaged ({type(error).__name__}: {error})") from error
     # One writable buffer, shared by all tensors.
-    buffer, origin = (data, start) if isinstance(data, bytearray) else (bytearray(memoryview(data)[start:]), 0)
+    buffer, offset = (data, start) if isinstance(data, bytearray) else (bytearray(memoryview(data)[start:]), 0)
     tensors: list[Tensor] = []
-    offset = origin
     for dtype, shape in table:
         count = math.prod(shape)
         nbytes = count * dtype.itemsize
@@ -397,10 +392,11 @@ def decode(data: bytes | bytearray, *known: type[Message], limit: int | None = N
                 f"truncated: tensor {len(tensors)} of shape {shape} needs {nbytes:,} bytes at {offset:,}, "
                 f"got {len(buffer):,}"
             )
-        flat = (
-            torch.frombuffer(buffer, dtype=dtype, count=count, offset=offset) if count else torch.empty(0, dtype=dtype)
+        tensors.append(
+            torch.frombuffer(buffer, dtype=dtype, count=count, offset=offset).reshape(shape)
+            if count
+            else torch.empty(shape, dtype=dtype)
         )
-        tensors.append(flat.reshape(shape))
         offset += nbytes + (-nbytes % 8)
     if offset != len(buffer):
         raise MessageError(f"got {len(buffer) - offset:,} bytes after the last tensor; expected none")

@@ -34,9 +34,7 @@ class Net:
 
     def names(self, piece: Literal["extractor", "intermediate", "classifier"]) -> frozenset[str]:
         """The names of a piece's weights and buffers."""
-        model = self._model()
-        pieces = {"extractor": model.extractor_names, "intermediate": model.intermediate_names}
-        return pieces.get(piece, model.classifier_names)
+        return getattr(self._model(), f"{piece}_names")
 
     def __call__(self, x: Tensor) -> Tensor:
         """The whole network: (B, ...) -> (B, L)."""

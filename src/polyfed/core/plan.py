@@ -56,8 +56,7 @@ class LocalSGD:
 
     def count(self, examples: int) -> int:
         """How many steps a client with ``examples`` training examples takes in a round."""
-        per_epoch = len(self._cuts(examples))
-        return self.steps if self.steps is not None else per_epoch * (self.epochs or 0)
+        return self.steps if self.steps is not None else len(self._cuts(examples)) * (self.epochs or 0)
 
     def _cuts(self, examples: int) -> list[int]:
         starts = list(range(0, examples, self.batch_size))

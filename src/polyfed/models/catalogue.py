@@ -45,8 +45,7 @@ def _defaults(name: str) -> Mapping[str, Option]:
         return {"rep_dim": 500}
     if name == "mlp":
         return {"hidden": (200, 100), "rep_dim": None}
-    small = name == "resnet8" or name.endswith("-small")
-    return {"norm": "batch", "width": 16 if small else 64, "cut": "stem"}
+    return {"norm": "batch", "width": 16 if name == "resnet8" or name.endswith("-small") else 64, "cut": "stem"}
 
 
 #: name -> the options of the network with their defaults.
@@ -92,9 +91,8 @@ class ModelSpec:
 
     def __str__(self) -> str:
         """The name, with the options in brackets; ``parse`` reads it back."""
-        if not self.options:
-            return self.name
-        return f"{self.name}({', '.join(f'{key}={_text(value)}' for key, value in self.options)})"
+        options = ", ".join(f"{key}={_text(value)}" for key, value in self.options)
+        return f"{self.name}({options})" if options else self.name
 
     def having(self, **options: Option) -> ModelSpec:
         """Return this specification with options added or replaced."""
@@ -154,19 +152,15 @@ def _parse_text(text: str) -> ModelSpec:
         return ModelSpec(name)
     try:
         call = ast.parse(f"f({rest}", mode="eval").body
-    except SyntaxError as error:
-        raise ModelError(fault) from error
-    if not isinstance(call, ast.Call) or call.args:
-        raise ModelError(fault)
-    options: dict[str, Option] = {}
-    for keyword in call.keywords:
-        if keyword.arg is None:
+        if not isinstance(call, ast.Call) or call.args or any(keyword.arg is None for keyword in call.keywords):
             raise ModelError(fault)
-        try:  # a bare word is a string
-            value = keyword.value.id if isinstance(keyword.value, ast.Name) else ast.literal_eval(keyword.value)
-        except ValueError as error:
-            raise ModelError(fault) from error
-        options[keyword.arg] = _option(name, keyword.arg, value)
+        words = ((str(keyword.arg), keyword.value) for keyword in call.keywords)
+        options = {  # a bare word is a string
+            key: _option(name, key, value.id if isinstance(value, ast.Name) else ast.literal_eval(value))
+            for key, value in words
+        }
+    except (SyntaxError, ValueError) as error:
+        raise ModelError(fault) from error
     return ModelSpec(name, tuple(sorted(options.items())))
 
 

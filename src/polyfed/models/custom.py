@@ -31,8 +31,9 @@ def load(
     """
     target: Callable[..., Any] = load_attribute(name, f"model {name!r}", ModelError, callable)
     if not callable(target):
-        kind = type(target).__name__  # pyright: ignore[reportUnreachable]  # a user's module may hold anything
-        raise ModelError(f"model {name!r} is a {kind}, expected a class or function that builds a module")
+        raise ModelError(  # pyright: ignore[reportUnreachable]  # a user's module may hold anything
+            f"model {name!r} is a {type(target).__name__}, expected a class or function that builds a module"
+        )
     try:
         takes = dict(inspect.signature(target).parameters)
     except (TypeError, ValueError):  # builtins have no signature

@@ -31,13 +31,6 @@ SIZES: dict[str, tuple[str, tuple[int, ...]]] = {
 }
 
 
-def extractor(stem: str, cut: str) -> str:
-    """Return the name of the extractor's last submodule: the end of the stem, or of the first stage."""
-    if cut == "stage1":
-        return "layer1"
-    return "relu" if stem == "plain" else "maxpool"
-
-
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut, which is a 1x1 convolution where the shape changes."""
 
@@ -47,9 +40,11 @@ class BasicBlock(nn.Module):
         self.bn1 = norm2d(norm, width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.bn2 = norm2d(norm, width)
-        self.downsample = nn.Sequential()
-        if stride != 1 or channels != width:
-            self.downsample = nn.Sequential(nn.Conv2d(channels, width, 1, stride, bias=False), norm2d(norm, width))
+        self.downsample = (
+            nn.Sequential(nn.Conv2d(channels, width, 1, stride, bias=False), norm2d(norm, width))
+            if stride != 1 or channels != width
+            else nn.Sequential()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, channels, H, W)`` -> ``(B, width, H / stride, W / stride)``."""
@@ -90,15 +85,13 @@ class ResNet(nn.Module):
         self.bn1 = norm2d(norm, width)
         self.relu = nn.ReLU()
         self.maxpool = nn.Identity() if stem == "plain" else nn.MaxPool2d(3, 2, padding=1)
-        channels = width
         self.stages = [f"layer{number}" for number in range(1, len(blocks) + 1)]
         for number, (name, count) in enumerate(zip(self.stages, blocks, strict=True)):
             wide = width * 2**number
-            first = BasicBlock(channels, wide, 1 if number == 0 else 2, norm)
+            first = BasicBlock(wide // 2, wide, 2, norm) if number else BasicBlock(width, width, 1, norm)
             rest = [BasicBlock(wide, wide, 1, norm) for _ in range(count - 1)]
             self.add_module(name, nn.Sequential(first, *rest))
-            channels = wide
-        self.fc = nn.Linear(channels, num_classes)
+        self.fc = nn.Linear(width * 2 ** (len(blocks) - 1), num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images ``(B, C, H, W)`` -> logits ``(B, L)``."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+import math
+from collections.abc import Callable, Hashable
 from itertools import takewhile
 
 import torch
@@ -56,16 +57,6 @@ class SplitModel:
         torch.Size([5, 2])
     """
 
-    name: str
-    input_shape: tuple[int, ...]
-    num_classes: int
-    signature: Hashable
-    parameter_names: frozenset[str]
-    buffer_names: frozenset[str]
-    norm_names: frozenset[str]
-    shapes: Mapping[str, torch.Size]
-    random: bool
-
     def __init__(
         self,
         name: str,
@@ -80,14 +71,13 @@ class SplitModel:
             raise ModelError(f"model {name!r} names an extractor ({extractor!r}) but no classifier; name both, or none")
         self.name = name
         self.input_shape = tuple(input_shape)
-        self.signature = (
+        self.signature: Hashable = (
             signature if signature is not None else (name, factory, self.input_shape, classifier, extractor)
         )
         self._factory = factory
         with _PROBE.fork():
             self._module = self._build()
         self._module.eval()
-        self._training = False
         self._binding = Binding(self._module, name)
         self.shapes = self._binding.shapes
         self.parameter_names = self._binding.parameter_names
@@ -114,22 +104,19 @@ class SplitModel:
             raise ModelError(
                 f"the factory of model {self.name!r} returned the same module twice; it must build a new module"
             )
-        tensors: dict[str, Tensor] = {}
-        for place in places(module):
-            tensors.setdefault(place.name, place.tensor.detach().contiguous())
+        tensors = {place.name: place.tensor.detach().contiguous() for place in places(module)}
         self._binding.check(tensors)
         return tensors
 
     @property
     def training(self) -> bool:
         """Whether the next calls behave as in training."""
-        return self._training
+        return self._module.training
 
     def train(self, mode: bool) -> None:
         """Let BatchNorm and dropout behave as in training (True) or evaluation (False) from now on."""
-        if mode != self._training:
+        if mode != self._module.training:
             self._module.train(mode)
-            self._training = mode
 
     # ------------------------------------------------------------------------------------------------ running
 
@@ -287,7 +274,7 @@ class SplitModel:
                 f"model {self.name!r} has no classifier cut, so it has no representation; "
                 'name the first submodule of its classifier (classifier = "...")'
             )
-        return self._pieces[self._training]
+        return self._pieces[self._module.training]
 
     def _extractor(self) -> Piece:
         piece = self._cuts().extract
@@ -312,20 +299,15 @@ class SplitModel:
                     f"{type(error).__name__}: {error}; does it accept samples of shape {self.input_shape}?"
                 ) from error
         clobbers = {"whole"} if x._version != before else set[str]()
-        if not isinstance(logits, Tensor) or logits.dim() < 2 or logits.shape[0] != 2:
-            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ModelError(
-                f"model {self.name!r} returned {got} for an input of shape {tuple(x.shape)}, expected one "
-                "tensor (2, L): a row of logits per sample"
-            )
-        self.num_classes = int(logits.shape[1])
+        fault = (
+            f" returned {{}} for an input of shape {tuple(x.shape)}, expected one tensor (2, L): a row of logits per "
+            "sample"
+        )
+        self.num_classes = self._per_sample(logits, fault, 2)[0]
         if self._pieces is not None:
             # A new input, as the forward above may have written into x.
             x = torch.randn(x.shape, generator=_PROBE.torch())
-            s_in, r, again = self._walk(x, clobbers)
-            if s_in is not None:
-                self._s_in_shape = self._shape_at_cut(s_in)
-            self._rep_dim = self._width(r)
+            self._s_in_shape, self._rep_dim, again = self._walk(x, clobbers)
             if not torch.allclose(again, logits, rtol=0, atol=0, equal_nan=True):
                 raise ModelError(
                     f"model {self.name!r} cannot be cut there: its pieces in a row differ from its forward; "
@@ -334,43 +316,44 @@ class SplitModel:
         self.random = self._probe_training(x, clobbers)
         self._clobbers = frozenset(clobbers)
 
-    def _walk(self, x: Tensor, clobbers: set[str]) -> tuple[Tensor | None, Tensor, Tensor]:
-        """Run the pieces in turn: (s_in, r, logits). ``clobbers`` receives the pieces that write into their input."""
-        pieces, bare, s_in = self._cuts(), self._module, None
+    def _walk(self, x: Tensor, clobbers: set[str]) -> tuple[tuple[int, ...], int, Tensor]:
+        """Run the pieces in turn: (shape of s_in, or () without an extractor cut; width of r; logits).
+
+        ``clobbers`` receives the pieces that write into their input.
+        """
+        pieces, s_in_shape = self._cuts(), ()
 
         def run(which: str, piece: Piece, value: Tensor) -> Tensor:
             given = value.clone()  # a piece may write into its input, or return it
             before = given._version
-            result = piece.run(bare, given)
+            result = piece.run(self._module, given)
             if given._version != before:
                 clobbers.add(which)
             return result
 
         if pieces.extract is not None:
-            x = s_in = run("extract", pieces.extract, x)
-            self._shape_at_cut(s_in)
+            x = run("extract", pieces.extract, x)
+            fault = (
+                ": the extractor's output is {} for 2 samples, expected one tensor (2, ...); name a submodule that "
+                "returns one tensor"
+            )
+            s_in_shape = self._per_sample(x, fault, 1)
         r = run("intermediate", pieces.intermediate, x)
-        self._width(r)
-        return s_in, r, run("classify", pieces.classify, r)
+        fault = (
+            ": the representation, the classifier's input, is {} for 2 samples, expected (2, rep_dim); flatten it "
+            "before the classifier, or name the submodule that follows the flattening"
+        )
+        return s_in_shape, self._per_sample(r, fault, 2, 2)[0], run("classify", pieces.classify, r)
 
-    def _shape_at_cut(self, s_in: object) -> tuple[int, ...]:
-        if not isinstance(s_in, Tensor) or s_in.dim() < 1 or s_in.shape[0] != 2:
-            got = tuple(s_in.shape) if isinstance(s_in, Tensor) else type(s_in).__name__
-            raise ModelError(
-                f"model {self.name!r}: the extractor's output is {got} for 2 samples, expected one tensor "
-                "(2, ...); name a submodule that returns one tensor"
-            )
-        return tuple(s_in.shape[1:])
+    def _per_sample(self, value: object, fault: str, fewest: int, most: float = math.inf) -> tuple[int, ...]:
+        """Return the shape per sample of a value for two samples, of ``fewest`` to ``most`` dimensions.
 
-    def _width(self, r: object) -> int:
-        if not isinstance(r, Tensor) or r.dim() != 2 or r.shape[0] != 2:
-            got = tuple(r.shape) if isinstance(r, Tensor) else type(r).__name__
-            raise ModelError(
-                f"model {self.name!r}: the representation, the classifier's input, is {got} for 2 samples, "
-                "expected (2, rep_dim); flatten it before the classifier, or name the submodule that "
-                "follows the flattening"
-            )
-        return int(r.shape[1])
+        ``fault`` is the text of the error, with ``{}`` for the value.
+        """
+        if not isinstance(value, Tensor) or not fewest <= value.dim() <= most or value.shape[0] != 2:
+            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ModelError(f"model {self.name!r}{fault.format(got)}")
+        return tuple(value.shape[1:])
 
     def _probe_training(self, x: Tensor, clobbers: set[str]) -> bool:
         """Return whether a training forward uses torch's generator, found by running it."""

@@ -59,8 +59,7 @@ def find_submodule(module: nn.Module, name: str, role: str, model: str) -> str:
             f"model {model!r} has no submodule {name!r} to be its {role}; "
             f"{'nearest' if near else 'it has no submodules at all'}: {near}"
         )
-    wanted = known[name]
-    return next(path for path, child in known.items() if child is wanted)
+    return next(path for path, child in known.items() if child is known[name])
 
 
 def cut(module: nn.Module, *, classifier: str, extractor: str | None, model: str) -> Pieces:
@@ -105,10 +104,9 @@ def cut(module: nn.Module, *, classifier: str, extractor: str | None, model: str
         return Pieces(None, _piece(graph, start, r), classify)
     s_in = _only_call(graph, extractor, "extractor", model)
     if s_in not in _needed(r, None):
-        after = r in _needed(s_in, None)
         raise ModelError(
             f"model {model!r}: the extractor {extractor!r} "
-            + ("comes after" if after else "does not lead to")
+            + ("comes after" if r in _needed(s_in, None) else "does not lead to")
             + f" the input of the classifier {classifier!r}; name an extractor that runs before it"
         )
     _must_separate(graph, start, s_in, r, f"the extractor cut (the output of {extractor!r})", model)
@@ -215,17 +213,13 @@ def _must_separate(graph: fx.Graph, start: fx.Node, at: fx.Node, end: fx.Node, w
 
 
 def _describe(node: fx.Node) -> str:
-    match node.op:
-        case "placeholder":
-            return f"the model's input {node.target!r}"
-        case "call_module":
-            return f"the output of {node.target!r}"
-        case "call_method":
-            return f"the result {node.name!r} of .{node.target}()"
-        case "call_function":
-            return f"the result {node.name!r} of {getattr(node.target, '__name__', node.target)}()"
-        case _:
-            return repr(node.name)
+    texts = {
+        "placeholder": f"the model's input {node.target!r}",
+        "call_module": f"the output of {node.target!r}",
+        "call_method": f"the result {node.name!r} of .{node.target}()",
+        "call_function": f"the result {node.name!r} of {getattr(node.target, '__name__', node.target)}()",
+    }
+    return texts.get(node.op, repr(node.name))
 
 
 def _refuse_lost_writes(graph: fx.Graph, model: str) -> None:

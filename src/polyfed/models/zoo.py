@@ -70,7 +70,8 @@ def _build(
         classifier, extractor = "fc3", "pool2"
     elif name in resnet.SIZES:
         stem, blocks = resnet.SIZES[name]
-        classifier, extractor = "fc", resnet.extractor(stem, given.pop("cut"))
+        ends = {"stem": "relu" if stem == "plain" else "maxpool", "stage1": "layer1"}
+        classifier, extractor = "fc", ends[given.pop("cut")]
         factory = partial(resnet.ResNet, input_shape, stem=stem, blocks=blocks, num_classes=num_classes, **given)
     else:
         rep_dim: int | None = given["rep_dim"]
