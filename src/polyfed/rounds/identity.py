@@ -70,10 +70,13 @@ class Content:
         if data is None:
             data = file_digests(section.dataset, path=Path(section.path) if section.path else None)
         algorithm = load_algorithm(config.algorithm.name, config.algorithm.keys)
-        classes = [kind for kind in type(algorithm).__mro__ if issubclass(kind, Algorithm) and kind is not Algorithm]
         asked = [model, config.algorithm.name, *vars(algorithm).values(), *map(str, config.clients.models)]
         source, packages = _own_code({name for value in asked if (name := _module(value))})
-        numbers = {f"{kind.__module__}:{kind.__qualname__}": kind.numbers for kind in classes}
+        numbers = {
+            f"{kind.__module__}:{kind.__qualname__}": kind.numbers
+            for kind in type(algorithm).__mro__
+            if issubclass(kind, Algorithm) and kind is not Algorithm
+        }
         return cls(config.hash(), RESULTS, numbers, dict(data), source, packages)
 
     @property

@@ -87,14 +87,15 @@ class RoundLoop(ABC):
         run, algorithm = self.view.config.run, self.view.algorithm
         if not self.whole:
             self.server = algorithm.init_server(self.view.task, self.view.rng.at("server"))
-            self._over(None, 0.0, self._evaluated(self.server, 0, None))
+            self._over(None, 0.0, self.evaluate(self.server, 0, None))
         for round_ in range(self.round + 1, run.rounds + 1):
             clock = self.driver.costs.clock()
             played = self.play(round_)
             # The seconds of testing the cohort belong to the evaluation.
             seconds = clock() - (played.testing if played else 0.0)
             server = self.server if played is None else played.server
-            found = self._evaluated(server, round_, played)  # before the commit, as it takes time
+            # Before the commit, as it takes time.
+            found = self.evaluate(server, round_, played) if self.due(round_) else None
             self.whole = False
             if played is not None:
                 self.clients.commit()
@@ -109,9 +110,6 @@ class RoundLoop(ABC):
     def save(self) -> None:
         """Write a checkpoint."""
         self.run_dir.save(self.round, self.server, self.store, self.progress(), self.identity)
-
-    def _evaluated(self, server: State, round_: int, played: Played | None) -> Evaluation | None:
-        return self.evaluate(server, round_, played) if self.due(round_) else None
 
     def _over(self, played: Played | None, seconds: float, found: Evaluation | None) -> None:
         """Enter a round into ledger and logs, and write a checkpoint if one is due."""

@@ -30,8 +30,9 @@ def draw_cohort(federation: Federation, round_: int, now: float = 0.0) -> Cohort
     if clients.selection == "available":
         availability = federation.availability
         assert availability is not None, "the configuration was checked"
-        available = partial(availability.available, now=now)
-        chosen = draw_available(rng.at("cohort").numpy(), clients.count, count, available)
+        chosen = draw_available(
+            rng.at("cohort").numpy(), clients.count, count, partial(availability.available, now=now)
+        )
     else:
         chosen = pick(rng.at("cohort"), clients.count, count, federation.weighted)
     return cohort_of(federation, chosen, round_)
