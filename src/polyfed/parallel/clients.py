@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -53,8 +54,14 @@ class Worker:
         self._exchange = -1
 
     def methods(self) -> Mapping[str, Callable[..., Any]]:
-        """Return the function for each request, by name."""
-        return {"train": self.train, "test": self.test}
+        """Return the function for each request, by name; it returns the answer, and the seconds of counting costs."""
+        return {"train": partial(self._counting, self.train), "test": partial(self._counting, self.test)}
+
+    def _counting(self, answer: Callable[..., Any], *request: Any) -> tuple[Any, float]:
+        """Return the answer to a request, and the seconds spent on counting costs."""
+        costs = self.runner.driver.costs
+        before = costs.seconds
+        return answer(*request), costs.seconds - before
 
     def _read(
         self, exchange: int, messages: Mapping[int, Pieces], which: Mapping[ClientId, int | None], keep: Sequence[int]
@@ -71,11 +78,10 @@ class Worker:
         kinds = self.runner.federation.algorithm.states
         return {client: assemble(unpack(data), *kinds) for client, data in states.items()}.get
 
-    def train(self, round_: int, mail: Any, states: Any, score: bool) -> tuple[dict[ClientId, Packed], float]:
-        """Train a unit; return the result of each client, and the seconds spent on counting costs."""
-        counting = self.runner.driver.costs.seconds
+    def train(self, round_: int, mail: Any, states: Any, score: bool) -> dict[ClientId, Packed]:
+        """Train a unit; return the result of each client."""
         finished = self.runner.train(round_, self._read(*mail), self._states(states), score=score)
-        packed: dict[ClientId, Packed] = {
+        return {
             client: (
                 pack(disassemble(end.private)),
                 None if end.upload is None else disassemble(end.upload),
@@ -83,22 +89,18 @@ class Worker:
             )
             for client, end in finished.items()
         }
-        return packed, self.runner.driver.costs.seconds - counting
 
-    def test(self, round_: int, mail: Any, states: Any) -> tuple[dict[ClientId, Score], float]:
-        """Test clients; return their scores, and the seconds spent on counting costs."""
-        counting = self.runner.driver.costs.seconds
-        scores = self.runner.test(round_, self._read(*mail), self._states(states))
-        return scores, self.runner.driver.costs.seconds - counting
+    def test(self, round_: int, mail: Any, states: Any) -> dict[ClientId, Score]:
+        """Test clients; return their scores."""
+        return self.runner.test(round_, self._read(*mail), self._states(states))
 
 
 def resident(federation: Federation, placement: Placement) -> Federation:
     """Return the federation with its examples on the GPU, as bytes, if they take at most half of its memory."""
-    dataset = federation.dataset
-    if placement.device.type != "cuda":
+    dataset, device = federation.dataset, placement.device
+    if device.type != "cuda" or dataset.x.nbytes > torch.cuda.get_device_properties(device).total_memory // 2:
         return federation
-    memory = torch.cuda.get_device_properties(placement.device).total_memory
-    return federation if dataset.x.nbytes > memory // 2 else replace(federation, dataset=dataset.to(placement.device))
+    return replace(federation, dataset=dataset.to(device))
 
 
 class WorkerClients(SimulatedClients):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-import time
+import timeit
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -109,15 +109,13 @@ class Execution:
         return apart if apart > 1 and self._worth_workers() else 1
 
     def _worth_workers(self) -> bool:
-        federation = self.federation
-        kinds = len(federation.config.clients.models) * len(federation.config.clients.capacities)
-        infos = [federation.info(client) for client in range(min(kinds, federation.config.clients.count))]
+        federation, clients = self.federation, self.federation.config.clients
+        infos = map(federation.info, range(min(len(clients.models) * len(clients.capacities), clients.count)))
         flops = [chosen.flops for chosen in map(execution_choice(federation).of, infos)]
-        steps = federation.plan.count(int(federation.partition.train_offsets[-1]) // federation.config.clients.count)
+        steps = federation.plan.count(int(federation.partition.train_offsets[-1]) // clients.count)
         counted = [f for f in flops if f is not None]
-        if len(counted) < len(flops):
-            return True  # a step that cannot be counted is taken as large
-        return sum(counted) / len(counted) * steps * federation.config.clients.wanted > WORTH_WORKERS
+        # A step that cannot be counted is taken as large.
+        return len(counted) < len(flops) or sum(counted) / len(counted) * steps * clients.wanted > WORTH_WORKERS
 
 
 def driver_for(federation: Federation, placement: Placement, say: Callable[[str], None] = log.info) -> Driver:
@@ -155,12 +153,8 @@ def _on(placement: Placement, worker: int) -> Placement:
 def slower() -> float:
     """Return how many times longer a product of matrices takes in bfloat16."""
     a = torch.randn(64, 512)
-    times = [min(_timed(a.to(dtype)) for _ in range(3)) for dtype in (torch.bfloat16, torch.float32)]
-    return times[0] / times[1]
-
-
-def _timed(a: torch.Tensor) -> float:
-    b = a.repeat(8, 1)
-    started = time.perf_counter()
-    torch.mm(a, b)
-    return time.perf_counter() - started
+    half, single = (
+        min(timeit.repeat(partial(torch.mm, factor, factor.repeat(8, 1)), number=1, repeat=3))
+        for factor in (a.bfloat16(), a)
+    )
+    return half / single

@@ -30,14 +30,10 @@ class Ledger:
             "targets": [None for _ in view.config.run.targets],
             "best": None,
             "last": None,
-            **(
-                {}
-                if view.config.devices is None
-                else {
-                    "simulated": {"seconds": 0.0, "void": 0, "failed": dict.fromkeys(REASONS, 0), "wasted": _wasted()}
-                }
-            ),
         }
+        if view.config.devices is not None:
+            clock = {"seconds": 0.0, "void": 0, "failed": dict.fromkeys(REASONS, 0), "wasted": _wasted()}
+            self.progress.setdefault("simulated", clock)
 
     @property
     def now(self) -> float:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -127,10 +128,8 @@ class TimedClients:
         self._phase += 1
         cohort, down = request.cohort, request.down
         asked = sorted(down)
-        there = dict(
-            zip(asked, self.availability.available(asked, self.timing.start + self.timing.seconds), strict=True)
-        )
-        present = {client: message for client, message in down.items() if there[client]}
+        there = self.availability.available(asked, self.timing.start + self.timing.seconds)
+        present = {client: down[client] for client in compress(asked, there)}
         with self.clients.gathering(request) as gathering:
             reports = self.clients.gather(gathering, replace(request, down=present), score=score)
             kept, failed = self._ended(cohort, asked, present, reports)

@@ -32,12 +32,6 @@ INLINE = 256 * 1024
 #: Files that a checkpoint writes at the same time.
 WRITERS = 2
 
-_SCHEMA = """
-CREATE TABLE states (client INTEGER NOT NULL, round INTEGER NOT NULL, sha256 TEXT NOT NULL, data BLOB);
-CREATE UNIQUE INDEX by_client ON states (client, round, sha256);
-"""
-_NAME = re.compile(r"client-(\d+)-round-(\d+)\.safetensors")
-
 
 @dataclass(frozen=True)
 class Seal:
@@ -216,7 +210,7 @@ class Store:
     def _sweep(self) -> None:
         """Remove the files that no row refers to, which a killed round left."""
         for path in self.folder.glob("??/client-*.safetensors"):
-            name = _NAME.fullmatch(path.name)
+            name = re.fullmatch(r"client-(\d+)-round-(\d+)\.safetensors", path.name)
             if name and not self._one(
                 "SELECT 1 FROM states WHERE client = ? AND round = ? AND data ISNULL", int(name[1]), int(name[2])
             ):
@@ -235,7 +229,11 @@ class Store:
             self._db = sqlite3.connect(f"{self._index.absolute().as_uri()}?nolock=1", uri=True)
             self._finalizer = weakref.finalize(self, self._db.close)
             if not self._db.execute("SELECT 1 FROM sqlite_master").fetchone():
-                self._db.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
+                self._db.executescript(
+                    "BEGIN; CREATE TABLE states "
+                    "(client INTEGER NOT NULL, round INTEGER NOT NULL, sha256 TEXT NOT NULL, data BLOB);"
+                    "CREATE UNIQUE INDEX by_client ON states (client, round, sha256); COMMIT;"
+                )
         return self._db.execute(statement, values)
 
     def _do(self, statement: str, *values: object) -> None:
