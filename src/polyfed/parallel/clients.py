@@ -125,8 +125,10 @@ class WorkerClients(SimulatedClients):
 
     def _train(self, round_: int, units: Sequence[Down], *, score: bool) -> Iterator[dict[ClientId, Finished]]:
         mail = _Mail(next(self._exchanges), units)
-        longest = sorted(units, key=lambda unit: -sum(map(self._length, unit)))
-        jobs = (self._job("train", round_, mail, unit, score) for unit in longest)
+        jobs = (
+            self._job("train", round_, mail, unit, score)
+            for unit in sorted(units, key=lambda unit: -sum(map(self._length, unit)))
+        )
         algorithm = self.federation.algorithm
 
         def unpacked(client: ClientId, private: Any, upload: Pieces | None, report: Report) -> Finished:
@@ -134,11 +136,10 @@ class WorkerClients(SimulatedClients):
             self._parcels.pop(client, None)
             if self.store.resident and len(self._parcels) < PARCELS:
                 self._parcels[client] = (state, private)
-            sent = None if upload is None else assemble(upload, *algorithm.messages)
             if report.score is not None:  # wall-clock seconds: processes test beside each other
                 share = report.score.seconds / min(len(self.pool), len(units))
                 report = replace(report, score=replace(report.score, seconds=share))
-            return Finished(state, sent, report)
+            return Finished(state, None if upload is None else assemble(upload, *algorithm.messages), report)
 
         for packed in self._answers(jobs):
             yield {client: unpacked(client, *packed.pop(client)) for client in list(packed)}

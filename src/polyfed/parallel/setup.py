@@ -77,8 +77,9 @@ class Execution:
 
     def __enter__(self) -> SimulatedClients:
         if self.count == 1:
-            local = resident(self.federation, self.placement)
-            self._clients = LocalClients(local, self.driver, self.store, self.scratch)
+            self._clients = LocalClients(
+                resident(self.federation, self.placement), self.driver, self.store, self.scratch
+            )
         else:
             threads = self.federation.config.run.threads or 1
             source = self.federation if can_fork() and threads == 1 else self.federation.config

@@ -114,8 +114,14 @@ class Federation(ServerView):
 
     def local(self, client: ClientId, round_: int) -> LocalClient:
         """Return a client at work in a round; round 0 is its creation, before its first round."""
-        models = self.algorithm.models(self.task, self.own(client))
-        return client_at_work(self.info(client), models, self.data.train(client), self.algorithm, self.config, round_)
+        return client_at_work(
+            self.info(client),
+            self.algorithm.models(self.task, self.own(client)),
+            self.data.train(client),
+            self.algorithm,
+            self.config,
+            round_,
+        )
 
     def private(self, client: ClientId, stored: Any) -> Any:
         """Return the private state of a client: the stored state, or without it (None) the state before it trains."""

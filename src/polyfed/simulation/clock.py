@@ -167,8 +167,7 @@ class TimedClients:
             until = told.get(client, needed.get(client, 0.0) * vanishing.get(client, 1.0))
             self._lose(client, reports.get(client), reason, until)
         kept = {client: report for client, report in reports.items() if client not in failed}
-        for client in kept:
-            self.timing.clients[client] = self.timing.clients.get(client, 0.0) + needed[client]
+        self.timing.clients |= {client: self.timing.clients.get(client, 0.0) + needed[client] for client in kept}
         self._counted += kept.items()
         if len(kept) < self.rules.min_replies:
             raise TooFewRepliesError(

@@ -113,17 +113,22 @@ class _Run(RoundLoop):
         config = federation.config
         self.federation, self.callback = federation, callback
         self.placement = Placement.of(config.run.device, config.run.precision)
-        store = Store(run_dir.states, federation.algorithm.states, resident=config.run.store == "memory")
+        store = Store(run_dir.path / "states", federation.algorithm.states, resident=config.run.store == "memory")
         self.execution = Execution(
             federation,
             store,
             self.placement,
-            scratch=run_dir.states,
+            scratch=run_dir.path / "states",
             say=callback.note,
             close=(run_dir.lock,),
         )
-        identity = f"{config.hash()[:16]}-{federation.partition.hash[:16]}"
-        super().__init__(federation, run_dir, store, self.execution.driver, identity)
+        super().__init__(
+            federation,
+            run_dir,
+            store,
+            self.execution.driver,
+            f"{config.hash()[:16]}-{federation.partition.hash[:16]}",
+        )
         self.evaluator = Evaluator(federation, self.placement, self.driver.costs, federation.data)
         self.timed: TimedClients | None = None
 

@@ -77,11 +77,6 @@ class RunDir:
         """The descriptor of the lock; a fork that kept it open would lock the directory, too."""
         return self._lock.fileno()
 
-    @property
-    def states(self) -> Path:
-        """The folder of private states."""
-        return self.path / "states"
-
     def append(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Add lines to a log.
 

@@ -194,7 +194,7 @@ class _Served(RoundLoop):
         )
         self.placement = Placement.of(config.run.device, config.run.precision)
         view = DeployedView(config, algorithm, self.registry)
-        store = Store(run_dir.states, algorithm.states, resident=True)  # stays empty: states are the clients'
+        store = Store(run_dir.path / "states", algorithm.states, resident=True)  # stays empty: states are the clients'
         driver = make_driver("sequential", self.placement)
         super().__init__(view, run_dir, store, driver, f"{config.hash()[:16]}-{experiment}")
         self.evaluator = Evaluator(view, self.placement, self.driver.costs)
