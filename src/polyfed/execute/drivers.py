@@ -86,15 +86,19 @@ class Driver(Protocol):
 
     def play(self, calls: Calls) -> dict[ClientId, Outcome]:
         """Run each coroutine to its end, in order of client id."""
+        ...
 
     def unit(self, client: ClientInfo) -> int:
         """Return the number of clients of this kind in a unit, which are played together."""
+        ...
 
     def perform(self, request: Any, work: Work | None = None) -> Any:
         """Do one request by itself, such as the server's own; what it costs goes to ``work``."""
+        ...
 
     def testing(self, client: ClientInfo) -> Placement:
         """Where and in which layout a client's networks are tested."""
+        ...
 
 
 class Sequential:

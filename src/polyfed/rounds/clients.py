@@ -34,12 +34,14 @@ class Clients(Protocol):
 
     def exchange(self, request: Exchange, *, score: bool = False) -> tuple[Gathered, dict[ClientId, Report]]:
         """Send each client its message and return the totals; with ``score``, test the clients, too."""
+        ...
 
     def commit(self) -> None:
         """Complete the round: the states that its clients kept become their private states."""
 
     def evaluate(self, round_: int, down: Down) -> dict[ClientId, Score]:
         """Send each client the message from which it predicts, and test it on its own test data."""
+        ...
 
 
 class SimulatedClients(ABC):

@@ -52,6 +52,11 @@ class Evaluation:
         """Bytes sent for this evaluation."""
         return sum(score.down for score in self.scores.values())
 
+    @property
+    def predictors(self) -> list[str]:
+        """Names of all predictors, the default first."""
+        return list(next(iter(self.scores.values())).correct)
+
     def mean(self, predictor: str | None = None, clients: Sequence[ClientId] | None = None) -> float:
         """Return the mean accuracy over clients, without weights."""
         chosen = self.scores if clients is None else clients

@@ -106,7 +106,7 @@ class Ledger:
         p["last"] = {
             "mean": mean,
             "worst_decile": found.worst_decile(),
-            "predictors": {name: found.mean(name) for name in next(iter(found.scores.values())).correct},
+            "predictors": {name: found.mean(name) for name in found.predictors},
             "by_model": self._by(found, lambda info: info.architecture),
             "by_capacity": self._by(found, lambda info: f"{info.capacity:g}"),
             "before_aggregation": found.before_aggregation,
