@@ -18,7 +18,7 @@ import torch
 from polyfed.base.types import ClientId
 from polyfed.config import Config
 from polyfed.core.message import Message, Pieces, State, assemble, disassemble
-from polyfed.execute.drivers import Driver
+from polyfed.execute.drivers import Sequential
 from polyfed.execute.placement import Placement
 from polyfed.parallel.pool import Job, Pool
 from polyfed.parallel.transfer import pack, unpack
@@ -45,7 +45,7 @@ class Worker:
         make_driver: makes the driver that runs the clients.
     """
 
-    def __init__(self, source: Federation | Config, make_driver: Callable[[Federation], Driver]) -> None:
+    def __init__(self, source: Federation | Config, make_driver: Callable[[Federation], Sequential]) -> None:
         federation = source if isinstance(source, Federation) else prepare(source)
         driver = make_driver(federation)
         driver.placement.settle()
@@ -116,7 +116,7 @@ class WorkerClients(SimulatedClients):
     """
 
     def __init__(
-        self, federation: Federation, driver: Driver, store: Store, pool: Pool, scratch: Path | None = None
+        self, federation: Federation, driver: Sequential, store: Store, pool: Pool, scratch: Path | None = None
     ) -> None:
         super().__init__(federation, driver, store, scratch)
         self.pool = pool

@@ -22,10 +22,10 @@ from polyfed.config import Config
 from polyfed.config.config import cores
 from polyfed.core.clients import ClientInfo
 from polyfed.execute.choice import Chosen, ExecutionChoice, choose
-from polyfed.execute.drivers import Driver, make_driver
+from polyfed.execute.drivers import Sequential, make_driver
 from polyfed.execute.placement import Placement
 from polyfed.parallel.clients import Worker, WorkerClients, resident
-from polyfed.parallel.pool import Make, Pool, can_fork, process_peak
+from polyfed.parallel.pool import Pool, can_fork, process_peak
 from polyfed.rounds.clients import LocalClients, SimulatedClients
 from polyfed.rounds.federation import Federation
 from polyfed.storage.state_store import Store
@@ -83,8 +83,11 @@ class Execution:
         else:
             threads = self.federation.config.run.threads or 1
             source = self.federation if can_fork() and threads == 1 else self.federation.config
-            makers: list[Make] = [partial(_worker, source, _on(self.placement, number)) for number in range(self.count)]
-            self._pool = Pool(makers, self.close, threads=threads)
+            self._pool = Pool(
+                [partial(_worker, source, _on(self.placement, number)) for number in range(self.count)],
+                self.close,
+                threads=threads,
+            )
             map_large_blocks()  # after the forks, as they train
             self._clients = WorkerClients(self.federation, self.driver, self.store, self._pool, self.scratch)
         return self._clients
@@ -119,7 +122,7 @@ class Execution:
         return len(counted) < len(flops) or sum(counted) / len(counted) * steps * clients.wanted > WORTH_WORKERS
 
 
-def driver_for(federation: Federation, placement: Placement, say: Callable[[str], None] = log.info) -> Driver:
+def driver_for(federation: Federation, placement: Placement, say: Callable[[str], None] = log.info) -> Sequential:
     """Return the driver of a federation's clients in one process."""
     run = federation.config.run
     return make_driver(run.driver, placement, say, choice=execution_choice(federation), memory=int(run.memory * 1e9))

@@ -115,12 +115,11 @@ class Content:
             ("module", before.source, self.source),
             ("package", before.packages, self.packages),
         ):
-            for name in sorted({*was, *now}):
+            for name in sorted(name for name in {*was, *now} if was.get(name) != now.get(name)):
                 old, new = was.get(name), now.get(name)
-                if old != new:
-                    how = "is new" if old is None else "is gone" if new is None else "changed"
-                    short = what in ("package", "the numbers-version of algorithm") and how == "changed"
-                    found.append(f"{what} {name} {how}{f' from {old} to {new}' if short else ''}")
+                how = "is new" if old is None else "is gone" if new is None else "changed"
+                short = what in ("package", "the numbers-version of algorithm") and how == "changed"
+                found.append(f"{what} {name} {how}{f' from {old} to {new}' if short else ''}")
         return found
 
     def check(self, folder: Path) -> None:
@@ -164,8 +163,11 @@ def _own_code(names: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
     packages: dict[str, str] = {}
     for name in names:
         if (spec := _spec(name)) is not None and _installed(spec):
-            distributions = metadata.packages_distributions().get(name.partition(".")[0], [])
-            packages |= {package: metadata.version(package) for package in distributions if package != "polyfed"}
+            packages |= {
+                package: metadata.version(package)
+                for package in metadata.packages_distributions().get(name.partition(".")[0], [])
+                if package != "polyfed"
+            }
     waiting = set(names)
     seen = {""}  # the parent of a module without one
     while waiting:

@@ -7,7 +7,7 @@ from typing import Any
 
 from polyfed.base.types import ClientId
 from polyfed.core.message import Nothing, State
-from polyfed.execute.drivers import Driver
+from polyfed.execute.drivers import Sequential
 from polyfed.rounds.clients import Clients
 from polyfed.rounds.evaluation import Evaluation, Evaluator
 from polyfed.rounds.federation import ServerView
@@ -33,7 +33,7 @@ class RoundLoop(ABC):
     evaluator: Evaluator
     ledger: Ledger
 
-    def __init__(self, view: ServerView, run_dir: RunDir, store: Store, driver: Driver, identity: str) -> None:
+    def __init__(self, view: ServerView, run_dir: RunDir, store: Store, driver: Sequential, identity: str) -> None:
         self.view, self.run_dir, self.store, self.driver, self.identity = view, run_dir, store, driver, identity
         self.round = 0
         self.server: State = Nothing()
@@ -118,8 +118,7 @@ class RoundLoop(ABC):
             row |= self.ledger.round(played, seconds)
         if found is not None:
             row |= self.ledger.evaluation(self.round, found)
-        row["totals"] = self.ledger.totals()
-        row |= self.facts(played)
+        row |= {"totals": self.ledger.totals(), **self.facts(played)}
         self.run_dir.append("rounds.jsonl", [row])
         self.run_dir.append("clients.jsonl", client_rows(self.view, self.round, played, found))
         self.whole = True

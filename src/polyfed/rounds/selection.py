@@ -49,8 +49,9 @@ def draw_connected(view: ServerView, round_: int, connected: Sequence[ClientId],
     """
     clients = view.config.clients
     count = min(len(connected), oversampled(clients.wanted, oversample))
-    by_capacity = clients.selection == "by-capacity"
-    weighted = Weighted([view.info(client).capacity for client in connected]) if by_capacity else None
+    weighted = (
+        Weighted([view.info(client).capacity for client in connected]) if clients.selection == "by-capacity" else None
+    )
     places = pick(view.rng.at("round", round_, "cohort"), len(connected), count, weighted)
     return cohort_of(view, [connected[place] for place in places], round_)
 

@@ -17,7 +17,7 @@ from polyfed.config.profiles import Profile
 from polyfed.core.clients import Cohort
 from polyfed.core.gather import Gathered
 from polyfed.core.requests import Exchange
-from polyfed.execute.drivers import Driver
+from polyfed.execute.drivers import Sequential
 from polyfed.rounds.availability import Availability
 from polyfed.rounds.clients import SimulatedClients, TooFewRepliesError
 from polyfed.rounds.federation import Federation
@@ -96,7 +96,7 @@ class TimedClients:
         self._counted: list[tuple[ClientId, Report]] = []
         self._said: set[tuple[str, str]] = set()
 
-    def play(self, server: Any, round_: int, driver: Driver, now: float, *, score: bool) -> Played:
+    def play(self, server: Any, round_: int, driver: Sequential, now: float, *, score: bool) -> Played:
         """Play a round that begins ``now``, in simulated seconds; a void round leaves ``server`` as it is."""
         self.timing, self._phase, self._counted = Timing(now, self.availability.hour(now) % 24), 0, []
         self._wanted = self.federation.config.clients.wanted if self.rules.oversample else None
@@ -104,8 +104,7 @@ class TimedClients:
         try:
             if not len(cohort):
                 raise TooFewRepliesError(f"round {round_}: no client is available at this hour; expected at least one")
-            played = play_round(self.federation, server, cohort, self, driver, score=score)
-            return replace(played, timing=self.timing)
+            return replace(play_round(self.federation, server, cohort, self, driver, score=score), timing=self.timing)
         except TooFewRepliesError:
             self._void()
             return Played(server, cohort, {}, self.timing)

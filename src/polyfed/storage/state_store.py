@@ -157,8 +157,9 @@ class Store:
         self._commit()
 
     def _drop(self, client: ClientId, which: str, round_: int, keep: Path | None = None) -> None:
-        rows = f"SELECT round, data NOTNULL FROM states WHERE client = ? AND {which}"
-        for found, inline in list(self._each(rows, client, round_)):
+        for found, inline in list(
+            self._each(f"SELECT round, data NOTNULL FROM states WHERE client = ? AND {which}", client, round_)
+        ):
             self._do("DELETE FROM states WHERE client = ? AND round = ?", client, found)
             path = self._path(client, found)
             if not inline and path != keep:
@@ -186,10 +187,9 @@ class Store:
             entry = Seal().entry()
             for path in (self._index, self.folder / f"{self._index.name}-journal"):
                 path.unlink(missing_ok=True)
-        latest = "SELECT client, max(round), sha256 FROM states WHERE round <= ? GROUP BY client"
         seal = Seal()
-        for client, found, sha256 in self._each(latest, round_):
-            seal = seal.plus(client, found, sha256)
+        for row in self._each("SELECT client, max(round), sha256 FROM states WHERE round <= ? GROUP BY client", round_):
+            seal = seal.plus(*row)
         if seal.entry() != entry:
             raise CheckpointError(
                 f"{self._index} is not what the checkpoint of round {round_} left: it holds states of "
