@@ -142,8 +142,10 @@ class Sequential:
 
 def _steps(fit: Fit) -> Counter[tuple[int, bool]]:
     """Return the number of a fit's steps by (batch size, due); the largest batch first."""
-    sizes = fit.client.plan.sizes(len(fit.client.train))
-    found = Counter((examples, fit.due(index, in_epoch)) for examples, index, in_epoch in sizes)
+    found = Counter(
+        (examples, fit.due(index, in_epoch))
+        for examples, index, in_epoch in fit.client.plan.sizes(len(fit.client.train))
+    )
     return Counter(dict(sorted(found.items(), reverse=True)))
 
 

@@ -64,9 +64,9 @@ def signature(fit: Fit) -> object:
     def shapes(parts: Parts) -> object:
         return tuple((part, tuple((n, tuple(v.shape), v.dtype) for n, v in p.items())) for part, p in parts.items())
 
-    models = tuple((part, model.signature) for part, model in fit.client.models.items())
     return (
-        *(fit.identity, models, shapes(fit.parts), shapes(fit.frozen)),
+        *(fit.identity, tuple((part, model.signature) for part, model in fit.client.models.items())),
+        *(shapes(fit.parts), shapes(fit.frozen)),
         *(fit.client.plan, tuple(sorted(fit.lr.items())), fit.every, fit.draw is not None),
     )
 

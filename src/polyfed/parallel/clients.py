@@ -75,8 +75,9 @@ class Worker:
         return {client: None if number is None else known[number] for client, number in which.items()}
 
     def _states(self, states: Mapping[ClientId, Any]) -> Callable[[ClientId], Any]:
-        kinds = self.runner.federation.algorithm.states
-        return {client: assemble(unpack(data), *kinds) for client, data in states.items()}.get
+        return {
+            client: assemble(unpack(data), *self.runner.federation.algorithm.states) for client, data in states.items()
+        }.get
 
     def train(self, round_: int, mail: Any, states: Any, score: bool) -> dict[ClientId, Packed]:
         """Train a unit; return the result of each client."""
@@ -174,8 +175,10 @@ class WorkerClients(SimulatedClients):
 
     def _length(self, client: ClientId) -> float:
         """Return the relative duration of a client's training: examples times weights."""
-        weights = sum(shape.numel() for shape in self.federation.own(client).shapes.values())
-        return float(self.federation.data.train_size(client) * weights)
+        return float(
+            self.federation.data.train_size(client)
+            * sum(shape.numel() for shape in self.federation.own(client).shapes.values())
+        )
 
 
 class _Mail:

@@ -59,8 +59,8 @@ def play_round(
             reports[client] = join(reports[client], report) if client in reports else report
         return gathered
 
-    after = drive(view.algorithm.server_round(server, cohort), perform)
-    return Played(compact(after), cohort, reports)  # tensors of a reply may be views of a stack
+    # Compact, as tensors of a reply may be views of a stack.
+    return Played(compact(drive(view.algorithm.server_round(server, cohort), perform)), cohort, reports)
 
 
 def join(a: Report, b: Report) -> Report:
