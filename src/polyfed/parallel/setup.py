@@ -136,9 +136,12 @@ def execution_choice(federation: Federation) -> ExecutionChoice:
     alike = Counter((clients.model(client), clients.capacity(client)) for client in range(period))
 
     def decide(client: ClientInfo) -> Chosen:
-        together = clients.wanted * alike[clients.model(client.id), client.capacity] / period
-        models = federation.algorithm.models(federation.task, federation.own(client.id))
-        return choose(models, federation.plan, federation.dataset.input_shape, together)
+        return choose(
+            federation.algorithm.models(federation.task, federation.own(client.id)),
+            federation.plan,
+            federation.dataset.input_shape,
+            together=clients.wanted * alike[clients.model(client.id), client.capacity] / period,
+        )
 
     return ExecutionChoice(decide)
 

@@ -68,8 +68,7 @@ def pick(rng: Rng, total: int, count: int, weighted: Weighted | None = None) -> 
 
 def cohort_of(view: ServerView, chosen: Sequence[ClientId], round_: int) -> Cohort:
     """Return these clients as the cohort of a round."""
-    infos = tuple(map(view.info, chosen))
-    return Cohort(infos, round_, view.config.run.rounds, view.rng.at("round", round_, "server"))
+    return Cohort(tuple(map(view.info, chosen)), round_, view.config.run.rounds, view.rng.at("round", round_, "server"))
 
 
 def sample(view: ServerView, size: int | None, round_: int, purpose: str) -> list[ClientId]:

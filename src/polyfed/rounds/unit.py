@@ -113,8 +113,10 @@ class UnitRunner:
             work = Work()
             if kind not in shared:
                 shared = {} if kind is client else shared
-                steps = self.federation.algorithm.predictor_parts(private, message, local)
-                made: Parts = drive(steps, lambda request, work=work: self.driver.perform(request, work))
+                made: Parts = drive(
+                    self.federation.algorithm.predictor_parts(private, message, local),
+                    lambda request, work=work: self.driver.perform(request, work),
+                )
                 shared[kind] = tree_to(made, self.driver.testing(local.info))
             found = scores[client] = self._score(client, round_, shared[kind])
             found.flops_parts = work.flops
