@@ -62,13 +62,10 @@ class Counts(dict[int, int]):
 
     def at(self, examples: int, count: Callable[[], int]) -> int:
         """Return the FLOPs of a step; ``count`` counts them if two sizes are not known yet."""
-        if examples not in self:
-            if len(self) < 2:
-                self[examples] = count()
-            else:
-                (a, first), (b, second), *_ = self.items()
-                return first + round((second - first) * (examples - a) / (b - a))
-        return self[examples]
+        if examples not in self and len(self) >= 2:
+            (a, first), (b, second), *_ = self.items()
+            return first + round((second - first) * (examples - a) / (b - a))
+        return self[examples] if examples in self else self.setdefault(examples, count())
 
 
 @dataclass

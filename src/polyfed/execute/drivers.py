@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import GeneratorType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -78,31 +78,8 @@ class Outcome:
     trained: Parts = field(default_factory=dict[str, Any])
 
 
-class Driver(Protocol):
-    """Runs the coroutines of a cohort."""
-
-    placement: Placement
-    costs: CostCounter
-
-    def play(self, calls: Calls) -> dict[ClientId, Outcome]:
-        """Run each coroutine to its end, in order of client id."""
-        ...
-
-    def unit(self, client: ClientInfo) -> int:
-        """Return the number of clients of this kind in a unit, which are played together."""
-        ...
-
-    def perform(self, request: Any, work: Work | None = None) -> Any:
-        """Do one request by itself, such as the server's own; what it costs goes to ``work``."""
-        ...
-
-    def testing(self, client: ClientInfo) -> Placement:
-        """Where and in which layout a client's networks are tested."""
-        ...
-
-
 class Sequential:
-    """One client after another, in this process: small, plain, and bitwise reproducible on a CPU."""
+    """One client after another, in this process: plain, bitwise reproducible on a CPU, and the base of all drivers."""
 
     def __init__(self, placement: Placement) -> None:
         self.placement = placement
@@ -165,8 +142,10 @@ class Sequential:
 
 def _steps(fit: Fit) -> Counter[tuple[int, bool]]:
     """Return the number of a fit's steps by (batch size, due); the largest batch first."""
-    sizes = fit.client.plan.sizes(len(fit.client.train))
-    found = Counter((examples, fit.due(index, in_epoch)) for examples, index, in_epoch in sizes)
+    found = Counter(
+        (examples, fit.due(index, in_epoch))
+        for examples, index, in_epoch in fit.client.plan.sizes(len(fit.client.train))
+    )
     return Counter(dict(sorted(found.items(), reverse=True)))
 
 

@@ -155,8 +155,7 @@ def run_fit(fit: Fit, placement: Placement) -> Fitted:
     set_training(client.models, True)
     local = Local(fit, placement)
     augment = client.rng.at("augment").torch()
-    draws = any(model.random for model in client.models.values())
-    with client.rng.at("layers").fork() if draws else nullcontext():
+    with client.rng.at("layers").fork() if any(model.random for model in client.models.values()) else nullcontext():
         for step in client.plan.schedule(len(client.train), client.rng.at("batches")):
             batch = placement.batch(client.train, step.rows, augment)
             local.step(batch, fit.due(step.index, step.in_epoch), fit.drawn(step))

@@ -67,8 +67,11 @@ class Placement:
     def batches(self, data: Sequence[Examples], rows: Sequence[Tensor], generators: Sequence[torch.Generator]) -> Batch:
         """Return equally long batches of all clients as one: (K, B, ...) and (K, B)."""
         own = [one for one in data if isinstance(one, ClientData)]
-        alike = len(own) == len(data) and own[0].dataset.is_image
-        if alike and len({(id(one.dataset), one.augment) for one in own}) == 1:
+        if (
+            len(own) == len(data)
+            and own[0].dataset.is_image
+            and len({(id(one.dataset), one.augment) for one in own}) == 1
+        ):
             x, y = together(own, rows, generators, dtype=self.dtype, device=self.device)
             return x.unflatten(0, (len(own), -1)), y.unflatten(0, (len(own), -1))
         each = [self.batch(*given) for given in zip(data, rows, generators, strict=True)]

@@ -190,8 +190,9 @@ def _split(graph: torch.fx.GraphModule, products: int) -> list[bool]:
     pairs = [
         k < products and _calls(node, _aten.bmm.default) and len(node.users) == 1 for k, node in enumerate(results)
     ]
-    flat = [node.args if pair else (node,) for node, pair in zip(results, pairs, strict=True)]
-    output.args = ([node for each in flat for node in each],)
+    output.args = (
+        [kept for node, pair in zip(results, pairs, strict=True) for kept in (node.args if pair else (node,))],
+    )
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return pairs

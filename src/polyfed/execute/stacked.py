@@ -64,19 +64,21 @@ def signature(fit: Fit) -> object:
     def shapes(parts: Parts) -> object:
         return tuple((part, tuple((n, tuple(v.shape), v.dtype) for n, v in p.items())) for part, p in parts.items())
 
-    models = tuple((part, model.signature) for part, model in fit.client.models.items())
     return (
-        *(fit.identity, models, shapes(fit.parts), shapes(fit.frozen)),
+        *(fit.identity, tuple((part, model.signature) for part, model in fit.client.models.items())),
+        *(shapes(fit.parts), shapes(fit.frozen)),
         *(fit.client.plan, tuple(sorted(fit.lr.items())), fit.every, fit.draw is not None),
     )
 
 
 def why_not(fit: Fit) -> str | None:
     """Return the reason why a request cannot be stacked, or None."""
-    for part, model in fit.client.models.items():
-        if model.random:
-            return f"{model.name} ({part}) draws random numbers in its layers, and stacked draws would differ"
-    return None
+    reasons = (
+        f"{model.name} ({part}) draws random numbers in its layers, and stacked draws would differ"
+        for part, model in fit.client.models.items()
+        if model.random
+    )
+    return next(reasons, None)
 
 
 def replayable(fit: Fit) -> object | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,7 +18,7 @@ import torch
 from polyfed.base.types import ClientId
 from polyfed.config import Config
 from polyfed.core.message import Message, Pieces, State, assemble, disassemble
-from polyfed.execute.drivers import Driver
+from polyfed.execute.drivers import Sequential
 from polyfed.execute.placement import Placement
 from polyfed.parallel.pool import Job, Pool, most_files
 from polyfed.parallel.transfer import pack, unpack
@@ -45,7 +46,7 @@ class Worker:
         make_driver: makes the driver that runs the clients.
     """
 
-    def __init__(self, source: Federation | Config, make_driver: Callable[[Federation], Driver]) -> None:
+    def __init__(self, source: Federation | Config, make_driver: Callable[[Federation], Sequential]) -> None:
         federation = source if isinstance(source, Federation) else prepare(source)
         driver = make_driver(federation)
         driver.placement.settle()
@@ -54,8 +55,14 @@ class Worker:
         self._exchange = -1
 
     def methods(self) -> Mapping[str, Callable[..., Any]]:
-        """Return the function for each request, by name."""
-        return {"train": self.train, "test": self.test}
+        """Return the function for each request, by name; it returns the answer, and the seconds of counting costs."""
+        return {"train": partial(self._counting, self.train), "test": partial(self._counting, self.test)}
+
+    def _counting(self, answer: Callable[..., Any], *request: Any) -> tuple[Any, float]:
+        """Return the answer to a request, and the seconds spent on counting costs."""
+        costs = self.runner.driver.costs
+        before = costs.seconds
+        return answer(*request), costs.seconds - before
 
     def _read(
         self, exchange: int, messages: Mapping[int, Pieces], which: Mapping[ClientId, int | None], keep: Sequence[int]
@@ -69,14 +76,14 @@ class Worker:
         return {client: None if number is None else known[number] for client, number in which.items()}
 
     def _states(self, states: Mapping[ClientId, Any]) -> Callable[[ClientId], Any]:
-        kinds = self.runner.federation.algorithm.states
-        return {client: assemble(unpack(data), *kinds) for client, data in states.items()}.get
+        return {
+            client: assemble(unpack(data), *self.runner.federation.algorithm.states) for client, data in states.items()
+        }.get
 
-    def train(self, round_: int, mail: Any, states: Any, score: bool) -> tuple[dict[ClientId, Packed], float]:
-        """Train a unit; return the result of each client, and the seconds spent on counting costs."""
-        counting = self.runner.driver.costs.seconds
+    def train(self, round_: int, mail: Any, states: Any, score: bool) -> dict[ClientId, Packed]:
+        """Train a unit; return the result of each client."""
         finished = self.runner.train(round_, self._read(*mail), self._states(states), score=score)
-        packed: dict[ClientId, Packed] = {
+        return {
             client: (
                 pack(disassemble(end.private)),
                 None if end.upload is None else disassemble(end.upload),
@@ -84,22 +91,18 @@ class Worker:
             )
             for client, end in finished.items()
         }
-        return packed, self.runner.driver.costs.seconds - counting
 
-    def test(self, round_: int, mail: Any, states: Any) -> tuple[dict[ClientId, Score], float]:
-        """Test clients; return their scores, and the seconds spent on counting costs."""
-        counting = self.runner.driver.costs.seconds
-        scores = self.runner.test(round_, self._read(*mail), self._states(states))
-        return scores, self.runner.driver.costs.seconds - counting
+    def test(self, round_: int, mail: Any, states: Any) -> dict[ClientId, Score]:
+        """Test clients; return their scores."""
+        return self.runner.test(round_, self._read(*mail), self._states(states))
 
 
 def resident(federation: Federation, placement: Placement) -> Federation:
     """Return the federation with its examples on the GPU, as bytes, if they take at most half of its memory."""
-    dataset = federation.dataset
-    if placement.device.type != "cuda":
+    dataset, device = federation.dataset, placement.device
+    if device.type != "cuda" or dataset.x.nbytes > torch.cuda.get_device_properties(device).total_memory // 2:
         return federation
-    memory = torch.cuda.get_device_properties(placement.device).total_memory
-    return federation if dataset.x.nbytes > memory // 2 else replace(federation, dataset=dataset.to(placement.device))
+    return replace(federation, dataset=dataset.to(device))
 
 
 class WorkerClients(SimulatedClients):
@@ -115,7 +118,7 @@ class WorkerClients(SimulatedClients):
     """
 
     def __init__(
-        self, federation: Federation, driver: Driver, store: Store, pool: Pool, scratch: Path | None = None
+        self, federation: Federation, driver: Sequential, store: Store, pool: Pool, scratch: Path | None = None
     ) -> None:
         super().__init__(federation, driver, store, scratch)
         self.pool = pool
@@ -124,8 +127,10 @@ class WorkerClients(SimulatedClients):
 
     def _train(self, round_: int, units: Sequence[Down], *, score: bool) -> Iterator[dict[ClientId, Finished]]:
         mail = _Mail(next(self._exchanges), units)
-        longest = sorted(units, key=lambda unit: -sum(map(self._length, unit)))
-        jobs = (self._job("train", round_, mail, unit, score) for unit in longest)
+        jobs = (
+            self._job("train", round_, mail, unit, score)
+            for unit in sorted(units, key=lambda unit: -sum(map(self._length, unit)))
+        )
         algorithm = self.federation.algorithm
 
         def unpacked(client: ClientId, private: Any, upload: Pieces | None, report: Report) -> Finished:
@@ -133,11 +138,10 @@ class WorkerClients(SimulatedClients):
             self._parcels.pop(client, None)
             if self.store.resident and len(self._parcels) < min(PARCELS, most_files() // 4):
                 self._parcels[client] = (state, private)
-            sent = None if upload is None else assemble(upload, *algorithm.messages)
             if report.score is not None:  # wall-clock seconds: processes test beside each other
                 share = report.score.seconds / min(len(self.pool), len(units))
                 report = replace(report, score=replace(report.score, seconds=share))
-            return Finished(state, sent, report)
+            return Finished(state, None if upload is None else assemble(upload, *algorithm.messages), report)
 
         for packed in self._answers(jobs):
             yield {client: unpacked(client, *packed.pop(client)) for client in list(packed)}
@@ -183,8 +187,10 @@ class WorkerClients(SimulatedClients):
 
     def _length(self, client: ClientId) -> float:
         """Return the relative duration of a client's training: examples times weights."""
-        weights = sum(shape.numel() for shape in self.federation.own(client).shapes.values())
-        return float(self.federation.data.train_size(client) * weights)
+        return float(
+            self.federation.data.train_size(client)
+            * sum(shape.numel() for shape in self.federation.own(client).shapes.values())
+        )
 
 
 class _Mail:

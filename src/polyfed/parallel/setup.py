@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-import time
+import timeit
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -22,10 +22,10 @@ from polyfed.config import Config
 from polyfed.config.config import cores
 from polyfed.core.clients import ClientInfo
 from polyfed.execute.choice import Chosen, ExecutionChoice, choose
-from polyfed.execute.drivers import Driver, make_driver
+from polyfed.execute.drivers import Sequential, make_driver
 from polyfed.execute.placement import Placement
 from polyfed.parallel.clients import Worker, WorkerClients, resident
-from polyfed.parallel.pool import Make, Pool, can_fork, process_peak
+from polyfed.parallel.pool import Pool, can_fork, process_peak
 from polyfed.rounds.clients import LocalClients, SimulatedClients
 from polyfed.rounds.federation import Federation
 from polyfed.storage.state_store import Store
@@ -77,13 +77,17 @@ class Execution:
 
     def __enter__(self) -> SimulatedClients:
         if self.count == 1:
-            local = resident(self.federation, self.placement)
-            self._clients = LocalClients(local, self.driver, self.store, self.scratch)
+            self._clients = LocalClients(
+                resident(self.federation, self.placement), self.driver, self.store, self.scratch
+            )
         else:
             threads = self.federation.config.run.threads or 1
             source = self.federation if can_fork() and threads == 1 else self.federation.config
-            makers: list[Make] = [partial(_worker, source, _on(self.placement, number)) for number in range(self.count)]
-            self._pool = Pool(makers, self.close, threads=threads)
+            self._pool = Pool(
+                [partial(_worker, source, _on(self.placement, number)) for number in range(self.count)],
+                self.close,
+                threads=threads,
+            )
             map_large_blocks()  # after the forks, as they train
             self._clients = WorkerClients(self.federation, self.driver, self.store, self._pool, self.scratch)
         return self._clients
@@ -109,18 +113,16 @@ class Execution:
         return apart if apart > 1 and self._worth_workers() else 1
 
     def _worth_workers(self) -> bool:
-        federation = self.federation
-        kinds = len(federation.config.clients.models) * len(federation.config.clients.capacities)
-        infos = [federation.info(client) for client in range(min(kinds, federation.config.clients.count))]
+        federation, clients = self.federation, self.federation.config.clients
+        infos = map(federation.info, range(min(len(clients.models) * len(clients.capacities), clients.count)))
         flops = [chosen.flops for chosen in map(execution_choice(federation).of, infos)]
-        steps = federation.plan.count(int(federation.partition.train_offsets[-1]) // federation.config.clients.count)
+        steps = federation.plan.count(int(federation.partition.train_offsets[-1]) // clients.count)
         counted = [f for f in flops if f is not None]
-        if len(counted) < len(flops):
-            return True  # a step that cannot be counted is taken as large
-        return sum(counted) / len(counted) * steps * federation.config.clients.wanted > WORTH_WORKERS
+        # A step that cannot be counted is taken as large.
+        return len(counted) < len(flops) or sum(counted) / len(counted) * steps * clients.wanted > WORTH_WORKERS
 
 
-def driver_for(federation: Federation, placement: Placement, say: Callable[[str], None] = log.info) -> Driver:
+def driver_for(federation: Federation, placement: Placement, say: Callable[[str], None] = log.info) -> Sequential:
     """Return the driver of a federation's clients in one process."""
     run = federation.config.run
     return make_driver(run.driver, placement, say, choice=execution_choice(federation), memory=int(run.memory * 1e9))
@@ -134,9 +136,12 @@ def execution_choice(federation: Federation) -> ExecutionChoice:
     alike = Counter((clients.model(client), clients.capacity(client)) for client in range(period))
 
     def decide(client: ClientInfo) -> Chosen:
-        together = clients.wanted * alike[clients.model(client.id), client.capacity] / period
-        models = federation.algorithm.models(federation.task, federation.own(client.id))
-        return choose(models, federation.plan, federation.dataset.input_shape, together)
+        return choose(
+            federation.algorithm.models(federation.task, federation.own(client.id)),
+            federation.plan,
+            federation.dataset.input_shape,
+            together=clients.wanted * alike[clients.model(client.id), client.capacity] / period,
+        )
 
     return ExecutionChoice(decide)
 
@@ -155,12 +160,8 @@ def _on(placement: Placement, worker: int) -> Placement:
 def slower() -> float:
     """Return how many times longer a product of matrices takes in bfloat16."""
     a = torch.randn(64, 512)
-    times = [min(_timed(a.to(dtype)) for _ in range(3)) for dtype in (torch.bfloat16, torch.float32)]
-    return times[0] / times[1]
-
-
-def _timed(a: torch.Tensor) -> float:
-    b = a.repeat(8, 1)
-    started = time.perf_counter()
-    torch.mm(a, b)
-    return time.perf_counter() - started
+    half, single = (
+        min(timeit.repeat(partial(torch.mm, factor, factor.repeat(8, 1)), number=1, repeat=3))
+        for factor in (a.bfloat16(), a)
+    )
+    return half / single

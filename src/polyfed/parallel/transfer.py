@@ -198,8 +198,9 @@ def _write(group: Sequence[memoryview]) -> int:
 
 def _mapped(descriptor: int, sizes: Sequence[int]) -> list[memoryview]:
     """Return the arrays of a file. The mapping lasts as long as they do and, unlike mmap's, needs no descriptor."""
-    length = os.fstat(descriptor).st_size
-    whole = torch.from_file(f"/proc/self/fd/{descriptor}", shared=False, size=length, dtype=torch.uint8)
+    whole = torch.from_file(
+        f"/proc/self/fd/{descriptor}", shared=False, size=os.fstat(descriptor).st_size, dtype=torch.uint8
+    )
     memory = whole.numpy().data
     starts = accumulate(map(_up, sizes), initial=0)
     return [memory[start : start + size] for start, size in zip(starts, sizes, strict=False)]

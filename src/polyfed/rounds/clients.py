@@ -15,7 +15,7 @@ from polyfed.core.clients import ClientInfo
 from polyfed.core.gather import Gathered
 from polyfed.core.message import Message
 from polyfed.core.requests import Exchange
-from polyfed.execute.drivers import Driver
+from polyfed.execute.drivers import Sequential
 from polyfed.execute.placement import threads
 from polyfed.rounds.federation import Federation
 from polyfed.rounds.gathering import Gathering
@@ -57,7 +57,7 @@ class SimulatedClients(ABC):
         scratch: a folder on the disk where replies and states wait.
     """
 
-    def __init__(self, federation: Federation, driver: Driver, store: Store, scratch: Path | None = None) -> None:
+    def __init__(self, federation: Federation, driver: Sequential, store: Store, scratch: Path | None = None) -> None:
         self.federation, self.driver, self.store, self.scratch = federation, driver, store, scratch
         self._pending = PendingStates(federation.algorithm.states, None if store.resident else Spool(scratch))
         self._round = 0
@@ -152,7 +152,7 @@ class SimulatedClients(ABC):
 class LocalClients(SimulatedClients):
     """Clients of this process."""
 
-    def __init__(self, federation: Federation, driver: Driver, store: Store, scratch: Path | None = None) -> None:
+    def __init__(self, federation: Federation, driver: Sequential, store: Store, scratch: Path | None = None) -> None:
         super().__init__(federation, driver, store, scratch)
         self.runner = UnitRunner(federation, driver)
         self._threads = federation.config.run.threads or torch.get_num_threads()

@@ -95,12 +95,15 @@ class Evaluator:
         """Test the chosen clients after aggregation, the cohort before it, and the server's models."""
         clock = self.costs.clock()
         before = [report.score for report in (reports or {}).values() if report.score is not None]
-        before_aggregation = float(np.mean([score.accuracy() for score in before])) if before else None
         scores = self._clients(server, clients, round_, chosen)
         whole, flops = self._whole(server, list(scores))
-        flops += sum(score.flops + score.flops_parts for score in (*before, *scores.values()))
-        seconds = clock() + sum(score.seconds for score in before)
-        return Evaluation(scores, before_aggregation, whole, flops=flops, seconds=seconds)
+        return Evaluation(
+            scores,
+            float(np.mean([score.accuracy() for score in before])) if before else None,
+            whole,
+            flops=flops + sum(score.flops + score.flops_parts for score in (*before, *scores.values())),
+            seconds=clock() + sum(score.seconds for score in before),
+        )
 
     def _clients(self, server: Any, clients: Clients, round_: int, chosen: Sequence[ClientId]) -> dict[ClientId, Score]:
         algorithm = self.view.algorithm

@@ -19,7 +19,7 @@ from polyfed.config import Config, load_algorithm
 from polyfed.config.profiles import load_profiles
 from polyfed.core.algorithm import Algorithm, Task
 from polyfed.core.clients import ClientInfo, LocalClient
-from polyfed.core.message import Nothing, State
+from polyfed.core.message import Nothing
 from polyfed.core.plan import LocalSGD
 from polyfed.data.client import ClientData, FederatedData
 from polyfed.data.dataset import Dataset
@@ -94,8 +94,7 @@ class Federation(ServerView):
         devices = self.config.devices
         if devices is None:
             return None
-        profiles = load_profiles(devices.profiles)
-        return Availability(profiles, self.rng.at("devices"), devices.deal, devices.start_hour)
+        return Availability(load_profiles(devices.profiles), self.rng.at("devices"), devices.deal, devices.start_hour)
 
     @cached_property
     def weighted(self) -> Weighted | None:
@@ -115,18 +114,22 @@ class Federation(ServerView):
 
     def local(self, client: ClientId, round_: int) -> LocalClient:
         """Return a client at work in a round; round 0 is its creation, before its first round."""
-        models = self.algorithm.models(self.task, self.own(client))
-        return client_at_work(self.info(client), models, self.data.train(client), self.algorithm, self.config, round_)
+        return client_at_work(
+            self.info(client),
+            self.algorithm.models(self.task, self.own(client)),
+            self.data.train(client),
+            self.algorithm,
+            self.config,
+            round_,
+        )
 
     def private(self, client: ClientId, stored: Any) -> Any:
-        """Return the private state of a client: the stored state, or without it (None) its first."""
-        return self.first_state(client) if stored is None else stored
-
-    def first_state(self, client: ClientId) -> State:
-        """Return the private state of a client before it first trains."""
-        if type(self.algorithm).init_client is Algorithm.init_client:
-            return Nothing()  # avoids loading the client's rows, which takes a tenth of a small round
-        return self.algorithm.init_client(self.local(client, 0))
+        """Return the private state of a client: the stored state, or without it (None) the state before it trains."""
+        if stored is not None:
+            return stored
+        # `Nothing` at once avoids loading the client's rows, which takes a tenth of a small round.
+        stateless = type(self.algorithm).init_client is Algorithm.init_client
+        return Nothing() if stateless else self.algorithm.init_client(self.local(client, 0))
 
 
 def configured_info(config: Config, client: ClientId) -> ClientInfo:
@@ -222,8 +225,9 @@ def deal(config: Config) -> tuple[Dataset, Partition]:
         **config.partition.model_dump(exclude_none=True, exclude={"kind", "seed"}),
     )
     if config.data.validation_fraction:
-        y = dataset.y.cpu().numpy()
-        partition = partition.validating(config.data.validation_fraction, y, Rng((seed, "partition", "validation")))
+        partition = partition.validating(
+            config.data.validation_fraction, dataset.y.cpu().numpy(), Rng((seed, "partition", "validation"))
+        )
     return dataset, partition
 
 
@@ -236,8 +240,8 @@ def prepare(config: Config) -> Federation:
     dataset, partition = deal(config)
     algorithm = load_algorithm(config.algorithm.name, config.algorithm.keys)
     federation = Federation(config, dataset, partition, algorithm)
-    check_networks(federation.algorithm, federation.task)
-    if federation.algorithm.holdout:
+    check_networks(algorithm, federation.task)
+    if algorithm.holdout:
         federation.local(partition.smallest, 0)  # reports a client with too few examples before the run
     give_back()
     return federation

@@ -13,6 +13,7 @@ import json
 import sys
 import sysconfig
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from importlib.machinery import ModuleSpec
@@ -66,14 +67,16 @@ class Content:
         Raises:
             PolyfedError: a file cannot be read, or the algorithm does not exist.
         """
-        section = config.data
         if data is None:
-            data = file_digests(section.dataset, path=Path(section.path) if section.path else None)
+            data = file_digests(config.data.dataset, path=Path(config.data.path) if config.data.path else None)
         algorithm = load_algorithm(config.algorithm.name, config.algorithm.keys)
-        classes = [kind for kind in type(algorithm).__mro__ if issubclass(kind, Algorithm) and kind is not Algorithm]
         asked = [model, config.algorithm.name, *vars(algorithm).values(), *map(str, config.clients.models)]
         source, packages = _own_code({name for value in asked if (name := _module(value))})
-        numbers = {f"{kind.__module__}:{kind.__qualname__}": kind.numbers for kind in classes}
+        numbers = {
+            f"{kind.__module__}:{kind.__qualname__}": kind.numbers
+            for kind in type(algorithm).__mro__
+            if issubclass(kind, Algorithm) and kind is not Algorithm
+        }
         return cls(config.hash(), RESULTS, numbers, dict(data), source, packages)
 
     @property
@@ -112,12 +115,11 @@ class Content:
             ("module", before.source, self.source),
             ("package", before.packages, self.packages),
         ):
-            for name in sorted({*was, *now}):
+            for name in sorted(name for name in {*was, *now} if was.get(name) != now.get(name)):
                 old, new = was.get(name), now.get(name)
-                if old != new:
-                    how = "is new" if old is None else "is gone" if new is None else "changed"
-                    short = what in ("package", "the numbers-version of algorithm") and how == "changed"
-                    found.append(f"{what} {name} {how}{f' from {old} to {new}' if short else ''}")
+                how = "is new" if old is None else "is gone" if new is None else "changed"
+                short = what in ("package", "the numbers-version of algorithm") and how == "changed"
+                found.append(f"{what} {name} {how}{f' from {old} to {new}' if short else ''}")
         return found
 
     def check(self, folder: Path) -> None:
@@ -161,8 +163,11 @@ def _own_code(names: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
     packages: dict[str, str] = {}
     for name in names:
         if (spec := _spec(name)) is not None and _installed(spec):
-            distributions = metadata.packages_distributions().get(name.partition(".")[0], [])
-            packages |= {package: metadata.version(package) for package in distributions if package != "polyfed"}
+            packages |= {
+                package: metadata.version(package)
+                for package in metadata.packages_distributions().get(name.partition(".")[0], [])
+                if package != "polyfed"
+            }
     waiting = set(names)
     seen = {""}  # the parent of a module without one
     while waiting:
@@ -198,9 +203,9 @@ def _installed(spec: ModuleSpec) -> bool:
     if spec.name.partition(".")[0] == "polyfed" or spec.origin in ("built-in", "frozen"):
         return True
     places = [spec.origin] if spec.origin is not None else list(spec.submodule_search_locations or ())
-    paths = [Path(place).resolve() for place in places]
-    return any({"site-packages", "dist-packages"} & {*path.parts} for path in paths) or any(
-        path.is_relative_to(root) for path in paths for root in _INSTALLED
+    return any(
+        {"site-packages", "dist-packages"} & {*path.parts} or any(map(path.is_relative_to, _INSTALLED))
+        for path in (Path(place).resolve() for place in places)
     )
 
 
@@ -215,13 +220,11 @@ def _digest(name: str, spec: ModuleSpec) -> tuple[str, frozenset[str]]:
     except OSError as error:
         raise ModelError(f"module {name}: {path} cannot be read ({error.strerror or error})") from error
     imports = frozenset[str]()
-    try:
-        tree = ast.parse(data) if path.suffix == ".py" else None
-    except (SyntaxError, ValueError):  # imported in a function that was not called yet
-        tree = None
-    if tree is not None:
-        imports = frozenset(_imports(tree, spec.parent or ""))
-        data = ast.dump(_bare(tree)).encode()
+    if path.suffix == ".py":
+        with suppress(SyntaxError, ValueError):  # such a module is imported in a function that was not called yet
+            tree = ast.parse(data)
+            imports = frozenset(_imports(tree, spec.parent or ""))
+            data = ast.dump(_bare(tree)).encode()
     _read[name] = spec, hashlib.sha256(data).hexdigest(), imports
     return _read[name][1:]
 
@@ -244,7 +247,8 @@ def _imports(tree: ast.Module, package: str) -> set[str]:
 def _bare(tree: ast.Module) -> ast.Module:
     """Return the tree without docstrings. Changes the tree."""
     for node in ast.walk(tree):
-        documented = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
-        if documented and ast.get_docstring(node, clean=False) is not None:
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and (
+            ast.get_docstring(node, clean=False) is not None
+        ):
             del node.body[0]
     return tree

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
+from polyfed.core.clients import ClientInfo
 from polyfed.core.message import Size
 from polyfed.rounds.evaluation import Evaluation
 from polyfed.rounds.federation import ServerView
@@ -29,13 +31,9 @@ class Ledger:
             "best": None,
             "last": None,
         }
-        if view.config.devices is not None and "simulated" not in self.progress:
-            self.progress["simulated"] = {
-                "seconds": 0.0,
-                "void": 0,
-                "failed": dict.fromkeys(REASONS, 0),
-                "wasted": _wasted(),
-            }
+        if view.config.devices is not None:
+            clock = {"seconds": 0.0, "void": 0, "failed": dict.fromkeys(REASONS, 0), "wasted": _wasted()}
+            self.progress.setdefault("simulated", clock)
 
     @property
     def now(self) -> float:
@@ -63,14 +61,14 @@ class Ledger:
             family["seconds"] += report.work.seconds
             family["step_peak"] = max(family["step_peak"], report.work.peak_bytes)
         losses = [r.work.loss for r in reports if r.work.loss is not None]
-        row: dict[str, Any] = {
+        return {
             "cohort": [client.id for client in played.cohort],
             "loss": sum(losses) / len(losses) if losses else None,
             "bytes": {"up": up.total, "down": down.total},
             "flops": flops,
             "seconds": seconds,
+            **({} if played.timing is None else self._simulated(played, played.timing)),
         }
-        return row if played.timing is None else row | self._simulated(played, played.timing)
 
     def _simulated(self, played: Played, timing: Timing) -> dict[str, Any]:
         """Enter a round of the simulated clock."""
@@ -109,8 +107,8 @@ class Ledger:
             "mean": mean,
             "worst_decile": found.worst_decile(),
             "predictors": {name: found.mean(name) for name in found.predictors},
-            "by_model": self._by(found, "architecture"),
-            "by_capacity": self._by(found, "capacity"),
+            "by_model": self._by(found, lambda info: info.architecture),
+            "by_capacity": self._by(found, lambda info: f"{info.capacity:g}"),
             "before_aggregation": found.before_aggregation,
             "global": {name: pooled for name, (pooled, _) in found.whole.items()},
             "global_local": {name: local for name, (_, local) in found.whole.items()},
@@ -123,12 +121,10 @@ class Ledger:
             **({} if found.gradient is None else {"gradient_squared": found.gradient}),
         }
 
-    def _by(self, found: Evaluation, what: Literal["architecture", "capacity"]) -> dict[str, float]:
+    def _by(self, found: Evaluation, kind: Callable[[ClientInfo], str]) -> dict[str, float]:
         groups: dict[str, list[int]] = {}
         for client in found.scores:
-            info = self.view.info(client)
-            kind = info.architecture if what == "architecture" else f"{info.capacity:g}"
-            groups.setdefault(kind, []).append(client)
+            groups.setdefault(kind(self.view.info(client)), []).append(client)
         return {name: found.mean(clients=clients) for name, clients in sorted(groups.items())}
 
     def totals(self) -> dict[str, Any]:
@@ -203,8 +199,10 @@ def client_rows(view: ServerView, round_: int, played: Played | None, found: Eva
             }
         if timing and (client in lost or client in trained):
             loss = lost.get(client)
-            row["simulated_seconds"] = timing.clients.get(client, 0.0) + (loss.seconds if loss else 0.0)
-            row |= {"failed": loss.reason, "wasted": _wasted(loss)} if loss else {}
+            row |= {
+                "simulated_seconds": timing.clients.get(client, 0.0) + (loss.seconds if loss else 0.0),
+                **({"failed": loss.reason, "wasted": _wasted(loss)} if loss else {}),
+            }
         if client in tested:
             score = tested[client]
             row |= {"examples": score.examples, "correct": score.correct, "accuracy": score.accuracy()}

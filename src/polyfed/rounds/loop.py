@@ -7,7 +7,7 @@ from typing import Any
 
 from polyfed.base.types import ClientId
 from polyfed.core.message import Nothing, State
-from polyfed.execute.drivers import Driver
+from polyfed.execute.drivers import Sequential
 from polyfed.rounds.clients import Clients
 from polyfed.rounds.evaluation import Evaluation, Evaluator
 from polyfed.rounds.federation import ServerView
@@ -33,7 +33,7 @@ class RoundLoop(ABC):
     evaluator: Evaluator
     ledger: Ledger
 
-    def __init__(self, view: ServerView, run_dir: RunDir, store: Store, driver: Driver, identity: str) -> None:
+    def __init__(self, view: ServerView, run_dir: RunDir, store: Store, driver: Sequential, identity: str) -> None:
         self.view, self.run_dir, self.store, self.driver, self.identity = view, run_dir, store, driver, identity
         self.round = 0
         self.server: State = Nothing()
@@ -87,14 +87,15 @@ class RoundLoop(ABC):
         run, algorithm = self.view.config.run, self.view.algorithm
         if not self.whole:
             self.server = algorithm.init_server(self.view.task, self.view.rng.at("server"))
-            self._over(None, 0.0, self._evaluated(self.server, 0, None))
+            self._over(None, 0.0, self.evaluate(self.server, 0, None))
         for round_ in range(self.round + 1, run.rounds + 1):
             clock = self.driver.costs.clock()
             played = self.play(round_)
             # The seconds of testing the cohort belong to the evaluation.
             seconds = clock() - (played.testing if played else 0.0)
             server = self.server if played is None else played.server
-            found = self._evaluated(server, round_, played)  # before the commit, as it takes time
+            # Before the commit, as it takes time.
+            found = self.evaluate(server, round_, played) if self.due(round_) else None
             self.whole = False
             if played is not None:
                 self.clients.commit()
@@ -110,9 +111,6 @@ class RoundLoop(ABC):
         """Write a checkpoint."""
         self.run_dir.save(self.round, self.server, self.store, self.progress(), self.identity)
 
-    def _evaluated(self, server: State, round_: int, played: Played | None) -> Evaluation | None:
-        return self.evaluate(server, round_, played) if self.due(round_) else None
-
     def _over(self, played: Played | None, seconds: float, found: Evaluation | None) -> None:
         """Enter a round into ledger and logs, and write a checkpoint if one is due."""
         row: dict[str, Any] = {"round": self.round, "rounds": self.view.config.run.rounds}
@@ -120,8 +118,7 @@ class RoundLoop(ABC):
             row |= self.ledger.round(played, seconds)
         if found is not None:
             row |= self.ledger.evaluation(self.round, found)
-        row["totals"] = self.ledger.totals()
-        row |= self.facts(played)
+        row |= {"totals": self.ledger.totals(), **self.facts(played)}
         self.run_dir.append("rounds.jsonl", [row])
         self.run_dir.append("clients.jsonl", client_rows(self.view, self.round, played, found))
         self.whole = True

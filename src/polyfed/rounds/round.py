@@ -9,7 +9,7 @@ from polyfed.base.types import ClientId
 from polyfed.core.clients import Cohort
 from polyfed.core.message import State, compact
 from polyfed.core.requests import Exchange, drive
-from polyfed.execute.drivers import Driver, Work
+from polyfed.execute.drivers import Sequential, Work
 from polyfed.rounds.clients import Clients
 from polyfed.rounds.federation import ServerView
 from polyfed.rounds.timing import Timing
@@ -44,7 +44,7 @@ def play_round(
     server: Any,
     cohort: Cohort,
     clients: Clients,
-    driver: Driver,
+    driver: Sequential,
     *,
     score: bool = False,
 ) -> Played:
@@ -59,8 +59,8 @@ def play_round(
             reports[client] = join(reports[client], report) if client in reports else report
         return gathered
 
-    after = drive(view.algorithm.server_round(server, cohort), perform)
-    return Played(compact(after), cohort, reports)  # tensors of a reply may be views of a stack
+    # Compact, as tensors of a reply may be views of a stack.
+    return Played(compact(drive(view.algorithm.server_round(server, cohort), perform)), cohort, reports)
 
 
 def join(a: Report, b: Report) -> Report:

@@ -12,7 +12,7 @@ from polyfed.core.algorithm import Algorithm
 from polyfed.core.clients import Examples
 from polyfed.core.net import Nets
 from polyfed.execute.cost import CostCounter
-from polyfed.execute.local_training import EVAL_BATCH
+from polyfed.execute.local_training import EVAL_BATCH, set_training
 from polyfed.execute.placement import Placement
 
 
@@ -59,16 +59,15 @@ class Scorer:
     def right(self, nets: Nets, data: Examples, placement: Placement) -> tuple[dict[str, Tensor], int]:
         """Return for each predictor which examples it gets right, (n,) bool; and the FLOPs of the test."""
         predict = partial(self.algorithm.predict, nets)
-        models = tuple((part, net.model.signature) for part, net in nets.items() if net.model is not None)
-        for net in nets.values():
-            if net.model is not None:
-                net.model.train(False)
+        models = {part: net.model for part, net in nets.items() if net.model is not None}
+        set_training(models, False)
+        signatures = tuple((part, model.signature) for part, model in models.items())
         found: dict[str, list[Tensor]] = {}
         flops = 0
         for rows in torch.arange(len(data)).split(EVAL_BATCH):
             x, y = placement.batch(data, rows)
             with placement.autocast():
-                flops += self.costs.forward(("predict", models, x.shape[1:]), predict, x)
+                flops += self.costs.forward(("predict", signatures, x.shape[1:]), predict, x)
                 logits = predict(x)
             for name, value in logits.items():
                 found.setdefault(name, []).append(value.argmax(dim=1) == y)

@@ -30,8 +30,9 @@ def draw_cohort(federation: Federation, round_: int, now: float = 0.0) -> Cohort
     if clients.selection == "available":
         availability = federation.availability
         assert availability is not None, "the configuration was checked"
-        available = partial(availability.available, now=now)
-        chosen = draw_available(rng.at("cohort").numpy(), clients.count, count, available)
+        chosen = draw_available(
+            rng.at("cohort").numpy(), clients.count, count, partial(availability.available, now=now)
+        )
     else:
         chosen = pick(rng.at("cohort"), clients.count, count, federation.weighted)
     return cohort_of(federation, chosen, round_)
@@ -48,8 +49,9 @@ def draw_connected(view: ServerView, round_: int, connected: Sequence[ClientId],
     """
     clients = view.config.clients
     count = min(len(connected), oversampled(clients.wanted, oversample))
-    by_capacity = clients.selection == "by-capacity"
-    weighted = Weighted([view.info(client).capacity for client in connected]) if by_capacity else None
+    weighted = (
+        Weighted([view.info(client).capacity for client in connected]) if clients.selection == "by-capacity" else None
+    )
     places = pick(view.rng.at("round", round_, "cohort"), len(connected), count, weighted)
     return cohort_of(view, [connected[place] for place in places], round_)
 
@@ -66,8 +68,7 @@ def pick(rng: Rng, total: int, count: int, weighted: Weighted | None = None) -> 
 
 def cohort_of(view: ServerView, chosen: Sequence[ClientId], round_: int) -> Cohort:
     """Return these clients as the cohort of a round."""
-    infos = tuple(map(view.info, chosen))
-    return Cohort(infos, round_, view.config.run.rounds, view.rng.at("round", round_, "server"))
+    return Cohort(tuple(map(view.info, chosen)), round_, view.config.run.rounds, view.rng.at("round", round_, "server"))
 
 
 def sample(view: ServerView, size: int | None, round_: int, purpose: str) -> list[ClientId]:

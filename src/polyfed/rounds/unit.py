@@ -10,7 +10,7 @@ from typing import Any
 from polyfed.base.types import ClientId, Parts
 from polyfed.core.message import Message, Nothing, Size, State, compact, size
 from polyfed.core.requests import drive
-from polyfed.execute.drivers import Calls, Driver, Outcome, Work
+from polyfed.execute.drivers import Calls, Outcome, Sequential, Work
 from polyfed.execute.local_training import bind, tree_to
 from polyfed.rounds.federation import Federation
 from polyfed.rounds.scoring import Score, Scorer
@@ -62,7 +62,7 @@ class UnitRunner:
         driver: runs the clients' coroutines.
     """
 
-    def __init__(self, federation: Federation, driver: Driver) -> None:
+    def __init__(self, federation: Federation, driver: Sequential) -> None:
         self.federation, self.driver = federation, driver
         self.scorer = Scorer(federation.algorithm, driver.placement, driver.costs)
 
@@ -90,10 +90,12 @@ class UnitRunner:
         for client, outcome in self.play(calls).items():
             key = id(down[client])
             received[key] = received[key] if key in received else measure(down[client])
-            tested = (
-                self._score(client, round_, outcome.trained) if score and worth_a_test(outcome, down[client]) else None
+            report = Report(
+                outcome.work,
+                received[key],
+                measure(outcome.upload),
+                self._score(client, round_, outcome.trained) if score and worth_a_test(outcome, down[client]) else None,
             )
-            report = Report(outcome.work, received[key], measure(outcome.upload), tested)
             # The results of a stack are views of the whole stack.
             finished[client] = Finished(compact(outcome.private), outcome.upload, report)
         return finished
@@ -111,8 +113,10 @@ class UnitRunner:
             work = Work()
             if kind not in shared:
                 shared = {} if kind is client else shared
-                steps = self.federation.algorithm.predictor_parts(private, message, local)
-                made: Parts = drive(steps, lambda request, work=work: self.driver.perform(request, work))
+                made: Parts = drive(
+                    self.federation.algorithm.predictor_parts(private, message, local),
+                    lambda request, work=work: self.driver.perform(request, work),
+                )
                 shared[kind] = tree_to(made, self.driver.testing(local.info))
             found = scores[client] = self._score(client, round_, shared[kind])
             found.flops_parts = work.flops
@@ -122,8 +126,9 @@ class UnitRunner:
     def _score(self, client: ClientId, round_: int, parts: Parts) -> Score:
         local = self.federation.local(client, round_)
         placement = self.driver.testing(local.info)
-        nets = bind(local.models, tree_to(parts, placement))
-        return self.scorer.score(nets, self.federation.data.test(client), placement)
+        return self.scorer.score(
+            bind(local.models, tree_to(parts, placement)), self.federation.data.test(client), placement
+        )
 
 
 def worth_a_test(outcome: Outcome, message: Message | None) -> bool:

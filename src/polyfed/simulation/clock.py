@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from polyfed.config.profiles import Profile
 from polyfed.core.clients import Cohort
 from polyfed.core.gather import Gathered
 from polyfed.core.requests import Exchange
-from polyfed.execute.drivers import Driver
+from polyfed.execute.drivers import Sequential
 from polyfed.rounds.availability import Availability
 from polyfed.rounds.clients import SimulatedClients, TooFewRepliesError
 from polyfed.rounds.federation import Federation
@@ -95,7 +96,7 @@ class TimedClients:
         self._counted: list[tuple[ClientId, Report]] = []
         self._said: set[tuple[str, str]] = set()
 
-    def play(self, server: Any, round_: int, driver: Driver, now: float, *, score: bool) -> Played:
+    def play(self, server: Any, round_: int, driver: Sequential, now: float, *, score: bool) -> Played:
         """Play a round that begins ``now``, in simulated seconds; a void round leaves ``server`` as it is."""
         self.timing, self._phase, self._counted = Timing(now, self.availability.hour(now) % 24), 0, []
         self._wanted = self.federation.config.clients.wanted if self.rules.oversample else None
@@ -103,8 +104,7 @@ class TimedClients:
         try:
             if not len(cohort):
                 raise TooFewRepliesError(f"round {round_}: no client is available at this hour; expected at least one")
-            played = play_round(self.federation, server, cohort, self, driver, score=score)
-            return replace(played, timing=self.timing)
+            return replace(play_round(self.federation, server, cohort, self, driver, score=score), timing=self.timing)
         except TooFewRepliesError:
             self._void()
             return Played(server, cohort, {}, self.timing)
@@ -127,10 +127,8 @@ class TimedClients:
         self._phase += 1
         cohort, down = request.cohort, request.down
         asked = sorted(down)
-        there = dict(
-            zip(asked, self.availability.available(asked, self.timing.start + self.timing.seconds), strict=True)
-        )
-        present = {client: message for client, message in down.items() if there[client]}
+        there = self.availability.available(asked, self.timing.start + self.timing.seconds)
+        present = {client: down[client] for client in compress(asked, there)}
         with self.clients.gathering(request) as gathering:
             reports = self.clients.gather(gathering, replace(request, down=present), score=score)
             kept, failed = self._ended(cohort, asked, present, reports)
@@ -168,8 +166,7 @@ class TimedClients:
             until = told.get(client, needed.get(client, 0.0) * vanishing.get(client, 1.0))
             self._lose(client, reports.get(client), reason, until)
         kept = {client: report for client, report in reports.items() if client not in failed}
-        for client in kept:
-            self.timing.clients[client] = self.timing.clients.get(client, 0.0) + needed[client]
+        self.timing.clients |= {client: self.timing.clients.get(client, 0.0) + needed[client] for client in kept}
         self._counted += kept.items()
         if len(kept) < self.rules.min_replies:
             raise TooFewRepliesError(

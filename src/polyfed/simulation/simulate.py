@@ -66,12 +66,12 @@ def simulate(config: Config, *, out: Path | None = None, callback: Callback | No
     federation = prepare(config)
     with closing(RunDir(folder)) as run_dir:
         _check_new(folder)  # again: while this process prepared, another may have begun and ended a run here
-        files.write_json(run_dir.file("environment.json"), environment(config))
-        federation.partition.save(run_dir.file("partition.npz"))
+        files.write_json(run_dir.path / "environment.json", environment(config))
+        federation.partition.save(run_dir.path / "partition.npz")
         Content.of(config, federation.dataset.files).write(run_dir.path)
         if federation.availability is not None:
-            files.write(run_dir.file("devices.csv"), to_csv(federation.availability.profiles).encode())
-        files.write(run_dir.file("config.toml"), config.to_toml().encode())  # last: it marks the directory as a run
+            files.write(run_dir.path / "devices.csv", to_csv(federation.availability.profiles).encode())
+        files.write(run_dir.path / "config.toml", config.to_toml().encode())  # last: it marks the directory as a run
         return _Run(federation, run_dir, callback or Quiet()).run()
 
 
@@ -85,7 +85,7 @@ def resume(folder: Path, *, callback: Callback | None = None) -> dict[str, Any]:
     if not (folder / "config.toml").exists():
         raise RunDirError(f"{folder} holds no run: it has no config.toml; give the run directory of a run")
     with closing(RunDir(folder)) as run_dir:
-        stored = Partition.load(run_dir.file("partition.npz")).hash  # the arrays are freed at once
+        stored = Partition.load(run_dir.path / "partition.npz").hash  # the arrays are freed at once
         federation = prepare(Config.load(folder / "config.toml"))
         Content.of(federation.config, federation.dataset.files).check(folder)
         if stored != federation.partition.hash:
@@ -113,17 +113,22 @@ class _Run(RoundLoop):
         config = federation.config
         self.federation, self.callback = federation, callback
         self.placement = Placement.of(config.run.device, config.run.precision)
-        store = Store(run_dir.states, federation.algorithm.states, resident=config.run.store == "memory")
+        store = Store(run_dir.path / "states", federation.algorithm.states, resident=config.run.store == "memory")
         self.execution = Execution(
             federation,
             store,
             self.placement,
-            scratch=run_dir.states,
+            scratch=run_dir.path / "states",
             say=callback.note,
             close=(run_dir.lock,),
         )
-        identity = f"{config.hash()[:16]}-{federation.partition.hash[:16]}"
-        super().__init__(federation, run_dir, store, self.execution.driver, identity)
+        super().__init__(
+            federation,
+            run_dir,
+            store,
+            self.execution.driver,
+            f"{config.hash()[:16]}-{federation.partition.hash[:16]}",
+        )
         self.evaluator = Evaluator(federation, self.placement, self.driver.costs, federation.data)
         self.timed: TimedClients | None = None
 
@@ -148,7 +153,7 @@ class _Run(RoundLoop):
                     raise Interrupted(self.run_dir.path) from None
                 raise
         summary = self.ledger.summary(str(self.run_dir.path), self.run_dir.trained(), self.federation.partition.hash)
-        files.write_json(self.run_dir.file("summary.json"), summary)
+        files.write_json(self.run_dir.path / "summary.json", summary)
         self.callback.ended(summary)
         return summary
 

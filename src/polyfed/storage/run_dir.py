@@ -77,15 +77,6 @@ class RunDir:
         """The descriptor of the lock; a fork that kept it open would lock the directory, too."""
         return self._lock.fileno()
 
-    @property
-    def states(self) -> Path:
-        """The folder of private states."""
-        return self.path / "states"
-
-    def file(self, name: str) -> Path:
-        """Return the path of a file of the run."""
-        return self.path / name
-
     def append(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Add lines to a log.
 
@@ -103,7 +94,7 @@ class RunDir:
 
     def trained(self) -> int:
         """Return how many clients have trained in a round that counted, by rounds.jsonl."""
-        rows = map(json.loads, self.file("rounds.jsonl").read_bytes().splitlines())
+        rows = map(json.loads, (self.path / "rounds.jsonl").read_bytes().splitlines())
         return len(
             {
                 client

@@ -34,12 +34,6 @@ WRITERS = 2
 #: States that the writers may be ahead of the index: so many are in memory, or written after Ctrl-C, at most.
 AHEAD = 16
 
-_SCHEMA = """
-CREATE TABLE states (client INTEGER NOT NULL, round INTEGER NOT NULL, sha256 TEXT NOT NULL, data BLOB);
-CREATE UNIQUE INDEX by_client ON states (client, round, sha256);
-"""
-_NAME = re.compile(r"client-(\d+)-round-(\d+)\.safetensors")
-
 
 @dataclass(frozen=True)
 class Seal:
@@ -167,8 +161,9 @@ class Store:
         self._commit()
 
     def _drop(self, client: ClientId, which: str, round_: int, keep: Path | None = None) -> None:
-        rows = f"SELECT round, data NOTNULL FROM states WHERE client = ? AND {which}"
-        for found, inline in list(self._each(rows, client, round_)):
+        for found, inline in list(
+            self._each(f"SELECT round, data NOTNULL FROM states WHERE client = ? AND {which}", client, round_)
+        ):
             self._do("DELETE FROM states WHERE client = ? AND round = ?", client, found)
             path = self._path(client, found)
             if not inline and path != keep:
@@ -196,10 +191,9 @@ class Store:
             entry = Seal().entry()
             for path in (self._index, self.folder / f"{self._index.name}-journal"):
                 path.unlink(missing_ok=True)
-        latest = "SELECT client, max(round), sha256 FROM states WHERE round <= ? GROUP BY client"
         seal = Seal()
-        for client, found, sha256 in self._each(latest, round_):
-            seal = seal.plus(client, found, sha256)
+        for row in self._each("SELECT client, max(round), sha256 FROM states WHERE round <= ? GROUP BY client", round_):
+            seal = seal.plus(*row)
         if seal.entry() != entry:
             raise CheckpointError(
                 f"{self._index} is not what the checkpoint of round {round_} left: it holds states of "
@@ -220,7 +214,7 @@ class Store:
     def _sweep(self) -> None:
         """Remove the files that no row refers to, which a killed round left."""
         for path in self.folder.glob("??/client-*.safetensors"):
-            name = _NAME.fullmatch(path.name)
+            name = re.fullmatch(r"client-(\d+)-round-(\d+)\.safetensors", path.name)
             if name and not self._one(
                 "SELECT 1 FROM states WHERE client = ? AND round = ? AND data ISNULL", int(name[1]), int(name[2])
             ):
@@ -239,7 +233,11 @@ class Store:
             self._db = sqlite3.connect(f"{self._index.absolute().as_uri()}?nolock=1", uri=True)
             self._finalizer = weakref.finalize(self, self._db.close)
             if not self._db.execute("SELECT 1 FROM sqlite_master").fetchone():
-                self._db.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
+                self._db.executescript(
+                    "BEGIN; CREATE TABLE states "
+                    "(client INTEGER NOT NULL, round INTEGER NOT NULL, sha256 TEXT NOT NULL, data BLOB);"
+                    "CREATE UNIQUE INDEX by_client ON states (client, round, sha256); COMMIT;"
+                )
         return self._db.execute(statement, values)
 
     def _do(self, statement: str, *values: object) -> None:

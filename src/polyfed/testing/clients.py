@@ -14,7 +14,7 @@ from polyfed.core.gather import Gathered
 from polyfed.core.message import Message, Size, State, decode, encode, size
 from polyfed.core.requests import Exchange
 from polyfed.execute.cost import CostCounter
-from polyfed.execute.drivers import Calls, Driver, Outcome
+from polyfed.execute.drivers import Calls, Outcome, Sequential
 from polyfed.rounds.clients import LocalClients
 from polyfed.rounds.federation import Federation
 from polyfed.rounds.scoring import Score
@@ -72,7 +72,7 @@ class Visit:
 class Remembering(UnitRunner):
     """Runs units and remembers what the last fit of each client ended with."""
 
-    def __init__(self, federation: Federation, driver: Driver) -> None:
+    def __init__(self, federation: Federation, driver: Sequential) -> None:
         super().__init__(federation, driver)
         self.trained: dict[ClientId, Parts] = {}
 
@@ -86,7 +86,7 @@ class Remembering(UnitRunner):
 class Watched(LocalClients):
     """Clients of this process; every visit is written down."""
 
-    def __init__(self, federation: Federation, driver: Driver, store: Store) -> None:
+    def __init__(self, federation: Federation, driver: Sequential, store: Store) -> None:
         super().__init__(federation, driver, store)
         self.runner = self._remembering = Remembering(federation, driver)
         self.visits: list[Visit] = []
@@ -124,7 +124,7 @@ class Wired(LocalClients):
     Uploads are looked at as a deployed server does.
     """
 
-    def __init__(self, federation: Federation, driver: Driver, store: Store) -> None:
+    def __init__(self, federation: Federation, driver: Sequential, store: Store) -> None:
         super().__init__(federation, driver, store)
         #: For each message: itself, its size as told, and its length as encoded.
         self.sizes: list[tuple[Message, Size, int]] = []

@@ -119,7 +119,7 @@ class ProcessClients(RemoteClients):
     def _state(self, client: ClientId) -> State:
         root, classes = Path(self._nodes[client].state_dir), self.federation.algorithm.states
         state, _ = ClientStateDir(root, self.experiment, client, classes).state(self.settled.get(client))
-        return self.federation.first_state(client) if state is None else state
+        return self.federation.private(client, state)
 
 
 def _silent(*_: object, **__: object) -> None:

@@ -187,10 +187,10 @@ class _Served(RoundLoop):
         self, run_dir: RunDir, experiment: str, deployment: Deployment, transport: Transport, status: Status
     ) -> None:
         self.rules, self.status = deployment.rounds, status
-        config = Config.load(run_dir.file("config.toml"))
+        config = Config.load(run_dir.path / "config.toml")
         Content.of(config, {}).check(run_dir.path)
         algorithm = load_algorithm(config.algorithm.name, config.algorithm.keys)
-        self.journal = Journal(run_dir.file("events.jsonl"))
+        self.journal = Journal(run_dir.path / "events.jsonl")
         self.registry = ClientRegistry(transport, config, experiment, self.journal, fixed=deployment.server.node_keys)
         self.remote = self.clients = RemoteClients(
             transport, self.registry, config, algorithm, experiment, self.rules, self.journal, run_dir.path
@@ -198,7 +198,7 @@ class _Served(RoundLoop):
         super().__init__(
             DeployedView(config, algorithm, self.registry),
             run_dir,
-            Store(run_dir.states, algorithm.states, resident=True),  # stays empty: states are the clients'
+            Store(run_dir.path / "states", algorithm.states, resident=True),  # stays empty: states are the clients'
             make_driver("sequential", Placement.of(config.run.device, config.run.precision)),
             f"{config.hash()[:16]}-{experiment}",
         )
@@ -227,7 +227,7 @@ class _Served(RoundLoop):
                 "events": self.journal.counts,
             },
         }
-        files.write_json(self.run_dir.file("summary.json"), summary)
+        files.write_json(self.run_dir.path / "summary.json", summary)
         return summary
 
     # ---------------------------------------------------------------------------------------------- rounds
