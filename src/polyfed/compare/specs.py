@@ -71,8 +71,7 @@ class AlgorithmEntry:
             raise ConfigError(f"--algorithms {text!r}: expected a name, or name:key=value")
         tables: Table = {}
         for setting in settings:
-            path, value = parse_override(setting)
-            apply(tables, path, value)
+            apply(tables, *parse_override(setting))
         return cls.of(text.strip(), {"name": head, **tables}, f"--algorithms {text!r}")
 
     @classmethod

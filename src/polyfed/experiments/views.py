@@ -66,10 +66,8 @@ class Results:
 
     def groups(self) -> dict[tuple[str, str], list[RunSpec]]:
         """The finished cells by setting and algorithm; they differ by seed."""
-        out: dict[tuple[str, str], list[RunSpec]] = {}
-        for cell in self.done:
-            out.setdefault((cell.setting.title, cell.label), []).append(cell)
-        return out
+        keys = {cell: (cell.setting.title, cell.label) for cell in self.done}
+        return {key: [cell for cell in keys if keys[cell] == key] for key in dict.fromkeys(keys.values())}
 
     def by_round(
         self, cells: Sequence[RunSpec], value: Callable[[dict[str, Any]], float | None]
@@ -111,9 +109,11 @@ def accuracy(results: Results) -> View:
 
 def curves(results: Results) -> View:
     """Accuracies over rounds."""
-    rows: list[tuple[Any, ...]] = []
-    for (setting, label), cells in results.groups().items():
-        rows += [(setting, label, *at) for at in results.by_round(cells, lambda row: row["accuracy"]["mean"])]
+    rows = [
+        (setting, label, *at)
+        for (setting, label), cells in results.groups().items()
+        for at in results.by_round(cells, lambda row: row["accuracy"]["mean"])
+    ]
     return View(
         "curves",
         "Test accuracy over rounds, mean over seeds; bands are one standard deviation.",
@@ -231,10 +231,11 @@ def grid(results: Results) -> View:
 
 def predictors(results: Results) -> View:
     """Accuracies of every predictor."""
-    rows: list[tuple[Any, ...]] = []
-    for (setting, label), cells in results.groups().items():
-        found = [results.done[cell]["accuracy"]["predictors"] for cell in cells]
-        rows += [(setting, label, name, *_spread([one[name] for one in found])) for name in found[0]]
+    rows = [
+        (setting, label, name, *_spread([results.done[cell]["accuracy"]["predictors"][name] for cell in cells]))
+        for (setting, label), cells in results.groups().items()
+        for name in results.done[cells[0]]["accuracy"]["predictors"]
+    ]
     told = [
         (
             row[0] or "-",
