@@ -271,8 +271,11 @@ def expand(
                 fitting.append((entry.label, _at(config, entry, setting, (tuned or {}).get(entry.label, {}))))
             except ConfigError as error:
                 faults += error.faults
-        names = ", ".join(entry.label for entry in entries)
-        faults += [f"algorithm.{key}: none of {names} has this key" for key in special if key in lost]
+        faults += [
+            f"algorithm.{key}: none of {', '.join(entry.label for entry in entries)} has this key"
+            for key in special
+            if key in lost
+        ]
         cells += [
             RunSpec(setting, label, seed, fits.model_copy(update={"run": fits.run.model_copy(update={"seed": seed})}))
             for seed in seeds

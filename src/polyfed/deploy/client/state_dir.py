@@ -118,10 +118,9 @@ class ClientStateDir:
         """
         if since is None:
             return None, False
-        older = [entry for entry in self.entries if entry.key <= since]
-        if not older:
+        entry = max((e for e in self.entries if e.key <= since), key=lambda e: e.key, default=None)
+        if entry is None:
             return None, True
-        entry = max(older, key=lambda entry: entry.key)
         name, sha256 = entry.state
         return state_files.load(self.folder / name, sha256, *self.kinds), entry.key != since
 
