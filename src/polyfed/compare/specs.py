@@ -124,11 +124,13 @@ class Setting:
     @property
     def words(self) -> tuple[str, ...]:
         """The name, and the values of the point such as ``epochs = 2``."""
-        told = (
-            f"{key.rpartition('.')[2]} = {str(value).lower() if isinstance(value, bool) else value}"
-            for key, value in self.point.items()
+        return (
+            *((self.name,) if self.name else ()),
+            *(
+                f"{key.rpartition('.')[2]} = {str(value).lower() if isinstance(value, bool) else value}"
+                for key, value in self.point.items()
+            ),
         )
-        return (*((self.name,) if self.name else ()), *told)
 
     @property
     def title(self) -> str:

@@ -150,8 +150,9 @@ def _targets(figure: Any, view: View) -> None:
             one.set_yticks(range(len(labels)), labels if place == 0 else [""] * len(labels))
             one.set(ylim=(len(labels) - 0.5, -0.5), xlim=(0, None))
             one.xaxis.set_major_formatter(EngFormatter(sep=" "))
-            bars = any(row[column] for row in rows.values())
-            one.xaxis.set_major_locator(MaxNLocator(4) if bars else FixedLocator([0]))
+            one.xaxis.set_major_locator(
+                MaxNLocator(4) if any(row[column] for row in rows.values()) else FixedLocator([0])
+            )
             one.set_xlabel(f"{name}, to {100 * target:.0f} %", fontsize=9)
             one.spines[["top", "right"]].set_visible(False)
         line[0].set_title(setting, fontsize=10, loc="left")

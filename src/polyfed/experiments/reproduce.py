@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from polyfed.base.errors import RunDirError
+from polyfed.base.text import csv_text
 from polyfed.compare.compare import write
 from polyfed.compare.execution import all_here, check_splits, index, play
 from polyfed.compare.render import Comparison, markdown, tabulate
@@ -186,7 +187,7 @@ def _page(
         what = _chosen(cells, tuned, job.edges(), waiting)
         parts += [f"Chosen on validation rows, which come out of the training rows:\n\n{what}"]
     for view in [VIEWS[name](results) for name in study.show]:
-        write(page / f"{view.name}.csv", view.to_csv())
+        write(page / f"{view.name}.csv", csv_text(view.headings, view.rows))
         parts += [_shown(view, draw(view, page / f"{view.name}.png", study.title))]
     notes = page / "notes.md"
     if not notes.exists():

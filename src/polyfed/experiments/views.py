@@ -11,7 +11,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from polyfed.base.text import csv_text
 from polyfed.compare.specs import RunSpec
 from polyfed.compare.statistics import deviation, participations
 from polyfed.core.algorithm import Task
@@ -39,10 +38,6 @@ class View:
     headings: tuple[str, ...]
     rows: list[tuple[Any, ...]]
     cells: tuple[tuple[str, ...], list[tuple[str, ...]]] | None = None
-
-    def to_csv(self) -> str:
-        """Return the rows as CSV."""
-        return csv_text(self.headings, self.rows)
 
 
 @dataclass(frozen=True, eq=False)

@@ -163,8 +163,12 @@ class _Node:
             self.setup = LocalSetup.of(self.settings, self.config).fitting(self.request.task)
         self.task = task_of(self.config, self.request.task)
         self.algorithm = self.setup.algorithm
-        root = Path(self.settings.state_dir).expanduser()
-        self.state_dir = ClientStateDir(root, self.request.experiment, self.settings.client, self.algorithm.states)
+        self.state_dir = ClientStateDir(
+            Path(self.settings.state_dir).expanduser(),
+            self.request.experiment,
+            self.settings.client,
+            self.algorithm.states,
+        )
         # These digests of data and code stay with the client.
         self.state_dir.bind(Content.of(self.config, self.setup.dataset.files, self.settings.model))
 
