@@ -83,15 +83,13 @@ def check_splits(cells: Sequence[RunSpec], root: Path) -> None:
     """
     first: dict[tuple[int, int], Summary] = {}
     for cell in cells:
-        summary = cell.summary(root)
-        if summary is None:
-            continue
-        other = first.setdefault((id(cell.setting), cell.seed), summary)
-        if summary["partition_hash"] != other["partition_hash"]:
-            raise DataError(
-                f"{summary['run_dir']} ran on other splits than {other['run_dir']}: the data changed between the two; "
-                "remove the older run, or choose another --out"
-            )
+        if (summary := cell.summary(root)) is not None:
+            other = first.setdefault((id(cell.setting), cell.seed), summary)
+            if summary["partition_hash"] != other["partition_hash"]:
+                raise DataError(
+                    f"{summary['run_dir']} ran on other splits than {other['run_dir']}: the data changed between the "
+                    "two; remove the older run, or choose another --out"
+                )
 
 
 def index(cells: Sequence[RunSpec], root: Path) -> str:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from polyfed.base.text import csv_text
 from polyfed.compare.specs import RunSpec
@@ -73,24 +72,22 @@ class Comparison:
 
     def cost_cells(self) -> list[tuple[str, ...]]:
         """The costs as text, one tuple per line with a result."""
-        rows: list[tuple[str, ...]] = []
-        for line in self.lines:
-            if (costs := line.costs) is not None:
-                memory = "-" if costs.memory is None else f"{'-' if costs.memory < 0 else ''}{size(abs(costs.memory))}"
-                row = (
-                    *self._names(line),
-                    size(costs.up),
-                    size(costs.down),
-                    f"{100 * costs.header:.2g} %" if costs.header else "-",
-                    flops(costs.training),
-                    flops(costs.inference),
-                    memory,
-                    duration(costs.seconds),
-                    *((duration(costs.simulated),) if self._simulated else ()),
-                    *(_told(costs.targets.get(target, ())) for target in self._targets),
-                )
-                rows.append(row)
-        return rows
+        return [
+            (
+                *self._names(line),
+                size(costs.up),
+                size(costs.down),
+                f"{100 * costs.header:.2g} %" if costs.header else "-",
+                flops(costs.training),
+                flops(costs.inference),
+                "-" if costs.memory is None else f"{'-' if costs.memory < 0 else ''}{size(abs(costs.memory))}",
+                duration(costs.seconds),
+                *((duration(costs.simulated),) if self._simulated else ()),
+                *(_told(costs.targets.get(target, ())) for target in self._targets),
+            )
+            for line in self.lines
+            if (costs := line.costs) is not None
+        ]
 
     @cached_property
     def _targets(self) -> tuple[float, ...]:
@@ -124,19 +121,22 @@ class Comparison:
             *("difference", "against", "p"),
             *(f"mean_seed_{seed}" for seed in self.seeds),
         )
-        rows: list[tuple[Any, ...]] = []
-        for line in self.lines:
-            worst = list(line.worst.values())
-            targets = line.costs.targets if line.costs else {}
-            row = (
+        rows = (
+            (
                 *(line.setting, line.label, line.mean, deviation(line.means.values())),
-                *(mean_over(worst), deviation(worst), line.diverged),
+                *(mean_over([*line.worst.values()]), deviation(line.worst.values()), line.diverged),
                 *(getattr(line.costs, cost) if line.costs else None for cost in costs),
-                *(mean_over([getattr(one, what, None) for one in targets.get(target, ())]) for target, what in reached),
+                *(
+                    mean_over([getattr(one, what, None) for one in line.costs.targets.get(target, ())])
+                    if line.costs
+                    else None
+                    for target, what in reached
+                ),
                 *(line.difference, line.against, line.p),
                 *(line.means.get(seed) for seed in self.seeds),
             )
-            rows.append(row)
+            for line in self.lines
+        )
         return csv_text(head, rows)
 
 
@@ -167,21 +167,18 @@ def tabulate(cells: Sequence[RunSpec], root: Path, out: Path) -> Comparison:
         root: the folder that contains ``cells/``.
         out: the folder of the tables.
     """
-    settings: dict[str, list[RunSpec]] = {}
-    for cell in cells:
-        settings.setdefault(cell.setting.title, []).append(cell)
+    titles = dict.fromkeys(cell.setting.title for cell in cells)
+    settings = [[cell for cell in cells if cell.setting.title == title] for title in titles]
     found: list[tuple[Line, str]] = []
-    for here in settings.values():
+    for here in settings:
         plain = [line_of(label, here, root) for label in dict.fromkeys(cell.label for cell in here)]
         found += [compared(line, plain) for line in plain]
     lines = tuple(line for line, _ in found)
-    several = len({line.label for line in lines}) > 1
-    clock = any(line.costs is not None and line.costs.simulated is not None for line in lines)
-    counts = [len({cell.seed for cell in here}) for here in settings.values()]
+    counts = [len({cell.seed for cell in here}) for here in settings]
     notes = (
-        *(_notes(several, counts) if counts else ()),
+        *(_notes(len({line.label for line in lines}) > 1, counts) if counts else ()),
         *(note for _, note in found if note),
-        *([SIMULATED_TIME] if clock else []),
+        *([SIMULATED_TIME] if any(line.costs and line.costs.simulated is not None for line in lines) else []),
     )
     return Comparison(lines, tuple(dict.fromkeys(cell.seed for cell in cells)), notes, out)
 

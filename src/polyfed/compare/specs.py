@@ -71,8 +71,7 @@ class AlgorithmEntry:
             raise ConfigError(f"--algorithms {text!r}: expected a name, or name:key=value")
         tables: Table = {}
         for setting in settings:
-            path, value = parse_override(setting)
-            apply(tables, path, value)
+            apply(tables, *parse_override(setting))
         return cls.of(text.strip(), {"name": head, **tables}, f"--algorithms {text!r}")
 
     @classmethod
@@ -125,11 +124,13 @@ class Setting:
     @property
     def words(self) -> tuple[str, ...]:
         """The name, and the values of the point such as ``epochs = 2``."""
-        told = (
-            f"{key.rpartition('.')[2]} = {str(value).lower() if isinstance(value, bool) else value}"
-            for key, value in self.point.items()
+        return (
+            *((self.name,) if self.name else ()),
+            *(
+                f"{key.rpartition('.')[2]} = {str(value).lower() if isinstance(value, bool) else value}"
+                for key, value in self.point.items()
+            ),
         )
-        return (*((self.name,) if self.name else ()), *told)
 
     @property
     def title(self) -> str:
@@ -272,8 +273,11 @@ def expand(
                 fitting.append((entry.label, _at(config, entry, setting, (tuned or {}).get(entry.label, {}))))
             except ConfigError as error:
                 faults += error.faults
-        names = ", ".join(entry.label for entry in entries)
-        faults += [f"algorithm.{key}: none of {names} has this key" for key in special if key in lost]
+        faults += [
+            f"algorithm.{key}: none of {', '.join(entry.label for entry in entries)} has this key"
+            for key in special
+            if key in lost
+        ]
         cells += [
             RunSpec(setting, label, seed, fits.model_copy(update={"run": fits.run.model_copy(update={"seed": seed})}))
             for seed in seeds

@@ -76,14 +76,16 @@ class Costs:
             targets: ``run.targets``.
             missing: number of runs that are not complete; with such a run no target counts as reached by all seeds.
         """
-        up, down, header = zip(*(_traffic(summary) for summary in summaries), strict=True)
+        up, down, header = zip(*map(_traffic, summaries), strict=True)
         return cls(
             statistics.fmean(up),
             statistics.fmean(down),
             statistics.fmean(header),
             statistics.fmean(s["flops"] / participations(s) for s in summaries),
             statistics.fmean(s["flops_per_example"] for s in summaries),
-            _peak(summaries) - _peak(alone) if alone and all(map(_trained, (*summaries, *alone))) else None,
+            _peak(summaries) - _peak(alone)
+            if alone and all(s["memory"]["step_peak"] for s in (*summaries, *alone))
+            else None,
             statistics.fmean(s["seconds"] for s in summaries),
             mean_over([simulated_time(summary) for summary in summaries]),
             {
@@ -102,10 +104,6 @@ def _traffic(summary: Summary) -> tuple[float, float, float]:
     sent, times = summary["bytes"], participations(summary)
     both = sent["up"] + sent["down"]
     return sent["up"] / times, sent["down"] / times, (sent["up_header"] + sent["down_header"]) / both if both else 0.0
-
-
-def _trained(summary: Summary) -> bool:
-    return bool(summary["memory"]["step_peak"])
 
 
 def _peak(summaries: Sequence[Summary]) -> float:

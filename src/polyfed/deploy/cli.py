@@ -107,14 +107,16 @@ def init(
             if tls
             else "# certificates = ...    # folder of ca.crt, server.crt, server.key"
         )
-        text = _DEPLOY.format(address=f"{host}:{port}", certificates=told, node_keys=str(tls).lower())
         if tls:
             from polyfed.deploy.host import keys
 
             keys.authority(folder / "certificates", list(dict.fromkeys([host, "localhost", "127.0.0.1"])))
             for client in range(clients):
                 keys.node_key(folder / "keys" / f"client-{client}")
-        files.write(folder / "deploy.toml", text.encode())
+        files.write(
+            folder / "deploy.toml",
+            _DEPLOY.format(address=f"{host}:{port}", certificates=told, node_keys=str(tls).lower()).encode(),
+        )
         commands.write_connection(folder / "flwr", Deployment.load(folder / "deploy.toml"))
         typer.echo(f"{folder} holds deploy.toml and Flower's app bundle.")
         if tls:
@@ -232,14 +234,15 @@ def client(
         private_folder(state)
         file = state.absolute() / "node.toml"
         files.write(file, settings.to_toml().encode())
-        home = state.absolute() / "flwr"
         with (
             tempfile.TemporaryDirectory(prefix="polyfed-", ignore_cleanup_errors=True) as sockets,
             Processes(state / "logs") as processes,
             _terminable(),
         ):
             socket = Path(sockets) / "worker.sock"
-            node = commands.supernode(home, server_, file, port=port or 9094 + number, ca=ca, key=key, worker=socket)
+            node = commands.supernode(
+                state.absolute() / "flwr", server_, file, port=port or 9094 + number, ca=ca, key=key, worker=socket
+            )
             for name, command in (("worker", commands.worker(socket, file)), ("node", node)):
                 _say(command)
                 processes.start(name, command, {"PYTHONPATH": _path()})
@@ -248,8 +251,7 @@ def client(
             )
             while True:
                 processes.check("worker")
-                ended = processes.tend("node")
-                if ended:
+                if ended := processes.tend("node"):
                     typer.echo(f"the node ended and starts again; the end of its log:\n{ended}", err=True)
                 time.sleep(0.5)
 
@@ -348,8 +350,11 @@ def local(
         from polyfed.deploy.server.loop import create
         from polyfed.deploy.settings import Deployment
 
-        settings = Config.load(config, [*(overrides or ()), f"clients.count={clients}"])
-        experiment = create(run_dir, settings, Deployment.load(None, rules or ()))
+        experiment = create(
+            run_dir,
+            Config.load(config, [*(overrides or ()), f"clients.count={clients}"]),
+            Deployment.load(None, rules or ()),
+        )
         files.write_json(
             run_dir / "deployed.json", {"experiment": experiment, "local": {"clients": clients, "tls": tls}}
         )

@@ -40,9 +40,11 @@ def draw(view: View, path: Path, title: str) -> bool:
     return True
 
 
-def _style(view: View) -> dict[str, dict[str, Any]]:
-    """Return the colour, marker and dashes of each algorithm."""
-    return {
+def _by_algorithm(
+    view: View, here: Sequence[tuple[Any, ...]]
+) -> list[tuple[str, dict[str, Any], list[tuple[Any, ...]]]]:
+    """Return label, colour with marker and dashes, and rows of each algorithm that has rows ``here``."""
+    looks = {
         label: {
             "color": _COLOURS[i % len(_COLOURS)],
             "marker": _MARKERS[i % len(_MARKERS)],
@@ -50,6 +52,7 @@ def _style(view: View) -> dict[str, dict[str, Any]]:
         }
         for i, label in enumerate(_unique(view, 1))
     }
+    return [(label, look, rows) for label, look in looks.items() if (rows := [row for row in here if row[1] == label])]
 
 
 def _unique(view: View, column: int) -> list[Any]:
@@ -101,12 +104,8 @@ def _dots(figure: Any, view: View) -> None:
 
 
 def _curves(figure: Any, view: View) -> None:
-    style = _style(view)
     for one, here in _panels(figure, view, width=3.8, height=3.2, legend=1.8):
-        for label, look in style.items():
-            rows = [row for row in here if row[1] == label]
-            if not rows:
-                continue
+        for label, look, rows in _by_algorithm(view, here):
             x, mean = [row[2] for row in rows], [100 * row[3] for row in rows]
             one.plot(x, mean, label=label, markersize=4, markevery=max(1, len(x) // 8), **look)
             if all(row[4] is not None for row in rows):
@@ -122,8 +121,7 @@ def _clients(figure: Any, view: View) -> None:
         colours = [_COLOURS[0] if value > 0 else _COLOURS[1] for value in found]
         one.bar(range(len(found)), found, color=colours, width=1.0)
         one.axhline(0, color="black", linewidth=0.8)
-        difference = f"{view.headings[3]} minus {view.headings[4]}\n[percentage points]"
-        one.set(xlabel="client, sorted", ylabel=difference)
+        one.set(xlabel="client, sorted", ylabel=f"{view.headings[3]} minus {view.headings[4]}\n[percentage points]")
 
 
 def _targets(figure: Any, view: View) -> None:
@@ -152,28 +150,27 @@ def _targets(figure: Any, view: View) -> None:
             one.set_yticks(range(len(labels)), labels if place == 0 else [""] * len(labels))
             one.set(ylim=(len(labels) - 0.5, -0.5), xlim=(0, None))
             one.xaxis.set_major_formatter(EngFormatter(sep=" "))
-            bars = any(row[column] for row in rows.values())
-            one.xaxis.set_major_locator(MaxNLocator(4) if bars else FixedLocator([0]))
+            one.xaxis.set_major_locator(
+                MaxNLocator(4) if any(row[column] for row in rows.values()) else FixedLocator([0])
+            )
             one.set_xlabel(f"{name}, to {100 * target:.0f} %", fontsize=9)
             one.spines[["top", "right"]].set_visible(False)
         line[0].set_title(setting, fontsize=10, loc="left")
 
 
 def _grid(figure: Any, view: View) -> None:
-    style = _style(view)
+    labels = _unique(view, 1)
     for one, here in _panels(figure, view, width=3.8, height=3.2, legend=1.8):
         numeric = all(isinstance(row[3], (int, float)) and not isinstance(row[3], bool) for row in here)
         values = list(dict.fromkeys(row[3] if numeric else str(row[3]) for row in here))
         places: Sequence[Any] = sorted(values) if numeric else range(len(values))
         # Bars at the same place are shifted, so that they do not hide each other.
         apart = 0.05 * min((after - before for before, after in pairwise(places)), default=0)
-        for number, (label, look) in enumerate(style.items()):
-            rows = [row for row in here if row[1] == label]
-            if rows:
-                shift = apart * (number - (len(style) - 1) / 2)
-                x = [(row[3] if numeric else values.index(str(row[3]))) + shift for row in rows]
-                mean, sd = [100 * row[4] for row in rows], [100 * (row[5] or 0) for row in rows]
-                one.errorbar(x, mean, yerr=sd, label=label, capsize=3, markersize=5, **look)
+        for label, look, rows in _by_algorithm(view, here):
+            shift = apart * (labels.index(label) - (len(labels) - 1) / 2)
+            x = [(row[3] if numeric else values.index(str(row[3]))) + shift for row in rows]
+            mean, sd = [100 * row[4] for row in rows], [100 * (row[5] or 0) for row in rows]
+            one.errorbar(x, mean, yerr=sd, label=label, capsize=3, markersize=5, **look)
         one.set_xticks(values if numeric else range(len(values)), [str(value) for value in values])
         one.set(xlabel=here[0][2], ylabel="accuracy [%]")
     _legend(figure)
@@ -182,15 +179,12 @@ def _grid(figure: Any, view: View) -> None:
 def _gradient(figure: Any, view: View) -> None:
     from matplotlib.ticker import LogLocator
 
-    style = _style(view)
     for one, here in _panels(figure, view, width=4.6, height=3.4, legend=1.8):
-        for label, look in style.items():
-            rows = [row for row in here if row[1] == label]
-            if rows:
-                x = [row[2] for row in rows]
-                one.plot(x, [row[3] for row in rows], color=look["color"], linestyle="-", linewidth=0.8, alpha=0.6)
-                look = {**look, "linewidth": 2.2, "markersize": 5, "markevery": max(1, len(x) // 6)}
-                one.plot(x, [row[5] for row in rows], label=label, **look)
+        for label, look, rows in _by_algorithm(view, here):
+            x = [row[2] for row in rows]
+            one.plot(x, [row[3] for row in rows], color=look["color"], linestyle="-", linewidth=0.8, alpha=0.6)
+            look = {**look, "linewidth": 2.2, "markersize": 5, "markevery": max(1, len(x) // 6)}
+            one.plot(x, [row[5] for row in rows], label=label, **look)
         one.set(yscale="log", xlabel="round", ylabel="squared norm of the gradient")
         one.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
         one.yaxis.set_major_formatter("{x:g}")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from polyfed.base.errors import RunDirError
+from polyfed.base.text import csv_text
 from polyfed.compare.compare import write
 from polyfed.compare.execution import all_here, check_splits, index, play
 from polyfed.compare.render import Comparison, markdown, tabulate
@@ -117,8 +118,7 @@ class Job:
         rows: dict[str, tuple[RunSpec, str, float | None]] = {}
         for cell in (*(cell for cell in first if cell.label in labels), *asked):
             state = cell.state(self.out)
-            left = 0.0 if state in FINISHED else seconds(cell, known)
-            rows.setdefault(cell.folder, (cell, state, left))
+            rows.setdefault(cell.folder, (cell, state, 0.0 if state in FINISHED else seconds(cell, known)))
         return list(rows.values())
 
 
@@ -182,22 +182,23 @@ def _page(
     cells = [cell for cell in everything if cell.label not in waiting]
     table = tabulate(cells, job.out, page)
     results = Results(study, cells, job.out)
-    parts = [f"# {study.title}", _head(job, everything, waiting)]
-    parts += [table.to_markdown().rstrip()] if cells else []
+    parts = [f"# {study.title}", _head(job, everything, waiting), *([table.to_markdown().rstrip()] if cells else [])]
     if study.tune is not None and everything:
         what = _chosen(cells, tuned, job.edges(), waiting)
         parts += [f"Chosen on validation rows, which come out of the training rows:\n\n{what}"]
     for view in [VIEWS[name](results) for name in study.show]:
-        write(page / f"{view.name}.csv", view.to_csv())
+        write(page / f"{view.name}.csv", csv_text(view.headings, view.rows))
         parts += [_shown(view, draw(view, page / f"{view.name}.png", study.title))]
-    parts += [_run(job, cells)] if cells else []
-    parts += [_paper(job.known, table)] if study.source else []
-    if cells:
-        parts += ["## Below two standard errors\n\n" + "\n".join(f"* {line}" for line in undecided(table.lines))]
     notes = page / "notes.md"
     if not notes.exists():
         write(notes, NOTES)
-    parts += [f"## In three sentences\n\n{notes.read_text(encoding='utf-8').strip()}"]
+    small = "\n".join(f"* {line}" for line in undecided(table.lines))
+    parts += [
+        *([_run(job, cells)] if cells else []),
+        *([_paper(job.known, table)] if study.source else []),
+        *([f"## Below two standard errors\n\n{small}"] if cells else []),
+        f"## In three sentences\n\n{notes.read_text(encoding='utf-8').strip()}",
+    ]
     write(page / "page.md", "\n\n".join(parts) + "\n")
     write(page / "table.csv", table.to_csv())
     write(page / "cells.csv", index(cells, job.out))
@@ -223,52 +224,58 @@ def _chosen(
 ) -> str:
     """Return the chosen values of each algorithm, and the algorithms without chosen values."""
     lost = [label for label in dict.fromkeys(cell.label for cell in cells) if label not in tuned]
-    lines = [
+    lines = (
         *tuning.told(tuned, edges),
         *(f"{label}: diverged at every point; the values of the file" for label in lost),
         *([f"{', '.join(sorted(waiting))}: not tuned yet, and not shown"] if waiting else []),
-    ]
+    )
     return "\n".join(f"* {line}" for line in lines)
 
 
 def _head(job: Job, cells: Sequence[RunSpec], waiting: set[str]) -> str:
     item = job.item if job.path.is_relative_to(FOLDER) else shlex.quote(str(job.path))
     left = sum(cell.label in waiting or cell.state(job.out) not in FINISHED for cell in cells)
-    lines = [
+    sentences = (
         *([f"Reproduces {job.study.source}."] if job.study.source else []),
         f"Made by `polyfed reproduce {item}{f' --scale {job.scale}' if job.scale else ''}`.",
         *(["**At this scale a study shows that it works; its numbers mean nothing.**"] if job.scale == "smoke" else []),
         *([f"**{left} of {len(cells)} cells are not done yet.**"] if left else []),
-    ]
-    return " ".join(lines)
+    )
+    return " ".join(sentences)
 
 
 def _shown(view: View, pictured: bool) -> str:
-    parts = [f"## {view.name.capitalize()}", f"{view.caption} Numbers: [{view.name}.csv]({view.name}.csv)."]
-    parts += [f"![{view.name}]({view.name}.png)"] if pictured else []
-    if view.cells is not None and view.cells[1]:
-        parts += [markdown(*view.cells, left=("setting", "algorithm", "predictor", "network"))]
+    headings, rows = view.cells or ((), [])
+    parts = [
+        f"## {view.name.capitalize()}",
+        f"{view.caption} Numbers: [{view.name}.csv]({view.name}.csv).",
+        *([f"![{view.name}]({view.name}.png)"] if pictured else []),
+        *([markdown(headings, rows, left=("setting", "algorithm", "predictor", "network"))] if rows else []),
+    ]
     return "\n\n".join(parts)
 
 
 def _paper(known: Known, table: Comparison) -> str:
-    parts = ["## Beside the paper"]
-    if known.values:
-        ours = {(line.setting, line.label): line.accuracy_text for line in table.lines}
-        rows = [
-            (
-                v.setting or "-",
-                v.algorithm,
-                ours.get((v.setting, v.algorithm), "-"),
-                percent(v.accuracy, 2),
-                TAGS[v.tag],
-            )
-            for v in known.values
-        ]
-        parts += [markdown(("setting", "algorithm", "ours", "paper", "read in"), rows, left=("setting", "algorithm"))]
-    parts += ["\n".join(f"* {claim.text} ({TAGS[claim.tag]})" for claim in known.claims)] if known.claims else []
-    missing = known.missing or ("" if known.values or known.claims else "anything of this item.")
-    parts += [f"Not available: {missing}"] if missing else []
+    ours = {(line.setting, line.label): line.accuracy_text for line in table.lines}
+    rows = [
+        (
+            v.setting or "-",
+            v.algorithm,
+            ours.get((v.setting, v.algorithm), "-"),
+            percent(v.accuracy, 2),
+            TAGS[v.tag],
+        )
+        for v in known.values
+    ]
+    headings = ("setting", "algorithm", "ours", "paper", "read in")
+    claims = "\n".join(f"* {claim.text} ({TAGS[claim.tag]})" for claim in known.claims)
+    missing = known.missing or ("" if rows or claims else "anything of this item.")
+    parts = [
+        "## Beside the paper",
+        *([markdown(headings, rows, left=("setting", "algorithm"))] if rows else []),
+        *([claims] if claims else []),
+        *([f"Not available: {missing}"] if missing else []),
+    ]
     return "\n\n".join(parts)
 
 

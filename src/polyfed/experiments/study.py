@@ -151,13 +151,13 @@ class Study(Section):
         found += [f"pair: {label!r} is not among the algorithms" for label in self.pair or () if label not in known]
         if not self.algorithms and self.show != ("networks",):
             found.append("algorithms: got none; expected at least one")
-        for name, table in self.settings.items():
-            found += [
-                f"{dotted('settings', name, key)}: unknown{hint(key, (*SECTIONS, *_OWN))} expected a section or one of "
-                f"{', '.join(_OWN)}"
-                for key in table
-                if key not in (*SECTIONS, *_OWN, "algorithm")
-            ]
+        found += [
+            f"{dotted('settings', name, key)}: unknown{hint(key, (*SECTIONS, *_OWN))} expected a section or one of "
+            f"{', '.join(_OWN)}"
+            for name, table in self.settings.items()
+            for key in table
+            if key not in (*SECTIONS, *_OWN, "algorithm")
+        ]
         found += self._twice(own)
         if found:
             return found
@@ -212,8 +212,7 @@ class Study(Section):
         setting = self._tuned_in()
         (entry,) = self._entries([label])
         takes = keys_of(self.configuration, entry)
-        special = cast(Table, setting.tables.get("algorithm", {}))
-        own = {key: value for key, value in special.items() if key in takes}
+        own = {k: v for k, v in cast(Table, setting.tables.get("algorithm", {})).items() if k in takes}
         return self._tuning([label], [replace(setting, tables={**setting.tables, "algorithm": own}).at(point)])
 
     def _tuned_in(self) -> Setting:
@@ -224,8 +223,9 @@ class Study(Section):
 
     def _tuning(self, labels: Sequence[str], points: Sequence[Setting]) -> list[RunSpec]:
         assert self.tune is not None
-        config = Config.parse(overlaid(self.config, self.tune.config))
-        return expand(config, self._entries(labels), self.tune.seeds, points)
+        return expand(
+            Config.parse(overlaid(self.config, self.tune.config)), self._entries(labels), self.tune.seeds, points
+        )
 
     def _tuning_faults(self) -> list[str]:
         assert self.tune is not None
@@ -235,35 +235,34 @@ class Study(Section):
             for cell in cells
             if not cell.config.data.validation_fraction
         ]
-        keys = [key.partition(".") for key in self.tune.grid]
         faults += [
             f"tune.grid.{section}.{name}: {entry.label} sets {name} itself, so there is nothing to choose"
             for entry in self._entries(list(dict.fromkeys(cell.label for cell in cells)))
-            for section, _, name in keys
+            for section, _, name in (key.partition(".") for key in self.tune.grid)
             if name in (entry.keys if section == "algorithm" else cast(Table, entry.sections.get(section, {})))
         ]
         return list(dict.fromkeys(faults))
 
     def _twice(self, own: Mapping[str, SettingKeys]) -> list[str]:
         """Return a fault for each list that names an item twice, as the item would count twice."""
-        lists: dict[str, Sequence[Any]] = {
-            "algorithms": self.algorithms,
-            "seeds": self.seeds,
-            **{f"grid.{key}": values for key, values in self.grid.items()},
-        }
-        if self.tune is not None:
-            lists |= {
-                "tune.seeds": self.tune.seeds,
-                **{f"tune.grid.{key}": values for key, values in self.tune.grid.items()},
-            }
-        for name, keys in own.items():
-            at = dotted("settings", name)
-            lists |= {
-                f"{at}.algorithms": keys.algorithms or (),
-                f"{at}.seeds": keys.seeds or (),
-                **{f"{at}.grid.{key}": values for key, values in (keys.grid or {}).items()},
-            }
-        return [f"{where}: {again[0]!r} is named twice" for where, some in lists.items() if (again := repeated(some))]
+        tables: list[tuple[str, Sequence[Any], Sequence[Any], Mapping[str, Values]]] = [
+            ("", self.algorithms, self.seeds, self.grid),
+            *([("tune.", (), self.tune.seeds, self.tune.grid)] if self.tune is not None else []),
+            *(
+                (f"{dotted('settings', name)}.", keys.algorithms or (), keys.seeds or (), keys.grid or {})
+                for name, keys in own.items()
+            ),
+        ]
+        return [
+            f"{at}{key}: {again[0]!r} is named twice"
+            for at, algorithms, seeds, grid in tables
+            for key, some in (
+                ("algorithms", algorithms),
+                ("seeds", seeds),
+                *((f"grid.{key}", values) for key, values in grid.items()),
+            )
+            if (again := repeated(some))
+        ]
 
     def _settings(self) -> list[tuple[Setting, SettingKeys]]:
         return [

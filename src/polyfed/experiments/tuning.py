@@ -95,8 +95,7 @@ def _best(tried: Sequence[tuple[Point, list[RunSpec]]], root: Path) -> Point | N
 
 
 def _score(cells: Sequence[RunSpec], root: Path) -> float | None:
-    found = (cell.summary(root) for cell in cells)
-    return mean_over([None if summary is None else summary["accuracy"]["mean"] for summary in found])
+    return mean_over([None if s is None else s["accuracy"]["mean"] for s in (cell.summary(root) for cell in cells)])
 
 
 def _beyond(study: Study, label: str, own: list[RunSpec], root: Path) -> tuple[list[RunSpec], dict[str, str]]:

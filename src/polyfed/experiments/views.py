@@ -11,7 +11,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from polyfed.base.text import csv_text
 from polyfed.compare.specs import RunSpec
 from polyfed.compare.statistics import deviation, participations
 from polyfed.core.algorithm import Task
@@ -40,10 +39,6 @@ class View:
     rows: list[tuple[Any, ...]]
     cells: tuple[tuple[str, ...], list[tuple[str, ...]]] | None = None
 
-    def to_csv(self) -> str:
-        """Return the rows as CSV."""
-        return csv_text(self.headings, self.rows)
-
 
 @dataclass(frozen=True, eq=False)
 class Results:
@@ -66,10 +61,8 @@ class Results:
 
     def groups(self) -> dict[tuple[str, str], list[RunSpec]]:
         """The finished cells by setting and algorithm; they differ by seed."""
-        out: dict[tuple[str, str], list[RunSpec]] = {}
-        for cell in self.done:
-            out.setdefault((cell.setting.title, cell.label), []).append(cell)
-        return out
+        keys = {cell: (cell.setting.title, cell.label) for cell in self.done}
+        return {key: [cell for cell in keys if keys[cell] == key] for key in dict.fromkeys(keys.values())}
 
     def by_round(
         self, cells: Sequence[RunSpec], value: Callable[[dict[str, Any]], float | None]
@@ -111,9 +104,11 @@ def accuracy(results: Results) -> View:
 
 def curves(results: Results) -> View:
     """Accuracies over rounds."""
-    rows: list[tuple[Any, ...]] = []
-    for (setting, label), cells in results.groups().items():
-        rows += [(setting, label, *at) for at in results.by_round(cells, lambda row: row["accuracy"]["mean"])]
+    rows = [
+        (setting, label, *at)
+        for (setting, label), cells in results.groups().items()
+        for at in results.by_round(cells, lambda row: row["accuracy"]["mean"])
+    ]
     return View(
         "curves",
         "Test accuracy over rounds, mean over seeds; bands are one standard deviation.",
@@ -231,10 +226,11 @@ def grid(results: Results) -> View:
 
 def predictors(results: Results) -> View:
     """Accuracies of every predictor."""
-    rows: list[tuple[Any, ...]] = []
-    for (setting, label), cells in results.groups().items():
-        found = [results.done[cell]["accuracy"]["predictors"] for cell in cells]
-        rows += [(setting, label, name, *_spread([one[name] for one in found])) for name in found[0]]
+    rows = [
+        (setting, label, name, *_spread([results.done[cell]["accuracy"]["predictors"][name] for cell in cells]))
+        for (setting, label), cells in results.groups().items()
+        for name in results.done[cells[0]]["accuracy"]["predictors"]
+    ]
     told = [
         (
             row[0] or "-",

@@ -71,10 +71,9 @@ class _Part:
         self._headings, self._rows, self._left = headings, rows, left
         cells = [[line for cell in column for line in cell.split("\n")] for column in zip(headings, *rows, strict=True)]
         wide = [max(map(cell_len, column)) for column in cells]
-        text = [heading in left for heading in headings]
         gaps = _GAP * len(headings)
         self.width = sum(wide) + gaps
-        self.least = sum(min(w, _FOLDED) if t else w for w, t in zip(wide, text, strict=True)) + gaps
+        self.least = sum(min(w, _FOLDED) if h in left else w for h, w in zip(headings, wide, strict=True)) + gaps
 
     def table(self) -> Table:
         columns = (
@@ -150,11 +149,14 @@ def remarks(summaries: Mapping[str, Summary]) -> list[str]:
                 rest = f"{size(sent.get(f'{way}_indices', 0))} indices, {size(sent.get(f'{way}_header', 0))} header"
                 said.append(f"{label}: of the {size(total)} {way}, {size(values)} are values, {rest}.")
     clocks = {label: summary["simulated"] for label, summary in summaries.items() if "simulated" in summary}
-    said += [f"{label}: {in_vain}." for label, clock in clocks.items() if (in_vain := _in_vain(clock))]
-    said += [TRAINING_TIME, *([SIMULATED_TIME] if clocks else [])]
-    if others:
-        said.append("Peak memory is that of the process and its workers so far, for all rows; they share part of it.")
-    return said
+    peak = "Peak memory is that of the process and its workers so far, for all rows; they share part of it."
+    return [
+        *said,
+        *(f"{label}: {in_vain}." for label, clock in clocks.items() if (in_vain := _in_vain(clock))),
+        TRAINING_TIME,
+        *([SIMULATED_TIME] if clocks else []),
+        *([peak] if others else []),
+    ]
 
 
 def _in_vain(simulated: Summary) -> str:

@@ -252,9 +252,9 @@ def test_a_client_does_not_depend_on_who_trained_before(subject: Subject, driver
     for left, right in ((after.after, alone.after), (after.up, alone.up)):
         if driver == "sequential":
             assert not differences(left, right), f"client {second} depends on client {first}, who trains before it"
-            continue
-        gap, where = furthest(left, right)
-        assert gap <= 1e-9, f"{where} of client {second} is {gap:.1e} off if client {first} trains before it"
+        else:
+            gap, where = furthest(left, right)
+            assert gap <= 1e-9, f"{where} of client {second} is {gap:.1e} off if client {first} trains before it"
 
 
 def _visits(subject: Subject, clients: list[ClientId], driver: str) -> dict[ClientId, Visit]:
@@ -557,8 +557,9 @@ def test_examples_weigh(subject: Subject) -> None:
     a, b = sent[:2]
     more = [replace(infos[0], id=infos[-1].id + i) for i in (1, 2)]
     heavy = _aggregate(subject, [(infos[0], standing_for(1, a)), (infos[1], standing_for(3, b))])
-    many = [(info, standing_for(1, b)) for info in (infos[1], *more)]
-    light = _aggregate(subject, [(infos[0], standing_for(1, a)), *many])
+    light = _aggregate(
+        subject, [(infos[0], standing_for(1, a)), *((info, standing_for(1, b)) for info in (infos[1], *more))]
+    )
     near(heavy, light, per_client=False)
 
 

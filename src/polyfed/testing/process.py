@@ -30,12 +30,11 @@ class Child:
 
     def __init__(self) -> None:
         self._connection, there = Pipe()
-        # The same modules must be importable there, an algorithm beside the tests among them.
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         self._process = subprocess.Popen(
             [sys.executable, "-c", f"from polyfed.testing.process import serve; serve({there.fileno()})"],
             pass_fds=[there.fileno()],
-            env=environment,
+            # The same modules must be importable there, an algorithm beside the tests among them.
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
             stdin=subprocess.DEVNULL,
         )
         there.close()

@@ -50,12 +50,11 @@ def _own(path: Path, digest: str, options: str, client: int, text: str) -> tuple
     dataset = load_dataset(
         kind, path=path, image_size=config.data.image_size if kind == "npz" else None, **json.loads(options)
     )
-    seed = config.run.seed if config.partition.seed is None else config.partition.seed
     return dataset, make_partition(
         dataset,
         kind="iid",
         num_clients=1,
-        rng=Rng((seed, "partition")),
+        rng=Rng((config.run.seed if config.partition.seed is None else config.partition.seed, "partition")),
         first_client=client,
         test_fraction=config.data.test_fraction,
         split="pooled" if dataset.test_rows is None else "official",

@@ -89,7 +89,6 @@ def _reply(request: RequestHeader, settings: NodeSettings, **fields: Any) -> str
 
 def _write_log(settings: NodeSettings, request: RequestHeader, error: Exception) -> None:
     try:
-        folder = private_folder(Path(settings.state_dir).expanduser())
         row = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S"),
             "experiment": request.experiment,
@@ -98,6 +97,7 @@ def _write_log(settings: NodeSettings, request: RequestHeader, error: Exception)
             "error": f"{type(error).__name__}: {error}",
             "traceback": traceback.format_exc(),
         }
+        folder = private_folder(Path(settings.state_dir).expanduser())
         with open(folder / "errors.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
     except Exception:  # such as a full disk; the reply still reports the error
@@ -131,8 +131,7 @@ class _Node:
             raise MessageError(f"got a request for client {request.client}; expected client {settings.client}")
         with self._timed("config"):
             self.config = Config.parse(request.config, source="the server's configuration")
-        threads = settings.threads or self.config.run.threads
-        if threads:
+        if threads := settings.threads or self.config.run.threads:
             torch.set_num_threads(threads)
         self.placement = Placement.of(settings.device or self.config.run.device, self.config.run.precision)
         if request.kind == "describe":
@@ -164,8 +163,12 @@ class _Node:
             self.setup = LocalSetup.of(self.settings, self.config).fitting(self.request.task)
         self.task = task_of(self.config, self.request.task)
         self.algorithm = self.setup.algorithm
-        root = Path(self.settings.state_dir).expanduser()
-        self.state_dir = ClientStateDir(root, self.request.experiment, self.settings.client, self.algorithm.states)
+        self.state_dir = ClientStateDir(
+            Path(self.settings.state_dir).expanduser(),
+            self.request.experiment,
+            self.settings.client,
+            self.algorithm.states,
+        )
         # These digests of data and code stay with the client.
         self.state_dir.bind(Content.of(self.config, self.setup.dataset.files, self.settings.model))
 
@@ -187,8 +190,7 @@ class _Node:
         request, client = self.request, self.settings.client
         with self.state_dir.held():
             asked = headers.digest(request, self.body)
-            before = self.state_dir.answered(request.key, asked)
-            if before is not None:
+            if (before := self.state_dir.answered(request.key, asked)) is not None:
                 log.info("client %d: exchange %s was answered before; the stored reply is sent", client, request.key)
                 return unpack(before)
             message = self._message()

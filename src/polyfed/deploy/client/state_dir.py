@@ -118,10 +118,9 @@ class ClientStateDir:
         """
         if since is None:
             return None, False
-        older = [entry for entry in self.entries if entry.key <= since]
-        if not older:
+        entry = max((e for e in self.entries if e.key <= since), key=lambda e: e.key, default=None)
+        if entry is None:
             return None, True
-        entry = max(older, key=lambda entry: entry.key)
         name, sha256 = entry.state
         return state_files.load(self.folder / name, sha256, *self.kinds), entry.key != since
 
@@ -148,8 +147,10 @@ class ClientStateDir:
         kept = self._write(f"state-{name}.safetensors", state_files.dump(state))
         entry = StoredExchange(key, request, kept, self._write(f"reply-{name}.bin", reply))
         counted = max((e.key for e in self.entries if settled is not None and e.key <= settled), default=None)
-        rest = [e for e in self.entries if e.key != key and (e.key == counted or e.key[0] >= key[0])]
-        self.entries = [*rest, entry]
+        self.entries = [
+            *(e for e in self.entries if e.key != key and (e.key == counted or e.key[0] >= key[0])),
+            entry,
+        ]
         self._write("pointer.json", json.dumps({"entries": [asdict(e) for e in self.entries]}, indent=1).encode())
         current = {name for e in self.entries for name, _ in (e.state, e.reply)}
         for pattern in ("state-*", "reply-*", ".*.tmp"):

@@ -50,8 +50,7 @@ def _send(connection: socket.socket, data: bytes) -> None:
 
 
 def _receive(connection: socket.socket) -> bytes:
-    length = int.from_bytes(_read(connection, 8), "little")
-    return _read(connection, length)
+    return _read(connection, int.from_bytes(_read(connection, 8), "little"))
 
 
 def _read(connection: socket.socket, count: int) -> bytes:
