@@ -96,7 +96,8 @@ class ModelSpec:
 
     def having(self, **options: Option) -> ModelSpec:
         """Return this specification with options added or replaced."""
-        return ModelSpec.parse({"name": self.name, **dict(self.options), **options})
+        merged = {**dict(self.options), **options}  # an option may be called "name", so they are not one table
+        return ModelSpec(self.name, tuple((key, _option(self.name, key, merged[key])) for key in sorted(merged)))
 
     @property
     def own(self) -> bool:
