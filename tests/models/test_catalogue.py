@@ -30,6 +30,14 @@ def test_text_and_table_are_read_back(name: str, options: dict[str, object]) -> 
     assert hash(ModelSpec.parse(spec)) == hash(spec)
 
 
+def test_options_are_added_or_replaced() -> None:
+    """Catches an old option that stays, and an option of one's own called ``name`` that becomes the network's name."""
+    spec = ModelSpec.parse("cnn5(rep_dim=100)")
+    assert spec.having(rep_dim=50) == ModelSpec.parse("cnn5(rep_dim=50)")
+    own = ModelSpec.parse("mynet:build(name=b)")
+    assert str(own.having(width=3)) == "mynet:build(name=b, width=3)"
+
+
 def test_how_a_model_is_asked_for() -> None:
     assert ModelSpec.parse("cnn5") == ModelSpec("cnn5")
     spec = ModelSpec.parse({"name": "resnet18", "norm": "group"})

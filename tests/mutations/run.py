@@ -93,6 +93,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", default="", help="a part of a file's or a test's name, or of the new text")
     asked = [fault for fault in faults() if fault.fits(parser.parse_args().only)]
+    if not asked:
+        sys.exit("no fault has this in it")
     survived: list[Fault] = []
     with tempfile.TemporaryDirectory(prefix="mutations-") as folder:
         root = Path(folder)

@@ -20,13 +20,16 @@ from polyfed.base.errors import ConfigError, DivergedError, StorageError
 from polyfed.core.clients import Cohort
 from polyfed.core.message import State, assemble
 from polyfed.core.requests import Exchange
+from polyfed.execute.placement import Placement
 from polyfed.parallel import clients, setup, transfer
 from polyfed.parallel.clients import WorkerClients
 from polyfed.parallel.pool import Pool, WorkerError
 from polyfed.rounds.callbacks import Interrupted, Quiet
 from polyfed.rounds.evaluation import Evaluator
 from polyfed.rounds.federation import prepare
+from polyfed.rounds.round import play_round
 from polyfed.rounds.scoring import Scorer
+from polyfed.rounds.selection import draw_cohort
 from polyfed.simulation.simulate import resume, simulate
 from polyfed.storage.state_store import Store
 
@@ -69,6 +72,28 @@ def test_a_state_goes_on_in_the_file_in_which_it_came(
     written = {client for client, parcel in sent if not parcel}
     assert len({client for client, parcel in sent if parcel} - written) == 2, "two may stay in their files"
     assert written
+
+
+@pytest.mark.parametrize("which", ["one", "all"])
+def test_a_discarded_state_goes_on_in_no_file(which: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a parcel of a reply that did not count: it would take its state to the next round, or stay in memory."""
+    monkeypatch.setattr(transfer, "LARGE", 1)
+    federation = prepare(config(workers=2))
+    placement = Placement.of("cpu", "fp32")
+    store = Store(tmp_path, federation.algorithm.states, resident=True)
+    with setup.Execution(federation, store, placement) as made:
+        served = cast(WorkerClients, made)
+        server = federation.algorithm.init_server(federation.task, federation.rng.at("server"))
+        play_round(federation, server, draw_cohort(federation, 1), served, setup.driver_for(federation, placement))
+        states = {client: state for client, (state, _) in served._parcels.items()}
+        assert len(states) > 1
+        first, second = list(states)[:2]
+        other = federation.algorithm.init_client(federation.local(first, 1))
+        assert isinstance(served._packed(first, states[first]), transfer.Parcel)
+        assert not isinstance(served._packed(first, other), transfer.Parcel), "another state is written anew"
+        served.discard([first]) if which == "one" else served.discard_round()
+        assert first not in served._parcels
+        assert (second in served._parcels) == (which == "one")
 
 
 @pytest.mark.parametrize("driver", ["batched", "auto"])

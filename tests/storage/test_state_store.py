@@ -101,6 +101,7 @@ def test_what_a_checkpoint_left_stays_until_the_next(tmp_path: Path, resident: b
     assert again.get(3).n == 1
     assert written(tmp_path).keys() == {(3, 1), (5, 1)}
     again.put(3, kept(3), 3)
+    assert again.get(3).n == 3, "of two versions the later one"
     assert again.save() == second
     again.prune(3)
     assert written(tmp_path).keys() == {(3, 3), (5, 1)}
