@@ -28,6 +28,7 @@ from polyfed.config.sections import (
     TrainSection,
 )
 from polyfed.config.toml import Table, apply, parse_override, read_toml, to_toml
+from polyfed.data.catalogue import SIZES
 from polyfed.models.catalogue import ModelSpec
 
 #: Keys of ``run`` that change neither the computation nor its report; threads change the rounding only.
@@ -192,7 +193,7 @@ class Config(Section):
         resolved = self.resolved()
         left_out: dict[str, Any] = {"run": set(_INCIDENTAL), **dict.fromkeys(("algorithm", *_SEVERAL), True)}
         tables = resolved.model_dump(exclude_none=True, exclude_defaults=True, exclude=left_out)
-        if self.data.dataset not in ("npz", "csv"):  # a file of the user's own is known by its path alone
+        if self.data.dataset in SIZES:  # a file of the user's own is known by its path alone
             tables.get("data", {}).pop("path", None)
         name, keys = resolved.algorithm.name, resolved.algorithm.keys
         usual = {key: facts(field.default) for key, field in algorithm_fields(algorithm_class(name)).items()}

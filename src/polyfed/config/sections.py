@@ -15,7 +15,7 @@ from polyfed.base.ranges import Count, NonNegative, Portion, Positive, Rate
 from polyfed.base.text import hint
 from polyfed.config.faults import facts, shown
 from polyfed.config.profiles import TABLES, read_profiles
-from polyfed.data.catalogue import DATASET_OPTIONS, DATASETS, PARTITION_OPTIONS, PARTITIONS, option_fault
+from polyfed.data.catalogue import DATASET_OPTIONS, DATASETS, PARTITION_OPTIONS, PARTITIONS, SIZES, option_fault
 from polyfed.models.catalogue import ModelSpec
 
 
@@ -156,7 +156,7 @@ class DataSection(Section):
                 )
             elif fault := option_fault(key, value):
                 yield f"options.{key}", fault
-        if self.dataset in ("npz", "csv") and self.path is None:
+        if self.dataset not in SIZES and self.path is None:
             yield "path", f"missing; data set {self.dataset!r} needs the path of your file"
         if self.dataset == "digits" and self.path is not None:
             yield "path", f"got {self.path!r}; data set 'digits' comes with polyfed and takes no path"

@@ -19,7 +19,8 @@ DATASETS: Mapping[str, str] = MappingProxyType(
     }
 )
 
-#: Name of a public data set -> its rows, and how many of them are the official test rows.
+#: Name of a public data set -> its rows, and how many of them are the official test rows. The other data sets are files
+#: of the user's own.
 SIZES: Mapping[str, tuple[int, int]] = MappingProxyType(
     {
         "digits": (1797, 0),

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from polyfed.base.errors import ConfigError, DataError
 from polyfed.base.text import nearest
-from polyfed.data.catalogue import DATASET_OPTIONS, DATASETS, option_fault
+from polyfed.data.catalogue import DATASET_OPTIONS, DATASETS, SIZES, option_fault
 from polyfed.data.dataset import Dataset
 from polyfed.data.images import check_image_size, pad_or_resize, pixel_stats, resize
 from polyfed.data.readers.cache import Arrays, cached_arrays, file_digest, fingerprint
@@ -88,7 +88,7 @@ def _files(name: str, path: Path | None, root: Path) -> list[Path]:
     place = _find(name, path, root, download=False)
     if not place.exists():
         return []
-    if name in ("npz", "csv"):
+    if name not in SIZES:
         return [place] if place.is_file() else sorted(place.glob("*.csv"))
     if name.startswith("cifar"):
         return _cifar_reader(name, place)[0]
@@ -132,7 +132,7 @@ def _check_arguments(name: str, path: Path | None, image_size: int | None, optio
         for option in known
         if option in options and (fault := option_fault(option, options[option]))
     ]
-    if name in ("npz", "csv") and path is None:
+    if name not in SIZES and path is None:
         faults.append(f"path: missing; dataset {name!r} needs the path of your file")
     if name == "digits" and path is not None:
         faults.append(f"path: got {path}; dataset 'digits' comes with polyfed and takes no path")
