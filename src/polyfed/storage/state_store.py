@@ -47,10 +47,14 @@ class Seal:
     count: int = 0
     digest: int = 0
 
-    def plus(self, client: ClientId, round_: int, sha256: str, *, count: int = 1) -> Seal:
-        """Return the seal with a state added, or with a state of it removed if ``count`` is -1."""
+    def plus(self, client: ClientId, round_: int, sha256: str) -> Seal:
+        """Return the seal with a state added."""
         digest = hashlib.sha256(f"{client} {round_} {sha256}".encode()).digest()
-        return Seal(self.count + count, self.digest ^ int.from_bytes(digest))
+        return Seal(self.count + 1, self.digest ^ int.from_bytes(digest))
+
+    def minus(self, client: ClientId, round_: int, sha256: str) -> Seal:
+        """Return the seal with a state of it removed."""
+        return Seal(self.count - 1, self.plus(client, round_, sha256).digest)  # XOR removes what it adds
 
     def entry(self) -> dict[str, Any]:
         """Return the seal as JSON values."""
@@ -149,7 +153,7 @@ class Store:
                 client,
                 settled,
             )
-            seal = (seal if before is None else seal.plus(client, *before, count=-1)).plus(client, round_, sha256)
+            seal = (seal if before is None else seal.minus(client, *before)).plus(client, round_, sha256)
         return seal
 
     def prune(self, round_: int) -> None:

@@ -29,6 +29,8 @@ from polyfed.data.partition.apportion import (
 )
 from polyfed.data.readers.cache import read_npz
 
+#: The parts of a client's rows, in the order of what is drawn for it.
+_PARTS = ("train", "test")
 _ARRAYS = ("train_rows", "train_offsets", "test_rows", "test_offsets")
 
 
@@ -107,10 +109,8 @@ class Partition:
         return self._rows_of(client, which)
 
     def _rows_of(self, client: int, which: str) -> Ints:
-        rows, offsets = (
-            (self.train_rows, self.train_offsets) if which == "train" else (self.test_rows, self.test_offsets)
-        )
-        return rows[offsets[client] : offsets[client + 1]]
+        start, end = getattr(self, f"{which}_offsets")[client : client + 2]
+        return getattr(self, f"{which}_rows")[start:end]
 
     @cached_property
     def hash(self) -> str:
@@ -289,7 +289,7 @@ class Resampled(Partition):
         return min(range(min(100, self.num_clients)), key=lambda client: len(self._draw(client)[0]))
 
     def _rows_of(self, client: int, which: str) -> Ints:
-        return self._drawn(client)[which == "test"]
+        return self._drawn(client)[_PARTS.index(which)]
 
     @cached_property
     def _drawn(self) -> Callable[[int], tuple[Ints, Ints]]:
@@ -328,7 +328,7 @@ class Resampled(Partition):
         return self.of(rows[~held], rows[held], labels, len(self.train_offsets) - 1, fraction, about)
 
     def _held(self, clients: int, which: str) -> tuple[Ints, Ints]:
-        held = [self._draw(client)[which == "test"] for client in range(clients)]
+        held = [self._draw(client)[_PARTS.index(which)] for client in range(clients)]
         return np.concatenate(held), np.array([len(rows) for rows in held])
 
 

@@ -230,8 +230,10 @@ def _groups(table: _Table, at: int, missing: frozenset[str]) -> tuple[NDArray[np
 
 def _number(text: str) -> float | None:
     """Return the number in a cell; None if the cell is no number."""
+    if "_" in text:  # float() accepts 1_000, but in a table this is text
+        return None
     try:
-        value = math.nan if "_" in text else float(text)  # float() accepts 1_000, but in a table this is text
+        value = float(text)
     except ValueError:
         return None
     return None if math.isnan(value) else value

@@ -155,7 +155,7 @@ class Processes:
         if sys.platform != "linux":
             return [process.pid for process in self.running.values() if process.poll() is None]
         others = {int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdecimal()} - {os.getpid()}
-        return [pid for pid in others if _has_variable(pid, f"{_MARK}={self.mark}".encode())]
+        return [pid for pid in sorted(others) if _has_variable(pid, f"{_MARK}={self.mark}".encode())]
 
     def end_all(self, patience: float = 5.0) -> None:
         """Ask all processes to end, then kill those that still run."""
