@@ -50,7 +50,7 @@ part() { # NAME SECONDS COMMAND...
 part wheels 25 "$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir \
     --disable-pip-version-check --root-user-action ignore --target "$site" "$here"/wheels/*.whl
 part environment 20 "$python" "$here/environment.py" "$out" "$device"
-part tests 80 "$python" -m pytest -p no:cacheprovider -m gpu --tb=short --durations=5 "$root/tests/gpu" \
+part tests 80 "$python" -m pytest -o addopts= -p no:cacheprovider -m gpu --tb=short --durations=5 "$root/tests/gpu" \
     --rootdir "$root" -c "$root/pyproject.toml"
 part algorithms 100 "$python" "$here/algorithms.py" "$out" "$device"
 part fedmrl 105 "$python" "$here/fedmrl.py" "$out" "$device" "${small[@]}" --seconds "$fedmrl"

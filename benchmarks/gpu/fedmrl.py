@@ -41,6 +41,7 @@ from polyfed.execute.drivers import Batched
 from polyfed.execute.placement import Placement
 from polyfed.execute.replay import Replays
 from polyfed.execute.stacked import Stack, signature
+from polyfed.rounds.clients import LocalClients
 
 WAYS = ("bare", "one by one", "stacked", "stacked, graphs")
 COLUMNS = ["networks", "way", "round_s", "times_bare", "steps_per_s", "turns", "peak_MB", "replayed", "graphs"]
@@ -180,8 +181,8 @@ def measure(networks: str, models: list[str], table: Table, small: bool, seconds
         for way in ("stacked", "stacked, graphs"):
             libraries[way] = speed.Library(tables, stack, first.federation, driver="batched")
         drawn = libraries["stacked, graphs"]
-        graphs = Graphs(drawn.placement, drawn.execution.memory)
-        drawn.execution.driver = drawn.clients.driver = graphs
+        graphs = Graphs(drawn.placement, int(drawn.federation.config.run.memory * 1e9))
+        drawn.execution.driver, drawn.clients = graphs, LocalClients(drawn.clients.federation, graphs, drawn.store)
         loop = hand(first, models)
         count, train = first.federation.config.clients, first.federation.config.train
         draws = torch.Generator().manual_seed(0)
@@ -213,6 +214,8 @@ def measure(networks: str, models: list[str], table: Table, small: bool, seconds
                     row = (networks, way, middle, ratio, steps / middle, len(found[way]), most)
                     table.put(*row, *replays(libraries.get(way)), difference.get(way, ""))
                 turn += 1
+        if len(models) == 1 and not any(each.graphs for each in graphs.held.values()):
+            raise SystemExit("no step was captured, though all clients have the same network")
 
 
 def farthest(found: Params, expected: Params) -> float:

@@ -6,7 +6,8 @@ way, or several short ones; a way that took twice as long as the best in both of
 rest. The best way is the one with the least median, and the regret of a turn is the rule's seconds over the best way's,
 less one. The table has the median and the quartiles over the turns. A regret over 8 % counts if the lower quartile is
 over 8 %, too.
-`--only` selects workloads, `--turns` says how many turns, `--out` keeps the results as JSON.
+`--only` selects workloads, `--turns` says how many turns, `--out` keeps the results as JSON. `--device cuda` measures
+on a GPU, in one process.
 """
 
 from __future__ import annotations
@@ -27,16 +28,18 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import speed
 from speed import CNNS, Library, pictures
 
 from polyfed.execute.choice import Chosen, ExecutionChoice
+from polyfed.execute.placement import Placement
 from polyfed.parallel import setup
 
 #: The ways beside the rule's own choice.
 WAYS = {
     "sequential": Chosen("sequential", 1, "sequential"),
     "channels-last": Chosen("channels-last", 1, "channels-last"),
-    **{f"stacked {size}": Chosen("stacked", size, "sequential") for size in (8, 16, 32)},
+    **{f"stacked {size}": Chosen("stacked", size, "sequential") for size in (8, 16, 32, 64)},
 }
 BAR = 0.08
 #: Seconds that a way plays in a turn, at least.
@@ -108,7 +111,8 @@ def contestants(tables: dict[str, Any], stack: ExitStack) -> dict[str, Library]:
             if way.size > like.config.clients.wanted or (way.layout == "channels-last" and not images):
                 continue
             setup.execution_choice = lambda federation, way=way: ExecutionChoice(lambda client: way)
-            for workers in (1, 2) if like.config.clients.wanted > 1 else (1,):
+            several = like.config.clients.wanted > 1 and speed.DEVICE.type == "cpu"
+            for workers in (1, 2) if several else (1,):
                 made[f"{name}, {workers} process{'es' * (workers > 1)}"] = Library(
                     tables, stack, like, driver="auto", workers=workers, threads=like.config.run.threads
                 )
@@ -156,9 +160,12 @@ def main() -> int:
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options = parser.parse_args()
+    placement = Placement.of(options.device, "fp32")
+    speed.DEVICE = placement.device
     results = json.loads(options.out.read_text()) if options.out and options.out.exists() else {}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, placement.defaults():
         for name, tables in workloads(Path(folder)).items():
             if options.only and name not in options.only:
                 continue
