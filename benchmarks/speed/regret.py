@@ -68,6 +68,17 @@ def workloads(folder: Path) -> dict[str, dict[str, Any]]:
             "train": {"epochs": 1, "batch_size": 64, "lr": 0.01},
             "algorithm": {"name": "fedmrl", "auxiliary": "cnn5", "rep_dim": 100},
         },
+        "fedmrl-64-alike": {
+            "data": cifar,
+            "clients": {"count": 10, "models": ["cnn1"]},
+            "train": {"epochs": 1, "batch_size": 64, "lr": 0.01},
+            "algorithm": {"name": "fedmrl", "auxiliary": "cnn5", "rep_dim": 100},
+        },
+        "resnet8-20": {
+            "data": cifar,
+            "clients": {"count": 16, "models": ["resnet8"]},
+            "train": {"epochs": 1, "batch_size": 20, "lr": 0.05},
+        },
         "mlp-10": {**small, "clients": {"count": 100, "models": ["mlp(hidden=(200,))"]}},
         "small-cnn-10": {**small, "clients": {"count": 50, "models": ["nets:SmallCNN"]}},
         "fiarse-resnet8": {
@@ -108,7 +119,7 @@ def contestants(tables: dict[str, Any], stack: ExitStack) -> dict[str, Library]:
     original = setup.execution_choice
     try:
         for name, way in WAYS.items():
-            if way.size > like.config.clients.wanted or (way.layout == "channels-last" and not images):
+            if way.size > max(8, like.config.clients.wanted) or (way.layout == "channels-last" and not images):
                 continue
             setup.execution_choice = lambda federation, way=way: ExecutionChoice(lambda client: way)
             several = like.config.clients.wanted > 1 and speed.DEVICE.type == "cpu"

@@ -79,7 +79,19 @@ def test_what_is_resident_gives_the_batches_of_what_is_not(fp32: Placement) -> N
         fp32.batch(federation.data.train(1), rows, torch.Generator().manual_seed(0)) for federation in (far, near)
     ]
     for a, b in zip(*batches, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+        assert torch.equal(a.cpu(), b.cpu())
+
+
+def test_pixels_are_the_bits_of_the_cpu(fp32: Placement) -> None:
+    """Catches a division by a number, which a GPU takes for a product with its inverse."""
+    data = prepare(config()).data.train(0)
+    rows = torch.arange(len(data))
+    for generator in (None, torch.Generator()):
+        here, there = (
+            placement.batch(data, rows, generator and generator.manual_seed(0))[0]
+            for placement in (Placement.of("cpu", "fp32"), fp32)
+        )
+        assert torch.equal(there.cpu(), here)
 
 
 def test_single_precision_is_not_cut_to_a_tenth_of_it(fp32: Placement) -> None:

@@ -21,6 +21,11 @@ _PIECE = 65_536  # rows whose statistics are computed at once, so that millions 
 _PAD = 4  # pixels that a random crop may shift an image by
 
 
+def send(value: Tensor, device: torch.device | str) -> Tensor:
+    """Return ``value`` on the device. A copy to a GPU is queued: one that blocks waits for all work that is queued."""
+    return value.to(device, non_blocking=torch.device(device).type == "cuda")
+
+
 @dataclass(frozen=True, eq=False)
 class Standardise:
     """Feature standardisation ``(x - mean) * inverse``, fitted on training rows only.
@@ -106,8 +111,10 @@ class ClientData:
 
     def normalised(self, x: Tensor) -> Tensor:
         """Pixels ``(B, C, H, W)`` with the data set's mean and deviation taken out."""
-        mean, std = self.dataset.channels
-        return x.float().div_(255).sub_(mean.to(x.device)).div_(std.to(x.device))
+        mean, std = (send(value, x.device) for value in self.dataset.channels)
+        # Not the number 255: a GPU would multiply by its inverse, and pixels would differ from the CPU's.
+        most = torch.full((), 255.0, device=x.device)
+        return x.float().div_(most).sub_(mean).div_(std)
 
     def hold_out(self, share: float, rng: Rng) -> tuple[ClientData, ClientData | None]:
         """Split these rows in two: the rows to train on, and ``max(1, round(share * n))`` rows that are held out.
@@ -180,8 +187,8 @@ def together(
     first = clients[0]
     dataset, flip = first.dataset, first.dataset.flip
     rows = torch.cat([client.rows[some.cpu()] for client, some in zip(clients, positions, strict=True)])
-    x = dataset.x[rows.to(dataset.x.device)].to(device)
-    y = dataset.y[rows.to(dataset.y.device)].to(device)
+    rows = send(rows, dataset.x.device)
+    x, y = send(dataset.x[rows], device), send(dataset.y[rows], device)
     if first.stats is not None and not dataset.is_image:
         return first.stats.apply(x).to(dtype), y
     x = first.normalised(x)
@@ -191,7 +198,7 @@ def together(
             for some, generator in zip(positions, generators, strict=True)
             if generator is not None
         ]
-        x = shifted(x, *(torch.cat(column).to(x.device) for column in zip(*draws, strict=True)))
+        x = shifted(x, *(send(torch.cat(column), x.device) for column in zip(*draws, strict=True)))
     return x.to(dtype), y
 
 

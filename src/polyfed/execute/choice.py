@@ -1,8 +1,8 @@
-"""The execution of each kind of client under ``driver = "auto"``: a rule on the configuration alone.
+"""The execution of each kind of client under ``driver = "auto"``: a rule on the configuration and the kind of device.
 
-The rule uses neither a clock nor the free memory, so every machine executes a configuration in the same way and gets
-the same numbers. All executions agree up to rounding; the laws compare each with the sequential driver.
-docs/performance.md has the measurements behind the table.
+The rule uses neither a clock nor the free memory, so every CPU executes a configuration in the same way and gets the
+same numbers, and so does every GPU. All executions agree up to rounding; the laws compare each with the sequential
+driver. docs/performance.md has the measurements behind the table.
 """
 
 from __future__ import annotations
@@ -41,17 +41,24 @@ class Rule:
     layout: ExecutionName
 
 
-#: By kind of network: "dense" networks multiply each example by each weight matrix once; "images" convolve images; all
-#: others, such as convolutions over time, recurrence or attention.
-RULES: Mapping[str, Rule] = {
-    "dense": Rule(float("inf"), 2, 16, "sequential"),
-    "images": Rule(5e7, 8, 32, "channels-last"),
-    "other": Rule(5e7, 8, 16, "sequential"),
+#: By device and kind of network: "dense" networks multiply each example by each weight matrix once; "images" convolve
+#: images; all others, such as convolutions over time, recurrence or attention.
+RULES: Mapping[str, Mapping[str, Rule]] = {
+    "cpu": {
+        "dense": Rule(float("inf"), 2, 16, "sequential"),
+        "images": Rule(5e7, 8, 32, "channels-last"),
+        "other": Rule(5e7, 8, 16, "sequential"),
+    },
+    "cuda": {
+        "dense": Rule(float("inf"), 2, 32, "sequential"),
+        "images": Rule(float("inf"), 4, 32, "sequential"),
+        "other": Rule(float("inf"), 2, 32, "sequential"),
+    },
 }
 
 
-#: Bytes of weights that a stack may hold, so that the memory of its step fits a processor's caches.
-STACK_BYTES = 16e6
+#: Bytes of weights that a stack may hold, by device: on a CPU the memory of its step should fit the caches.
+STACK_BYTES = {"cpu": 16e6, "cuda": 1e9}
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,7 @@ class Chosen:
 
 
 def kind_of_network(models: Mapping[str, SplitModel], flops: float) -> str:
-    """Return the kind of a client's networks, a key of `RULES`.
+    """Return the kind of a client's networks, a key of `RULES` below a device.
 
     Args:
         models: the client's networks.
@@ -101,7 +108,13 @@ def forward_flops(models: Mapping[str, SplitModel], input_shape: tuple[int, ...]
     return total
 
 
-def choose(models: Mapping[str, SplitModel], plan: LocalSGD, input_shape: tuple[int, ...], together: float) -> Chosen:
+def choose(
+    models: Mapping[str, SplitModel],
+    plan: LocalSGD,
+    input_shape: tuple[int, ...],
+    together: float,
+    device: str = "cpu",
+) -> Chosen:
     """Choose the execution of clients with these networks.
 
     Args:
@@ -109,15 +122,16 @@ def choose(models: Mapping[str, SplitModel], plan: LocalSGD, input_shape: tuple[
         plan: the plan of their training.
         input_shape: shape of an example.
         together: average number of clients of this kind in a cohort.
+        device: "cpu" or "cuda".
     """
     flops = forward_flops(models, input_shape)
     if flops is None:
         return Chosen()
-    rule = RULES[kind_of_network(models, flops)]
+    rule = RULES[device][kind_of_network(models, flops)]
     step = 3 * flops * plan.batch_size  # a backward pass costs about two forward passes
     random = any(model.random for model in models.values())  # stacked draws would differ
     weights = 4 * sum(shape.numel() for model in models.values() for shape in model.shapes.values())
-    size = min(rule.size, int(STACK_BYTES // max(1, weights)))
+    size = min(rule.size, int(STACK_BYTES[device] // max(1, weights)))
     if step <= rule.stacked_up_to and together >= rule.least and size >= 2 and not random:
         return Chosen("stacked", size, rule.layout, step)
     return Chosen(rule.layout, 1, rule.layout, step)

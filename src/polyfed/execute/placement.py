@@ -57,7 +57,8 @@ class Placement:
     def put(self, value: Tensor, *, copy: bool = False) -> Tensor:
         """Return ``value`` on the device and in the layout; without ``copy`` it may be ``value`` itself."""
         form = torch.channels_last if self.channels_last and value.dim() == 4 else torch.preserve_format
-        return value.to(self.device, copy=copy, memory_format=form)
+        # A copy to a GPU is queued; see `polyfed.data.client.send`.
+        return value.to(self.device, non_blocking=self.device.type == "cuda", copy=copy, memory_format=form)
 
     def batch(self, data: Examples, rows: Tensor, generator: torch.Generator | None = None) -> Batch:
         """Return the examples at ``rows`` of a client's data, on the device; with a generator, augmented."""
@@ -85,21 +86,23 @@ class Placement:
         """Make new floating-point tensors have this precision from now on, and convolutions keep all of it.
 
         By default cuDNN uses TensorFloat-32, with 10 bits of mantissa, for a convolution of float32; ``"bf16"`` is the
-        setting for more speed at less precision.
+        setting for more speed at less precision. Some of its convolutions add in an order that differs from run to
+        run; they are not used.
         """
         torch.set_default_dtype(self.dtype)
-        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = False, True
 
     @contextmanager
     def defaults(self) -> Generator[None]:
         """Apply `settle` inside the block and restore the earlier settings afterwards."""
-        before = torch.get_default_dtype(), torch.backends.cudnn.allow_tf32
+        cudnn = torch.backends.cudnn
+        before = torch.get_default_dtype(), cudnn.allow_tf32, cudnn.deterministic
         self.settle()
         try:
             yield
         finally:
             torch.set_default_dtype(before[0])
-            torch.backends.cudnn.allow_tf32 = before[1]
+            cudnn.allow_tf32, cudnn.deterministic = before[1:]
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from polyfed.core.algorithm import Algorithm
 from polyfed.core.net import Batch, Loss, Nets
 from polyfed.core.plan import LocalSGD, Step
 from polyfed.core.requests import Fit, Fitted
+from polyfed.data.client import send
 from polyfed.execute.local_training import Grads, bind, buffers, clip, finish, set_training
 from polyfed.execute.placement import Placement
 from polyfed.execute.replay import AFTER, Product, Replays
@@ -166,7 +167,7 @@ class Stack:
         def stacked(parts: Sequence[Parts]) -> Grads:
             return {
                 # One copy to a GPU per tensor, not per client: small copies take as long as large copies.
-                part: {n: torch.stack([p[part][n].detach() for p in parts]).to(placement.device) for n in params}
+                part: {n: send(torch.stack([p[part][n].detach() for p in parts]), placement.device) for n in params}
                 for part, params in parts[0].items()
             }
 
@@ -183,7 +184,7 @@ class Stack:
 
     def step(self, members: list[int], batch: Batch, due: bool, drawn: Params) -> None:
         """Take one gradient and one update of the clients ``members``."""
-        rows = None if len(members) == len(self.fits) else torch.tensor(members, device=self.placement.device)
+        rows = None if len(members) == len(self.fits) else send(torch.tensor(members), self.placement.device)
         whole = (self.weights, self.fixed, self.frozen)
         state = whole if rows is None else tuple(tree.map_parts(lambda value: value[rows], parts) for parts in whole)
         one: Any = torch.func.vmap(partial(self._one, due))

@@ -130,7 +130,8 @@ def driver_for(federation: Federation, placement: Placement, say: Callable[[str]
 
 def execution_choice(federation: Federation) -> ExecutionChoice:
     """Return the choice of execution for each kind of client of a federation."""
-    clients = federation.config.clients
+    clients, run = federation.config.clients, federation.config.run
+    device = Placement.of(run.device, run.precision).device.type
     # Networks and capacities are both dealt in turn, so that together they come again after so many clients.
     period = min(math.lcm(len(clients.models), len(clients.capacities)), clients.count)
     alike = Counter((clients.model(client), clients.capacity(client)) for client in range(period))
@@ -141,6 +142,7 @@ def execution_choice(federation: Federation) -> ExecutionChoice:
             federation.plan,
             federation.dataset.input_shape,
             together=clients.wanted * alike[clients.model(client.id), client.capacity] / period,
+            device=device,
         )
 
     return ExecutionChoice(decide)
