@@ -6,6 +6,7 @@ import builtins
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,36 @@ def test_the_table(
     chosen = choose(made, plan, shape, together)
     assert (chosen.execution, chosen.size, chosen.layout) == (execution, size, layout)
     assert chosen.flops == 3 * flops * batch
+
+
+@pytest.mark.parametrize(
+    ("nets", "shape", "together", "execution", "size"),
+    [
+        (lambda: models("mlp(hidden=(12, 6))", (7,)), (7,), 2, "stacked", 32),
+        (lambda: models("resnet8(width=2)"), IMAGE, 4, "stacked", 32),
+        (lambda: models("resnet8(width=2)"), IMAGE, 3, "sequential", 1),
+        (lambda: own(waves, (9, 128)), (9, 128), 2, "stacked", 32),
+    ],
+)
+def test_a_gpu_has_a_rule_of_its_own(
+    nets: Any, shape: tuple[int, ...], together: float, execution: str, size: int
+) -> None:
+    """Catches bounds of caches and cores on a GPU, where the number of steps counts at any size."""
+    for batch in (10, 10_000):
+        chosen = choose(nets(), LocalSGD(batch_size=batch, lr=0.1), shape, together, "cuda")
+        assert (chosen.execution, chosen.size, chosen.layout) == (execution, size, "sequential")
+
+
+def test_the_rule_is_that_of_the_configured_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a rule that does not hear where the run computes."""
+    fed = prepare(running.config(algorithm={"name": "standalone"}))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    there = replace(fed, config=running.config(algorithm={"name": "standalone"}, run={"device": "cuda"}))
+    monkeypatch.setattr(
+        choice, "RULES", {"cpu": RULES["cpu"], "cuda": {"dense": choice.Rule(float("inf"), 1, 3, "sequential")}}
+    )
+    assert execution_choice(there).of(fed.info(0)).size == 3
+    assert execution_choice(fed).of(fed.info(0)).size != 3
 
 
 def test_the_page_has_the_table() -> None:
