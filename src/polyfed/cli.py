@@ -329,7 +329,7 @@ def reproduce(
     only: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="PATTERN", help='Run a part: "fedmrl,standalone", "seed 0", "N = 100". Repeat to narrow it.'
+            metavar="PATTERN", help='Run a part: "fedmrl,standalone", "seed 0", "N = 100*". Repeat to narrow it.'
         ),
     ] = None,
     plan: Annotated[
