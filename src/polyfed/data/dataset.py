@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from polyfed.base.errors import DataError
+from polyfed.data.columns import Column
 
 _LOOK = 65_536  # rows of a column of fractions that are checked: sorting a million rows takes a tenth of a second
 
@@ -64,6 +65,7 @@ class Dataset:
         groups: ``(N,)`` int64 group number of each row for the natural partition; None if there is none.
         group_names: the name of each group number; may be empty.
         flip: whether a horizontally flipped image keeps its class.
+        columns: what each column of a table was taken for, in the order of the file; empty if it is no table.
         files: SHA-256 of each file that the data set was read from, by name; empty if it comes from no file.
 
     Raises:
@@ -80,6 +82,7 @@ class Dataset:
     groups: NDArray[np.int64] | None = None
     group_names: tuple[str, ...] = ()
     flip: bool = False
+    columns: tuple[Column, ...] = ()
     files: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def __post_init__(self) -> None:

@@ -1,0 +1,32 @@
+"""What each column of a table was taken for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+#: "number" and "category" are features; "index" is a nameless column of row numbers, which is left out; "ignored" was
+#: left out on request; "test" flags the official test rows.
+ColumnKind: TypeAlias = Literal["number", "category", "index", "ignored", "label", "group", "test"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table as it was read.
+
+    Args:
+        name: its name, or "column 3" without a header.
+        kind: what it was taken for.
+        categories: the categories of a "category", in order of their columns of zeros and ones; the class names of the
+            label of a classification; empty for other kinds.
+        missing: number of missing cells.
+        low: smallest number; None for anything but a "number" or the label of a regression, or if all cells are missing.
+        high: largest number, likewise.
+    """
+
+    name: str
+    kind: ColumnKind
+    categories: tuple[str, ...] = ()
+    missing: int = 0
+    low: float | None = None
+    high: float | None = None
