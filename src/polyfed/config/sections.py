@@ -16,6 +16,7 @@ from polyfed.base.text import hint
 from polyfed.config.faults import facts, shown
 from polyfed.config.profiles import TABLES, read_profiles
 from polyfed.data.catalogue import DATASET_OPTIONS, DATASETS, PARTITION_OPTIONS, PARTITIONS, SIZES, option_fault
+from polyfed.data.schema import Schema
 from polyfed.models.catalogue import ModelSpec
 
 
@@ -133,6 +134,8 @@ class DataSection(Section):
         augment: whether training uses random crops and flips, for data sets that permit them.
         image_size: side of the images in pixels; None leaves the choice to the data set.
         options: options of the reader, such as ``label`` and ``header`` of a CSV file.
+        agreed: the classes, columns and categories of all sites, in order, and the mean and deviation of pixels; any
+            part may be left out. `polyfed data CONFIG --agreed` prints them.
     """
 
     dataset: Annotated[str, _one_of(DATASETS, "data set")] = "digits"
@@ -143,6 +146,7 @@ class DataSection(Section):
     augment: bool = True
     image_size: Positive | None = None
     options: dict[str, Any] = Field(default_factory=dict)
+    agreed: Schema | None = None
 
     def misfits(self) -> Iterator[tuple[str, str]]:
         """Yield (key, fault) for what does not go together."""

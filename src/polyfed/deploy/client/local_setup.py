@@ -14,12 +14,14 @@ from polyfed.config import Config, load_algorithm
 from polyfed.core.algorithm import Algorithm, Task
 from polyfed.core.clients import ClientInfo, LocalClient
 from polyfed.data.client import FederatedData
+from polyfed.data.conform import conform, schema_of
 from polyfed.data.dataset import Dataset
 from polyfed.data.partition.make import make_partition
 from polyfed.data.partition.partition import Partition
+from polyfed.data.schema import Schema
 from polyfed.data.sources import file_digests, load_dataset
 from polyfed.deploy.settings import NodeSettings
-from polyfed.deploy.wire.headers import TaskFacts
+from polyfed.deploy.wire.headers import Agreement, TaskFacts
 from polyfed.models.catalogue import ModelSpec
 from polyfed.rounds.federation import client_at_work, configured_info, deal
 
@@ -36,6 +38,19 @@ def task_of(config: Config, facts: TaskFacts) -> Task:
     )
 
 
+class ApartError(DataError):
+    """The data of a client mean something else than the others agreed on.
+
+    Args:
+        parts: the names of the parts that differ.
+        text: what differs.
+    """
+
+    def __init__(self, parts: tuple[str, ...], text: str) -> None:
+        super().__init__(text)
+        self.parts = parts
+
+
 @lru_cache(maxsize=1)  # a worker answers many messages of one run
 def _shared(config: str) -> tuple[Dataset, Partition]:
     """Return the configured data set and its partition; ``config`` is the configuration as text."""
@@ -50,6 +65,7 @@ def _own(path: Path, digest: str, options: str, client: int, text: str) -> tuple
     dataset = load_dataset(
         kind, path=path, image_size=config.data.image_size if kind == "npz" else None, **json.loads(options)
     )
+    dataset = dataset if config.data.agreed is None else conform(dataset, config.data.agreed)
     return dataset, make_partition(
         dataset,
         kind="iid",
@@ -118,23 +134,50 @@ class LocalSetup:
         known = known if capacity is None else replace(known, capacity=capacity)
         return known if self.settings.model is None else replace(known, architecture="")
 
-    def fitting(self, facts: TaskFacts) -> LocalSetup:
-        """Return this client for the common task, which may have classes that no row here has.
+    def agreeing(self, agreed: Agreement | None, salt: str) -> LocalSetup:
+        """Return this client with the agreed numbers of classes and positions of columns; some may have no row.
 
         Raises:
-            DataError: the data have another shape than the task, or more classes.
+            ApartError: the data mean something else than the others agreed on.
         """
-        have, missing = self.dataset.input_shape, facts.num_classes - self.dataset.num_classes
-        if have != facts.input_shape or missing < 0:
-            raise DataError(
-                f"the data of client {self.settings.client} have shape {have} in {self.dataset.num_classes} classes; "
-                f"expected {facts.input_shape} in at most {facts.num_classes}, as the task says; correct the data, or "
-                "start a new run with them"
-            )
-        if not missing:
+        if agreed is None:
             return self
-        more = tuple(f"class {k}" for k in range(self.dataset.num_classes, facts.num_classes))
-        return replace(self, dataset=replace(self.dataset, classes=(*self.dataset.classes, *more)))
+        try:
+            found = replace(self, dataset=conform(self.dataset, agreed.meaning))
+        except DataError as error:
+            parts = self.agreement(salt).apart(agreed)
+            raise ApartError(
+                parts, f"client {self.settings.client} does not fit what the others agreed on: {error}"
+            ) from error
+        if parts := found.agreement(salt).apart(agreed):
+            raise ApartError(
+                parts,
+                f"client {self.settings.client}: its {', '.join(parts)} differ from those that the others agreed on, "
+                "whose names are private; compare the tables, and give the names of all sites in [data.agreed]",
+            )
+        return found
+
+    def fitting(self, facts: TaskFacts, salt: str) -> LocalSetup:
+        """Return this client for the common task.
+
+        Raises:
+            DataError: the data have another shape than the task, or mean something else.
+        """
+        found = self.agreeing(facts.agreed, salt)
+        have = found.dataset.input_shape, found.dataset.num_classes
+        if have != (facts.input_shape, facts.num_classes):
+            raise DataError(
+                f"the data of client {self.settings.client} have shape {have[0]} in {have[1]} classes; expected "
+                f"{facts.input_shape} in {facts.num_classes}, as the task says; correct the data, or start a new run "
+                "with them"
+            )
+        return found
+
+    def agreement(self, salt: str) -> Agreement:
+        """Return what this client's classes, columns, categories and pixels mean, without names that stay private."""
+        own = schema_of(self.dataset)
+        told = own if self.settings.tells_names else Schema(mean=own.mean, std=own.std)
+        return Agreement(digests=own.digests(salt), meaning=told)
 
     @property
     def data(self) -> FederatedData:

@@ -22,7 +22,7 @@ from polyfed.base.types import Parts
 from polyfed.config import Config
 from polyfed.core.message import Message, State, decode, encode
 from polyfed.core.requests import Fit, Fitted, drive
-from polyfed.deploy.client.local_setup import LocalSetup, task_of
+from polyfed.deploy.client.local_setup import ApartError, LocalSetup, task_of
 from polyfed.deploy.client.state_dir import ClientStateDir, private_folder
 from polyfed.deploy.settings import NodeSettings
 from polyfed.deploy.wire import headers
@@ -76,7 +76,8 @@ def answer(
         log.error("client %d, %s %s: %s", settings.client, request.kind, request.key, traceback.format_exc())
         _write_log(settings, request, error)
         name = type(error).__name__ if isinstance(error, (PolyfedError, MemoryError)) else "Error"
-        return _reply(request, settings, error=f"{name}; its text is in the client's log"), None
+        apart = error.parts if isinstance(error, ApartError) else ()
+        return _reply(request, settings, error=f"{name}; its text is in the client's log", apart=apart), None
 
 
 def _reply(request: RequestHeader, settings: NodeSettings, **fields: Any) -> str:
@@ -144,7 +145,8 @@ class _Node:
         return _reply(self.request, self.settings, seconds=seconds, **fields)
 
     def _describe(self) -> Frame:
-        setup = LocalSetup.of(self.settings, self.config)
+        salt = self.request.experiment
+        setup = LocalSetup.of(self.settings, self.config).agreeing(self.request.agreed, salt)
         shape, classes = setup.dataset.input_shape, setup.dataset.num_classes
         build(setup.spec, input_shape=shape, num_classes=classes)  # reports a network that cannot work before round 1
         about = About(
@@ -153,6 +155,7 @@ class _Node:
             architecture=setup.info.architecture,
             input_shape=shape,
             num_classes=classes,
+            agreement=setup.agreement(salt),
         )
         return self._frame(about=about), None
 
@@ -160,7 +163,8 @@ class _Node:
         if self.request.task is None:
             raise MessageError(f"a {self.request.kind} request came without the task; expected the field 'task'")
         with self._timed("data"):
-            self.setup = LocalSetup.of(self.settings, self.config).fitting(self.request.task)
+            own = LocalSetup.of(self.settings, self.config)
+            self.setup = own.fitting(self.request.task, self.request.experiment)
         self.task = task_of(self.config, self.request.task)
         self.algorithm = self.setup.algorithm
         self.state_dir = ClientStateDir(
