@@ -137,7 +137,7 @@ def test_hashes_of_two_runs_cannot_be_compared() -> None:
 
 
 def test_a_resumed_server_keeps_the_agreement(tmp_path: Path) -> None:
-    """Catches a server that takes another site's order after a restart: its model knows the first one's."""
+    """Catches a server that lets another site propose after a restart: its model knows the first one's order."""
     files = [site(tmp_path / "a.npz", ("well", "ill")), site(tmp_path / "b.npz", ("ill", "well"))]
     run = Sites(tmp_path, files, "run.rounds=3")
     run.memory.online = {100}
@@ -156,7 +156,10 @@ def test_a_resumed_server_keeps_the_agreement(tmp_path: Path) -> None:
     run.memory.instead = lambda message, go: go()
     run.memory.waiting.clear()
     run.memory.online = {101}
+    run.memory.log.clear()
     run.serve()
+    asked = headers.load(RequestHeader, run.memory.log[0].header)
+    assert asked.agreed is not None, "the site is asked whether it fits"
     assert run.agreed().meaning.classes == ("well", "ill")
     assert run.setup(101).dataset.classes == ("well", "ill")
 
