@@ -16,8 +16,8 @@ from polyfed.data.dataset import Dataset
 from polyfed.data.readers.rules import Rules
 from polyfed.data.readers.table import read_table, unclear_header
 
-_BLOCK = 1 << 22  # bytes that are read at once
-_LOOK = 1000  # rows that are looked at to tell whether the first line names the columns
+_BLOCK = 1 << 20  # bytes that are read at once; more where rows are long, as each block has a cost per column
+_LOOK = 1000  # rows that are looked at to tell whether the first line names the columns; fewer of long rows
 
 
 def load_csv(
@@ -53,10 +53,13 @@ class _Sheet:
         codec = codecs.lookup(encoding).name
         self._codec = "utf-8-sig" if codec == "utf-8" else codec
         quoted = self._scan()
-        rows = [[cell.strip() for cell in row] for _, row in islice(self._rows(), _LOOK)]
-        if not rows:
+        self._first = next((row for _, row in self._rows()), [])
+        if not self._first:
             raise DataError(f"{path}: no rows; expected a table with a label column")
-        self._first = rows[0]
+        look = max(10, min(_LOOK, 100_000 // len(self._first)))
+        rows = [[cell.strip() for cell in row] for _, row in islice(self._rows(), look)]
+        length = 2 * max(sum(map(len, row)) + len(row) for row in rows)
+        self._block = max(_BLOCK, min(200 * length, 1 << 26), 4 * length)
         if quoted:
             self._check()
         self.guessed = header is None
@@ -85,7 +88,7 @@ class _Sheet:
                 self.path,
                 read_options=arrow.ReadOptions(
                     column_names=names,
-                    block_size=_BLOCK,
+                    block_size=self._block,
                     use_threads=False,
                     encoding="utf8" if self._codec == "utf-8-sig" else self._codec,
                 ),
