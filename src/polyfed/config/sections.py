@@ -16,7 +16,11 @@ from polyfed.base.text import hint
 from polyfed.config.faults import facts, shown
 from polyfed.config.profiles import TABLES, read_profiles
 from polyfed.data.catalogue import DATASET_OPTIONS, DATASETS, PARTITION_OPTIONS, PARTITIONS, SIZES, option_fault
+<<<<<<< HEAD
 from polyfed.data.schema import Schema
+=======
+from polyfed.data.catalogue import TABLES as OWN_TABLES
+>>>>>>> f-tables
 from polyfed.models.catalogue import ModelSpec
 
 
@@ -164,8 +168,8 @@ class DataSection(Section):
             yield "path", f"missing; data set {self.dataset!r} needs the path of your file"
         if self.dataset == "digits" and self.path is not None:
             yield "path", f"got {self.path!r}; data set 'digits' comes with polyfed and takes no path"
-        if self.dataset == "csv" and self.image_size is not None:
-            yield "image_size", f"got {self.image_size}; data set 'csv' has no images"
+        if self.dataset in OWN_TABLES and self.image_size is not None:
+            yield "image_size", f"got {self.image_size}; data set {self.dataset!r} has no images"
 
 
 #: Defaults of the keys that belong to a single kind of partition.

@@ -8,7 +8,7 @@ files.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from polyfed.base.errors import ConfigError, DataError
 from polyfed.base.text import nearest
-from polyfed.data.catalogue import DATASET_OPTIONS, DATASETS, SIZES, option_fault
+from polyfed.data.catalogue import DATASET_OPTIONS, DATASETS, SIZES, TABLES, option_fault
+from polyfed.data.columns import Column
 from polyfed.data.dataset import Dataset
 from polyfed.data.images import check_image_size, pad_or_resize, pixel_stats, resize
 from polyfed.data.readers.cache import Arrays, cached_arrays, file_digest, fingerprint
@@ -32,6 +33,8 @@ from polyfed.data.readers.download import OFFICIAL_FILES, fetch
 from polyfed.data.readers.idx import IDX_NAMES, find_idx, read_mnist_layout
 from polyfed.data.readers.npz import load_npz
 from polyfed.data.readers.parquet import find_parquet, read_images
+from polyfed.data.readers.parquet_table import load_parquet
+from polyfed.data.readers.table import table_files
 
 _CACHE_VERSION = 1  # raise it when decoding changes, so that older caches are not used
 
@@ -42,44 +45,60 @@ def load_dataset(
     path: Path | None = None,
     cache: Path | None = None,
     image_size: int | None = None,
+    task: str = "classification",
+    agreed: Sequence[Column] | None = None,
     **options: Any,
 ) -> Dataset:
     """Find, read and check a data set.
 
     Args:
         name: one of ``catalogue.DATASETS``.
-        path: folder or file to read; required for "npz" and "csv".
+        path: folder or file to read; required for "npz", "csv" and "parquet".
         cache: folder for downloads and decoded pixels; None takes ``$POLYFED_CACHE`` or ``~/.cache/polyfed``.
         image_size: side of the images in pixels. None: 32 for the named image sets (28x28 images get a black
             frame of 2 pixels; 28 keeps them raw, any other side resizes), as stored for "npz".
-        options: as listed in ``catalogue.DATASET_OPTIONS``; see ``load_npz`` and ``load_csv``.
+        task: "classification", or "regression" for a table whose label is a number.
+        agreed: the columns that all sites agreed on, for a table of one of them; see ``table.Rules``.
+        options: as listed in ``catalogue.DATASET_OPTIONS``; see ``load_npz``, ``load_csv`` and ``table.Rules``.
 
     Raises:
         ConfigError: an unknown name or option.
         DataError: files are missing and cannot be fetched, or are damaged.
     """
     _check_arguments(name, path, image_size, options)
-    before = file_digests(name, path=path, cache=cache)
-    dataset = _read(name, path, _cache_root(cache), image_size, options)
-    files = file_digests(name, path=path, cache=cache)
+    before = file_digests(name, path=path, cache=cache, options=options)
+    if path is not None and name in TABLES:
+        read = load_csv if name == "csv" else load_parquet
+        dataset = read(Path(path), task=task, agreed=agreed, **options)
+    else:
+        dataset = _read(name, path, _cache_root(cache), image_size, options)
+    files = file_digests(name, path=path, cache=cache, options=options)
     if before and files != before:  # a file that was downloaded just now is not in `before`
         raise DataError(f"{path or name}: the files changed while they were read; try again when they no longer change")
     return replace(dataset, files=files)
 
 
-def file_digests(name: str, *, path: Path | None = None, cache: Path | None = None) -> dict[str, str]:
+def file_digests(
+    name: str, *, path: Path | None = None, cache: Path | None = None, options: Mapping[str, Any] | None = None
+) -> dict[str, str]:
     """Return the SHA-256 of each existing file that `load_dataset` would read, by name; downloads nothing.
 
     Args:
         name: one of ``catalogue.DATASETS``.
         path: as for `load_dataset`.
         cache: as for `load_dataset`; digests of large files are kept there.
+        options: as for `load_dataset`; one of them may name a file.
 
     Raises:
         DataError: a file cannot be read, or files are missing from the folder.
     """
     root = _cache_root(cache)
-    return {file.name: file_digest(file, root) for file in _files(name, path, root)}
+    digests = {file.name: file_digest(file, root) for file in _files(name, path, root)}
+    test = (options or {}).get("test")
+    if path is not None and name in TABLES and Path(path).exists():
+        apart = table_files(Path(path), TABLES[name], test)[1:] if Path(path).is_file() else []
+        digests |= {str(test): file_digest(file, root) for file in apart}
+    return digests
 
 
 def _files(name: str, path: Path | None, root: Path) -> list[Path]:
@@ -88,8 +107,10 @@ def _files(name: str, path: Path | None, root: Path) -> list[Path]:
     place = _find(name, path, root, download=False)
     if not place.exists():
         return []
+    if name in TABLES:
+        return table_files(place, TABLES[name])
     if name not in SIZES:
-        return [place] if place.is_file() else sorted(place.glob("*.csv"))
+        return [place]
     if name.startswith("cifar"):
         return _cifar_reader(name, place)[0]
     return [file for part in IDX_NAMES if (file := find_idx(place, part)) is not None]
@@ -100,8 +121,6 @@ def _read(name: str, path: Path | None, root: Path, image_size: int | None, opti
         return load_digits(image_size)
     if name == "npz" and path is not None:
         return load_npz(Path(path), image_size=image_size, **options)
-    if name == "csv" and path is not None:
-        return load_csv(Path(path), **options)
     side = check_image_size(image_size, 32)
     place = _find(name, path, root, download=True)
     if name.startswith("cifar"):
@@ -136,8 +155,8 @@ def _check_arguments(name: str, path: Path | None, image_size: int | None, optio
         faults.append(f"path: missing; dataset {name!r} needs the path of your file")
     if name == "digits" and path is not None:
         faults.append(f"path: got {path}; dataset 'digits' comes with polyfed and takes no path")
-    if name == "csv" and image_size is not None:
-        faults.append(f"image_size: got {image_size}; dataset 'csv' has no images")
+    if name in TABLES and image_size is not None:
+        faults.append(f"image_size: got {image_size}; dataset {name!r} has no images")
     if faults:
         raise ConfigError(*faults)
 
