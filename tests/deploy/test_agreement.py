@@ -57,7 +57,7 @@ class Sites(Run):
         """A client as it trains."""
         told = [headers.load(RequestHeader, message.header) for message in self.memory.log]
         task = next(request.task for request in reversed(told) if request.task is not None)
-        return LocalSetup.of(self.memory.settings[node], self.config).fitting(task, self.experiment)
+        return LocalSetup.fitting(self.memory.settings[node], self.config, task, self.experiment)
 
 
 def test_a_class_has_one_number_at_all_sites(tmp_path: Path) -> None:
@@ -130,6 +130,47 @@ def test_private_names_are_compared_and_do_not_travel(classes: tuple[str, ...], 
         assert about is None or about.agreement.meaning == Schema()
 
 
+def sheet(path: Path, text: str) -> Path:
+    """A table of forty rows: the header, and rows that repeat."""
+    head, *rows = text.split()
+    path.write_text("\n".join([head, *(rows[k % len(rows)] for k in range(ROWS))]) + "\n")
+    return path
+
+
+def test_tables_are_arranged_alike(tmp_path: Path) -> None:
+    """Catches columns and categories that mean their position in a site's file; and refuses a site with one class."""
+    files = [
+        sheet(tmp_path / "a.csv", "age,sex,dx 30,f,ill 41,m,well 52,x,well"),
+        sheet(tmp_path / "b.csv", "dx,sex,age ill,m,30 well,m,41"),
+        sheet(tmp_path / "c.csv", "age,sex,dx 30,m,well 41,x,well"),
+    ]
+    run = Sites(tmp_path, files, data_options={"label": "dx"})
+    run.serve()
+    assert run.rows[-1]["cohort"] == [0, 1, 2]
+    found = [run.setup(node).dataset for node in (100, 101, 102)]
+    assert {data.classes for data in found} == {("ill", "well")}
+    assert found[1].x[0].tolist() == [30, 0, 1, 0]
+    assert found[2].x[1].tolist() == [41, 0, 0, 1]
+    assert set(found[2].y.tolist()) == {1}
+
+
+def test_a_table_with_a_category_of_its_own_is_refused(tmp_path: Path) -> None:
+    files = [
+        sheet(tmp_path / "a.csv", "age,sex,dx 30,f,ill 41,m,well"),
+        sheet(tmp_path / "b.csv", "age,sex,dx 30,f,ill 41,x,well"),
+        sheet(tmp_path / "c.csv", "age,bmi,dx 30,20,ill 41,21,well"),
+    ]
+    run = Sites(tmp_path, files, data_options={"label": "dx"})
+    run.serve()
+    assert run.rows[-1]["cohort"] == [0]
+    reasons = {row["client"]: row["reason"] for row in run.events if row["event"] == "refused"}
+    assert "its categories differ" in reasons[1]
+    assert "its categories, columns differ" in reasons[2]
+    logs = [(tmp_path / f"site-{k}" / "errors.jsonl").read_text() for k in (1, 2)]
+    assert "'x' in column 'sex'" in logs[0]
+    assert "lacks sex and has bmi" in logs[1]
+
+
 def test_hashes_of_two_runs_cannot_be_compared() -> None:
     schema = Schema(classes=("a", "b"))
     assert schema.digests("run-1") != schema.digests("run-2")
@@ -169,6 +210,7 @@ def test_a_task_of_other_data_is_refused(tmp_path: Path) -> None:
     found = LocalSetup.of(settings, config("fedavg"))
     facts = TaskFacts(input_shape=(7,), num_classes=2, agreed=found.agreement("x"))
     with pytest.raises(Exception, match=r"have shape \(5,\) in 2 classes; expected \(7,\) in 2"):
-        found.fitting(facts, "x")
-    assert torch.equal(found.fitting(facts.model_copy(update={"input_shape": (5,)}), "x").dataset.y, found.dataset.y)
+        LocalSetup.fitting(settings, config("fedavg"), facts, "x")
+    right = LocalSetup.fitting(settings, config("fedavg"), facts.model_copy(update={"input_shape": (5,)}), "x")
+    assert torch.equal(right.dataset.y, found.dataset.y)
     assert schema_of(found.dataset).classes == ("a", "b")

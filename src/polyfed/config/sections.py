@@ -16,11 +16,8 @@ from polyfed.base.text import hint
 from polyfed.config.faults import facts, shown
 from polyfed.config.profiles import TABLES, read_profiles
 from polyfed.data.catalogue import DATASET_OPTIONS, DATASETS, PARTITION_OPTIONS, PARTITIONS, SIZES, option_fault
-<<<<<<< HEAD
-from polyfed.data.schema import Schema
-=======
 from polyfed.data.catalogue import TABLES as OWN_TABLES
->>>>>>> f-tables
+from polyfed.data.schema import Schema
 from polyfed.models.catalogue import ModelSpec
 
 

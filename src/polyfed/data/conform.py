@@ -32,9 +32,7 @@ def conform(dataset: Dataset, agreed: Schema) -> Dataset:
         DataError: the data set has a class, column or category that is not agreed, or lacks a column.
     """
     own = schema_of(dataset)
-    wanted = agreed.model_copy(
-        update={part: getattr(own, part) for part in ("classes", "columns") if not getattr(agreed, part)}
-    )
+    wanted = agreed.over(own)
     if faults := list(apart(own, wanted)):
         raise DataError(
             f"{dataset.name}: has {'; '.join(faults)}; correct the file, or give all sites' names in [data.agreed]"

@@ -13,6 +13,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field
 
+from polyfed.data.columns import Column
+
 _Name = Annotated[str, Field(max_length=1000)]
 _Number = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -43,6 +45,16 @@ class Schema(BaseModel, frozen=True, extra="forbid"):
     columns: tuple[Feature, ...] = ()
     mean: tuple[_Number, ...] = ()
     std: tuple[Annotated[_Number, Field(gt=0)], ...] = ()
+
+    def features(self) -> tuple[Column, ...] | None:
+        """Return the features as columns; None if there are none."""
+        found = (Column(c.name, "category" if c.categories else "number", c.categories) for c in self.columns)
+        return tuple(found) or None
+
+    def over(self, other: Schema | None) -> Schema:
+        """Return this schema, with the parts of another that it leaves empty."""
+        own = {part: value for part, value in self if value}
+        return self if other is None else other.model_copy(update=own)
 
     def digests(self, salt: str) -> dict[str, str]:
         """Return a hash of each part, by its name; ``salt`` keeps hashes of different runs apart."""

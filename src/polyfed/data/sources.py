@@ -8,7 +8,7 @@ files.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from polyfed.base.errors import ConfigError, DataError
 from polyfed.base.text import nearest
 from polyfed.data.catalogue import DATASET_OPTIONS, DATASETS, SIZES, TABLES, option_fault
-from polyfed.data.columns import Column
+from polyfed.data.conform import conform
 from polyfed.data.dataset import Dataset
 from polyfed.data.images import check_image_size, pad_or_resize, pixel_stats, resize
 from polyfed.data.readers.cache import Arrays, cached_arrays, file_digest, fingerprint
@@ -35,6 +35,7 @@ from polyfed.data.readers.npz import load_npz
 from polyfed.data.readers.parquet import find_parquet, read_images
 from polyfed.data.readers.parquet_table import load_parquet
 from polyfed.data.readers.table import table_files
+from polyfed.data.schema import Schema
 
 _CACHE_VERSION = 1  # raise it when decoding changes, so that older caches are not used
 
@@ -46,7 +47,7 @@ def load_dataset(
     cache: Path | None = None,
     image_size: int | None = None,
     task: str = "classification",
-    agreed: Sequence[Column] | None = None,
+    agreed: Schema | None = None,
     **options: Any,
 ) -> Dataset:
     """Find, read and check a data set.
@@ -58,7 +59,7 @@ def load_dataset(
         image_size: side of the images in pixels. None: 32 for the named image sets (28x28 images get a black
             frame of 2 pixels; 28 keeps them raw, any other side resizes), as stored for "npz".
         task: "classification", or "regression" for a table whose label is a number.
-        agreed: the columns that all sites agreed on, for a table of one of them; see ``table.Rules``.
+        agreed: what all sites agreed on; a table of one of them may lack a class, even all but one.
         options: as listed in ``catalogue.DATASET_OPTIONS``; see ``load_npz``, ``load_csv`` and ``table.Rules``.
 
     Raises:
@@ -69,13 +70,16 @@ def load_dataset(
     before = file_digests(name, path=path, cache=cache, options=options)
     if path is not None and name in TABLES:
         read = load_csv if name == "csv" else load_parquet
-        dataset = read(Path(path), task=task, agreed=agreed, **options)
+        if agreed is not None and agreed.classes:
+            options.setdefault("classes", list(agreed.classes))
+        dataset = read(Path(path), task=task, agreed=None if agreed is None else agreed.features(), **options)
     else:
         dataset = _read(name, path, _cache_root(cache), image_size, options)
     files = file_digests(name, path=path, cache=cache, options=options)
     if before and files != before:  # a file that was downloaded just now is not in `before`
         raise DataError(f"{path or name}: the files changed while they were read; try again when they no longer change")
-    return replace(dataset, files=files)
+    dataset = replace(dataset, files=files)
+    return dataset if agreed is None else conform(dataset, agreed)
 
 
 def file_digests(

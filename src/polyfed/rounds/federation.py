@@ -22,7 +22,6 @@ from polyfed.core.clients import ClientInfo, LocalClient
 from polyfed.core.message import Nothing
 from polyfed.core.plan import LocalSGD
 from polyfed.data.client import ClientData, FederatedData
-from polyfed.data.conform import conform
 from polyfed.data.dataset import Dataset
 from polyfed.data.partition.make import make_partition
 from polyfed.data.partition.partition import Partition
@@ -249,10 +248,10 @@ def prepare(config: Config) -> Federation:
 
 
 def _load(config: Config) -> Dataset:
-    dataset = load_dataset(
+    return load_dataset(
         config.data.dataset,
         path=Path(config.data.path) if config.data.path else None,
         image_size=config.data.image_size,
+        agreed=config.data.agreed,
         **config.data.options,
     )
-    return dataset if config.data.agreed is None else conform(dataset, config.data.agreed)

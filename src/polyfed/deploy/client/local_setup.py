@@ -14,7 +14,7 @@ from polyfed.config import Config, load_algorithm
 from polyfed.core.algorithm import Algorithm, Task
 from polyfed.core.clients import ClientInfo, LocalClient
 from polyfed.data.client import FederatedData
-from polyfed.data.conform import conform, schema_of
+from polyfed.data.conform import schema_of
 from polyfed.data.dataset import Dataset
 from polyfed.data.partition.make import make_partition
 from polyfed.data.partition.partition import Partition
@@ -61,11 +61,14 @@ def _shared(config: str) -> tuple[Dataset, Partition]:
 def _own(path: Path, digest: str, options: str, client: int, text: str) -> tuple[Dataset, Partition]:
     """Return a client's own file, with a partition that gives it all rows; ``digest`` changes with the content."""
     config = Config.parse(tomllib.loads(text))
-    kind = path.suffix.removeprefix(".")
+    kind = _kind(path)
     dataset = load_dataset(
-        kind, path=path, image_size=config.data.image_size if kind == "npz" else None, **json.loads(options)
+        kind,
+        path=path,
+        image_size=config.data.image_size if kind == "npz" else None,
+        agreed=config.data.agreed,
+        **json.loads(options),
     )
-    dataset = dataset if config.data.agreed is None else conform(dataset, config.data.agreed)
     return dataset, make_partition(
         dataset,
         kind="iid",
@@ -76,6 +79,10 @@ def _own(path: Path, digest: str, options: str, client: int, text: str) -> tuple
         split="pooled" if dataset.test_rows is None else "official",
         min_samples=config.partition.min_samples,
     )
+
+
+def _kind(path: Path) -> str:
+    return path.suffix.removeprefix(".").lower()
 
 
 @dataclass(frozen=True)
@@ -115,11 +122,61 @@ class LocalSetup:
             at_home = config if settings.path is None else config.replace("data", path=settings.path)
             return cls(settings, config, *_shared(at_home.to_toml()), settings.client, algorithm)
         path = Path(settings.data).expanduser()
-        if path.suffix not in (".csv", ".npz"):
-            raise DataError(f"{path}: expected a .csv or .npz file; see `polyfed list datasets`")
-        digest = "".join(file_digests(path.suffix.removeprefix("."), path=path).values())
+        if path.suffix.lower() not in (".csv", ".npz", ".parquet"):
+            raise DataError(f"{path}: expected a .csv, .parquet or .npz file; see `polyfed list datasets`")
+        digest = "".join(file_digests(_kind(path), path=path, options=settings.data_options).values())
         own = _own(path, digest, json.dumps(settings.data_options), settings.client, config.to_toml())
         return cls(settings, config, *own, 0, algorithm)
+
+    @classmethod
+    def agreeing(cls, settings: NodeSettings, config: Config, agreed: Agreement | None, salt: str) -> LocalSetup:
+        """Load the data of this client, with the agreed numbers of classes and positions of columns.
+
+        Args:
+            settings: the client's settings.
+            config: the server's configuration.
+            agreed: what the clients that joined agreed on; None while there is nothing.
+            salt: the name of the run, for the hashes of names.
+
+        Raises:
+            ApartError: the data mean something else than the others agreed on.
+            PolyfedError: as for `of`.
+        """
+        if agreed is None:
+            return cls.of(settings, config)
+        try:
+            found = cls.of(settings, config.replace("data", agreed=agreed.meaning.over(config.data.agreed)))
+        except DataError as error:
+            try:
+                parts = cls.of(settings, config).agreement(salt).apart(agreed)
+            except DataError:
+                raise error from None
+            text = f"client {settings.client} does not fit what the others agreed on: {error}"
+            raise (ApartError(parts, text) if parts else error) from error
+        if parts := found.agreement(salt).apart(agreed):
+            raise ApartError(
+                parts,
+                f"client {settings.client}: its {', '.join(parts)} differ from those that the others agreed on, whose "
+                "names are private; compare the tables, and give the names of all sites in [data.agreed]",
+            )
+        return found
+
+    @classmethod
+    def fitting(cls, settings: NodeSettings, config: Config, facts: TaskFacts, salt: str) -> LocalSetup:
+        """Load the data of this client for the common task.
+
+        Raises:
+            DataError: the data have another shape than the task, or mean something else.
+        """
+        found = cls.agreeing(settings, config, facts.agreed, salt)
+        have = found.dataset.input_shape, found.dataset.num_classes
+        if have != (facts.input_shape, facts.num_classes):
+            raise DataError(
+                f"the data of client {settings.client} have shape {have[0]} in {have[1]} classes; expected "
+                f"{facts.input_shape} in {facts.num_classes}, as the task says; correct the data, or start a new run "
+                "with them"
+            )
+        return found
 
     @property
     def spec(self) -> ModelSpec:
@@ -133,45 +190,6 @@ class LocalSetup:
         known, capacity = configured_info(self.config, self.settings.client), self.settings.capacity
         known = known if capacity is None else replace(known, capacity=capacity)
         return known if self.settings.model is None else replace(known, architecture="")
-
-    def agreeing(self, agreed: Agreement | None, salt: str) -> LocalSetup:
-        """Return this client with the agreed numbers of classes and positions of columns; some may have no row.
-
-        Raises:
-            ApartError: the data mean something else than the others agreed on.
-        """
-        if agreed is None:
-            return self
-        try:
-            found = replace(self, dataset=conform(self.dataset, agreed.meaning))
-        except DataError as error:
-            parts = self.agreement(salt).apart(agreed)
-            raise ApartError(
-                parts, f"client {self.settings.client} does not fit what the others agreed on: {error}"
-            ) from error
-        if parts := found.agreement(salt).apart(agreed):
-            raise ApartError(
-                parts,
-                f"client {self.settings.client}: its {', '.join(parts)} differ from those that the others agreed on, "
-                "whose names are private; compare the tables, and give the names of all sites in [data.agreed]",
-            )
-        return found
-
-    def fitting(self, facts: TaskFacts, salt: str) -> LocalSetup:
-        """Return this client for the common task.
-
-        Raises:
-            DataError: the data have another shape than the task, or mean something else.
-        """
-        found = self.agreeing(facts.agreed, salt)
-        have = found.dataset.input_shape, found.dataset.num_classes
-        if have != (facts.input_shape, facts.num_classes):
-            raise DataError(
-                f"the data of client {self.settings.client} have shape {have[0]} in {have[1]} classes; expected "
-                f"{facts.input_shape} in {facts.num_classes}, as the task says; correct the data, or start a new run "
-                "with them"
-            )
-        return found
 
     def agreement(self, salt: str) -> Agreement:
         """Return what this client's classes, columns, categories and pixels mean, without names that stay private."""

@@ -146,7 +146,7 @@ class _Node:
 
     def _describe(self) -> Frame:
         salt = self.request.experiment
-        setup = LocalSetup.of(self.settings, self.config).agreeing(self.request.agreed, salt)
+        setup = LocalSetup.agreeing(self.settings, self.config, self.request.agreed, salt)
         shape, classes = setup.dataset.input_shape, setup.dataset.num_classes
         build(setup.spec, input_shape=shape, num_classes=classes)  # reports a network that cannot work before round 1
         about = About(
@@ -163,8 +163,7 @@ class _Node:
         if self.request.task is None:
             raise MessageError(f"a {self.request.kind} request came without the task; expected the field 'task'")
         with self._timed("data"):
-            own = LocalSetup.of(self.settings, self.config)
-            self.setup = own.fitting(self.request.task, self.request.experiment)
+            self.setup = LocalSetup.fitting(self.settings, self.config, self.request.task, self.request.experiment)
         self.task = task_of(self.config, self.request.task)
         self.algorithm = self.setup.algorithm
         self.state_dir = ClientStateDir(

@@ -93,6 +93,8 @@ class ClientRegistry:
             else:
                 if answer.apart:
                     self._refuse(node, _apart(answer.apart), client=answer.client)
+                elif answer.error and asked != self.agreed:
+                    pass  # such as a site with one class; it can read its data now that the others agreed
                 elif answer.error or answer.about is None:
                     self._refuse(node, answer.error or "the reply does not describe the client")
                 else:
