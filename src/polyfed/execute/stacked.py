@@ -74,12 +74,12 @@ def signature(fit: Fit) -> object:
 
 def why_not(fit: Fit) -> str | None:
     """Return the reason why a request cannot be stacked, or None."""
-    reasons = (
-        f"{model.name} ({part}) draws random numbers in its layers, and stacked draws would differ"
-        for part, model in fit.client.models.items()
-        if model.random
-    )
-    return next(reasons, None)
+    for part, model in fit.client.models.items():
+        if model.random:
+            return f"{model.name} ({part}) draws random numbers in its layers, and stacked draws would differ"
+        if model.caches:
+            return f"{model.name} ({part}) keeps values in attributes, and values of a stack would not fit one client"
+    return None
 
 
 def replayable(fit: Fit) -> object | None:

@@ -26,6 +26,7 @@ from polyfed.data.dataset import Dataset
 from polyfed.data.partition.make import make_partition
 from polyfed.data.partition.partition import Partition
 from polyfed.data.sources import load_dataset
+from polyfed.execute.choice import forward_flops
 from polyfed.models.split import SplitModel
 from polyfed.rounds.availability import Availability
 from polyfed.rounds.sampling import Weighted
@@ -243,8 +244,44 @@ def prepare(config: Config) -> Federation:
     check_networks(algorithm, federation.task)
     if algorithm.holdout:
         federation.local(partition.smallest, 0)  # reports a client with too few examples before the run
+    _check_single_examples(federation)
+    if config.devices is not None:
+        for name, model in federation.task.family().items():
+            if forward_flops({name: model}, model.input_shape) is None:
+                raise ModelError(
+                    f"the FLOPs of model {name!r} cannot be counted, by which [devices] tells how long a client "
+                    "computes; replace the layer that polyfed cannot count (docs/models.md), or remove [devices]"
+                )
     give_back()
     return federation
+
+
+def _check_single_examples(federation: Federation) -> None:
+    """Raise if a client whose batches have a single example has a network that cannot be trained on one.
+
+    Raises:
+        ModelError: the text names the clients and the network.
+    """
+    counts, plan = np.diff(federation.partition.train_offsets), federation.plan
+    # An algorithm that holds out an example of two leaves one.
+    few = counts <= 1 + bool(federation.algorithm.holdout) if plan.batch_size > 1 else counts > 0
+    alone = [client for client in np.flatnonzero(few).tolist() if len(federation.local(client, 1).train) == 1]
+    named: dict[str, tuple[str, list[int]]] = {}
+    for client in alone if plan.batch_size > 1 else np.flatnonzero(few).tolist():
+        for model in federation.algorithm.models(federation.task, federation.own(client)).values():
+            if model.single_fault:
+                named.setdefault(model.name, (model.single_fault, []))[1].append(client)
+    for name, (reason, clients) in named.items():
+        raise ModelError(
+            f"model {name!r} cannot train on a batch of one example ({reason}), and {_listed(clients)} would have such "
+            "batches; set train.batch_size above 1 and partition.min_samples to 2 or more, or use a normalisation such "
+            "as GroupNorm instead of BatchNorm"
+        )
+
+
+def _listed(clients: Sequence[ClientId]) -> str:
+    more = f" and {len(clients) - 5} more" if len(clients) > 5 else ""
+    return f"client{'s' * (len(clients) > 1)} {', '.join(map(str, clients[:5]))}{more}"
 
 
 def _load(config: Config) -> Dataset:

@@ -85,7 +85,7 @@ class RunDir:
         """
         log = self._logs[name]
         try:
-            log.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+            log.write("".join(json.dumps(files.nulled(row)) + "\n" for row in rows).encode())
             log.flush()
         except OSError as error:
             raise StorageError(
@@ -123,7 +123,7 @@ class RunDir:
             "server": [name, files.write(folder / name, state_files.dump(server))],
             "states": store.save(),
             "logs": {name: self._sync(name) for name in LOGS},
-            "progress": progress,
+            "progress": files.nulled(progress),
         }
         files.write_json(folder / "manifest.json", {"sha256": _digest(manifest), "manifest": manifest})
         for path in folder.glob("server-round-*.safetensors"):
