@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 #: Operations with products that have no formula.
 _UNKNOWN = re.compile(
-    r"_?(sparse|linalg|fft|native_multi_head|transformer|triton|trilinear|miopen|thnn_fused|cholesky|lu_|qr|ormqr|"
+    r"_?(sparse|linalg_(?!vector_norm)|fft|native_multi_head|transformer|triton|trilinear|miopen|thnn_fused|cholesky|lu_|qr|ormqr|"
     r"triangular_solve|int_mm|grouped_mm|fused_sdp|flex_attention)"
 )
 

@@ -29,6 +29,7 @@ from polyfed.models.binding import Binding, places, some
 
 #: The attributes that every module has, and a recurrent layer's list of the weights that are bound to it.
 _OF_TORCH = {*vars(nn.Module()), "_flat_weights", "_flat_weight_refs"}
+_TORCH = str(Path(torch.__file__).parent)
 _OLD_HOOKS = {
     "torch.nn.utils.weight_norm": "torch.nn.utils.parametrizations.weight_norm",
     "torch.nn.utils.spectral_norm": "torch.nn.utils.parametrizations.spectral_norm",
@@ -56,7 +57,7 @@ def _frame(error: BaseException, *, own: bool) -> tuple[FrameType, int] | None:
     found, trace = None, error.__traceback__
     while trace is not None:
         of = trace.tb_frame.f_locals.get("self")
-        if isinstance(of, nn.Module) and not (own and type(of).__module__.startswith("torch.")):
+        if isinstance(of, nn.Module) and not (own and trace.tb_frame.f_code.co_filename.startswith(_TORCH)):
             found = trace.tb_frame, trace.tb_lineno
         trace = trace.tb_next
     return found
@@ -134,6 +135,8 @@ def check_input(module: nn.Module, model: str) -> list[str]:
         for parameter in inspect.signature(module.forward).parameters.values()
         if parameter.kind not in (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD)
     ]
+    if not inspect.signature(module.forward).parameters:
+        raise ModelError(f"model {model!r}: {type(module).__name__}.forward takes no input; expected forward(self, x)")
     needed = [parameter.name for parameter in takes if parameter.default is kinds.empty]
     where = f"{type(module).__name__}.forward({', '.join(parameter.name for parameter in takes)})"
     if len(needed) > 1 or (needed and takes[0].name != needed[0]):
@@ -228,8 +231,8 @@ class Prober:
     def _failed(self, error: Exception, training: bool) -> str:
         x = self.inputs(0, 2)
         return (
-            f"model {self.model!r} fails on an input of shape {tuple(x.shape)}, {_dtype(x)}"
-            f"{' in training mode' if training else ''}: {fault(error)}; does it accept samples of shape "
+            f"model {self.model!r} fails on an input of shape {tuple(x.shape)} and type {_dtype(x)}"
+            f"{', in training mode' if training else ''}: {fault(error)}; does it accept samples of shape "
             f"{tuple(x.shape[1:])}?"
         )
 
@@ -271,6 +274,11 @@ class Prober:
                 "would change the client that is tested; write to it under `if self.training:`"
             )
         now = {place.name: place.tensor.detach() for place in places(binding.module)}
+        if late := sorted(now.keys() - {place.name for place in self.own}):
+            raise ModelError(
+                f"model {self.model!r} adds {some(late)} in its forward, where no client would have it; register it in "
+                "__init__"
+            )
         changed = (name for name, value in self.constants.items() if not _same(value, now[name]))
         if name := next(changed, None):
             raise ModelError(
@@ -337,15 +345,22 @@ class Prober:
         """Return " (Class, file.py, line 7)" for the line that writes to an attribute, or "" if it is not found."""
         path, _, local = name.rpartition(".")
         owner = next((child for at, child in _named(self.binding.module) if at == path), self.binding.module)
+        if type(owner).__module__.startswith("torch."):  # a tensor of torch's layer, to which the network writes
+            owner, local = self.binding.module, name
         try:
             lines, start = inspect.getsourcelines(type(owner))
             file = inspect.getsourcefile(type(owner)) or ""
         except (OSError, TypeError):
             return ""
-        written = re.compile(rf"\.{re.escape(local)}(\.\w+_?\(|\[.*\]\s*\S?=[^=]|\s*\S{{0,2}}=[^=])")
-        at = [number for number, line in enumerate(lines, start) if written.search(line)]
-        # The constructor is usually first, so the last line is the forward's.
-        return f" ({type(owner).__name__}, {Path(file).name}, line {at[-1]})" if at else ""
+        place = rf"\.{re.escape(local)}\b(\[[^\]]*\]|\.\w+)*"
+        for written in (
+            rf"{place}\s*\S{{0,2}}=[^=]",
+            rf"{place}\.(\w+_|append|appendleft|extend|insert|add|update|pop)\(",
+        ):
+            at = [number for number, line in enumerate(lines, start) if re.search(written, line)]
+            if at:  # the constructor usually comes first, so the last line is the forward's
+                return f" ({type(owner).__name__}, {Path(file).name}, line {at[-1]})"
+        return ""
 
 
 def attributes(module: nn.Module) -> dict[str, object]:
@@ -368,7 +383,7 @@ def _value(value: Any, depth: int) -> object:
     """Return a value that is equal exactly for equal contents."""
     match value:
         case Tensor():
-            return ("tensor", value.dtype, tuple(value.shape), _digest(value))
+            return ("tensor", value.dtype, tuple(value.shape), digest(value))
         case np.ndarray() | np.generic():
             return ("array", str(value.dtype), value.shape, value.tobytes())
         case nn.Module():
@@ -421,7 +436,8 @@ def _named(module: nn.Module) -> Iterable[tuple[str, nn.Module]]:
     return cast("Iterable[tuple[str, nn.Module]]", module.named_modules())
 
 
-def _digest(tensor: Tensor) -> bytes:
+def digest(tensor: Tensor) -> bytes:
+    """Return a digest of the bytes of a tensor."""
     flat = tensor.detach().cpu().contiguous().reshape(-1).clone(memory_format=torch.contiguous_format)
     return blake2b(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"").digest()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable
 from functools import cached_property
+from hashlib import sha256
 from itertools import takewhile
 
 import torch
@@ -14,7 +15,7 @@ from polyfed.base.errors import ModelError
 from polyfed.base.rng import Rng
 from polyfed.base.types import Params
 from polyfed.models.binding import Binding, frozen_norms, places, some
-from polyfed.models.probe import Prober, attributes, check_input, check_module, complete, fault
+from polyfed.models.probe import Prober, attributes, check_input, check_module, complete, digest, fault
 from polyfed.models.trace import Piece, Pieces, cut, find_submodule
 
 #: The draws of the forward passes that test a new network.
@@ -140,6 +141,12 @@ class SplitModel:
     def constants(self) -> Params:
         """The tensors that all weights share, by name: frozen parameters, and still statistics beside them."""
         return self._binding.constants
+
+    @cached_property
+    def constants_digest(self) -> str:
+        """A digest (hex) of `constants`; "" without any."""
+        found = {name: digest(value) for name, value in sorted(self.constants.items())}
+        return sha256(repr(found).encode()).hexdigest() if found else ""
 
     @property
     def training(self) -> bool:

@@ -244,7 +244,7 @@ def prepare(config: Config) -> Federation:
     check_networks(algorithm, federation.task)
     if algorithm.holdout:
         federation.local(partition.smallest, 0)  # reports a client with too few examples before the run
-    _check_single_examples(federation)
+    check_single_examples(federation)
     if config.devices is not None:
         for name, model in federation.task.family().items():
             if forward_flops({name: model}, model.input_shape) is None:
@@ -256,7 +256,7 @@ def prepare(config: Config) -> Federation:
     return federation
 
 
-def _check_single_examples(federation: Federation) -> None:
+def check_single_examples(federation: Federation) -> None:
     """Raise if a client whose batches have a single example has a network that cannot be trained on one.
 
     Raises:

@@ -112,7 +112,7 @@ class RunDir:
             server: the server's state.
             store: the private states.
             progress: the ledger and whatever else the loop must remember.
-            identity: the hashes of configuration and partition, which a later resume compares.
+            identity: the hashes of configuration, partition and frozen weights, which a later resume compares.
         """
         name = f"server-round-{round_}.safetensors"
         folder = self.path / "checkpoint"
@@ -168,8 +168,9 @@ class RunDir:
             )
         if manifest["identity"] != identity:
             raise CheckpointError(
-                f"{path} belongs to another configuration or partition (it has {manifest['identity']}, expected "
-                f"{identity}); resume with the config.toml of this run directory"
+                f"{path} belongs to another configuration, partition or frozen weights of a network (it has "
+                f"{manifest['identity']}, expected {identity}); resume with the config.toml of this run directory, and "
+                "with the same files of weights"
             )
         name, sha256 = manifest["server"]
         server = state_files.load(path.parent / name, sha256, *states)

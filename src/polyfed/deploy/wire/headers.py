@@ -20,8 +20,8 @@ HEADER_LIMIT = 1_000_000
 #: (round, attempt, phase) names an exchange of a run: a void round is attempted again, a round has phases.
 Key: TypeAlias = tuple[int, int, int]
 _Count = Annotated[int, Field(ge=0, le=2**53)]
-#: FLOPs; None if they cannot be counted, which is NaN in the ledger.
-_Flops = Annotated[_Count | None, BeforeValidator(lambda value: None if value != value else value)]
+#: FLOPs, which are NaN in the ledger if they cannot be counted.
+_Flops = Annotated[_Count | Literal["unknown"], BeforeValidator(lambda value: value if value == value else "unknown")]
 _Key = tuple[_Count, _Count, _Count]
 _Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _H = TypeVar("_H", bound=BaseModel)
@@ -101,7 +101,7 @@ class Counts(BaseModel, frozen=True, extra="forbid"):
 def costs(told: WorkReport | Counts) -> dict[str, Any]:
     """Return the fields of a report, with NaN for FLOPs that the client could not count."""
     fields = told.model_dump().items()
-    return {name: math.nan if value is None and name.startswith("flops") else value for name, value in fields}
+    return {name: math.nan if value == "unknown" and name.startswith("flops") else value for name, value in fields}
 
 
 class About(BaseModel, frozen=True, extra="forbid"):
