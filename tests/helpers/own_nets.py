@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations, prune
+from torch.utils.checkpoint import checkpoint
 
 
 class Own(nn.Module):
@@ -264,9 +265,45 @@ class MovingFrozen(Own):
         return self.norm(super().features(x))
 
 
+class Unused(Own):
+    """A layer that no forward uses."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.spare = nn.Linear(8, 8)
+
+
+class Orthogonal(Own):
+    """An orthogonal weight, by a parametrization."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.first = parametrizations.orthogonal(self.first)
+
+
+class BackwardHook(Own):
+    """A hook of the user doubles the gradient that leaves a layer."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.second = nn.Linear(8, 8)
+        self.second.register_full_backward_hook(lambda _layer, given, _out: tuple(2 * g for g in given))
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.second(super().features(x))
+
+
+class Checkpointed(Own):
+    """Computes activations again in the backward pass, to save memory."""
+
+    def features(self, x: Tensor) -> Tensor:
+        return checkpoint(super().features, x, use_reentrant=False)
+
+
 TRAIN = [
     *(Own, Query, Attention, WeightNorm, SpectralNorm, Lazy, Normed, Counting, Dropout, FunctionalDropout, Noise),
     *(Branching, Tied, Listed, Hooked, Cached, FrozenFirst, Whole, Bilinear, Lstm, Optional, MovingFrozen),
+    *(Unused, Orthogonal, BackwardHook, Checkpointed),
 ]
 
 
@@ -584,6 +621,99 @@ class LastShape(Own):
         return super().features(x)
 
 
+class Warmed:
+    """A function with a memory."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, h: Tensor) -> Tensor:
+        self.calls += 1
+        return h
+
+
+class Callable(Own):
+    """State inside an object that is called."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.warm = Warmed()
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.warm(super().features(x))
+
+
+class AllFrozen(Own):
+    """Nothing to train."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.requires_grad_(False)
+
+
+class Detached(Own):
+    """Runs without gradients."""
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+class SparseGradient(nn.Module):
+    """An embedding with sparse gradients."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(5, 8, sparse=True)
+        self.head = nn.Linear(8, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.embed(x.long().clamp(0, 4)).mean(1))
+
+
+class SparseBuffer(Own):
+    """A sparse buffer, such as the edges of a graph."""
+
+    edges: Tensor
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.register_buffer("edges", torch.eye(12).to_sparse())
+
+    def features(self, x: Tensor) -> Tensor:
+        return super().features(torch.sparse.mm(self.edges, x.t()).t())
+
+
+class EvalInForward(Own):
+    """Puts a layer into evaluation mode, again in each forward."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.norm = nn.BatchNorm1d(8).requires_grad_(False)
+
+    def features(self, x: Tensor) -> Tensor:
+        self.norm.eval()
+        return self.norm(super().features(x))
+
+
+class GradientHook(Own):
+    """Changes the gradient of a weight by a hook."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.first.weight.register_hook(lambda g: 2 * g)
+
+
+class CompiledForward(Own):
+    """A forward that torch compiles."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.first.compile()
+
+
 def scripted(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -640,6 +770,14 @@ REFUSED = [
     ("TrainingFails", "type float32, in training mode: RuntimeError: ", "(TrainingFails, own_nets.py, line "),
     ("BackwardFails", "in training mode: RuntimeError: one of the variables needed for gradient", "inplace operation"),
     ("LastShape(classifier=head)", "stores a value in an attribute", "a submodule that contains no cut"),
+    ("Callable", "changes 'warm' in its forward", "use a buffer"),
+    ("AllFrozen", "its output depends on no parameter that could be trained (it has 0)", "freeze all"),
+    ("Detached", "its output depends on no parameter that could be trained (it has 4)", "torch.no_grad()"),
+    ("SparseGradient", "the gradient of 'embed.weight' is sparse", "leave out sparse=True"),
+    ("SparseBuffer", "'edges' is sparse", "make the sparse tensor of them in the forward"),
+    ("EvalInForward", "switches 'norm' between training and evaluation mode", "a method train(self, mode)"),
+    ("GradientHook", "a hook on 'first.weight' would be lost", "torch.autograd.Function"),
+    ("CompiledForward", "its submodule 'first' is compiled (Linear)", "the plain nn.Module"),
     ("scripted", "it is compiled (TopLevelTracedModule)", "the plain nn.Module"),
     ("compiled", "it is compiled (OptimizedModule)", "the plain nn.Module"),
     ("parallel", "it is a DataParallel", "return the network inside it"),

@@ -49,7 +49,9 @@ def both_drivers(name: str, spec: str, shape: tuple[int, ...]) -> None:
         model = games[0].federation.own(0)
         first = games[0].federation.algorithm.init_server(model_task(games[0]), games[0].federation.rng.at("server"))
         for n in model.parameter_names:  # a bias before BatchNorm has no gradient
-            assert n.endswith("bias") or not torch.equal(games[0].server.model[n], first.model[n])  # type: ignore[attr-defined]
+            assert (
+                n.endswith("bias") or n.startswith("spare") or not torch.equal(games[0].server.model[n], first.model[n])
+            )  # type: ignore[attr-defined]
         for n, value in games[0].server.model.items():
             torch.testing.assert_close(games[1].server.model[n], value, rtol=1e-3, atol=1e-4)
 
@@ -118,6 +120,9 @@ def test_what_a_user_should_know_is_said() -> None:
     (moving,) = own("MovingFrozen").notes
     assert "the parameters of 'norm' are frozen, but training moves the running statistics" in moving
     assert own("FrozenFirst").notes == []
+    (unused,) = own("Unused").notes
+    assert "'spare.bias', 'spare.weight' got no gradient in a test" in unused
+    assert "requires_grad_(False) keeps it from travelling" in unused
 
 
 # -------------------------------------------------------------------------------------------------------- frozen

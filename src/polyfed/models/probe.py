@@ -15,7 +15,7 @@ from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
 from random import Random
-from types import FrameType
+from types import FrameType, FunctionType, ModuleType
 from typing import Any, cast
 
 import numpy as np
@@ -25,7 +25,7 @@ from torch.nn.parameter import is_lazy
 
 from polyfed.base.errors import ModelError
 from polyfed.base.rng import Rng
-from polyfed.models.binding import Binding, places, some
+from polyfed.models.binding import Binding, frozen_norms, places, some
 
 #: The attributes that every module has, and a recurrent layer's list of the weights that are bound to it.
 _OF_TORCH = {*vars(nn.Module()), "_flat_weights", "_flat_weight_refs"}
@@ -81,7 +81,8 @@ def check_module(module: nn.Module, model: str) -> None:
     for path, child in _named(module):
         name = type(child).__name__
         what = f"model {model!r}: " + (f"its submodule {path!r}" if path else "it")
-        if isinstance(child, torch.jit.ScriptModule) or hasattr(child, "_orig_mod"):
+        compiled = hasattr(child.forward, "_torchdynamo_orig_callable") or "_compiled_call_impl" in vars(child)
+        if compiled or isinstance(child, torch.jit.ScriptModule) or hasattr(child, "_orig_mod"):
             raise ModelError(
                 f"{what} is compiled ({name}); return the plain nn.Module, without script, trace and compile"
             )
@@ -104,6 +105,16 @@ def check_module(module: nn.Module, model: str) -> None:
             raise ModelError(
                 f"model {model!r}: its lazy layer still has no shape for {name!r} after a forward pass; does the "
                 "forward call the layer? Otherwise use a layer that is not lazy"
+            )
+        if tensor.layout != torch.strided:
+            raise ModelError(
+                f"model {model!r}: {name!r} is sparse, which polyfed cannot send or average; keep the positions and the "
+                "values as two tensors, and make the sparse tensor of them in the forward"
+            )
+        if tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None):
+            raise ModelError(
+                f"model {model!r}: a hook on {name!r} would be lost, as polyfed puts the weights of each client in its "
+                "place; change gradients in the forward, by a torch.autograd.Function, or set train.clip"
             )
         if tensor.is_complex():
             raise ModelError(
@@ -173,6 +184,8 @@ class Prober:
         copies = {place.name: place.tensor.detach().clone() for place in self.own}
         self.weights = {name: copies[name] for name in binding.shapes}
         self.constants = {name: copies[name] for name in binding.constants}
+        #: The buffers that training moves, and the parameters without a gradient.
+        self.moved, self.unused = set[str](), set[str]()
 
     def check_state(self) -> bool:
         """Raise ModelError if a forward changes or keeps what only the weights and buffers may hold.
@@ -204,6 +217,22 @@ class Prober:
             place.owner[place.local] = place.tensor
         return bool(names)
 
+    def notes(self) -> list[str]:
+        """Return sentences on what trains other than its user may think."""
+        found: list[str] = []
+        moving = [path for path in frozen_norms(self.binding.module)[1] if f"{path}.running_mean" in self.moved]
+        if moving:
+            found.append(
+                f"model {self.model!r}: the parameters of {some(moving)} are frozen, but training moves the running "
+                "statistics all the same; a method train(self, mode) of the network can keep the layer in evaluation mode"
+            )
+        if self.unused:
+            found.append(
+                f"model {self.model!r}: {some(sorted(self.unused))} got no gradient in a test, so training leaves it as "
+                "it is, but it is sent all the same; if that is meant, requires_grad_(False) keeps it from travelling"
+            )
+        return found
+
     def _both_modes(self, binding: Binding, number: int, weights: Mapping[str, Tensor]) -> None:
         for training in (False, True):
             self._run(binding, number, weights, training)
@@ -216,15 +245,24 @@ class Prober:
         }
         binding.module.train(training)
         binding.bind(given)
+        modes = {path: child.training for path, child in _named(binding.module)}
         try:
             with self.rng.at(number).fork(), torch.set_grad_enabled(training):
                 out = self._trained(binding, number, given) if training else binding.module(self.inputs(number, 2))
+        except ModelError:
+            raise
         except Exception as error:  # user code
             raise ModelError(self._failed(error, training)) from error
         finally:
+            changed = [path for path, child in _named(binding.module) if child.training != modes.get(path)]
             binding.module.train(False)
             held = binding.tensors()
             binding.release()
+        if changed:
+            raise ModelError(
+                f"model {self.model!r} switches {some(changed)} between training and evaluation mode in its forward, "
+                "which a cut would lose; do so in a method train(self, mode) of the network, after super().train(mode)"
+            )
         self._check_writes(binding, weights, given, held, training)
         return out.detach() if isinstance(out, Tensor) else out
 
@@ -242,9 +280,22 @@ class Prober:
             out = binding.module(self.inputs(number, 2))
         except ValueError:
             out = binding.module(self.inputs(number, 16))
-        leaves = [leaf for leaf in given.values() if leaf.requires_grad]
-        if isinstance(out, Tensor) and out.requires_grad and leaves:
-            torch.autograd.grad(out.square().sum(), leaves, allow_unused=True)
+        leaves = {name: leaf for name, leaf in given.items() if leaf.requires_grad}
+        if not isinstance(out, Tensor):
+            return out
+        if not out.requires_grad:
+            raise ModelError(
+                f"model {self.model!r}: its output depends on no parameter that could be trained (it has {len(leaves)}); "
+                "does it freeze all, or run under torch.no_grad() or detach()?"
+            )
+        found = torch.autograd.grad(out.square().sum(), list(leaves.values()), allow_unused=True)
+        self.unused = {name for name, g in zip(leaves, found, strict=True) if g is None}
+        for name, g in zip(leaves, found, strict=True):
+            if g is not None and g.layout != torch.strided:
+                raise ModelError(
+                    f"model {self.model!r}: the gradient of {name!r} is sparse, which polyfed's optimizers do not take; "
+                    "leave out sparse=True"
+                )
         return out
 
     def _check_writes(
@@ -262,7 +313,10 @@ class Prober:
                     "be lost; write into it instead: self.buffer.copy_(value)"
                 )
         for name, value in given.items():
-            if (name in binding.buffer_names and training) or _same(value.detach(), before[name]):
+            if _same(value.detach(), before[name]):
+                continue
+            if name in binding.buffer_names and training:
+                self.moved.add(name)
                 continue
             if name in binding.parameter_names:
                 raise ModelError(
@@ -290,7 +344,7 @@ class Prober:
         """Raise unless the constructor gave the same weights again."""
         now = {place.name: place.tensor.detach() for place in places(self.binding.module)}
         for place in places(other):
-            if not _same(place.tensor.detach(), now[place.name]):
+            if place.name not in now or not _same(place.tensor.detach(), now[place.name]):
                 raise ModelError(
                     f"model {self.model!r}: {place.name!r} differs between two new modules of one seed; initialise it "
                     "by torch's functions (torch.nn.init, torch.randn), not from empty memory, numpy or random"
@@ -401,7 +455,7 @@ def _value(value: Any, depth: int) -> object:
             return [_value(item, depth - 1) for item in cast("Iterable[Any]", value)]
         case set() | frozenset():
             return sorted(map(repr, cast("set[Any]", value)))
-        case _ if depth and hasattr(value, "__dict__") and not callable(value):
+        case _ if depth and hasattr(value, "__dict__") and not isinstance(value, type | FunctionType | ModuleType):
             return (type(value).__qualname__, _value(vars(value), depth - 1))
         case _:  # numbers and strings as they are; other objects without their addresses
             return (type(value).__qualname__, re.sub(r" at 0x[0-9a-f]+", "", repr(value)))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from polyfed.base.errors import ModelError
 from polyfed.base.rng import Rng
 from polyfed.base.types import Params
-from polyfed.models.binding import Binding, frozen_norms, places, some
+from polyfed.models.binding import Binding, places, some
 from polyfed.models.probe import Prober, attributes, check_input, check_module, complete, digest, fault
 from polyfed.models.trace import Piece, Pieces, cut, find_submodule
 
@@ -94,7 +94,7 @@ class SplitModel:
         self._module = self._new(_PROBE)
         self._module.eval()
         check_module(self._module, name)
-        self.notes = [*check_input(self._module, name), *self._moving_statistics()]
+        self.notes = check_input(self._module, name)
         self._binding = Binding(self._module, name)
         # polyfed's own networks keep no state, and to find that out takes several passes.
         own = not type(self._module).__module__.startswith("polyfed.")
@@ -117,6 +117,7 @@ class SplitModel:
         self._probe()
         if prober is not None:
             prober.check_tests()
+            self.notes += prober.notes()
 
     def __repr__(self) -> str:
         """The name and the sizes."""
@@ -287,15 +288,6 @@ class SplitModel:
         if not self.dtype.is_floating_point:
             return torch.zeros(shape, dtype=self.dtype)  # a token that every vocabulary has
         return torch.randn(shape, dtype=self.dtype, generator=_PROBE.at("x", number).torch())
-
-    def _moving_statistics(self) -> list[str]:
-        moving = list(frozen_norms(self._module)[1])
-        if not moving:
-            return []
-        return [
-            f"model {self.name!r}: the parameters of {some(moving)} are frozen, but training moves the running "
-            "statistics all the same; a method train(self, mode) of the network can keep the layer in evaluation mode"
-        ]
 
     def _new(self, rng: Rng) -> nn.Module:
         """Build the module under ``rng``, with all its lazy layers."""
