@@ -288,9 +288,9 @@ class Prober:
                 f"model {self.model!r}: its output depends on no parameter that could be trained (it has {len(leaves)}); "
                 "does it freeze all, or run under torch.no_grad() or detach()?"
             )
-        found = torch.autograd.grad(out.square().sum(), list(leaves.values()), allow_unused=True)
-        self.unused = {name for name, g in zip(leaves, found, strict=True) if g is None}
-        for name, g in zip(leaves, found, strict=True):
+        gradients: Any = torch.autograd.grad(out.square().sum(), list(leaves.values()), allow_unused=True)
+        self.unused = {name for name, g in zip(leaves, gradients, strict=True) if g is None}
+        for name, g in zip(leaves, gradients, strict=True):
             if g is not None and g.layout != torch.strided:
                 raise ModelError(
                     f"model {self.model!r}: the gradient of {name!r} is sparse, which polyfed's optimizers do not take; "
