@@ -161,6 +161,23 @@ def test_constants_follow_the_weights_to_their_device() -> None:
     assert model(here, torch.zeros(2, 12)).device.type == "cpu"
 
 
+def test_constants_have_the_precision_of_the_run() -> None:
+    """Catches a backbone of float32 under weights and inputs of float64."""
+    games = {
+        precision: toy.play(
+            toy.federation(algorithm("fedavg"), models=("own_nets:FrozenFirst",), shape=FEATURES),
+            1,
+            driver=driver,
+            precision=precision,  # type: ignore[arg-type]
+        )
+        for precision in ("fp32", "fp64", "bf16")
+        for driver in ("sequential", "batched")
+    }
+    assert games["fp64"].server.model["head.weight"].dtype == torch.float64
+    losses = [game.played[0].reports[0].work.loss for game in games.values()]
+    assert losses == pytest.approx([losses[0]] * 3, rel=0.1)
+
+
 def test_the_constants_digest_tells_weights_apart() -> None:
     one, two = own("FrozenFirst"), own("Whole")
     assert own("Own").constants_digest == ""
@@ -170,10 +187,11 @@ def test_the_constants_digest_tells_weights_apart() -> None:
 # -------------------------------------------------------------------------------------------------- batches of one
 
 
-def refused_alone(spec: str, **more: object) -> str:
+def refused_alone(spec: str, name: str = "fedavg", **more: object) -> str:
     from polyfed.rounds.federation import check_single_examples
 
-    fed = toy.federation(algorithm("fedavg"), models=(spec,), shape=FEATURES, **more)  # type: ignore[arg-type]
+    keys = {"auxiliary": "mlp(hidden=(8,))"} if name == "fedapen" else {}
+    fed = toy.federation(load_algorithm(name, keys), models=(spec,), shape=FEATURES, **more)  # type: ignore[arg-type]
     with pytest.raises(ModelError) as error:
         check_single_examples(fed)
     return str(error.value)
@@ -187,6 +205,8 @@ def test_batchnorm_on_a_batch_of_one_is_refused_before_the_run() -> None:
     assert "partition.min_samples" in text
     assert "clients 0, 1" in refused_alone("own_nets:Normed", sizes=(5, 4), train={"batch_size": 1})
     toy.play(toy.federation(algorithm("fedavg"), models=("own_nets:Own",), shape=FEATURES, sizes=(5, 1)), 1)
+    held_out = refused_alone("own_nets:Normed(classifier=head)", "fedapen", sizes=(5, 2))
+    assert "client 1 would have such batches" in held_out
     # The last batch of nine rows would have one row, and is left out.
     toy.play(toy.federation(algorithm("fedavg"), models=("own_nets:Normed",), shape=FEATURES, sizes=(9, 5)), 1)
 
@@ -307,8 +327,13 @@ def test_an_embedding_of_tokens_trains(examples: Path) -> None:
     """Tokens are int64, which the probe must feed."""
     from own_networks import Tokens
 
-    model = SplitModel("tokens", lambda: Tokens(4, 20), input_shape=(6,), classifier="head", dtype=torch.int64)
+    spec = "own_networks:Tokens(vocabulary=20, classifier=head)"
+    model = build(spec, input_shape=(6,), num_classes=4, dtype=torch.int64)
     assert (model.rep_dim, model.num_classes) == (32, 4)
+    with pytest.raises(
+        ModelError, match=r"shape \(2, 6\) and type float32: RuntimeError: Expected tensor for argument"
+    ):
+        build(spec, input_shape=(6,), num_classes=4)
     x, y = torch.randint(0, 20, (16, 6), generator=Rng((1,)).torch()), torch.arange(16) % 4
     params = {name: value.requires_grad_() for name, value in model.init(Rng((0,))).items()}
     losses: list[float] = []

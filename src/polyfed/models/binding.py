@@ -78,8 +78,9 @@ class Binding:
         fixed |= {id(value) for child in frozen_norms(module)[0].values() for value in child.buffers(recurse=False)}
         everything = list(places(module))
         self._constants = [(p.owner, p.local, p.name) for p in everything if id(p.tensor) in fixed]
-        self._on = {torch.device("cpu"): {p.name: p.tensor.detach() for p in everything if id(p.tensor) in fixed}}
-        self._device = torch.device("cpu")
+        #: Where the module reads its constants now, and in which type: that of new tensors, which a precision sets.
+        self._form = self._made = (torch.device("cpu"), torch.get_default_dtype())
+        self._forms = {self._made: {p.name: p.tensor.detach() for p in everything if id(p.tensor) in fixed}}
         found = [p for p in everything if id(p.tensor) not in fixed]
         parameters = {id(parameter) for parameter in module.parameters()}
         norms = {
@@ -108,7 +109,8 @@ class Binding:
         for owner, local, name in self._slots:
             owner[local] = params[name]
         if self._constants:
-            self._move(next((value.device for value in params.values()), self._device))
+            device = next((value.device for value in params.values()), self._form[0])
+            self._read((device, torch.get_default_dtype()))
         for rnn in self._rnns:
             rnn._flat_weights = [getattr(rnn, name, None) for name in rnn._flat_weights_names]
         self.bound = params
@@ -121,17 +123,21 @@ class Binding:
     @property
     def constants(self) -> Mapping[str, Tensor]:
         """The tensors that are the same for all clients: frozen parameters, and still statistics beside them."""
-        return self._on[torch.device("cpu")]
+        return self._forms[self._made]
 
-    def _move(self, device: torch.device) -> None:
-        """Have the module read its constants on another device; each device gets a single copy."""
-        if device == self._device:
+    def _read(self, form: tuple[torch.device, torch.dtype]) -> None:
+        """Have the module read its constants on another device or in another precision; each has a single copy."""
+        if form == self._form:
             return
-        if device not in self._on:
-            self._on[device] = {name: tensor.to(device) for name, tensor in self.constants.items()}
+        if form not in self._forms:
+            device, dtype = form
+            self._forms[form] = {
+                name: tensor.to(device, dtype if tensor.dtype == self._made[1] else tensor.dtype)
+                for name, tensor in self.constants.items()
+            }
         for owner, local, name in self._constants:
-            owner[local] = self._on[device][name]
-        self._device = device
+            owner[local] = self._forms[form][name]
+        self._form = form
 
     def check(self, params: Params) -> None:
         """Raise ModelError unless ``params`` has this module's names and shapes."""

@@ -108,8 +108,8 @@ def check_module(module: nn.Module, model: str) -> None:
             )
         if tensor.layout != torch.strided:
             raise ModelError(
-                f"model {model!r}: {name!r} is sparse, which polyfed cannot send or average; keep the positions and the "
-                "values as two tensors, and make the sparse tensor of them in the forward"
+                f"model {model!r}: {name!r} is sparse, which polyfed cannot send or average; keep the positions and "
+                "the values as two tensors, and make the sparse tensor of them in the forward"
             )
         if tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None):
             raise ModelError(
@@ -224,7 +224,7 @@ class Prober:
         if moving:
             found.append(
                 f"model {self.model!r}: the parameters of {some(moving)} are frozen, but training moves the running "
-                "statistics all the same; a method train(self, mode) of the network can keep the layer in evaluation mode"
+                "statistics all the same; a method train(self, mode) of the network can keep it in evaluation mode"
             )
         if self.unused:
             found.append(

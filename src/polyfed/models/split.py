@@ -46,7 +46,7 @@ class SplitModel:
         extractor: dotted name of the extractor's LAST submodule: its output is ``s_in``.
         signature: equal exactly for models of the same architecture, which may then be stacked. Default: the
             factory itself, with the shape and the cuts.
-        dtype: type of the input: float32, or int64 for tokens.
+        dtype: type of the input: int64 for tokens; None for the type of new tensors, such as float32.
 
     A parameter with ``requires_grad`` False is a constant of the architecture: the factory makes it under a fixed seed,
     all weights share it, and no mapping holds it. So are the statistics of a normalisation whose parameters are frozen
@@ -80,7 +80,7 @@ class SplitModel:
         classifier: str | None,
         extractor: str | None = None,
         signature: Hashable | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
     ) -> None:
         if extractor is not None and classifier is None:
             raise ModelError(f"model {name!r} names an extractor ({extractor!r}) but no classifier; name both, or none")
@@ -285,7 +285,7 @@ class SplitModel:
     def _inputs(self, number: int, examples: int = 2) -> Tensor:
         """Return a batch (examples, *input_shape) for tests, another for each number; tokens are all 0."""
         shape = (examples, *self.input_shape)
-        if not self.dtype.is_floating_point:
+        if self.dtype is not None and not self.dtype.is_floating_point:
             return torch.zeros(shape, dtype=self.dtype)  # a token that every vocabulary has
         return torch.randn(shape, dtype=self.dtype, generator=_PROBE.at("x", number).torch())
 

@@ -262,21 +262,21 @@ def check_single_examples(federation: Federation) -> None:
     Raises:
         ModelError: the text names the clients and the network.
     """
-    counts, plan = np.diff(federation.partition.train_offsets), federation.plan
-    # An algorithm that holds out an example of two leaves one.
-    few = counts <= 1 + bool(federation.algorithm.holdout) if plan.batch_size > 1 else counts > 0
-    alone = [client for client in np.flatnonzero(few).tolist() if len(federation.local(client, 1).train) == 1]
-    named: dict[str, tuple[str, list[int]]] = {}
-    for client in alone if plan.batch_size > 1 else np.flatnonzero(few).tolist():
-        for model in federation.algorithm.models(federation.task, federation.own(client)).values():
-            if model.single_fault:
-                named.setdefault(model.name, (model.single_fault, []))[1].append(client)
-    for name, (reason, clients) in named.items():
-        raise ModelError(
-            f"model {name!r} cannot train on a batch of one example ({reason}), and {_listed(clients)} would have such "
-            "batches; set train.batch_size above 1 and partition.min_samples to 2 or more, or use a normalisation such "
-            "as GroupNorm instead of BatchNorm"
-        )
+    counts, algorithm = np.diff(federation.partition.train_offsets), federation.algorithm
+    if algorithm.holdout:
+        counts = counts - np.clip(np.round(algorithm.holdout * counts), 1, np.maximum(counts - 1, 0))
+    clients = np.flatnonzero(counts == 1 if federation.plan.batch_size > 1 else counts > 0)
+    for spec in federation.task.architectures if len(clients) else ():
+        for model in algorithm.models(federation.task, federation.task.build(spec)).values():
+            named = [k for k in clients.tolist() if federation.config.clients.model(k) == spec] * bool(
+                model.single_fault
+            )
+            if named:
+                raise ModelError(
+                    f"model {model.name!r} cannot train on a batch of one example ({model.single_fault}), and "
+                    f"{_listed(named)} would have such batches; set train.batch_size above 1 and partition.min_samples "
+                    "to 2 or more, or use a normalisation such as GroupNorm instead of BatchNorm"
+                )
 
 
 def _listed(clients: Sequence[ClientId]) -> str:
