@@ -228,8 +228,8 @@ class Prober:
             )
         if self.unused:
             found.append(
-                f"model {self.model!r}: {some(sorted(self.unused))} got no gradient in a test, so training leaves it as "
-                "it is, but it is sent all the same; if that is meant, requires_grad_(False) keeps it from travelling"
+                f"model {self.model!r}: {some(sorted(self.unused))} got no gradient in a test, so training leaves it "
+                "as it is, but it is sent all the same; if that is meant, requires_grad_(False) keeps it from travelling"
             )
         return found
 
@@ -285,16 +285,16 @@ class Prober:
             return out
         if not out.requires_grad:
             raise ModelError(
-                f"model {self.model!r}: its output depends on no parameter that could be trained (it has {len(leaves)}); "
-                "does it freeze all, or run under torch.no_grad() or detach()?"
+                f"model {self.model!r}: its output depends on no parameter that could be trained (it has "
+                f"{len(leaves)}); does it freeze all, or run under torch.no_grad() or detach()?"
             )
         gradients: Any = torch.autograd.grad(out.square().sum(), list(leaves.values()), allow_unused=True)
         self.unused = {name for name, g in zip(leaves, gradients, strict=True) if g is None}
         for name, g in zip(leaves, gradients, strict=True):
             if g is not None and g.layout != torch.strided:
                 raise ModelError(
-                    f"model {self.model!r}: the gradient of {name!r} is sparse, which polyfed's optimizers do not take; "
-                    "leave out sparse=True"
+                    f"model {self.model!r}: the gradient of {name!r} is sparse, which polyfed's optimizers do not "
+                    "take; leave out sparse=True"
                 )
         return out
 
