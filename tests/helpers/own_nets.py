@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -300,10 +302,34 @@ class Checkpointed(Own):
         return checkpoint(super().features, x, use_reentrant=False)
 
 
+class BatchOnly(Own):
+    """BatchNorm that uses the batch's own statistics in evaluation, too."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.norm = nn.BatchNorm1d(8, track_running_stats=False)
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.norm(super().features(x))
+
+
+class Logging(Own):
+    """Plain attributes that do not matter: a logger, a table, an object that refers to the network."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.log = logging.getLogger("own_nets")
+        self.table = SimpleNamespace(widths=[12, 8], owner=(self, [self]), empty=((), [], {}))
+
+    def features(self, x: Tensor) -> Tensor:
+        self.log.debug("a batch of %s", x.shape[0])
+        return super().features(x)
+
+
 TRAIN = [
     *(Own, Query, Attention, WeightNorm, SpectralNorm, Lazy, Normed, Counting, Dropout, FunctionalDropout, Noise),
     *(Branching, Tied, Listed, Hooked, Cached, FrozenFirst, Whole, Bilinear, Lstm, Optional, MovingFrozen),
-    *(Unused, Orthogonal, BackwardHook, Checkpointed),
+    *(Unused, Orthogonal, BackwardHook, Checkpointed, BatchOnly, Logging),
 ]
 
 
@@ -714,6 +740,26 @@ class CompiledForward(Own):
             self.first.compile()
 
 
+class Auxiliary(Own):
+    """A second output, in training only."""
+
+    def forward(self, x: Tensor) -> Any:
+        out = super().forward(x)
+        return (out, out) if self.training else out
+
+
+class Namespace(Own):
+    """State in a namespace, by name."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.state = SimpleNamespace(last=None)
+
+    def features(self, x: Tensor) -> Tensor:
+        self.state.last = x.detach()
+        return super().features(x)
+
+
 def scripted(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -778,6 +824,8 @@ REFUSED = [
     ("EvalInForward", "switches 'norm' between training and evaluation mode", "a method train(self, mode)"),
     ("GradientHook", "a hook on 'first.weight' would be lost", "torch.autograd.Function"),
     ("CompiledForward", "its submodule 'first' is compiled (Linear)", "the plain nn.Module"),
+    ("Auxiliary", "returns tuple per sample in training mode and (4,) in evaluation mode", "the logits only"),
+    ("Namespace", "changes 'state' in its forward (Namespace, ", "use a buffer"),
     ("scripted", "it is compiled (TopLevelTracedModule)", "the plain nn.Module"),
     ("compiled", "it is compiled (OptimizedModule)", "the plain nn.Module"),
     ("parallel", "it is a DataParallel", "return the network inside it"),

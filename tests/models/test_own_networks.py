@@ -116,13 +116,15 @@ def test_a_buffer_moves_under_a_cut_as_without(cut: str) -> None:
 def test_what_a_user_should_know_is_said() -> None:
     assert own("Own").notes == []
     (optional,) = own("Optional").notes
-    assert "Optional.forward(x, mask) gets its first input alone; mask = None always" in optional
+    assert "Optional.forward(x, mask) gets its first input alone, and 'mask' the default" in optional
     (moving,) = own("MovingFrozen").notes
     assert "the parameters of 'norm' are frozen, but training moves the running statistics" in moving
     assert own("FrozenFirst").notes == []
+    (alone,) = own("BatchOnly").notes
+    assert "fails on a batch of one example in evaluation mode (ValueError: Expected more than 1 value" in alone
     (unused,) = own("Unused").notes
     assert "'spare.bias', 'spare.weight' got no gradient in a test" in unused
-    assert "requires_grad_(False) keeps it from travelling" in unused
+    assert "with requires_grad_(False) it would not travel" in unused
 
 
 # -------------------------------------------------------------------------------------------------------- frozen
@@ -325,8 +327,6 @@ def test_a_pretrained_backbone_is_what_the_file_holds(examples: Path) -> None:
 
 def test_an_embedding_of_tokens_trains(examples: Path) -> None:
     """Tokens are int64, which the probe must feed."""
-    from own_networks import Tokens
-
     spec = "own_networks:Tokens(vocabulary=20, classifier=head)"
     model = build(spec, input_shape=(6,), num_classes=4, dtype=torch.int64)
     assert (model.rep_dim, model.num_classes) == (32, 4)

@@ -131,7 +131,7 @@ def test_frozen_weights_of_a_file_are_kept_through_a_resume(nets: str, tmp_path:
     ear = Listener(stop=2)
     with pytest.raises(KeyboardInterrupt):
         simulate(frozen(nets, tmp_path), out=tmp_path / "run", callback=ear)
-    assert any("gets its first input alone; mask = None always" in note for note in ear.notes)
+    assert any("gets its first input alone, and 'mask' the default" in note for note in ear.notes)
     held = load_file(next((tmp_path / "run" / "checkpoint").glob("*.safetensors")))
     assert sorted(tuple(value.shape) for value in held.values()) == [(10,), (10, 8)]
     kept = (tmp_path / "first.safetensors").read_bytes()
