@@ -26,6 +26,7 @@ from polyfed.data.dataset import Dataset
 from polyfed.data.partition.make import make_partition
 from polyfed.data.partition.partition import Partition
 from polyfed.data.sources import load_dataset
+from polyfed.execute.choice import forward_flops
 from polyfed.models.split import SplitModel
 from polyfed.rounds.availability import Availability
 from polyfed.rounds.sampling import Weighted
@@ -243,8 +244,44 @@ def prepare(config: Config) -> Federation:
     check_networks(algorithm, federation.task)
     if algorithm.holdout:
         federation.local(partition.smallest, 0)  # reports a client with too few examples before the run
+    check_single_examples(federation)
+    if config.devices is not None:
+        for name, model in federation.task.family().items():
+            if forward_flops({name: model}, model.input_shape) is None:
+                raise ModelError(
+                    f"the FLOPs of model {name!r} cannot be counted, by which [devices] tells how long a client "
+                    "computes; replace the layer that polyfed cannot count (docs/models.md), or remove [devices]"
+                )
     give_back()
     return federation
+
+
+def check_single_examples(federation: Federation) -> None:
+    """Raise if a client whose batches have a single example has a network that cannot be trained on one.
+
+    Raises:
+        ModelError: the text names the clients and the network.
+    """
+    counts, algorithm = np.diff(federation.partition.train_offsets), federation.algorithm
+    if algorithm.holdout:
+        counts = counts - np.clip(np.round(algorithm.holdout * counts), 1, np.maximum(counts - 1, 0))
+    clients = np.flatnonzero(counts == 1 if federation.plan.batch_size > 1 else counts > 0)
+    for spec in federation.task.architectures if len(clients) else ():
+        for model in algorithm.models(federation.task, federation.task.build(spec)).values():
+            named = [k for k in clients.tolist() if federation.config.clients.model(k) == spec] * bool(
+                model.single_fault
+            )
+            if named:
+                raise ModelError(
+                    f"model {model.name!r} cannot train on a batch of one example ({model.single_fault}), and "
+                    f"{_listed(named)} would have such batches; set train.batch_size above 1 and partition.min_samples "
+                    "to 2 or more, or use a normalisation such as GroupNorm instead of BatchNorm"
+                )
+
+
+def _listed(clients: Sequence[ClientId]) -> str:
+    more = f" and {len(clients) - 5} more" if len(clients) > 5 else ""
+    return f"client{'s' * (len(clients) > 1)} {', '.join(map(str, clients[:5]))}{more}"
 
 
 def _load(config: Config) -> Dataset:

@@ -236,10 +236,10 @@ class _Node:
         )
         return self._frame(lost=lost, score=self._score(parts, work.flops)), None
 
-    def _score(self, parts: Parts, spent: int = 0) -> Counts:
+    def _score(self, parts: Parts, spent: float = 0) -> Counts:
         with self._timed("score"):
             scorer = Scorer(self.algorithm, self.placement, Sequential(self.placement).costs)
             nets = bind(self.setup.local(self.task, self.request.key[0]).models, tree_to(parts, self.placement))
             found = scorer.score(nets, self.setup.data.test(self.setup.place))
-            told = {"flops": found.flops, "flops_parts": spent} if self.settings.tells_costs else {}
+            told: dict[str, Any] = {"flops": found.flops, "flops_parts": spent} if self.settings.tells_costs else {}
             return Counts(examples=found.examples, correct=found.correct, **told)

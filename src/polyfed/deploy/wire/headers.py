@@ -7,9 +7,10 @@ field by field, and no field names a class to build.
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from polyfed.base.errors import MessageError
 from polyfed.data.schema import Schema
@@ -20,6 +21,8 @@ HEADER_LIMIT = 1_000_000
 #: (round, attempt, phase) names an exchange of a run: a void round is attempted again, a round has phases.
 Key: TypeAlias = tuple[int, int, int]
 _Count = Annotated[int, Field(ge=0, le=2**53)]
+#: FLOPs, which are NaN in the ledger if they cannot be counted.
+_Flops = Annotated[_Count | Literal["unknown"], BeforeValidator(lambda value: value if value == value else "unknown")]
 _Key = tuple[_Count, _Count, _Count]
 _Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _H = TypeVar("_H", bound=BaseModel)
@@ -98,7 +101,7 @@ class RequestHeader(_Header, frozen=True):
 class WorkReport(BaseModel, frozen=True, extra="forbid"):
     """Costs of a client's work, as far as the client reports them; see `polyfed.execute.drivers.Work`."""
 
-    flops: _Count = 0
+    flops: _Flops = 0
     seconds: _Seconds = 0.0
     peak_bytes: _Count = 0
     steps: _Count = 0
@@ -110,14 +113,20 @@ class Counts(BaseModel, frozen=True, extra="forbid"):
 
     examples: Annotated[int, Field(gt=0, le=2**53)]
     correct: Annotated[dict[str, _Count], Field(min_length=1, max_length=1000)]
-    flops: _Count = 0
-    flops_parts: _Count = 0
+    flops: _Flops = 0
+    flops_parts: _Flops = 0
 
     @model_validator(mode="after")
     def _no_more_than_all(self) -> Counts:
         if max(self.correct.values()) > self.examples:
             raise ValueError(f"got {max(self.correct.values())} right answers of {self.examples} examples")
         return self
+
+
+def costs(told: WorkReport | Counts) -> dict[str, Any]:
+    """Return the fields of a report, with NaN for FLOPs that the client could not count."""
+    fields = told.model_dump().items()
+    return {name: math.nan if value == "unknown" and name.startswith("flops") else value for name, value in fields}
 
 
 class About(BaseModel, frozen=True, extra="forbid"):
