@@ -32,6 +32,7 @@ from polyfed.data.readers.download import OFFICIAL_FILES, fetch
 from polyfed.data.readers.idx import IDX_NAMES, find_idx, read_mnist_layout
 from polyfed.data.readers.npz import load_npz
 from polyfed.data.readers.parquet import find_parquet, read_images
+from polyfed.metrics.catalogue import TaskKind
 
 _CACHE_VERSION = 1  # raise it when decoding changes, so that older caches are not used
 
@@ -42,6 +43,7 @@ def load_dataset(
     path: Path | None = None,
     cache: Path | None = None,
     image_size: int | None = None,
+    task: TaskKind = "classification",
     **options: Any,
 ) -> Dataset:
     """Find, read and check a data set.
@@ -52,6 +54,7 @@ def load_dataset(
         cache: folder for downloads and decoded pixels; None takes ``$POLYFED_CACHE`` or ``~/.cache/polyfed``.
         image_size: side of the images in pixels. None: 32 for the named image sets (28x28 images get a black
             frame of 2 pixels; 28 keeps them raw, any other side resizes), as stored for "npz".
+        task: with "regression" the label is a number to predict; for "npz" and "csv" only.
         options: as listed in ``catalogue.DATASET_OPTIONS``; see ``load_npz`` and ``load_csv``.
 
     Raises:
@@ -60,7 +63,10 @@ def load_dataset(
     """
     _check_arguments(name, path, image_size, options)
     before = file_digests(name, path=path, cache=cache)
-    dataset = _read(name, path, _cache_root(cache), image_size, options)
+    if task == "regression" and name in SIZES:
+        raise ConfigError(f"task: got 'regression'; the labels of data set {name!r} are classes")
+    given = options if name in SIZES else {**options, "task": task}
+    dataset = _read(name, path, _cache_root(cache), image_size, given)
     files = file_digests(name, path=path, cache=cache)
     if before and files != before:  # a file that was downloaded just now is not in `before`
         raise DataError(f"{path or name}: the files changed while they were read; try again when they no longer change")

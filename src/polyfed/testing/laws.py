@@ -597,7 +597,8 @@ def test_learns(subject: Subject) -> None:
     """
     federation = subject.learning()
     rounds, chance = federation.config.run.rounds, 1 / federation.task.num_classes
-    before, after = (_evaluated(play(federation, here(LocalClients), rounds=count)).mean() for count in (0, rounds))
+    ends = (_evaluated(play(federation, here(LocalClients), rounds=count)) for count in (0, rounds))
+    before, after = (end.mean() or 0.0 for end in ends)
     assert after >= chance + 0.2, f"accuracy {after:.3f} after {rounds} rounds; chance is {chance:.3f}"
     assert after >= before + 0.1, f"accuracy {after:.3f} after {rounds} rounds; {before:.3f} before the first"
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from polyfed.base.errors import ConfigError, DataError
 from polyfed.data.dataset import Dataset, check_digits
+from polyfed.metrics.catalogue import TaskKind
 
 MISSING = ("", "NA", "?", "nan")
 
@@ -43,6 +44,7 @@ def load_csv(
     categorical: Sequence[str | int] = (),
     group: str | int | None = None,
     delimiter: str = ",",
+    task: TaskKind = "classification",
 ) -> Dataset:
     """The data set of a table.
 
@@ -55,6 +57,7 @@ def load_csv(
         categorical: columns to treat as categories although their cells are numbers; text columns always are.
         group: column of the natural group (who collected the row), by name or number; it is not a feature.
         delimiter: the character between cells.
+        task: with "regression" the label is a number to predict.
 
     Raises:
         DataError: no rows, a ragged row, a missing label, one class only, or a cell that is not finite.
@@ -82,7 +85,8 @@ def load_csv(
     if group_at == label_at:
         raise ConfigError(f"group: column {table.columns[label_at]!r} is the label too; choose another")
     forced = {_column(table, c, "categorical", path) for c in categorical}
-    y, classes = _labels(table, label_at, gone, path)
+    read = _labels if task == "classification" else _targets
+    y, classes = read(table, label_at, gone, path)
     features = [
         _feature(table, at, gone, at in forced, path)
         for at in range(len(table.columns))
@@ -192,6 +196,20 @@ def _labels(table: _Table, at: int, missing: frozenset[str], path: Path) -> tupl
         raise DataError(f"{path}: got one class, {texts[0]!r}, in {table.columns[at]!r}; expected at least 2")
     code = {name: number for number, name in enumerate(classes)}
     return np.asarray([code[text] for text in texts], dtype=np.int64), classes
+
+
+def _targets(
+    table: _Table, at: int, missing: frozenset[str], path: Path
+) -> tuple[NDArray[np.float64], tuple[str, ...]]:
+    """The numbers of the label column, and no classes."""
+    numbers = [None if row[at] in missing else _number(row[at]) for row in table.cells]
+    for value, row, where in zip(numbers, table.cells, table.where, strict=True):
+        if value is None or math.isinf(value):
+            raise DataError(
+                f"{where}: the target in {table.columns[at]!r} is {row[at]!r}; expected a finite number; correct it or "
+                f'drop the row, or, if the labels of {path.name} are classes, set data.task = "classification"'
+            )
+    return np.asarray(numbers, dtype=np.float64), ()
 
 
 def _feature(table: _Table, at: int, missing: frozenset[str], categorical: bool, path: Path) -> NDArray[np.float64]:

@@ -21,7 +21,7 @@ from polyfed.data.sources import file_digests, load_dataset
 from polyfed.deploy.settings import NodeSettings
 from polyfed.deploy.wire.headers import TaskFacts
 from polyfed.models.catalogue import ModelSpec
-from polyfed.rounds.federation import client_at_work, configured_info, deal
+from polyfed.rounds.federation import client_at_work, configured_info, deal, with_units
 
 
 def task_of(config: Config, facts: TaskFacts) -> Task:
@@ -33,6 +33,7 @@ def task_of(config: Config, facts: TaskFacts) -> Task:
         rounds=config.run.rounds,
         architectures=tuple(ModelSpec.parse(name) for name in facts.architectures),
         capacities=facts.capacities,
+        kind=config.data.task,
     )
 
 
@@ -47,9 +48,9 @@ def _own(path: Path, digest: str, options: str, client: int, text: str) -> tuple
     """Return a client's own file, with a partition that gives it all rows; ``digest`` changes with the content."""
     config = Config.parse(tomllib.loads(text))
     kind = path.suffix.removeprefix(".")
-    dataset = load_dataset(
-        kind, path=path, image_size=config.data.image_size if kind == "npz" else None, **json.loads(options)
-    )
+    size = config.data.image_size if kind == "npz" else None
+    read = load_dataset(kind, path=path, image_size=size, task=config.data.task, **json.loads(options))
+    dataset = with_units(read, config)
     return dataset, make_partition(
         dataset,
         kind="iid",
