@@ -66,6 +66,7 @@ class ListKind(StrEnum):
     datasets = "datasets"
     devices = "devices"
     items = "items"
+    metrics = "metrics"
     models = "models"
     partitions = "partitions"
 
@@ -191,6 +192,7 @@ def _listed(kind: ListKind) -> list[dict[str, Any]]:
     from polyfed.algorithms.catalogue import ALGORITHMS, ALIASES
     from polyfed.config.profiles import TABLES, load_profiles
     from polyfed.data.catalogue import DATASET_OPTIONS, DATASETS, PARTITION_OPTIONS, PARTITIONS
+    from polyfed.metrics.catalogue import METRICS
     from polyfed.models.catalogue import MODELS, OPTIONS
 
     if kind is ListKind.algorithms:
@@ -212,6 +214,8 @@ def _listed(kind: ListKind) -> list[dict[str, Any]]:
             {"name": name, "summary": text, "devices": [profile.device for profile in load_profiles(name)]}
             for name, text in TABLES.items()
         ]
+    if kind is ListKind.metrics:
+        return [{"name": name, "summary": about.summary, "task": about.task} for name, about in METRICS.items()]
     known: dict[ListKind, tuple[Mapping[str, str], Mapping[str, Any]]] = {
         ListKind.datasets: (DATASETS, DATASET_OPTIONS),
         ListKind.models: (MODELS, OPTIONS),

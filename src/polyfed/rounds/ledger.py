@@ -241,9 +241,8 @@ def client_rows(view: ServerView, round_: int, played: Played | None, found: Eva
             if score.values:
                 row["metrics"] = score.values[score.predictors[0]]
                 parts = {name: by_class(name, score.tallies, view.class_names) for name in row["metrics"]}
-                row |= (
-                    {"by_class": found_by} if (found_by := {name: part for name, part in parts.items() if part}) else {}
-                )
+                if any(parts.values()):
+                    row["by_class"] = {name: part for name, part in parts.items() if part}
             if score.majority:
                 row["majority"] = score.majority
         rows.append(row)

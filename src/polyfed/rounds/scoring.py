@@ -94,38 +94,36 @@ class Scorer:
         placement: where it is tested.
         costs: counts the FLOPs.
         config: the configuration: the task, and the metrics.
+
+    Attributes:
+        keep: whether scores keep those of each row.
     """
+
+    keep = False
 
     def __init__(self, algorithm: Algorithm, placement: Placement, costs: CostCounter, config: Config) -> None:
         self.algorithm, self.placement, self.costs, self.data = algorithm, placement, costs, config.data
         self.metrics = beyond_accuracy(config.metrics)
 
-    def score(self, nets: Nets, data: Examples, placement: Placement | None = None, *, keep: bool = False) -> Score:
-        """Return the counts and metrics of all predictors.
-
-        Args:
-            nets: the networks.
-            data: the test examples.
-            placement: may differ in layout from the scorer's.
-            keep: whether to keep the scores of each row.
-        """
+    def score(self, nets: Nets, data: Examples, placement: Placement | None = None) -> Score:
+        """Return the counts and metrics of all predictors; ``placement`` may differ in layout from the scorer's."""
         clock = self.costs.clock()
         outputs, flops = self.outputs(nets, data, placement or self.placement)
-        found = self.read(outputs, data.labels, keep=keep)
+        found = self.read(outputs, data.labels)
         found.flops, found.seconds = flops, clock()
         return found
 
-    def read(self, outputs: Mapping[str, Tensor], labels: Tensor, *, keep: bool = False) -> Score:
+    def read(self, outputs: Mapping[str, Tensor], labels: Tensor) -> Score:
         """Return the score of some rows by the outputs of each predictor, (n, L), and the labels, (n,)."""
         found = Score(len(labels), {})
         if self.data.task == "classification":
             found.correct = {name: int((out.argmax(1) == labels.to(out.device)).sum()) for name, out in outputs.items()}
-        rows = {name: self.predictions(out, labels) for name, out in outputs.items() if self.metrics or keep}
+        rows = {name: self.predictions(out, labels) for name, out in outputs.items() if self.metrics or self.keep}
         if self.metrics:
             every = {name: tallies(self.metrics, seen) for name, seen in rows.items()}
             found.values = {name: {m: value(m, sums) for m in self.metrics} for name, sums in every.items()}
             found.tallies = next(iter(every.values()))
-        found.rows = rows if keep else {}
+        found.rows = rows if self.keep else {}
         return found
 
     @torch.no_grad()

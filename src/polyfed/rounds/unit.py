@@ -106,7 +106,7 @@ class UnitRunner:
         """Test each client on its own test data, with its private state and the message that it receives."""
         federation = self.federation
         last = round_ == federation.config.run.rounds
-        keep = last and federation.config.run.predictions
+        self.scorer.keep = last and federation.config.run.predictions
         shared: dict[object, Parts] = {}
         scores: dict[ClientId, Score] = {}
         for client, message in down.items():
@@ -123,7 +123,7 @@ class UnitRunner:
                     lambda request, work=work: self.driver.perform(request, work),
                 )
                 shared[kind] = tree_to(made, self.driver.testing(local.info))
-            found = scores[client] = self._score(client, round_, shared[kind], keep=keep)
+            found = scores[client] = self._score(client, round_, shared[kind])
             found.flops_parts = work.flops
             found.seconds += work.seconds
             if last:
@@ -132,11 +132,11 @@ class UnitRunner:
                 found.majority = majority(train, test, federation.dataset.num_classes, federation.config.metrics)
         return scores
 
-    def _score(self, client: ClientId, round_: int, parts: Parts, *, keep: bool = False) -> Score:
+    def _score(self, client: ClientId, round_: int, parts: Parts) -> Score:
         local = self.federation.local(client, round_)
         placement = self.driver.testing(local.info)
         return self.scorer.score(
-            bind(local.models, tree_to(parts, placement)), self.federation.data.test(client), placement, keep=keep
+            bind(local.models, tree_to(parts, placement)), self.federation.data.test(client), placement
         )
 
 

@@ -241,7 +241,8 @@ class _Node:
             last = test and self.request.key[0] == run.rounds
             scorer = Scorer(self.algorithm, self.placement, Sequential(self.placement).costs, self.config)
             nets = bind(self.setup.local(self.task, self.request.key[0]).models, tree_to(parts, self.placement))
-            found = scorer.score(nets, setup.data.test(setup.place), keep=last and run.predictions)
+            scorer.keep = last and run.predictions
+            found = scorer.score(nets, setup.data.test(setup.place))
             if last:
                 rows = setup.partition.train(setup.place), setup.partition.test(setup.place)
                 train, told_y = (setup.dataset.y[torch.tensor(some)] for some in rows)
