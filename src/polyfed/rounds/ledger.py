@@ -106,7 +106,7 @@ class Ledger:
         if self.view.config.data.task == "classification":
             p["last"] = self._block(found, "accuracy")
             p["best"] = _better("accuracy", p["best"], p["last"]["mean"], round_)
-        if all(score.majority for score in found.scores.values()):
+        if any(score.majority for score in found.scores.values()):
             p["majority"] = {name: _majority(found, name) for name in self.view.config.metrics}
         best = p.get("metrics", {})
         if more := {name: self._more(found, name) for name in beyond_accuracy(self.view.config.metrics)}:
@@ -251,7 +251,7 @@ def client_rows(view: ServerView, round_: int, played: Played | None, found: Eva
 
 def _majority(found: Evaluation, metric: str) -> dict[str, float | None]:
     """Return a metric of the clients that each predict their most frequent class: the mean, and the worst tenth."""
-    values = [score.majority[metric] for score in found.scores.values()]
+    values = [score.majority[metric] for score in found.scores.values() if score.majority]
     return {"mean": mean_of(values), "worst_decile": worst_of(metric, values)}
 
 

@@ -339,15 +339,20 @@ class RemoteClients:
                 f"it reports the metrics {', '.join(next(iter(counts.values.values()), ()))}; expected "
                 f"{', '.join(wanted) or 'none'} beyond the accuracy"
             )
-        if self.config.data.task == "classification" and not counts.correct:
-            raise MessageError("it reports no right answers, of a classification")
+        classes = self.config.data.task == "classification"
+        predictors = counts.correct if classes else counts.values
+        if not predictors or (wanted and list(predictors) != list(counts.values)) or (counts.correct and not classes):
+            raise MessageError(
+                f"it reports right answers of {list(counts.correct)} and metrics of {list(counts.values)}; expected "
+                f"{'those of the same predictors' if classes else 'metrics alone'}"
+            )
         try:
             outputs = self.registry.task.num_classes
             sums = {kind: read_sums(kind, numbers, outputs) for kind, numbers in counts.sums.items()}
         except ValueError as error:
             raise MessageError(str(error)) from error
         told = counts.model_dump(exclude={"sums"})
-        if set(told["majority"]) - set(self.config.metrics):
+        if told["majority"] and set(told["majority"]) != set(self.config.metrics):
             raise MessageError("it reports other metrics of the majority class than the run has")
         return Score(**told, tallies=sums)
 
