@@ -11,7 +11,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Column, Table
 
-from polyfed.metrics.catalogue import aimed, headline, reaches
+from polyfed.metrics.catalogue import METRICS, aimed, headline, reaches
 from polyfed.report.progress import Summary
 from polyfed.report.units import duration, flops, heading, measured, size
 
@@ -143,7 +143,7 @@ def _mean(summary: Summary, metric: str, which: str) -> str:
 
 def baseline(summary: Summary) -> str:
     """Return the name of the row of a prediction that is computed by counting."""
-    return "majority class" if "accuracy" in summary else "training mean"
+    return "training mean" if METRICS[headline(summary)[0]].task == "regression" else "majority class"
 
 
 def client_table(console: Console, summary: Summary) -> None:
