@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from polyfed.base.errors import DivergedError
 from polyfed.base.types import ClientId, Parts
 from polyfed.core.message import Message, Nothing, Size, State, compact, size
 from polyfed.core.requests import drive
@@ -135,9 +136,11 @@ class UnitRunner:
     def _score(self, client: ClientId, round_: int, parts: Parts) -> Score:
         local = self.federation.local(client, round_)
         placement = self.driver.testing(local.info)
-        return self.scorer.score(
-            bind(local.models, tree_to(parts, placement)), self.federation.data.test(client), placement
-        )
+        nets = bind(local.models, tree_to(parts, placement))
+        try:
+            return self.scorer.score(nets, self.federation.data.test(client), placement)
+        except DivergedError as error:
+            raise DivergedError(f"client {client}, round {round_}: {error}") from error
 
 
 def worth_a_test(outcome: Outcome, message: Message | None) -> bool:
