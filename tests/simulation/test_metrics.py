@@ -171,6 +171,19 @@ def test_clients_where_a_metric_is_not_defined_are_left_out_and_told(tmp_path: P
     assert "auroc: 1 of 3 clients are left out of the mean; it is not defined there." in written(console)
 
 
+def test_names_in_another_order_than_the_groups_are_refused(tmp_path: Path) -> None:
+    """Catches a hospital under another one's name."""
+    config = amounts(tmp_path)
+    assert list(prepare(config).client_names) == ["1", "2", "3"]
+    assert tuple(prepare(config.replace("clients", names=["Ulm", "Bonn", "Kiel"])).client_names) == (
+        "Ulm",
+        "Bonn",
+        "Kiel",
+    )
+    with pytest.raises(ConfigError, match="in the order of their clients, are 1, 2, 3"):
+        prepare(config.replace("clients", names=["3", "1", "2"]))
+
+
 # ---------------------------------------------------------------------------------------------------- regression
 
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from polyfed.base.errors import ModelError
+from polyfed.base.errors import ConfigError, ModelError
 from polyfed.base.memory import give_back
 from polyfed.base.rng import Rng
 from polyfed.base.types import ClientId
@@ -250,6 +250,12 @@ def deal(config: Config) -> tuple[Dataset, Partition]:
         split=config.data.split,
         **config.partition.model_dump(exclude_none=True, exclude={"kind", "seed"}),
     )
+    names, groups = config.clients.names or (), cast("Sequence[str]", partition.about.get("group_names", ()))
+    if sorted(names) == sorted(groups) and list(names) != list(groups):
+        raise ConfigError(
+            f"clients.names: got {', '.join(names)}; the groups of the data, in the order of their clients, are "
+            f"{', '.join(groups)}; give the names in this order, or leave them out"
+        )
     if config.data.validation_fraction:
         partition = partition.validating(
             config.data.validation_fraction, dataset.strata, Rng((seed, "partition", "validation"))
