@@ -15,7 +15,12 @@ def percent(fraction: float | None, digits: int = 1) -> str:
 
 def measured(metric: str, value: float | None, digits: int = 1) -> str:
     """Return a metric as text: in percent, or as a number; None, for a value that is not defined, is "-"."""
-    return percent(value, digits) if value is None or METRICS[metric].percent else f"{value:.{digits + 2}g}"
+    return percent(value, digits) if value is None or METRICS[metric].percent else _number(value, digits + 2)
+
+
+def _number(value: float, digits: int) -> str:
+    """12345.6 -> "12,346"; 0.12345 and 3 digits -> "0.123"."""
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e12 else f"{value:.{digits}g}"
 
 
 def heading(metric: str) -> str:
@@ -71,4 +76,4 @@ def spread_text(metric: str, mean: float, deviation: float | None) -> str:
         return measured(metric, mean)
     if METRICS[metric].percent:
         return f"{100 * mean:.1f} ± {100 * deviation:.1f} %"
-    return f"{mean:.3g} ± {deviation:.2g}"
+    return f"{_number(mean, 3)} ± {_number(deviation, 2)}"
