@@ -32,6 +32,7 @@ FEDAVG = '[algorithm]\nname = "fedavg"\n'
         (REGRESSION + '[run]\nmetrics = ["auroc"]\n' + FEDAVG, ("run.metrics[0]", "has the metrics rmse, mae, r2")),
         (REGRESSION.replace("iid", "dirichlet") + FEDAVG, ("partition.kind: got 'dirichlet'", "'iid' or 'natural'")),
         (REGRESSION + '[algorithm]\nname = "fedgh"', ("algorithm.name: fedgh cannot train", "fedavg", "standalone")),
+        (REGRESSION + FEDAVG + '[controls.x]\nname = "fd"', ("controls.x.name: fd cannot train", "fedavg")),
         (REGRESSION.replace("task", "target_scale = 0.0\ntask") + FEDAVG, ("data.target_scale", "more than 0")),
     ],
 )

@@ -316,14 +316,17 @@ def _misfits(sections: Mapping[str, Any]) -> Iterator[str]:
             yield f"clients.models[{place}]: {text}"
     main: AlgorithmSection | None = sections.get("algorithm")
     if main is not None:
-        made, found = try_algorithm(main.name, main.keys)
-        yield from (f"algorithm.{key}: {text}" for key, text in found)
-        if made is not None and data and data.task not in made.tasks:
-            known = ", ".join(name for name in ALGORITHMS if data.task in algorithm_class(name).tasks)
-            yield (
-                f"algorithm.name: {main.name} cannot train a {data.task} (data.task): its equations need classes; "
-                f"algorithms that can: {known}"
-            )
+        yield from (f"algorithm.{key}: {text}" for key, text in try_algorithm(main.name, main.keys)[1])
+    if data and data.task != "classification":
+        named = {"algorithm": main, **{dotted("controls", k): v for k, v in sections.get("controls", {}).items()}}
+        for place, section in named.items():
+            made = None if section is None else try_algorithm(section.name, section.keys)[0]
+            if section is not None and made is not None and data.task not in made.tasks:
+                known = ", ".join(name for name in ALGORITHMS if data.task in algorithm_class(name).tasks)
+                yield (
+                    f"{place}.name: {section.name} cannot train a {data.task} (data.task): its equations need classes; "
+                    f"algorithms that can: {known}"
+                )
     others = [
         ("controls", label, control.name, control.keys) for label, control in sections.get("controls", {}).items()
     ]
