@@ -19,6 +19,7 @@ MODULES = sorted(SRC.rglob("*.py"))
 #: holds together does not import one another.
 LAYERS = (
     ("base",),
+    ("metrics",),
     ("models", "data"),
     ("core",),
     ("blocks",),

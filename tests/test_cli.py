@@ -237,6 +237,12 @@ def test_partition_shows_a_table_and_writes_a_picture(tiny, tmp_path):
     assert lines[5] == f"picture in {tmp_path / 'p' / 'partition.png'}"
 
 
+def test_partition_names_the_clients(tiny, tmp_path):
+    done = polyfed("partition", tiny, "--set", 'clients.names=["Ulm", "Bonn", "Kiel"]', "--out", tmp_path / "p")
+    assert done.exit_code == 0, done.output
+    assert [line.split()[0] for line in done.stdout.splitlines()[1:4]] == ["Ulm", "Bonn", "Kiel"]
+
+
 def test_partition_overwrites_nothing_and_builds_no_network(tiny, tmp_path):
     (tmp_path / "partition.png").write_text("mine")
     done = polyfed("partition", tiny, "--out", tmp_path)

@@ -22,6 +22,7 @@ from polyfed.deploy.settings import Deployment
 from polyfed.experiments.catalogue import items
 from polyfed.experiments.study import Study, Tune
 from polyfed.experiments.views import VIEWS
+from polyfed.metrics.catalogue import METRICS
 from polyfed.models.catalogue import MODELS, OPTIONS
 
 ROOT = Path(__file__).parents[1]
@@ -181,6 +182,11 @@ def test_catalogues_are_documented() -> None:
         assert f"`{option}`" in models, option
 
 
+def test_metrics_are_documented() -> None:
+    for name in METRICS:
+        _row(text("docs/metrics.md"), name)
+
+
 def test_the_tables_of_devices_are_documented(tmp_path: Path) -> None:
     page = text("docs/clocks.md")
     for table in TABLES:
@@ -216,12 +222,13 @@ def test_exit_codes_are_documented() -> None:
 
 #: Keys below which names of models, predictors and so on stand.
 _NAMED = ("predictors", "by_model", "by_capacity", "global", "global_local", "step_peak", "correct")
+_NAMED += ("metrics", "majority", "by_class", "pooled_by_class")
 
 
 def _keys(value: object, path: tuple[str, ...] = ()) -> Iterator[str]:
     if isinstance(value, dict) and value:
         for key, below in value.items():
-            named = path and path[-1] in _NAMED
+            named = path and (path[-1] in _NAMED or path[-2:-1] == ("by_class",))
             yield from _keys(below, (*path, "NAME" if named else key))
     elif isinstance(value, list) and value and isinstance(value[0], dict):
         yield from _keys(value[0], path)
@@ -229,11 +236,13 @@ def _keys(value: object, path: tuple[str, ...] = ()) -> Iterator[str]:
         yield ".".join(path)
 
 
+_MEASURED = {"rounds": 1, "metrics": ["auroc", "accuracy", "ece"], "predictions": True, "targets": ["auroc=0.01"]}
+_NAMES = {"count": 2, "models": ["mlp(hidden=(8,))"], "names": ["Ulm", "Bonn"]}
 #: Of eight rounds of two clients some are void and some are not.
 _SILOS = {"profiles": "cross-silo", "start_hour": 9.0, "dropout": 0.2, "deadline": 1.0, "min_replies": 2}
 
 
-@pytest.mark.parametrize("more", [{}, {"devices": _SILOS}])
+@pytest.mark.parametrize("more", [{}, {"devices": _SILOS}, {"run": _MEASURED, "clients": _NAMES}])
 def test_every_key_of_the_results_is_documented(more: dict[str, Any]) -> None:
     from polyfed import simulate
 
@@ -248,7 +257,7 @@ def test_every_key_of_the_results_is_documented(more: dict[str, Any]) -> None:
         }
     )
     summary = simulate(config, out=Path("run"))
-    assert not more or 0 < summary["simulated"]["void"] < 8
+    assert "devices" not in more or 0 < summary["simulated"]["void"] < 8
     page = text("docs/run-directory.md")
     sections = {
         name: page.split(f"## `{name}`")[1].split("\n## ")[0]
@@ -261,6 +270,7 @@ def test_every_key_of_the_results_is_documented(more: dict[str, Any]) -> None:
             else [summary]
         )
         for key in {key for line in lines for key in _keys(line)}:
+            key = re.sub(r"targets.auroc", "targets.METRIC", key)
             key = re.sub(r"(?<=failed)\.\d+$", "", key)  # by client
             assert f"`{key}`" in section, f"{name}: {key}"
     for name in json.loads(Path("run/environment.json").read_text()):

@@ -66,6 +66,7 @@ class ListKind(StrEnum):
     datasets = "datasets"
     devices = "devices"
     items = "items"
+    metrics = "metrics"
     models = "models"
     partitions = "partitions"
 
@@ -191,6 +192,7 @@ def _listed(kind: ListKind) -> list[dict[str, Any]]:
     from polyfed.algorithms.catalogue import ALGORITHMS, ALIASES
     from polyfed.config.profiles import TABLES, load_profiles
     from polyfed.data.catalogue import DATASET_OPTIONS, DATASETS, PARTITION_OPTIONS, PARTITIONS
+    from polyfed.metrics.catalogue import METRICS
     from polyfed.models.catalogue import MODELS, OPTIONS
 
     if kind is ListKind.algorithms:
@@ -212,6 +214,8 @@ def _listed(kind: ListKind) -> list[dict[str, Any]]:
             {"name": name, "summary": text, "devices": [profile.device for profile in load_profiles(name)]}
             for name, text in TABLES.items()
         ]
+    if kind is ListKind.metrics:
+        return [{"name": name, "summary": about.summary, "task": about.task} for name, about in METRICS.items()]
     known: dict[ListKind, tuple[Mapping[str, str], Mapping[str, Any]]] = {
         ListKind.datasets: (DATASETS, DATASET_OPTIONS),
         ListKind.models: (MODELS, OPTIONS),
@@ -239,33 +243,37 @@ def partition(
         settings = Config.load(config, overrides or ())
         from polyfed.data.partition.plot import picture
         from polyfed.report.tables import console
-        from polyfed.rounds.federation import deal
+        from polyfed.rounds.federation import configured_names, deal
 
         path = (out / "partition.png").absolute()
         if path.exists():
             raise StorageError(f"{path} exists already; remove it, or choose another --out")
         dataset, dealt = deal(settings)
-        _show_partition(console(), dataset, dealt)
+        _show_partition(console(), dataset, dealt, configured_names(settings, dealt))
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StorageError(f"{out} cannot be a directory: {error.strerror or error}") from error
-        picture(dealt, dataset.y.numpy(), dataset.num_classes, path)
+        names = configured_names(settings, dealt)
+        picture(dealt, dataset.strata, dataset.num_classes, path, class_names=dataset.classes, client_names=names)
         typer.echo(f"partition {dealt.hash}\npicture in {path}")
 
 
 _ROWS, _COLUMNS = 50, 20  # clients and classes that a table may show
 
 
-def _show_partition(console: Console, dataset: Dataset, dealt: Partition) -> None:
+def _show_partition(console: Console, dataset: Dataset, dealt: Partition, names: Sequence[str]) -> None:
     from polyfed.report.tables import print_table
 
-    y, classes = dataset.y.numpy(), dataset.num_classes
+    y, classes = dataset.strata, dataset.num_classes
     train, test = (dealt.counts(y, classes, which, first=_ROWS) for which in ("train", "test"))
     wide = classes > _COLUMNS
     held = [[str((row > 0).sum())] if wide else [str(n or ".") for n in row] for row in train + test]
-    rows = [(str(client), str(train[client].sum()), str(test[client].sum()), *row) for client, row in enumerate(held)]
-    print_table(console, ("client", "train", "test", *(["classes held"] if wide else dataset.classes)), rows)
+    told = [names[client] if names else str(client) for client in range(len(held))]
+    rows = [(told[client], str(train[client].sum()), str(test[client].sum()), *row) for client, row in enumerate(held)]
+    print_table(
+        console, ("client", "train", "test", *(["classes held"] if wide else dataset.classes or ["rows"])), rows
+    )
     if dealt.num_clients > _ROWS:
         typer.echo(f"... and {dealt.num_clients - _ROWS} more clients; the picture shows the first 200")
 

@@ -2,12 +2,14 @@
 
 import csv
 import math
+from dataclasses import replace
 
 import pytest
 from scipy.stats import ttest_rel
 from summaries import CONFIG, put, table
 
 from polyfed.compare import RunSpec, Setting, paired_p, tabulate
+from polyfed.config import Config
 
 
 def test_mean_deviation_difference_and_paired_test_against_the_best_of_the_others(tmp_path):
@@ -175,3 +177,46 @@ def test_simulated_times_are_means_over_seeds_that_all_reached_the_target(tmp_pa
     assert any("Simulated time" in note for note in found.notes)
     without = tabulate([put(tmp_path / "w", "a", 0, mean=0.5)], tmp_path / "w", tmp_path)
     assert "simulated" not in without.to_csv() + without.to_markdown()
+
+
+def test_errors_compare_the_other_way_round_and_the_baseline_is_a_row(tmp_path):
+    """Catches the largest error called the best, percent signs at errors, and a baseline that competes."""
+    tables = {"data": {"dataset": "npz", "path": "x.npz", "task": "regression"}, "partition": {"kind": "iid"}}
+    config = Config.parse({**CONFIG.to_dict(), **tables}).replace("run", targets=["rmse=3"])
+    baseline = {name: {"mean": 9.0, "worst_decile": 9.5} for name in ("rmse", "mae", "r2")}
+    reached = {"rmse": 3.0, "round": 2, "bytes_up": 1000, "bytes_down": 500, "flops": 70, "seconds": 1.0}
+
+    def run(label, seed, rmse):
+        metrics = {name: {"mean": rmse / n, "worst_decile": rmse + 1} for n, name in enumerate(config.metrics, 1)}
+        return put(
+            tmp_path, label, seed, config, mean=0, accuracy=None, metrics=metrics, majority=baseline, targets=[reached]
+        )
+
+    cells = [run(label, seed, rmse + seed) for label, rmse in (("a", 4), ("b", 2), ("c", 6)) for seed in range(3)]
+    found = tabulate(cells, tmp_path, tmp_path)
+    rows = [dict(zip(found.headings, row, strict=True)) for row in found.cells()]
+    assert [row["algorithm"] for row in rows] == ["a", "b", "c", "training mean"]
+    assert [row["against"] for row in rows] == ["b", "a", "b", "-"]
+    assert (rows[0]["mean rmse"], rows[0]["worst tenth"], rows[0]["mae"]) == ("5 ± 1", "6 ± 1", "2.5 ± 0.5")
+    assert (rows[0]["difference"], rows[3]["mean rmse"], rows[3]["difference"]) == ("+2", "9 ± 0", "-")
+    assert [row["to rmse 3"] for row in (dict(zip(found.cost_headings, r, strict=True)) for r in found.cost_cells())]
+    assert "%" not in found.to_markdown().split("Up, down")[0].split("| algorithm | up")[0]
+    plain = list(csv.DictReader(found.to_csv().splitlines()))
+    assert (plain[0]["round_to_rmse_3"], plain[0]["mae"], plain[3]["mean"]) == ("2.0", "2.5", "9.0")
+
+
+def test_the_majority_class_of_each_setting_follows_its_lines(tmp_path):
+    majority = {"accuracy": {"mean": 0.25, "worst_decile": 0.2}}
+    cells = [put(tmp_path, label, 0, mean=0.5, majority=majority) for label in "ab"]
+    other = [replace(cell, setting=Setting("two")) for cell in cells]
+    for cell in other:
+        cell.run_dir(tmp_path).mkdir(parents=True, exist_ok=True)
+        (cell.run_dir(tmp_path) / "summary.json").write_text((cells[0].run_dir(tmp_path) / "summary.json").read_text())
+    found = tabulate([*cells, *other], tmp_path, tmp_path)
+    assert [row[:3] for row in found.cells()] == [
+        *[("", label, "50.0 %") for label in "ab"],
+        ("", "majority class", "25.0 %"),
+        *[("two", label, "50.0 %") for label in "ab"],
+        ("two", "majority class", "25.0 %"),
+    ]
+    assert len(found.cost_cells()) == 4

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from data_helpers import feature_dataset, image_dataset
+from data_helpers import feature_dataset, image_dataset, some_labels
 
-from polyfed.base.errors import DataError
+from polyfed.base.errors import ConfigError, DataError
+from polyfed.base.rng import Rng
+from polyfed.data.dataset import Dataset
+from polyfed.data.partition.make import make_partition
 
 
 @pytest.mark.parametrize(
@@ -49,3 +53,35 @@ def test_shapes() -> None:
     images, table = image_dataset(), feature_dataset([[1, 2, 3], [4, 5, 6]], [0, 1])
     assert (images.input_shape, images.num_classes, images.is_image) == ((3, 8, 8), 4, True)
     assert (table.input_shape, table.num_classes, table.is_image) == ((3,), 2, False)
+
+
+def targets(y: torch.Tensor, **more: Any) -> Dataset:
+    return Dataset("t", torch.ones(len(y), 2), y, more.pop("classes", ()), (), (), **more)
+
+
+def test_a_regression_has_targets_and_no_classes() -> None:
+    found = targets(torch.tensor([1.5, -2.0], dtype=torch.float64), target_offset=1.0, target_scale=2.0)
+    assert (found.task, found.num_classes, found.strata.tolist()) == ("regression", 1, [0, 0])
+    assert some_labels(10, 3).task == "classification"
+    numbers = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    for wrong, text in (
+        ({"y": numbers.float()}, "torch.float64 for a regression"),
+        ({"y": torch.tensor([1.0, float("inf")], dtype=torch.float64)}, "the target of row 1 is inf"),
+        ({"y": numbers, "classes": ("a", "b")}, "got 2 classes for targets"),
+        ({"y": numbers, "target_scale": 0.0}, "the scale above 0"),
+        ({"y": numbers, "target_offset": float("nan")}, "finite numbers"),
+    ):
+        with pytest.raises(DataError, match=text):
+            targets(**wrong)
+
+
+def test_a_regression_is_dealt_without_classes_and_split_at_random() -> None:
+    """Catches targets that are taken for class numbers by a partition or a split."""
+    dataset = targets(torch.arange(60, dtype=torch.float64) - 30.5)
+    partition = make_partition(dataset, kind="iid", num_clients=3, rng=Rng((0,)), samples_per_client=15)
+    assert {len(partition.train(k)) + len(partition.test(k)) for k in range(3)} == {15}
+    held = partition.validating(0.25, dataset.strata, Rng((1,)))
+    assert not set(held.test_rows) & set(partition.test_rows)
+    for kind, more in (("classes", {"classes_per_client": 1}), ("dirichlet", {"alpha": 1.0})):
+        with pytest.raises(ConfigError, match="deals classes; a regression has none: choose 'iid' or 'natural'"):
+            make_partition(dataset, kind=kind, num_clients=3, rng=Rng((0,)), **more)

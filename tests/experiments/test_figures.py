@@ -19,6 +19,7 @@ def test_pictures_are_drawn_from_made_up_results(tmp_path: Path) -> None:
     for name, content in rows.items():
         view = views.View(name, "", (), content)
         assert draw(view, tmp_path / f"{name}.png", "Title")
+        assert draw(replace(view, metric="rmse"), tmp_path / f"{name}-of-errors.png", "Title")
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert not draw(replace(view, rows=[]), tmp_path / "none.png", "Title")
     assert not (tmp_path / "none.png").exists()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from polyfed.report.units import clock, duration, flops, percent, size
+from polyfed.report.units import clock, duration, flops, measured, percent, size, spread
 
 
 @pytest.mark.parametrize(
@@ -25,3 +25,16 @@ from polyfed.report.units import clock, duration, flops, percent, size
 )
 def test_numbers_for_people(text, expected):
     assert text == expected
+
+
+def test_metrics_are_percent_or_numbers():
+    """Catches an error of thousands in powers of ten, and an AUROC in percent."""
+    assert [measured("accuracy", 0.5), measured("auroc", 0.98765), measured("rmse", 12345.6)] == [
+        "50.0 %",
+        "0.988",
+        "12,346",
+    ]
+    assert (measured("rmse", 3.14159, 2), measured("rmse", None), measured("r2", -0.5)) == ("3.142", "-", "-0.5")
+    assert spread([1200.0, 1300.0], "mae") == "1,250 ± 71"
+    assert spread([0.5, 0.6], "auroc") == "0.55 ± 0.071"
+    assert spread([0.5, 0.6]) == "55.0 ± 7.1 %"

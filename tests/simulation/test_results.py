@@ -204,7 +204,7 @@ def test_the_summary_has_the_documented_keys(run: Any) -> None:
         **dict.fromkeys(("algorithm", "name", "run_dir", "partition_hash", "config_hash"), str),
         **dict.fromkeys(("seed", "rounds", "flops", "flops_evaluation"), int),
         **dict.fromkeys(("seconds", "seconds_evaluation", "flops_per_example"), float),
-        **dict.fromkeys(("accuracy", "bytes", "memory", "by_model", "clients"), dict),
+        **dict.fromkeys(("accuracy", "majority", "bytes", "memory", "by_model", "clients"), dict),
         "targets": list,
     }
     assert {key: type(value) for key, value in read.items()} == kinds

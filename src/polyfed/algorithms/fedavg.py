@@ -30,6 +30,7 @@ class FedAvg(Algorithm):
     """No hyper-parameters beyond the local training's."""
 
     name = "fedavg"
+    tasks = ("classification", "regression")
 
     class Server(State):
         """The global model w."""

@@ -3,9 +3,8 @@
     Y.-H. Chan, Z. Jiang, J. Deng, E. C.-H. Ngai: FedIN: Federated Intermediate Layers Learning for Model
     Heterogeneity. 2023. https://arxiv.org/abs/2304.00759
 
-Known only from abstracts and a sibling paper (docs/algorithms/fedin.md): results are not the paper's. Networks are
-extractor | intermediate | classifier; the middle, which differs, learns to map another client's s_in, the extractor's
-output, to its s_out, the classifier's input (IN training), without opposing its own loss. Layers are averaged by name.
+Known only from abstracts and a sibling paper (docs/algorithms/fedin.md). What lies between extractor and classifier
+differs; it also learns to map another client's s_in, the extractor's output, to its s_out, the classifier's input (IN).
 """
 
 from collections.abc import Mapping
@@ -53,6 +52,7 @@ class FedIN(Algorithm):
     """
 
     name = "fedin"
+    tasks = ("classification", "regression")
     align: Align = "in_primary_sum"
     weight: NonNegative = 1.0
     every: Every = "epoch"

@@ -20,7 +20,7 @@ from polyfed.base.ranges import NonNegative, Positive, Rate
 from polyfed.base.rng import Rng
 from polyfed.base.types import Params, Parts
 from polyfed.blocks.aggregate import Mean
-from polyfed.blocks.losses import cross_entropy
+from polyfed.blocks.losses import task_loss
 from polyfed.blocks.matryoshka import fuse, networks
 from polyfed.core.algorithm import Algorithm, Task
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
@@ -46,6 +46,7 @@ class FedMRL(Algorithm):
     """
 
     name = "fedmrl"
+    tasks = ("classification", "regression")
     auxiliary: str = "cnn5"
     rep_dim: Positive = 100
     weights: tuple[NonNegative, NonNegative] = (1.0, 1.0)
@@ -114,10 +115,10 @@ class FedMRL(Algorithm):
         """m_G * CE(coarse) + m_F * CE(fine)."""
         x, y = batch
         small, _, fused = fuse(nets, x)  # R = [R_G ; R_F], P_k(R)                                 Eq. 3, 4
-        fine = cross_entropy(nets["F"].classify(fused), y)  # R_hi = all d2                      Eq. 5, 7, 8
+        fine = task_loss(nets["F"].classify(fused), y)  # R_hi = all d2                          Eq. 5, 7, 8
         if not self.mrl:
             return fine
-        coarse = cross_entropy(nets["G"].classify(fused[:, : small.shape[1]]), y)  # R_lo        Eq. 5, 6, 8
+        coarse = task_loss(nets["G"].classify(fused[:, : small.shape[1]]), y)  # R_lo            Eq. 5, 6, 8
         return self.weights[0] * coarse + self.weights[1] * fine  #                              Eq. 9
 
     def predict(self, nets: Nets, x: Tensor) -> Mapping[str, Tensor]:

@@ -4,8 +4,7 @@
     Representation Learning, NeurIPS 2022, https://arxiv.org/abs/2205.13147.
 
 A client at width d, a step of the ladder d_1 < ... < d_J = D, holds G up to the d-th coordinate of its representation:
-the first d rows of the layer that makes it, the first d columns of the header. Only these travel. It is trained at all
-steps m <= d at once, so that it can tell what it would lose at a narrower one. See docs/algorithms/fedmrl-adaptive.md.
+the first d rows of the layer that makes it, the first d columns of the header. It trains at all m <= d at once.
 """
 
 from collections.abc import Mapping
@@ -43,6 +42,7 @@ class FedMRLAdaptive(Algorithm):
     """
 
     name = "fedmrl-adaptive"
+    tasks = ("classification", "regression")
     personal_message = True
     auxiliary: str = "cnn5"
     rep_dim: Positive = 100

@@ -5,8 +5,7 @@
 
 As in FedMRL, client k fuses the representations of a shared small model G and of its own F_k by a projector P_k. Here
 G has no header. F_k's header, W (L x d2) and b, classifies every prefix m of the fused vector by its first m columns:
-y_m = W[:, :m] R~[:m] + b. There is one W and one b: a backward pass adds up what the granularities ask of them. Nobody
-has published FedMRL-E; what is chosen here is in docs/algorithms/fedmrl-e.md.
+y_m = W[:, :m] R~[:m] + b, with one W and one b. Unpublished: docs/algorithms/fedmrl-e.md has what is chosen here.
 """
 
 from collections.abc import Mapping
@@ -22,7 +21,7 @@ from polyfed.base.ranges import Positive
 from polyfed.base.rng import Rng
 from polyfed.base.types import Params, Parts
 from polyfed.blocks.aggregate import Mean
-from polyfed.blocks.losses import cross_entropy
+from polyfed.blocks.losses import task_loss
 from polyfed.blocks.matryoshka import fuse, networks, prefix
 from polyfed.blocks.submodel import leading, overlaid
 from polyfed.core.algorithm import Algorithm, Task
@@ -47,6 +46,7 @@ class FedMRLE(Algorithm):
     """
 
     name = "fedmrl-e"
+    tasks = ("classification", "regression")
     auxiliary: str = "cnn5"
     rep_dim: Positive = 100
     granularities: tuple[Positive, ...] = ()
@@ -123,7 +123,7 @@ class FedMRLE(Algorithm):
         x, y = batch
         _, _, fused = fuse(nets, x)  # R~ = P_k([R_G ; R_F])                                     (B, d2)
         widths = {*self.nested, fused.shape[1]}
-        return torch.stack([cross_entropy(nets["F"].classify(prefix(fused, m)), y) for m in sorted(widths)]).sum()
+        return torch.stack([task_loss(nets["F"].classify(prefix(fused, m)), y) for m in sorted(widths)]).sum()
 
     def message_for(self, server: Server, client: ClientInfo) -> Broadcast:
         """G, to train or to predict with."""

@@ -44,6 +44,7 @@ class FIARSE(Algorithm):
     """
 
     name = "fiarse"
+    tasks = ("classification", "regression")
 
     gate: Literal["biased", "released", "frozen"] = "biased"
     scope: Literal["model", "layer"] = "model"

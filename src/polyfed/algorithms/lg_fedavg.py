@@ -32,6 +32,7 @@ class LGFedAvg(Algorithm):
     """No hyper-parameters beyond the local training's."""
 
     name = "lg-fedavg"
+    tasks = ("classification", "regression")
 
     class Server(State):
         """The global head."""

@@ -26,6 +26,7 @@ class Standalone(Algorithm):
     """No hyper-parameters beyond the local training's."""
 
     name = "standalone"
+    tasks = ("classification", "regression")
 
     class Private(State):
         """The client's model."""

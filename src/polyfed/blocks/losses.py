@@ -16,6 +16,14 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     return functional.cross_entropy(logits, y)
 
 
+def task_loss(outputs: Tensor, y: Tensor) -> Tensor:
+    """The loss of the task: `cross_entropy` for class numbers; for a regression's targets the mean squared error.
+
+    ``outputs`` (B, L) and ``y`` (B,) int64; or ``outputs`` (B, 1) and ``y`` (B,) of a floating type.
+    """
+    return mean_squared_error(outputs.squeeze(1), y) if y.is_floating_point() else cross_entropy(outputs, y)
+
+
 def mean_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean over all elements of (prediction - target)^2; both of the same shape."""
     return functional.mse_loss(prediction, target)
@@ -32,6 +40,6 @@ def kl_divergence(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def supervised(nets: Nets, batch: Batch) -> Tensor:
-    """Cross-entropy of the part ``model``: plain local training."""
+    """The task's loss of the part ``model``: plain local training."""
     x, y = batch
-    return cross_entropy(nets["model"](x), y)
+    return task_loss(nets["model"](x), y)

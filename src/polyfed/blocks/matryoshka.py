@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from polyfed.base.errors import ModelError
-from polyfed.blocks.losses import cross_entropy
+from polyfed.blocks.losses import task_loss
 from polyfed.core.algorithm import Task
 from polyfed.core.net import Batch, Nets
 from polyfed.models.split import SplitModel
@@ -55,11 +55,11 @@ def at_width(nets: Nets, small: Tensor, large: Tensor, mask: Tensor) -> tuple[Te
 
 
 def losses_at_widths(nets: Nets, batch: Batch) -> Tensor:
-    """CE(y_G, y) + CE(y_F, y) where G ends at each width m, (j,); the part ``widths`` has the ``masks``, (j, D)."""
+    """Task loss of y_G plus that of y_F where G ends at each width m, (j,); ``widths`` has the ``masks``, (j, D)."""
     x, y = batch
     small, large = nets["G"].represent(x), nets["F"].represent(x)  # (B, D), (B, d2)
     logits = [at_width(nets, small, large, mask) for mask in nets["widths"]["masks"].unbind()]
-    return torch.stack([cross_entropy(y_G, y) + cross_entropy(y_F, y) for y_G, y_F in logits])
+    return torch.stack([task_loss(y_G, y) + task_loss(y_F, y) for y_G, y_F in logits])
 
 
 def prefix(vector: Tensor, width: int) -> Tensor:

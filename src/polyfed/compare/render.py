@@ -10,9 +10,10 @@ from pathlib import Path
 
 from polyfed.base.text import csv_text
 from polyfed.compare.specs import RunSpec
-from polyfed.compare.statistics import FEW, Line, Target, compared, deviation, line_of, mean_over
+from polyfed.compare.statistics import FEW, Aim, Line, Target, baseline_of, compared, deviation, line_of, mean_over
+from polyfed.metrics.catalogue import METRICS, aim
 from polyfed.report.tables import SIMULATED_TIME
-from polyfed.report.units import duration, flops, percent, size, spread
+from polyfed.report.units import duration, flops, measured, size, spread
 
 COST_NOTE = (
     "Up, down and training FLOPs are per client and round; header is its share of the bytes; inference FLOPs are of "
@@ -30,12 +31,25 @@ class Comparison:
         seeds: the seeds, in order.
         notes: notes for the reader of the tables.
         out: the folder of the tables.
+        baselines: the rows of the majority class, by setting.
     """
 
     lines: tuple[Line, ...]
     seeds: tuple[int, ...]
     notes: tuple[str, ...]
     out: Path
+    baselines: tuple[Line, ...] = ()
+
+    @cached_property
+    def rows(self) -> tuple[Line, ...]:
+        """The lines, and after those of a setting its baseline."""
+        titles = dict.fromkeys(line.setting for line in self.lines)
+        return tuple(line for at in titles for line in (*self.lines, *self.baselines) if line.setting == at)
+
+    @cached_property
+    def _metrics(self) -> tuple[str, ...]:
+        """The metrics that any line has, the headline first."""
+        return tuple(dict.fromkeys(name for line in self.lines for name in (line.metric, *line.more)))
 
     @cached_property
     def _first(self) -> tuple[str, ...]:
@@ -44,20 +58,23 @@ class Comparison:
     @property
     def headings(self) -> tuple[str, ...]:
         """The headings of `cells`."""
-        return (*self._first, "mean", "worst tenth", "difference", "against", "p")
+        first, *more = self._metrics or ("accuracy",)
+        mean = "mean" if first == "accuracy" else f"mean {first}"
+        return (*self._first, mean, "worst tenth", *more, "difference", "against", "p")
 
     def cells(self) -> list[tuple[str, ...]]:
-        """The accuracies as text, one tuple per line."""
+        """The metrics as text, one tuple per line."""
         return [
             (
                 *self._names(line),
                 line.accuracy_text,
-                spread(line.worst.values()) if line.worst else "-",
-                "-" if line.difference is None else f"{100 * line.difference:+.1f}",
+                spread(line.worst.values(), line.metric) if line.worst else "-",
+                *(spread(m.values(), name) if (m := line.more.get(name)) else "-" for name in self._metrics[1:]),
+                "-" if line.difference is None else gap(line.metric, line.difference),
                 line.against or "-",
                 "-" if line.p is None else "< 0.001" if line.p < 0.001 else f"{line.p:.3f}",
             )
-            for line in self.lines
+            for line in self.rows
         ]
 
     @property
@@ -67,7 +84,7 @@ class Comparison:
             *self._first,
             *("up", "down", "header", "training FLOPs", "inference FLOPs", "extra memory", "training time"),
             *(("simulated time",) if self._simulated else ()),
-            *(f"to {percent(target, 0)}" for target in self._targets),
+            *(f"to {aim_text(target)}" for target in self._targets),
         )
 
     def cost_cells(self) -> list[tuple[str, ...]]:
@@ -90,7 +107,7 @@ class Comparison:
         ]
 
     @cached_property
-    def _targets(self) -> tuple[float, ...]:
+    def _targets(self) -> tuple[Aim, ...]:
         return tuple(dict.fromkeys(t for line in self.lines if line.costs is not None for t in line.costs.targets))
 
     @cached_property
@@ -111,15 +128,16 @@ class Comparison:
         return "\n\n".join(parts) + "\n"
 
     def to_csv(self) -> str:
-        """Return a CSV of plain numbers: fractions, bytes, FLOPs, seconds; the mean accuracy of every seed."""
+        """Return a CSV of plain numbers: fractions, bytes, FLOPs, seconds; the headline metric of every seed."""
         clock = ("simulated",) if self._simulated else ()
         costs = ("up", "down", "header", "training", "inference", "memory", "seconds", *clock)
         reached = [(target, what) for target in self._targets for what in ("round", "bytes", "flops", *clock)]
         head = (
             *("setting", "algorithm", "mean", "mean_sd", "worst_decile", "worst_decile_sd", "diverged", *costs),
-            *(f"{what}_to_{target:g}" for target, what in reached),
+            *(f"{what}_to_{_plain(target)}" for target, what in reached),
             *("difference", "against", "p"),
             *(f"mean_seed_{seed}" for seed in self.seeds),
+            *self._metrics[1:],
         )
         rows = (
             (
@@ -134,10 +152,27 @@ class Comparison:
                 ),
                 *(line.difference, line.against, line.p),
                 *(line.means.get(seed) for seed in self.seeds),
+                *(mean_over([*line.more.get(name, {}).values()]) for name in self._metrics[1:]),
             )
-            for line in self.lines
+            for line in self.rows
         )
         return csv_text(head, rows)
+
+
+def gap(metric: str, difference: float) -> str:
+    """Return a difference as text: in percentage points, or as a number."""
+    return f"{100 * difference:+.1f}" if METRICS[metric].percent else f"{difference:+.3g}"
+
+
+def aim_text(target: Aim) -> str:
+    """Return a target as text: "80 %", an accuracy, or "auroc 0.9"."""
+    name, value = aim(target)
+    return measured(name, value, 0) if name == "accuracy" else f"{name} {measured(name, value)}"
+
+
+def _plain(target: Aim) -> str:
+    name, value = aim(target)
+    return f"{value:g}" if name == "accuracy" else f"{name}_{value:g}"
 
 
 def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]], *, left: Sequence[str] = ()) -> str:
@@ -174,23 +209,26 @@ def tabulate(cells: Sequence[RunSpec], root: Path, out: Path) -> Comparison:
         plain = [line_of(label, here, root) for label in dict.fromkeys(cell.label for cell in here)]
         found += [compared(line, plain) for line in plain]
     lines = tuple(line for line, _ in found)
+    baselines = [line for here in settings if (line := baseline_of(here, root)) is not None]
     counts = [len({cell.seed for cell in here}) for here in settings]
     notes = (
-        *(_notes(len({line.label for line in lines}) > 1, counts) if counts else ()),
+        *(_notes(lines[0].metric, len({line.label for line in lines}) > 1, counts) if counts else ()),
         *(note for _, note in found if note),
         *([SIMULATED_TIME] if any(line.costs and line.costs.simulated is not None for line in lines) else []),
     )
-    return Comparison(lines, tuple(dict.fromkeys(cell.seed for cell in cells)), notes, out)
+    return Comparison(lines, tuple(dict.fromkeys(cell.seed for cell in cells)), notes, out, tuple(baselines))
 
 
-def _notes(several: bool, seeds: Sequence[int]) -> list[str]:
+def _notes(metric: str, several: bool, seeds: Sequence[int]) -> list[str]:
     """Return the notes for settings with these numbers of seeds."""
     least, most = min(seeds), max(seeds)
     count = f"{most} seed{'s' if most > 1 else ''}" if least == most else f"{least} to {most} seeds"
     over = f"{count}, mean ± standard deviation" if most > 1 else count
-    notes = [f"Accuracy over clients on the same splits for all algorithms; {over}; costs are means over seeds."]
+    what = metric.replace("_", " ").capitalize()
+    notes = [f"{what} over clients on the same splits for all algorithms; {over}; costs are means over seeds."]
     if several:
-        notes.append("Difference: percentage points to the best of the other algorithms, which the table names.")
+        unit = "percentage points to" if METRICS[metric].percent else "from"
+        notes.append(f"Difference: {unit} the best of the other algorithms, which the table names.")
         if most < FEW:
             notes.append(f"No test was made: it needs at least {FEW} seeds, and there are {most}.")
         elif least < FEW:

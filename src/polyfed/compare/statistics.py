@@ -1,4 +1,4 @@
-"""The numbers of a comparison: accuracies with a paired test, and costs.
+"""The numbers of a comparison: metrics with a paired test, and costs.
 
 docs/costs.md defines every cost.
 """
@@ -7,24 +7,29 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from polyfed.compare.specs import RunSpec
-from polyfed.report.tables import Summary, simulated_time
+from polyfed.metrics.catalogue import METRICS
+from polyfed.report.tables import Summary, baseline, metric_of, simulated_time
 from polyfed.report.units import spread
 
 FEW = 3  # seeds below which a paired t-test is not shown: with two it has one degree of freedom
 
 
+#: A target as ``run.targets`` has it: 0.9, an accuracy, or "auroc=0.9".
+Aim: TypeAlias = float | str
+
+
 @dataclass(frozen=True)
 class Target:
-    """The costs of reaching an accuracy, for one seed.
+    """The costs of reaching a target, for one seed.
 
     Args:
-        round: the first evaluated round that reached the accuracy.
+        round: the first evaluated round that reached it.
         bytes: bytes to and from all clients, up to that round.
         flops: FLOPs of all clients' training, up to that round; None if they cannot be counted.
         simulated: seconds on the simulated clock, up to that round; None without the clock.
@@ -50,8 +55,8 @@ class Costs:
             over architectures; None without a run of Standalone, or if nobody trained in a run.
         seconds: seconds of training, all rounds.
         simulated: seconds on the simulated clock, all rounds; None without the clock.
-        targets: for each accuracy of ``run.targets`` the costs of reaching it, by seed; None where it was not
-            reached, or the run is not complete.
+        targets: for each entry of ``run.targets`` the costs of reaching it, by seed; None where it was not reached, or
+            the run is not complete.
     """
 
     up: float
@@ -62,12 +67,10 @@ class Costs:
     memory: float | None
     seconds: float
     simulated: float | None = None
-    targets: Mapping[float, tuple[Target | None, ...]] = field(default_factory=dict[float, tuple[Target | None, ...]])
+    targets: Mapping[Aim, tuple[Target | None, ...]] = field(default_factory=dict[Aim, tuple[Target | None, ...]])
 
     @classmethod
-    def of(
-        cls, summaries: Sequence[Summary], alone: Sequence[Summary], targets: Sequence[float], missing: int
-    ) -> Costs:
+    def of(cls, summaries: Sequence[Summary], alone: Sequence[Summary], targets: Sequence[Aim], missing: int) -> Costs:
         """Return the costs of the runs of one algorithm.
 
         Args:
@@ -125,18 +128,20 @@ def _target(summary: Summary, place: int) -> Target | None:
 
 @dataclass(frozen=True)
 class Line:
-    """An algorithm's row of the tables. Accuracies are fractions.
+    """An algorithm's row of the tables. Metrics are fractions, or in the unit of the data.
 
     Args:
         setting: the title of the setting; "" if there is a single setting.
         label: the label of the algorithm.
-        means: mean accuracy over clients, by seed, of the runs that are complete.
-        worst: mean accuracy over the worst tenth of clients, likewise.
+        means: mean over clients of the headline metric, by seed, of the runs that are complete.
+        worst: its mean over the worst tenth of clients, likewise.
         diverged: number of runs that ended without a result.
         costs: the costs; None if no run is complete.
         against: label of the best other algorithm, over the seeds of both; "" if there is no other.
         difference: mean over the seeds of both, this minus the other; None if there is no other.
         p: the p of the two-sided paired t-test over seeds; None if the test cannot be made.
+        metric: the headline metric.
+        more: the means of the run's other metrics, by metric and seed.
     """
 
     setting: str
@@ -148,6 +153,8 @@ class Line:
     against: str = ""
     difference: float | None = None
     p: float | None = None
+    metric: str = "accuracy"
+    more: Mapping[str, Mapping[int, float]] = field(default_factory=dict[str, Mapping[int, float]])
 
     @property
     def mean(self) -> float | None:
@@ -157,7 +164,7 @@ class Line:
     @property
     def accuracy_text(self) -> str:
         """The mean over seeds and its standard deviation, as text."""
-        parts = [spread(self.means.values())] if self.means else []
+        parts = [spread(self.means.values(), self.metric)] if self.means else []
         parts += [f"{self.diverged} diverged"] if self.diverged else []
         return ", ".join(parts) or "-"
 
@@ -175,7 +182,7 @@ def mean_over(values: Sequence[float | None]) -> float | None:
 
 
 def differences(line: Line, other: Line) -> list[float]:
-    """Return the accuracy of ``line`` minus that of ``other``, by seed, for the seeds of both."""
+    """Return the headline metric of ``line`` minus that of ``other``, by seed, for the seeds of both."""
     return [line.means[seed] - other.means[seed] for seed in line.means if seed in other.means]
 
 
@@ -204,14 +211,42 @@ def line_of(label: str, cells: Sequence[RunSpec], root: Path) -> Line:
         and _step(cell) == _step(own[0])
         and (summary := cell.summary(root)) is not None
     ]
+    metric, *others = own[0].config.metrics
     return Line(
         own[0].setting.title,
         label,
-        {seed: summary["accuracy"]["mean"] for seed, summary in done.items()},
-        {seed: summary["accuracy"]["worst_decile"] for seed, summary in done.items()},
+        by_seed(done, lambda summary: metric_of(summary, metric)["mean"]),
+        by_seed(done, lambda summary: metric_of(summary, metric)["worst_decile"]),
         sum(cell.state(root) == "diverged" for cell in own),
         Costs.of(list(done.values()), alone, own[0].config.run.targets, len(own) - len(done)) if done else None,
+        metric=metric,
+        more={name: by_seed(done, lambda summary, name=name: metric_of(summary, name)["mean"]) for name in others},
     )
+
+
+def baseline_of(cells: Sequence[RunSpec], root: Path) -> Line | None:
+    """Return the row of the majority class, or of the training mean, in a setting; None if no run has one."""
+    done = {
+        cell.seed: summary for cell in cells if (summary := cell.summary(root)) is not None and "majority" in summary
+    }
+    if not done:
+        return None
+    metric, *others = cells[0].config.metrics
+    return Line(
+        cells[0].setting.title,
+        baseline(next(iter(done.values()))),
+        by_seed(done, lambda summary: summary["majority"][metric]["mean"]),
+        by_seed(done, lambda summary: summary["majority"][metric]["worst_decile"]),
+        0,
+        None,
+        metric=metric,
+        more={name: by_seed(done, lambda summary, name=name: summary["majority"][name]["mean"]) for name in others},
+    )
+
+
+def by_seed(done: Mapping[int, Summary], value: Callable[[Summary], float | None]) -> dict[int, float]:
+    """Return a value of each summary, without those in which it is not defined."""
+    return {seed: found for seed, summary in done.items() if (found := value(summary)) is not None}
 
 
 def _step(cell: RunSpec) -> object:
@@ -227,7 +262,10 @@ def compared(line: Line, lines: Sequence[Line]) -> tuple[Line, str]:
         return line, ""
     # The comparison is over the seeds of both, so that no line is the best because of an easy seed that others lack.
     # Lines with all seeds of this line come first.
-    best = min(others, key=lambda other: (-len(differences(line, other)), statistics.fmean(differences(line, other))))
+    better = 1 if METRICS[line.metric].higher else -1
+    best = min(
+        others, key=lambda other: (-len(differences(line, other)), better * statistics.fmean(differences(line, other)))
+    )
     found = differences(line, best)
     p, note = paired_p(found), ""
     if p is None and len(found) >= FEW:

@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 from pydantic import Field, ValidationError
 
+from polyfed.algorithms.catalogue import ALGORITHMS
 from polyfed.base.errors import ConfigError, ModelError
 from polyfed.base.text import hint
 from polyfed.config.algorithms import algorithm_class, algorithm_fields, canonical_name, load_algorithm, try_algorithm
@@ -28,7 +29,8 @@ from polyfed.config.sections import (
     TrainSection,
 )
 from polyfed.config.toml import Table, apply, parse_override, read_toml, to_toml
-from polyfed.data.catalogue import SIZES
+from polyfed.data.catalogue import CLASSLESS, SIZES
+from polyfed.metrics.catalogue import DEFAULTS
 from polyfed.models.catalogue import ModelSpec
 
 #: Keys of ``run`` that change neither the computation nor its report; threads change the rounding only.
@@ -112,6 +114,11 @@ class Config(Section):
         if config is None or everything:
             raise ConfigError(*everything)
         return config
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics of the run, the headline first."""
+        return DEFAULTS[self.data.task] if self.run.metrics is None else self.run.metrics
 
     def check(self) -> list[str]:
         """Return the faults of the values together, keys of algorithms included; empty if none. Loads torch."""
@@ -279,9 +286,11 @@ def _refusal(spec: ModelSpec) -> str:
 
 def _misfits(sections: Mapping[str, Any]) -> Iterator[str]:
     """Yield the faults that concern more than one key, in the sections that are given."""
-    alone = [name for name in ("data", "partition", "train") if name in sections]
+    alone = [name for name in ("data", "partition", "clients", "train") if name in sections]
     yield from (f"{name}.{key}: {text}" for name in alone for key, text in sections[name].misfits())
-    run, clients = sections.get("run"), sections.get("clients")
+    run, clients, data = sections.get("run"), sections.get("clients"), sections.get("data")
+    if run and data:
+        yield from (f"run.{key}: {text}" for key, text in run.misfits(data.task))
     if run and clients:
         samples = {"eval_clients": run.eval_clients, "gradient_clients": run.gradient_clients}
         many = {key: count for key, count in samples.items() if count is not None and count > clients.count}
@@ -299,12 +308,25 @@ def _misfits(sections: Mapping[str, Any]) -> Iterator[str]:
     if partition and clients and partition.kind == "resampled" and clients.selection == "by-size":
         text = 'got "by-size"; clients of partition kind "resampled" are of one size, so "uniform" is the same'
         yield f"clients.selection: {text}"
+    if partition and data and data.task == "regression" and partition.kind not in CLASSLESS:
+        kinds = " or ".join(map(repr, CLASSLESS))
+        yield f"partition.kind: got {partition.kind!r}, which deals classes; a regression has none: choose {kinds}"
     for place, spec in enumerate(clients.models if clients else ()):
         if spec.own and (text := _refusal(spec)):
             yield f"clients.models[{place}]: {text}"
     main: AlgorithmSection | None = sections.get("algorithm")
     if main is not None:
         yield from (f"algorithm.{key}: {text}" for key, text in try_algorithm(main.name, main.keys)[1])
+    if data and data.task != "classification":
+        named = {"algorithm": main, **{dotted("controls", k): v for k, v in sections.get("controls", {}).items()}}
+        for place, section in named.items():
+            made = None if section is None else try_algorithm(section.name, section.keys)[0]
+            if section is not None and made is not None and data.task not in made.tasks:
+                known = ", ".join(name for name in ALGORITHMS if data.task in algorithm_class(name).tasks)
+                yield (
+                    f"{place}.name: {section.name} cannot train a {data.task} (data.task): its equations need classes; "
+                    f"algorithms that can: {known}"
+                )
     others = [
         ("controls", label, control.name, control.keys) for label, control in sections.get("controls", {}).items()
     ]

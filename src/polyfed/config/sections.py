@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.functional_serializers import model_serializer
 from pydantic_core import core_schema
 
@@ -18,6 +18,7 @@ from polyfed.config.profiles import TABLES, read_profiles
 from polyfed.data.catalogue import DATASET_OPTIONS, DATASETS, PARTITION_OPTIONS, PARTITIONS, SIZES, option_fault
 from polyfed.data.catalogue import TABLES as OWN_TABLES
 from polyfed.data.schema import Schema
+from polyfed.metrics.catalogue import DEFAULTS, METRICS, TaskKind, aim, of_task
 from polyfed.models.catalogue import ModelSpec
 
 
@@ -51,6 +52,11 @@ def _device(value: object) -> object:
 def _plain_name(value: object) -> object:
     if isinstance(value, str) and (not value or value.startswith(".") or set(value) & set("/\\\0\n")):
         raise ValueError(f"got {value!r}; expected a name that can be a folder: no slash, no leading dot")
+    return value
+
+
+def _aim(value: str) -> str:
+    aim(value)
     return value
 
 
@@ -98,7 +104,11 @@ class RunSection(Section):
             as there are cores for under "auto", and 1 for other drivers. No result depends on it.
         memory: GB that a stack of clients may take.
         checkpoint_every: rounds between two checkpoints.
-        targets: accuracies, as fractions; the summary reports the first round, bytes and FLOPs that reach each.
+        metrics: names of `polyfed list metrics`, the headline first; None takes the accuracy, or for a regression rmse,
+            mae and r2.
+        targets: accuracies as fractions, or texts such as "auroc=0.9"; the summary reports the first round, bytes and
+            FLOPs that reach each.
+        predictions: whether the last evaluation stores every test row's scores in ``predictions.parquet``.
         store: where the clients' private states are kept.
         controls: after the run, also run the ``[controls]`` on the same splits.
     """
@@ -117,9 +127,33 @@ class RunSection(Section):
     workers: Positive | None = None
     memory: Rate = 2.0
     checkpoint_every: Positive = 10
-    targets: tuple[Portion, ...] = ()
+    metrics: tuple[Annotated[str, _one_of(METRICS, "metric")], ...] | None = None
+    targets: tuple[Portion | Annotated[str, AfterValidator(_aim)], ...] = ()
+    predictions: bool = False
     store: Literal["memory", "disk"] = "memory"
     controls: bool = False
+
+    def misfits(self, task: TaskKind) -> Iterator[tuple[str, str]]:
+        """Yield (key, fault) for metrics and targets that do not fit the task or one another."""
+        known = of_task(task)
+        if self.metrics is not None and (not self.metrics or len(set(self.metrics)) < len(self.metrics)):
+            yield "metrics", f"got {shown(self.metrics)}; expected different names, at least one"
+        for place, name in enumerate(self.metrics or ()):
+            if name not in known:
+                yield f"metrics[{place}]", f"got {name!r}; a {task} has the metrics {', '.join(known)} (data.task)"
+        always = ("accuracy",) if task == "classification" else ()
+        for place, target in enumerate(self.targets):
+            name, value = aim(target)
+            measured = dict.fromkeys((*always, *(DEFAULTS[task] if self.metrics is None else self.metrics)))
+            if name not in measured:
+                advice = f"add {name!r} to run.metrics" if name in known else f"a {task} has no {name!r}"
+                yield (
+                    f"targets[{place}]",
+                    f"got {shown(target)}, which is of the metric {name!r}; the run measures {', '.join(measured)}; "
+                    f"{advice}",
+                )
+            elif METRICS[name].fraction and not 0 <= value <= 1:
+                yield f"targets[{place}]", f"got {shown(target)}; {name!r} lies between 0 and 1"
 
 
 class DataSection(Section):
@@ -134,6 +168,9 @@ class DataSection(Section):
         split: "pooled" divides each client's examples; "official" deals the official test rows.
         augment: whether training uses random crops and flips, for data sets that permit them.
         image_size: side of the images in pixels; None leaves the choice to the data set.
+        task: whether labels are classes or numbers to predict.
+        target_offset: for a regression, what is taken off every target before training; predictions get it back.
+        target_scale: for a regression, what targets are then divided by, so that they are of the size of 1.
         options: options of the reader, such as ``label`` and ``header`` of a CSV file.
         agreed: the classes, columns and categories of all sites, in order, and the mean and deviation of pixels; any
             part may be left out. `polyfed data CONFIG --agreed` prints them.
@@ -146,6 +183,9 @@ class DataSection(Section):
     split: Literal["pooled", "official"] = "pooled"
     augment: bool = True
     image_size: Positive | None = None
+    task: TaskKind = "classification"
+    target_offset: Annotated[float, Field(allow_inf_nan=False)] = 0.0
+    target_scale: Rate = 1.0
     options: dict[str, Any] = Field(default_factory=dict)
     agreed: Schema | None = None
 
@@ -167,6 +207,11 @@ class DataSection(Section):
             yield "path", f"got {self.path!r}; data set 'digits' comes with polyfed and takes no path"
         if self.dataset in OWN_TABLES and self.image_size is not None:
             yield "image_size", f"got {self.image_size}; data set {self.dataset!r} has no images"
+        if self.task == "regression" and self.dataset in SIZES:
+            yield "task", f"got 'regression'; the labels of data set {self.dataset!r} are classes"
+        if self.task != "regression":
+            given = {"target_offset": self.target_offset, "target_scale": self.target_scale - 1}
+            yield from ((key, 'belongs to task = "regression"; remove the key') for key, by in given.items() if by)
 
 
 #: Defaults of the keys that belong to a single kind of partition.
@@ -228,6 +273,7 @@ class ClientsSection(Section):
             proportion to their capacities; equally among the clients whose device is available.
         models: names of `polyfed list models`, tables of a name and options, or "package.module:attribute".
         capacities: fractions of a full-size model that clients can hold.
+        names: a name for each client, for tables, pictures and results; without names, groups of the data name them.
     """
 
     count: Positive = 10
@@ -235,6 +281,16 @@ class ClientsSection(Section):
     selection: Literal["uniform", "by-size", "by-capacity", "available"] = "uniform"
     models: Annotated[tuple[Model, ...], Field(min_length=1)] = (ModelSpec("cnn5"),)
     capacities: Annotated[tuple[Portion, ...], Field(min_length=1)] = (1.0,)
+    names: tuple[Annotated[str, Field(min_length=1)], ...] | None = None
+
+    def misfits(self) -> Iterator[tuple[str, str]]:
+        """Yield (key, fault) for names that do not fit the clients."""
+        names = self.names or ()
+        if self.names is not None and len(names) != self.count:
+            yield "names", f"got {len(names)} names; expected {self.count}, one for each client (clients.count)"
+        twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+        if twice:
+            yield "names", f"got {twice[0]!r} twice; expected different names"
 
     @property
     def wanted(self) -> int:

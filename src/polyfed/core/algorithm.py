@@ -17,6 +17,7 @@ from polyfed.core.clients import ClientInfo, Cohort, LocalClient
 from polyfed.core.message import Message, Nothing, State
 from polyfed.core.net import Nets
 from polyfed.core.requests import ClientResult, Steps
+from polyfed.metrics.catalogue import TaskKind
 from polyfed.models.catalogue import ModelSpec, Option
 from polyfed.models.compatibility import check_cuts_fit, check_head_linear, check_heads_fit
 from polyfed.models.split import SplitModel
@@ -34,6 +35,7 @@ class Task:
         rounds: number of rounds, T.
         architectures: the clients' networks if they are public; empty if they are private.
         capacities: the capacities that occur, descending.
+        kind: "classification", or "regression" with ``num_classes`` 1: the one output.
     """
 
     input_shape: tuple[int, ...]
@@ -42,6 +44,7 @@ class Task:
     rounds: int = 1
     architectures: tuple[ModelSpec, ...] = ()
     capacities: tuple[float, ...] = (1.0,)
+    kind: TaskKind = "classification"
 
     def build(self, spec: ModelSpec | str) -> SplitModel:
         """Build the network ``spec`` for this input and these classes."""
@@ -116,6 +119,8 @@ class Algorithm(ABC):
     #: To be raised by 1 when a changed default or arithmetic of this file gives other numbers for an unchanged
     #: configuration: older runs are then neither resumed nor reused (`polyfed.rounds.identity`).
     numbers: ClassVar[int] = 1
+    #: The tasks that it can train. Equations that use classes, or probabilities of classes, have no regression.
+    tasks: ClassVar[tuple[TaskKind, ...]] = ("classification",)
     #: Laws of `polyfed.testing` that do not apply, each with the reason.
     exempt: ClassVar[Mapping[str, str]] = {}
     #: Whether `message_for` depends on the client's id, not only on its capacity and architecture.
@@ -171,7 +176,10 @@ class Algorithm(ABC):
         """
 
     def predict(self, nets: Nets, x: Tensor) -> Mapping[str, Tensor]:
-        """Return the logits (B, L) of each predictor by name; the first is the default, the headline accuracy."""
+        """Return the logits (B, L) of each predictor by name; the first is the default, the headline accuracy.
+
+        For a regression: the predictions (B, 1).
+        """
         return {"model": nets["model"](x)}
 
     def check_upload(self, task: Task, client: ClientInfo, down: Any, up: Any) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from polyfed.base.types import Params, Parts
 from polyfed.models.split import SplitModel, keep_statistics
 
-#: (x, y): inputs (B, ...) and labels (B,).
+#: (x, y): inputs (B, ...) and labels (B,), int64, or for a regression targets of the inputs' type.
 Batch: TypeAlias = tuple[Tensor, Tensor]
 
 

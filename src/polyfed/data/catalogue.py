@@ -130,6 +130,9 @@ PARTITIONS: Mapping[str, str] = MappingProxyType(
     }
 )
 
+#: Kinds of partition that need no classes.
+CLASSLESS = ("iid", "natural")
+
 #: Kind of partition -> its own options of ``make_partition``.
 PARTITION_OPTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {

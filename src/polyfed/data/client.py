@@ -106,7 +106,7 @@ class ClientData:
 
     @property
     def labels(self) -> Tensor:
-        """``(n,)`` int64 class numbers, in the order of the rows."""
+        """``(n,)`` class numbers, or targets in the unit of the data, in the order of the rows."""
         return self.dataset.y[self.rows.to(self.dataset.y.device)]
 
     def normalised(self, x: Tensor) -> Tensor:
@@ -162,7 +162,8 @@ class ClientData:
             device: the device of the batch; pixels are transferred as uint8.
 
         Returns:
-            x ``(B, C, H, W)`` or ``(B, F)`` of ``dtype``, and y ``(B,)`` int64, both on ``device``.
+            x ``(B, C, H, W)`` or ``(B, F)`` of ``dtype``, and y ``(B,)`` int64, both on ``device``. The targets of a
+            regression are of ``dtype``, less the data set's offset and divided by its scale.
         """
         return together([self], [positions], [generator], dtype=dtype, device=device)
 
@@ -189,6 +190,8 @@ def together(
     rows = torch.cat([client.rows[some.cpu()] for client, some in zip(clients, positions, strict=True)])
     rows = send(rows, dataset.x.device)
     x, y = send(dataset.x[rows], device), send(dataset.y[rows], device)
+    if dataset.task == "regression":
+        y = ((y - dataset.target_offset) / dataset.target_scale).to(dtype)
     if first.stats is not None and not dataset.is_image:
         return first.stats.apply(x).to(dtype), y
     x = first.normalised(x)

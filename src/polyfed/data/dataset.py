@@ -15,6 +15,7 @@ from torch import Tensor
 
 from polyfed.base.errors import DataError
 from polyfed.data.columns import Column
+from polyfed.metrics.catalogue import TaskKind
 
 _LOOK = 65_536  # rows of a column of fractions that are checked: sorting a million rows takes a tenth of a second
 
@@ -57,8 +58,8 @@ class Dataset:
         name: the name of the data set in configurations and reports.
         x: ``(N, C, H, W)`` uint8 pixels, or ``(N, F)`` float32 or float64 features as read (not standardised; NaN =
             missing).
-        y: ``(N,)`` int64 class numbers in ``[0, num_classes)``.
-        classes: the name of each class.
+        y: ``(N,)`` int64 class numbers in ``[0, num_classes)``, or float64 targets of a regression.
+        classes: the name of each class; empty for a regression.
         mean: per channel, of pixels / 255; empty for features.
         std: per channel, of pixels / 255; empty for features.
         test_rows: int64 rows of the official test split; None if the source has none.
@@ -66,6 +67,8 @@ class Dataset:
         group_names: the name of each group number; may be empty.
         flip: whether a horizontally flipped image keeps its class.
         columns: what each column of a table was taken for, in the order of the file; empty if it is no table.
+        target_offset: for a regression: networks learn (y - offset) / scale.
+        target_scale: likewise; above 0.
         files: SHA-256 of each file that the data set was read from, by name; empty if it comes from no file.
 
     Raises:
@@ -83,6 +86,8 @@ class Dataset:
     group_names: tuple[str, ...] = ()
     flip: bool = False
     columns: tuple[Column, ...] = ()
+    target_offset: float = 0.0
+    target_scale: float = 1.0
     files: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def __post_init__(self) -> None:
@@ -99,9 +104,19 @@ class Dataset:
         return self.y.shape[0]  # len() of a tensor takes ten times as long
 
     @property
+    def task(self) -> TaskKind:
+        """Whether the labels are classes or numbers to predict."""
+        return "regression" if self.y.is_floating_point() else "classification"
+
+    @property
     def num_classes(self) -> int:
-        """Number of classes, whether or not all of them occur."""
-        return len(self.classes)
+        """Number of classes, whether or not all of them occur; 1 for a regression, the one output of a network."""
+        return len(self.classes) or 1
+
+    @property
+    def strata(self) -> NDArray[np.int64]:
+        """``(N,)`` class numbers, by which rows are dealt and split; all 0 for a regression, which splits at random."""
+        return self.y.cpu().numpy() if self.task == "classification" else np.zeros(len(self), dtype=np.int64)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -151,10 +166,13 @@ class Dataset:
             )
 
     def _check_y(self) -> None:
+        if self.y.dtype == torch.float64 and tuple(self.y.shape) == (len(self.x),):
+            self._check_targets()
+            return
         if self.y.dtype != torch.int64 or tuple(self.y.shape) != (len(self.x),):
             raise DataError(
                 f"{self.name}: y has shape {tuple(self.y.shape)} and type {self.y.dtype}; expected "
-                f"({len(self.x)},) torch.int64, one label for each row of x"
+                f"({len(self.x)},) torch.int64, one label for each row of x, or torch.float64 for a regression"
             )
         if self.num_classes < 2:
             raise DataError(f"{self.name}: got {self.num_classes} classes {self.classes}; expected at least 2")
@@ -163,6 +181,18 @@ class Dataset:
             raise DataError(
                 f"{self.name}: labels run from {low} to {high}; expected 0 to {self.num_classes - 1} for "
                 f"{self.num_classes} classes; renumber the labels or name more classes"
+            )
+
+    def _check_targets(self) -> None:
+        if self.classes:
+            raise DataError(f"{self.name}: got {len(self.classes)} classes for targets of a regression; expected none")
+        if not bool(self.y.isfinite().all()):
+            row = int((~self.y.isfinite()).nonzero()[0])
+            raise DataError(f"{self.name}: the target of row {row} is {float(self.y[row])}; expected finite numbers")
+        if not (math.isfinite(self.target_offset) and 0 < self.target_scale < math.inf):
+            raise DataError(
+                f"{self.name}: got target_offset {self.target_offset} and target_scale {self.target_scale}; expected "
+                "finite numbers, the scale above 0"
             )
 
     def _check_test_rows(self, rows: NDArray[np.int64]) -> None:

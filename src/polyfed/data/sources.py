@@ -36,6 +36,7 @@ from polyfed.data.readers.parquet import find_parquet, read_images
 from polyfed.data.readers.parquet_table import load_parquet
 from polyfed.data.readers.table import table_files
 from polyfed.data.schema import Schema
+from polyfed.metrics.catalogue import TaskKind
 
 _CACHE_VERSION = 1  # raise it when decoding changes, so that older caches are not used
 
@@ -46,7 +47,7 @@ def load_dataset(
     path: Path | None = None,
     cache: Path | None = None,
     image_size: int | None = None,
-    task: str = "classification",
+    task: TaskKind = "classification",
     agreed: Schema | None = None,
     **options: Any,
 ) -> Dataset:
@@ -58,7 +59,7 @@ def load_dataset(
         cache: folder for downloads and decoded pixels; None takes ``$POLYFED_CACHE`` or ``~/.cache/polyfed``.
         image_size: side of the images in pixels. None: 32 for the named image sets (28x28 images get a black
             frame of 2 pixels; 28 keeps them raw, any other side resizes), as stored for "npz".
-        task: "classification", or "regression" for a table whose label is a number.
+        task: with "regression" the label is a number to predict; for files of the user's own only.
         agreed: what all sites agreed on; a table of one of them may lack a class, even all but one.
         options: as listed in ``catalogue.DATASET_OPTIONS``; see ``load_npz``, ``load_csv`` and ``table.Rules``.
 
@@ -68,13 +69,16 @@ def load_dataset(
     """
     _check_arguments(name, path, image_size, options)
     before = file_digests(name, path=path, cache=cache, options=options)
+    if task == "regression" and name in SIZES:
+        raise ConfigError(f"task: got 'regression'; the labels of data set {name!r} are classes")
     if path is not None and name in TABLES:
         read = load_csv if name == "csv" else load_parquet
         if agreed is not None and agreed.classes:
             options.setdefault("classes", list(agreed.classes))
         dataset = read(Path(path), task=task, agreed=None if agreed is None else agreed.features(), **options)
     else:
-        dataset = _read(name, path, _cache_root(cache), image_size, options)
+        given = options if name in SIZES else {**options, "task": task}
+        dataset = _read(name, path, _cache_root(cache), image_size, given)
     files = file_digests(name, path=path, cache=cache, options=options)
     if before and files != before:  # a file that was downloaded just now is not in `before`
         raise DataError(f"{path or name}: the files changed while they were read; try again when they no longer change")

@@ -427,6 +427,7 @@ def _watched(run_dir: Path) -> Generator[Following]:
 
 def _ended(run_dir: Path, engine: dict[str, int]) -> None:
     """The closing table, and polyfed's bytes beside Flower's."""
+    from polyfed.metrics.catalogue import headline
     from polyfed.report.tables import console, show
     from polyfed.report.units import size
 
@@ -434,7 +435,7 @@ def _ended(run_dir: Path, engine: dict[str, int]) -> None:
     ours = summary["deployed"]["traffic"]
     summary["deployed"]["engine"] = engine
     files.write_json(run_dir / "summary.json", summary)
-    if "mean" in summary["accuracy"]:
+    if "mean" in headline(summary)[1]:
         show(console(), {summary["algorithm"]: summary})
     else:
         typer.echo(f"no client reported a score; the run is in {run_dir}")

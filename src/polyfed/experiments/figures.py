@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from polyfed.base.errors import StorageError
+from polyfed.compare.render import aim_text
 from polyfed.data.readers.cache import replacing
 from polyfed.experiments.views import View
+from polyfed.metrics.catalogue import METRICS
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
@@ -86,42 +88,50 @@ def _legend(figure: Any) -> None:
     figure.legend(found.values(), found.keys(), loc="outside right center", frameon=False, fontsize=9)
 
 
+def _axis(view: View) -> tuple[int, str]:
+    """Return the factor and the label of an axis of the view's metric."""
+    return (100, f"{view.metric} [%]") if METRICS[view.metric].percent else (1, view.metric)
+
+
 def _dots(figure: Any, view: View) -> None:
     """Draw the mean of each algorithm, or of each of its predictors; bars are deviations, ticks are seeds."""
     named, legend = (3, 2.0) if view.name == "predictors" else (2, 1.4)  # columns before the mean
-    names = list(dict.fromkeys(row[1:named] for row in view.rows))
+    names, (by, label) = list(dict.fromkeys(row[1:named] for row in view.rows)), _axis(view)
     ticks = [": ".join(name) for name in names]
     panels = _panels(figure, view, width=3.6, height=0.26 * len(names) + 0.9, legend=legend)
     for panel, (one, rows) in enumerate(panels):
         for row in rows:
             place, colour = names.index(row[1:named]), _MAIN if row[1] == names[0][0] else _PLAIN
             mean, sd, *rest = row[named:]
-            one.errorbar(100 * mean, place, xerr=100 * (sd or 0), fmt="o", color=colour, capsize=3, markersize=6)
-            seeds = [100 * seed for seed in rest[1:] if seed is not None]
+            one.errorbar(by * mean, place, xerr=by * (sd or 0), fmt="o", color=colour, capsize=3, markersize=6)
+            seeds = [by * seed for seed in rest[1:] if seed is not None]
             one.plot(seeds, [place] * len(seeds), "|", color=colour, markersize=7, alpha=0.6)
         one.set_yticks(range(len(names)), ticks if panel % 3 == 0 else [""] * len(names))
-        one.set(ylim=(len(names) - 0.5, -0.5), xlabel="accuracy [%]")
+        one.set(ylim=(len(names) - 0.5, -0.5), xlabel=label)
 
 
 def _curves(figure: Any, view: View) -> None:
+    by, axis = _axis(view)
     for one, here in _panels(figure, view, width=3.8, height=3.2, legend=1.8):
         for label, look, rows in _by_algorithm(view, here):
-            x, mean = [row[2] for row in rows], [100 * row[3] for row in rows]
+            x, mean = [row[2] for row in rows], [by * row[3] for row in rows]
             one.plot(x, mean, label=label, markersize=4, markevery=max(1, len(x) // 8), **look)
             if all(row[4] is not None for row in rows):
-                low, high = ([100 * (row[3] + sign * row[4]) for row in rows] for sign in (-1, 1))
+                low, high = ([by * (row[3] + sign * row[4]) for row in rows] for sign in (-1, 1))
                 one.fill_between(x, low, high, color=look["color"], alpha=0.12, linewidth=0)
-        one.set(xlabel="round", ylabel="accuracy [%]")
+        one.set(xlabel="round", ylabel=axis)
     _legend(figure)
 
 
 def _clients(figure: Any, view: View) -> None:
+    by, _ = _axis(view)
+    unit = "percentage points" if by == 100 else view.metric
     for one, rows in _panels(figure, view, width=4.4, height=3.2):
-        found = sorted(100 * row[-1] for row in rows)
+        found = sorted(by * row[-1] for row in rows)
         colours = [_COLOURS[0] if value > 0 else _COLOURS[1] for value in found]
         one.bar(range(len(found)), found, color=colours, width=1.0)
         one.axhline(0, color="black", linewidth=0.8)
-        one.set(xlabel="client, sorted", ylabel=f"{view.headings[3]} minus {view.headings[4]}\n[percentage points]")
+        one.set(xlabel="client, sorted", ylabel=f"{view.headings[3]} minus {view.headings[4]}\n[{unit}]")
 
 
 def _targets(figure: Any, view: View) -> None:
@@ -153,13 +163,13 @@ def _targets(figure: Any, view: View) -> None:
             one.xaxis.set_major_locator(
                 MaxNLocator(4) if any(row[column] for row in rows.values()) else FixedLocator([0])
             )
-            one.set_xlabel(f"{name}, to {100 * target:.0f} %", fontsize=9)
+            one.set_xlabel(f"{name}, to {aim_text(target)}", fontsize=9)
             one.spines[["top", "right"]].set_visible(False)
         line[0].set_title(setting, fontsize=10, loc="left")
 
 
 def _grid(figure: Any, view: View) -> None:
-    labels = _unique(view, 1)
+    labels, (by, axis) = _unique(view, 1), _axis(view)
     for one, here in _panels(figure, view, width=3.8, height=3.2, legend=1.8):
         numeric = all(isinstance(row[3], (int, float)) and not isinstance(row[3], bool) for row in here)
         values = list(dict.fromkeys(row[3] if numeric else str(row[3]) for row in here))
@@ -169,10 +179,10 @@ def _grid(figure: Any, view: View) -> None:
         for label, look, rows in _by_algorithm(view, here):
             shift = apart * (labels.index(label) - (len(labels) - 1) / 2)
             x = [(row[3] if numeric else values.index(str(row[3]))) + shift for row in rows]
-            mean, sd = [100 * row[4] for row in rows], [100 * (row[5] or 0) for row in rows]
+            mean, sd = [by * row[4] for row in rows], [by * (row[5] or 0) for row in rows]
             one.errorbar(x, mean, yerr=sd, label=label, capsize=3, markersize=5, **look)
         one.set_xticks(values if numeric else range(len(values)), [str(value) for value in values])
-        one.set(xlabel=here[0][2], ylabel="accuracy [%]")
+        one.set(xlabel=here[0][2], ylabel=axis)
     _legend(figure)
 
 

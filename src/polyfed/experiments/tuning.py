@@ -15,6 +15,8 @@ from polyfed.compare.specs import FINISHED, RunSpec
 from polyfed.compare.statistics import mean_over
 from polyfed.config import algorithm_class, algorithm_fields
 from polyfed.experiments.study import Study
+from polyfed.metrics.catalogue import METRICS
+from polyfed.report.tables import metric_of
 from polyfed.rounds.federation import misfits
 
 #: Values by dotted key.
@@ -95,7 +97,11 @@ def _best(tried: Sequence[tuple[Point, list[RunSpec]]], root: Path) -> Point | N
 
 
 def _score(cells: Sequence[RunSpec], root: Path) -> float | None:
-    return mean_over([None if s is None else s["accuracy"]["mean"] for s in (cell.summary(root) for cell in cells)])
+    """Return the mean headline metric over seeds, negated where a lower value is better."""
+    metric = cells[0].config.metrics[0]
+    means = (None if s is None else metric_of(s, metric)["mean"] for s in (cell.summary(root) for cell in cells))
+    mean = mean_over([*means])
+    return mean if mean is None or METRICS[metric].higher else -mean
 
 
 def _beyond(study: Study, label: str, own: list[RunSpec], root: Path) -> tuple[list[RunSpec], dict[str, str]]:

@@ -11,14 +11,16 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from polyfed.compare.render import aim_text, gap
 from polyfed.compare.specs import RunSpec
 from polyfed.compare.statistics import deviation, mean_over, participations, scaled
 from polyfed.core.algorithm import Task
 from polyfed.data.catalogue import SHAPES
 from polyfed.experiments.study import Study
+from polyfed.metrics.catalogue import METRICS, headline
 from polyfed.models.catalogue import ModelSpec
-from polyfed.report.tables import Summary
-from polyfed.report.units import flops, percent, size
+from polyfed.report.tables import Summary, metric_of
+from polyfed.report.units import flops, percent, size, spread_text
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class View:
         headings: headings of ``rows``.
         rows: plain numbers and names; None for a value that was not measured or not reached.
         cells: headings and rows as text for the page; None leaves the numbers to the CSV.
+        metric: the metric of the rows.
     """
 
     name: str
@@ -38,6 +41,7 @@ class View:
     headings: tuple[str, ...]
     rows: list[tuple[Any, ...]]
     cells: tuple[tuple[str, ...], list[tuple[str, ...]]] | None = None
+    metric: str = "accuracy"
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +63,15 @@ class Results:
         """The cells with results."""
         return {cell: summary for cell in self.cells if (summary := cell.summary(self.root)) is not None}
 
+    @property
+    def metric(self) -> str:
+        """The headline metric of the cells."""
+        return self.cells[0].config.metrics[0]
+
+    def mean(self, cell: RunSpec) -> float | None:
+        """The mean of the headline metric over clients at the end of a finished cell."""
+        return metric_of(self.done[cell], self.metric)["mean"]
+
     def groups(self) -> dict[tuple[str, str], list[RunSpec]]:
         """The finished cells by setting and algorithm; they differ by seed."""
         keys = {cell: (cell.setting.title, cell.label) for cell in self.done}
@@ -70,14 +83,15 @@ class Results:
         """The mean and deviation, over cells, of a value of the evaluated rounds; without rounds that have None."""
         found: dict[int, list[float]] = {}
         for row in chain.from_iterable(self._rows(cell, "rounds.jsonl") for cell in cells):
-            if "accuracy" in row and (number := value(row)) is not None:
+            if headline(row)[1] and (number := value(row)) is not None:
                 found.setdefault(row["round"], []).append(number)
         return [(round_, *_spread(numbers)) for round_, numbers in sorted(found.items())]
 
     def clients(self, cell: RunSpec) -> dict[int, float]:
-        """The accuracy of each client at the end."""
+        """The headline metric of each client at the end, where it is defined."""
         rows = (row for row in self._rows(cell, "clients.jsonl") if row["round"] == cell.config.run.rounds)
-        return {row["client"]: row["accuracy"] for row in rows if "accuracy" in row}
+        found = {row["client"]: row.get("metrics", row).get(self.metric) for row in rows}
+        return {client: value for client, value in found.items() if value is not None}
 
     def _rows(self, cell: RunSpec, name: str) -> Iterator[dict[str, Any]]:
         return map(json.loads, (cell.run_dir(self.root) / name).read_text().splitlines())
@@ -92,13 +106,15 @@ def accuracy(results: Results) -> View:
     seeds = list(dict.fromkeys(cell.seed for cell in results.cells))
     rows: list[tuple[Any, ...]] = []
     for (setting, label), cells in results.groups().items():
-        means = {cell.seed: results.done[cell]["accuracy"]["mean"] for cell in cells}
-        rows += [(setting, label, *_spread(list(means.values())), len(means), *map(means.get, seeds))]
+        means = {cell.seed: mean for cell in cells if (mean := results.mean(cell)) is not None}
+        if means:
+            rows += [(setting, label, *_spread(list(means.values())), len(means), *map(means.get, seeds))]
     return View(
         "accuracy",
-        "Test accuracy after the last round; bars are one standard deviation, ticks are seeds.",
+        f"Test {results.metric} after the last round; bars are one standard deviation, ticks are seeds.",
         ("setting", "algorithm", "mean", "sd", "seeds", *(f"seed {seed}" for seed in seeds)),
         rows,
+        metric=results.metric,
     )
 
 
@@ -107,13 +123,14 @@ def curves(results: Results) -> View:
     rows = [
         (setting, label, *at)
         for (setting, label), cells in results.groups().items()
-        for at in results.by_round(cells, lambda row: row["accuracy"]["mean"])
+        for at in results.by_round(cells, lambda row: metric_of(row, results.metric).get("mean"))
     ]
     return View(
         "curves",
-        "Test accuracy over rounds, mean over seeds; bands are one standard deviation.",
+        f"Test {results.metric} over rounds, mean over seeds; bands are one standard deviation.",
         ("setting", "algorithm", "round", "mean", "sd"),
         rows,
+        metric=results.metric,
     )
 
 
@@ -126,18 +143,23 @@ def clients(results: Results) -> View:
     for setting, seed, label in by:
         if label == one and (setting, seed, other) in by:
             a, b = (results.clients(by[setting, seed, name]) for name in (one, other))
-            rows += [(setting, seed, client, a[client], b[client], a[client] - b[client]) for client in a]
+            rows += [
+                (setting, seed, client, a[client], b[client], a[client] - b[client]) for client in a if client in b
+            ]
     told: list[tuple[str, ...]] = []
+    signs = (1, -1) if METRICS[results.metric].higher else (-1, 1)
     for setting in dict.fromkeys(row[0] for row in rows):
         found = [row[-1] for row in rows if row[0] == setting]
-        shares = (percent(sum(sign * difference > 0 for difference in found) / len(found), 0) for sign in (1, -1))
-        told.append((setting or "-", str(len(found)), *shares, f"{100 * statistics.fmean(found):+.1f}"))
+        shares = (percent(sum(sign * difference > 0 for difference in found) / len(found), 0) for sign in signs)
+        told.append((setting or "-", str(len(found)), *shares, gap(results.metric, statistics.fmean(found))))
     return View(
         "clients",
-        f"Accuracy of each client with {one} minus with {other}; clients of all seeds together, sorted.",
+        f"{results.metric.capitalize()} of each client with {one} minus with {other}; clients of all seeds together, "
+        "sorted.",
         ("setting", "seed", "client", one, other, "difference"),
         rows,
         (("setting", "clients", f"better with {one}", f"better with {other}", "mean difference"), told),
+        metric=results.metric,
     )
 
 
@@ -173,7 +195,7 @@ def targets(results: Results) -> View:
         (
             row[0] or "-",
             row[1],
-            percent(row[2], 0),
+            aim_text(row[2]),
             *([f"{row[4]} of {row[3]} seeds", *["-"] * 5] if row[5] is None else _told(row[5:])),
         )
         for row in rows
@@ -184,7 +206,7 @@ def targets(results: Results) -> View:
     )
     return View(
         "targets",
-        "Cost until the mean accuracy first reaches a target at an evaluated round; only if all seeds do. As the paper "
+        "Cost until the mean first reaches a target at an evaluated round; only if all seeds do. As the paper "
         "defines it: parameters exchanged between the server and one client in a round, both ways, the mean over the "
         "run, times rounds; and FLOPs of one client in a round times rounds, which seems to mean one forward pass of "
         "one example. As it is: counted training FLOPs of one client, forward and backward over all its examples and "
@@ -214,38 +236,42 @@ def grid(results: Results) -> View:
         varied = [key for key in setting.point if len({str(c.setting.point.get(key)) for c in results.cells}) > 1]
         key, *others = varied or list(setting.point)[:1]
         panel = replace(setting, point={other: setting.point[other] for other in others}).title
-        means = [results.done[cell]["accuracy"]["mean"] for cell in cells]
-        rows.append((panel, label, key.rpartition(".")[2], setting.point[key], *_spread(means)))
+        means = [mean for cell in cells if (mean := results.mean(cell)) is not None]
+        if means:
+            rows.append((panel, label, key.rpartition(".")[2], setting.point[key], *_spread(means)))
     return View(
         "grid",
-        "Test accuracy after the last round along a grid; bars are one standard deviation over seeds.",
+        f"Test {results.metric} after the last round along a grid; bars are one standard deviation over seeds.",
         ("setting", "algorithm", "key", "value", "mean", "sd"),
         rows,
+        metric=results.metric,
     )
 
 
 def predictors(results: Results) -> View:
     """Accuracies of every predictor."""
-    rows = [
-        (setting, label, name, *_spread([results.done[cell]["accuracy"]["predictors"][name] for cell in cells]))
-        for (setting, label), cells in results.groups().items()
-        for name in results.done[cells[0]]["accuracy"]["predictors"]
-    ]
+    rows: list[tuple[Any, ...]] = []
+    for (setting, label), cells in results.groups().items():
+        found = [metric_of(results.done[cell], results.metric)["predictors"] for cell in cells]
+        for name in found[0]:
+            means = [one[name] for one in found if one[name] is not None]
+            rows += [(setting, label, name, *_spread(means))] if means else []
     told = [
         (
             row[0] or "-",
             row[1],
             row[2],
-            percent(row[3]) if row[4] is None else f"{100 * row[3]:.1f} ± {100 * row[4]:.1f} %",
+            spread_text(results.metric, row[3], row[4]),
         )
         for row in rows
     ]
     return View(
         "predictors",
-        "Test accuracy of every predictor after the last round; the first of each algorithm is the headline.",
+        f"Test {results.metric} of every predictor after the last round; the first of each algorithm is the headline.",
         ("setting", "algorithm", "predictor", "mean", "sd"),
         rows,
-        (("setting", "algorithm", "predictor", "accuracy"), told),
+        (("setting", "algorithm", "predictor", results.metric), told),
+        metric=results.metric,
     )
 
 

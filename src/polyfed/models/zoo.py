@@ -98,8 +98,9 @@ def _build(
         dtype=dtype,
     )
     if model.num_classes != num_classes:
+        what = "the prediction of a regression" if num_classes == 1 else "one per class"
         raise ModelError(
-            f"model {model.name!r} returns {model.num_classes} columns, expected {num_classes}, one per "
-            "class; give its constructor an argument num_classes, or the option that sets its width"
+            f"model {model.name!r} returns {model.num_classes} columns, expected {num_classes}, {what}; give its "
+            "constructor an argument num_classes, or the option that sets its width"
         )
     return model

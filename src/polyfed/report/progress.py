@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
-from polyfed.report.units import clock, duration, percent, size
+from polyfed.metrics.catalogue import headline
+from polyfed.report.units import clock, duration, measured, size
 
 if TYPE_CHECKING:
     from polyfed.config import Config
@@ -71,14 +72,14 @@ class Lines:
 
     def round_ended(self, row: Row) -> None:
         """Print a line for an evaluated round, unless the last line is too recent."""
-        accuracy, round_, rounds = row.get("accuracy"), row["round"], row["rounds"]
+        (metric, found), round_, rounds = headline(row), row["round"], row["rounds"]
         recent = self._last is not None and round_ != rounds and round_ - self._last < rounds / _LINES
-        if accuracy is None or recent:
+        if not found or recent:
             return
         self._last = round_
         parts = [
             f"round {round_:>{len(str(rounds))}}/{rounds}",
-            f"accuracy {percent(accuracy['mean'])}",
+            f"{metric} {measured(metric, found['mean'])}",
             f"{size(_traffic(row))} up and down",
             duration(self._clock.elapsed()),
         ]
@@ -105,7 +106,7 @@ class Live:
     def __init__(self, console: Console, label: str, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._clock = _Clock(1, now)
-        self._accuracy = "-"
+        self._reached = "accuracy -"
         self._bar = Progress(
             # The name of the run is shortened first if 80 columns are too few.
             TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, max_width=24)),
@@ -124,10 +125,11 @@ class Live:
 
     def round_ended(self, row: Row) -> None:
         """Move the bar."""
-        if "accuracy" in row:
-            self._accuracy = percent(row["accuracy"]["mean"])
+        metric, found = headline(row)
+        if found:
+            self._reached = f"{metric} {measured(metric, found['mean'])}"
         left = self._clock.left(row)
-        told = f"accuracy {self._accuracy}  {size(_traffic(row))}  {clock(self._clock.elapsed())}"
+        told = f"{self._reached}  {size(_traffic(row))}  {clock(self._clock.elapsed())}"
         told += "" if left is None else f"  ETA {clock(left)}"
         self._bar.update(self._task, completed=row["round"], told=told)
 

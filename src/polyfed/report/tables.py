@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Column, Table
 
+from polyfed.metrics.catalogue import METRICS, aimed, headline, reaches
 from polyfed.report.progress import Summary
-from polyfed.report.units import duration, flops, percent, size
+from polyfed.report.units import duration, flops, heading, measured, size
 
 TRAINING_TIME = "Training time is wall clock without evaluation, and FLOPs are those of training alone."
 
@@ -20,6 +23,7 @@ SIMULATED_TIME = (
 
 _GAP = 2  # columns between columns
 _FOLDED = 10  # columns to which text may be folded
+_CLIENTS = 20  # clients for whom a table per client is printed
 _NOTEWORTHY = 0.01  # share of indices and header in the bytes, above which the notes list them
 
 
@@ -95,17 +99,22 @@ def closing_table(console: Console, summaries: Mapping[str, Summary]) -> None:
         console: where to.
         summaries: summary.json of each run, by label.
     """
-    targets = sorted(
-        {reached["accuracy"] for summary in summaries.values() for reached in summary.get("targets", ()) if reached}
-    )
+    targets = sorted({aimed(one) for summary in summaries.values() for one in summary.get("targets", ()) if one})
+    first = next(iter(summaries.values()))
+    metric, _ = headline(first)
+    more = [name for name in first.get("metrics", {}) if name != metric]
+    pool = "metrics" in first
+    means = ("mean" if metric == "accuracy" else heading(metric), "worst\ntenth", *(["pooled"] if pool else []))
+    means += tuple(map(heading, more))
     simulated = any("simulated" in summary for summary in summaries.values())
-    times = ("simulated\ntime", *(f"to\n{percent(target)}" for target in targets)) if simulated else ()
+    aims = ((heading(name) if name != "accuracy" else "", measured(name, value)) for name, value in targets)
+    times = ("simulated\ntime", *("\n".join(filter(None, ("to", *aim))) for aim in aims)) if simulated else ()
     costs = ("up", "down", "FLOPs", "training\ntime", "peak\nmemory", *times)
     rows = [
         (
             label,
-            percent(summary["accuracy"]["mean"]),
-            percent(summary["accuracy"]["worst_decile"]),
+            *(_mean(summary, metric, kind) for kind in ("mean", "worst_decile", *(["pooled"] if pool else []))),
+            *(_mean(summary, name, "mean") for name in more),
             size(summary["bytes"]["up"]),
             size(summary["bytes"]["down"]),
             flops(summary["flops"]),
@@ -115,16 +124,67 @@ def closing_table(console: Console, summaries: Mapping[str, Summary]) -> None:
         )
         for label, summary in summaries.items()
     ]
-    print_table(console, ("algorithm", "mean", "worst\ntenth", *costs), rows, left=("algorithm",), costs=costs)
+    if found := first.get("majority"):
+        shown = (measured(metric, found[metric]["mean"]), measured(metric, found[metric]["worst_decile"]))
+        rest = (measured(name, found[name]["mean"]) for name in more)
+        rows.append((baseline(first), *shown, *(["-"] if pool else []), *rest, *["-"] * len(costs)))
+    print_table(console, ("algorithm", *means, *costs), rows, left=("algorithm",), costs=costs)
 
 
-def simulated_time(summary: Summary, target: float | None = None) -> float | None:
+def metric_of(summary: Summary, metric: str) -> Mapping[str, Any]:
+    """Return the means of a metric of a run; empty if the run does not have it."""
+    return summary.get("metrics", {}).get(metric) or summary.get(metric, {})
+
+
+def _mean(summary: Summary, metric: str, which: str) -> str:
+    """Return a mean of a metric as text."""
+    return measured(metric, metric_of(summary, metric).get(which))
+
+
+def baseline(summary: Summary) -> str:
+    """Return the name of the row of a prediction that is computed by counting."""
+    return "training mean" if METRICS[headline(summary)[0]].task == "regression" else "majority class"
+
+
+def client_table(console: Console, summary: Summary) -> None:
+    """Print a row per client of the last evaluation, for at most 20 clients; nothing where a run left no logs.
+
+    Args:
+        console: the output.
+        summary: summary.json of the run.
+    """
+    log = Path(summary["run_dir"]) / "clients.jsonl" if "run_dir" in summary else None
+    if log is None or not log.exists() or summary["clients"]["count"] > _CLIENTS:
+        return
+    lines = map(json.loads, log.read_text("utf-8").splitlines())
+    tested = {row["client"]: row for row in lines if "examples" in row and row["round"] == summary["rounds"]}
+    if not tested:
+        return
+    metric, _ = headline(summary)
+    names = list(summary.get("metrics", {metric: None}))
+    counted = any("majority" in row for row in tested.values())
+    rows = [
+        (
+            row.get("name", str(client)),
+            row["model"] or "-",
+            str(row["examples"]),
+            *(measured(name, row.get("metrics", row).get(name)) for name in names),
+            *([measured(metric, row.get("majority", {}).get(metric))] if counted else []),
+        )
+        for client, row in sorted(tested.items())
+    ]
+    last = (f"{heading(metric)} of the\n{baseline(summary)}",) if counted else ()
+    left = ("client", "network")
+    print_table(console, (*left, "test\nexamples", *map(heading, names), *last), rows, left=left)
+
+
+def simulated_time(summary: Summary, target: tuple[str, float] | None = None) -> float | None:
     """Return the simulated seconds of a run, or up to a target; None without the clock or if it was not reached."""
     if "simulated" not in summary:
         return None
     if target is None:
         return summary["simulated"]["seconds"]
-    found = (reached for reached in summary["targets"] if reached is not None and reached["accuracy"] == target)
+    found = (reached for reached in summary["targets"] if reached is not None and aimed(reached) == target)
     return next((reached["simulated_seconds"] for reached in found), None)
 
 
@@ -135,12 +195,20 @@ def remarks(summaries: Mapping[str, Summary]) -> list[str]:
         summaries: as for `closing_table`; the first is the main run.
     """
     (main, first), *others = summaries.items()
-    mean = first["accuracy"]["mean"]
+    metric, found = headline(first)
+    mean = found["mean"]
     said = [
-        f"{label} leads {main}: {percent(lead, 2)} against {percent(mean, 2)} in the mean over clients."
+        f"{label} leads {main}: {measured(metric, lead, 2)} against {measured(metric, mean, 2)} in the mean over "
+        "clients."
         for label, summary in others
-        if (lead := summary["accuracy"]["mean"]) > mean
+        if (lead := headline(summary)[1]["mean"]) not in (None, mean) and mean is not None
+        if reaches(metric, lead, mean)
     ]
+    for name, part in first.get("metrics", {}).items():
+        if left_out := part.get("undefined"):
+            said.append(
+                f"{name}: {left_out} of {part['clients']} clients are left out of the mean; it is not defined there."
+            )
     for label, summary in summaries.items():
         for way in ("up", "down"):
             sent = summary["bytes"]
@@ -181,6 +249,7 @@ def show(console: Console, summaries: Mapping[str, Summary], notes: Sequence[str
     """
     console.print()
     closing_table(console, summaries)
+    client_table(console, next(iter(summaries.values())))
     console.print()
     for remark in (*notes, *remarks(summaries)):
         console.print(remark, soft_wrap=True, markup=False, highlight=False)

@@ -5,10 +5,27 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable
 
+from polyfed.metrics.catalogue import METRICS
+
 
 def percent(fraction: float | None, digits: int = 1) -> str:
     """0.8312 -> "83.1 %"; None, for a value that was not measured, -> "-"."""
     return "-" if fraction is None else f"{100 * fraction:.{digits}f} %"
+
+
+def measured(metric: str, value: float | None, digits: int = 1) -> str:
+    """Return a metric as text: in percent, or as a number; None, for a value that is not defined, is "-"."""
+    return percent(value, digits) if value is None or METRICS[metric].percent else _number(value, digits + 2)
+
+
+def _number(value: float, digits: int) -> str:
+    """12345.6 -> "12,346"; 0.12345 and 3 digits -> "0.123"."""
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e12 else f"{value:.{digits}g}"
+
+
+def heading(metric: str) -> str:
+    """Return the name of a metric as the heading of a narrow column, a word a line."""
+    return metric.replace("_", "\n")
 
 
 def size(count: float) -> str:
@@ -47,9 +64,16 @@ def clock(seconds: float) -> str:
     return f"{hour}:{minute:02d}:{second:02d}" if hour else f"{minute}:{second:02d}"
 
 
-def spread(fractions: Iterable[float]) -> str:
-    """Mean and standard deviation (n - 1) of fractions: ``71.6 ± 1.3 %``; for a single fraction ``71.6 %``."""
-    found = list(fractions)
-    if len(found) < 2:
-        return percent(statistics.fmean(found))
-    return f"{100 * statistics.fmean(found):.1f} ± {100 * statistics.stdev(found):.1f} %"
+def spread(values: Iterable[float], metric: str = "accuracy") -> str:
+    """Mean and standard deviation (n - 1): ``71.6 ± 1.3 %``, of an AUROC ``0.716 ± 0.013``; of one value the value."""
+    found = list(values)
+    return spread_text(metric, statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None)
+
+
+def spread_text(metric: str, mean: float, deviation: float | None) -> str:
+    """Return a mean and its standard deviation, if there is one, as text; see `spread`."""
+    if deviation is None:
+        return measured(metric, mean)
+    if METRICS[metric].percent:
+        return f"{100 * mean:.1f} ± {100 * deviation:.1f} %"
+    return f"{_number(mean, 3)} ± {_number(deviation, 2)}"

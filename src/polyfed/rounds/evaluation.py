@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property, reduce
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from polyfed.core.message import Message
 from polyfed.data.client import FederatedData
 from polyfed.execute.cost import CostCounter
 from polyfed.execute.placement import Placement
+from polyfed.metrics.catalogue import METRICS
+from polyfed.metrics.metrics import Tallies, plus
 from polyfed.rounds.clients import Clients
 from polyfed.rounds.federation import ServerView
 from polyfed.rounds.scoring import Score, Scorer
@@ -27,17 +30,17 @@ class Evaluation:
 
     Args:
         scores: by client, all of them or the configured sample.
-        before_aggregation: accuracy of the clients of the round just after their training, before aggregation.
-        whole: accuracy of each of the server's own models on the test data of these clients pooled, and the mean of
-            its accuracies on the single clients' test data.
+        before: the scores of the clients of the round just after their training, before aggregation.
+        whole: of each of the server's own models the score on the test data of these clients pooled, and the scores on
+            the single clients' test data.
         gradient: mean over a sample of clients of the squared norm of the whole local model's gradient.
         flops: FLOPs of the whole evaluation: forward passes, and the work of `Algorithm.predictor_parts` before them.
         seconds: seconds of the evaluation.
     """
 
     scores: dict[ClientId, Score]
-    before_aggregation: float | None = None
-    whole: dict[str, tuple[float, float]] = field(default_factory=dict[str, tuple[float, float]])
+    before: Sequence[Score] = ()
+    whole: dict[str, tuple[Score, list[Score]]] = field(default_factory=dict[str, tuple[Score, list[Score]]])
     gradient: float | None = None
     flops: float = 0
     seconds: float = 0.0
@@ -55,17 +58,35 @@ class Evaluation:
     @property
     def predictors(self) -> list[str]:
         """Names of all predictors, the default first."""
-        return list(next(iter(self.scores.values())).correct)
+        return next(iter(self.scores.values())).predictors
 
-    def mean(self, predictor: str | None = None, clients: Sequence[ClientId] | None = None) -> float:
-        """Return the mean accuracy over clients, without weights."""
+    def mean(
+        self, predictor: str | None = None, clients: Sequence[ClientId] | None = None, metric: str = "accuracy"
+    ) -> float | None:
+        """Return the mean of a metric, without weights, over the clients where it is defined; None without any."""
         chosen = self.scores if clients is None else clients
-        return float(np.mean([self.scores[k].accuracy(predictor) for k in chosen]))
+        return mean_of([self.scores[k].value(metric, predictor) for k in chosen])
 
-    def worst_decile(self) -> float:
-        """Return the mean over the worst tenth of the clients (at least one client)."""
-        accuracies = sorted(score.accuracy() for score in self.scores.values())
-        return float(np.mean(accuracies[: math.ceil(len(accuracies) / 10)]))
+    def worst_decile(self, metric: str = "accuracy") -> float | None:
+        """Return the mean over the worst tenth of the clients (at least one client) for which a metric is defined."""
+        return worst_of(metric, [score.value(metric) for score in self.scores.values()])
+
+    @cached_property
+    def pooled(self) -> Tallies:
+        """The tallies of all clients together; empty if the accuracy is the only metric."""
+        return reduce(plus, (score.tallies for score in self.scores.values()))
+
+
+def mean_of(values: Sequence[float | None]) -> float | None:
+    """Return the mean of the values that are there; None if there are none."""
+    there = [value for value in values if value is not None]
+    return float(np.mean(there)) if there else None
+
+
+def worst_of(metric: str, values: Sequence[float | None]) -> float | None:
+    """Return the mean of the worst tenth, at least one, of the values that are there; None if there are none."""
+    there = sorted((value for value in values if value is not None), reverse=not METRICS[metric].higher)
+    return mean_of(there[: math.ceil(len(there) / 10)])
 
 
 class Evaluator:
@@ -82,7 +103,7 @@ class Evaluator:
         self, view: ServerView, placement: Placement, costs: CostCounter, test_data: FederatedData | None = None
     ) -> None:
         self.view, self.placement, self.costs, self.test_data = view, placement, costs, test_data
-        self.scorer = Scorer(view.algorithm, placement, costs)
+        self.scorer = Scorer(view.algorithm, placement, costs, view.config)
 
     def evaluate(
         self,
@@ -99,7 +120,7 @@ class Evaluator:
         whole, flops = self._whole(server, list(scores))
         return Evaluation(
             scores,
-            float(np.mean([score.accuracy() for score in before])) if before else None,
+            before,
             whole,
             flops=flops + sum(score.flops + score.flops_parts for score in (*before, *scores.values())),
             seconds=clock() + sum(score.seconds for score in before),
@@ -121,21 +142,21 @@ class Evaluator:
             score.down = down[k][1]
         return scores
 
-    def _whole(self, server: Any, clients: Sequence[ClientId]) -> tuple[dict[str, tuple[float, float]], float]:
+    def _whole(self, server: Any, clients: Sequence[ClientId]) -> tuple[dict[str, tuple[Score, list[Score]]], float]:
         named = {} if self.test_data is None else self.view.algorithm.global_nets(server, self.view.task)
         if self.test_data is None or not named:
             return {}, 0
         data, positions, sizes = self.test_data.global_test(clients)
-        starts = np.cumsum(sizes) - sizes
-        out: dict[str, tuple[float, float]] = {}
+        places = np.split(positions, np.cumsum(sizes)[:-1])
+        out: dict[str, tuple[Score, list[Score]]] = {}
         flops: float = 0
         for name, nets in named.items():
             placed = {
                 part: replace(net, params=tree.map_leaves(self.placement.put, net.params)) for part, net in nets.items()
             }
-            found, cost = self.scorer.right(placed, data, self.placement)
+            outputs, cost = self.scorer.outputs(placed, data, self.placement)
             flops += cost
-            right = next(iter(found.values())).cpu().numpy()
-            per_client = np.add.reduceat(right[positions], starts, dtype=np.int64) / sizes
-            out[name] = (float(right.mean()), float(per_client.mean()))
+            predictor, found = next(iter(outputs.items()))
+            whole = self.scorer.read({predictor: found}, data.labels)
+            out[name] = whole, [self.scorer.read({predictor: found[at]}, data.labels[at]) for at in places]
         return out, flops

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from polyfed.base.errors import ModelError
+from polyfed.base.errors import ConfigError, ModelError
 from polyfed.base.memory import give_back
 from polyfed.base.rng import Rng
 from polyfed.base.types import ClientId
@@ -42,6 +42,16 @@ class ServerView(ABC):
 
     config: Config
     algorithm: Algorithm
+
+    @property
+    def client_names(self) -> Sequence[str]:
+        """The clients' names; empty if they have none."""
+        return self.config.clients.names or ()
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """The classes' names, as far as they are known."""
+        return ()
 
     @cached_property
     @abstractmethod
@@ -78,6 +88,16 @@ class Federation(ServerView):
     def data(self) -> FederatedData:
         """Each client's examples, by index."""
         return FederatedData(self.dataset, self.partition, augment=self.config.data.augment)
+
+    @property
+    def client_names(self) -> Sequence[str]:
+        """The configured names, or those of the groups whose rows the clients have."""
+        return configured_names(self.config, self.partition)
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """The data set's."""
+        return self.dataset.classes
 
     @cached_property
     def task(self) -> Task:
@@ -133,6 +153,11 @@ class Federation(ServerView):
         return Nothing() if stateless else self.algorithm.init_client(self.local(client, 0))
 
 
+def configured_names(config: Config, partition: Partition) -> Sequence[str]:
+    """Return the configured names of the clients, or those of the groups whose rows they have; empty without both."""
+    return config.clients.names or cast("Sequence[str]", partition.about.get("group_names", ()))
+
+
 def configured_info(config: Config, client: ClientId) -> ClientInfo:
     """Return the configuration's description of a client."""
     return ClientInfo(client, config.clients.capacity(client), str(config.clients.model(client)))
@@ -172,6 +197,7 @@ def configured_task(config: Config, input_shape: tuple[int, ...], num_classes: i
         rounds=config.run.rounds,
         architectures=tuple(dict.fromkeys(clients.models[: clients.count])),
         capacities=tuple(sorted(set(clients.capacities[: clients.count]), reverse=True)),
+        kind=config.data.task,
     )
 
 
@@ -225,9 +251,15 @@ def deal(config: Config) -> tuple[Dataset, Partition]:
         split=config.data.split,
         **config.partition.model_dump(exclude_none=True, exclude={"kind", "seed"}),
     )
+    names, groups = config.clients.names or (), cast("Sequence[str]", partition.about.get("group_names", ()))
+    if sorted(names) == sorted(groups) and list(names) != list(groups):
+        raise ConfigError(
+            f"clients.names: got {', '.join(names)}; the groups of the data, in the order of their clients, are "
+            f"{', '.join(groups)}; give the names in this order, or leave them out"
+        )
     if config.data.validation_fraction:
         partition = partition.validating(
-            config.data.validation_fraction, dataset.y.cpu().numpy(), Rng((seed, "partition", "validation"))
+            config.data.validation_fraction, dataset.strata, Rng((seed, "partition", "validation"))
         )
     return dataset, partition
 
@@ -285,10 +317,18 @@ def _listed(clients: Sequence[ClientId]) -> str:
 
 
 def _load(config: Config) -> Dataset:
-    return load_dataset(
-        config.data.dataset,
-        path=Path(config.data.path) if config.data.path else None,
-        image_size=config.data.image_size,
-        agreed=config.data.agreed,
-        **config.data.options,
+    data = config.data
+    dataset = load_dataset(
+        data.dataset,
+        path=Path(data.path) if data.path else None,
+        image_size=data.image_size,
+        task=data.task,
+        agreed=data.agreed,
+        **data.options,
     )
+    return with_units(dataset, config)
+
+
+def with_units(dataset: Dataset, config: Config) -> Dataset:
+    """Return the data set with the configured offset and scale of a regression's targets."""
+    return replace(dataset, target_offset=config.data.target_offset, target_scale=config.data.target_scale)

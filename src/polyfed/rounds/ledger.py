@@ -1,4 +1,4 @@
-"""The costs and accuracies of a run so far: the numbers of summary.json, updated in each round."""
+"""The costs and metrics of a run so far: the numbers of summary.json, updated in each round."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any, cast
 from polyfed.base import files
 from polyfed.core.clients import ClientInfo
 from polyfed.core.message import Size
-from polyfed.rounds.evaluation import Evaluation
+from polyfed.metrics.catalogue import aim, beyond_accuracy, reaches
+from polyfed.metrics.metrics import by_class, value
+from polyfed.rounds.evaluation import Evaluation, mean_of, worst_of
 from polyfed.rounds.federation import ServerView
 from polyfed.rounds.round import Played
 from polyfed.rounds.timing import REASONS, Timing, Wasted
@@ -93,41 +95,66 @@ class Ledger:
         }
 
     def evaluation(self, round_: int, found: Evaluation) -> dict[str, Any]:
-        """Enter an evaluation; return the accuracy half of the round's line."""
+        """Enter an evaluation; return the half of the round's line that is about metrics."""
         p = self.progress
         p["bytes"]["evaluation_down"] += found.down
         p["flops_evaluation"] += found.flops
         p["flops_per_example"] = found.flops_per_example
         p["seconds_evaluation"] += found.seconds
-        mean = found.mean()
-        for i, target in enumerate(self.view.config.run.targets):
-            if p["targets"][i] is None and mean >= target:
-                p["targets"][i] = {"accuracy": target, "round": round_, **self.totals()}
-        if p["best"] is None or mean > p["best"]["mean"]:
-            p["best"] = {"mean": mean, "round": round_}
-        p["last"] = {
-            "mean": mean,
-            "worst_decile": found.worst_decile(),
-            "predictors": {name: found.mean(name) for name in found.predictors},
-            "by_model": self._by(found, lambda info: info.architecture),
-            "by_capacity": self._by(found, lambda info: f"{info.capacity:g}"),
-            "before_aggregation": found.before_aggregation,
-            "global": {name: pooled for name, (pooled, _) in found.whole.items()},
-            "global_local": {name: local for name, (_, local) in found.whole.items()},
-            "clients": len(found.scores),
-        }
+        for i, (name, target) in enumerate(map(aim, self.view.config.run.targets)):
+            mean = found.mean(metric=name)
+            if p["targets"][i] is None and mean is not None and reaches(name, mean, target):
+                p["targets"][i] = {name: target, "round": round_, **self.totals()}
+        if self.view.config.data.task == "classification":
+            p["last"] = self._block(found, "accuracy")
+            p["best"] = _better("accuracy", p["best"], p["last"]["mean"], round_)
+        if any(score.majority for score in found.scores.values()):
+            p["majority"] = {name: _majority(found, name) for name in self.view.config.metrics}
+        best = p.get("metrics", {})
+        if more := {name: self._more(found, name) for name in beyond_accuracy(self.view.config.metrics)}:
+            p["metrics"] = {
+                name: {**block, "best": _better(name, best.get(name, {}).get("best"), block["mean"], round_)}
+                for name, block in more.items()
+            }
         return {
-            "accuracy": p["last"],
+            **({} if p["last"] is None else {"accuracy": p["last"]}),
+            **({"metrics": more} if more else {}),
             "evaluation_down": found.down,
             "seconds_evaluation": found.seconds,
             **({} if found.gradient is None else {"gradient_squared": found.gradient}),
         }
 
-    def _by(self, found: Evaluation, kind: Callable[[ClientInfo], str]) -> dict[str, float]:
+    def _block(self, found: Evaluation, metric: str) -> dict[str, Any]:
+        """Return a metric's means over clients."""
+        return {
+            "mean": found.mean(metric=metric),
+            "worst_decile": found.worst_decile(metric),
+            "predictors": {name: found.mean(name, metric=metric) for name in found.predictors},
+            "by_model": self._by(found, metric, lambda info: info.architecture),
+            "by_capacity": self._by(found, metric, lambda info: f"{info.capacity:g}"),
+            "before_aggregation": mean_of([score.value(metric) for score in found.before]),
+            "global": {name: pooled.value(metric) for name, (pooled, _) in found.whole.items()},
+            "global_local": {
+                name: mean_of([s.value(metric) for s in local]) for name, (_, local) in found.whole.items()
+            },
+            "clients": len(found.scores),
+        }
+
+    def _more(self, found: Evaluation, metric: str) -> dict[str, Any]:
+        """Return `_block`, the clients left out of its mean, and the metric of all rows pooled."""
+        classes = by_class(metric, found.pooled, self.view.class_names)
+        return {
+            **self._block(found, metric),
+            "undefined": sum(score.value(metric) is None for score in found.scores.values()),
+            "pooled": value(metric, found.pooled),
+            **({"pooled_by_class": classes} if classes else {}),
+        }
+
+    def _by(self, found: Evaluation, metric: str, kind: Callable[[ClientInfo], str]) -> dict[str, float | None]:
         groups: dict[str, list[int]] = {}
         for client in found.scores:
             groups.setdefault(kind(self.view.info(client)), []).append(client)
-        return {name: found.mean(clients=clients) for name, clients in sorted(groups.items())}
+        return {name: found.mean(clients=clients, metric=metric) for name, clients in sorted(groups.items())}
 
     def totals(self) -> dict[str, Any]:
         """Return the bytes, FLOPs and seconds of training so far."""
@@ -154,7 +181,8 @@ class Ledger:
             "seed": config.run.seed,
             "rounds": config.run.rounds,
             "run_dir": run_dir,
-            "accuracy": {**(p["last"] or {}), "best": p["best"]},
+            **({} if config.data.task == "regression" else {"accuracy": {**(p["last"] or {}), "best": p["best"]}}),
+            **{key: p[key] for key in ("metrics", "majority") if key in p},
             "bytes": {
                 "up": up["total"],
                 "down": down["total"],
@@ -187,6 +215,8 @@ def client_rows(view: ServerView, round_: int, played: Played | None, found: Eva
     for client in sorted({*trained, *lost, *tested}):
         info = view.info(client)
         row: dict[str, Any] = {"round": round_, "client": client, "model": info.architecture, "capacity": info.capacity}
+        if view.client_names:
+            row["name"] = view.client_names[client]
         if client in trained:
             report = trained[client]
             row |= {
@@ -207,9 +237,31 @@ def client_rows(view: ServerView, round_: int, played: Played | None, found: Eva
             }
         if client in tested:
             score = tested[client]
-            row |= {"examples": score.examples, "correct": score.correct, "accuracy": score.accuracy()}
+            row["examples"] = score.examples
+            if score.correct:
+                row |= {"correct": score.correct, "accuracy": score.accuracy()}
+            if score.values:
+                row["metrics"] = score.values[score.predictors[0]]
+                parts = {name: by_class(name, score.tallies, view.class_names) for name in row["metrics"]}
+                if any(parts.values()):
+                    row["by_class"] = {name: part for name, part in parts.items() if part}
+            if score.majority:
+                row["majority"] = score.majority
         rows.append(row)
     return rows
+
+
+def _majority(found: Evaluation, metric: str) -> dict[str, float | None]:
+    """Return a metric of the clients that each predict their most frequent class: the mean, and the worst tenth."""
+    values = [score.majority[metric] for score in found.scores.values() if score.majority]
+    return {"mean": mean_of(values), "worst_decile": worst_of(metric, values)}
+
+
+def _better(metric: str, best: dict[str, Any] | None, mean: float | None, round_: int) -> dict[str, Any] | None:
+    """Return the best mean so far, and its round."""
+    if mean is None or (best is not None and (reaches(metric, best["mean"], mean))):
+        return best
+    return {"mean": mean, "round": round_}
 
 
 def _size(size: Size) -> dict[str, int]:

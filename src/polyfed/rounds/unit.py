@@ -7,13 +7,16 @@ from dataclasses import dataclass, replace
 from inspect import isgeneratorfunction
 from typing import Any
 
+import torch
+
+from polyfed.base.errors import DivergedError
 from polyfed.base.types import ClientId, Parts
 from polyfed.core.message import Message, Nothing, Size, State, compact, size
 from polyfed.core.requests import drive
 from polyfed.execute.drivers import Calls, Outcome, Sequential, Work
 from polyfed.execute.local_training import bind, tree_to
 from polyfed.rounds.federation import Federation
-from polyfed.rounds.scoring import Score, Scorer
+from polyfed.rounds.scoring import Score, Scorer, majority
 
 #: Messages by client; None stands for no message.
 Down = Mapping[ClientId, Message | None]
@@ -64,7 +67,7 @@ class UnitRunner:
 
     def __init__(self, federation: Federation, driver: Sequential) -> None:
         self.federation, self.driver = federation, driver
-        self.scorer = Scorer(federation.algorithm, driver.placement, driver.costs)
+        self.scorer = Scorer(federation.algorithm, driver.placement, driver.costs, federation.config)
 
     def play(self, calls: Calls) -> dict[ClientId, Outcome]:
         """Run the coroutines of clients to their ends."""
@@ -102,6 +105,9 @@ class UnitRunner:
 
     def test(self, round_: int, down: Down, states: States) -> dict[ClientId, Score]:
         """Test each client on its own test data, with its private state and the message that it receives."""
+        federation = self.federation
+        last = round_ == federation.config.run.rounds
+        self.scorer.keep = last and federation.config.run.predictions
         shared: dict[object, Parts] = {}
         scores: dict[ClientId, Score] = {}
         for client, message in down.items():
@@ -121,14 +127,20 @@ class UnitRunner:
             found = scores[client] = self._score(client, round_, shared[kind])
             found.flops_parts = work.flops
             found.seconds += work.seconds
+            if last:
+                rows = (federation.partition.train(client), federation.partition.test(client))
+                train, test = (federation.dataset.y[torch.tensor(some)] for some in rows)
+                found.majority = majority(train, test, federation.dataset.num_classes, federation.config.metrics)
         return scores
 
     def _score(self, client: ClientId, round_: int, parts: Parts) -> Score:
         local = self.federation.local(client, round_)
         placement = self.driver.testing(local.info)
-        return self.scorer.score(
-            bind(local.models, tree_to(parts, placement)), self.federation.data.test(client), placement
-        )
+        nets = bind(local.models, tree_to(parts, placement))
+        try:
+            return self.scorer.score(nets, self.federation.data.test(client), placement)
+        except DivergedError as error:
+            raise DivergedError(f"client {client}, round {round_}: {error}") from error
 
 
 def worth_a_test(outcome: Outcome, message: Message | None) -> bool:

@@ -33,6 +33,7 @@ from polyfed.rounds.loop import RoundLoop
 from polyfed.rounds.round import Played, play_round
 from polyfed.rounds.selection import draw_cohort
 from polyfed.simulation.clock import TimedClients
+from polyfed.storage import predictions
 from polyfed.storage.run_dir import LOGS, RunDir
 from polyfed.storage.state_store import Store
 
@@ -168,8 +169,13 @@ class _Run(RoundLoop):
         )
 
     def evaluate(self, server: State, round_: int, played: Played | None) -> Evaluation | None:
-        """Evaluate, and measure the gradient if ``run.gradient_clients`` is set."""
+        """Evaluate, measure the gradient if ``run.gradient_clients`` is set, and store predictions if asked to."""
         found = super().evaluate(server, round_, played)
+        if found is not None and (rows := {k: score.rows for k, score in found.scores.items() if score.rows}):
+            federation = self.federation
+            held = {k: (federation.partition.test(k), own) for k, own in rows.items()}
+            path = self.run_dir.path / predictions.NAME
+            predictions.write(path, held, federation.dataset.classes, federation.client_names)
         if found is not None and self.federation.config.run.gradient_clients is not None:
             started = time.perf_counter()
             found.gradient = gradient_squared(server, self.simulated, round_)

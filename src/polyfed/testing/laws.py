@@ -591,13 +591,18 @@ def test_broadcast_does_not_depend_on_the_id(subject: Subject) -> None:
 
 
 def test_learns(subject: Subject) -> None:
-    """On a small problem, seeded, clients end 0.2 above chance and 0.1 above where they began.
+    """On a small problem, seeded, clients end 0.2 above chance and 0.1 above where they began; errors fall by a fifth.
 
     Catches gradients that do not arrive, steps uphill, updates that are lost on the way, and a forgotten `yield from`.
     """
     federation = subject.learning()
     rounds, chance = federation.config.run.rounds, 1 / federation.task.num_classes
-    before, after = (_evaluated(play(federation, here(LocalClients), rounds=count)).mean() for count in (0, rounds))
+    ends = (_evaluated(play(federation, here(LocalClients), rounds=count)) for count in (0, rounds))
+    metric = federation.config.metrics[0]
+    before, after = (end.mean(metric=metric) or 0.0 for end in ends)
+    if federation.task.kind == "regression":
+        assert after <= 0.8 * before, f"{metric} {after:.3f} after {rounds} rounds; {before:.3f} before the first"
+        return
     assert after >= chance + 0.2, f"accuracy {after:.3f} after {rounds} rounds; chance is {chance:.3f}"
     assert after >= before + 0.1, f"accuracy {after:.3f} after {rounds} rounds; {before:.3f} before the first"
 

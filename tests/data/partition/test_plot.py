@@ -23,5 +23,12 @@ def test_picture(tmp_path: Path, classes: int) -> None:
     pixels = image.imread(tmp_path / "p.png")
     assert pixels.shape[1] > pixels.shape[0] > 300
     assert len(np.unique(pixels.reshape(-1, pixels.shape[2]), axis=0)) > 20
+    names = [f"class {k}" for k in range(classes)]
+    picture(partition, dataset.y, classes, tmp_path / "q.png", class_names=names)
+    assert (tmp_path / "p.png").read_bytes() != (tmp_path / "q.png").read_bytes() or classes > 20
+    few = make_partition(dataset, kind="iid", num_clients=3, rng=Rng((0,)))
+    for place, clients in enumerate([(), ("Ulm", "Bonn", "Kiel")]):
+        picture(few, dataset.y, classes, tmp_path / f"{place}.png", client_names=clients)
+    assert (tmp_path / "0.png").read_bytes() != (tmp_path / "1.png").read_bytes()
     with pytest.raises(StorageError):
         picture(partition, dataset.y, classes, tmp_path / "p.png" / "q.png")

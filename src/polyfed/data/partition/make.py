@@ -10,7 +10,7 @@ import numpy as np
 from polyfed.base.errors import ConfigError, DataError
 from polyfed.base.rng import Rng
 from polyfed.base.text import nearest
-from polyfed.data.catalogue import PARTITION_OPTIONS, PARTITIONS
+from polyfed.data.catalogue import CLASSLESS, PARTITION_OPTIONS, PARTITIONS
 from polyfed.data.dataset import Dataset
 from polyfed.data.partition.apportion import (
     Bools,
@@ -77,7 +77,7 @@ def make_partition(
         **_check_settings(dataset, kind, num_clients, test_fraction, split, min_samples, samples_per_client, options),
         "seed": list(rng.key),
     }
-    y = dataset.y.cpu().numpy()
+    y = dataset.strata
     pool = np.arange(len(y), dtype=np.int64)
     if split == "official":
         if dataset.test_rows is None:
@@ -220,6 +220,11 @@ def _check_settings(
         faults.append(
             f"samples_per_client: got {samples_per_client!r}; expected a whole number of at least "
             f"{min_samples + 1} (min_samples for training and one for testing)"
+        )
+    if dataset.task == "regression" and kind not in CLASSLESS:
+        faults.append(
+            f"kind: got {kind!r}, which deals classes; a regression has none: "
+            f"choose {' or '.join(map(repr, CLASSLESS))}"
         )
     if kind == "resampled" and samples_per_client is None:
         faults.append("samples_per_client: missing; partition 'resampled' draws this number of rows for each client")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,15 @@ from polyfed.base.files import replacing
 from polyfed.data.partition.partition import Partition
 
 
-def picture(partition: Partition, y: ArrayLike, num_classes: int, path: Path) -> None:
+def picture(
+    partition: Partition,
+    y: ArrayLike,
+    num_classes: int,
+    path: Path,
+    *,
+    class_names: Sequence[str] = (),
+    client_names: Sequence[str] = (),
+) -> None:
     """Write a PNG of the class counts of each client, train and test rows together.
 
     Up to 20 classes are stacked bars, so that sizes and mixes show; more classes than can be told apart by
@@ -23,6 +32,8 @@ def picture(partition: Partition, y: ArrayLike, num_classes: int, path: Path) ->
         y: ``(N,)`` classes of all rows of the data set.
         num_classes: number of classes.
         path: the file to write.
+        class_names: the classes' names; numbers without.
+        client_names: the clients' names, shown for up to 20 clients; numbers without.
 
     Raises:
         DataError: matplotlib is not installed.
@@ -45,8 +56,8 @@ def picture(partition: Partition, y: ArrayLike, num_classes: int, path: Path) ->
     if num_classes <= 20:
         colours = matplotlib.colormaps["tab10" if num_classes <= 10 else "tab20"]  # called with a whole number
         base = np.zeros(shown)
-        for c in range(num_classes):
-            axes.bar(np.arange(shown), counts[:, c], bottom=base, width=0.85, color=colours(c), label=str(c))
+        for c, label in enumerate(class_names or map(str, range(num_classes))):
+            axes.bar(np.arange(shown), counts[:, c], bottom=base, width=0.85, color=colours(c), label=label)
             base += counts[:, c]
         axes.set_ylabel("rows, train and test")
         axes.legend(
@@ -70,6 +81,8 @@ def picture(partition: Partition, y: ArrayLike, num_classes: int, path: Path) ->
         xlim=(-0.6, shown - 0.4),
     )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if client_names and shown <= 20:
+        axes.set_xticks(np.arange(shown), client_names[:shown], rotation=30, ha="right")
     try:
         with replacing(Path(path)) as handle:
             figure.savefig(handle, format="png", dpi=120)

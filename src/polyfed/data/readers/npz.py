@@ -17,11 +17,14 @@ from polyfed.base.errors import ConfigError, DataError
 from polyfed.data.dataset import Dataset, check_digits
 from polyfed.data.images import check_image_size, pixel_stats, resize
 from polyfed.data.readers.cache import read_npz
+from polyfed.metrics.catalogue import TaskKind
 
 _KNOWN = ("x", "y", "test", "groups", "classes")
 
 
-def load_npz(path: Path, *, image_size: int | None = None, flip: bool = False) -> Dataset:
+def load_npz(
+    path: Path, *, image_size: int | None = None, flip: bool = False, task: TaskKind = "classification"
+) -> Dataset:
     """The data set of an .npz file.
 
     ``x`` is uint8 ``(N, H, W)`` or ``(N, C, H, W)`` pixels, or any numbers ``(N, F)`` as features (NaN =
@@ -31,6 +34,7 @@ def load_npz(path: Path, *, image_size: int | None = None, flip: bool = False) -
         path: the file.
         image_size: side in pixels that images are resized to; None keeps them.
         flip: whether a horizontally flipped image keeps its class.
+        task: with "regression" ``y`` is any numbers, and there are no ``classes``.
 
     Raises:
         DataError: the file is damaged, or an array is missing or of a wrong shape or type.
@@ -42,10 +46,14 @@ def load_npz(path: Path, *, image_size: int | None = None, flip: bool = False) -
             f"{path}: holds the arrays {', '.join(sorted(arrays)) or 'none'}; expected x and y, and no others "
             f"but {', '.join(_KNOWN[2:])}; rename or remove the others"
         )
-    x, y = _read_x(arrays["x"], path), _read_y(arrays["y"], path)
+    x, y = _read_x(arrays["x"], path), _read_y(arrays["y"], path, task)
     test_rows = _read_test(arrays["test"], len(y), path) if "test" in arrays else None
     groups, group_names = _read_groups(arrays["groups"], len(y), path) if "groups" in arrays else (None, ())
     classes = tuple(str(name) for name in arrays["classes"].ravel()) if "classes" in arrays else None
+    if task == "regression":
+        if classes is not None:
+            raise DataError(f"{path}: holds classes; a regression has none: remove the array, or correct data.task")
+        classes = ()
     mean, std = (), ()
     if x.dim() == 4:
         if image_size is not None:
@@ -57,7 +65,7 @@ def load_npz(path: Path, *, image_size: int | None = None, flip: bool = False) -
         name=path.stem,
         x=x,
         y=torch.from_numpy(y),
-        classes=classes or tuple(str(c) for c in range(int(y.max(initial=-1)) + 1)),
+        classes=tuple(str(c) for c in range(int(y.max(initial=-1)) + 1)) if classes is None else classes,
         mean=mean,
         std=std,
         test_rows=test_rows,
@@ -88,7 +96,16 @@ def _read_x(x: NDArray[Any], path: Path) -> torch.Tensor:
     )
 
 
-def _read_y(y: NDArray[Any], path: Path) -> NDArray[np.int64]:
+def _read_y(y: NDArray[Any], path: Path, task: TaskKind) -> NDArray[Any]:
+    if task == "regression":
+        if y.ndim != 1 or y.dtype.kind not in "fiu" or len(y) == 0:
+            raise DataError(f"{path}: y has shape {y.shape} and type {y.dtype}; expected (N,) numbers, N above 0")
+        return y.astype(np.float64)
+    if y.ndim == 1 and y.dtype.kind == "f":
+        raise DataError(
+            f"{path}: y has type {y.dtype}; expected whole numbers, the classes; for numbers to predict set "
+            'data.task = "regression"'
+        )
     if y.ndim != 1 or y.dtype.kind not in "iu" or len(y) == 0:
         raise DataError(f"{path}: y has shape {y.shape} and type {y.dtype}; expected (N,) whole numbers, N above 0")
     return y.astype(np.int64)

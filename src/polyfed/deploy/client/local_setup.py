@@ -23,7 +23,7 @@ from polyfed.data.sources import file_digests, load_dataset
 from polyfed.deploy.settings import NodeSettings
 from polyfed.deploy.wire.headers import Agreement, TaskFacts
 from polyfed.models.catalogue import ModelSpec
-from polyfed.rounds.federation import client_at_work, configured_info, deal
+from polyfed.rounds.federation import client_at_work, configured_info, deal, with_units
 
 
 def task_of(config: Config, facts: TaskFacts) -> Task:
@@ -35,6 +35,7 @@ def task_of(config: Config, facts: TaskFacts) -> Task:
         rounds=config.run.rounds,
         architectures=tuple(ModelSpec.parse(name) for name in facts.architectures),
         capacities=facts.capacities,
+        kind=config.data.task,
     )
 
 
@@ -62,13 +63,15 @@ def _own(path: Path, digest: str, options: str, client: int, text: str) -> tuple
     """Return a client's own file, with a partition that gives it all rows; ``digest`` changes with the content."""
     config = Config.parse(tomllib.loads(text))
     kind = _kind(path)
-    dataset = load_dataset(
+    read = load_dataset(
         kind,
         path=path,
         image_size=config.data.image_size if kind == "npz" else None,
+        task=config.data.task,
         agreed=config.data.agreed,
         **json.loads(options),
     )
+    dataset = with_units(read, config)
     return dataset, make_partition(
         dataset,
         kind="iid",

@@ -31,10 +31,12 @@ from polyfed.deploy.wire.headers import About, Counts, ReplyHeader, RequestHeade
 from polyfed.execute.drivers import Sequential, Work
 from polyfed.execute.local_training import bind, tree_to
 from polyfed.execute.placement import Placement
+from polyfed.metrics.metrics import sent_sums
 from polyfed.models.zoo import build
 from polyfed.rounds.identity import Content
-from polyfed.rounds.scoring import Scorer
+from polyfed.rounds.scoring import Scorer, majority
 from polyfed.rounds.unit import worth_a_test
+from polyfed.storage import predictions
 
 log = logging.getLogger(__name__)
 
@@ -234,12 +236,31 @@ class _Node:
         parts = drive(
             self.algorithm.predictor_parts(private, message, local), lambda request: driver.perform(request, work)
         )
-        return self._frame(lost=lost, score=self._score(parts, work.flops)), None
+        return self._frame(lost=lost, score=self._score(parts, work.flops, test=True)), None
 
-    def _score(self, parts: Parts, spent: float = 0) -> Counts:
+    def _score(self, parts: Parts, spent: float = 0, *, test: bool = False) -> Counts:
         with self._timed("score"):
-            scorer = Scorer(self.algorithm, self.placement, Sequential(self.placement).costs)
+            setup, run = self.setup, self.config.run
+            last = test and self.request.key[0] == run.rounds
+            scorer = Scorer(self.algorithm, self.placement, Sequential(self.placement).costs, self.config)
             nets = bind(self.setup.local(self.task, self.request.key[0]).models, tree_to(parts, self.placement))
-            found = scorer.score(nets, self.setup.data.test(self.setup.place))
+            scorer.keep = last and run.predictions
+            found = scorer.score(nets, setup.data.test(setup.place))
+            if last:
+                rows = setup.partition.train(setup.place), setup.partition.test(setup.place)
+                train, told_y = (setup.dataset.y[torch.tensor(some)] for some in rows)
+                found.majority = majority(train, told_y, setup.dataset.num_classes, self.config.metrics)
+            if found.rows:  # they stay with the client
+                path = self.state_dir.folder / predictions.NAME
+                held = {self.settings.client: (setup.partition.test(setup.place), found.rows)}
+                predictions.write(path, held, setup.dataset.classes, self.config.clients.names or (), mode=0o600)
             told: dict[str, Any] = {"flops": found.flops, "flops_parts": spent} if self.settings.tells_costs else {}
-            return Counts(examples=found.examples, correct=found.correct, **told)
+            sums = sent_sums(found.tallies)
+            return Counts(
+                examples=found.examples,
+                correct=found.correct,
+                values=found.values,
+                sums=sums,
+                majority=found.majority,
+                **told,
+            )

@@ -21,9 +21,11 @@ from polyfed.deploy.server.registry import ClientRegistry, Events
 from polyfed.deploy.server.reply_checks import check_reply
 from polyfed.deploy.settings import Rounds
 from polyfed.deploy.wire import headers
-from polyfed.deploy.wire.headers import Key, ReplyHeader, RequestHeader
+from polyfed.deploy.wire.headers import Counts, Key, ReplyHeader, RequestHeader
 from polyfed.deploy.wire.transport import Incoming, Outgoing, RequestKind, Transport
 from polyfed.execute.drivers import Work
+from polyfed.metrics.catalogue import beyond_accuracy
+from polyfed.metrics.metrics import COMPUTED, read_sums
 from polyfed.rounds.clients import TooFewRepliesError
 from polyfed.rounds.gathering import Gathering
 from polyfed.rounds.scoring import Score
@@ -129,7 +131,7 @@ class RemoteClients:
                 Work(**headers.costs(answer.work)) if answer.work else Work(),
                 measure(request.down[client]),
                 found.sizes[client],
-                Score(**headers.costs(answer.score)) if answer.score else None,
+                None if answer.score is None else self._score(answer.score),
             )
             for client, answer in answers.items()
         }
@@ -144,14 +146,14 @@ class RemoteClients:
         """Send each client the message from which it predicts; return the counts of the clients that report them."""
         found = self._ask("evaluate", (round_, self.attempt, 0), down, {}, None, score=False, enough=None)
         scores = {
-            client: Score(**headers.costs(answer.score))
+            client: self._score(answer.score)
             for client, answer in sorted(found.answers.items())
             if answer.score is not None
         }
         # Only the clients' networks know which predictors there are: the names that most clients report count.
-        named = Counter(tuple(score.correct) for score in scores.values()).most_common(1)
+        named = Counter(tuple(score.predictors) for score in scores.values()).most_common(1)
         reason = "it reports other predictors than most clients"
-        for client in [client for client, score in scores.items() if tuple(score.correct) != named[0][0]]:
+        for client in [client for client, score in scores.items() if tuple(score.predictors) != named[0][0]]:
             del scores[client]
             self.tell("failed", client=client, kind="evaluate", round=round_, reason=reason, again=False)
         return scores
@@ -311,6 +313,8 @@ class RemoteClients:
             )
         if answer.error:
             raise MessageError(answer.error)
+        if answer.score is not None:
+            self._score(answer.score)
         limit = int(self.rounds.max_message * 1e6)
         message = None if reply.body is None else decode(reply.body, *self.algorithm.messages, limit=limit)
         if info is not None:
@@ -320,6 +324,38 @@ class RemoteClients:
             self.tell("lost-state", client=client, round=key[0])
         self.seconds[client] = answer.seconds
         return answer, message
+
+    def _score(self, counts: Counts) -> Score:
+        """Return the score that a client reports.
+
+        Raises:
+            MessageError: it has other metrics than the run, or sums that are none of its metrics'.
+        """
+        assert self.registry.task is not None, "the task is known before anything is sent"
+        wanted = beyond_accuracy(self.config.metrics)
+        kinds = {COMPUTED[name].tally.__name__ for name in wanted}
+        if counts.sums.keys() != kinds or any(tuple(values) != wanted for values in counts.values.values()):
+            raise MessageError(
+                f"it reports the metrics {', '.join(next(iter(counts.values.values()), ()))}; expected "
+                f"{', '.join(wanted) or 'none'} beyond the accuracy"
+            )
+        classes = self.config.data.task == "classification"
+        predictors = counts.correct if classes else counts.values
+        if not predictors or (wanted and list(predictors) != list(counts.values)) or (counts.correct and not classes):
+            raise MessageError(
+                f"it reports right answers of {list(counts.correct)} and metrics of {list(counts.values)}; expected "
+                f"{'those of the same predictors' if classes else 'metrics alone'}"
+            )
+        try:
+            outputs = self.registry.task.num_classes
+            sums = {kind: read_sums(kind, numbers, outputs) for kind, numbers in counts.sums.items()}
+        except ValueError as error:
+            raise MessageError(str(error)) from error
+        told = headers.costs(counts)
+        del told["sums"]
+        if told["majority"] and set(told["majority"]) != set(self.config.metrics):
+            raise MessageError("it reports other metrics of the majority class than the run has")
+        return Score(**told, tallies=sums)
 
     def sweep(self) -> None:
         """Forget the late requests whose time has run out."""

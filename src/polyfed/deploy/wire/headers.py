@@ -25,6 +25,8 @@ _Count = Annotated[int, Field(ge=0, le=2**53)]
 _Flops = Annotated[_Count | Literal["unknown"], BeforeValidator(lambda value: value if value == value else "unknown")]
 _Key = tuple[_Count, _Count, _Count]
 _Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
+_Values = Annotated[dict[str, _Finite | None], Field(max_length=100)]
 _H = TypeVar("_H", bound=BaseModel)
 
 
@@ -57,14 +59,14 @@ class TaskFacts(BaseModel, frozen=True, extra="forbid"):
 
     Args:
         input_shape: the shape of one example.
-        num_classes: the number of classes, L.
+        num_classes: the number of classes, L; 1 for a regression.
         architectures: the clients' networks where they are public; empty where they are private.
         capacities: the capacities that occur, descending.
         agreed: what all clients' classes, columns, categories and pixels mean.
     """
 
     input_shape: Annotated[tuple[Annotated[int, Field(gt=0, le=2**31)], ...], Field(min_length=1, max_length=4)]
-    num_classes: Annotated[int, Field(ge=2, le=10**7)]
+    num_classes: Annotated[int, Field(ge=1, le=10**7)]
     architectures: tuple[str, ...] = ()
     capacities: tuple[float, ...] = (1.0,)
     agreed: Agreement | None = None
@@ -109,16 +111,31 @@ class WorkReport(BaseModel, frozen=True, extra="forbid"):
 
 
 class Counts(BaseModel, frozen=True, extra="forbid"):
-    """A client's test: examples, right answers by predictor, the default first, and FLOPs if it reports them."""
+    """A client's test, as far as the client reports it.
+
+    Args:
+        examples: test examples.
+        correct: right answers by predictor, the default first; empty for a regression.
+        flops: FLOPs of the forward passes.
+        flops_parts: FLOPs before them.
+        values: the metrics by predictor, beyond the accuracy.
+        sums: what pools the metrics of the default predictor; see `polyfed.metrics.metrics.sent_sums`.
+        majority: the metrics of predicting the most frequent training class.
+    """
 
     examples: Annotated[int, Field(gt=0, le=2**53)]
-    correct: Annotated[dict[str, _Count], Field(min_length=1, max_length=1000)]
+    correct: Annotated[dict[str, _Count], Field(max_length=1000)] = Field(default_factory=dict)
+    values: Annotated[dict[str, _Values], Field(max_length=1000)] = Field(default_factory=dict)
+    sums: Annotated[dict[str, list[_Finite]], Field(max_length=10)] = Field(default_factory=dict)
+    majority: _Values = Field(default_factory=dict)
     flops: _Flops = 0
     flops_parts: _Flops = 0
 
     @model_validator(mode="after")
     def _no_more_than_all(self) -> Counts:
-        if max(self.correct.values()) > self.examples:
+        if not self.correct and not self.values:
+            raise ValueError("got no predictor; expected at least one")
+        if max(self.correct.values(), default=0) > self.examples:
             raise ValueError(f"got {max(self.correct.values())} right answers of {self.examples} examples")
         return self
 
@@ -136,7 +153,7 @@ class About(BaseModel, frozen=True, extra="forbid"):
     capacity: Annotated[float, Field(gt=0, le=1)]
     architecture: Annotated[str, Field(max_length=1000)]
     input_shape: Annotated[tuple[Annotated[int, Field(gt=0, le=2**31)], ...], Field(min_length=1, max_length=4)]
-    num_classes: Annotated[int, Field(ge=2, le=10**7)]
+    num_classes: Annotated[int, Field(ge=1, le=10**7)]
     agreement: Agreement
 
 

@@ -1,0 +1,192 @@
+"""Each metric as a function of a tally; docs/metrics.md has the equations, and what happens with absent classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from polyfed.metrics.tallies import (
+    BinnedScores,
+    Calibration,
+    Confusion,
+    Errors,
+    Floats,
+    Predictions,
+    Scores,
+    SquaredScores,
+    Sums,
+    Tally,
+)
+
+#: A value by class; None where it is not defined.
+ByClass = list[float | None]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric: its tally, and its value by the sums.
+
+    Args:
+        tally: what it adds up.
+        value: returns the value of a tally; None where it is not defined.
+        by_class: returns the value of each class; None if it is none of classes.
+    """
+
+    tally: type[Tally]
+    value: Callable[[Any], float | None]
+    by_class: Callable[[Any], ByClass] | None = None
+
+
+def _ratios(above: Floats, below: Floats) -> ByClass:
+    return [float(a / b) if b else None for a, b in zip(above, below, strict=True)]
+
+
+def _parts(found: Confusion) -> tuple[Floats, Floats, Floats]:
+    """Return by class the examples that were found, all its examples, and all examples taken for it."""
+    counts = found.array.astype(np.float64)
+    return counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
+
+
+def _accuracy(found: Confusion) -> float | None:
+    total = int(found.array.sum())
+    return float(found.array.trace() / total) if total else None
+
+
+def _sensitivity(found: Confusion) -> ByClass:
+    right, held, _ = _parts(found)
+    return _ratios(right, held)
+
+
+def _specificity(found: Confusion) -> ByClass:
+    right, held, taken = _parts(found)
+    others = held.sum() - held
+    return _ratios(others - (taken - right), others)
+
+
+def _f1(found: Confusion) -> ByClass:
+    right, held, taken = _parts(found)
+    return _ratios(2 * right, held + taken)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    there = [value for value in values if value is not None]
+    return float(np.mean(there)) if there else None
+
+
+def _headline(values: ByClass) -> float | None:
+    """Return the value of the second of two classes, or else the mean over the classes that have a value."""
+    return values[1] if len(values) == 2 else _mean(values)
+
+
+def _auroc(found: Scores | BinnedScores) -> ByClass:
+    """The share of pairs, one example in the class and one outside, whose order is right; a tie counts half."""
+    values: ByClass = []
+    for inside, outside in found.levels():
+        below = np.cumsum(outside) - outside
+        pairs = inside.sum() * outside.sum()
+        values.append(float((inside * (below + outside / 2)).sum() / pairs) if pairs else None)
+    return values
+
+
+def _auprc(found: Scores | BinnedScores) -> ByClass:
+    """The precision at each score, weighted by the share of the class that has this score."""
+    values: ByClass = []
+    for inside, outside in found.levels():
+        hit, all_ = np.cumsum(inside[::-1]), np.cumsum((inside + outside)[::-1])
+        precision = np.divide(hit, all_, out=np.zeros_like(hit), where=all_ > 0)
+        values.append(float((inside[::-1] * precision).sum() / hit[-1]) if len(hit) and hit[-1] else None)
+    return values
+
+
+def _ece(found: Calibration) -> float | None:
+    count, confidence, right = found.array.T
+    return float(np.abs(confidence - right).sum() / count.sum()) if count.sum() else None
+
+
+def _per_row(place: int, finish: Callable[[float], float] = float) -> Callable[[Sums], float | None]:
+    """Return the function that divides a sum by the number of rows, which is the first sum."""
+    return lambda found: finish(float(found.array[place] / found.array[0])) if found.array[0] else None
+
+
+def _r2(found: Errors) -> float | None:
+    squares, deviations = float(found.array[2]), float(found.array[4])
+    return 1 - squares / deviations if deviations else None
+
+
+def _of_classes(tally: type[Tally], by_class: Callable[[Any], ByClass]) -> Metric:
+    return Metric(tally, lambda found: _headline(by_class(found)), by_class)
+
+
+#: Name of a metric -> how it is computed.
+COMPUTED: Mapping[str, Metric] = {
+    "accuracy": Metric(Confusion, _accuracy),
+    "balanced_accuracy": Metric(Confusion, lambda found: _mean(_sensitivity(found))),
+    "macro_f1": Metric(Confusion, lambda found: _mean(_f1(found))),
+    "sensitivity": _of_classes(Confusion, _sensitivity),
+    "specificity": _of_classes(Confusion, _specificity),
+    "auroc": _of_classes(Scores, _auroc),
+    "auprc": _of_classes(Scores, _auprc),
+    "brier": Metric(SquaredScores, _per_row(1)),
+    "ece": Metric(Calibration, _ece),
+    "rmse": Metric(Errors, _per_row(2, lambda square: square**0.5)),
+    "mae": Metric(Errors, _per_row(1)),
+    "r2": Metric(Errors, _r2),
+}
+
+#: Tallies by the name of their class.
+Tallies = Mapping[str, Tally]
+
+
+def tallies(names: Sequence[str], seen: Predictions) -> dict[str, Tally]:
+    """Return the tallies that some metrics need, of some test rows."""
+    return {kind.__name__: kind.of(seen) for kind in dict.fromkeys(COMPUTED[name].tally for name in names)}
+
+
+def plus(some: Tallies, more: Tallies) -> dict[str, Tally]:
+    """Return the tallies of two sets of rows together."""
+    return {kind: tally + more[kind] for kind, tally in some.items()}
+
+
+def value(name: str, found: Tallies) -> float | None:
+    """Return a metric of tallies; None where it is not defined."""
+    metric = COMPUTED[name]
+    return metric.value(found[metric.tally.__name__])
+
+
+def by_class(name: str, found: Tallies, classes: Sequence[str]) -> dict[str, float | None]:
+    """Return a metric for each class by its name; empty for a metric that has no value by class."""
+    metric = COMPUTED[name]
+    if metric.by_class is None:
+        return {}
+    values = metric.by_class(found[metric.tally.__name__])
+    return dict(zip((*classes, *map(str, range(len(classes), len(values)))), values, strict=True))
+
+
+def sent_sums(found: Tallies) -> dict[str, list[float]]:
+    """Return what may leave a client: sums without single rows, as plain numbers, by the name of the tally's class."""
+    return {kind: tally.sums().array.ravel().tolist() for kind, tally in found.items()}
+
+
+def read_sums(kind: str, numbers: Sequence[float], outputs: int) -> Tally:
+    """Return the sums of a tally that a client sent.
+
+    Args:
+        kind: the name of the tally's class.
+        numbers: the sums, flat.
+        outputs: number of classes, or 1 of a regression.
+
+    Raises:
+        ValueError: no such tally, or another number of sums than it has, or a sum that is impossible.
+    """
+    kinds = {metric.tally.__name__: metric.tally for metric in COMPUTED.values()}
+    found = BinnedScores if kinds.get(kind) is Scores else kinds.get(kind)
+    if found is None or not issubclass(found, Sums):
+        raise ValueError(f"got sums of {kind!r}; expected one of {', '.join(kinds)}")
+    array = np.asarray(numbers, dtype=np.float64)
+    shape = found.shape(outputs)
+    if array.size != np.prod(shape) or not np.isfinite(array).all() or (kind != "Errors" and (array < 0).any()):
+        raise ValueError(f"got {array.size} sums of {kind!r}; expected {np.prod(shape)} finite numbers, none below 0")
+    return found(array.reshape(shape))
