@@ -93,6 +93,8 @@ def test_caches_of_shapes_are_allowed_but_not_stacked() -> None:
     assert model.caches
     assert not model.random
     assert not own("Own").caches
+    fed = toy.federation(algorithm("fedavg"), models=("own_nets:Cached",), shape=FEATURES)
+    assert toy.play(fed, 1, driver="batched").driver.paths == {"sequential": 3}
 
 
 @pytest.mark.parametrize("cut", ["", "(classifier=head)"])
