@@ -294,7 +294,9 @@ class Prober:
             out = binding.module(self.inputs(number, 2))
         except Exception as error:  # user code
             with suppress(Exception):
-                return binding.module(self.inputs(number, 16))
+                out = binding.module(self.inputs(number, 16))
+                self.said = [f"model {self.model!r} fails on a training batch of two examples ({fault(error)})"]
+                return out
             raise error
         leaves = {name: leaf for name, leaf in given.items() if leaf.requires_grad}
         if not isinstance(out, Tensor):
@@ -391,10 +393,10 @@ class Prober:
                 "with a single test example, or one more than a multiple of 500, would end the run"
             )
             return
-        if got != (1, logits.shape[1]):
+        if got != (1, *logits.shape[1:]):
             raise ModelError(
                 f"model {self.model!r} gives {got} for a batch of one example in evaluation mode, expected "
-                f"{(1, logits.shape[1])}; does its forward use squeeze()? flatten(1) keeps the first dimension"
+                f"{(1, *logits.shape[1:])}; does its forward use squeeze()? flatten(1) keeps the first dimension"
             )
 
     def _refuse(self, names: set[str]) -> None:
