@@ -129,7 +129,8 @@ class DataSection(Section):
         test_fraction: fraction of a client's examples that are test examples, above 0 and below 1.
         validation_fraction: above 0, this fraction of a client's training examples takes the place of its test
             examples, which are then unused: for choosing hyper-parameters.
-        split: "pooled" divides each client's examples; "official" deals the official test rows.
+        split: "pooled" divides each client's examples; "official" deals the official test rows; "groups" keeps all
+            rows of a unit, such as a patient, on one side; "time" tests on the later rows.
         augment: whether training uses random crops and flips, for data sets that permit them.
         image_size: side of the images in pixels; None leaves the choice to the data set.
         options: options of the reader, such as ``label`` and ``header`` of a CSV file.
@@ -139,7 +140,7 @@ class DataSection(Section):
     path: str | None = None
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    split: Literal["pooled", "official"] = "pooled"
+    split: Literal["pooled", "official", "groups", "time"] = "pooled"
     augment: bool = True
     image_size: Positive | None = None
     options: dict[str, Any] = Field(default_factory=dict)

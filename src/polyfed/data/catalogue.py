@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import cast
+from typing import Literal, cast
 
 #: Name of a data set -> one line about it.
 DATASETS: Mapping[str, str] = MappingProxyType(
@@ -44,7 +44,7 @@ DATASET_OPTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "fashion-mnist": (),
         "cifar10": (),
         "cifar100": (),
-        "npz": ("flip",),
+        "npz": ("flip", "kind", "layout"),
         "csv": ("header", "label", "missing", "categorical", "group", "delimiter"),
     }
 )
@@ -58,10 +58,20 @@ def _listed(value: object, right: Callable[[object], bool]) -> bool:
     return isinstance(value, list | tuple) and all(map(right, cast("Sequence[object]", value)))
 
 
+#: Order of the axes of an array -> the kind of its rows. N: rows; C: channels; H, W: height, width; T: steps of time.
+LAYOUTS: Mapping[str, Literal["image", "series"]] = MappingProxyType(
+    {"NCHW": "image", "NHWC": "image", "NHW": "image", "NTC": "series", "NCT": "series"}
+)
+
+_KINDS = ("image", "features", "series", "tokens")
+
+
 #: Option of a data set -> its valid values, in words and as a test.
 _OPTIONS: Mapping[str, tuple[str, Callable[[object], bool]]] = MappingProxyType(
     {
         "flip": ("true or false", lambda value: isinstance(value, bool)),
+        "kind": (f"one of {', '.join(_KINDS)}", lambda value: value is None or value in _KINDS),
+        "layout": (f"one of {', '.join(LAYOUTS)}", lambda value: value is None or value in [*LAYOUTS]),
         "header": ("true or false", lambda value: value is None or isinstance(value, bool)),
         "label": ("the name or number of a column", _column),
         "group": ("the name or number of a column", lambda value: value is None or _column(value)),

@@ -101,7 +101,7 @@ def forward_flops(models: Mapping[str, SplitModel], input_shape: tuple[int, ...]
             model.train(False)
             weights = model.init(Rng((0,)))
             with FlopCounterMode(display=False) as counter, torch.no_grad():
-                model(weights, torch.zeros(2, *input_shape))
+                model(weights, torch.zeros(2, *input_shape, dtype=torch.int64 if model.takes_tokens else None))
         except (RuntimeError, TypeError, ValueError, IndexError):  # your own network may not take a batch of zeros
             return None
         total += counter.get_total_flops() / 2

@@ -37,7 +37,7 @@ class SplitModel:
     Args:
         name: the name of the model in messages.
         factory: builds a NEW module at each call.
-        input_shape: shape of one sample, ``(C, H, W)`` or ``(F,)``.
+        input_shape: shape of one sample: ``(C, H, W)``, ``(F,)``, ``(T, C)``, ``(C, T)``, or ``(T,)`` for tokens.
         classifier: dotted name of the classifier's FIRST submodule: its input is the representation
             ``(B, rep_dim)``. None: the model is not cut and only ``__call__`` works.
         extractor: dotted name of the extractor's LAST submodule: its output is ``s_in``.
@@ -145,6 +145,32 @@ class SplitModel:
     def classify(self, params: Params, r: Tensor) -> Tensor:
         """Logits ``(B, num_classes)`` of representations ``(B, rep_dim)``."""
         return self._run("classify", self._cuts().classify, params, r)
+
+    @torch.no_grad()
+    def check_input(self, x: Tensor) -> None:
+        """Raise unless the model takes these inputs, ``(B, *input_shape)``: numbers, or tokens, which are int64.
+
+        Raises:
+            ModelError: it takes only the other kind, or not these tokens.
+        """
+        if x.dtype != torch.int64:
+            if self.takes_tokens:
+                raise ModelError(
+                    f"model {self.name!r} takes tokens (int64), and the data are {x.dtype} numbers; read the data as "
+                    'kind = "tokens", or choose a network for numbers'
+                )
+            return
+        with _PROBE.fork():
+            params = self.init(_PROBE)
+            self.train(False)
+            try:
+                self(params, x)
+            except Exception as error:  # user code
+                raise ModelError(
+                    f"model {self.name!r} fails on tokens from {int(x.min())} to {int(x.max())}, as the data have: "
+                    f"{type(error).__name__}: {error}; begin the network with nn.Embedding, with more than "
+                    f"{int(x.max())} rows, and number tokens and padding from 0"
+                ) from error
 
     # ------------------------------------------------------------------------------------------------ anatomy
 
@@ -288,16 +314,24 @@ class SplitModel:
     @torch.no_grad()
     def _probe(self) -> None:
         """Run the model once in each mode, to learn its widths and properties."""
-        x = torch.randn((2, *self.input_shape), generator=_PROBE.torch())  # (2, *input_shape)
+        #: Whether inputs must be tokens, ``(B, T)`` int64, found by trying: with numbers the network fails.
+        self.takes_tokens = False
+        x = self._example()
         before = x._version
         with _PROBE.fork():
             try:
                 logits = self._module(x)
             except Exception as error:  # user code
-                raise ModelError(
-                    f"model {self.name!r} fails on an input of shape {tuple(x.shape)}: "
-                    f"{type(error).__name__}: {error}; does it accept samples of shape {self.input_shape}?"
-                ) from error
+                self.takes_tokens = True
+                x = self._example()
+                before = x._version
+                try:
+                    logits = self._module(x)
+                except Exception:  # neither works: the first error is the one to report
+                    raise ModelError(
+                        f"model {self.name!r} fails on an input of shape {tuple(x.shape)}: "
+                        f"{type(error).__name__}: {error}; does it accept samples of shape {self.input_shape}?"
+                    ) from error
         clobbers = {"whole"} if x._version != before else set[str]()
         fault = (
             f" returned {{}} for an input of shape {tuple(x.shape)}, expected one tensor (2, L): a row of logits per "
@@ -306,7 +340,7 @@ class SplitModel:
         self.num_classes = self._per_sample(logits, fault, 2)[0]
         if self._pieces is not None:
             # A new input, as the forward above may have written into x.
-            x = torch.randn(x.shape, generator=_PROBE.torch())
+            x = self._example()
             self._s_in_shape, self._rep_dim, again = self._walk(x, clobbers)
             if not torch.allclose(again, logits, rtol=0, atol=0, equal_nan=True):
                 raise ModelError(
@@ -315,6 +349,13 @@ class SplitModel:
                 )
         self.random = self._probe_training(x, clobbers)
         self._clobbers = frozenset(clobbers)
+
+    def _example(self) -> Tensor:
+        """Return two samples: numbers, or tokens that are all 0, which every vocabulary has."""
+        shape = (2, *self.input_shape)
+        return (
+            torch.zeros(shape, dtype=torch.int64) if self.takes_tokens else torch.randn(shape, generator=_PROBE.torch())
+        )
 
     def _walk(self, x: Tensor, clobbers: set[str]) -> tuple[tuple[int, ...], int, Tensor]:
         """Run the pieces in turn: (shape of s_in, or () without an extractor cut; width of r; logits).

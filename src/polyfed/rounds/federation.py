@@ -23,7 +23,7 @@ from polyfed.core.message import Nothing
 from polyfed.core.plan import LocalSGD
 from polyfed.data.client import ClientData, FederatedData
 from polyfed.data.dataset import Dataset
-from polyfed.data.partition.make import make_partition
+from polyfed.data.partition.make import make_partition, splitter
 from polyfed.data.partition.partition import Partition
 from polyfed.data.sources import load_dataset
 from polyfed.models.split import SplitModel
@@ -174,15 +174,22 @@ def configured_task(config: Config, input_shape: tuple[int, ...], num_classes: i
     )
 
 
-def check_networks(algorithm: Algorithm, task: Task) -> None:
+def check_networks(algorithm: Algorithm, task: Task, dataset: Dataset | None = None) -> None:
     """Build all networks, and have the algorithm check that it can train them.
 
+    Args:
+        algorithm: the algorithm of the run.
+        task: the common knowledge of server and clients.
+        dataset: the data, if they are read: networks must take its numbers, or its tokens.
+
     Raises:
-        ModelError: a network cannot be built, or the algorithm cannot train it.
+        ModelError: a network cannot be built, or the algorithm cannot train it, or it does not take the data.
     """
     algorithm.check(task)
     for model in task.family().values():
-        algorithm.models(task, model)
+        for part in algorithm.models(task, model).values():
+            if dataset is not None and part.input_shape == dataset.input_shape:
+                part.check_input(dataset.extremes)
 
 
 def misfits(configs: Sequence[Config]) -> list[str]:
@@ -225,8 +232,12 @@ def deal(config: Config) -> tuple[Dataset, Partition]:
         **config.partition.model_dump(exclude_none=True, exclude={"kind", "seed"}),
     )
     if config.data.validation_fraction:
+        whole = config.data.split in ("groups", "time")  # what the split keeps whole stays whole
         partition = partition.validating(
-            config.data.validation_fraction, dataset.y.cpu().numpy(), Rng((seed, "partition", "validation"))
+            config.data.validation_fraction,
+            dataset.y.cpu().numpy(),
+            Rng((seed, "partition", "validation")),
+            splitter(dataset, config.data.split, config.partition.kind) if whole else None,
         )
     return dataset, partition
 
@@ -240,7 +251,7 @@ def prepare(config: Config) -> Federation:
     dataset, partition = deal(config)
     algorithm = load_algorithm(config.algorithm.name, config.algorithm.keys)
     federation = Federation(config, dataset, partition, algorithm)
-    check_networks(algorithm, federation.task)
+    check_networks(algorithm, federation.task, dataset)
     if algorithm.holdout:
         federation.local(partition.smallest, 0)  # reports a client with too few examples before the run
     give_back()

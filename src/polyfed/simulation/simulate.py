@@ -20,6 +20,7 @@ from polyfed.base.errors import CheckpointError, ConfigError, RunDirError
 from polyfed.config import Config
 from polyfed.config.profiles import to_csv
 from polyfed.core.message import State
+from polyfed.data.partition.make import hardly_tested
 from polyfed.data.partition.partition import Partition
 from polyfed.execute.placement import Placement, threads
 from polyfed.parallel.setup import Execution
@@ -142,6 +143,8 @@ class _Run(RoundLoop):
                 self.timed = TimedClients(self.federation, self.simulated, self.callback.note)
             self.ledger = Ledger(self.federation, self.restore())
             self.callback.started(self.run_dir.path, self.federation.config, self.round + 1)
+            if warning := hardly_tested(self.federation.dataset, self.federation.partition):
+                self.callback.note(warning)
             try:
                 self.rounds()
             except BaseException as error:
