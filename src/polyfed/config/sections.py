@@ -157,10 +157,12 @@ class DataSection(Section):
                 )
             elif fault := option_fault(key, value):
                 yield f"options.{key}", fault
-        if self.dataset not in SIZES and self.path is None:
+        if self.dataset not in (*SIZES, "python") and self.path is None:
             yield "path", f"missing; data set {self.dataset!r} needs the path of your file"
         if self.dataset == "digits" and self.path is not None:
             yield "path", f"got {self.path!r}; data set 'digits' comes with polyfed and takes no path"
+        if self.dataset == "python" and (self.path or self.image_size):
+            yield "path" if self.path else "image_size", "data set 'python' is given by a program; leave it out"
         if self.dataset == "csv" and self.image_size is not None:
             yield "image_size", f"got {self.image_size}; data set 'csv' has no images"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -197,6 +197,20 @@ def numbered(values: NDArray[Any], rows: int, what: str) -> tuple[NDArray[np.int
         )
     names, numbers = np.unique(values, return_inverse=True)
     return numbers.astype(np.int64), tuple(str(name) for name in names)
+
+
+def coded(texts: Sequence[str], more: Sequence[str] = ()) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Number texts from 0, whole numbers in their own order (9 before 10) and others by alphabet; and return the names.
+
+    Args:
+        texts: the texts, compared as they are: "01" is another than "1".
+        more: further names that get a number.
+    """
+    known = {*texts, *more}
+    whole = all(text.isascii() and text.isdigit() for text in known)
+    names = sorted(known, key=lambda text: (int(text), text) if whole else (0, text))
+    code = {name: number for number, name in enumerate(names)}
+    return np.fromiter((code[text] for text in texts), np.int64, len(texts)), tuple(names)
 
 
 def ranked(values: NDArray[Any], rows: int, what: str) -> NDArray[np.int64]:

@@ -14,8 +14,11 @@ DATASETS: Mapping[str, str] = MappingProxyType(
         "fashion-mnist": "Fashion-MNIST clothing, 60,000 + 10,000 grey images of 28x28 padded to 32x32",
         "cifar10": "CIFAR-10 photographs, 50,000 + 10,000 colour images of 32x32, 10 classes",
         "cifar100": "CIFAR-100 photographs, 50,000 + 10,000 colour images of 32x32, 100 classes",
-        "npz": "your own arrays: x and y, optionally test, groups and classes, in one .npz file",
+        "npz": "your own arrays: x and y, optionally test, groups, units, times and classes, in one .npz file",
         "csv": "your own table: one .csv file, or a folder with one .csv file per client",
+        "images": "your own image files: folders by class, or by client and class, or with a table that says both",
+        "huggingface": "your own folder of Hugging Face's datasets, as save_to_disk writes it",
+        "python": "your own arrays, torch data sets or frames, given from Python: simulate(config, data=...)",
     }
 )
 
@@ -45,6 +48,9 @@ DATASET_OPTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "cifar10": (),
         "cifar100": (),
         "npz": ("flip", "kind", "layout"),
+        "images": ("channels", "flip", "table", "file", "label", "group", "unit", "time"),
+        "huggingface": (*("input", "label", "ignore", "group", "unit", "time", "kind", "layout", "channels", "flip"),),
+        "python": (),
         "csv": ("header", "label", "missing", "categorical", "group", "delimiter"),
     }
 )
@@ -70,6 +76,13 @@ _KINDS = ("image", "features", "series", "tokens")
 _OPTIONS: Mapping[str, tuple[str, Callable[[object], bool]]] = MappingProxyType(
     {
         "flip": ("true or false", lambda value: isinstance(value, bool)),
+        "channels": ("1 (grey) or 3 (colour)", lambda value: value is None or value in (1, 3)),
+        "table": ("the name of a csv file in the folder", lambda value: value is None or isinstance(value, str)),
+        "input": ("the name of a column", lambda value: value is None or isinstance(value, str)),
+        "ignore": ("a list of columns", lambda value: _listed(value, _column)),
+        "file": ("the name or number of a column", lambda value: value is None or _column(value)),
+        "unit": ("the name or number of a column", lambda value: value is None or _column(value)),
+        "time": ("the name or number of a column", lambda value: value is None or _column(value)),
         "kind": (f"one of {', '.join(_KINDS)}", lambda value: value is None or value in _KINDS),
         "layout": (f"one of {', '.join(LAYOUTS)}", lambda value: value is None or value in [*LAYOUTS]),
         "header": ("true or false", lambda value: value is None or isinstance(value, bool)),
