@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from polyfed.base.errors import ModelError
+from polyfed.base.errors import ConfigError, ModelError
 from polyfed.base.memory import give_back
 from polyfed.base.rng import Rng
 from polyfed.base.types import ClientId
@@ -214,13 +214,25 @@ def misfits(configs: Sequence[Config]) -> list[str]:
     return list(dict.fromkeys(faults))
 
 
-def deal(config: Config) -> tuple[Dataset, Partition]:
-    """Load the data and deal the rows to clients.
+def deal(config: Config, data: Dataset | None = None) -> tuple[Dataset, Partition]:
+    """Load the data, or take ``data``, and deal the rows to clients.
+
+    Args:
+        config: the configuration of the run.
+        data: the data set, if a program gives it, for ``data.dataset = "python"``; its digest stands for its files.
 
     Raises:
         PolyfedError: the data cannot be loaded or dealt; the text says why.
     """
-    dataset = _load(config)
+    if data is None:
+        dataset = _load(config)
+    elif config.data.dataset != "python" or not isinstance(data, Dataset):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigError(
+            f"data: got {type(data).__name__} for data.dataset = {config.data.dataset!r}; expected a Dataset, such as "
+            'polyfed.federated_data(...), and data.dataset = "python", so that the run is known to depend on it'
+        )
+    else:
+        dataset = replace(data, files={data.name: data.digest})
     seed = config.run.seed if config.partition.seed is None else config.partition.seed
     partition = make_partition(
         dataset,
@@ -242,13 +254,17 @@ def deal(config: Config) -> tuple[Dataset, Partition]:
     return dataset, partition
 
 
-def prepare(config: Config) -> Federation:
+def prepare(config: Config, data: Dataset | None = None) -> Federation:
     """Load the data, deal the rows, and check that the algorithm can train these networks.
+
+    Args:
+        config: the configuration of the run.
+        data: as for `deal`.
 
     Raises:
         PolyfedError: the data cannot be loaded or dealt, or the networks not trained; the text says why.
     """
-    dataset, partition = deal(config)
+    dataset, partition = deal(config, data)
     algorithm = load_algorithm(config.algorithm.name, config.algorithm.keys)
     federation = Federation(config, dataset, partition, algorithm)
     check_networks(algorithm, federation.task, dataset)

@@ -82,7 +82,7 @@ def _decoded(
                 if (frames := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":
                     raise DataError(f"{where} holds {frames} pictures; expected one; save each as a file of its own")
                 upright = ops.exif_transpose(image)  # as a viewer shows it
-                pixels = _channels(upright, channels, where)
+                pixels = channels_of(upright, channels, where)
         except (OSError, SyntaxError, ValueError, pillow.DecompressionBombError) as error:  # SyntaxError: broken PNG
             raise DataError(
                 f"{where} does not decode ({error}); the file is damaged or no image, replace or remove it"
@@ -90,7 +90,7 @@ def _decoded(
         yield where, pixels if side is None else resize(torch.from_numpy(pixels)[None], side)[0].numpy()
 
 
-def _channels(image: Any, channels: int | None, where: str) -> NDArray[np.uint8]:
+def channels_of(image: Any, channels: int | None, where: str) -> NDArray[np.uint8]:
     """Pixels ``(C, H, W)`` of one image."""
     own = _MODES.get(image.mode)
     if own is None:
