@@ -124,7 +124,7 @@ def read_rows(x: NDArray[Any], where: object, *, kind: Kind | None = None, layou
         return Rows(torch.from_numpy(x.astype(np.int64)), kind)
     if kind == "image":
         pixels = x[:, None] if x.ndim == 3 else x.transpose(0, 3, 1, 2) if layout == "NHWC" else x
-        return Rows(torch.from_numpy(_pixels(pixels)), kind)
+        return Rows(torch.from_numpy(_pixels(pixels, where)), kind)
     values = x[:, :, None] if kind == "series" and x.ndim == 2 else x
     first = layout == "NCT"
     axis = 1 if first or kind == "features" else 2
@@ -159,16 +159,19 @@ def _4d(x: NDArray[Any]) -> str:
     )
 
 
-def _pixels(x: NDArray[Any]) -> NDArray[Any]:
+def _pixels(x: NDArray[Any], where: object) -> NDArray[Any]:
     """Bytes, or numbers as float32, or as float64 where the spread of a channel is small beside its values."""
     x = np.ascontiguousarray(x)
     if x.dtype == np.uint8:
         return x
-    if np.can_cast(x.dtype, np.float32):
-        return x.astype(np.float32, copy=False)
-    channels = x.astype(np.float64).transpose(1, 0, 2, 3).reshape(x.shape[1], -1)
-    narrow = channels.std(axis=1) < 1e-3 * np.abs(channels).max(axis=1)
-    return x.astype(np.float64 if narrow.any() or np.abs(channels).max() > np.finfo(np.float32).max else np.float32)
+    with np.errstate(over="ignore"):  # what overflows float32 is refused below
+        small = x.astype(np.float32, copy=False)
+    wrong = np.flatnonzero(~np.isfinite(small).reshape(len(x), -1).all(axis=1))
+    if len(wrong):
+        raise DataError(f"{where}: row {wrong[0]} of x has a pixel that is no finite number of float32; correct it")
+    channels = small.transpose(1, 0, 2, 3).reshape(x.shape[1], -1)
+    narrow = channels.std(axis=1, dtype=np.float64) < 1e-3 * np.abs(channels).max(axis=1)
+    return small if np.can_cast(x.dtype, np.float32) or not narrow.any() else x.astype(np.float64)
 
 
 def _numbers(x: NDArray[Any], axis: int, what: str) -> NDArray[Any]:
