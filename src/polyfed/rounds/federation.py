@@ -188,7 +188,9 @@ def check_networks(algorithm: Algorithm, task: Task, dataset: Dataset | None = N
     algorithm.check(task)
     for model in task.family().values():
         for part in algorithm.models(task, model).values():
-            if dataset is not None and part.input_shape == dataset.input_shape:
+            # Of a client's networks, those built for this input and these classes take the data; a projector does not.
+            built = part.signature[2:] if isinstance(part.signature, tuple) else ()
+            if dataset is not None and built == (task.input_shape, task.num_classes):
                 part.check_input(dataset.extremes)
 
 
