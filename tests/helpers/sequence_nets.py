@@ -63,15 +63,15 @@ class Tokens(Body):
 
 
 def series(clients: int = 3, rows: int = 40) -> Dataset:
-    """Waves in one of three channels, of other scales, with gaps; the class is their frequency."""
+    """Waves in one of three channels, of other scales at each client, with gaps; the class is their frequency."""
     draw = np.random.default_rng(0)
     made = []
-    for _ in range(clients):
+    for client in range(clients):
         y = draw.integers(0, 2, rows)
         x = draw.normal(size=(rows, 12, 3))
         x[:, :, 0] += 3 * np.where(y[:, None] == 0, np.sin(np.arange(12) / 2), np.cos(np.arange(12) * np.pi))
         x[draw.random(x.shape) < 0.01] = np.nan
-        made.append((x * [1, 100, 1e-3] + [0, 5000, 1], y))
+        made.append((x * [1, 100, 1e-3] * 10**client + [0, 5000, 1], y))
     return federated_data(made, layout="NTC", name="waves")
 
 

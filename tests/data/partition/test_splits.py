@@ -71,6 +71,8 @@ def test_a_unit_of_several_clients_is_on_one_side_of_all() -> None:
     found = made(data, "groups", kind="iid", num_clients=4)
     apart(found, data.units)
     assert not set(data.units[found.train_rows]) & set(data.units[found.test_rows])
+    few = labelled(np.arange(200) % 2, 2, units=np.arange(200) % 5)  # every client has rows of all five
+    assert len(set(few.units[made(few, "groups", kind="iid", num_clients=4).test_rows])) == 1
     grouped = made(replace(data, units=None, groups=data.units), "groups", kind="iid", num_clients=4)
     assert not set(data.units[grouped.train_rows]) & set(data.units[grouped.test_rows])
 
