@@ -52,7 +52,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-    for name in ("own_model", "own_csv", "own_images", "own_series", "compare_algorithms"):
+    for name in ("own_model", "own_networks", "own_csv", "own_images", "own_series", "compare_algorithms"):
         sys.modules.pop(name, None)
 
 
@@ -273,6 +273,7 @@ def test_every_key_of_the_results_is_documented(more: dict[str, Any]) -> None:
     ("name", "arguments"),
     [
         ("own_model", ["1"]),
+        ("own_networks", ["1"]),
         ("own_csv", ["1"]),
         ("own_images", ["1"]),
         ("own_series", ["1"]),
@@ -286,3 +287,11 @@ def test_examples_run(
     runpy.run_path(str(ROOT / "examples" / f"{name}.py"), run_name="__main__")
     assert "runs" in capsys.readouterr().out
     assert list(Path("runs").iterdir())
+
+
+@pytest.mark.parametrize("name", ["Pretrained", "Gru", "Convolutions", "Transformer", "Tokens"])
+def test_the_networks_that_the_page_shows_are_those_of_the_example(name: str) -> None:
+    example = text("examples/own_networks.py")
+    shown = re.search(rf"^class {name}\(.*?(?=^(?:class|def) )", example, re.MULTILINE | re.DOTALL)
+    assert shown is not None
+    assert shown[0].rstrip() in text("docs/models.md")

@@ -1,6 +1,7 @@
 """What a step costs: FLOPs against hand counts, and peak memory against allocations that are known."""
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from polyfed.algorithms.fedmrl import FedMRL
 from polyfed.algorithms.fiarse import FIARSE
 from polyfed.blocks.losses import supervised
 from polyfed.core.requests import Fit, fit
-from polyfed.execute.cost import CostCounter, Counts, PeakMemory
+from polyfed.execute.cost import CostCounter, Counts, Flops, PeakMemory
 from polyfed.execute.placement import Placement
 
 FP32 = Placement(torch.device("cpu"))
@@ -58,6 +59,68 @@ def test_two_sizes_tell_all(spec: str) -> None:
     asked, counter = request(spec, (1, 16, 16)), CostCounter(FP32)
     for batch in (16, 7, 2, 5, 9, 33):
         assert counter.step("a", asked, batch, False) == CostCounter(FP32).step("b", asked, batch, False)
+
+
+def counted(work: Callable[[], object]) -> float:
+    with Flops() as counter:
+        work()
+    return counter.total
+
+
+def test_recurrent_layers_and_attention_are_counted_by_hand() -> None:
+    """Catches the zero that torch's counter gives them on a CPU, and a fast path of evaluation that hides products."""
+    x = torch.randn(2, 5, 4)
+    lstm = torch.nn.LSTM(4, 8, batch_first=True)
+    forward = 2 * 2 * 5 * (4 + 8) * 4 * 8
+    with torch.no_grad():
+        assert counted(lambda: lstm(x)) == forward
+    assert counted(lambda: lstm(x)[0].sum().backward()) == 3 * forward
+    q, k, v = (torch.randn(2, 3, 6, 4, requires_grad=True) for _ in range(3))
+    attend = torch.nn.functional.scaled_dot_product_attention
+    products = 2 * 2 * 3 * 6 * 6 * 4  # of queries and keys, or of weights and values
+    assert counted(lambda: attend(q, k, v)) == 2 * products
+    assert counted(lambda: attend(q, k, v).sum().backward()) == 2 * products + 5 * products
+    block = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    fast = torch.backends.mha.get_fastpath_enabled()
+    with torch.no_grad():
+        dense = 2 * 10 * (8 * 24 + 8 * 8 + 2 * 8 * 16)
+        assert counted(lambda: block(torch.randn(2, 5, 8))) == dense + 2 * 2 * 2 * 2 * 5 * 5 * 4
+    assert torch.backends.mha.get_fastpath_enabled() == fast
+
+
+def test_a_parameter_that_is_fed_to_a_submodule_can_be_counted() -> None:
+    """Catches torch's counter, which follows modules and fails on it."""
+    layer, query = torch.nn.Linear(4, 3), torch.nn.Parameter(torch.randn(2, 4))
+    assert counted(lambda: layer(query).sum().backward()) == 3 * 2 * 2 * 4 * 3
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda x: torch.nn.functional.bilinear(x, x, torch.randn(2, 4, 4)),
+        torch.linalg.inv,
+        torch.fft.rfft,
+        lambda x: torch.sparse.mm(x.to_sparse(), x),
+    ],
+)
+def test_products_without_a_formula_are_unknown(work: Callable[[Tensor], object]) -> None:
+    """Catches a zero where there is work."""
+    assert math.isnan(counted(lambda: work(torch.eye(4))))
+    assert counted(lambda: torch.relu(torch.eye(4)).norm()) == 0
+
+
+def test_a_step_that_cannot_be_measured_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a measurement that ends the work."""
+    asked, counter = request("mlp(hidden=(12, 6))", (7,)), CostCounter(FP32)
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("no such thing under a mode")
+
+    monkeypatch.setattr("polyfed.execute.cost._formula", broken)
+    assert math.isnan(counter.step("a", asked, 8, False))
+    assert math.isnan(counter.step("a", asked, 4, False))
+    assert math.isnan(counter.step("a", asked, 2, False))
+    assert counter.peak("a", asked, 8, False) > 0
 
 
 def test_a_batch_of_one_can_be_counted() -> None:

@@ -28,7 +28,7 @@ def facts(settings: NodeSettings) -> TaskFacts:
     )
     about = headers.load(ReplyHeader, header).about
     assert about is not None
-    return TaskFacts(input_shape=about.input_shape, num_classes=about.num_classes, architectures=())
+    return TaskFacts(input_shape=about.input_shape, num_classes=about.num_classes, agreed=about.agreement)
 
 
 def train(settings: NodeSettings, round_: int, **more: Any) -> tuple[str, bytes]:

@@ -89,10 +89,15 @@ def table() -> Dataset:
 @pytest.mark.parametrize(
     ("make", "model", "keys", "says"),
     [
-        (tokens, "mlp", {}, r"model 'mlp' fails on tokens from 0 to 19.*begin the network with nn.Embedding"),
-        (tokens, {**TOKENS, "vocabulary": 19}, {}, "fails on tokens from 0 to 19.*with more than 19 rows"),
-        (table, TOKENS, {}, r"takes tokens \(int64\), and the data are torch.float64 numbers; read the data as kind"),
-        (tokens, TOKENS, {"name": "fedmrl", "rep_dim": 4, "auxiliary": "mlp"}, "model 'mlp.*' fails on tokens"),
+        (tokens, "mlp", {}, "model 'mlp' fails on an input .* and type int64"),
+        (tokens, {**TOKENS, "vocabulary": 19}, {}, "fails on tokens from 0 to 19.*needs more than 19 rows"),
+        (table, TOKENS, {}, "fails on an input .* and type float32"),
+        (
+            tokens,
+            TOKENS,
+            {"name": "fedmrl", "rep_dim": 4, "auxiliary": "mlp"},
+            "auxiliary.*model 'mlp.*' fails on an input .* and type int64",
+        ),
         (series, "cnn5", {}, "the CNNs take images"),
     ],
 )

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import secrets
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from polyfed.base.errors import CheckpointError, StorageError
 
@@ -63,8 +64,17 @@ def write(path: Path, data: bytes, *, mode: int = 0o666) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as JSON, atomically."""
-    write(path, (json.dumps(value, indent=2) + "\n").encode())
+    """Write ``value`` as JSON, atomically; a number that is not known (NaN) becomes null."""
+    write(path, (json.dumps(nulled(value), indent=2) + "\n").encode())
+
+
+def nulled(value: Any) -> Any:
+    """Return the mappings and sequences of ``value`` with None in place of each NaN, for which JSON has no notation."""
+    if isinstance(value, Mapping):
+        return {key: nulled(item) for key, item in cast("Mapping[Any, Any]", value).items()}
+    if isinstance(value, list | tuple):
+        return [nulled(item) for item in cast("list[Any]", value)]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def read_json(path: Path) -> Any:

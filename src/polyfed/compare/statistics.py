@@ -26,13 +26,13 @@ class Target:
     Args:
         round: the first evaluated round that reached the accuracy.
         bytes: bytes to and from all clients, up to that round.
-        flops: FLOPs of all clients' training, up to that round.
+        flops: FLOPs of all clients' training, up to that round; None if they cannot be counted.
         simulated: seconds on the simulated clock, up to that round; None without the clock.
     """
 
     round: int
     bytes: int
-    flops: int
+    flops: int | None
     simulated: float | None = None
 
 
@@ -44,8 +44,8 @@ class Costs:
         up: bytes that a client sends in a round.
         down: bytes that a client receives in a round, for training.
         header: share of these bytes that is neither values nor indices.
-        training: FLOPs of a client's training in a round.
-        inference: FLOPs of predicting one example, with every predictor of the algorithm.
+        training: FLOPs of a client's training in a round; None if a run could not count them.
+        inference: FLOPs of predicting one example, with every predictor of the algorithm; likewise.
         memory: bytes by which a training step's peak exceeds Standalone's with the same batches and optimizer, mean
             over architectures; None without a run of Standalone, or if nobody trained in a run.
         seconds: seconds of training, all rounds.
@@ -57,8 +57,8 @@ class Costs:
     up: float
     down: float
     header: float
-    training: float
-    inference: float
+    training: float | None
+    inference: float | None
     memory: float | None
     seconds: float
     simulated: float | None = None
@@ -81,8 +81,8 @@ class Costs:
             statistics.fmean(up),
             statistics.fmean(down),
             statistics.fmean(header),
-            statistics.fmean(s["flops"] / participations(s) for s in summaries),
-            statistics.fmean(s["flops_per_example"] for s in summaries),
+            mean_over([scaled(s["flops"], 1, participations(s)) for s in summaries]),
+            mean_over([s["flops_per_example"] for s in summaries]),
             _peak(summaries) - _peak(alone)
             if alone and all(s["memory"]["step_peak"] for s in (*summaries, *alone))
             else None,
@@ -98,6 +98,11 @@ class Costs:
 def participations(summary: Summary) -> int:
     """Return how often a client took part, at least 1, by which totals over all clients are divided."""
     return max(1, summary["clients"]["participations"])
+
+
+def scaled(total: float | None, times: int, over: int = 1) -> float | None:
+    """Return ``times * total / over``; None if the total is not known."""
+    return None if total is None else times * total / over
 
 
 def _traffic(summary: Summary) -> tuple[float, float, float]:

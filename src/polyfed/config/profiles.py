@@ -49,7 +49,7 @@ class Profile:
     share: float = 1.0
     hours: tuple[float, ...] = (1.0,) * 24
 
-    def seconds(self, down: int, flops: int, up: int) -> tuple[float, float, float]:
+    def seconds(self, down: int, flops: float, up: int) -> tuple[float, float, float]:
         """Return the seconds to receive ``down`` bytes, to compute ``flops``, and to send ``up`` bytes."""
         return 8e-6 * down / self.down_mbps, 1e-9 * flops / self.compute_gflops, 8e-6 * up / self.up_mbps
 

@@ -16,6 +16,8 @@ from polyfed.base.text import hint
 from polyfed.config.faults import facts, shown
 from polyfed.config.profiles import TABLES, read_profiles
 from polyfed.data.catalogue import DATASET_OPTIONS, DATASETS, PARTITION_OPTIONS, PARTITIONS, SIZES, option_fault
+from polyfed.data.catalogue import TABLES as OWN_TABLES
+from polyfed.data.schema import Schema
 from polyfed.models.catalogue import ModelSpec
 
 
@@ -134,6 +136,8 @@ class DataSection(Section):
         augment: whether training uses random crops and flips, for data sets that permit them.
         image_size: side of the images in pixels; None leaves the choice to the data set.
         options: options of the reader, such as ``label`` and ``header`` of a CSV file.
+        agreed: the classes, columns and categories of all sites, in order, and the mean and deviation of pixels; any
+            part may be left out. `polyfed data CONFIG --agreed` prints them.
     """
 
     dataset: Annotated[str, _one_of(DATASETS, "data set")] = "digits"
@@ -144,6 +148,7 @@ class DataSection(Section):
     augment: bool = True
     image_size: Positive | None = None
     options: dict[str, Any] = Field(default_factory=dict)
+    agreed: Schema | None = None
 
     def misfits(self) -> Iterator[tuple[str, str]]:
         """Yield (key, fault) for what does not go together."""
@@ -163,8 +168,8 @@ class DataSection(Section):
             yield "path", f"got {self.path!r}; data set 'digits' comes with polyfed and takes no path"
         if self.dataset == "python" and (self.path or self.image_size):
             yield "path" if self.path else "image_size", "data set 'python' is given by a program; leave it out"
-        if self.dataset == "csv" and self.image_size is not None:
-            yield "image_size", f"got {self.image_size}; data set 'csv' has no images"
+        if self.dataset in OWN_TABLES and self.image_size is not None:
+            yield "image_size", f"got {self.image_size}; data set {self.dataset!r} has no images"
 
 
 #: Defaults of the keys that belong to a single kind of partition.

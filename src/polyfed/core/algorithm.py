@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from polyfed.base.errors import ModelError
@@ -34,6 +35,7 @@ class Task:
         rounds: number of rounds, T.
         architectures: the clients' networks if they are public; empty if they are private.
         capacities: the capacities that occur, descending.
+        dtype: type of the input: int64 for tokens; None for numbers.
     """
 
     input_shape: tuple[int, ...]
@@ -42,10 +44,11 @@ class Task:
     rounds: int = 1
     architectures: tuple[ModelSpec, ...] = ()
     capacities: tuple[float, ...] = (1.0,)
+    dtype: torch.dtype | None = None
 
     def build(self, spec: ModelSpec | str) -> SplitModel:
         """Build the network ``spec`` for this input and these classes."""
-        return build(spec, input_shape=self.input_shape, num_classes=self.num_classes)
+        return build(spec, input_shape=self.input_shape, num_classes=self.num_classes, dtype=self.dtype)
 
     def auxiliary(self, text: str, **options: Option) -> SplitModel:
         """Build the network of an algorithm's key ``auxiliary``, with options added or replaced.

@@ -16,6 +16,7 @@ DATASETS: Mapping[str, str] = MappingProxyType(
         "cifar100": "CIFAR-100 photographs, 50,000 + 10,000 colour images of 32x32, 100 classes",
         "npz": "your own arrays: x and y, optionally test, groups, units, times and classes, in one .npz file",
         "csv": "your own table: one .csv file, or a folder with one .csv file per client",
+        "parquet": "your own table with types: one .parquet file, or a folder with one .parquet file per client",
         "images": "your own image files: folders by class, or by client and class, or with a table that says both",
         "huggingface": "your own folder of Hugging Face's datasets, as save_to_disk writes it",
         "python": "your own arrays, torch data sets or frames, given from Python: simulate(config, data=...)",
@@ -39,6 +40,11 @@ SHAPES: Mapping[str, tuple[int, int]] = MappingProxyType(
     {"digits": (1, 10), "mnist": (1, 10), "fashion-mnist": (1, 10), "cifar10": (3, 10), "cifar100": (3, 100)}
 )
 
+#: Data sets that are tables of the user's own -> the suffix of their files.
+TABLES: Mapping[str, str] = MappingProxyType({"csv": ".csv", "parquet": ".parquet"})
+
+_TABLE_OPTIONS = ("label", "missing", "categorical", "group", "ignore", "test", "classes")
+
 #: Name of a data set -> options of ``load_dataset`` beyond path, cache and image_size.
 DATASET_OPTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -48,10 +54,11 @@ DATASET_OPTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "cifar10": (),
         "cifar100": (),
         "npz": ("flip", "kind", "layout"),
+        "csv": ("header", *_TABLE_OPTIONS, "delimiter", "decimal", "thousands", "encoding"),
+        "parquet": _TABLE_OPTIONS,
         "images": ("channels", "flip", "table", "file", "label", "group", "unit", "time"),
-        "huggingface": (*("input", "label", "ignore", "group", "unit", "time", "kind", "layout", "channels", "flip"),),
+        "huggingface": ("input", "label", "ignore", "group", "unit", "time", "kind", "layout", "channels", "flip"),
         "python": (),
-        "csv": ("header", "label", "missing", "categorical", "group", "delimiter"),
     }
 )
 
@@ -62,6 +69,23 @@ def _column(value: object) -> bool:
 
 def _listed(value: object, right: Callable[[object], bool]) -> bool:
     return isinstance(value, list | tuple) and all(map(right, cast("Sequence[object]", value)))
+
+
+def _encoding(value: object) -> bool:
+    try:
+        return isinstance(value, str) and "1".encode(value).decode(value) == "1"  # some codecs are not of text
+    except (LookupError, ValueError):
+        return False
+
+
+def _classes(value: object) -> bool:
+    if isinstance(value, Mapping):
+        mapping = cast("Mapping[object, object]", value)
+        return all(isinstance(text, str) for text in (*mapping, *mapping.values())) and len({*mapping.values()}) > 1
+    if not _listed(value, lambda text: isinstance(text, str)):
+        return False
+    texts = cast("Sequence[str]", value)
+    return len({*texts}) == len(texts) > 1
 
 
 #: Order of the axes of an array -> the kind of its rows. N: rows; C: channels; H, W: height, width; T: steps of time.
@@ -79,7 +103,6 @@ _OPTIONS: Mapping[str, tuple[str, Callable[[object], bool]]] = MappingProxyType(
         "channels": ("1 (grey) or 3 (colour)", lambda value: value is None or value in (1, 3)),
         "table": ("the name of a csv file in the folder", lambda value: value is None or isinstance(value, str)),
         "input": ("the name of a column", lambda value: value is None or isinstance(value, str)),
-        "ignore": ("a list of columns", lambda value: _listed(value, _column)),
         "file": ("the name or number of a column", lambda value: value is None or _column(value)),
         "unit": ("the name or number of a column", lambda value: value is None or _column(value)),
         "time": ("the name or number of a column", lambda value: value is None or _column(value)),
@@ -90,10 +113,23 @@ _OPTIONS: Mapping[str, tuple[str, Callable[[object], bool]]] = MappingProxyType(
         "group": ("the name or number of a column", lambda value: value is None or _column(value)),
         "missing": ("a list of strings", lambda value: _listed(value, lambda text: isinstance(text, str))),
         "categorical": ("a list of columns, each by its name or number", lambda value: _listed(value, _column)),
-        "delimiter": (
-            "one character such as ',' or ';', no quote and no line end",
-            lambda value: isinstance(value, str) and len(value) == 1 and value not in '\n\r"',
+        "ignore": ("a list of columns, each by its name or number", lambda value: _listed(value, _column)),
+        "test": (
+            "the name or number of a column that flags test rows, or the file of the test rows",
+            lambda value: value is None or _column(value),
         ),
+        "classes": (
+            "names of at least two classes by the label's texts, such as { 0 = 'healthy', 1 = 'ill', 2 = 'ill' }, or a "
+            "list of at least two different texts",
+            lambda value: value is None or _classes(value),
+        ),
+        "delimiter": (
+            "one character of ASCII such as ',' or ';', no quote and no line end",
+            lambda value: isinstance(value, str) and len(value) == 1 and value.isascii() and value not in '\0\n\r"',
+        ),
+        "decimal": ("'.' or ','", lambda value: value in (".", ",")),
+        "thousands": ("'.', ',', ' ' or \"'\"", lambda value: value is None or value in (".", ",", " ", "'")),
+        "encoding": ("the name of a text encoding, such as 'utf-8', 'latin-1' or 'utf-16'", _encoding),
     }
 )
 

@@ -20,7 +20,7 @@ class Column:
         categories: the categories of a "category", in order of their columns of zeros and ones; the class names of the
             label of a classification; empty for other kinds.
         missing: number of missing cells.
-        low: smallest number; None for anything but a "number" or the label of a regression, or if all cells are missing.
+        low: smallest number; None for anything but a "number" or the label of a regression, or if all are missing.
         high: largest number, likewise.
     """
 

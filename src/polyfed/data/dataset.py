@@ -146,6 +146,11 @@ class Dataset:
         return self.kind == "image"
 
     @property
+    def input_dtype(self) -> torch.dtype | None:
+        """Type of a network's input: int64 for tokens; None for numbers, whose type the run chooses."""
+        return torch.int64 if self.kind == "tokens" else None
+
+    @property
     def is_standardised(self) -> bool:
         """Whether each client standardises the rows by its own training rows: features and series."""
         return self.kind in ("features", "series")
@@ -161,9 +166,8 @@ class Dataset:
 
     @cached_property
     def extremes(self) -> Tensor:
-        """Two rows, ``(2, *input_shape)``, of the smallest and of the largest value of all; for tokens only exact."""
-        ends = (self.x.min(), self.x.max()) if self.kind == "tokens" else (self.x.new_zeros(()),) * 2
-        return torch.stack([end.expand(self.input_shape) for end in ends]).cpu()
+        """Two rows, ``(2, *input_shape)``, of the smallest value of all and of the largest."""
+        return torch.stack([end.expand(self.input_shape) for end in (self.x.min(), self.x.max())]).cpu()
 
     @cached_property
     def digest(self) -> str:
@@ -212,12 +216,14 @@ class Dataset:
             )
         if not self.x.is_floating_point():
             return
-        wrong = (~self.x.isfinite() if self.is_image else torch.isinf(self.x)).flatten(1).any(dim=1)
-        if bool(wrong.any()):
-            what = "a pixel that is not a finite number; correct or remove the image"
-            if not self.is_image:
+        for start in range(0, len(self.x), _LOOK):  # a million rows at once would need their memory again
+            piece = self.x[start : start + _LOOK]
+            wrong = (~piece.isfinite() if self.is_image else torch.isinf(piece)).flatten(1).any(dim=1)
+            if bool(wrong.any()):
                 what = f"an infinite {'feature' if kind == 'features' else 'value'}; mark missing values as NaN instead"
-            raise DataError(f"{self.name}: row {int(wrong.nonzero()[0])} has {what}")
+                if self.is_image:
+                    what = "a pixel that is not a finite number; correct or remove the image"
+                raise DataError(f"{self.name}: row {start + int(wrong.nonzero()[0])} has {what}")
 
     def _check_y(self) -> None:
         if self.y.dtype != torch.int64 or tuple(self.y.shape) != (len(self.x),):

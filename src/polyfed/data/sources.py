@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from polyfed.base.errors import ConfigError, DataError
 from polyfed.base.text import nearest
-from polyfed.data.catalogue import DATASET_OPTIONS, DATASETS, SIZES, option_fault
+from polyfed.data.catalogue import DATASET_OPTIONS, DATASETS, SIZES, TABLES, option_fault
+from polyfed.data.conform import conform
 from polyfed.data.dataset import Dataset
 from polyfed.data.images import check_image_size, pad_or_resize, pixel_stats, resize
 from polyfed.data.readers.cache import Arrays, cached_arrays, file_digest, fingerprint, folder_digest
@@ -34,6 +35,9 @@ from polyfed.data.readers.huggingface import load_huggingface
 from polyfed.data.readers.idx import IDX_NAMES, find_idx, read_mnist_layout
 from polyfed.data.readers.npz import load_npz
 from polyfed.data.readers.parquet import find_parquet, read_images
+from polyfed.data.readers.parquet_table import load_parquet
+from polyfed.data.readers.table import table_files
+from polyfed.data.schema import Schema
 
 #: Data sets that are a folder, known by a digest of all its files.
 _FOLDERS: Mapping[str, Callable[..., Dataset]] = {"images": load_folder, "huggingface": load_huggingface}
@@ -47,6 +51,8 @@ def load_dataset(
     path: Path | None = None,
     cache: Path | None = None,
     image_size: int | None = None,
+    task: str = "classification",
+    agreed: Schema | None = None,
     **options: Any,
 ) -> Dataset:
     """Find, read and check a data set.
@@ -57,29 +63,41 @@ def load_dataset(
         cache: folder for downloads and decoded pixels; None takes ``$POLYFED_CACHE`` or ``~/.cache/polyfed``.
         image_size: side of the images in pixels. None: 32 for the named image sets (28x28 images get a black
             frame of 2 pixels; 28 keeps them raw, any other side resizes), as stored for images of your own.
-        options: as listed in ``catalogue.DATASET_OPTIONS``; see ``load_npz``, ``load_csv``, ``load_folder`` and
-            ``load_huggingface``.
+        task: "classification", or "regression" for a table whose label is a number.
+        agreed: what all sites agreed on; a table of one of them may lack a class, even all but one.
+        options: as listed in ``catalogue.DATASET_OPTIONS``; see ``load_npz``, ``load_csv``, ``table.Rules``,
+            ``load_folder`` and ``load_huggingface``.
 
     Raises:
         ConfigError: an unknown name or option.
         DataError: files are missing and cannot be fetched, or are damaged.
     """
     _check_arguments(name, path, image_size, options)
-    before = file_digests(name, path=path, cache=cache)
-    dataset = _read(name, path, _cache_root(cache), image_size, options, "".join(before.values()))
-    files = file_digests(name, path=path, cache=cache)
+    before = file_digests(name, path=path, cache=cache, options=options)
+    if path is not None and name in TABLES:
+        read = load_csv if name == "csv" else load_parquet
+        if agreed is not None and agreed.classes:
+            options.setdefault("classes", list(agreed.classes))
+        dataset = read(Path(path), task=task, agreed=None if agreed is None else agreed.features(), **options)
+    else:
+        dataset = _read(name, path, _cache_root(cache), image_size, options, "".join(before.values()))
+    files = file_digests(name, path=path, cache=cache, options=options)
     if before and files != before:  # a file that was downloaded just now is not in `before`
         raise DataError(f"{path or name}: the files changed while they were read; try again when they no longer change")
-    return replace(dataset, files=files)
+    dataset = replace(dataset, files=files)
+    return dataset if agreed is None else conform(dataset, agreed)
 
 
-def file_digests(name: str, *, path: Path | None = None, cache: Path | None = None) -> dict[str, str]:
+def file_digests(
+    name: str, *, path: Path | None = None, cache: Path | None = None, options: Mapping[str, Any] | None = None
+) -> dict[str, str]:
     """Return the SHA-256 of each existing file that `load_dataset` would read, by name; downloads nothing.
 
     Args:
         name: one of ``catalogue.DATASETS``.
         path: as for `load_dataset`.
         cache: as for `load_dataset`; digests of large files are kept there.
+        options: as for `load_dataset`; one of them may name a file.
 
     Raises:
         DataError: a file cannot be read, or files are missing from the folder.
@@ -89,7 +107,12 @@ def file_digests(name: str, *, path: Path | None = None, cache: Path | None = No
         files = (file.relative_to(path) for file in sorted(Path(path).rglob("*")) if file.is_file())
         names = [file.as_posix() for file in files if not any(part.startswith(".") for part in file.parts)]
         return {Path(path).name: folder_digest(Path(path), names, root)}
-    return {file.name: file_digest(file, root) for file in _files(name, path, root)}
+    digests = {file.name: file_digest(file, root) for file in _files(name, path, root)}
+    test = (options or {}).get("test")
+    if path is not None and name in TABLES and Path(path).exists():
+        apart = table_files(Path(path), TABLES[name], test)[1:] if Path(path).is_file() else []
+        digests |= {str(test): file_digest(file, root) for file in apart}
+    return digests
 
 
 def _files(name: str, path: Path | None, root: Path) -> list[Path]:
@@ -100,8 +123,10 @@ def _files(name: str, path: Path | None, root: Path) -> list[Path]:
     place = _find(name, path, root, download=False)
     if not place.exists():
         return []
+    if name in TABLES:
+        return table_files(place, TABLES[name])
     if name not in SIZES:
-        return [place] if place.is_file() else sorted(place.glob("*.csv"))
+        return [place]
     if name.startswith("cifar"):
         return _cifar_reader(name, place)[0]
     return [file for part in IDX_NAMES if (file := find_idx(place, part)) is not None]
@@ -117,8 +142,6 @@ def _read(
         return _FOLDERS[name](Path(path), cache=cache, digest=digest, image_size=image_size, **options)
     if name == "npz" and path is not None:
         return load_npz(Path(path), image_size=image_size, **options)
-    if name == "csv" and path is not None:
-        return load_csv(Path(path), **options)
     side = check_image_size(image_size, 32)
     place = _find(name, path, root, download=True)
     if name.startswith("cifar"):
@@ -158,8 +181,8 @@ def _check_arguments(name: str, path: Path | None, image_size: int | None, optio
         faults.append(f"path: missing; dataset {name!r} needs the path of your file")
     if name == "digits" and path is not None:
         faults.append(f"path: got {path}; dataset 'digits' comes with polyfed and takes no path")
-    if name == "csv" and image_size is not None:
-        faults.append(f"image_size: got {image_size}; dataset 'csv' has no images")
+    if name in TABLES and image_size is not None:
+        faults.append(f"image_size: got {image_size}; dataset {name!r} has no images")
     if faults:
         raise ConfigError(*faults)
 

@@ -194,7 +194,8 @@ def client(
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1. Default: the configuration's.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Number of torch's CPU threads.")] = None,
     tell: Annotated[
-        str | None, typer.Option(help='What the server may learn: scores, costs, "scores,costs" or nothing.')
+        str | None,
+        typer.Option(help='What the server may learn, such as "scores,names": of scores, costs and names; or nothing.'),
     ] = None,
     ca: Annotated[
         Path | None, typer.Option(help="ca.crt of the deployment. Without it the client uses no TLS.")

@@ -105,7 +105,8 @@ class NodeSettings(BaseModel, frozen=True, extra="forbid"):
         threads: threads of torch; None takes the configuration's.
         tell: what the server may learn beside the declared messages: "scores" are counts of right answers on local
             test data and the mean training loss; "costs" are FLOPs, seconds, steps and memory, which hint at the
-            network's size. None sends scores, and costs unless the network is the client's own.
+            network's size; "names" are the names of classes, columns and categories, of which else hashes are sent.
+            None sends scores and names, and costs unless the network is the client's own.
         max_message: largest message that the client accepts from the server, in MB.
     """
 
@@ -118,13 +119,18 @@ class NodeSettings(BaseModel, frozen=True, extra="forbid"):
     capacity: Annotated[float, Field(gt=0, le=1)] | None = None
     device: str | None = None
     threads: Positive | None = None
-    tell: tuple[Literal["scores", "costs"], ...] | None = None
+    tell: tuple[Literal["scores", "costs", "names"], ...] | None = None
     max_message: Rate = 1024.0
 
     @property
     def tells_scores(self) -> bool:
         """Whether the server learns counts and losses."""
         return self.tell is None or "scores" in self.tell
+
+    @property
+    def tells_names(self) -> bool:
+        """Whether the server learns the names of classes, columns and categories."""
+        return self.tell is None or "names" in self.tell
 
     @property
     def tells_costs(self) -> bool:

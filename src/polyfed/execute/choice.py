@@ -7,16 +7,17 @@ driver. docs/performance.md has the measurements behind the table.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from polyfed.base.rng import Rng
 from polyfed.core.clients import ClientInfo
 from polyfed.core.plan import LocalSGD
+from polyfed.execute.cost import Flops
 from polyfed.models.split import SplitModel
 
 #: One client after another; the same with channels innermost; many clients at once.
@@ -100,12 +101,12 @@ def forward_flops(models: Mapping[str, SplitModel], input_shape: tuple[int, ...]
         try:
             model.train(False)
             weights = model.init(Rng((0,)))
-            with FlopCounterMode(display=False) as counter, torch.no_grad():
-                model(weights, torch.zeros(2, *input_shape, dtype=torch.int64 if model.takes_tokens else None))
-        except (RuntimeError, TypeError, ValueError, IndexError):  # your own network may not take a batch of zeros
+            with Flops() as counter, torch.no_grad():
+                model(weights, torch.zeros(2, *input_shape, dtype=model.dtype))
+        except Exception:  # your own network may not take a batch of zeros
             return None
-        total += counter.get_total_flops() / 2
-    return total
+        total += counter.total / 2
+    return None if math.isnan(total) else total
 
 
 def choose(
@@ -129,10 +130,10 @@ def choose(
         return Chosen()
     rule = RULES[device][kind_of_network(models, flops)]
     step = 3 * flops * plan.batch_size  # a backward pass costs about two forward passes
-    random = any(model.random for model in models.values())  # stacked draws would differ
+    alone = any(model.random or model.caches for model in models.values())  # `stacked.why_not` has the reasons
     weights = 4 * sum(shape.numel() for model in models.values() for shape in model.shapes.values())
     size = min(rule.size, int(STACK_BYTES[device] // max(1, weights)))
-    if step <= rule.stacked_up_to and together >= rule.least and size >= 2 and not random:
+    if step <= rule.stacked_up_to and together >= rule.least and size >= 2 and not alone:
         return Chosen("stacked", size, rule.layout, step)
     return Chosen(rule.layout, 1, rule.layout, step)
 

@@ -6,22 +6,124 @@ its first use to its release. All drivers use the same counter, so they report t
 
 from __future__ import annotations
 
+import logging
+import math
+import re
 import time
 import weakref
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from polyfed.core.plan import Step
 from polyfed.core.requests import Fit
 from polyfed.execute.local_training import Local, set_training
 from polyfed.execute.placement import Placement
+
+log = logging.getLogger(__name__)
+
+
+#: Operations with products that have no formula.
+_UNKNOWN = re.compile(
+    r"_?(sparse|linalg_(?!vector_norm)|fft|native_multi_head|transformer|triton|trilinear|miopen|thnn_fused|cholesky|lu_|qr|ormqr|"
+    r"triangular_solve|int_mm|grouped_mm|fused_sdp|flex_attention)"
+)
+
+
+def _formula(name: str, given: Sequence[Any]) -> float:
+    """Return the FLOPs of an operation for which torch's counter has no formula; NaN if none is known."""
+    match name:
+        case "mkldnn_rnn_layer":
+            return _recurrent(given[0], given[1:3])
+        case "mkldnn_rnn_layer_backward":
+            return 2 * _recurrent(given[0], given[1:3])
+        case "_cudnn_rnn":
+            return _recurrent(given[0], given[1])
+        case "_cudnn_rnn_backward":
+            return 2 * _recurrent(given[0], given[1])
+        case "_scaled_dot_product_flash_attention_for_cpu":
+            return sdpa_flop_count(*(value.shape for value in given[:3]))
+        case "_scaled_dot_product_flash_attention_for_cpu_backward":
+            return sdpa_backward_flop_count(*(value.shape for value in given[:4]))
+        case "mv" | "dot":
+            return 2 * given[0].numel()
+        case "addmv":
+            return 2 * given[1].numel()
+        case _:
+            return math.nan if _UNKNOWN.match(name) else 0
+
+
+def _recurrent(x: Tensor, weights: Sequence[Tensor]) -> int:
+    """Return the FLOPs of a recurrent layer: the products with its matrices, at each position of the series."""
+    return 2 * (x.numel() // x.shape[-1]) * sum(weight.numel() for weight in weights if weight.dim() == 2)
+
+
+class _Counting(TorchDispatchMode):
+    """Adds to a counter the FLOPs of each operation, in parts where it consists of others."""
+
+    def __init__(self, counter: Flops) -> None:
+        super().__init__()
+        self.counter = counter
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        packet = getattr(func, "_overloadpacket", func)
+        formula: Any = flop_registry.get(packet)
+        if formula is None and func is not torch.ops.prim.device.default:
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+        out = func(*args, **kwargs)
+        if formula is not None:
+            self.counter.total += formula(*args, **kwargs, out_val=out)
+        elif func.namespace in ("aten", "prim", "prims", "profiler"):
+            self.counter.total += _formula(getattr(packet, "__name__", ""), args)
+        else:
+            self.counter.total = math.nan
+        return out
+
+
+class Flops:
+    """Counts in a ``with`` block the FLOPs of products and convolutions.
+
+    Unlike torch's counter it does not follow modules, which fails where a parameter is fed to a submodule.
+    """
+
+    def __init__(self) -> None:
+        #: The number; NaN if an operation with products has no formula.
+        self.total: float = 0
+
+    def __enter__(self) -> Flops:
+        self._open = ExitStack()
+        # In evaluation a transformer's layer is a single operation, unless its fast path is switched off.
+        self._open.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+        torch.backends.mha.set_fastpath_enabled(False)
+        self._open.enter_context(_Counting(self))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+
+@contextmanager
+def counting() -> Generator[Flops]:
+    """Count the FLOPs of the block; if it fails, its work is done elsewhere, and its FLOPs are unknown."""
+    counter = Flops()
+    try:
+        with counter:
+            yield counter
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        log.info("the FLOPs of a step are unknown: %s", error)
+        counter.total = math.nan
 
 
 class PeakMemory(TorchDispatchMode):
@@ -34,7 +136,7 @@ class PeakMemory(TorchDispatchMode):
 
     def follow(self, value: Any) -> None:
         """Count the storage of a tensor until it is released."""
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor) and value.layout == torch.strided:  # others have several storages
             storage = value.untyped_storage()
             key = storage._cdata  # pyright: ignore[reportPrivateUsage]  # the only identity a storage has
             if key not in self._known:
@@ -54,17 +156,18 @@ class PeakMemory(TorchDispatchMode):
         return result
 
 
-class Counts(dict[int, int]):
+class Counts(dict[int, float]):
     """FLOPs of one kind of step by number of examples.
 
     They are affine in that number, so two counted sizes tell all others.
     """
 
-    def at(self, examples: int, count: Callable[[], int]) -> int:
+    def at(self, examples: int, count: Callable[[], float]) -> float:
         """Return the FLOPs of a step; ``count`` counts them if two sizes are not known yet."""
         if examples not in self and len(self) >= 2:
             (a, first), (b, second), *_ = self.items()
-            return first + round((second - first) * (examples - a) / (b - a))
+            slope = (second - first) * (examples - a) / (b - a)
+            return first + (slope if math.isnan(slope) else round(slope))
         return self[examples] if examples in self else self.setdefault(examples, count())
 
 
@@ -77,8 +180,8 @@ class CostCounter:
     peaks: dict[object, int] = field(default_factory=dict[object, int])
     seconds: float = 0.0
 
-    def step(self, key: object, fit: Fit, examples: int, due: bool) -> int:
-        """Return the FLOPs of a training step at that batch size.
+    def step(self, key: object, fit: Fit, examples: int, due: bool) -> float:
+        """Return the FLOPs of a training step at that batch size; NaN if they cannot be counted.
 
         They are those of products and convolutions, forward and backward: torch's counter counts no others.
         """
@@ -103,27 +206,30 @@ class CostCounter:
         yield
         self.seconds += time.perf_counter() - started
 
-    def _measure(self, fit: Fit, examples: int, due: bool) -> tuple[int, int]:
-        """Return the FLOPs and the peak of a step of the counter's own, which moves no random stream of the run."""
+    def _measure(self, fit: Fit, examples: int, due: bool) -> tuple[float, int]:
+        """Return the FLOPs and the peak of a step of the counter's own, which moves no random stream of the run.
+
+        A step that fails here, and not in training, has unknown FLOPs, and the peak up to its failure.
+        """
         set_training(fit.client.models, True)
         with self.aside(), fit.client.rng.at("cost").fork():
             rows = torch.arange(examples) % len(fit.client.train)
             batch, drawn = self.placement.batch(fit.client.train, rows), fit.drawn(Step(rows, 0, 0))
             local = Local(fit, self.placement)
-            with FlopCounterMode(display=False) as counter, PeakMemory() as memory:
+            with counting() as counter, PeakMemory() as memory:
                 leaves = (leaf for params in local.parts.values() for leaf in params.values())
                 for tensor in (*batch, *drawn.values(), *leaves):
                     memory.follow(tensor)
                 local.step(batch, due, drawn)
-            return counter.get_total_flops(), memory.peak
+            return counter.total, memory.peak
 
-    def forward(self, key: object, run: Callable[[Tensor], Mapping[str, Tensor]], x: Tensor) -> int:
+    def forward(self, key: object, run: Callable[[Tensor], Mapping[str, Tensor]], x: Tensor) -> float:
         """Return the FLOPs of a forward pass over these examples, from counts for two and three of them."""
 
-        def count(examples: int) -> int:
-            with self.aside(), FlopCounterMode(display=False) as counter:
+        def count(examples: int) -> float:
+            with self.aside(), counting() as counter:
                 run(x[torch.arange(examples, device=x.device) % len(x)])
-            return counter.get_total_flops()
+            return counter.total
 
         counts = self.counts.setdefault(key, Counts())
         for few in (2, 3):

@@ -12,18 +12,18 @@ from types import GeneratorType
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from polyfed.base.types import ClientId, Parts
 from polyfed.core.clients import ClientInfo
 from polyfed.core.message import Message, State
 from polyfed.core.requests import ClientResult, Fit, Fitted, Reduce, Steps, drive, finished
 from polyfed.execute.choice import ExecutionChoice
-from polyfed.execute.cost import CostCounter
+from polyfed.execute.cost import CostCounter, Flops
 from polyfed.execute.local_training import run_fit, run_reduce
 from polyfed.execute.placement import Placement
 from polyfed.execute.replay import Replays
 from polyfed.execute.stacked import SIZES, USUAL, StackRule, pieces, run_stacked, signature, why_not
+from polyfed.models.probe import in_network
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class Work:
     """The costs of one client's round.
 
     Args:
-        flops: counted FLOPs, forward and backward.
+        flops: counted FLOPs, forward and backward; NaN if they are not known.
         seconds: seconds of computing; for stacked clients an equal share of the group's seconds.
         peak_bytes: largest sum of live tensors in one step.
         steps: optimizer steps.
@@ -41,7 +41,7 @@ class Work:
         execution: the execution of the last fit: "sequential", "channels-last" or "stacked".
     """
 
-    flops: int = 0
+    flops: float = 0
     seconds: float = 0.0
     peak_bytes: int = 0
     steps: int = 0
@@ -107,10 +107,10 @@ class Sequential:
     def _perform(self, request: Any, account: _Account) -> Any:
         started, work = time.perf_counter(), account.work
         if isinstance(request, Reduce):
-            with FlopCounterMode(display=False) as counter:  # few forward passes, so counting them costs little
+            with Flops() as counter:  # few forward passes, so counting them costs little
                 result = run_reduce(request, self.placement)
             work.seconds += time.perf_counter() - started
-            work.flops += counter.get_total_flops()
+            work.flops += counter.total
             return result
         if not isinstance(request, Fit):
             raise TypeError(f"a client requested {type(request).__name__}; expected fit or reduce")
@@ -238,7 +238,9 @@ class Batched(Sequential):
             fitted = [one for few in pieces(fits, most, self.rule) for one in self._run(few)]
         except torch.OutOfMemoryError:
             raise  # out of memory is a RuntimeError on a GPU, too, but free memory must not decide about numbers
-        except (RuntimeError, NotImplementedError) as error:  # vmap's refusals; they change nothing outside the stack
+        except Exception as error:  # vmap's refusals, or a network's; they change nothing outside the stack
+            if not (isinstance(error, RuntimeError | NotImplementedError) or in_network(error)):
+                raise
             names = ", ".join(dict.fromkeys(model.name for model in fits[0].client.models.values()))
             self._refused[signature(fits[0])] = f"{names} cannot be stacked ({str(error).strip().splitlines()[0]})"
             self._stack(fits)  # reports the reason

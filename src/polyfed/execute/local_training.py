@@ -6,20 +6,21 @@ as in a hand-written loop. Inputs are cloned first and never written.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from polyfed.base import tree
-from polyfed.base.errors import DivergedError
+from polyfed.base.errors import DivergedError, ModelError, PolyfedError
 from polyfed.base.types import Params, Parts
 from polyfed.core.net import Batch, Loss, Net, Nets
 from polyfed.core.plan import LocalSGD
 from polyfed.core.requests import Fit, Fitted, Reduce
 from polyfed.execute.placement import Placement
+from polyfed.models.probe import fault, in_network
 from polyfed.models.split import SplitModel
 
 Grads = dict[str, dict[str, Tensor]]
@@ -42,6 +43,19 @@ def set_training(models: Mapping[str, SplitModel], training: bool) -> None:
     """Put all networks into training or evaluation mode."""
     for model in models.values():
         model.train(training)
+
+
+@contextmanager
+def reported(whose: str) -> Generator[None]:
+    """Turn an error of a network's forward into a ModelError that names the line; ``whose`` begins its text."""
+    try:
+        yield
+    except (PolyfedError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if not in_network(error):
+            raise
+        raise ModelError(f"{whose}: its network fails on its data: {fault(error)}") from error
 
 
 @dataclass
@@ -158,7 +172,8 @@ def run_fit(fit: Fit, placement: Placement) -> Fitted:
     with client.rng.at("layers").fork() if any(model.random for model in client.models.values()) else nullcontext():
         for step in client.plan.schedule(len(client.train), client.rng.at("batches")):
             batch = placement.batch(client.train, step.rows, augment)
-            local.step(batch, fit.due(step.index, step.in_epoch), fit.drawn(step))
+            with reported(f"client {client.info.id}, round {client.round}, a batch of {len(step.rows)}"):
+                local.step(batch, fit.due(step.index, step.in_epoch), fit.drawn(step))
     return finish(fit, tree.map_parts(Tensor.detach, local.parts), local.losses)
 
 
@@ -195,7 +210,7 @@ def run_reduce(request: Reduce, placement: Placement) -> dict[str, Tensor]:
     out: dict[str, Tensor] = {}
     for some in rows:
         batch = placement.batch(request.data, some)
-        with placement.autocast():
+        with placement.autocast(), reported(f"client {client.info.id}, round {client.round}"):
             part = request.fn(nets, batch)
         out = {name: out[name] + value if name in out else value for name, value in part.items()}
     bad = tree.first_not_finite({"sum": out})

@@ -7,6 +7,7 @@ masked, and unequal numbers of examples change only the speed.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -74,12 +75,12 @@ def signature(fit: Fit) -> object:
 
 def why_not(fit: Fit) -> str | None:
     """Return the reason why a request cannot be stacked, or None."""
-    reasons = (
-        f"{model.name} ({part}) draws random numbers in its layers, and stacked draws would differ"
-        for part, model in fit.client.models.items()
-        if model.random
-    )
-    return next(reasons, None)
+    for part, model in fit.client.models.items():
+        if model.random:
+            return f"{model.name} ({part}) draws random numbers in its layers, and stacked draws would differ"
+        if model.caches:
+            return f"{model.name} ({part}) keeps values in attributes, and values of a stack would not fit one client"
+    return None
 
 
 def replayable(fit: Fit) -> object | None:
@@ -123,6 +124,13 @@ def run_stacked(
         replays: traces of such steps from earlier groups.
         rule: the usual sizes.
     """
+    with warnings.catch_warnings():
+        # torch warns of operations that it runs client by client inside a stack, such as a recurrent layer's on a CPU.
+        warnings.filterwarnings("ignore", ".*not yet implemented the batching rule")
+        return _run(fits, placement, replays, rule)
+
+
+def _run(fits: Sequence[Fit], placement: Placement, replays: Replays | None, rule: StackRule) -> list[Fitted]:
     set_training(fits[0].client.models, True)
     stack = Stack(fits, placement, replays, rule)
     schedules = [fit.client.plan.schedule(len(fit.client.train), fit.client.rng.at("batches")) for fit in fits]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from polyfed.compare.specs import RunSpec
-from polyfed.compare.statistics import deviation, participations
+from polyfed.compare.statistics import deviation, mean_over, participations, scaled
 from polyfed.core.algorithm import Task
 from polyfed.data.catalogue import SHAPES
 from polyfed.experiments.study import Study
@@ -160,14 +160,14 @@ def targets(results: Results) -> View:
                     * (done["bytes"]["up_values"] + done["bytes"]["down_values"])
                     / value
                     / participations(done),
-                    at["round"] * done["flops_per_example"],
-                    at["round"] * done["flops"] / participations(done),
+                    scaled(done["flops_per_example"], at["round"]),
+                    scaled(done["flops"], at["round"], participations(done)),
                     at["bytes_up"] + at["bytes_down"],
                     at["flops"],
                 )
                 for done, at in reached
             ]
-            means = [None] * 6 if len(many) < seeds else map(statistics.fmean, zip(*many, strict=True))
+            means = [None] * 6 if len(many) < seeds else map(mean_over, zip(*many, strict=True))
             rows.append((setting, label, target, seeds, len(many), *means))
     told = [
         (
@@ -199,7 +199,7 @@ def targets(results: Results) -> View:
     )
 
 
-def _told(found: Sequence[float]) -> list[str]:
+def _told(found: Sequence[Any]) -> list[str]:
     rounds, parameters, forward, training, sent, everything = found
     return [f"{rounds:.0f}", flops(parameters), flops(forward), flops(training), size(sent), flops(everything)]
 

@@ -42,9 +42,26 @@ def places(module: nn.Module) -> Iterator[Slot]:
                     yield Slot(owner, local, first.setdefault(id(tensor), alias), alias, tensor)
 
 
+def frozen_norms(module: nn.Module) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
+    """Return the normalisations whose parameters are frozen, by place: those with still and with moving statistics.
+
+    A user keeps the statistics of a layer still by a method ``train`` that leaves the layer in evaluation mode.
+    """
+    mode = module.training
+    module.train()
+    still, moving = dict[str, nn.Module](), dict[str, nn.Module]()
+    for path, child in cast("Iterable[tuple[str, nn.Module]]", module.named_modules()):
+        weights = list(child.parameters(recurse=False))
+        if getattr(child, "running_mean", None) is not None and weights and not any(w.requires_grad for w in weights):
+            (moving if child.training else still)[path] = child
+    module.train(mode)
+    return still, moving
+
+
 class Binding:
     """The tensors of one module by name, and the mapping that is bound to the module now.
 
+    A parameter with ``requires_grad`` False is a constant of the network: it stays in the module, in no mapping.
     The module must belong to the binding alone: a mapping stays bound until another mapping is bound.
 
     Args:
@@ -57,9 +74,15 @@ class Binding:
         self.bound: Params | None = None
         self.binds = 0
         self._model = model
-        found = list(places(module))
-        # A frozen parameter is treated like a buffer.
-        parameters = {id(parameter) for parameter in module.parameters() if parameter.requires_grad}
+        fixed = {id(parameter) for parameter in module.parameters() if not parameter.requires_grad}
+        fixed |= {id(value) for child in frozen_norms(module)[0].values() for value in child.buffers(recurse=False)}
+        everything = list(places(module))
+        self._constants = [(p.owner, p.local, p.name) for p in everything if id(p.tensor) in fixed]
+        #: Where the module reads its constants now, and in which type: that of new tensors, which a precision sets.
+        self._form = self._made = (torch.device("cpu"), torch.get_default_dtype())
+        self._forms = {self._made: {p.name: p.tensor.detach() for p in everything if id(p.tensor) in fixed}}
+        found = [p for p in everything if id(p.tensor) not in fixed]
+        parameters = {id(parameter) for parameter in module.parameters()}
         norms = {
             id(parameter)
             for child in module.modules()
@@ -71,7 +94,7 @@ class Binding:
         self.buffer_names = frozenset(self.shapes) - self.parameter_names
         self.norm_names = frozenset(p.name for p in found if id(p.tensor) in norms)
         self._slots = [(p.owner, p.local, p.name) for p in found]
-        self._aliases = [(p.alias, p.name) for p in found]
+        self._aliases = {p.alias: p.name for p in found}
         # Any: the second list of weights of these modules is private to torch.
         self._rnns: list[Any] = [child for child in module.modules() if isinstance(child, nn.RNNBase)]
 
@@ -85,10 +108,36 @@ class Binding:
         self.bound = None  # if anything below fails, no mapping counts as bound
         for owner, local, name in self._slots:
             owner[local] = params[name]
+        if self._constants:
+            device = next((value.device for value in params.values()), self._form[0])
+            self._read((device, torch.get_default_dtype()))
         for rnn in self._rnns:
             rnn._flat_weights = [getattr(rnn, name, None) for name in rnn._flat_weights_names]
         self.bound = params
         self.binds += 1
+
+    def release(self) -> None:
+        """Forget the bound mapping, so that the next mapping is bound even if it is the same object."""
+        self.bound = None
+
+    @property
+    def constants(self) -> Mapping[str, Tensor]:
+        """The tensors that are the same for all clients: frozen parameters, and still statistics beside them."""
+        return self._forms[self._made]
+
+    def _read(self, form: tuple[torch.device, torch.dtype]) -> None:
+        """Have the module read its constants on another device or in another precision; each has a single copy."""
+        if form == self._form:
+            return
+        if form not in self._forms:
+            device, dtype = form
+            self._forms[form] = {
+                name: tensor.to(device, dtype if tensor.dtype == self._made[1] else tensor.dtype)
+                for name, tensor in self.constants.items()
+            }
+        for owner, local, name in self._constants:
+            owner[local] = self._forms[form][name]
+        self._form = form
 
     def check(self, params: Params) -> None:
         """Raise ModelError unless ``params`` has this module's names and shapes."""
@@ -111,13 +160,17 @@ class Binding:
         targets = tuple(targets)
         return frozenset(
             name
-            for alias, name in self._aliases
+            for alias, name in self._aliases.items()
             if any(alias == target or alias.startswith(f"{target}.") for target in targets)
         )
 
     def tensors(self) -> dict[str, Tensor | None]:
         """Return the tensors of the module now, by the names of their places."""
-        return {alias: owner[local] for (owner, local, _), (alias, _) in zip(self._slots, self._aliases, strict=True)}
+        return {alias: owner[local] for (owner, local, _), alias in zip(self._slots, self._aliases, strict=True)}
+
+    def named(self, alias: str) -> str:
+        """Return the name of the tensor at a place."""
+        return self._aliases[alias]
 
     def _wrong_names(self, params: Params) -> str:
         missing = [name for name in self.shapes if name not in params]

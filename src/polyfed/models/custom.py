@@ -34,10 +34,7 @@ def load(
         raise ModelError(  # pyright: ignore[reportUnreachable]  # a user's module may hold anything
             f"model {name!r} is a {type(target).__name__}, expected a class or function that builds a module"
         )
-    try:
-        takes = dict(inspect.signature(target).parameters)
-    except (TypeError, ValueError):  # builtins have no signature
-        takes = dict[str, inspect.Parameter]()
+    takes = _parameters(target)
     ours = {"input_shape": input_shape, "num_classes": num_classes}
     arguments = {key: value for key, value in ours.items() if key in takes} | options
     anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
@@ -47,4 +44,30 @@ def load(
                 f"model {name!r} has no option {key!r}{hint(key, takes)} It takes: {', '.join(takes)} (and "
                 "classifier and extractor, which name the cuts)"
             )
+    needed = [key for key, parameter in takes.items() if key not in arguments and _required(parameter)]
+    if needed:
+        raise ModelError(
+            f"model {name!r} needs {', '.join(map(repr, needed))}, which clients.models does not give; write "
+            f'{{ name = "{name}", {needed[0]} = ... }}, or give the argument a default'
+        )
     return partial(target, **arguments)
+
+
+def _parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Return the parameters of a function or class, with those that its ``**kwargs`` hand on to a base class."""
+    try:
+        found = dict(inspect.signature(target).parameters)
+    except (TypeError, ValueError):  # builtins have no signature
+        return {}
+    bases = list(target.__mro__[1:]) if isinstance(target, type) else []
+    for base in bases[: bases.index(nn.Module)] if nn.Module in bases else []:
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in found.values()):
+            break
+        own = {key: parameter for key, parameter in found.items() if parameter.kind is not parameter.VAR_KEYWORD}
+        found = {**dict(inspect.signature(base).parameters), **own}
+    return found
+
+
+def _required(parameter: inspect.Parameter) -> bool:
+    named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    return named and parameter.default is parameter.empty

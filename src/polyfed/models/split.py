@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable
+from functools import cached_property
+from hashlib import sha256
 from itertools import takewhile
 
 import torch
@@ -13,6 +15,7 @@ from polyfed.base.errors import ModelError
 from polyfed.base.rng import Rng
 from polyfed.base.types import Params
 from polyfed.models.binding import Binding, places, some
+from polyfed.models.probe import Prober, attributes, check_input, check_module, complete, digest, fault
 from polyfed.models.trace import Piece, Pieces, cut, find_submodule
 
 #: The draws of the forward passes that test a new network.
@@ -43,9 +46,20 @@ class SplitModel:
         extractor: dotted name of the extractor's LAST submodule: its output is ``s_in``.
         signature: equal exactly for models of the same architecture, which may then be stacked. Default: the
             factory itself, with the shape and the cuts.
+        dtype: type of the input: int64 for tokens; None for the type of new tensors, such as float32.
+
+    A parameter with ``requires_grad`` False is a constant of the architecture: the factory makes it under a fixed seed,
+    all weights share it, and no mapping holds it. So are the statistics of a normalisation whose parameters are frozen
+    and which stays in evaluation mode in training.
+
+    Attributes:
+        notes: sentences that a user should read once.
+        random: whether a training forward draws random numbers.
+        caches: whether a forward fills plain attributes, with values that depend on nothing but shapes.
 
     Raises:
-        ModelError: the factory or the forward fails, or the model cannot be cut there.
+        ModelError: the factory or the forward fails, the network keeps state outside its buffers, or it cannot be cut
+            there.
 
     Example:
         >>> net = lambda: nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -66,6 +80,7 @@ class SplitModel:
         classifier: str | None,
         extractor: str | None = None,
         signature: Hashable | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         if extractor is not None and classifier is None:
             raise ModelError(f"model {name!r} names an extractor ({extractor!r}) but no classifier; name both, or none")
@@ -74,11 +89,18 @@ class SplitModel:
         self.signature: Hashable = (
             signature if signature is not None else (name, factory, self.input_shape, classifier, extractor)
         )
+        self.dtype = dtype
         self._factory = factory
-        with _PROBE.fork():
-            self._module = self._build()
+        self._module = self._new(_PROBE)
         self._module.eval()
+        check_module(self._module, name)
+        self.notes = check_input(self._module, name)
         self._binding = Binding(self._module, name)
+        # polyfed's own networks keep no state, and to find that out takes several passes.
+        own = not type(self._module).__module__.startswith("polyfed.")
+        prober = Prober(lambda: self._new(_PROBE), self._module, name, self._inputs, _PROBE) if own else None
+        self.caches = prober is not None and prober.check_state()
+        plain = attributes(self._module)
         self.shapes = self._binding.shapes
         self.parameter_names = self._binding.parameter_names
         self.buffer_names = self._binding.buffer_names
@@ -86,8 +108,16 @@ class SplitModel:
         self._pieces: dict[bool, Pieces] | None = None
         if classifier is not None:
             self._cut(classifier, extractor)
+            if attributes(self._module) != plain:
+                raise ModelError(
+                    f"model {name!r} cannot be cut: its forward stores a value in an attribute, in whose place the cut "
+                    "would store a symbol; store it in the forward of a submodule that contains no cut"
+                )
         self._clobbers: frozenset[str] = frozenset()
         self._probe()
+        if prober is not None:
+            prober.check_tests()
+            self.notes += prober.notes()
 
     def __repr__(self) -> str:
         """The name and the sizes."""
@@ -98,15 +128,26 @@ class SplitModel:
 
     def init(self, rng: Rng) -> dict[str, Tensor]:
         """Return new weights and buffers, the same for the same ``rng``; no global generator is used."""
-        with rng.fork():
-            module = self._build()
+        module = self._new(rng)
         if module is self._module:
             raise ModelError(
                 f"the factory of model {self.name!r} returned the same module twice; it must build a new module"
             )
-        tensors = {place.name: place.tensor.detach().contiguous() for place in places(module)}
+        found = ((place.name, place.tensor.detach().contiguous()) for place in places(module))
+        tensors = {name: tensor for name, tensor in found if name not in self._binding.constants}
         self._binding.check(tensors)
         return tensors
+
+    @property
+    def constants(self) -> Params:
+        """The tensors that all weights share, by name: frozen parameters, and still statistics beside them."""
+        return self._binding.constants
+
+    @cached_property
+    def constants_digest(self) -> str:
+        """A digest (hex) of `constants`; "" without any."""
+        found = {name: digest(value) for name, value in sorted(self.constants.items())}
+        return sha256(repr(found).encode()).hexdigest() if found else ""
 
     @property
     def training(self) -> bool:
@@ -147,30 +188,21 @@ class SplitModel:
         return self._run("classify", self._cuts().classify, params, r)
 
     @torch.no_grad()
-    def check_input(self, x: Tensor) -> None:
-        """Raise unless the model takes these inputs, ``(B, *input_shape)``: numbers, or tokens, which are int64.
+    def check_tokens(self, x: Tensor) -> None:
+        """Raise unless a forward pass takes these tokens, ``(B, T)`` int64.
 
         Raises:
-            ModelError: it takes only the other kind, or not these tokens.
+            ModelError: it fails, such as on a token that its embedding lacks.
         """
-        if x.dtype != torch.int64:
-            if self.takes_tokens:
-                raise ModelError(
-                    f"model {self.name!r} takes tokens (int64), and the data are {x.dtype} numbers; read the data as "
-                    'kind = "tokens", or choose a network for numbers'
-                )
-            return
-        with _PROBE.fork():
-            params = self.init(_PROBE)
-            self.train(False)
-            try:
-                self(params, x)
-            except Exception as error:  # user code
-                raise ModelError(
-                    f"model {self.name!r} fails on tokens from {int(x.min())} to {int(x.max())}, as the data have: "
-                    f"{type(error).__name__}: {error}; begin the network with nn.Embedding, with more than "
-                    f"{int(x.max())} rows, and number tokens and padding from 0"
-                ) from error
+        self.train(False)
+        try:
+            self(self.init(_PROBE), x)
+        except Exception as error:  # user code
+            raise ModelError(
+                f"model {self.name!r} fails on tokens from {int(x.min())} to {int(x.max())}, as the data have: "
+                f"{fault(error)}; its embedding needs more than {int(x.max())} rows, and tokens and padding are "
+                "numbers from 0"
+            ) from error
 
     # ------------------------------------------------------------------------------------------------ anatomy
 
@@ -208,6 +240,19 @@ class SplitModel:
         """Names of the classifier's parameters and buffers."""
         self._cuts()
         return self._names["classifier"]
+
+    @cached_property
+    def single_fault(self) -> str | None:
+        """The error of a training forward on a batch of one example, such as BatchNorm's; None if there is none."""
+        self.train(True)
+        try:
+            with _PROBE.fork(), torch.no_grad():
+                logits = self(self.init(_PROBE), self._inputs(0, 1))
+            return None if logits.shape == (1, self.num_classes) else f"it returns {tuple(logits.shape)}"
+        except Exception as error:  # user code
+            return fault(error)
+        finally:
+            self.train(False)
 
     def head(self, params: Params) -> dict[str, Tensor]:
         """Return the classifier's tensors under names without its place in the network: ``weight`` for ``fc3.weight``.
@@ -254,15 +299,33 @@ class SplitModel:
             self._binding.bind(params)
         return piece.run(self._module, value.clone() if which in self._clobbers else value)
 
+    def _inputs(self, number: int, examples: int = 2) -> Tensor:
+        """Return a batch (examples, *input_shape) for tests, another for each number; tokens are all 0."""
+        shape = (examples, *self.input_shape)
+        if self.dtype is not None and not self.dtype.is_floating_point:
+            return torch.zeros(shape, dtype=self.dtype)  # a token that every vocabulary has
+        return torch.randn(shape, dtype=self.dtype, generator=_PROBE.at("x", number).torch())
+
+    def _new(self, rng: Rng) -> nn.Module:
+        """Build the module under ``rng``, with all its lazy layers."""
+        with rng.fork():
+            module = self._build()
+            try:
+                complete(module, self._inputs(0))
+            except Exception as error:  # user code
+                raise ModelError(
+                    f"model {self.name!r} has lazy layers, and the forward pass that would give them shapes fails on "
+                    f"an input of shape {(2, *self.input_shape)}: {fault(error)}"
+                ) from error
+        return module
+
     def _build(self) -> nn.Module:
         try:
             module = self._factory()
         except ModelError:
             raise
         except Exception as error:  # user code
-            raise ModelError(
-                f"model {self.name!r} cannot be built: its constructor raised {type(error).__name__}: {error}"
-            ) from error
+            raise ModelError(f"model {self.name!r} cannot be built: its constructor raised {fault(error)}") from error
         if not isinstance(module, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ModelError(f"the factory of model {self.name!r} returned {type(module).__name__}, not nn.Module")
         return module
@@ -314,33 +377,26 @@ class SplitModel:
     @torch.no_grad()
     def _probe(self) -> None:
         """Run the model once in each mode, to learn its widths and properties."""
-        #: Whether inputs must be tokens, ``(B, T)`` int64, found by trying: with numbers the network fails.
-        self.takes_tokens = False
-        x = self._example()
+        x = self._inputs(0)
         before = x._version
         with _PROBE.fork():
             try:
                 logits = self._module(x)
             except Exception as error:  # user code
-                self.takes_tokens = True
-                x = self._example()
-                before = x._version
-                try:
-                    logits = self._module(x)
-                except Exception:  # neither works: the first error is the one to report
-                    raise ModelError(
-                        f"model {self.name!r} fails on an input of shape {tuple(x.shape)}: "
-                        f"{type(error).__name__}: {error}; does it accept samples of shape {self.input_shape}?"
-                    ) from error
+                raise ModelError(
+                    f"model {self.name!r} fails on an input of shape {tuple(x.shape)} and type "
+                    f"{str(x.dtype).removeprefix('torch.')}: "
+                    f"{fault(error)}; does it accept samples of shape {self.input_shape}?"
+                ) from error
         clobbers = {"whole"} if x._version != before else set[str]()
-        fault = (
+        wrong = (
             f" returned {{}} for an input of shape {tuple(x.shape)}, expected one tensor (2, L): a row of logits per "
             "sample"
         )
-        self.num_classes = self._per_sample(logits, fault, 2)[0]
+        self.num_classes = self._per_sample(logits, wrong, 2)[0]
         if self._pieces is not None:
             # A new input, as the forward above may have written into x.
-            x = self._example()
+            x = self._inputs(0)
             self._s_in_shape, self._rep_dim, again = self._walk(x, clobbers)
             if not torch.allclose(again, logits, rtol=0, atol=0, equal_nan=True):
                 raise ModelError(
@@ -349,13 +405,6 @@ class SplitModel:
                 )
         self.random = self._probe_training(x, clobbers)
         self._clobbers = frozenset(clobbers)
-
-    def _example(self) -> Tensor:
-        """Return two samples: numbers, or tokens that are all 0, which every vocabulary has."""
-        shape = (2, *self.input_shape)
-        return (
-            torch.zeros(shape, dtype=torch.int64) if self.takes_tokens else torch.randn(shape, generator=_PROBE.torch())
-        )
 
     def _walk(self, x: Tensor, clobbers: set[str]) -> tuple[tuple[int, ...], int, Tensor]:
         """Run the pieces in turn: (shape of s_in, or () without an extractor cut; width of r; logits).

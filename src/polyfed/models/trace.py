@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import inspect
 import operator
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.proxy import TraceError
 
 from polyfed.base.errors import ModelError
 from polyfed.base.text import alternatives
+from polyfed.models.probe import fault
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def cut(module: nn.Module, *, classifier: str, extractor: str | None, model: str
             "separate submodules, but they are the same or nested; name submodules that follow one another"
         )
     graph = _trace(module, [name for name in (classifier, extractor) if name is not None], model)
-    _refuse_lost_writes(graph, model)
+    writes = _lost_writes(graph, model)
     start = next(node for node in graph.nodes if node.op == "placeholder")
     end = next(node for node in graph.nodes if node.op == "output").args[0]
     if not isinstance(end, fx.Node):
@@ -99,9 +102,9 @@ def cut(module: nn.Module, *, classifier: str, extractor: str | None, model: str
         )
     r = inputs[0]
     _must_separate(graph, start, r, end, f"the classifier cut (the input of {classifier!r})", model)
-    classify = _piece(graph, r, end)
+    classify = _piece(graph, r, end, writes)
     if extractor is None:
-        return Pieces(None, _piece(graph, start, r), classify)
+        return Pieces(None, _piece(graph, start, r, writes), classify)
     s_in = _only_call(graph, extractor, "extractor", model)
     if s_in not in _needed(r, None):
         raise ModelError(
@@ -110,7 +113,8 @@ def cut(module: nn.Module, *, classifier: str, extractor: str | None, model: str
             + f" the input of the classifier {classifier!r}; name an extractor that runs before it"
         )
     _must_separate(graph, start, s_in, r, f"the extractor cut (the output of {extractor!r})", model)
-    return Pieces(_piece(graph, start, s_in), _piece(graph, s_in, r), classify)
+    intermediate = _piece(graph, s_in, r, writes)  # before the extractor, which takes all writes that are left
+    return Pieces(_piece(graph, start, s_in, writes), intermediate, classify)
 
 
 class _AroundCuts(fx.Tracer):
@@ -120,7 +124,9 @@ class _AroundCuts(fx.Tracer):
     proxy_buffer_attributes = True
 
     def __init__(self, cuts: list[str]) -> None:
-        super().__init__()
+        # Functions that look into a tensor's shape, such as einops.rearrange, are single calls, too.
+        calls: Any = tuple(sys.modules[name] for name in ("math", "einops") if name in sys.modules)
+        super().__init__(autowrap_modules=calls)
         self._cuts = cuts
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -141,10 +147,12 @@ def _trace(module: nn.Module, cuts: list[str], model: str) -> fx.Graph:
     try:
         graph = _AroundCuts(cuts).trace(module, concrete_args=defaults or None)
     except Exception as error:  # user code runs here and may raise anything
+        branches = "a forward that contains a cut may not branch on its data: move the branching into"
+        calls = "a function that takes no symbols for tensors needs @torch.fx.wrap where it is defined, or a place in"
         raise ModelError(
             f"model {model!r} cannot be cut at {', '.join(map(repr, cuts))}: its forward cannot be traced "
-            f"({type(error).__name__}: {error}); a forward that contains a cut may not branch on its data: "
-            "move the branching into a submodule that contains no cut, or do without a classifier cut"
+            f"({fault(error)}); {branches if isinstance(error, TraceError) else calls} a submodule that "
+            "contains no cut, or do without a classifier cut"
         ) from error
     if not torch.equal(state, torch.get_rng_state()):
         raise ModelError(
@@ -222,8 +230,13 @@ def _describe(node: fx.Node) -> str:
     return texts.get(node.op, repr(node.name))
 
 
-def _refuse_lost_writes(graph: fx.Graph, model: str) -> None:
-    """Refuse a write in place whose result is unused: no piece would contain it."""
+def _lost_writes(graph: fx.Graph, model: str) -> list[fx.Node]:
+    """Return the writes in place into a buffer whose result is unused, such as a moving average.
+
+    Raises:
+        ModelError: such a write goes into another tensor, so that no piece would contain it.
+    """
+    found: list[fx.Node] = []
     for node in graph.nodes:
         if node.users or node.op not in ("call_method", "call_function"):
             continue
@@ -233,14 +246,26 @@ def _refuse_lost_writes(graph: fx.Graph, model: str) -> None:
             or (name.endswith("_") and not name.endswith("__"))
             or node.kwargs.get("inplace") is True
         ):
-            raise ModelError(
-                f"model {model!r} cannot be cut: its forward writes in place without using the result "
-                f"({_describe(node)}); write h = {name.rstrip('_')}(h) instead, or move it into a submodule"
-            )
+            into = node
+            while into.op in ("call_method", "call_function") and into.args and isinstance(into.args[0], fx.Node):
+                into = into.args[0]
+            if into.op != "get_attr":
+                raise ModelError(
+                    f"model {model!r} cannot be cut: its forward writes in place without using the result "
+                    f"({_describe(node)}); write h = {name.rstrip('_')}(h) instead, or move it into a submodule"
+                )
+            found.append(node)
+    return found
 
 
-def _piece(graph: fx.Graph, start: fx.Node, end: fx.Node) -> Piece:
+def _piece(graph: fx.Graph, start: fx.Node, end: fx.Node, writes: list[fx.Node]) -> Piece:
+    """Return the piece from ``start`` to ``end``; it takes those of ``writes`` that need nothing before ``start``."""
     needed = _needed(end, start)
+    for node in list(writes):
+        apart = _needed(node, start)
+        if start.op == "placeholder" or not any(other.op == "placeholder" for other in apart):
+            needed |= apart
+            writes.remove(node)
     piece = fx.Graph()
     copies = {start: piece.placeholder("value")}
     inside = [node for node in graph.nodes if node in needed and node is not start]

@@ -5,19 +5,24 @@ from __future__ import annotations
 from functools import lru_cache, partial
 from typing import Any
 
+import torch
+
 from polyfed.base.errors import ModelError
 from polyfed.models import cnn, custom, mlp, resnet
 from polyfed.models.catalogue import OPTIONS, ModelSpec, Option
 from polyfed.models.split import SplitModel
 
 
-def build(spec: ModelSpec | str, *, input_shape: tuple[int, ...], num_classes: int) -> SplitModel:
+def build(
+    spec: ModelSpec | str, *, input_shape: tuple[int, ...], num_classes: int, dtype: torch.dtype | None = None
+) -> SplitModel:
     """Build a model; equal arguments return the same object.
 
     Args:
         spec: a name, a name with options, or a :class:`ModelSpec`.
         input_shape: shape of one sample, ``(C, H, W)`` or ``(F,)``.
         num_classes: number of logits.
+        dtype: type of the input: int64 for tokens; None for the type of new tensors, such as float32.
 
     Raises:
         ModelError: the name or an option is unknown, the input is too small, or the user's own code fails.
@@ -30,7 +35,7 @@ def build(spec: ModelSpec | str, *, input_shape: tuple[int, ...], num_classes: i
     spec.check()
     options = {**({} if spec.own else OPTIONS[spec.name]), **dict(spec.options)}
     # With the defaults filled in, "resnet18" and "resnet18(norm=batch)" are the same model.
-    return _build(spec.name, tuple(sorted(options.items())), tuple(input_shape), num_classes)
+    return _build(spec.name, tuple(sorted(options.items())), tuple(input_shape), num_classes, dtype)
 
 
 @lru_cache(maxsize=256)
@@ -55,7 +60,11 @@ def projector(d_in: int, d_out: int, kind: str = "linear") -> SplitModel:
 
 @lru_cache(maxsize=256)
 def _build(
-    name: str, options: tuple[tuple[str, Option], ...], input_shape: tuple[int, ...], num_classes: int
+    name: str,
+    options: tuple[tuple[str, Option], ...],
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    dtype: torch.dtype | None,
 ) -> SplitModel:
     # Any: the catalogue has checked the types of the options.
     given: dict[str, Any] = dict(options)
@@ -85,7 +94,8 @@ def _build(
         input_shape=input_shape,
         classifier=classifier,
         extractor=extractor,
-        signature=(name, options, input_shape, num_classes),
+        signature=(name, options, input_shape, num_classes, dtype),
+        dtype=dtype,
     )
     if model.num_classes != num_classes:
         raise ModelError(

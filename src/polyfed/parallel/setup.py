@@ -69,6 +69,8 @@ class Execution:
         with without_collection():
             import_module("torch._dynamo")  # torch's optimizers import it in any case; here for all workers at once
         self.driver = driver_for(federation, placement, say)
+        for note in (note for model in federation.task.family().values() for note in model.notes):
+            say(note)
         self.count = min(run.workers or self._workers(), federation.config.clients.count)
         if federation.config.data.dataset == "python" and not self._forks():
             if (run.workers or 1) > 1:

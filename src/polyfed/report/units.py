@@ -16,9 +16,9 @@ def size(count: float) -> str:
     return _scaled(count, "B")
 
 
-def flops(count: float) -> str:
-    """Floating-point operations as text: 1.2e12 -> "1.2 T"."""
-    return _scaled(count, "")
+def flops(count: float | None) -> str:
+    """Floating-point operations as text: 1.2e12 -> "1.2 T"; None, where they cannot be counted, -> "unknown"."""
+    return "unknown" if count is None else _scaled(count, "")
 
 
 def _scaled(count: float, unit: str) -> str:

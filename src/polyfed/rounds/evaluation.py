@@ -39,7 +39,7 @@ class Evaluation:
     before_aggregation: float | None = None
     whole: dict[str, tuple[float, float]] = field(default_factory=dict[str, tuple[float, float]])
     gradient: float | None = None
-    flops: int = 0
+    flops: float = 0
     seconds: float = 0.0
 
     @property
@@ -121,14 +121,14 @@ class Evaluator:
             score.down = down[k][1]
         return scores
 
-    def _whole(self, server: Any, clients: Sequence[ClientId]) -> tuple[dict[str, tuple[float, float]], int]:
+    def _whole(self, server: Any, clients: Sequence[ClientId]) -> tuple[dict[str, tuple[float, float]], float]:
         named = {} if self.test_data is None else self.view.algorithm.global_nets(server, self.view.task)
         if self.test_data is None or not named:
             return {}, 0
         data, positions, sizes = self.test_data.global_test(clients)
         starts = np.cumsum(sizes) - sizes
         out: dict[str, tuple[float, float]] = {}
-        flops = 0
+        flops: float = 0
         for name, nets in named.items():
             placed = {
                 part: replace(net, params=tree.map_leaves(self.placement.put, net.params)) for part, net in nets.items()

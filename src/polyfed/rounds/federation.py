@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from polyfed.base.errors import ConfigError, ModelError
 from polyfed.base.memory import give_back
@@ -26,6 +27,7 @@ from polyfed.data.dataset import Dataset
 from polyfed.data.partition.make import make_partition, splitter
 from polyfed.data.partition.partition import Partition
 from polyfed.data.sources import load_dataset
+from polyfed.execute.choice import forward_flops
 from polyfed.models.split import SplitModel
 from polyfed.rounds.availability import Availability
 from polyfed.rounds.sampling import Weighted
@@ -81,7 +83,8 @@ class Federation(ServerView):
     @cached_property
     def task(self) -> Task:
         """What the server and all clients know."""
-        return configured_task(self.config, self.dataset.input_shape, self.dataset.num_classes)
+        data = self.dataset
+        return configured_task(self.config, data.input_shape, data.num_classes, data.input_dtype)
 
     @cached_property
     def plan(self) -> LocalSGD:
@@ -161,8 +164,10 @@ def client_at_work(
     return LocalClient(info, models, train, LocalSGD(**config.train.model_dump()), rng, round_, held_out)
 
 
-def configured_task(config: Config, input_shape: tuple[int, ...], num_classes: int) -> Task:
-    """Return the task of a configuration whose data have these shapes and classes."""
+def configured_task(
+    config: Config, input_shape: tuple[int, ...], num_classes: int, dtype: torch.dtype | None = None
+) -> Task:
+    """Return the task of a configuration whose data have these shapes, classes and type."""
     clients = config.clients
     return Task(
         input_shape=input_shape,
@@ -171,6 +176,7 @@ def configured_task(config: Config, input_shape: tuple[int, ...], num_classes: i
         rounds=config.run.rounds,
         architectures=tuple(dict.fromkeys(clients.models[: clients.count])),
         capacities=tuple(sorted(set(clients.capacities[: clients.count]), reverse=True)),
+        dtype=dtype,
     )
 
 
@@ -180,7 +186,7 @@ def check_networks(algorithm: Algorithm, task: Task, dataset: Dataset | None = N
     Args:
         algorithm: the algorithm of the run.
         task: the common knowledge of server and clients.
-        dataset: the data, if they are read: networks must take its numbers, or its tokens.
+        dataset: the data, if they are read: networks of tokens must take its smallest and largest.
 
     Raises:
         ModelError: a network cannot be built, or the algorithm cannot train it, or it does not take the data.
@@ -188,10 +194,8 @@ def check_networks(algorithm: Algorithm, task: Task, dataset: Dataset | None = N
     algorithm.check(task)
     for model in task.family().values():
         for part in algorithm.models(task, model).values():
-            # Of a client's networks, those built for this input and these classes take the data; a projector does not.
-            built = part.signature[2:] if isinstance(part.signature, tuple) else ()
-            if dataset is not None and built == (task.input_shape, task.num_classes):
-                part.check_input(dataset.extremes)
+            if dataset is not None and part.dtype is not None:
+                part.check_tokens(dataset.extremes)
 
 
 def misfits(configs: Sequence[Config]) -> list[str]:
@@ -200,13 +204,13 @@ def misfits(configs: Sequence[Config]) -> list[str]:
     Raises:
         PolyfedError: the data cannot be loaded.
     """
-    shapes: dict[object, tuple[tuple[int, ...], int]] = {}
+    shapes: dict[object, tuple[tuple[int, ...], int, torch.dtype | None]] = {}
     faults: list[str] = []
     for config in configs:
         data = config.data.model_dump_json()
         if data not in shapes:
             dataset = _load(config)
-            shapes[data] = (dataset.input_shape, dataset.num_classes)
+            shapes[data] = (dataset.input_shape, dataset.num_classes, dataset.input_dtype)
         try:
             check_networks(
                 load_algorithm(config.algorithm.name, config.algorithm.keys), configured_task(config, *shapes[data])
@@ -272,8 +276,44 @@ def prepare(config: Config, data: Dataset | None = None) -> Federation:
     check_networks(algorithm, federation.task, dataset)
     if algorithm.holdout:
         federation.local(partition.smallest, 0)  # reports a client with too few examples before the run
+    check_single_examples(federation)
+    if config.devices is not None:
+        for name, model in federation.task.family().items():
+            if forward_flops({name: model}, model.input_shape) is None:
+                raise ModelError(
+                    f"the FLOPs of model {name!r} cannot be counted, by which [devices] tells how long a client "
+                    "computes; replace the layer that polyfed cannot count (docs/models.md), or remove [devices]"
+                )
     give_back()
     return federation
+
+
+def check_single_examples(federation: Federation) -> None:
+    """Raise if a client whose batches have a single example has a network that cannot be trained on one.
+
+    Raises:
+        ModelError: the text names the clients and the network.
+    """
+    counts, algorithm = np.diff(federation.partition.train_offsets), federation.algorithm
+    if algorithm.holdout:
+        counts = counts - np.clip(np.round(algorithm.holdout * counts), 1, np.maximum(counts - 1, 0))
+    clients = np.flatnonzero(counts == 1 if federation.plan.batch_size > 1 else counts > 0)
+    for spec in federation.task.architectures if len(clients) else ():
+        for model in algorithm.models(federation.task, federation.task.build(spec)).values():
+            named = [k for k in clients.tolist() if federation.config.clients.model(k) == spec] * bool(
+                model.single_fault
+            )
+            if named:
+                raise ModelError(
+                    f"model {model.name!r} cannot train on a batch of one example ({model.single_fault}), and "
+                    f"{_listed(named)} would have such batches; set train.batch_size above 1 and partition.min_samples "
+                    "to 2 or more, or use a normalisation such as GroupNorm instead of BatchNorm"
+                )
+
+
+def _listed(clients: Sequence[ClientId]) -> str:
+    more = f" and {len(clients) - 5} more" if len(clients) > 5 else ""
+    return f"client{'s' * (len(clients) > 1)} {', '.join(map(str, clients[:5]))}{more}"
 
 
 def _load(config: Config) -> Dataset:
@@ -281,5 +321,6 @@ def _load(config: Config) -> Dataset:
         config.data.dataset,
         path=Path(config.data.path) if config.data.path else None,
         image_size=config.data.image_size,
+        agreed=config.data.agreed,
         **config.data.options,
     )

@@ -68,7 +68,8 @@ class Content:
             PolyfedError: a file cannot be read, or the algorithm does not exist.
         """
         if data is None:
-            data = file_digests(config.data.dataset, path=Path(config.data.path) if config.data.path else None)
+            path = Path(config.data.path) if config.data.path else None
+            data = file_digests(config.data.dataset, path=path, options=config.data.options)
         algorithm = load_algorithm(config.algorithm.name, config.algorithm.keys)
         asked = [model, config.algorithm.name, *vars(algorithm).values(), *map(str, config.clients.models)]
         source, packages = _own_code({name for value in asked if (name := _module(value))})

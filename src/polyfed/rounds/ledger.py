@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
+from polyfed.base import files
 from polyfed.core.clients import ClientInfo
 from polyfed.core.message import Size
 from polyfed.rounds.evaluation import Evaluation
@@ -18,7 +20,7 @@ class Ledger:
 
     def __init__(self, view: ServerView, progress: dict[str, Any] | None = None) -> None:
         self.view = view
-        self.progress: dict[str, Any] = progress or {
+        self.progress: dict[str, Any] = _known(progress) or {
             "bytes": {"up": _size(Size()), "down": _size(Size()), "evaluation_down": 0},
             "flops": 0,
             "participations": 0,
@@ -144,7 +146,7 @@ class Ledger:
 
     def summary(self, run_dir: str, trained: int, partition_hash: str) -> dict[str, Any]:
         """The content of summary.json; docs/run-directory.md explains each key."""
-        p, config = self.progress, self.view.config
+        p, config = files.nulled(self.progress), self.view.config
         up, down = p["bytes"]["up"], p["bytes"]["down"]
         return {
             "algorithm": self.view.algorithm.name,
@@ -212,6 +214,14 @@ def client_rows(view: ServerView, round_: int, played: Played | None, found: Eva
 
 def _size(size: Size) -> dict[str, int]:
     return {"values": size.values, "indices": size.indices, "header": size.header, "total": size.total}
+
+
+def _known(progress: Any) -> Any:
+    """Return the ledger of a checkpoint, in which unknown FLOPs are null, with NaN in their place."""
+    if not isinstance(progress, dict):
+        return progress
+    entries = cast("dict[str, Any]", progress).items()
+    return {k: math.nan if v is None and k.startswith("flops") else _known(v) for k, v in entries}
 
 
 def _plus(sums: dict[str, int], size: Size) -> dict[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
+from polyfed.base import files
 from polyfed.base.types import ClientId
 from polyfed.core.message import Nothing, State
 from polyfed.execute.drivers import Sequential
@@ -122,6 +123,6 @@ class RoundLoop(ABC):
         self.run_dir.append("rounds.jsonl", [row])
         self.run_dir.append("clients.jsonl", client_rows(self.view, self.round, played, found))
         self.whole = True
-        self.ended(row)
+        self.ended(files.nulled(row))
         if self.checkpoint_due(self.round):
             self.save()

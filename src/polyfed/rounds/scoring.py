@@ -12,7 +12,7 @@ from polyfed.core.algorithm import Algorithm
 from polyfed.core.clients import Examples
 from polyfed.core.net import Nets
 from polyfed.execute.cost import CostCounter
-from polyfed.execute.local_training import EVAL_BATCH, set_training
+from polyfed.execute.local_training import EVAL_BATCH, reported, set_training
 from polyfed.execute.placement import Placement
 
 
@@ -31,8 +31,8 @@ class Score:
 
     examples: int
     correct: dict[str, int]
-    flops: int = 0
-    flops_parts: int = 0
+    flops: float = 0
+    flops_parts: float = 0
     seconds: float = 0.0
     down: int = 0
 
@@ -56,17 +56,17 @@ class Scorer:
         return Score(len(data), correct, flops, seconds=clock())
 
     @torch.no_grad()
-    def right(self, nets: Nets, data: Examples, placement: Placement) -> tuple[dict[str, Tensor], int]:
+    def right(self, nets: Nets, data: Examples, placement: Placement) -> tuple[dict[str, Tensor], float]:
         """Return for each predictor which examples it gets right, (n,) bool; and the FLOPs of the test."""
         predict = partial(self.algorithm.predict, nets)
         models = {part: net.model for part, net in nets.items() if net.model is not None}
         set_training(models, False)
         signatures = tuple((part, model.signature) for part, model in models.items())
         found: dict[str, list[Tensor]] = {}
-        flops = 0
+        flops: float = 0
         for rows in torch.arange(len(data)).split(EVAL_BATCH):
             x, y = placement.batch(data, rows)
-            with placement.autocast():
+            with placement.autocast(), reported("a test"):
                 flops += self.costs.forward(("predict", signatures, x.shape[1:]), predict, x)
                 logits = predict(x)
             for name, value in logits.items():

@@ -23,7 +23,7 @@ class Wasted:
     reason: str
     bytes_up: int = 0
     bytes_down: int = 0
-    flops: int = 0
+    flops: float = 0
     seconds: float = 0.0
 
     def __add__(self, other: Wasted) -> Wasted:

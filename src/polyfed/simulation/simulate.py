@@ -132,13 +132,9 @@ class _Run(RoundLoop):
             say=callback.note,
             close=(run_dir.lock,),
         )
-        super().__init__(
-            federation,
-            run_dir,
-            store,
-            self.execution.driver,
-            f"{config.hash()[:16]}-{federation.partition.hash[:16]}",
-        )
+        frozen = (model.constants_digest for model in federation.task.family().values())
+        hashes = (config.hash(), federation.partition.hash, *filter(None, frozen))
+        super().__init__(federation, run_dir, store, self.execution.driver, "-".join(each[:16] for each in hashes))
         self.evaluator = Evaluator(federation, self.placement, self.driver.costs, federation.data)
         self.timed: TimedClients | None = None
 

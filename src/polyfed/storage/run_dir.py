@@ -85,7 +85,7 @@ class RunDir:
         """
         log = self._logs[name]
         try:
-            log.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+            log.write("".join(json.dumps(files.nulled(row)) + "\n" for row in rows).encode())
             log.flush()
         except OSError as error:
             raise StorageError(
@@ -112,7 +112,7 @@ class RunDir:
             server: the server's state.
             store: the private states.
             progress: the ledger and whatever else the loop must remember.
-            identity: the hashes of configuration and partition, which a later resume compares.
+            identity: the hashes of configuration, partition and frozen weights, which a later resume compares.
         """
         name = f"server-round-{round_}.safetensors"
         folder = self.path / "checkpoint"
@@ -123,7 +123,7 @@ class RunDir:
             "server": [name, files.write(folder / name, state_files.dump(server))],
             "states": store.save(),
             "logs": {name: self._sync(name) for name in LOGS},
-            "progress": progress,
+            "progress": files.nulled(progress),
         }
         files.write_json(folder / "manifest.json", {"sha256": _digest(manifest), "manifest": manifest})
         for path in folder.glob("server-round-*.safetensors"):
@@ -168,8 +168,9 @@ class RunDir:
             )
         if manifest["identity"] != identity:
             raise CheckpointError(
-                f"{path} belongs to another configuration or partition (it has {manifest['identity']}, expected "
-                f"{identity}); resume with the config.toml of this run directory"
+                f"{path} belongs to another configuration, partition or frozen weights of a network (it has "
+                f"{manifest['identity']}, expected {identity}); resume with the config.toml of this run directory, and "
+                "with the same files of weights"
             )
         name, sha256 = manifest["server"]
         server = state_files.load(path.parent / name, sha256, *states)

@@ -49,8 +49,9 @@ def test_label_by_name_or_number(tmp_path: Path, label: str | int) -> None:
     assert dataset.x.tolist() == [[1, 2], [3, 4]]
 
 
-def test_labels_by_whole_value(tmp_path: Path) -> None:
-    assert read(tmp_path, "a,y\n1,1.0\n2,2\n3,1\n").y.tolist() == [0, 1, 0]
+def test_labels_are_compared_as_text_and_sorted_as_numbers(tmp_path: Path) -> None:
+    dataset = read(tmp_path, "a,y\n1,1.0\n2,10\n3,1\n4,2\n")
+    assert (dataset.y.tolist(), dataset.classes) == ([1, 3, 0, 2], ("1", "1.0", "2", "10"))
     with pytest.raises(DataError, match="fractions"):
         read(tmp_path, "a,y\n1,1.5\n2,2\n")
 
@@ -64,7 +65,8 @@ def test_missing_values_are_nan_and_categories_are_columns(tmp_path: Path) -> No
 def test_own_missing_tokens(tmp_path: Path) -> None:
     dataset = read(tmp_path, "a,y\n-,0\n1,1\n", missing=("-",))
     assert math.isnan(dataset.x[0, 0])
-    assert read(tmp_path, "a,y\n-,0\n1,1\n").x.tolist() == [[1, 0], [0, 1]]  # otherwise a category
+    dataset = read(tmp_path, "a,y\n-,0\n1,1\n", missing=("NA",))
+    assert dataset.x.tolist() == [[1, 0], [0, 1]]  # otherwise a category
 
 
 def test_categorical_numbers(tmp_path: Path) -> None:

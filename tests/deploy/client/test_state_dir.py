@@ -29,7 +29,7 @@ def test_private_state_is_the_owners_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../../evil", "a/b", "", "A", "."])
 def test_the_name_of_an_experiment_is_no_path(name: str, tmp_path: Path) -> None:
-    header = json.dumps({"polyfed": 1, "kind": "describe", "experiment": name, "key": [0, 0, 0], "config": {}})
+    header = json.dumps({"polyfed": 2, "kind": "describe", "experiment": name, "key": [0, 0, 0], "config": {}})
     with pytest.raises(MessageError, match="experiment"):
         answer(header, None, nodes(tmp_path)[100])
 

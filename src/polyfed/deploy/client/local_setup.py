@@ -14,12 +14,14 @@ from polyfed.config import Config, load_algorithm
 from polyfed.core.algorithm import Algorithm, Task
 from polyfed.core.clients import ClientInfo, LocalClient
 from polyfed.data.client import FederatedData
+from polyfed.data.conform import schema_of
 from polyfed.data.dataset import Dataset
 from polyfed.data.partition.make import make_partition
 from polyfed.data.partition.partition import Partition
+from polyfed.data.schema import Schema
 from polyfed.data.sources import file_digests, load_dataset
 from polyfed.deploy.settings import NodeSettings
-from polyfed.deploy.wire.headers import TaskFacts
+from polyfed.deploy.wire.headers import Agreement, TaskFacts
 from polyfed.models.catalogue import ModelSpec
 from polyfed.rounds.federation import client_at_work, configured_info, deal
 
@@ -36,6 +38,19 @@ def task_of(config: Config, facts: TaskFacts) -> Task:
     )
 
 
+class ApartError(DataError):
+    """The data of a client mean something else than the others agreed on.
+
+    Args:
+        parts: the names of the parts that differ.
+        text: what differs.
+    """
+
+    def __init__(self, parts: tuple[str, ...], text: str) -> None:
+        super().__init__(text)
+        self.parts = parts
+
+
 @lru_cache(maxsize=1)  # a worker answers many messages of one run
 def _shared(config: str) -> tuple[Dataset, Partition]:
     """Return the configured data set and its partition; ``config`` is the configuration as text."""
@@ -46,9 +61,13 @@ def _shared(config: str) -> tuple[Dataset, Partition]:
 def _own(path: Path, digest: str, options: str, client: int, text: str) -> tuple[Dataset, Partition]:
     """Return a client's own file, with a partition that gives it all rows; ``digest`` changes with the content."""
     config = Config.parse(tomllib.loads(text))
-    kind = path.suffix.removeprefix(".")
+    kind = _kind(path)
     dataset = load_dataset(
-        kind, path=path, image_size=config.data.image_size if kind == "npz" else None, **json.loads(options)
+        kind,
+        path=path,
+        image_size=config.data.image_size if kind == "npz" else None,
+        agreed=config.data.agreed,
+        **json.loads(options),
     )
     return dataset, make_partition(
         dataset,
@@ -60,6 +79,10 @@ def _own(path: Path, digest: str, options: str, client: int, text: str) -> tuple
         split="pooled" if dataset.test_rows is None else "official",
         min_samples=config.partition.min_samples,
     )
+
+
+def _kind(path: Path) -> str:
+    return path.suffix.removeprefix(".").lower()
 
 
 @dataclass(frozen=True)
@@ -99,11 +122,61 @@ class LocalSetup:
             at_home = config if settings.path is None else config.replace("data", path=settings.path)
             return cls(settings, config, *_shared(at_home.to_toml()), settings.client, algorithm)
         path = Path(settings.data).expanduser()
-        if path.suffix not in (".csv", ".npz"):
-            raise DataError(f"{path}: expected a .csv or .npz file; see `polyfed list datasets`")
-        digest = "".join(file_digests(path.suffix.removeprefix("."), path=path).values())
+        if path.suffix.lower() not in (".csv", ".npz", ".parquet"):
+            raise DataError(f"{path}: expected a .csv, .parquet or .npz file; see `polyfed list datasets`")
+        digest = "".join(file_digests(_kind(path), path=path, options=settings.data_options).values())
         own = _own(path, digest, json.dumps(settings.data_options), settings.client, config.to_toml())
         return cls(settings, config, *own, 0, algorithm)
+
+    @classmethod
+    def agreeing(cls, settings: NodeSettings, config: Config, agreed: Agreement | None, salt: str) -> LocalSetup:
+        """Load the data of this client, with the agreed numbers of classes and positions of columns.
+
+        Args:
+            settings: the client's settings.
+            config: the server's configuration.
+            agreed: what the clients that joined agreed on; None while there is nothing.
+            salt: the name of the run, for the hashes of names.
+
+        Raises:
+            ApartError: the data mean something else than the others agreed on.
+            PolyfedError: as for `of`.
+        """
+        if agreed is None:
+            return cls.of(settings, config)
+        try:
+            found = cls.of(settings, config.replace("data", agreed=agreed.meaning.over(config.data.agreed)))
+        except DataError as error:
+            try:
+                parts = cls.of(settings, config).agreement(salt).apart(agreed)
+            except DataError:
+                raise error from None
+            text = f"client {settings.client} does not fit what the others agreed on: {error}"
+            raise (ApartError(parts, text) if parts else error) from error
+        if parts := found.agreement(salt).apart(agreed):
+            raise ApartError(
+                parts,
+                f"client {settings.client}: its {', '.join(parts)} differ from those that the others agreed on, whose "
+                "names are private; compare the tables, and give the names of all sites in [data.agreed]",
+            )
+        return found
+
+    @classmethod
+    def fitting(cls, settings: NodeSettings, config: Config, facts: TaskFacts, salt: str) -> LocalSetup:
+        """Load the data of this client for the common task.
+
+        Raises:
+            DataError: the data have another shape than the task, or mean something else.
+        """
+        found = cls.agreeing(settings, config, facts.agreed, salt)
+        have = found.dataset.input_shape, found.dataset.num_classes
+        if have != (facts.input_shape, facts.num_classes):
+            raise DataError(
+                f"the data of client {settings.client} have shape {have[0]} in {have[1]} classes; expected "
+                f"{facts.input_shape} in {facts.num_classes}, as the task says; correct the data, or start a new run "
+                "with them"
+            )
+        return found
 
     @property
     def spec(self) -> ModelSpec:
@@ -118,23 +191,11 @@ class LocalSetup:
         known = known if capacity is None else replace(known, capacity=capacity)
         return known if self.settings.model is None else replace(known, architecture="")
 
-    def fitting(self, facts: TaskFacts) -> LocalSetup:
-        """Return this client for the common task, which may have classes that no row here has.
-
-        Raises:
-            DataError: the data have another shape than the task, or more classes.
-        """
-        have, missing = self.dataset.input_shape, facts.num_classes - self.dataset.num_classes
-        if have != facts.input_shape or missing < 0:
-            raise DataError(
-                f"the data of client {self.settings.client} have shape {have} in {self.dataset.num_classes} classes; "
-                f"expected {facts.input_shape} in at most {facts.num_classes}, as the task says; correct the data, or "
-                "start a new run with them"
-            )
-        if not missing:
-            return self
-        more = tuple(f"class {k}" for k in range(self.dataset.num_classes, facts.num_classes))
-        return replace(self, dataset=replace(self.dataset, classes=(*self.dataset.classes, *more)))
+    def agreement(self, salt: str) -> Agreement:
+        """Return what this client's classes, columns, categories and pixels mean, without names that stay private."""
+        own = schema_of(self.dataset)
+        told = own if self.settings.tells_names else Schema(mean=own.mean, std=own.std)
+        return Agreement(digests=own.digests(salt), meaning=told)
 
     @property
     def data(self) -> FederatedData:

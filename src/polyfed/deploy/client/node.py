@@ -22,7 +22,7 @@ from polyfed.base.types import Parts
 from polyfed.config import Config
 from polyfed.core.message import Message, State, decode, encode
 from polyfed.core.requests import Fit, Fitted, drive
-from polyfed.deploy.client.local_setup import LocalSetup, task_of
+from polyfed.deploy.client.local_setup import ApartError, LocalSetup, task_of
 from polyfed.deploy.client.state_dir import ClientStateDir, private_folder
 from polyfed.deploy.settings import NodeSettings
 from polyfed.deploy.wire import headers
@@ -76,7 +76,8 @@ def answer(
         log.error("client %d, %s %s: %s", settings.client, request.kind, request.key, traceback.format_exc())
         _write_log(settings, request, error)
         name = type(error).__name__ if isinstance(error, (PolyfedError, MemoryError)) else "Error"
-        return _reply(request, settings, error=f"{name}; its text is in the client's log"), None
+        apart = error.parts if isinstance(error, ApartError) else ()
+        return _reply(request, settings, error=f"{name}; its text is in the client's log", apart=apart), None
 
 
 def _reply(request: RequestHeader, settings: NodeSettings, **fields: Any) -> str:
@@ -144,7 +145,8 @@ class _Node:
         return _reply(self.request, self.settings, seconds=seconds, **fields)
 
     def _describe(self) -> Frame:
-        setup = LocalSetup.of(self.settings, self.config)
+        salt = self.request.experiment
+        setup = LocalSetup.agreeing(self.settings, self.config, self.request.agreed, salt)
         shape, classes = setup.dataset.input_shape, setup.dataset.num_classes
         build(setup.spec, input_shape=shape, num_classes=classes)  # reports a network that cannot work before round 1
         about = About(
@@ -153,6 +155,7 @@ class _Node:
             architecture=setup.info.architecture,
             input_shape=shape,
             num_classes=classes,
+            agreement=setup.agreement(salt),
         )
         return self._frame(about=about), None
 
@@ -160,7 +163,7 @@ class _Node:
         if self.request.task is None:
             raise MessageError(f"a {self.request.kind} request came without the task; expected the field 'task'")
         with self._timed("data"):
-            self.setup = LocalSetup.of(self.settings, self.config).fitting(self.request.task)
+            self.setup = LocalSetup.fitting(self.settings, self.config, self.request.task, self.request.experiment)
         self.task = task_of(self.config, self.request.task)
         self.algorithm = self.setup.algorithm
         self.state_dir = ClientStateDir(
@@ -233,10 +236,10 @@ class _Node:
         )
         return self._frame(lost=lost, score=self._score(parts, work.flops)), None
 
-    def _score(self, parts: Parts, spent: int = 0) -> Counts:
+    def _score(self, parts: Parts, spent: float = 0) -> Counts:
         with self._timed("score"):
             scorer = Scorer(self.algorithm, self.placement, Sequential(self.placement).costs)
             nets = bind(self.setup.local(self.task, self.request.key[0]).models, tree_to(parts, self.placement))
             found = scorer.score(nets, self.setup.data.test(self.setup.place))
-            told = {"flops": found.flops, "flops_parts": spent} if self.settings.tells_costs else {}
+            told: dict[str, Any] = {"flops": found.flops, "flops_parts": spent} if self.settings.tells_costs else {}
             return Counts(examples=found.examples, correct=found.correct, **told)

@@ -126,10 +126,10 @@ class RemoteClients:
         self._kept |= dict.fromkeys(answers, key)
         return gathered, {
             client: Report(
-                Work(**answer.work.model_dump()) if answer.work else Work(),
+                Work(**headers.costs(answer.work)) if answer.work else Work(),
                 measure(request.down[client]),
                 found.sizes[client],
-                Score(**answer.score.model_dump()) if answer.score else None,
+                Score(**headers.costs(answer.score)) if answer.score else None,
             )
             for client, answer in answers.items()
         }
@@ -144,7 +144,7 @@ class RemoteClients:
         """Send each client the message from which it predicts; return the counts of the clients that report them."""
         found = self._ask("evaluate", (round_, self.attempt, 0), down, {}, None, score=False, enough=None)
         scores = {
-            client: Score(**answer.score.model_dump())
+            client: Score(**headers.costs(answer.score))
             for client, answer in sorted(found.answers.items())
             if answer.score is not None
         }

@@ -212,6 +212,7 @@ class _Served(RoundLoop):
             progress = self.restore() or {}
             if progress:
                 self.registry.task = TaskFacts.model_validate(progress["task"])
+                self.registry.agreed = self.registry.task.agreed
                 self.remote.settled = {int(k): (key[0], key[1], key[2]) for k, key in progress["settled"].items()}
                 self.journal("resumed", round=self.round)
             self._gather()

@@ -11,7 +11,7 @@ from polyfed.base.errors import MessageError
 from polyfed.base.types import ClientId
 from polyfed.config import Config
 from polyfed.deploy.wire import headers
-from polyfed.deploy.wire.headers import About, ReplyHeader, RequestHeader, TaskFacts
+from polyfed.deploy.wire.headers import About, Agreement, ReplyHeader, RequestHeader, TaskFacts
 from polyfed.deploy.wire.transport import Outgoing, Transport
 
 #: Receives every event that is worth a line: its kind and its particulars.
@@ -43,9 +43,11 @@ class ClientRegistry:
             fixed,
         )
         self.task: TaskFacts | None = None
+        self.agreed: Agreement | None = None  # the first client's, if [data.agreed] does not give all of it
         self.node: dict[ClientId, int] = {}  # the node of each client, connected or not
         self.about: dict[ClientId, About] = {}
-        self._asked: dict[str, tuple[int, float]] = {}  # ticket -> node, and when it was asked
+        #: Ticket -> the node, when it was asked, and the agreement that it was asked to fit.
+        self._asked: dict[str, tuple[int, float, Agreement | None]] = {}
         self._refused: dict[int, float] = {}  # node -> when it may be asked again
         self._online: set[int] = set()
 
@@ -64,19 +66,23 @@ class ClientRegistry:
                 self.tell("joined", client=client, again=True)
         self._online = online
         self._hear()
-        waiting = {node for node, asked in self._asked.values() if time.monotonic() - asked < _TTL}
+        waiting = {node for node, asked, _ in self._asked.values() if time.monotonic() - asked < _TTL}
         self._refused = {node: until for node, until in self._refused.items() if node in online}
         refused = {node for node, until in self._refused.items() if time.monotonic() < until}
         new = sorted(online - {*self.node.values(), *waiting, *refused})
         if new:
-            request = RequestHeader(kind="describe", experiment=self.experiment, config=self.config.to_dict())
+            request = RequestHeader(
+                kind="describe", experiment=self.experiment, config=self.config.to_dict(), agreed=self.agreed
+            )
             told = [Outgoing(node, "describe", headers.dump(request), None, "join", _TTL) for node in new]
             tickets = zip(self.transport.push(told), new, strict=True)
-            self._asked |= {ticket: (node, time.monotonic()) for ticket, node in tickets if ticket is not None}
+            self._asked |= {
+                ticket: (node, time.monotonic(), self.agreed) for ticket, node in tickets if ticket is not None
+            }
 
     def _hear(self) -> None:
         for reply in self.transport.pull(list(self._asked)) if self._asked else ():
-            node, _ = self._asked.pop(reply.ticket, (0, 0.0))
+            node, _, asked = self._asked.pop(reply.ticket, (0, 0.0, None))
             if reply.error:
                 self.tell("refused", node=str(node), reason=reply.error)
                 continue  # the next refresh asks the node again
@@ -85,25 +91,37 @@ class ClientRegistry:
             except MessageError as error:
                 self._refuse(node, str(error))
             else:
-                if answer.error or answer.about is None:
+                if answer.apart:
+                    self._refuse(node, _apart(answer.apart), client=answer.client)
+                elif answer.error and asked != self.agreed:
+                    pass  # such as a site with one class; it can read its data now that the others agreed
+                elif answer.error or answer.about is None:
                     self._refuse(node, answer.error or "the reply does not describe the client")
                 else:
-                    self._enter(node, answer.about)
+                    self._enter(node, answer.about, asked)
 
     def _refuse(self, node: int, reason: str, **more: Any) -> None:
         self._refused[node] = time.monotonic() + _AGAIN  # somebody may have mended the cause by then
         self.tell("refused", node=str(node), reason=reason, **more)
 
-    def _enter(self, node: int, about: About) -> None:
+    def _enter(self, node: int, about: About, asked: Agreement | None) -> None:
         client, before = about.client, self.node.get(about.client, node)
         reason = self._misfit(about)
+        apart = () if self.agreed is None else about.agreement.apart(self.agreed)
         if reason:
             self._refuse(node, reason, client=client)
+        elif apart and asked != self.agreed:
+            pass  # it was asked before there was an agreement; the next refresh asks it to fit that
+        elif apart:
+            self._refuse(node, _apart(apart), client=client)
         elif self.fixed and before != node:
             self._refuse(node, "another node, with a key of its own, already joined as this client", client=client)
         else:
             if before != node:
                 self._refused[before] = math.inf  # a client has one node: the last that described itself as it
+            if self.agreed is None:
+                self.agreed = about.agreement
+                self._refused = {k: until for k, until in self._refused.items() if until == math.inf}  # may fit now
             self.node[client], self.about[client] = node, about
             self.tell("joined", client=client, again=before != node)
 
@@ -114,9 +132,10 @@ class ClientRegistry:
         task = self.task
         if task is None:
             others = [other for other in self.about.values() if other.client != about.client]
-            if others and about.input_shape != others[0].input_shape:
+            # Tables with other columns have other shapes, too; what differs there is told by the agreement.
+            if others and len(about.input_shape) > 1 and about.input_shape != others[0].input_shape:
                 return f"its examples have shape {about.input_shape}; expected {others[0].input_shape}, as others have"
-        elif about.input_shape != task.input_shape or about.num_classes > task.num_classes:
+        elif about.input_shape != task.input_shape or about.num_classes != task.num_classes:
             return (
                 f"its data have shape {about.input_shape} in {about.num_classes} classes; the task has "
                 f"{task.input_shape} in {task.num_classes}"
@@ -136,7 +155,16 @@ class ClientRegistry:
         capacities = {*self.config.clients.capacities[:count], *(one.capacity for one in about)}
         return TaskFacts(
             input_shape=about[0].input_shape,
-            num_classes=max(one.num_classes for one in about),
+            num_classes=about[0].num_classes,
             architectures=tuple(public) if all(one.architecture for one in about) else (),
             capacities=tuple(sorted(capacities, reverse=True)),
+            agreed=self.agreed,
         )
+
+
+def _apart(parts: tuple[str, ...]) -> str:
+    """Return why a client whose data mean something else cannot take part."""
+    return (
+        f"its {', '.join(parts)} differ from those that the first client proposed or [data.agreed] gives; the client's "
+        "log says in what"
+    )

@@ -7,11 +7,13 @@ field by field, and no field names a class to build.
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from polyfed.base.errors import MessageError
+from polyfed.data.schema import Schema
 
 #: The longest header, in characters, that is read; a configuration and the task take a few kB.
 HEADER_LIMIT = 1_000_000
@@ -19,13 +21,35 @@ HEADER_LIMIT = 1_000_000
 #: (round, attempt, phase) names an exchange of a run: a void round is attempted again, a round has phases.
 Key: TypeAlias = tuple[int, int, int]
 _Count = Annotated[int, Field(ge=0, le=2**53)]
+#: FLOPs, which are NaN in the ledger if they cannot be counted.
+_Flops = Annotated[_Count | Literal["unknown"], BeforeValidator(lambda value: value if value == value else "unknown")]
 _Key = tuple[_Count, _Count, _Count]
 _Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _H = TypeVar("_H", bound=BaseModel)
 
 
 class _Header(BaseModel, frozen=True, extra="forbid"):
-    polyfed: Literal[1] = 1  # the version of the wire format; a node refuses any other
+    polyfed: Literal[2] = 2  # the version of the wire format; a node refuses any other
+
+
+class Agreement(BaseModel, frozen=True, extra="forbid"):
+    """What classes, columns, categories and pixels mean at a client, or at all of them.
+
+    Args:
+        digests: a hash of each part; equal hashes are equal parts, also where the names are private.
+        meaning: the schema; classes and columns are left out where a client keeps them private.
+    """
+
+    digests: Annotated[dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]], Field(min_length=1, max_length=10)]
+    meaning: Schema
+
+    def apart(self, other: Agreement) -> tuple[str, ...]:
+        """Return the names of the parts that differ."""
+        return tuple(
+            part
+            for part in sorted({*self.digests, *other.digests})
+            if self.digests.get(part) != other.digests.get(part)
+        )
 
 
 class TaskFacts(BaseModel, frozen=True, extra="forbid"):
@@ -36,12 +60,14 @@ class TaskFacts(BaseModel, frozen=True, extra="forbid"):
         num_classes: the number of classes, L.
         architectures: the clients' networks where they are public; empty where they are private.
         capacities: the capacities that occur, descending.
+        agreed: what all clients' classes, columns, categories and pixels mean.
     """
 
     input_shape: Annotated[tuple[Annotated[int, Field(gt=0, le=2**31)], ...], Field(min_length=1, max_length=4)]
     num_classes: Annotated[int, Field(ge=2, le=10**7)]
     architectures: tuple[str, ...] = ()
     capacities: tuple[float, ...] = (1.0,)
+    agreed: Agreement | None = None
 
 
 class RequestHeader(_Header, frozen=True):
@@ -57,6 +83,7 @@ class RequestHeader(_Header, frozen=True):
         score: whether the client tests just after its training.
         config: the tables of the configuration.
         task: the task; None while the server does not know it.
+        agreed: what the clients that joined agreed on, in a request to describe; None while there is none.
     """
 
     kind: Literal["describe", "train", "evaluate"]
@@ -68,12 +95,13 @@ class RequestHeader(_Header, frozen=True):
     score: bool = False
     config: dict[str, Any] = Field(default_factory=dict)
     task: TaskFacts | None = None
+    agreed: Agreement | None = None
 
 
 class WorkReport(BaseModel, frozen=True, extra="forbid"):
     """Costs of a client's work, as far as the client reports them; see `polyfed.execute.drivers.Work`."""
 
-    flops: _Count = 0
+    flops: _Flops = 0
     seconds: _Seconds = 0.0
     peak_bytes: _Count = 0
     steps: _Count = 0
@@ -85,14 +113,20 @@ class Counts(BaseModel, frozen=True, extra="forbid"):
 
     examples: Annotated[int, Field(gt=0, le=2**53)]
     correct: Annotated[dict[str, _Count], Field(min_length=1, max_length=1000)]
-    flops: _Count = 0
-    flops_parts: _Count = 0
+    flops: _Flops = 0
+    flops_parts: _Flops = 0
 
     @model_validator(mode="after")
     def _no_more_than_all(self) -> Counts:
         if max(self.correct.values()) > self.examples:
             raise ValueError(f"got {max(self.correct.values())} right answers of {self.examples} examples")
         return self
+
+
+def costs(told: WorkReport | Counts) -> dict[str, Any]:
+    """Return the fields of a report, with NaN for FLOPs that the client could not count."""
+    fields = told.model_dump().items()
+    return {name: math.nan if value == "unknown" and name.startswith("flops") else value for name, value in fields}
 
 
 class About(BaseModel, frozen=True, extra="forbid"):
@@ -103,6 +137,7 @@ class About(BaseModel, frozen=True, extra="forbid"):
     architecture: Annotated[str, Field(max_length=1000)]
     input_shape: Annotated[tuple[Annotated[int, Field(gt=0, le=2**31)], ...], Field(min_length=1, max_length=4)]
     num_classes: Annotated[int, Field(ge=2, le=10**7)]
+    agreement: Agreement
 
 
 class ReplyHeader(_Header, frozen=True):
@@ -111,6 +146,7 @@ class ReplyHeader(_Header, frozen=True):
     Args:
         kind, experiment, key, client: as in the request.
         error: the class of an exception, without its text, which could disclose private facts; "" if there is none.
+        apart: the parts in which the client's data differ from what the others agreed on, if that is the error.
         lost: whether the client no longer had the state that the request starts from.
         work: the costs of the client's work.
         score: the result of the test.
@@ -123,6 +159,7 @@ class ReplyHeader(_Header, frozen=True):
     key: _Key
     client: _Count
     error: Annotated[str, Field(max_length=200)] | None = None
+    apart: Annotated[tuple[Annotated[str, Field(max_length=100)], ...], Field(max_length=10)] = ()
     lost: bool = False
     work: WorkReport | None = None
     score: Counts | None = None

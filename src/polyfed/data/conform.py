@@ -1,0 +1,72 @@
+"""A data set as its site agreed with the others: classes, columns and categories at the agreed positions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from polyfed.base.errors import DataError
+from polyfed.data.dataset import Dataset
+from polyfed.data.schema import Feature, Schema, apart
+
+
+def schema_of(dataset: Dataset) -> Schema:
+    """Return the schema of a data set."""
+    features = (column for column in dataset.columns if column.kind in ("number", "category"))
+    return Schema(
+        classes=dataset.classes,
+        columns=tuple(Feature(name=column.name, categories=column.categories) for column in features),
+        mean=dataset.mean,
+        std=dataset.std,
+    )
+
+
+def conform(dataset: Dataset, agreed: Schema) -> Dataset:
+    """Return the data set with the agreed numbers of classes, positions of columns and categories, and scale of pixels.
+
+    A class or category that has no row here is fine; parts that the agreement leaves empty stay as they are.
+
+    Raises:
+        DataError: the data set has a class, column or category that is not agreed, or lacks a column.
+    """
+    own = schema_of(dataset)
+    wanted = agreed.over(own)
+    if faults := list(apart(own, wanted)):
+        raise DataError(
+            f"{dataset.name}: has {'; '.join(faults)}; correct the file, or give all sites' names in [data.agreed]"
+        )
+    if agreed.mean and len(agreed.mean) != len(dataset.mean):
+        raise DataError(
+            f"{dataset.name}: has {len(dataset.mean)} channels; the agreed mean and deviation are of {len(agreed.mean)}"
+        )
+    code = torch.tensor([wanted.classes.index(name) for name in own.classes])
+    dataset = replace(dataset, y=code[dataset.y] if len(code) else dataset.y, classes=wanted.classes)
+    if agreed.mean:
+        dataset = replace(dataset, mean=agreed.mean, std=agreed.std)
+    return _arranged(dataset, own, wanted) if own.columns != wanted.columns else dataset
+
+
+def _arranged(dataset: Dataset, own: Schema, wanted: Schema) -> Dataset:
+    """Return the data set with the features at the agreed positions."""
+    widths = [len(column.categories) or 1 for column in own.columns]
+    starts = dict(zip((column.name for column in own.columns), np.cumsum([0, *widths]).tolist(), strict=False))
+    known = {column.name: column for column in own.columns}
+    pieces: list[torch.Tensor] = []
+    for column in wanted.columns:
+        start, mine = starts[column.name], known[column.name].categories
+        if not column.categories:
+            pieces.append(dataset.x[:, start : start + 1])
+            continue
+        # A category that has no row here is 0, but NaN where the cell is missing, as the others are.
+        gone = dataset.x[:, start : start + 1].isnan()
+        empty = torch.zeros(len(dataset), 1, dtype=dataset.x.dtype).masked_fill(gone, float("nan"))
+        pieces += [
+            dataset.x[:, start + mine.index(name), None] if name in mine else empty for name in column.categories
+        ]
+    order = {column.name: column for column in wanted.columns}
+    features = {column.name: column for column in dataset.columns if column.name in order}
+    columns = [replace(features[name], categories=column.categories) for name, column in order.items()]
+    others = [column for column in dataset.columns if column.name not in order]
+    return replace(dataset, x=torch.cat(pieces, dim=1), columns=(*columns, *others))

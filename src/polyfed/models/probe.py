@@ -1,0 +1,526 @@
+"""Forward passes that test a user's network before it trains: state in the wrong place, and what torch would say later.
+
+One module serves all clients, so all that differs between clients has to be in its parameters and buffers. State in
+any other place would leak from client to client. Two tests detect it: plain attributes are compared before and after
+forward passes, and the output for one input is compared before and after another input.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from hashlib import blake2b
+from itertools import pairwise
+from logging import Logger
+from pathlib import Path
+from random import Random
+from types import FrameType, FunctionType, ModuleType
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from polyfed.base.errors import ModelError
+from polyfed.base.rng import Rng
+from polyfed.models.binding import Binding, frozen_norms, places, some
+
+#: The attributes that every module has, and a recurrent layer's list of the weights that are bound to it.
+_OF_TORCH = {*vars(nn.Module()), "_flat_weights", "_flat_weight_refs"}
+_TORCH = str(Path(torch.__file__).parent)
+_OLD_HOOKS = {
+    "torch.nn.utils.weight_norm": "torch.nn.utils.parametrizations.weight_norm",
+    "torch.nn.utils.spectral_norm": "torch.nn.utils.parametrizations.spectral_norm",
+    "torch.nn.utils.prune": "torch.nn.utils.prune.remove, or a parametrization",
+}
+
+
+def fault(error: BaseException) -> str:
+    """Return the error as text, with the class, the file and the line of the network's code that raised it."""
+    found = _frame(error, own=True)
+    if found is None:
+        return f"{type(error).__name__}: {error}"
+    frame, line = found
+    where = f"{type(frame.f_locals['self']).__name__}, {Path(frame.f_code.co_filename).name}, line {line}"
+    return f"{type(error).__name__}: {error} ({where})"
+
+
+def in_network(error: BaseException) -> bool:
+    """Return whether a network's forward raised the error."""
+    return _frame(error, own=False) is not None
+
+
+def _frame(error: BaseException, *, own: bool) -> tuple[FrameType, int] | None:
+    """Return the innermost frame, and its line, of a module's method; ``own``: of a module that is not torch's."""
+    found, trace = None, error.__traceback__
+    while trace is not None:
+        of = trace.tb_frame.f_locals.get("self")
+        if isinstance(of, nn.Module) and not (own and trace.tb_frame.f_code.co_filename.startswith(_TORCH)):
+            found = trace.tb_frame, trace.tb_lineno
+        trace = trace.tb_next
+    return found
+
+
+def complete(module: nn.Module, x: Tensor) -> None:
+    """Give lazy layers their weights, by a forward pass in evaluation mode; torch's generator draws them."""
+    if any(is_lazy(place.tensor) for place in places(module)):
+        module.eval()
+        with torch.no_grad():
+            module(x)
+        module.train()
+
+
+def check_module(module: nn.Module, model: str) -> None:
+    """Raise unless the module's kinds of layers and tensors can be trained on weights from outside.
+
+    Raises:
+        ModelError: the text names the layer or tensor, and the mend.
+    """
+    for path, child in _named(module):
+        name = type(child).__name__
+        what = f"model {model!r}: " + (f"its submodule {path!r}" if path else "it")
+        compiled = hasattr(child.forward, "_torchdynamo_orig_callable") or "_compiled_call_impl" in vars(child)
+        if compiled or isinstance(child, torch.jit.ScriptModule) or hasattr(child, "_orig_mod"):
+            raise ModelError(
+                f"{what} is compiled ({name}); return the plain nn.Module, without script, trace and compile"
+            )
+        if isinstance(child, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            raise ModelError(f"{what} is a {name}; return the network inside it: polyfed places networks itself")
+        if isinstance(child, nn.Embedding | nn.EmbeddingBag) and child.max_norm is not None:
+            raise ModelError(
+                f"{what} is an {name} with max_norm, which writes into its weight in a forward, in evaluation too; "
+                "leave max_norm out, or normalise the result of the layer"
+            )
+        for hook in vars(child)["_forward_pre_hooks"].values():  # the only place of torch's older normalisations
+            old = next((old for old in _OLD_HOOKS if type(hook).__module__.startswith(old)), None)
+            if old:
+                raise ModelError(
+                    f"{what} ({name}) is changed by {old}, which keeps a weight in a plain attribute; use "
+                    f"{_OLD_HOOKS[old]}"
+                )
+    for _, _, name, _, tensor in places(module):
+        if is_lazy(tensor):
+            raise ModelError(
+                f"model {model!r}: its lazy layer still has no shape for {name!r} after a forward pass; does the "
+                "forward call the layer? Otherwise use a layer that is not lazy"
+            )
+        if tensor.layout != torch.strided:
+            raise ModelError(
+                f"model {model!r}: {name!r} is sparse, which polyfed cannot send or average; keep the positions and "
+                "the values as two tensors, and make the sparse tensor of them in the forward"
+            )
+        if tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None):
+            raise ModelError(
+                f"model {model!r}: a hook on {name!r} would be lost, as polyfed puts the weights of each client in its "
+                "place; change gradients in the forward, by a torch.autograd.Function, or set train.clip"
+            )
+        if tensor.is_complex():
+            raise ModelError(
+                f"model {model!r}: {name!r} is {_dtype(tensor)}, but polyfed trains, sends and averages real numbers; "
+                "store torch.view_as_real(tensor), and use torch.view_as_complex in the forward"
+            )
+        if tensor.device.type != "cpu":
+            raise ModelError(
+                f"model {model!r} puts {name!r} on the device {str(tensor.device)!r}; leave out device=, .to() and "
+                ".cuda(): polyfed places networks itself, by run.device"
+            )
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ModelError(
+                f"model {model!r}: {name!r} holds NaN or infinity when it is new; initialise it, by torch.nn.init for "
+                "example (torch.empty leaves numbers as memory has them)"
+            )
+    _check_registered(module, model)
+
+
+def check_input(module: nn.Module, model: str) -> list[str]:
+    """Raise unless a forward with one input is possible; return a note on optional inputs, which are never fed.
+
+    Raises:
+        ModelError: the forward takes no input, or needs more than one.
+    """
+    kinds = inspect.Parameter
+    takes = [
+        parameter
+        for parameter in inspect.signature(module.forward).parameters.values()
+        if parameter.kind not in (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD)
+    ]
+    if not inspect.signature(module.forward).parameters:
+        raise ModelError(f"model {model!r}: {type(module).__name__}.forward takes no input; expected forward(self, x)")
+    needed = [parameter.name for parameter in takes if parameter.default is kinds.empty]
+    where = f"{type(module).__name__}.forward({', '.join(parameter.name for parameter in takes)})"
+    if len(needed) > 1 or (needed and takes[0].name != needed[0]):
+        raise ModelError(
+            f"model {model!r}: {where} needs {len(needed)} inputs ({', '.join(needed)}), but polyfed feeds one, the "
+            "examples; join the inputs in the data, as more features or channels, and separate them in the forward"
+        )
+    rest = [parameter.name for parameter in takes[1:]]
+    return [f"model {model!r}: {where} gets its first input alone, and {some(rest)} the default"] if rest else []
+
+
+class Prober:
+    """Forward passes of a user's network on weights of its own.
+
+    Args:
+        build: builds the module anew, under the same stream of random numbers.
+        module: the module, in evaluation mode.
+        model: the name of the model, for messages.
+        inputs: ``inputs(number, examples)``, a batch (B, ...) for each number.
+        rng: the randomness of the passes.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[], nn.Module],
+        module: nn.Module,
+        model: str,
+        inputs: Callable[[int, int], Tensor],
+        rng: Rng,
+    ) -> None:
+        self.build, self.model, self.inputs, self.rng = build, model, inputs, rng
+        self.own, binding = list(places(module)), Binding(module, model)
+        self.binding = binding
+        copies = {place.name: place.tensor.detach().clone() for place in self.own}
+        self.weights = {name: copies[name] for name in binding.shapes}
+        self.constants = {name: copies[name] for name in binding.constants}
+        #: The buffers that training moves, and the parameters without a gradient.
+        self.moved, self.unused = set[str](), set[str]()
+        #: The shape per sample of the output in training, or the name of its type.
+        self.trained: tuple[int, ...] | str = ()
+        self.said: list[str] = []
+
+    def check_state(self) -> bool:
+        """Raise ModelError if a forward changes or keeps what only the weights and buffers may hold.
+
+        Returns:
+            Whether it fills a cache, a plain attribute that depends on nothing but shapes.
+        """
+        module = self.binding.module
+        other = self.build()
+        if other is module:
+            raise ModelError(
+                f"the factory of model {self.model!r} returned the same module twice; it must build a new module"
+            )
+        self._check_repeatable(other)
+        found = [attributes(module)]
+        first = self._both_modes(self.binding, 0, self.weights)
+        found.append(attributes(module))
+        self._both_modes(self.binding, 1, self.weights)
+        found.append(attributes(module))
+        names = {name for a, b in pairwise(found) for name in a.keys() | b.keys() if a.get(name) != b.get(name)}
+        if names:
+            kept = {name for name in names if found[1].get(name) == found[2].get(name)}
+            # A cache that depends on shapes alone is filled with the same value from other weights and other inputs.
+            changed = {n: w + 0.1 if n in self.binding.parameter_names else w for n, w in self.weights.items()}
+            self._both_modes(Binding(other, self.model), 2, changed)
+            again = attributes(other)
+            self._refuse({name for name in names if name not in kept or again.get(name) != found[2].get(name)})
+        for before, now in zip(first, self._both_modes(self.binding, 0, self.weights), strict=True):
+            if isinstance(before, Tensor) and not (isinstance(now, Tensor) and _close(before, now)):
+                raise ModelError(
+                    f"model {self.model!r} gives another output for the same weights and input after it has seen other "
+                    "data; keep state in a buffer (self.register_buffer), not in globals, closures or hooks, and draw "
+                    "random numbers by torch, not by numpy or random"
+                )
+        for place in self.own:
+            place.owner[place.local] = place.tensor
+        return bool(names)
+
+    def notes(self) -> list[str]:
+        """Return sentences on what trains other than its user may think."""
+        found = list(self.said)
+        moving = [path for path in frozen_norms(self.binding.module)[1] if f"{path}.running_mean" in self.moved]
+        if moving:
+            found.append(
+                f"model {self.model!r}: the parameters of {some(moving)} are frozen, but training moves the running "
+                "statistics all the same; a method train(self, mode) of the network can keep it in evaluation"
+            )
+        if self.unused:
+            found.append(
+                f"model {self.model!r}: {some(sorted(self.unused))} got no gradient in a test, so training leaves it "
+                "as it is, but it is sent all the same; with requires_grad_(False) it would not travel"
+            )
+        return found
+
+    def _both_modes(self, binding: Binding, number: int, weights: Mapping[str, Tensor]) -> list[Any]:
+        """Run the module in evaluation and in training mode, and return both outputs."""
+        out = [self._run(binding, number, weights, training) for training in (False, True)]
+        self.trained = tuple(out[1].shape[1:]) if isinstance(out[1], Tensor) else type(out[1]).__name__
+        return out
+
+    def _run(self, binding: Binding, number: int, weights: Mapping[str, Tensor], training: bool) -> Any:
+        """Run the module on clones of ``weights``, and return its output."""
+        given = {
+            name: value.clone().requires_grad_(training and name in binding.parameter_names)
+            for name, value in weights.items()
+        }
+        binding.module.train(training)
+        binding.bind(given)
+        modes = {path: child.training for path, child in _named(binding.module)}
+        try:
+            with self.rng.at(number).fork(), torch.set_grad_enabled(training):
+                out = self._trained(binding, number, given) if training else binding.module(self.inputs(number, 2))
+        except ModelError:
+            raise
+        except Exception as error:  # user code
+            raise ModelError(self._failed(error, training)) from error
+        finally:
+            changed = [path for path, child in _named(binding.module) if child.training != modes.get(path)]
+            binding.module.train(False)
+            held = binding.tensors()
+            binding.release()
+        if changed:
+            raise ModelError(
+                f"model {self.model!r} switches {some(changed)} between training and evaluation mode in its forward, "
+                "which a cut would lose; do so in a method train(self, mode) of the network, after super().train(mode)"
+            )
+        self._check_writes(binding, weights, given, held, training)
+        return out.detach() if isinstance(out, Tensor) else out
+
+    def _failed(self, error: Exception, training: bool) -> str:
+        x = self.inputs(0, 2)
+        return (
+            f"model {self.model!r} fails on an input of shape {tuple(x.shape)} and type {_dtype(x)}"
+            f"{', in training mode' if training else ''}: {fault(error)}; does it accept samples of shape "
+            f"{tuple(x.shape[1:])}?"
+        )
+
+    def _trained(self, binding: Binding, number: int, given: Mapping[str, Tensor]) -> Any:
+        """Run a forward and a backward pass; with more examples where two are too few."""
+        try:
+            out = binding.module(self.inputs(number, 2))
+        except Exception as error:  # user code
+            with suppress(Exception):
+                return binding.module(self.inputs(number, 16))
+            raise error
+        leaves = {name: leaf for name, leaf in given.items() if leaf.requires_grad}
+        if not isinstance(out, Tensor):
+            return out
+        if not out.requires_grad:
+            raise ModelError(
+                f"model {self.model!r}: its output depends on no parameter that could be trained (it has "
+                f"{len(leaves)}); does it freeze all, or run under torch.no_grad() or detach()?"
+            )
+        gradients: Any = torch.autograd.grad(out.square().sum(), list(leaves.values()), allow_unused=True)
+        self.unused = {name for name, g in zip(leaves, gradients, strict=True) if g is None}
+        for name, g in zip(leaves, gradients, strict=True):
+            if g is not None and g.layout != torch.strided:
+                raise ModelError(
+                    f"model {self.model!r}: the gradient of {name!r} is sparse, which polyfed's optimizers do not "
+                    "take; leave out sparse=True"
+                )
+        return out
+
+    def _check_writes(
+        self,
+        binding: Binding,
+        before: Mapping[str, Tensor],
+        given: Mapping[str, Tensor],
+        held: Mapping[str, Tensor | None],
+        training: bool,
+    ) -> None:
+        for name, tensor in held.items():
+            if tensor is not given[binding.named(name)]:
+                raise ModelError(
+                    f"model {self.model!r} replaces {name!r} during its forward{self._line(name)}, so the change would "
+                    "be lost; write into it instead: self.buffer.copy_(value)"
+                )
+        for name, value in given.items():
+            if _same(value.detach(), before[name]):
+                continue
+            if name in binding.buffer_names and training:
+                self.moved.add(name)
+                continue
+            if name in binding.parameter_names:
+                raise ModelError(
+                    f"model {self.model!r} writes into its parameter {name!r} during its forward{self._line(name)}; "
+                    "only training may: compute with a changed copy instead, or use a buffer for a moving average"
+                )
+            raise ModelError(
+                f"model {self.model!r} writes into its buffer {name!r} in evaluation mode{self._line(name)}, so a test "
+                "would change the client that is tested; write to it under `if self.training:`"
+            )
+        now = {place.name: place.tensor.detach() for place in places(binding.module)}
+        if late := sorted(now.keys() - {place.name for place in self.own}):
+            raise ModelError(
+                f"model {self.model!r} adds {some(late)} in its forward, where no client would have it; register it in "
+                "__init__"
+            )
+        changed = (name for name, value in self.constants.items() if not _same(value, now[name]))
+        if name := next(changed, None):
+            raise ModelError(
+                f"model {self.model!r} writes into {name!r} during its forward{self._line(name)}, but a tensor with "
+                "requires_grad False belongs to all clients; make it a buffer (self.register_buffer)"
+            )
+
+    def _check_repeatable(self, other: nn.Module) -> None:
+        """Raise unless the constructor gave the same weights again."""
+        now = {place.name: place.tensor.detach() for place in places(self.binding.module)}
+        for place in places(other):
+            if place.name not in now or not _same(place.tensor.detach(), now[place.name]):
+                raise ModelError(
+                    f"model {self.model!r}: {place.name!r} differs between two new modules of one seed; initialise it "
+                    "by torch's functions (torch.nn.init, torch.randn), not from empty memory, numpy or random"
+                )
+
+    @torch.no_grad()
+    def check_tests(self) -> None:
+        """Raise ModelError unless a test can be repeated, and its last batch may be a single example."""
+        module, two, one = self.binding.module, self.inputs(5, 2), self.inputs(5, 1)
+        with self.rng.at(5).fork():
+            before = torch.get_rng_state()
+            logits = module(two)
+            if not torch.equal(before, torch.get_rng_state()):
+                raise ModelError(
+                    f"model {self.model!r} draws random numbers in evaluation mode, so no test could be repeated; draw "
+                    "them under `if self.training:`, or pass training=self.training"
+                )
+        if self.trained != tuple(logits.shape[1:]):
+            raise ModelError(
+                f"model {self.model!r} returns {self.trained} per sample in training mode and "
+                f"{tuple(logits.shape[1:])} in evaluation mode; return the logits only, in both"
+            )
+        try:
+            got = tuple(module(one).shape)
+        except Exception as error:  # user code
+            self.said.append(
+                f"model {self.model!r} fails on a batch of one example in evaluation mode ({fault(error)}); a client "
+                "with a single test example, or one more than a multiple of 500, would end the run"
+            )
+            return
+        if got != (1, logits.shape[1]):
+            raise ModelError(
+                f"model {self.model!r} gives {got} for a batch of one example in evaluation mode, expected "
+                f"{(1, logits.shape[1])}; does its forward use squeeze()? flatten(1) keeps the first dimension"
+            )
+
+    def _refuse(self, names: set[str]) -> None:
+        """Raise if any attribute is named."""
+        if names:
+            shown = sorted(names)
+            raise ModelError(
+                f"model {self.model!r} changes {some(shown)} in its forward{self._line(shown[0])}: a plain attribute, "
+                "shared by all clients, so it would leak from client to client; use a buffer (self.register_buffer in "
+                "__init__, self.buffer.copy_(value) in the forward), or do not store the value"
+            )
+
+    def _line(self, name: str) -> str:
+        """Return " (Class, file.py, line 7)" for the line that writes to an attribute, or "" if it is not found."""
+        path, _, local = name.rpartition(".")
+        owner = next((child for at, child in _named(self.binding.module) if at == path), self.binding.module)
+        if type(owner).__module__.startswith("torch."):  # a tensor of torch's layer, to which the network writes
+            owner, local = self.binding.module, name
+        try:
+            lines, start = inspect.getsourcelines(type(owner))
+            file = inspect.getsourcefile(type(owner)) or ""
+        except (OSError, TypeError):
+            return ""
+        place = rf"\.{re.escape(local)}\b(\[[^\]]*\]|\.\w+)*"
+        for written in (
+            rf"{place}\s*\S{{0,2}}=[^=]",
+            rf"{place}\.(\w+_|append|appendleft|extend|insert|add|update|pop)\(",
+        ):
+            at = [number for number, line in enumerate(lines, start) if re.search(written, line)]
+            if at:  # the constructor usually comes first, so the last line is the forward's
+                return f" ({type(owner).__name__}, {Path(file).name}, line {at[-1]})"
+        return ""
+
+
+def attributes(module: nn.Module) -> dict[str, object]:
+    """Return the plain attributes of a module, its submodules and the user's own classes, as values to compare."""
+    found: dict[str, object] = {}
+    seen = set[int]()
+    for path, child in _named(module):
+        dot = f"{path}." if path else ""
+        found |= {dot + name: _value(value, 6, seen) for name, value in vars(child).items() if name not in _OF_TORCH}
+        for kind in type(child).__mro__:
+            if not kind.__module__.startswith(("torch.", "polyfed.", "builtins")):
+                found |= {
+                    f"{kind.__name__}.{name}": _value(value, 6, seen)
+                    for name, value in vars(kind).items()
+                    if not name.startswith("__") and not callable(value) and not hasattr(value, "__get__")
+                }
+    return found
+
+
+def _value(value: Any, depth: int, seen: set[int]) -> object:
+    """Return a value that is equal exactly for equal contents, as deep as ``depth``; an object counts once."""
+    match value:
+        case Tensor():
+            return ("tensor", value.dtype, tuple(value.shape), digest(value))
+        case np.ndarray() | np.generic():
+            return ("array", str(value.dtype), value.shape, value.tobytes())
+        case torch.Generator():
+            return digest(value.get_state())
+        case np.random.Generator():
+            return repr(value.bit_generator.state)
+        case Random():
+            return value.getstate()
+        case set() | frozenset():
+            return sorted(map(repr, cast("set[Any]", value)))
+        case nn.Module() | Logger() | type() | FunctionType() | ModuleType():
+            return repr(type(value))
+        case Mapping() if depth and id(value) not in seen:
+            seen.add(id(value))
+            entries = cast("Mapping[Any, Any]", value)
+            return [(_value(key, 1, seen), _value(item, depth - 1, seen)) for key, item in entries.items()]
+        case list() | tuple() | deque() if depth and id(value) not in seen:
+            seen.add(id(value))
+            return [_value(item, depth - 1, seen) for item in cast("Iterable[Any]", value)]
+        case _ if depth and hasattr(value, "__dict__") and id(value) not in seen:
+            seen.add(id(value))
+            return (type(value).__qualname__, _value(vars(value), depth, seen))
+        case Mapping() | list() | tuple() | deque():
+            return type(value).__qualname__
+        case _:  # numbers and strings as they are; other objects without their addresses
+            return (type(value).__qualname__, re.sub(r" at 0x[0-9a-f]+", "", repr(value)))
+
+
+def _check_registered(module: nn.Module, model: str) -> None:
+    """Raise if a list or mapping holds a parameter, or a module with parameters, that the module does not know."""
+    known = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
+
+    def inside(value: Any, depth: int = 3) -> Iterator[tuple[str, Tensor]]:
+        if isinstance(value, nn.Parameter):
+            yield "Parameter", value
+        elif isinstance(value, nn.Module):
+            yield from ((type(value).__name__, tensor) for tensor in value.parameters())
+        elif depth and isinstance(value, Mapping | list | tuple):
+            held = cast("Iterable[Any]", value.values() if isinstance(value, Mapping) else value)
+            for item in held:
+                yield from inside(item, depth - 1)
+
+    for path, child in _named(module):
+        for name, value in vars(child).items():
+            lost = next((what for what, tensor in inside(value) if id(tensor) not in known), None)
+            if name not in _OF_TORCH and lost:
+                raise ModelError(
+                    f"model {model!r}: {f'{path}.{name}' if path else name!r} is a {type(value).__name__} of a {lost} "
+                    "that torch does not register, so it would not be trained; use nn.ModuleList, nn.ModuleDict, "
+                    "nn.ParameterList or nn.ParameterDict"
+                )
+
+
+def _named(module: nn.Module) -> Iterable[tuple[str, nn.Module]]:
+    return cast("Iterable[tuple[str, nn.Module]]", module.named_modules())
+
+
+def digest(tensor: Tensor) -> bytes:
+    """Return a digest of the bytes of a tensor."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1).clone(memory_format=torch.contiguous_format)
+    return blake2b(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"").digest()
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-6, equal_nan=True)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
