@@ -156,6 +156,7 @@ def test_names_are_compared_as_text_and_ordered() -> None:
         (np.array([2**60 + 1, 2**60, 0]), [2, 1, 0]),
         (np.array([0.5, -1e9, 7]), [1, 0, 2]),
         (np.array(["10", "9", "9.5"]), [2, 0, 1]),
+        (np.array([str(2**60 + 1), str(2**60)]), [1, 0]),
         (np.array(["2024-02-01", "2023-12-31T23:59", "2024-02-01T00:00"]), [1, 0, 1]),
         (np.array(["2024-02-01", "2023-12-31"], "datetime64[D]"), [1, 0]),
     ],
@@ -165,7 +166,14 @@ def test_moments_are_ranked(values: np.ndarray, places: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [np.array(["3 May", "4 May"]), np.array([np.nan, 1]), np.array(["NaT", "2024-01-01"]), np.zeros((2, 1))]
+    "values",
+    [
+        np.array(["3 May", "4 May"]),
+        np.array([np.nan, 1]),
+        np.array(["NaT", "2024-01-01"]),
+        np.array(["2024-01-01T10:00+02:00", "2024-01-01"]),
+        np.zeros((2, 1)),
+    ],
 )
 def test_what_is_no_moment_is_refused(values: np.ndarray) -> None:
     with pytest.raises(DataError, match="expected \\(2,\\) numbers or dates"):

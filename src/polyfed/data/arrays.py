@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -228,12 +230,11 @@ def ranked(values: NDArray[Any], rows: int, what: str) -> NDArray[np.int64]:
         DataError: another shape or type, or a value that is missing or no moment.
     """
     if values.dtype.kind == "U":
-        for form in (np.float64, "datetime64[us]"):
-            try:
+        for form in (np.int64, np.float64, "datetime64[us]"):
+            with warnings.catch_warnings(), suppress(ValueError, Warning):
+                warnings.simplefilter("error")  # numpy warns of a time zone and ignores it
                 values = values.astype(form)
-            except ValueError:
-                continue
-            break
+                break
     kind = values.dtype.kind
     gone = (kind == "f" and not np.isfinite(values).all()) or (kind == "M" and np.isnat(values).any())
     if values.shape != (rows,) or kind not in "iufM" or gone:

@@ -43,7 +43,7 @@ SHAPES: Mapping[str, tuple[int, int]] = MappingProxyType(
 #: Data sets that are tables of the user's own -> the suffix of their files.
 TABLES: Mapping[str, str] = MappingProxyType({"csv": ".csv", "parquet": ".parquet"})
 
-_TABLE_OPTIONS = ("label", "missing", "categorical", "group", "ignore", "test", "classes")
+_TABLE_OPTIONS = ("label", "missing", "categorical", "group", "unit", "time", "ignore", "test", "classes")
 
 #: Name of a data set -> options of ``load_dataset`` beyond path, cache and image_size.
 DATASET_OPTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(

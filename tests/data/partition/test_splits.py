@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from polyfed.base.rng import Rng
 from polyfed.data.dataset import Dataset
 from polyfed.data.partition.make import hardly_tested, make_partition, splitter
 from polyfed.data.partition.partition import Partition
+from polyfed.data.sources import load_dataset
 
 
 def patients(rows: int = 600, clients: int = 4, units: int = 60, seed: int = 0) -> Dataset:
@@ -180,3 +182,33 @@ def test_a_warning_names_classes_that_are_hardly_tested() -> None:
     assert hardly_tested(tiny, made(tiny, "pooled", kind="iid", num_clients=3)) == ""  # all are, as its size says
     shared = make_partition(data, kind="resampled", num_clients=10**6, rng=Rng((0,)), samples_per_client=20, alpha=1.0)
     assert "class '2' (2)" in hardly_tested(data, shared)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_columns_of_a_table_are_units_and_times(suffix: str, tmp_path: Path) -> None:
+    """Catches a patient's number that is a feature, 1 and 01 that are one patient, and times that are rounded."""
+    columns = {
+        "who": ["1", "01", "1", "2", "2", "9"],
+        "when": ["2024-03-01", "2024-01-01 10:00", "2024-01-01T10:00", "2023-01-01", "2025-01-01", "2024-01-02"],
+        "tick": [2**60 + 1, 2**60, 5, 4, 3, 2],
+        "age": [1.5, 2.5, 3.5, 4.5, 5.5, 6.5],
+        "dx": ["a", "b"] * 3,
+    }
+    path = tmp_path / f"t.{suffix}"
+    if suffix == "csv":
+        rows = zip(*columns.values(), strict=True)
+        path.write_text("\n".join([",".join(columns), *(",".join(map(str, row)) for row in rows)]) + "\n")
+    else:
+        pq = pytest.importorskip("pyarrow.parquet")
+        pq.write_table(pytest.importorskip("pyarrow").table(columns), path)
+    found = load_dataset(suffix, path=path, label="dx", unit="who", time="when", ignore=["tick"])
+    assert found.x.tolist() == [[age] for age in columns["age"]]
+    assert found.units.tolist() == [1, 0, 1, 2, 2, 3]
+    assert found.times.tolist() == [3, 1, 1, 0, 4, 2]
+    assert {c.name: c.kind for c in found.columns} | {"who": "unit", "when": "time"} == {
+        c.name: c.kind for c in found.columns
+    }
+    exact = load_dataset(suffix, path=path, label="dx", time="tick", ignore=["who", "when"])
+    assert exact.times.tolist() == [5, 4, 3, 2, 1, 0]
+    with pytest.raises(ConfigError, match="'who' is the unit too"):
+        load_dataset(suffix, path=path, label="dx", unit="who", time="who", ignore=["tick", "when"])
