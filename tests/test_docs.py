@@ -53,7 +53,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-    for name in ("own_model", "own_networks", "own_csv", "compare_algorithms"):
+    for name in ("own_model", "own_networks", "own_csv", "own_images", "own_series", "compare_algorithms"):
         sys.modules.pop(name, None)
 
 
@@ -281,7 +281,14 @@ def test_every_key_of_the_results_is_documented(more: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("name", "arguments"),
-    [("own_model", ["1"]), ("own_networks", ["1"]), ("own_csv", ["1"]), ("compare_algorithms", ["1", "1"])],
+    [
+        ("own_model", ["1"]),
+        ("own_networks", ["1"]),
+        ("own_csv", ["1"]),
+        ("own_images", ["1"]),
+        ("own_series", ["1"]),
+        ("compare_algorithms", ["1", "1"]),
+    ],
 )
 def test_examples_run(
     name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

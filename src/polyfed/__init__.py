@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from polyfed.core.message import Message, Nothing, Record, State
     from polyfed.core.net import Net
     from polyfed.core.requests import exchange, fit, reduce
+    from polyfed.data.from_python import federated_data
     from polyfed.data.partition.make import make_partition
     from polyfed.data.sources import load_dataset
     from polyfed.models.split import SplitModel
@@ -48,6 +49,7 @@ _PUBLIC = {
     "Rng": "polyfed.base.rng",
     "SplitModel": "polyfed.models.split",
     "build": "polyfed.models.zoo",
+    "federated_data": "polyfed.data.from_python",
     "load_dataset": "polyfed.data.sources",
     "make_partition": "polyfed.data.partition.make",
     "resume": "polyfed.simulation.simulate",
@@ -72,6 +74,7 @@ __all__ = [  # noqa: RUF022 - written out for type checkers, a test compares it 
     "Task",
     "build",
     "exchange",
+    "federated_data",
     "fit",
     "load_dataset",
     "make_partition",

@@ -152,8 +152,8 @@ def validate(config: _Config, overrides: _Set = None) -> None:
     """Check a configuration and its algorithm's keys, without reading the data.
 
     The shapes of digits, mnist, fashion-mnist, cifar10 and cifar100 are known. With these, polyfed also builds and cuts
-    the networks and checks whether the algorithm can train them together. With npz and csv a run checks that when it
-    begins. Only a run checks whether the data exist and suffice for the partition.
+    the networks and checks whether the algorithm can train them together. With data of your own a run checks that when
+    it begins. Only a run checks whether the data exist and suffice for the partition.
     """
     from polyfed.config import Config, load_algorithm
     from polyfed.data.catalogue import SHAPES

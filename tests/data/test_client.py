@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from data_helpers import feature_dataset, image_dataset
 from polyfed.base.errors import DataError
 from polyfed.base.rng import Rng
 from polyfed.data.client import ClientData, FederatedData, Standardise, draw_shifts, shifted, together
+from polyfed.data.dataset import Dataset
 from polyfed.data.partition.make import make_partition
 from polyfed.data.partition.partition import Partition
 
@@ -193,3 +196,65 @@ def test_at_least_one_row_is_held_out_and_one_is_not(rows: int, share: float, ex
 def test_a_single_row_cannot_be_halved() -> None:
     with pytest.raises(DataError, match=r"1 training example.*partition\.min_samples"):
         ClientData(image_dataset(), np.arange(1), augment=False).hold_out(0.1, Rng((0,)))
+
+
+def sequences(*, channels_first: bool = False) -> Dataset:
+    """Series of two channels of other scales, one with a gap; rows 2 and 3 are for testing."""
+    x = torch.randn(4, 5, 2, generator=generator()) * torch.tensor([1.0, 100.0]) + torch.tensor([5.0, -300.0])
+    x[0, 1, 0] = float("nan")
+    x[2:] += 1000
+    return Dataset(
+        "s",
+        x.transpose(1, 2).contiguous() if channels_first else x,
+        torch.tensor([0, 1, 0, 1]),
+        ("a", "b"),
+        (),
+        (),
+        declared="series",
+        channels_first=channels_first,
+    )
+
+
+def test_series_are_standardised_by_channel_of_the_training_rows() -> None:
+    """Catches statistics of each time step, of test rows, or of the wrong axis; and a gap that is 0 before scaling."""
+    data = sequences()
+    fed = FederatedData(data, partition_of([[0, 1]], [[2, 3]]), augment=True)
+    x, _ = fed.train(0).batch(torch.arange(2))
+    known = data.x[:2].double()
+    for channel in range(2):
+        values = known[:, :, channel]
+        there = values[~values.isnan()]
+        expected = ((values - there.mean()) / there.std(correction=0)).nan_to_num(0)
+        assert torch.allclose(x[:, :, channel], expected.float(), atol=1e-6)
+    assert x.shape == (2, 5, 2)
+    assert fed.test(0).batch(torch.arange(2))[0].mean() > 5
+    assert fed.global_test([0])[0].batch(torch.arange(2))[0].equal(fed.test(0).batch(torch.arange(2))[0])
+    first = FederatedData(sequences(channels_first=True), fed.partition, augment=True)
+    assert torch.allclose(first.train(0).batch(torch.arange(2))[0], x.transpose(1, 2))
+
+
+def test_tokens_stay_as_they_are() -> None:
+    """Catches tokens that are standardised, rounded or augmented, and padding that changes."""
+    x = torch.tensor([[5, 0, 0], [2**24 + 1, 3, 0], [1, 1, 1]])
+    data = Dataset("t", x, torch.tensor([0, 1, 0]), ("a", "b"), (), (), declared="tokens")
+    client = ClientData(data, np.array([2, 1]), augment=True)
+    got, y = client.batch(torch.tensor([1, 0]), generator=generator(), dtype=torch.float64)
+    assert got.dtype == torch.int64
+    assert (got.tolist(), y.tolist()) == (x[[1, 2]].tolist(), [1, 0])
+    assert data.extremes.tolist() == [[0] * 3, [2**24 + 1] * 3]
+
+
+def test_floating_images_are_normalised_and_augmented_as_bytes_are() -> None:
+    """Catches a division by 255, and a crop that is filled with black before normalisation."""
+    bytes_ = image_dataset(flip=True)
+    floats = replace(bytes_, x=bytes_.x.float() / 255, declared="image")
+    clients = [ClientData(data, np.arange(40), augment=True) for data in (bytes_, floats)]
+    for draws in (None, 3):
+        one, other = (
+            client.batch(torch.arange(40), generator=None if draws is None else generator(draws))[0]
+            for client in clients
+        )
+        assert torch.allclose(one, other, atol=1e-6)
+    deep = replace(floats, x=floats.x.double() + 1e7, mean=tuple(m + 1e7 for m in floats.mean))
+    x, _ = ClientData(deep, np.arange(40), augment=False).batch(torch.arange(40))
+    assert torch.allclose(x, clients[0].batch(torch.arange(40))[0], atol=1e-5)

@@ -85,3 +85,51 @@ def test_a_regression_is_dealt_without_classes_and_split_at_random() -> None:
     for kind, more in (("classes", {"classes_per_client": 1}), ("dirichlet", {"alpha": 1.0})):
         with pytest.raises(ConfigError, match="deals classes; a regression has none: choose 'iid' or 'natural'"):
             make_partition(dataset, kind=kind, num_clients=3, rng=Rng((0,)), **more)
+
+
+@pytest.mark.parametrize(
+    ("x", "declared", "says"),
+    [
+        (
+            torch.zeros(4, 3, 2),
+            None,
+            r"\(N, C, H, W\) torch.uint8 pixels or .* declare its kind, one of image, features",
+        ),
+        (torch.zeros(4, 3, 2), "features", r"expected \(N, F\) .* for kind 'features'"),
+        (torch.zeros(4, 3), "series", r"for kind 'series'"),
+        (torch.zeros(4, 3), "tokens", r"torch.int64 tokens for kind 'tokens'"),
+        (torch.zeros(4, 3, dtype=torch.int32), "tokens", "for kind 'tokens'"),
+        (torch.full((4, 3, 2), float("inf")), "series", "row 0 has an infinite value"),
+    ],
+)
+def test_other_kinds_are_declared_and_checked(x: torch.Tensor, declared, says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        replace(feature_dataset([[0.0]] * 4, [0, 1, 0, 1]), x=x, declared=declared)
+
+
+def test_pixels_may_be_numbers_if_declared_and_finite() -> None:
+    pixels = torch.rand(40, 3, 8, 8)
+    assert replace(image_dataset(), x=pixels, declared="image").is_image
+    pixels[7, 1, 1, 1] = float("nan")
+    with pytest.raises(DataError, match="row 7 has a pixel that is not a finite number"):
+        replace(image_dataset(), x=pixels, declared="image")
+
+
+def test_a_digest_changes_with_all_that_a_run_computes_with() -> None:
+    """Catches a part that is left out: a resumed run would go on with other data."""
+    data = image_dataset(groups=np.arange(40) % 3)
+    changed = data.x.clone()
+    changed[39, 2, 7, 7] += 1
+    others = [
+        {"x": changed},
+        {"y": (data.y + 1) % 4},
+        {"classes": ("a", "b", "c", "d")},
+        {"mean": (0.5, 0.4, 0.31)},
+        {"test_rows": np.array([3])},
+        {"groups": np.arange(40) % 4},
+        {"units": np.arange(40)},
+        {"times": np.arange(40)},
+        {"flip": True},
+    ]
+    assert len({data.digest, *(replace(data, **other).digest for other in others)}) == len(others) + 1
+    assert replace(data, x=data.x.clone(), name="other").digest == data.digest

@@ -129,8 +129,8 @@ class FedIN(Algorithm):
 
     def capture(self, nets: Nets, batch: Batch) -> Params:
         """The extractor's output and the classifier's input."""
-        s_in = nets["model"].extract(batch[0])
-        return {"s_in": s_in.to(batch[0].dtype), "s_out": nets["model"].intermediate(s_in).to(batch[0].dtype)}
+        s_in, dtype = nets["model"].extract(batch[0]), torch.get_default_dtype()
+        return {"s_in": s_in.to(dtype), "s_out": nets["model"].intermediate(s_in).to(dtype)}
 
     def check_upload(self, task: Task, client: ClientInfo, down: Broadcast, up: Upload) -> None:
         """Layers as they were sent; features as every network makes and takes them, or other clients would fail."""

@@ -15,7 +15,15 @@ from polyfed.base.ranges import Count, NonNegative, Portion, Positive, Rate
 from polyfed.base.text import hint
 from polyfed.config.faults import facts, shown
 from polyfed.config.profiles import TABLES, read_profiles
-from polyfed.data.catalogue import DATASET_OPTIONS, DATASETS, PARTITION_OPTIONS, PARTITIONS, SIZES, option_fault
+from polyfed.data.catalogue import (
+    DATASET_OPTIONS,
+    DATASETS,
+    NUMERIC,
+    PARTITION_OPTIONS,
+    PARTITIONS,
+    SIZES,
+    option_fault,
+)
 from polyfed.data.catalogue import TABLES as OWN_TABLES
 from polyfed.data.schema import Schema
 from polyfed.metrics.catalogue import DEFAULTS, METRICS, TaskKind, aim, of_task
@@ -165,7 +173,8 @@ class DataSection(Section):
         test_fraction: fraction of a client's examples that are test examples, above 0 and below 1.
         validation_fraction: above 0, this fraction of a client's training examples takes the place of its test
             examples, which are then unused: for choosing hyper-parameters.
-        split: "pooled" divides each client's examples; "official" deals the official test rows.
+        split: "pooled" divides each client's examples; "official" deals the official test rows; "groups" keeps all
+            rows of a unit, such as a patient, on one side; "time" tests on the later rows.
         augment: whether training uses random crops and flips, for data sets that permit them.
         image_size: side of the images in pixels; None leaves the choice to the data set.
         task: whether labels are classes or numbers to predict.
@@ -180,7 +189,7 @@ class DataSection(Section):
     path: str | None = None
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    split: Literal["pooled", "official"] = "pooled"
+    split: Literal["pooled", "official", "groups", "time"] = "pooled"
     augment: bool = True
     image_size: Positive | None = None
     task: TaskKind = "classification"
@@ -201,13 +210,15 @@ class DataSection(Section):
                 )
             elif fault := option_fault(key, value):
                 yield f"options.{key}", fault
-        if self.dataset not in SIZES and self.path is None:
+        if self.dataset not in (*SIZES, "python") and self.path is None:
             yield "path", f"missing; data set {self.dataset!r} needs the path of your file"
         if self.dataset == "digits" and self.path is not None:
             yield "path", f"got {self.path!r}; data set 'digits' comes with polyfed and takes no path"
+        if self.dataset == "python" and (self.path or self.image_size):
+            yield "path" if self.path else "image_size", "data set 'python' is given by a program; leave it out"
         if self.dataset in OWN_TABLES and self.image_size is not None:
             yield "image_size", f"got {self.image_size}; data set {self.dataset!r} has no images"
-        if self.task == "regression" and self.dataset in SIZES:
+        if self.task == "regression" and self.dataset not in NUMERIC:
             yield "task", f"got 'regression'; the labels of data set {self.dataset!r} are classes"
         if self.task != "regression":
             given = {"target_offset": self.target_offset, "target_scale": self.target_scale - 1}

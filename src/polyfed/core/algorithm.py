@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from polyfed.base.errors import ModelError
@@ -36,6 +37,7 @@ class Task:
         architectures: the clients' networks if they are public; empty if they are private.
         capacities: the capacities that occur, descending.
         kind: "classification", or "regression" with ``num_classes`` 1: the one output.
+        dtype: type of the input: int64 for tokens; None for numbers.
     """
 
     input_shape: tuple[int, ...]
@@ -45,10 +47,11 @@ class Task:
     architectures: tuple[ModelSpec, ...] = ()
     capacities: tuple[float, ...] = (1.0,)
     kind: TaskKind = "classification"
+    dtype: torch.dtype | None = None
 
     def build(self, spec: ModelSpec | str) -> SplitModel:
         """Build the network ``spec`` for this input and these classes."""
-        return build(spec, input_shape=self.input_shape, num_classes=self.num_classes)
+        return build(spec, input_shape=self.input_shape, num_classes=self.num_classes, dtype=self.dtype)
 
     def auxiliary(self, text: str, **options: Option) -> SplitModel:
         """Build the network of an algorithm's key ``auxiliary``, with options added or replaced.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import cast
+from typing import Literal, cast
 
 #: Name of a data set -> one line about it.
 DATASETS: Mapping[str, str] = MappingProxyType(
@@ -14,9 +14,12 @@ DATASETS: Mapping[str, str] = MappingProxyType(
         "fashion-mnist": "Fashion-MNIST clothing, 60,000 + 10,000 grey images of 28x28 padded to 32x32",
         "cifar10": "CIFAR-10 photographs, 50,000 + 10,000 colour images of 32x32, 10 classes",
         "cifar100": "CIFAR-100 photographs, 50,000 + 10,000 colour images of 32x32, 100 classes",
-        "npz": "your own arrays: x and y, optionally test, groups and classes, in one .npz file",
+        "npz": "your own arrays: x and y, optionally test, groups, units, times and classes, in one .npz file",
         "csv": "your own table: one .csv file, or a folder with one .csv file per client",
         "parquet": "your own table with types: one .parquet file, or a folder with one .parquet file per client",
+        "images": "your own image files: folders by class, or by client and class, or with a table that says both",
+        "huggingface": "your own folder of Hugging Face's datasets, as save_to_disk writes it",
+        "python": "your own arrays, torch data sets or frames, given from Python: simulate(config, data=...)",
     }
 )
 
@@ -40,7 +43,10 @@ SHAPES: Mapping[str, tuple[int, int]] = MappingProxyType(
 #: Data sets that are tables of the user's own -> the suffix of their files.
 TABLES: Mapping[str, str] = MappingProxyType({"csv": ".csv", "parquet": ".parquet"})
 
-_TABLE_OPTIONS = ("label", "missing", "categorical", "group", "ignore", "test", "classes")
+#: Data sets whose labels may be numbers to predict.
+NUMERIC = ("npz", *TABLES)
+
+_TABLE_OPTIONS = ("label", "missing", "categorical", "group", "unit", "time", "ignore", "test", "classes")
 
 #: Name of a data set -> options of ``load_dataset`` beyond path, cache and image_size.
 DATASET_OPTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -50,9 +56,12 @@ DATASET_OPTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "fashion-mnist": (),
         "cifar10": (),
         "cifar100": (),
-        "npz": ("flip",),
+        "npz": ("flip", "kind", "layout"),
         "csv": ("header", *_TABLE_OPTIONS, "delimiter", "decimal", "thousands", "encoding"),
         "parquet": _TABLE_OPTIONS,
+        "images": ("channels", "flip", "table", "file", "label", "group", "unit", "time"),
+        "huggingface": ("input", "label", "ignore", "group", "unit", "time", "kind", "layout", "channels", "flip"),
+        "python": (),
     }
 )
 
@@ -82,10 +91,26 @@ def _classes(value: object) -> bool:
     return len({*texts}) == len(texts) > 1
 
 
+#: Order of the axes of an array -> the kind of its rows. N: rows; C: channels; H, W: height, width; T: steps of time.
+LAYOUTS: Mapping[str, Literal["image", "series"]] = MappingProxyType(
+    {"NCHW": "image", "NHWC": "image", "NHW": "image", "NTC": "series", "NCT": "series"}
+)
+
+_KINDS = ("image", "features", "series", "tokens")
+
+
 #: Option of a data set -> its valid values, in words and as a test.
 _OPTIONS: Mapping[str, tuple[str, Callable[[object], bool]]] = MappingProxyType(
     {
         "flip": ("true or false", lambda value: isinstance(value, bool)),
+        "channels": ("1 (grey) or 3 (colour)", lambda value: value is None or value in (1, 3)),
+        "table": ("the name of a csv file in the folder", lambda value: value is None or isinstance(value, str)),
+        "input": ("the name of a column", lambda value: value is None or isinstance(value, str)),
+        "file": ("the name or number of a column", lambda value: value is None or _column(value)),
+        "unit": ("the name or number of a column", lambda value: value is None or _column(value)),
+        "time": ("the name or number of a column", lambda value: value is None or _column(value)),
+        "kind": (f"one of {', '.join(_KINDS)}", lambda value: value is None or value in _KINDS),
+        "layout": (f"one of {', '.join(LAYOUTS)}", lambda value: value is None or value in [*LAYOUTS]),
         "header": ("true or false", lambda value: value is None or isinstance(value, bool)),
         "label": ("the name or number of a column", _column),
         "group": ("the name or number of a column", lambda value: value is None or _column(value)),

@@ -28,19 +28,29 @@ def send(value: Tensor, device: torch.device | str) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Standardise:
-    """Feature standardisation ``(x - mean) * inverse``, fitted on training rows only.
+    """Standardisation of features, or of the channels of series, ``(x - mean) * inverse``, by training rows only.
 
     Args:
-        mean: ``(F,)`` float64; a missing value is replaced by it.
-        inverse: ``(F,)`` float64, 1 / standard deviation; 0 for a constant column, which therefore becomes 0.
+        mean: ``(F,)`` float64, or ``(C,)``, or ``(C, 1)`` for series with channels first; a missing value becomes it.
+        inverse: the same shape, 1 / standard deviation; 0 for a constant column, which therefore becomes 0.
     """
 
     mean: Tensor
     inverse: Tensor
 
     @classmethod
-    def fit(cls, x: Tensor) -> Standardise:
-        """Statistics of the columns of ``x`` ``(n, F)``, ignoring NaN; a column without a value has mean 0."""
+    def fit(cls, x: Tensor, *, channels_first: bool = False) -> Standardise:
+        """Statistics of the columns of ``x`` ``(n, F)``, or of the channels of ``x`` ``(n, T, C)``, ignoring NaN.
+
+        A column without a value has mean 0.
+
+        Args:
+            x: the training rows.
+            channels_first: whether ``x`` is ``(n, C, T)``.
+        """
+        if x.dim() == 3:
+            found = cls.fit((x.transpose(1, 2) if channels_first else x).flatten(0, 1))
+            return cls(found.mean[:, None], found.inverse[:, None]) if channels_first else found
         pieces = x.split(_PIECE)
         zero = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)
         count = sum(((~piece.isnan()).sum(dim=0) for piece in pieces), zero).clamp(min=1)
@@ -53,7 +63,7 @@ class Standardise:
         return cls(mean, torch.where(constant, 0, 1 / torch.where(constant, 1, std)))
 
     def apply(self, x: Tensor) -> Tensor:
-        """``x`` ``(B, F)`` imputed and standardised, as float64."""
+        """``x`` ``(B, F)``, ``(B, T, C)`` or ``(B, C, T)`` imputed and standardised, as float64."""
         values = x.double()
         mean = self.mean.to(x.device)
         return (torch.where(torch.isnan(values), mean, values) - mean) * self.inverse.to(x.device)
@@ -66,8 +76,8 @@ class ClientData:
         dataset: the data set, on any device.
         rows: ``(n,)`` int64 row numbers of this client.
         augment: whether batches drawn with a generator are augmented (images only).
-        stats: how features are standardised; None fits on ``rows``. Not used for images, which are normalised
-            with the data set's mean and std.
+        stats: how features or series are standardised; None fits on ``rows``. Not used for images, which are
+            normalised with the data set's mean and std, and for tokens, which stay as they are.
 
     Raises:
         DataError: no rows, or a row number out of range.
@@ -97,8 +107,7 @@ class ClientData:
                 f"{dataset.name!r}; was the partition made for another data set?"
             )
         self.augment = augment and dataset.is_image
-        fits = stats is None and not dataset.is_image
-        self.stats = Standardise.fit(dataset.x[self.rows.to(dataset.x.device)]) if fits else stats
+        self.stats = _fitted(dataset, self.rows) if stats is None else stats
 
     def __len__(self) -> int:
         """Number of rows, n."""
@@ -112,6 +121,8 @@ class ClientData:
     def normalised(self, x: Tensor) -> Tensor:
         """Pixels ``(B, C, H, W)`` with the data set's mean and deviation taken out."""
         mean, std = (send(value, x.device) for value in self.dataset.channels)
+        if x.is_floating_point():
+            return (x - mean).div_(std)
         # Not the number 255: a GPU would multiply by its inverse, and pixels would differ from the CPU's.
         most = torch.full((), 255.0, device=x.device)
         return x.float().div_(most).sub_(mean).div_(std)
@@ -159,11 +170,12 @@ class ClientData:
             positions: ``(B,)`` int64, from 0 to n - 1, into this client's rows.
             generator: where the augmentation's randomness comes from; None means no augmentation.
             dtype: floating type of the inputs.
-            device: the device of the batch; pixels are transferred as uint8.
+            device: the device of the batch; pixels are transferred as they are stored.
 
         Returns:
-            x ``(B, C, H, W)`` or ``(B, F)`` of ``dtype``, and y ``(B,)`` int64, both on ``device``. The targets of a
-            regression are of ``dtype``, less the data set's offset and divided by its scale.
+            x ``(B, C, H, W)``, ``(B, F)``, ``(B, T, C)`` or ``(B, C, T)`` of ``dtype``, or tokens ``(B, T)`` int64; and
+            y ``(B,)`` int64; both on ``device``. The targets of a regression are of ``dtype``, less the data set's
+            offset and divided by its scale.
         """
         return together([self], [positions], [generator], dtype=dtype, device=device)
 
@@ -179,7 +191,8 @@ def together(
     """Return the batches of several clients of one data set, one after another: as `ClientData.batch`, in one call.
 
     Args:
-        clients: clients with equal ``augment``; for features a single client, as each has statistics of its own.
+        clients: clients with equal ``augment``; for features and series a single client, as each has statistics of its
+            own.
         positions: ``(B,)`` int64 for each client.
         generators: a generator or None for each client.
         dtype: floating type of the inputs.
@@ -192,8 +205,10 @@ def together(
     x, y = send(dataset.x[rows], device), send(dataset.y[rows], device)
     if dataset.task == "regression":
         y = ((y - dataset.target_offset) / dataset.target_scale).to(dtype)
-    if first.stats is not None and not dataset.is_image:
+    if first.stats is not None and dataset.is_standardised:
         return first.stats.apply(x).to(dtype), y
+    if dataset.kind == "tokens":
+        return x, y
     x = first.normalised(x)
     if first.augment and generators[0] is not None:
         draws = [
@@ -306,6 +321,11 @@ class FederatedData:
         return self._stats(self.partition.train_rows)
 
     def _stats(self, rows: NDArray[np.int64]) -> Standardise | None:
-        if self.dataset.is_image:
-            return None
-        return Standardise.fit(self.dataset.x[torch.tensor(rows, device=self.dataset.x.device)])
+        return _fitted(self.dataset, torch.tensor(rows))
+
+
+def _fitted(dataset: Dataset, rows: Tensor) -> Standardise | None:
+    """Return the statistics of these rows; None for a kind that is not standardised by client."""
+    if not dataset.is_standardised:
+        return None
+    return Standardise.fit(dataset.x[rows.to(dataset.x.device)], channels_first=dataset.channels_first)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 #: "number" and "category" are features; "index" is a nameless column of row numbers, which is left out; "ignored" was
-#: left out on request; "test" flags the official test rows.
-ColumnKind: TypeAlias = Literal["number", "category", "index", "ignored", "label", "group", "test"]
+#: left out on request; "test" flags the official test rows; "unit" and "time" are for splits.
+ColumnKind: TypeAlias = Literal["number", "category", "index", "ignored", "label", "group", "test", "unit", "time"]
 
 
 @dataclass(frozen=True)

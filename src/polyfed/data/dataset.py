@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -16,6 +17,19 @@ from torch import Tensor
 from polyfed.base.errors import DataError
 from polyfed.data.columns import Column
 from polyfed.metrics.catalogue import TaskKind
+
+#: What the rows of a data set are. "image": pixels; "features": a number per column of a table; "series": numbers per
+#: channel over time; "tokens": whole numbers that stand for words or codes, and are not standardised.
+Kind: TypeAlias = Literal["image", "features", "series", "tokens"]
+
+_FLOATS = (torch.float32, torch.float64)
+#: Kind -> dimensions of x, its types, and both in words.
+_FORMS: Mapping[str, tuple[int, tuple[torch.dtype, ...], str]] = {
+    "image": (4, (torch.uint8, *_FLOATS), "(N, C, H, W) torch.uint8, torch.float32 or torch.float64 pixels"),
+    "features": (2, _FLOATS, "(N, F) torch.float32 or torch.float64 features"),
+    "series": (3, _FLOATS, "(N, T, C), or with channels_first (N, C, T), torch.float32 or torch.float64 numbers"),
+    "tokens": (2, (torch.int64,), "(N, T) torch.int64 tokens"),
+}
 
 _LOOK = 65_536  # rows of a column of fractions that are checked: sorting a million rows takes a tenth of a second
 
@@ -52,16 +66,17 @@ def check_digits(values: NDArray[Any], what: str) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images or features with labels; official test rows and natural groups where the source has them.
+    """Images, features, series or tokens with labels; official test rows and natural groups where the source has them.
 
     Args:
         name: the name of the data set in configurations and reports.
-        x: ``(N, C, H, W)`` uint8 pixels, or ``(N, F)`` float32 or float64 features as read (not standardised; NaN =
-            missing).
+        x: one row for each example, as read, neither normalised nor standardised: ``(N, C, H, W)`` pixels, uint8, or
+            float32 or float64 of any range; ``(N, F)`` float32 or float64 features, NaN = missing; ``(N, T, C)`` or
+            ``(N, C, T)`` float32 or float64 series, likewise; ``(N, T)`` int64 tokens.
         y: ``(N,)`` int64 class numbers in ``[0, num_classes)``, or float64 targets of a regression.
         classes: the name of each class; empty for a regression.
-        mean: per channel, of pixels / 255; empty for features.
-        std: per channel, of pixels / 255; empty for features.
+        mean: per channel, of uint8 pixels / 255 or of floating-point pixels as they are; empty for other kinds.
+        std: likewise.
         test_rows: int64 rows of the official test split; None if the source has none.
         groups: ``(N,)`` int64 group number of each row for the natural partition; None if there is none.
         group_names: the name of each group number; may be empty.
@@ -70,6 +85,12 @@ class Dataset:
         target_offset: for a regression: networks learn (y - offset) / scale.
         target_scale: likewise; above 0.
         files: SHA-256 of each file that the data set was read from, by name; empty if it comes from no file.
+        declared: what the rows are; None takes "image" for ``(N, C, H, W)`` uint8 and "features" for ``(N, F)`` floats.
+        channels_first: whether series are ``(N, C, T)``.
+        units: ``(N,)`` int64 number of the patient or device that a row belongs to, for ``split = "groups"``; None if
+            the source has none.
+        times: ``(N,)`` int64 place of each row in time, equal for rows of one moment, for ``split = "time"``; None if
+            rows are in order of time.
 
     Raises:
         DataError: a field of the wrong type or length, or a value out of range.
@@ -89,6 +110,10 @@ class Dataset:
     target_offset: float = 0.0
     target_scale: float = 1.0
     files: Mapping[str, str] = field(default_factory=dict[str, str])
+    declared: Kind | None = None
+    channels_first: bool = False
+    units: NDArray[np.int64] | None = None
+    times: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         """Refuse fields on which a later step would fail."""
@@ -98,6 +123,8 @@ class Dataset:
             self._check_test_rows(self.test_rows)
         if self.groups is not None:
             self._check_groups(self.groups)
+        for name in ("units", "times"):
+            self._check_column(name)
 
     def __len__(self) -> int:
         """Number of rows, N."""
@@ -120,19 +147,56 @@ class Dataset:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one row: ``(C, H, W)`` or ``(F,)``."""
+        """Shape of one row: ``(C, H, W)``, ``(F,)``, ``(T, C)`` or ``(T,)``."""
         return tuple(self.x.shape[1:])
 
     @property
+    def kind(self) -> Kind:
+        """What the rows are."""
+        return self.declared or ("image" if self.x.dtype == torch.uint8 else "features")
+
+    @property
     def is_image(self) -> bool:
-        """Whether rows are images (otherwise feature vectors)."""
-        return self.x.dim() == 4
+        """Whether rows are images."""
+        return self.kind == "image"
+
+    @property
+    def input_dtype(self) -> torch.dtype | None:
+        """Type of a network's input: int64 for tokens; None for numbers, whose type the run chooses."""
+        return torch.int64 if self.kind == "tokens" else None
+
+    @property
+    def is_standardised(self) -> bool:
+        """Whether each client standardises the rows by its own training rows: features and series."""
+        return self.kind in ("features", "series")
 
     @cached_property
     def channels(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the channels of pixels / 255, ``(C, 1, 1)`` each, where ``x`` is."""
-        mean, std = (torch.tensor(values, device=self.x.device)[:, None, None] for values in (self.mean, self.std))
+        """Mean and standard deviation of the channels of pixels, ``(C, 1, 1)`` each, where ``x`` is."""
+        kind = self.x.dtype if self.x.is_floating_point() else None
+        mean, std = (
+            torch.tensor(values, device=self.x.device, dtype=kind)[:, None, None] for values in (self.mean, self.std)
+        )
         return mean, std
+
+    @cached_property
+    def extremes(self) -> Tensor:
+        """Two rows, ``(2, *input_shape)``, of the smallest value of all and of the largest."""
+        return torch.stack([end.expand(self.input_shape) for end in (self.x.min(), self.x.max())]).cpu()
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 (hex) of all that a run computes with: rows, labels, parts, groups and settings."""
+        found = hashlib.sha256(
+            repr((self.classes, self.mean, self.std, self.flip, self.kind, self.channels_first)).encode()
+        )
+        arrays = [self.x.cpu().numpy(), self.y.cpu().numpy(), self.test_rows, self.groups, self.units, self.times]
+        for array in arrays:
+            if array is not None:
+                found.update(f"{array.dtype.str}{array.shape}".encode())
+                found.update(np.ascontiguousarray(array).reshape(-1).data)
+            found.update(b";")
+        return found.hexdigest()
 
     def to(self, device: torch.device | str) -> Dataset:
         """The same data set with ``x`` and ``y`` on a device, so that batches need no transfer."""
@@ -140,30 +204,41 @@ class Dataset:
 
     def _check_x(self) -> None:
         shape = tuple(self.x.shape)
-        images = self.x.dim() == 4 and self.x.dtype == torch.uint8
-        features = self.x.dim() == 2 and self.x.dtype in (torch.float32, torch.float64)
-        if not (images or features) or 0 in shape:
+        usual = {(4, torch.uint8): "image", (2, torch.float32): "features", (2, torch.float64): "features"}
+        kind = self.declared or usual.get((self.x.dim(), self.x.dtype), "")
+        form = _FORMS.get(kind)
+        if form is None or self.x.dim() != form[0] or self.x.dtype not in form[1] or 0 in shape:
+            if kind in _FORMS:
+                expected = f"{_FORMS[kind][2]} for kind {kind!r}, none of them empty; convert x"
+            else:
+                expected = (
+                    "(N, C, H, W) torch.uint8 pixels or (N, F) torch.float32 or torch.float64 features, none of them "
+                    f"empty; convert x, or declare its kind, one of {', '.join(get_args(Kind))},"
+                )
             raise DataError(
-                f"{self.name}: x has shape {shape} and type {self.x.dtype}; expected (N, C, H, W) "
-                "torch.uint8 pixels or (N, F) torch.float32 or torch.float64 features, none of them empty; convert x "
-                "before making the Dataset"
+                f"{self.name}: x has shape {shape} and type {self.x.dtype}; expected {expected} before making the "
+                "Dataset"
             )
-        channels = shape[1] if images else 0
+        channels = shape[1] if self.is_image else 0
         if len(self.mean) != channels or len(self.std) != channels:
             raise DataError(
                 f"{self.name}: got {len(self.mean)} means and {len(self.std)} standard deviations for x of "
-                f"shape {shape}; expected {channels} of each (one per channel, none for features)"
+                f"shape {shape}; expected {channels} of each (one per channel of an image, none for other kinds)"
             )
         if not all(map(math.isfinite, (*self.mean, *self.std))) or any(s <= 0 for s in self.std):
             raise DataError(
                 f"{self.name}: got mean {self.mean} and std {self.std}; expected finite numbers, with std above 0"
             )
-        # A million rows at once would need their memory again.
-        if features and any(bool(torch.isinf(piece).any()) for piece in self.x.split(_LOOK)):
-            raise DataError(
-                f"{self.name}: row {int(torch.isinf(self.x).any(dim=1).nonzero()[0])} has an infinite feature; mark "
-                "missing values as NaN instead"
-            )
+        if not self.x.is_floating_point():
+            return
+        for start in range(0, len(self.x), _LOOK):  # a million rows at once would need their memory again
+            piece = self.x[start : start + _LOOK]
+            wrong = (~piece.isfinite() if self.is_image else torch.isinf(piece)).flatten(1).any(dim=1)
+            if bool(wrong.any()):
+                what = f"an infinite {'feature' if kind == 'features' else 'value'}; mark missing values as NaN instead"
+                if self.is_image:
+                    what = "a pixel that is not a finite number; correct or remove the image"
+                raise DataError(f"{self.name}: row {start + int(wrong.nonzero()[0])} has {what}")
 
     def _check_y(self) -> None:
         if self.y.dtype == torch.float64 and tuple(self.y.shape) == (len(self.x),):
@@ -220,4 +295,12 @@ class Dataset:
             raise DataError(
                 f"{self.name}: group numbers run from {low} to {high}; expected 0 to "
                 f"{len(self.group_names) - 1 if self.group_names else 'any'}; renumber or name more groups"
+            )
+
+    def _check_column(self, name: str) -> None:
+        values = getattr(self, name)
+        if values is not None and (values.dtype != np.int64 or values.shape != (len(self),)):
+            raise DataError(
+                f"{self.name}: {name} has shape {values.shape} and type {values.dtype}; expected ({len(self)},) int64, "
+                "a number for each row"
             )

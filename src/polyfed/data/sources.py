@@ -20,16 +20,18 @@ from numpy.typing import NDArray
 
 from polyfed.base.errors import ConfigError, DataError
 from polyfed.base.text import nearest
-from polyfed.data.catalogue import DATASET_OPTIONS, DATASETS, SIZES, TABLES, option_fault
+from polyfed.data.catalogue import DATASET_OPTIONS, DATASETS, NUMERIC, SIZES, TABLES, option_fault
 from polyfed.data.conform import conform
 from polyfed.data.dataset import Dataset
 from polyfed.data.images import check_image_size, pad_or_resize, pixel_stats, resize
-from polyfed.data.readers.cache import Arrays, cached_arrays, file_digest, fingerprint
+from polyfed.data.readers.cache import Arrays, cached_arrays, file_digest, fingerprint, folder_digest
 from polyfed.data.readers.cifar import CIFAR10, CIFAR100, joined, read_cifar_archive, read_cifar_folder
 from polyfed.data.readers.class_names import CIFAR10_CLASSES, CIFAR100_CLASSES, FASHION_CLASSES
 from polyfed.data.readers.csv import load_csv
 from polyfed.data.readers.digits import DIGITS, load_digits
 from polyfed.data.readers.download import OFFICIAL_FILES, fetch
+from polyfed.data.readers.folder import load_folder
+from polyfed.data.readers.huggingface import load_huggingface
 from polyfed.data.readers.idx import IDX_NAMES, find_idx, read_mnist_layout
 from polyfed.data.readers.npz import load_npz
 from polyfed.data.readers.parquet import find_parquet, read_images
@@ -37,6 +39,9 @@ from polyfed.data.readers.parquet_table import load_parquet
 from polyfed.data.readers.table import table_files
 from polyfed.data.schema import Schema
 from polyfed.metrics.catalogue import TaskKind
+
+#: Data sets that are a folder, known by a digest of all its files.
+_FOLDERS: Mapping[str, Callable[..., Dataset]] = {"images": load_folder, "huggingface": load_huggingface}
 
 _CACHE_VERSION = 1  # raise it when decoding changes, so that older caches are not used
 
@@ -55,13 +60,14 @@ def load_dataset(
 
     Args:
         name: one of ``catalogue.DATASETS``.
-        path: folder or file to read; required for "npz", "csv" and "parquet".
+        path: folder or file to read; required for data of your own, such as "npz" and "csv".
         cache: folder for downloads and decoded pixels; None takes ``$POLYFED_CACHE`` or ``~/.cache/polyfed``.
         image_size: side of the images in pixels. None: 32 for the named image sets (28x28 images get a black
-            frame of 2 pixels; 28 keeps them raw, any other side resizes), as stored for "npz".
+            frame of 2 pixels; 28 keeps them raw, any other side resizes), as stored for images of your own.
         task: with "regression" the label is a number to predict; for files of the user's own only.
         agreed: what all sites agreed on; a table of one of them may lack a class, even all but one.
-        options: as listed in ``catalogue.DATASET_OPTIONS``; see ``load_npz``, ``load_csv`` and ``table.Rules``.
+        options: as listed in ``catalogue.DATASET_OPTIONS``; see ``load_npz``, ``load_csv``, ``table.Rules``,
+            ``load_folder`` and ``load_huggingface``.
 
     Raises:
         ConfigError: an unknown name or option.
@@ -69,7 +75,7 @@ def load_dataset(
     """
     _check_arguments(name, path, image_size, options)
     before = file_digests(name, path=path, cache=cache, options=options)
-    if task == "regression" and name in SIZES:
+    if task == "regression" and name not in NUMERIC:
         raise ConfigError(f"task: got 'regression'; the labels of data set {name!r} are classes")
     if path is not None and name in TABLES:
         read = load_csv if name == "csv" else load_parquet
@@ -77,8 +83,8 @@ def load_dataset(
             options.setdefault("classes", list(agreed.classes))
         dataset = read(Path(path), task=task, agreed=None if agreed is None else agreed.features(), **options)
     else:
-        given = options if name in SIZES else {**options, "task": task}
-        dataset = _read(name, path, _cache_root(cache), image_size, given)
+        given = {**options, "task": task} if name == "npz" else options
+        dataset = _read(name, path, _cache_root(cache), image_size, given, "".join(before.values()))
     files = file_digests(name, path=path, cache=cache, options=options)
     if before and files != before:  # a file that was downloaded just now is not in `before`
         raise DataError(f"{path or name}: the files changed while they were read; try again when they no longer change")
@@ -101,6 +107,10 @@ def file_digests(
         DataError: a file cannot be read, or files are missing from the folder.
     """
     root = _cache_root(cache)
+    if name in _FOLDERS and path is not None and Path(path).is_dir():
+        files = (file.relative_to(path) for file in sorted(Path(path).rglob("*")) if file.is_file())
+        names = [file.as_posix() for file in files if not any(part.startswith(".") for part in file.parts)]
+        return {Path(path).name: folder_digest(Path(path), names, root)}
     digests = {file.name: file_digest(file, root) for file in _files(name, path, root)}
     test = (options or {}).get("test")
     if path is not None and name in TABLES and Path(path).exists():
@@ -112,6 +122,8 @@ def file_digests(
 def _files(name: str, path: Path | None, root: Path) -> list[Path]:
     if name == "digits":
         return [DIGITS]
+    if name == "python":
+        return []
     place = _find(name, path, root, download=False)
     if not place.exists():
         return []
@@ -124,9 +136,14 @@ def _files(name: str, path: Path | None, root: Path) -> list[Path]:
     return [file for part in IDX_NAMES if (file := find_idx(place, part)) is not None]
 
 
-def _read(name: str, path: Path | None, root: Path, image_size: int | None, options: dict[str, Any]) -> Dataset:
+def _read(
+    name: str, path: Path | None, root: Path, image_size: int | None, options: dict[str, Any], digest: str
+) -> Dataset:
     if name == "digits":
         return load_digits(image_size)
+    if name in _FOLDERS and path is not None:
+        cache = root / "decoded"
+        return _FOLDERS[name](Path(path), cache=cache, digest=digest, image_size=image_size, **options)
     if name == "npz" and path is not None:
         return load_npz(Path(path), image_size=image_size, **options)
     side = check_image_size(image_size, 32)
@@ -149,6 +166,11 @@ def _read(name: str, path: Path | None, root: Path, image_size: int | None, opti
 def _check_arguments(name: str, path: Path | None, image_size: int | None, options: dict[str, Any]) -> None:
     if name not in DATASETS:
         raise ConfigError(f"dataset: got {name!r}; expected one of {', '.join(DATASETS)}{nearest(name, DATASETS)}")
+    if name == "python":
+        raise ConfigError(
+            "dataset: got 'python', data that a program gives; start and resume such a run in Python, with "
+            "polyfed.simulate(config, data=...) and polyfed.resume(folder, data=...)"
+        )
     known = DATASET_OPTIONS[name]
     faults = [
         f"{option}: not an option of dataset {name!r}; it has {', '.join(known) or 'none'}"

@@ -70,7 +70,7 @@ class Placement:
         own = [one for one in data if isinstance(one, ClientData)]
         if (
             len(own) == len(data)
-            and own[0].dataset.is_image
+            and not own[0].dataset.is_standardised  # each client has statistics of its own
             and len({(id(one.dataset), one.augment) for one in own}) == 1
         ):
             x, y = together(own, rows, generators, dtype=self.dtype, device=self.device)

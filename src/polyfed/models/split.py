@@ -40,7 +40,7 @@ class SplitModel:
     Args:
         name: the name of the model in messages.
         factory: builds a NEW module at each call.
-        input_shape: shape of one sample, ``(C, H, W)`` or ``(F,)``.
+        input_shape: shape of one sample: ``(C, H, W)``, ``(F,)``, ``(T, C)``, ``(C, T)``, or ``(T,)`` for tokens.
         classifier: dotted name of the classifier's FIRST submodule: its input is the representation
             ``(B, rep_dim)``. None: the model is not cut and only ``__call__`` works.
         extractor: dotted name of the extractor's LAST submodule: its output is ``s_in``.
@@ -186,6 +186,23 @@ class SplitModel:
     def classify(self, params: Params, r: Tensor) -> Tensor:
         """Logits ``(B, num_classes)`` of representations ``(B, rep_dim)``."""
         return self._run("classify", self._cuts().classify, params, r)
+
+    @torch.no_grad()
+    def check_tokens(self, x: Tensor) -> None:
+        """Raise unless a forward pass takes these tokens, ``(B, T)`` int64.
+
+        Raises:
+            ModelError: it fails, such as on a token that its embedding lacks.
+        """
+        self.train(False)
+        try:
+            self(self.init(_PROBE), x)
+        except Exception as error:  # user code
+            raise ModelError(
+                f"model {self.name!r} fails on tokens from {int(x.min())} to {int(x.max())}, as the data have: "
+                f"{fault(error)}; its embedding needs more than {int(x.max())} rows, and tokens and padding are "
+                "numbers from 0"
+            ) from error
 
     # ------------------------------------------------------------------------------------------------ anatomy
 
@@ -367,7 +384,8 @@ class SplitModel:
                 logits = self._module(x)
             except Exception as error:  # user code
                 raise ModelError(
-                    f"model {self.name!r} fails on an input of shape {tuple(x.shape)}: "
+                    f"model {self.name!r} fails on an input of shape {tuple(x.shape)} and type "
+                    f"{str(x.dtype).removeprefix('torch.')}: "
                     f"{fault(error)}; does it accept samples of shape {self.input_shape}?"
                 ) from error
         clobbers = {"whole"} if x._version != before else set[str]()

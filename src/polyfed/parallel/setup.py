@@ -72,6 +72,13 @@ class Execution:
         for note in (note for model in federation.task.family().values() for note in model.notes):
             say(note)
         self.count = min(run.workers or self._workers(), federation.config.clients.count)
+        if federation.config.data.dataset == "python" and not self._forks():
+            if (run.workers or 1) > 1:
+                raise ConfigError(
+                    f"run.workers: got {run.workers}; data of a program reach worker processes by a fork alone, with "
+                    "run.threads = 1 on Linux; set run.workers = 1, or save the data to a file"
+                )
+            self.count = 1
         self._pool: Pool | None = None
         self._clients: SimulatedClients | None = None
         if placement.precision == "bf16" and placement.device.type == "cpu" and (times := slower()) > 1:
@@ -84,7 +91,7 @@ class Execution:
             )
         else:
             threads = self.federation.config.run.threads or 1
-            source = self.federation if can_fork() and threads == 1 else self.federation.config
+            source = self.federation if self._forks() else self.federation.config
             self._pool = Pool(
                 [partial(_worker, source, _on(self.placement, number)) for number in range(self.count)],
                 self.close,
@@ -103,6 +110,10 @@ class Execution:
             self._pool.close()
         if self._clients is not None:
             self._clients.discard_round()  # removes the replies and states of an interrupted round from the disk
+
+    def _forks(self) -> bool:
+        """Whether worker processes are forks of this process, which share its data."""
+        return can_fork() and (self.federation.config.run.threads or 1) == 1
 
     def _workers(self) -> int:
         """Return the number of processes if ``run.workers`` is None: by cores, or GPUs, for ``auto``, else 1."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 
 from polyfed.base.errors import ConfigError, ModelError
 from polyfed.base.memory import give_back
@@ -23,7 +24,7 @@ from polyfed.core.message import Nothing
 from polyfed.core.plan import LocalSGD
 from polyfed.data.client import ClientData, FederatedData
 from polyfed.data.dataset import Dataset
-from polyfed.data.partition.make import make_partition
+from polyfed.data.partition.make import make_partition, splitter
 from polyfed.data.partition.partition import Partition
 from polyfed.data.sources import load_dataset
 from polyfed.execute.choice import forward_flops
@@ -102,7 +103,8 @@ class Federation(ServerView):
     @cached_property
     def task(self) -> Task:
         """What the server and all clients know."""
-        return configured_task(self.config, self.dataset.input_shape, self.dataset.num_classes)
+        data = self.dataset
+        return configured_task(self.config, data.input_shape, data.num_classes, data.input_dtype)
 
     @cached_property
     def plan(self) -> LocalSGD:
@@ -187,8 +189,10 @@ def client_at_work(
     return LocalClient(info, models, train, LocalSGD(**config.train.model_dump()), rng, round_, held_out)
 
 
-def configured_task(config: Config, input_shape: tuple[int, ...], num_classes: int) -> Task:
-    """Return the task of a configuration whose data have these shapes and classes."""
+def configured_task(
+    config: Config, input_shape: tuple[int, ...], num_classes: int, dtype: torch.dtype | None = None
+) -> Task:
+    """Return the task of a configuration whose data have these shapes, classes and type."""
     clients = config.clients
     return Task(
         input_shape=input_shape,
@@ -198,18 +202,26 @@ def configured_task(config: Config, input_shape: tuple[int, ...], num_classes: i
         architectures=tuple(dict.fromkeys(clients.models[: clients.count])),
         capacities=tuple(sorted(set(clients.capacities[: clients.count]), reverse=True)),
         kind=config.data.task,
+        dtype=dtype,
     )
 
 
-def check_networks(algorithm: Algorithm, task: Task) -> None:
+def check_networks(algorithm: Algorithm, task: Task, dataset: Dataset | None = None) -> None:
     """Build all networks, and have the algorithm check that it can train them.
 
+    Args:
+        algorithm: the algorithm of the run.
+        task: the common knowledge of server and clients.
+        dataset: the data, if they are read: networks of tokens must take its smallest and largest.
+
     Raises:
-        ModelError: a network cannot be built, or the algorithm cannot train it.
+        ModelError: a network cannot be built, or the algorithm cannot train it, or it does not take the data.
     """
     algorithm.check(task)
     for model in task.family().values():
-        algorithm.models(task, model)
+        for part in algorithm.models(task, model).values():
+            if dataset is not None and part.dtype is not None:
+                part.check_tokens(dataset.extremes)
 
 
 def misfits(configs: Sequence[Config]) -> list[str]:
@@ -218,13 +230,13 @@ def misfits(configs: Sequence[Config]) -> list[str]:
     Raises:
         PolyfedError: the data cannot be loaded.
     """
-    shapes: dict[object, tuple[tuple[int, ...], int]] = {}
+    shapes: dict[object, tuple[tuple[int, ...], int, torch.dtype | None]] = {}
     faults: list[str] = []
     for config in configs:
         data = config.data.model_dump_json()
         if data not in shapes:
             dataset = _load(config)
-            shapes[data] = (dataset.input_shape, dataset.num_classes)
+            shapes[data] = (dataset.input_shape, dataset.num_classes, dataset.input_dtype)
         try:
             check_networks(
                 load_algorithm(config.algorithm.name, config.algorithm.keys), configured_task(config, *shapes[data])
@@ -234,13 +246,25 @@ def misfits(configs: Sequence[Config]) -> list[str]:
     return list(dict.fromkeys(faults))
 
 
-def deal(config: Config) -> tuple[Dataset, Partition]:
-    """Load the data and deal the rows to clients.
+def deal(config: Config, data: Dataset | None = None) -> tuple[Dataset, Partition]:
+    """Load the data, or take ``data``, and deal the rows to clients.
+
+    Args:
+        config: the configuration of the run.
+        data: the data set, if a program gives it, for ``data.dataset = "python"``; its digest stands for its files.
 
     Raises:
         PolyfedError: the data cannot be loaded or dealt; the text says why.
     """
-    dataset = _load(config)
+    if data is None:
+        dataset = _load(config)
+    elif config.data.dataset != "python" or not isinstance(data, Dataset):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigError(
+            f"data: got {type(data).__name__} for data.dataset = {config.data.dataset!r}; expected a Dataset, such as "
+            'polyfed.federated_data(...), and data.dataset = "python", so that the run is known to depend on it'
+        )
+    else:
+        dataset = replace(data, files={data.name: data.digest})
     seed = config.run.seed if config.partition.seed is None else config.partition.seed
     partition = make_partition(
         dataset,
@@ -258,22 +282,30 @@ def deal(config: Config) -> tuple[Dataset, Partition]:
             f"{', '.join(groups)}; give the names in this order, or leave them out"
         )
     if config.data.validation_fraction:
+        whole = config.data.split in ("groups", "time")  # what the split keeps whole stays whole
         partition = partition.validating(
-            config.data.validation_fraction, dataset.strata, Rng((seed, "partition", "validation"))
+            config.data.validation_fraction,
+            dataset.strata,
+            Rng((seed, "partition", "validation")),
+            splitter(dataset, config.data.split, config.partition.kind) if whole else None,
         )
     return dataset, partition
 
 
-def prepare(config: Config) -> Federation:
+def prepare(config: Config, data: Dataset | None = None) -> Federation:
     """Load the data, deal the rows, and check that the algorithm can train these networks.
+
+    Args:
+        config: the configuration of the run.
+        data: as for `deal`.
 
     Raises:
         PolyfedError: the data cannot be loaded or dealt, or the networks not trained; the text says why.
     """
-    dataset, partition = deal(config)
+    dataset, partition = deal(config, data)
     algorithm = load_algorithm(config.algorithm.name, config.algorithm.keys)
     federation = Federation(config, dataset, partition, algorithm)
-    check_networks(algorithm, federation.task)
+    check_networks(algorithm, federation.task, dataset)
     if algorithm.holdout:
         federation.local(partition.smallest, 0)  # reports a client with too few examples before the run
     check_single_examples(federation)

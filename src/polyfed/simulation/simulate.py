@@ -20,6 +20,8 @@ from polyfed.base.errors import CheckpointError, ConfigError, RunDirError
 from polyfed.config import Config
 from polyfed.config.profiles import to_csv
 from polyfed.core.message import State
+from polyfed.data.dataset import Dataset
+from polyfed.data.partition.make import hardly_tested
 from polyfed.data.partition.partition import Partition
 from polyfed.execute.placement import Placement, threads
 from polyfed.parallel.setup import Execution
@@ -41,11 +43,14 @@ from polyfed.storage.state_store import Store
 STARTED = ("lock", "environment.json", "partition.npz", "devices.csv", "content.json", *LOGS)
 
 
-def simulate(config: Config, *, out: Path | None = None, callback: Callback | None = None) -> dict[str, Any]:
+def simulate(
+    config: Config, *, data: Dataset | None = None, out: Path | None = None, callback: Callback | None = None
+) -> dict[str, Any]:
     """Run a configuration from the start.
 
     Args:
         config: the configuration to run.
+        data: the data set, for ``data.dataset = "python"``, such as `federated_data` makes it.
         out: the run directory, new or empty; by default ``runs/<name>-<algorithm>-<time>``.
         callback: receives the events of the run.
 
@@ -64,7 +69,7 @@ def simulate(config: Config, *, out: Path | None = None, callback: Callback | No
     )
     _check_new(folder)
     # All faults of the input are reported before a file is written.
-    federation = prepare(config)
+    federation = prepare(config, data)
     with closing(RunDir(folder)) as run_dir:
         _check_new(folder)  # again: while this process prepared, another may have begun and ended a run here
         files.write_json(run_dir.path / "environment.json", environment(config))
@@ -76,8 +81,13 @@ def simulate(config: Config, *, out: Path | None = None, callback: Callback | No
         return _Run(federation, run_dir, callback or Quiet()).run()
 
 
-def resume(folder: Path, *, callback: Callback | None = None) -> dict[str, Any]:
+def resume(folder: Path, *, data: Dataset | None = None, callback: Callback | None = None) -> dict[str, Any]:
     """Resume a run from its last checkpoint; a complete run returns its summary.
+
+    Args:
+        folder: the run directory.
+        data: the same data set as that of the start, if a program gave it.
+        callback: receives the events of the run.
 
     Raises:
         RunDirError: the folder holds no run, or another process holds it.
@@ -87,7 +97,7 @@ def resume(folder: Path, *, callback: Callback | None = None) -> dict[str, Any]:
         raise RunDirError(f"{folder} holds no run: it has no config.toml; give the run directory of a run")
     with closing(RunDir(folder)) as run_dir:
         stored = Partition.load(run_dir.path / "partition.npz").hash  # the arrays are freed at once
-        federation = prepare(Config.load(folder / "config.toml"))
+        federation = prepare(Config.load(folder / "config.toml"), data)
         Content.of(federation.config, federation.dataset.files).check(folder)
         if stored != federation.partition.hash:
             raise CheckpointError(
@@ -139,6 +149,8 @@ class _Run(RoundLoop):
                 self.timed = TimedClients(self.federation, self.simulated, self.callback.note)
             self.ledger = Ledger(self.federation, self.restore())
             self.callback.started(self.run_dir.path, self.federation.config, self.round + 1)
+            if warning := hardly_tested(self.federation.dataset, self.federation.partition):
+                self.callback.note(warning)
             try:
                 self.rounds()
             except BaseException as error:

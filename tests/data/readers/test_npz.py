@@ -74,3 +74,28 @@ def test_npz_damaged_or_missing(tmp_path: Path) -> None:
     np.save(tmp_path / "b.npy", np.zeros(3))
     with pytest.raises(DataError, match="single array"):
         load_dataset("npz", path=tmp_path / "b.npy")
+
+
+def test_npz_of_other_kinds(tmp_path: Path) -> None:
+    """Catches an option that is not passed on, and an array that is ignored."""
+    path = tmp_path / "a.npz"
+    y, more = np.array([0, 1, 0, 1]), {"units": np.array(["p", "q", "p", "r"]), "times": np.array([4, 3, 2, 1])}
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (4, 16, 16, 13), dtype=np.uint8)
+    np.savez(path, x=x, y=y, **more)
+    with pytest.raises(DataError, match='"NCHW" for channels first, 16 channels of 16x13 pixels, or "NHWC"'):
+        load_dataset("npz", path=path)
+    found = load_dataset("npz", path=path, layout="NHWC")
+    assert np.array_equal(found.x.numpy(), x.transpose(0, 3, 1, 2))
+    assert (found.units.tolist(), found.times.tolist()) == ([0, 1, 0, 2], [3, 2, 1, 0])
+    np.savez(path, x=rng.random((4, 6, 5, 3)), y=y)
+    scans = load_dataset("npz", path=path, layout="NHWC", image_size=4)
+    assert (scans.kind, scans.input_shape, scans.x.dtype.is_floating_point) == ("image", (3, 4, 4), True)
+    np.savez(path, x=rng.random((4, 6, 5)), y=y)
+    assert load_dataset("npz", path=path, layout="NCT").channels_first
+    np.savez(path, x=rng.integers(0, 99, (4, 6)), y=y)
+    assert load_dataset("npz", path=path).kind == "features"
+    assert load_dataset("npz", path=path, kind="tokens").x.dtype.is_floating_point is False
+    for option in ({"kind": "words"}, {"layout": "CHW"}):
+        with pytest.raises(ConfigError, match="expected one of"):
+            load_dataset("npz", path=path, **option)

@@ -149,6 +149,88 @@ def pick_test(
     return cells.pick(np.where(cells.size > 1, np.minimum(quota, cells.size - 1), quota))
 
 
+def pick_units(
+    owner: Ints,
+    y: Ints,
+    clients: int,
+    fraction: float,
+    rng: Rng,
+    *,
+    units: Ints,
+    first: int = 0,
+) -> Bools:
+    """``(n,)`` true for test rows: whole units, ``fraction`` of each client's units, in the mean over ``rng``.
+
+    A unit counts for the class that most of its rows have, so the classes of the test units are in proportion too. If
+    rows of a unit belong to several clients, the units are drawn for all clients together, so that a unit that one
+    client tests on is in no client's training rows.
+
+    Args:
+        owner: as for `pick_test`.
+        y: as for `pick_test`.
+        clients: as for `pick_test`.
+        fraction: as for `pick_test`.
+        rng: as for `pick_test`.
+        units: ``(n,)`` number of the unit that each row belongs to.
+        first: as for `pick_test`.
+    """
+    _, unit = np.unique(units, return_inverse=True)
+    count = int(unit.max(initial=-1)) + 1
+    holder = np.zeros(count, dtype=np.int64)
+    holder[unit] = owner
+    if (holder[unit] != owner).any():  # rows of a unit are with several clients
+        holder, clients, first = np.zeros_like(holder), 1, 0
+    classes = int(y.max(initial=0)) + 1
+    cells, sizes = np.unique(unit * classes + y, return_counts=True)
+    order = np.lexsort((sizes, cells // classes))
+    most = np.zeros(count, dtype=np.int64)
+    most[cells[order] // classes] = cells[order] % classes  # the last, and so the largest, of each unit
+    return pick_test(holder, most, clients, fraction, rng, first=first)[unit]
+
+
+def pick_later(
+    owner: Ints,
+    y: Ints,
+    clients: int,
+    fraction: float,
+    rng: Rng,
+    *,
+    times: Ints,
+    least: int = 1,
+    first: int = 0,
+) -> Bools:
+    """``(n,)`` true for test rows: the later ``fraction`` of each client's rows, rounded up or down at random.
+
+    Rows of one moment stay together: the boundary moves to the nearest one between two moments. A client whose rows are
+    all of one moment gets no test row.
+
+    Args:
+        owner: as for `pick_test`.
+        y: not used.
+        clients: as for `pick_test`.
+        fraction: as for `pick_test`.
+        rng: as for `pick_test`.
+        times: ``(n,)`` place of each row in time.
+        least: as for `pick_test`.
+        first: as for `pick_test`.
+    """
+    wanted = np.bincount(
+        owner,
+        weights=pick_test(owner, np.zeros_like(y), clients, fraction, rng, least=least, first=first),
+        minlength=clients,
+    )
+    order = np.lexsort((times, owner))
+    ends = np.cumsum(np.bincount(owner, minlength=clients))
+    picked = np.zeros(len(owner), dtype=np.bool_)
+    for client in np.unique(owner):
+        start = ends[client - 1] if client else 0
+        mine = order[start : ends[client]]
+        changes = np.flatnonzero(np.diff(times[mine])) + 1
+        if len(changes):
+            picked[mine[changes[np.argmin(np.abs(changes - (len(mine) - wanted[client])))] :]] = True
+    return picked
+
+
 def deal(counts: Ints, y: Ints, rng: np.random.Generator) -> Ints:
     """Owner of each row when client k gets ``counts[k, c]`` random rows of class c; -1 for rows left over.
 

@@ -16,7 +16,9 @@ from polyfed.data.partition.apportion import (
     Bools,
     Ints,
     cap_rows,
+    pick_later,
     pick_test,
+    pick_units,
     size_of_test,
 )
 from polyfed.data.partition.kinds import (
@@ -26,7 +28,10 @@ from polyfed.data.partition.kinds import (
     deal_iid,
     deal_like,
 )
-from polyfed.data.partition.partition import Partition, Resampled, grouped
+from polyfed.data.partition.partition import Partition, Pick, Resampled, grouped
+
+#: How a client's rows become training and test rows.
+SPLITS = ("pooled", "official", "groups", "time")
 
 
 def make_partition(
@@ -47,15 +52,16 @@ def make_partition(
     With ``split="pooled"`` official training and test rows are one pool; each client's part of it is split
     into train and test, class by class, by draws that depend on the client's number and on its own rows alone.
     With ``split="official"`` training rows come from the official training part, and the official test rows are
-    dealt in each client's own class proportions (for "natural": by group).
+    dealt in each client's own class proportions (for "natural": by group). "groups" and "time" split a client's rows as
+    "pooled" does, but by unit (all rows of a patient on one side) or by time (the later rows for testing).
 
     Args:
         dataset: the data set.
         kind: one of ``catalogue.PARTITIONS``.
         num_clients: number of clients; None or 0 means one per group, for "natural" only.
         rng: names the randomness; the same name gives the same partition.
-        test_fraction: fraction of a client's rows for testing, above 0 and below 1; for "pooled" only.
-        split: "pooled" or "official".
+        test_fraction: fraction of a client's rows for testing, above 0 and below 1; not for "official".
+        split: one of ``SPLITS``.
         min_samples: the fewest training rows of a client; each client also has at least one test row.
         samples_per_client: the most train and test rows together of a client, in its own class proportions;
             None for no limit. For "resampled" it is required, and is their exact number.
@@ -100,7 +106,7 @@ def make_partition(
             raise DataError(f"{dataset.name!r} has {len(pool)} rows for {clients} clients; lower num_clients")
 
         def enough(sizes: Ints) -> Bools:
-            return sizes - (size_of_test(sizes, test_fraction) if split == "pooled" else 0) >= min_samples
+            return sizes - (size_of_test(sizes, test_fraction) if split != "official" else 0) >= min_samples
 
         owner[pool] = _deal(kind, y[pool], dataset.num_classes, clients, options, enough, rng)
     train, test = np.zeros((2, len(y)), dtype=np.bool_)
@@ -113,15 +119,49 @@ def make_partition(
         test[rows] = owner[rows] >= 0
     if samples_per_client is not None:
         _cap(owner, y, train, test, clients, samples_per_client, rng)
-    if split == "pooled":
+    if split != "official":
         rows = np.flatnonzero(train)
-        test[rows] = pick_test(
-            owner[rows], y[rows], clients, test_fraction, rng.at("split"), least=min_samples, first=first_client
-        )
+        pick = splitter(dataset, split, kind, least=min_samples, first=first_client)
+        test[rows] = pick(rows, owner[rows], clients, test_fraction, rng.at("split"))
         train &= ~test
     partition = Partition(*grouped(owner, train, clients), *grouped(owner, test, clients), about)
-    _check_sizes(partition, kind, min_samples)
+    _check_sizes(partition, kind, min_samples, split)
     return partition
+
+
+def splitter(dataset: Dataset, split: str, kind: str, *, least: int = 1, first: int = 0) -> Pick:
+    """Return the function that chooses test rows for "pooled", "groups" or "time".
+
+    Args:
+        dataset: the data set; for "groups" its units are kept whole, or without units its groups.
+        split: the split.
+        kind: the kind of partition.
+        least: training rows of a client, where the split permits.
+        first: number of the client that owner 0 stands for.
+
+    Raises:
+        DataError: the split is "groups" and the data set has no units, nor groups that are not clients.
+    """
+    y = np.zeros(len(dataset), np.int64) if dataset.y.is_floating_point() else dataset.y.cpu().numpy()
+    units = dataset.units if dataset.units is not None or kind == "natural" else dataset.groups
+    if split == "groups" and units is None:
+        raise DataError(
+            f"split 'groups': {dataset.name!r} does not say which rows belong together, such as those of a patient; "
+            + ("its groups are the clients themselves; " if dataset.groups is not None else "")
+            + "read the data with an array 'units' (npz) or a column 'unit' (see docs/data.md)"
+        )
+
+    def pick(rows: Ints, owner: Ints, clients: int, fraction: float, rng: Rng) -> Bools:
+        if split == "groups" and units is not None:
+            # Two hospitals may both have a patient 1, and a deployed client knows its own patients only.
+            whole = units[rows] + (owner * (units.max() + 1) if kind == "natural" else 0)
+            return pick_units(owner, y[rows], clients, fraction, rng, units=whole, first=first)
+        if split == "time":
+            moments = rows if dataset.times is None else dataset.times[rows]
+            return pick_later(owner, y[rows], clients, fraction, rng, times=moments, least=least, first=first)
+        return pick_test(owner, y[rows], clients, fraction, rng, least=least, first=first)
+
+    return pick
 
 
 def _deal(
@@ -174,7 +214,35 @@ def _cap(owner: Ints, y: Ints, train: Bools, test: Bools, clients: int, cap: int
         mask[rows] = cap_rows(owner[rows], y[rows], clients, limit, rng.at(name))
 
 
-def _check_sizes(partition: Partition, kind: str, min_samples: int) -> None:
+#: Test rows of a class below which its accuracy moves by more than 20 points with a single row. A class is named if it
+#: has, besides, less than half of the average of all classes, or none, and that average is at least 2: in a smaller
+#: test set no class is tested, and its size says so.
+LEAST_TESTED = 5
+
+
+def hardly_tested(dataset: Dataset, partition: Partition) -> str:
+    """Return a warning that names the classes that clients train on and hardly test; "" if there are none.
+
+    A class counts the test rows of all clients that train on it, together: that a single client tests a rare class by
+    chance or not is no cause for a warning.
+    """
+    if dataset.y.is_floating_point():
+        return ""
+    counts = partition.tested(dataset.y.cpu().numpy(), dataset.num_classes)
+    average = counts[counts >= 0].mean()
+    rare = (counts >= 0) & (counts < LEAST_TESTED) & ((2 * counts < average) | (counts == 0))
+    few = [int(c) for c in np.flatnonzero(rare)]
+    if not few or average < 2:
+        return ""
+    named = ", ".join(f"{dataset.classes[c]!r} ({counts[c]})" for c in few[:10])
+    more = f" and {len(few) - 10} more" if len(few) > 10 else ""
+    return (
+        f"hardly tested: class {named}{more}: fewer than {LEAST_TESTED} test rows in all clients that train on it, so "
+        "its results are chance; raise data.test_fraction, or gather more rows"
+    )
+
+
+def _check_sizes(partition: Partition, kind: str, min_samples: int, split: str) -> None:
     train, test = np.diff(partition.train_offsets), np.diff(partition.test_offsets)
     bad = np.flatnonzero((train < min_samples) | (test < 1))
     if len(bad):
@@ -183,6 +251,9 @@ def _check_sizes(partition: Partition, kind: str, min_samples: int) -> None:
             "natural": "lower min_samples, or keep only large groups with groups='largest' and fewer clients",
             "dirichlet": "raise alpha, or lower num_clients or min_samples",
         }.get(kind, "lower num_clients or min_samples, or raise samples_per_client")
+        if split in ("groups", "time"):
+            whole = {"groups": "units (patients, devices)", "time": "moments in time"}[split]
+            advice = f"split {split!r} keeps {whole} whole, so a client needs rows of at least two; {advice}"
         raise DataError(
             f"partition {kind!r}: client {k} has {train[k]} training and {test[k]} test rows; expected at "
             f"least {min_samples} and 1 ({len(bad)} of {partition.num_clients} clients have too few); "
@@ -210,8 +281,10 @@ def _check_settings(
     ]
     if (kind != "natural" or num_clients not in (None, 0)) and not _whole(num_clients, 1):
         faults.append(f"num_clients: got {num_clients!r}; expected a whole number of at least 1")
-    if split not in ("pooled", "official"):
-        faults.append(f"split: got {split!r}; expected 'pooled' or 'official'")
+    if split not in SPLITS:
+        faults.append(f"split: got {split!r}; expected one of {', '.join(SPLITS)}")
+    if kind == "resampled" and split in ("groups", "time"):
+        faults.append(f"split: got {split!r}; kind 'resampled' deals single rows of a pool: 'pooled' or 'official'")
     if not 0 < test_fraction < 1:
         faults.append(f"test_fraction: got {test_fraction!r}; expected a fraction above 0 and below 1")
     if not _whole(min_samples, 1):
@@ -245,7 +318,7 @@ def _check_settings(
         raise ConfigError(*faults)
     return {
         "split": split,
-        "test_fraction": test_fraction if split == "pooled" else None,
+        "test_fraction": None if split == "official" else test_fraction,
         "min_samples": min_samples,
         "samples_per_client": samples_per_client,
         "options": dict(options),

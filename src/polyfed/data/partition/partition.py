@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -28,6 +28,9 @@ from polyfed.data.partition.apportion import (
     size_of_test,
 )
 from polyfed.data.readers.cache import read_npz
+
+#: Chooses test rows, from the dealt rows, the owner of each, the number of clients, the fraction and the draws.
+Pick: TypeAlias = "Callable[[Ints, Ints, int, float, Rng], Bools]"
 
 #: The parts of a client's rows, in the order of what is drawn for it.
 _PARTS = ("train", "test")
@@ -143,12 +146,28 @@ class Partition:
         flat = np.bincount(client * num_classes + np.asarray(y)[rows], minlength=clients * num_classes)
         return flat.reshape(clients, num_classes).astype(np.int64)
 
+    def tested(self, y: ArrayLike, num_classes: int) -> NDArray[np.int64]:
+        """``(classes,)`` number of test rows of each class in the clients that train on the class; -1 if none trains.
+
+        Args:
+            y: ``(N,)`` classes of all rows of the data set.
+            num_classes: number of classes.
+        """
+        labels = np.asarray(y)
+        cells: list[Ints] = []
+        for which in _PARTS:
+            rows, sizes = self._held(self.num_clients, which)
+            cells.append(np.repeat(np.arange(self.num_clients), sizes) * num_classes + labels[rows])
+        train, test = cells
+        counts = np.bincount(test[np.isin(test, train)] % num_classes, minlength=num_classes)
+        return np.where(np.bincount(train % num_classes, minlength=num_classes) > 0, counts, -1)
+
     def _held(self, clients: int, which: str) -> tuple[Ints, Ints]:
         """Return the rows of the first ``clients``, client after client, and the number of each client."""
         offsets = getattr(self, f"{which}_offsets")[: clients + 1]
         return getattr(self, f"{which}_rows")[: offsets[-1]], np.diff(offsets)
 
-    def validating(self, fraction: float, y: ArrayLike, rng: Rng) -> Partition:
+    def validating(self, fraction: float, y: ArrayLike, rng: Rng, pick: Pick | None = None) -> Partition:
         """Return the same clients with part of their training rows, class by class, in place of their test rows.
 
         For choosing hyper-parameters: a choice by these rows has not seen the test rows, which no client holds any
@@ -158,6 +177,7 @@ class Partition:
             fraction: fraction of each client's training rows, above 0 and below 1.
             y: ``(N,)`` classes of all rows of the data set.
             rng: chooses the rows.
+            pick: chooses by another rule than class by class, as `splitter` returns it.
 
         Raises:
             DataError: a client has a single training row.
@@ -170,7 +190,10 @@ class Partition:
                 "raise partition.min_samples, or lower clients.count"
             )
         owner = np.repeat(np.arange(self.num_clients), sizes)
-        held = pick_test(owner, np.asarray(y)[self.train_rows], self.num_clients, fraction, rng)
+        if pick is None:
+            held = pick_test(owner, np.asarray(y)[self.train_rows], self.num_clients, fraction, rng)
+        else:
+            held = pick(self.train_rows, owner, self.num_clients, fraction, rng)
         return Partition(
             self.train_rows[~held],
             _offsets(owner[~held], self.num_clients),
@@ -283,6 +306,10 @@ class Resampled(Partition):
         """Number of clients."""
         return int(self.about["num_clients"])  # pyright: ignore[reportArgumentType]
 
+    def tested(self, y: ArrayLike, num_classes: int) -> NDArray[np.int64]:
+        """As for any partition, with the rows of the test pool, from which all clients draw."""
+        return np.where(np.diff(self.train_offsets) > 0, np.diff(self.test_offsets), -1)
+
     @property
     def smallest(self) -> int:
         """A client with the fewest training rows among the first hundred; all have nearly the same number."""
@@ -316,7 +343,7 @@ class Resampled(Partition):
         sizes = np.array([about["drawn"]["train"], about["drawn"]["test"]])
         return Rng(tuple(about["seed"])), alpha, sizes, limits
 
-    def validating(self, fraction: float, y: ArrayLike, rng: Rng) -> Partition:
+    def validating(self, fraction: float, y: ArrayLike, rng: Rng, pick: Pick | None = None) -> Partition:
         """Return the partition with part of the training pool, class by class, in place of the test pool.
 
         Raises:

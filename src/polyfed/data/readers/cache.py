@@ -62,22 +62,54 @@ def file_digest(path: Path, folder: Path) -> str:
     Raises:
         DataError: the file cannot be read.
     """
+    return _digest(path, [path], folder, lambda: _sha256(path))
+
+
+def folder_digest(path: Path, names: Sequence[str], folder: Path) -> str:
+    """Return the SHA-256 (hex) of the names and contents of files below ``path``; cached as by `file_digest`.
+
+    Args:
+        path: the folder.
+        names: the files, relative to it.
+        folder: folder of the cache.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    files = [path / name for name in names]
+    return _digest(
+        path,
+        files,
+        folder,
+        lambda: hashlib.sha256(
+            json.dumps([[name, _sha256(file)] for name, file in zip(names, files, strict=True)]).encode()
+        ).hexdigest(),
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _digest(path: Path, files: Sequence[Path], folder: Path, compute: Callable[[], str]) -> str:
+    """``compute()``, which is cached under ``path`` while all files stay as they are."""
     try:
-        stat = path.stat()
-        key = [str(path.absolute()), stat.st_size, stat.st_mtime_ns, stat.st_ino]
+        stats = [file.stat() for file in files]
+        key = [str(path.absolute()), *(x for stat in stats for x in (stat.st_size, stat.st_mtime_ns, stat.st_ino))]
+        large = sum(stat.st_size for stat in stats) > _QUICK
         kept = folder / "digests" / f"{hashlib.sha256(str(key[0]).encode()).hexdigest()[:24]}.json"
-        if stat.st_size > _QUICK:
+        if large:
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 found = json.loads(kept.read_bytes())
                 if found["of"] == key:
                     return str(found["sha256"])
-        with path.open("rb") as handle:
-            digest = hashlib.file_digest(handle, "sha256").hexdigest()
+        digest = compute()
     except OSError as error:
         raise DataError(
             f"{path}: cannot be read ({error.strerror or error}); correct the path or its permissions"
         ) from error
-    if stat.st_size > _QUICK and time.time_ns() - stat.st_mtime_ns > 2_000_000_000:
+    if large and time.time_ns() - max(stat.st_mtime_ns for stat in stats) > 2_000_000_000:
         with contextlib.suppress(OSError), replacing(kept) as handle:
             handle.write(json.dumps({"of": key, "sha256": digest}).encode())
     return digest

@@ -110,7 +110,9 @@ class Table:
 
 def read_cells(sheets: Sequence[Sheet], roles: Mapping[int, ColumnKind], rules: Rules, path: Path) -> Table:
     """Read the cells; where a column turns out to be text, begin anew, so that numbers never wait as text."""
-    roles_of_text = {"label", "group", "test", "category"} - ({"label"} if rules.task == "regression" else set())
+    roles_of_text = {"label", "group", "test", "unit", "time", "category"} - (
+        {"label"} if rules.task == "regression" else set()
+    )
     text = {at for at, role in roles.items() if role in roles_of_text}
     used = [at for at in range(len(sheets[0].names)) if roles.get(at) != "ignored"]
     while True:

@@ -29,6 +29,8 @@ class Rules:
         missing: cells that stand for a missing value.
         categorical: columns to treat as categories although their cells are, or may be, numbers.
         group: column of the natural group (who collected the row), by name or number; it is not a feature.
+        unit: column of the unit, such as the patient, whose rows ``split = "groups"`` keeps together; no feature.
+        time: column of the time, by which ``split = "time"`` splits; no feature.
         ignore: columns to leave out.
         test: a column that flags the official test rows, by name or number, or the file of the test rows.
         classes: names of classes by the label's texts, or the texts in the order of their classes. None: all texts that
@@ -44,6 +46,8 @@ class Rules:
     missing: Sequence[str] = MISSING
     categorical: Sequence[str | int] = ()
     group: str | int | None = None
+    unit: str | int | None = None
+    time: str | int | None = None
     ignore: Sequence[str | int] = ()
     test: str | int | None = None
     classes: Mapping[str, str] | Sequence[str] | None = None
@@ -62,7 +66,7 @@ class Rules:
     @property
     def by_name(self) -> bool:
         """Whether an option or an agreement names a column."""
-        named = (self.label, self.group, *self.categorical, *self.ignore)
+        named = (self.label, self.group, self.unit, self.time, *self.categorical, *self.ignore)
         return self.agreed is not None or any(isinstance(column, str) for column in named)
 
     def number(self, cell: str) -> float | None:

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from polyfed.base.errors import ConfigError, DataError
+from polyfed.data.arrays import ranked
 from polyfed.data.columns import Column, ColumnKind
 from polyfed.data.dataset import check_digits
 from polyfed.data.readers.cells import Sheet, Table, read_cells
@@ -119,6 +120,7 @@ def read_table(path: Path, suffix: str, open_sheet: Callable[[Path], Sheet], rul
         groups = np.repeat(np.arange(len(files)), np.diff(table.starts)).astype(np.int64)
     flags = next((at for at, role in roles.items() if role == "test"), None)
     test_rows = None if flags is None else _test_rows(table, flags)
+    unit, time = (next((at for at, role in roles.items() if role == key), None) for key in ("unit", "time"))
     if apart:
         test_rows = np.arange(table.starts[1], table.starts[2], dtype=np.int64)
     return {
@@ -132,6 +134,8 @@ def read_table(path: Path, suffix: str, open_sheet: Callable[[Path], Sheet], rul
         "groups": groups,
         "group_names": group_names,
         "columns": tuple(found[at] for at in order),
+        "units": None if unit is None else _groups(table, unit, "unit")[0],
+        "times": None if time is None else _times(table, time),
     }
 
 
@@ -146,6 +150,8 @@ def _roles(names: tuple[str, ...], rules: Rules, path: Path, apart: bool) -> dic
     wanted: tuple[tuple[str, ColumnKind, Sequence[str | int | None]], ...] = (
         ("label", "label", [label]),
         ("group", "group", [rules.group]),
+        ("unit", "unit", [rules.unit]),
+        ("time", "time", [rules.time]),
         ("test", "test", [None if apart else rules.test]),
         ("ignore", "ignored", rules.ignore),
         ("categorical", "category", rules.categorical),
@@ -168,7 +174,7 @@ def _roles(names: tuple[str, ...], rules: Rules, path: Path, apart: bool) -> dic
             if roles.setdefault(at, role) != role and role != "category":
                 clashes.append(f"{option}: column {names[at]!r} is the {roles[at]} too; choose another")
     for at, name in enumerate(names):
-        if agreed.get(name) in ("index", "ignored", "group", "test"):
+        if agreed.get(name) in ("index", "ignored", "group", "test", "unit", "time"):
             roles.setdefault(at, "ignored")
         elif agreed.get(name) == "category":
             roles.setdefault(at, "category")
@@ -408,8 +414,13 @@ def _features(
     return x
 
 
-def _groups(table: Table, at: int) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    codes, texts = table.given(at, "group", table.rules.missing)
+def _times(table: Table, at: int) -> NDArray[np.int64]:
+    codes, texts = table.given(at, "time", table.rules.missing)
+    return ranked(np.array(texts), len(texts), f"{table.path}: column {table.names[at]!r}")[codes]
+
+
+def _groups(table: Table, at: int, role: str = "group") -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    codes, texts = table.given(at, role, table.rules.missing)
     # Whole numbers in their own order (9 before 10), names in alphabetical order.
     whole = all(text.isascii() and text.isdigit() for text in texts)
     names = sorted(texts, key=lambda text: (int(text), text) if whole else (0, text))

@@ -1,0 +1,155 @@
+"""Data sets of objects in memory: arrays, torch data sets and frames, and what is refused with the client's name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+from polyfed import federated_data
+from polyfed.base.errors import DataError
+
+RNG = np.random.default_rng(0)
+X, Y = RNG.normal(size=(6, 3)), np.array([0, 1, 2, 0, 1, 2])
+
+
+class Column_:  # noqa: N801
+    """A stand-in for a column of pandas."""
+
+    def __init__(self, values: list[Any]) -> None:
+        kind = {float: np.float64, int: np.int64, bool: np.bool_}.get(type(values[0]) if values else int)
+        same = kind is not None and len({type(value) for value in values}) == 1
+        self.values = np.array(values, kind if same else object)
+
+    def to_numpy(self) -> np.ndarray:
+        return self.values
+
+
+class Frame:
+    """A stand-in for a frame of pandas, which is no dependency: columns, and to_numpy."""
+
+    def __init__(self, **columns: list[Any]) -> None:
+        self.columns = list(columns)
+        self._cells = {name: Column_(cells) for name, cells in columns.items()}
+
+    def __getitem__(self, name: str) -> Column_:
+        return self._cells[name]
+
+    def to_numpy(self) -> np.ndarray:
+        raise AssertionError("a table of mixed types is no array")
+
+
+class NA:
+    """Stands for the NA of pandas, whose truth is an error."""
+
+    def __repr__(self) -> str:
+        return "<NA>"
+
+    def __bool__(self) -> bool:
+        raise TypeError
+
+
+def test_arrays_become_groups_in_order_of_the_clients() -> None:
+    found = federated_data({"north": (X[:4], Y[:4]), "south": (torch.tensor(X[4:]), torch.tensor(Y[4:]))})
+    assert (found.group_names, found.groups.tolist()) == (("north", "south"), [0, 0, 0, 0, 1, 1])
+    assert np.array_equal(found.x.numpy(), X)
+    assert (found.y.tolist(), found.classes, found.kind, found.test_rows) == (
+        Y.tolist(),
+        ("0", "1", "2"),
+        "features",
+        None,
+    )
+    assert federated_data([(X, Y), (X, Y)]).group_names == ("0", "1")
+
+
+def test_test_parts_units_times_and_names_of_classes() -> None:
+    mapping = {"x": X, "y": ["b", "a", "b", "a", "b", "a"], "unit": [5, 5, 4, 4, 3, 3], "time": [9, 8, 7, 6, 5, 4]}
+    tested = {"x": X[:1], "y": ["a"], "unit": [9], "time": [1]}
+    found = federated_data([mapping, mapping], test={"1": tested}, classes=("c", "b", "a"))
+    assert (found.y[:2].tolist(), found.classes) == ([1, 2], ("c", "b", "a"))
+    assert (found.test_rows.tolist(), found.groups.tolist()) == ([12], [0] * 6 + [1] * 7)
+    assert (found.units[:6].tolist(), found.units[12]) == ([2, 2, 1, 1, 0, 0], 3)
+    assert found.times.tolist() == [*[6, 5, 4, 3, 2, 1] * 2, 0]
+    assert federated_data([mapping]).classes == ("a", "b")
+
+
+def test_torch_data_sets() -> None:
+    pixels = torch.rand(6, 3, 8, 8)
+    data = TensorDataset(pixels, torch.tensor(Y))
+    found = federated_data([data, torch.utils.data.Subset(data, [5, 0])], flip=True)
+    assert (found.kind, found.input_shape, found.flip) == ("image", (3, 8, 8), True)
+    assert found.x.equal(torch.cat([pixels, pixels[[5, 0]]]))
+    assert found.y.tolist() == [*Y.tolist(), 2, 0]
+    image = pytest.importorskip("PIL.Image")
+    files = [(image.fromarray(np.full((6, 8, 3), k, np.uint8)), k) for k in (0, 1)]
+    assert federated_data([files]).input_shape == (3, 6, 8)
+    tokens = federated_data([TensorDataset(torch.tensor([[1, 0], [2, 3]]), torch.tensor([0, 1]))], kind="tokens")
+    assert (tokens.kind, tokens.x.dtype) == ("tokens", torch.int64)
+    series = federated_data([(RNG.normal(size=(6, 5, 2)), Y)], layout="NTC")
+    assert (series.kind, series.input_shape) == ("series", (5, 2))
+
+
+def test_frames_with_gaps_and_categories_of_all_clients() -> None:
+    """Catches a category that one client lacks, a gap that is a category, and columns in another order."""
+    north = Frame(age=[1.0, 2.0], ward=["a", None], smokes=[True, NA()], dx=["ill", "well"], who=[1, 2])
+    south = Frame(ward=["10", "9"], age=[3, 4], smokes=[False, False], dx=["well", "ill"], who=[1, 1])
+    found = federated_data({"n": north, "s": south}, label="dx", unit="who")
+    nan = np.nan
+    expected = [[1, 0, 0, 1, 1], [2, nan, nan, nan, nan], [3, 1, 0, 0, 0], [4, 0, 1, 0, 0]]
+    assert np.array_equal(found.x.numpy(), expected, equal_nan=True)
+    assert (found.classes, found.y.tolist(), found.units.tolist()) == (("ill", "well"), [0, 1, 1, 0], [0, 1, 0, 0])
+    age, ward, smokes = found.columns
+    assert (age.kind, age.low, age.high) == ("number", 1, 4)
+    assert (ward.kind, ward.categories, ward.missing) == ("category", ("10", "9", "a"), 1)
+    assert (smokes.kind, smokes.missing) == ("number", 1)
+
+
+def shaky() -> list[Any]:
+    """A data set with a random transform."""
+
+    class Shaky(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:
+            return torch.rand(1, 8, 8), row % 2
+
+    return Shaky()
+
+
+@pytest.mark.parametrize(
+    ("clients", "options", "says"),
+    [
+        ({}, {}, "expected a list of each client's data"),
+        (X, {}, "got ndarray; expected a list"),
+        ([3], {}, "client '0': got int; expected a pair"),
+        ({"a": (X, Y), "b": (X, Y[:3])}, {}, r"client 'b': got shapes x \(6, 3\), y \(3,\)"),
+        ([(X, np.eye(6))], {}, "a single label"),
+        ([{"x": X}], {}, "client '0': has the keys x; expected x and y"),
+        ([(X, Y / 2)], {}, r"got labels such as .*0.0.*; expected class numbers"),
+        ([(X, Y), (X, list("abcabc"))], {}, "y holds numbers at some clients and texts at others"),
+        ([(X, [0, 1, None, 0, 1, 2])], {}, "row 2 of a client has no y"),
+        ([(X, Y * 10**8)], {}, "labels run to 200000000"),
+        ([(X, list("abcabc"))], {"classes": ("a", "b")}, "got the label 'c'; expected one of the classes a, b"),
+        ([(X, Y), (X[:, :2], Y)], {}, r"shapes and types \(3,\) float64, \(2,\) float64"),
+        ([(np.zeros((6, 1, 8, 8)), Y), (np.zeros((6, 1, 8, 8), np.uint8), Y)], {}, "the same for every client"),
+        ([(X, Y)], {"test": {"9": (X, Y)}}, "test: got client '9'; expected one of '0'"),
+        ([(X, Y)], {"label": "dx"}, "name columns of a frame"),
+        ([[(X[0], 0, 1)]], {}, "client '0', item 0: got tuple; expected a pair"),
+        ([[(X[0], 0), (X[0][:2], 1)]], {}, r"item 1 has shape \(2,\), and item 0 has \(3,\)"),
+        ([shaky()], {}, "item 0 differs when it is read again"),
+        ([Frame(a=[1.0], dx=["x"])], {}, "expected label, the column of the class, one of a, dx"),
+        ([Frame(a=[1.0], dx=["x"])], {"label": "y"}, "no column 'y' for 'label'; the columns are a, dx"),
+        ([Frame(dx=["x"])], {"label": "dx"}, "0 columns of features"),
+        ([Frame(a=[1.0], dx=["x"]), Frame(b=[1.0], dx=["y"])], {"label": "dx"}, "number 1 has b; expected frames with"),
+        ([Frame(a=[1.0, "old"], dx=["x", "y"])], {"label": "dx"}, "column 'a' holds object, such as 1.0"),
+        ([Frame(a=[{}], dx=["x"])], {"label": "dx"}, "column 'a' holds object"),
+        ([Frame(a=[f"{k}" for k in range(1001)], dx=["x"] * 1001)], {"label": "dx"}, "1001 different texts"),
+    ],
+)
+def test_faults_name_the_client(clients: Any, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        federated_data(clients, **options)
