@@ -133,7 +133,60 @@ def test_the_shape_of_digits_is_known(side):
     data = load_digits(side)
     channels, classes = SHAPES["digits"]
     assert (data.input_shape, data.num_classes) == ((channels, side or 32, side or 32), classes)
-    assert set(SHAPES) == set(DATASETS) - {"npz", "csv", "images", "huggingface", "python"}
+    assert set(SHAPES) == set(DATASETS) - {"npz", "csv", "parquet", "images", "huggingface", "python"}
+
+
+@pytest.fixture
+def table(tmp_path):
+    """A configuration of a table with a column of each kind."""
+    rows = [
+        f"{k},{20 + k},{'fm'[k % 2]},{'ill' if k % 3 else 'well'},note,{'north' if k < 20 else 'south'}"
+        for k in range(40)
+    ]
+    rows[3] = rows[3].replace(",23,", ",NA,")
+    (tmp_path / "p.csv").write_text("\n".join([",age,sex,dx,remark,site", *rows]) + "\n")
+    path = tmp_path / "table.toml"
+    options = 'label = "dx"\ngroup = "site"\nignore = ["remark"]'
+    path.write_text(
+        f'[data]\ndataset = "csv"\npath = "p.csv"\n[data.options]\n{options}\n[partition]\nkind = "natural"\n'
+        f'[clients]\ncount = 2\nmodels = ["mlp(hidden=(4,))"]\n[algorithm]\nname = "fedavg"\n'
+    )
+    return path
+
+
+def test_data_says_how_every_column_was_read_and_what_each_client_holds(table):
+    done = polyfed("data", table)
+    assert done.exit_code == 0, done.output
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert ["age", "number", "1", "20", "to", "59"] in lines
+    assert ["sex", "category", "2:", "f,", "m"] in lines
+    assert ["dx", "label", "2:", "ill,", "well"] in lines
+    assert ["remark", "left", "out,", "as", "asked"] in lines
+    assert any(line[-3:] == ["index,", "left", "out"] for line in lines)
+    assert [line[:3] for line in lines if line[:1] in (["north"], ["south"])] == [
+        ["north", "16", "4"],
+        ["south", "16", "4"],
+    ]
+
+
+def test_data_prints_what_sites_agree_on_as_a_section_that_a_configuration_takes(table):
+    printed = polyfed("data", table, "--agreed").stdout
+    table.write_text(table.read_text() + printed)
+    assert "agreed" in printed
+    assert polyfed("data", table, "--agreed").stdout == printed
+
+
+def test_validate_reads_files_of_ones_own_and_says_in_a_line_how(table):
+    done = polyfed("validate", table)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.splitlines()[1] == (
+        "data: 40 rows, 1 number, 1 category (sex 2), label 'dx' with 2 classes (ill, well), group 'site' with 2 "
+        "names, left out: (no name), remark, 1 missing cell"
+    )
+    assert "not checked" not in done.stdout
+    done = polyfed("validate", table, "--set", 'clients.models=["cnn5"]')
+    assert done.exit_code == 4
+    assert "the CNNs take images" in done.stderr
 
 
 def test_validate_lists_every_fault_on_stderr_without_a_traceback(tiny):

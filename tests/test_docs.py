@@ -285,6 +285,7 @@ def test_every_key_of_the_results_is_documented(more: dict[str, Any]) -> None:
         ("own_model", ["1"]),
         ("own_networks", ["1"]),
         ("own_csv", ["1"]),
+        ("four_hospitals", ["1"]),
         ("own_images", ["1"]),
         ("own_series", ["1"]),
         ("compare_algorithms", ["1", "1"]),

@@ -149,11 +149,11 @@ def resume(
 
 @app.command()
 def validate(config: _Config, overrides: _Set = None) -> None:
-    """Check a configuration and its algorithm's keys, without reading the data.
+    """Check a configuration, its algorithm's keys, and whether the algorithm can train the networks together.
 
-    The shapes of digits, mnist, fashion-mnist, cifar10 and cifar100 are known. With these, polyfed also builds and cuts
-    the networks and checks whether the algorithm can train them together. With data of your own a run checks that when
-    it begins. Only a run checks whether the data exist and suffice for the partition.
+    polyfed reads files of your own, deals their rows, and says in a line how it read them. It does not read digits,
+    mnist, fashion-mnist, cifar10 and cifar100, whose shapes are known: only a run checks whether they exist and suffice
+    for the partition.
     """
     from polyfed.config import Config, load_algorithm
     from polyfed.data.catalogue import SHAPES
@@ -168,12 +168,50 @@ def validate(config: _Config, overrides: _Set = None) -> None:
             algorithm = load_algorithm(settings.algorithm.name, settings.algorithm.keys)
             check_networks(algorithm, configured_task(settings, (channels, side, side), classes))
             unchecked = "the data"
+        read = None
+        if settings.data.path is not None and settings.data.dataset not in SHAPES and Path(settings.data.path).exists():
+            from polyfed.report.columns import summary
+            from polyfed.rounds.federation import prepare
+
+            read, unchecked = summary(prepare(settings).dataset), ""
         clients, run = settings.clients, settings.run
         models = ", ".join(dict.fromkeys(map(str, clients.models[: clients.count])))
         typer.echo(
             f"{config} is valid: {settings.algorithm.name} on {settings.data.dataset}, {clients.count} clients "
-            f"({models}), {run.rounds} rounds; not checked before a run: {unchecked}"
+            f"({models}), {run.rounds} rounds{unchecked and '; not checked before a run: '}{unchecked}"
         )
+        if read is not None:
+            typer.echo(f"data: {read}")
+
+
+@app.command(name="data")
+def data_(
+    config: _Config,
+    overrides: _Set = None,
+    agreed: Annotated[
+        bool, typer.Option("--agreed", help="Print section [data.agreed], which sites of a deployment share.")
+    ] = False,
+) -> None:
+    """Show how the data were read: each column of a table, and the rows and classes of each client."""
+    from polyfed.config import Config
+    from polyfed.config.toml import to_toml
+
+    with _reported():
+        settings = Config.load(config, overrides or ())
+        from polyfed.data.conform import schema_of
+        from polyfed.report.columns import HEADINGS, rows, summary
+        from polyfed.report.tables import console, print_table
+        from polyfed.rounds.federation import configured_names, deal
+
+        dataset, dealt = deal(settings)
+        if agreed:
+            parts = schema_of(dataset).model_dump(exclude_defaults=True)
+            typer.echo(to_toml({"data": {"agreed": parts}}), nl=False)
+            return
+        typer.echo(f"{dataset.name}: {summary(dataset)}")
+        if dataset.columns:
+            print_table(console(), HEADINGS, rows(dataset.columns), left=("taken for", "levels", "range"))
+        _show_partition(console(), dataset, dealt, configured_names(settings, dealt))
 
 
 @app.command(name="list")

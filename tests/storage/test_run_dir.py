@@ -38,7 +38,7 @@ def test_a_run_that_another_process_began_meanwhile_is_left_to_it(
     """Catches two processes at one study of which the second, while it prepares, misses that the first has begun."""
     others: list[RunDir] = []
 
-    def prepare(config: Any) -> Any:
+    def prepare(config: Any, _: Any = None) -> Any:
         others.append(RunDir(tmp_path))
         (tmp_path / "config.toml").write_text(config.to_toml())
         return federation.prepare(config)
