@@ -205,6 +205,28 @@ def test_a_resumed_server_keeps_the_agreement(tmp_path: Path) -> None:
     assert run.setup(101).dataset.classes == ("well", "ill")
 
 
+def test_tokens_stay_tokens_and_do_not_train_beside_numbers(tmp_path: Path) -> None:
+    """Catches a server that takes whole numbers for features: an embedding would get floats."""
+    draws = np.random.default_rng(0)
+    for name in "ab":
+        np.savez(tmp_path / f"{name}.npz", x=draws.integers(0, 9, (ROWS, 5)), y=np.arange(ROWS) % 2)
+    run = Sites(tmp_path, [tmp_path / "a.npz", tmp_path / "b.npz"], "algorithm.name=standalone")
+    own = {100: ("sequence_nets:Tokens", {"kind": "tokens"}), 101: ("mlp(hidden=(8,))", {})}
+    for node, (model, options) in own.items():
+        settings = run.memory.settings[node]
+        run.memory.settings[node] = settings.model_copy(update={"data_options": options, "model": model})
+    run.serve()
+    assert run.setup(100).dataset.kind == "tokens"
+    assert run.rows[-1]["cohort"] == [0]
+    assert "not tokens, unlike" in run.event("refused")["reason"]
+
+
+def test_the_results_name_the_agreed_classes(tmp_path: Path) -> None:
+    run = Sites(tmp_path, [site(tmp_path / "a.npz", ("well", "ill"))], 'run.metrics=["accuracy", "sensitivity"]')
+    run.serve()
+    assert set(run.rows[-1]["metrics"]["sensitivity"]["pooled_by_class"]) == {"well", "ill"}
+
+
 def test_a_task_of_other_data_is_refused(tmp_path: Path) -> None:
     settings = NodeSettings(client=0, data=str(site(tmp_path / "a.npz", ("a", "b"))), state_dir=str(tmp_path / "s"))
     found = LocalSetup.of(settings, config("fedavg"))

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
+import torch
+
 from polyfed.base.errors import ConfigError, DataError
 from polyfed.base.rng import Rng
 from polyfed.config import Config, load_algorithm
@@ -36,6 +38,7 @@ def task_of(config: Config, facts: TaskFacts) -> Task:
         architectures=tuple(ModelSpec.parse(name) for name in facts.architectures),
         capacities=facts.capacities,
         kind=config.data.task,
+        dtype=torch.int64 if facts.tokens else None,
     )
 
 

@@ -150,13 +150,15 @@ class _Node:
         salt = self.request.experiment
         setup = LocalSetup.agreeing(self.settings, self.config, self.request.agreed, salt)
         shape, classes = setup.dataset.input_shape, setup.dataset.num_classes
-        build(setup.spec, input_shape=shape, num_classes=classes)  # reports a network that cannot work before round 1
+        # Reports a network that cannot work before round 1.
+        build(setup.spec, input_shape=shape, num_classes=classes, dtype=setup.dataset.input_dtype)
         about = About(
             client=setup.info.id,
             capacity=setup.info.capacity,
             architecture=setup.info.architecture,
             input_shape=shape,
             num_classes=classes,
+            tokens=setup.dataset.kind == "tokens",
             agreement=setup.agreement(salt),
         )
         return self._frame(about=about), None

@@ -14,6 +14,7 @@ import os
 import secrets
 import time
 import traceback
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -68,6 +69,12 @@ class DeployedView(ServerView):
         """The task as the clients describe it."""
         assert self.registry.task is not None, "the clients have not described the task yet"
         return task_of(self.config, self.registry.task)
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """The names that the clients agreed on, if they are not private."""
+        agreed = self.registry.agreed
+        return () if agreed is None else agreed.meaning.classes
 
     def info(self, client: ClientId) -> ClientInfo:
         """What the server knows of a client, connected or not."""

@@ -133,12 +133,14 @@ class ClientRegistry:
         if task is None:
             others = [other for other in self.about.values() if other.client != about.client]
             # Tables with other columns have other shapes, too; what differs there is told by the agreement.
+            if others and about.tokens != others[0].tokens:
+                return f"its examples are {'' if about.tokens else 'not '}tokens, unlike those of the others"
             if others and len(about.input_shape) > 1 and about.input_shape != others[0].input_shape:
                 return f"its examples have shape {about.input_shape}; expected {others[0].input_shape}, as others have"
-        elif about.input_shape != task.input_shape or about.num_classes != task.num_classes:
+        elif (about.input_shape, about.num_classes, about.tokens) != (task.input_shape, task.num_classes, task.tokens):
             return (
-                f"its data have shape {about.input_shape} in {about.num_classes} classes; the task has "
-                f"{task.input_shape} in {task.num_classes}"
+                f"its data have shape {about.input_shape} in {about.num_classes} classes{' of tokens' * about.tokens}; "
+                f"the task has {task.input_shape} in {task.num_classes}{' of tokens' * task.tokens}"
             )
         elif task.architectures and about.architecture not in task.architectures:
             return (
@@ -156,6 +158,7 @@ class ClientRegistry:
         return TaskFacts(
             input_shape=about[0].input_shape,
             num_classes=about[0].num_classes,
+            tokens=about[0].tokens,
             architectures=tuple(public) if all(one.architecture for one in about) else (),
             capacities=tuple(sorted(capacities, reverse=True)),
             agreed=self.agreed,

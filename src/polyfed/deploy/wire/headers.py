@@ -60,6 +60,7 @@ class TaskFacts(BaseModel, frozen=True, extra="forbid"):
     Args:
         input_shape: the shape of one example.
         num_classes: the number of classes, L; 1 for a regression.
+        tokens: whether examples are tokens, whole numbers that are not standardised.
         architectures: the clients' networks where they are public; empty where they are private.
         capacities: the capacities that occur, descending.
         agreed: what all clients' classes, columns, categories and pixels mean.
@@ -67,6 +68,7 @@ class TaskFacts(BaseModel, frozen=True, extra="forbid"):
 
     input_shape: Annotated[tuple[Annotated[int, Field(gt=0, le=2**31)], ...], Field(min_length=1, max_length=4)]
     num_classes: Annotated[int, Field(ge=1, le=10**7)]
+    tokens: bool = False
     architectures: tuple[str, ...] = ()
     capacities: tuple[float, ...] = (1.0,)
     agreed: Agreement | None = None
@@ -154,6 +156,7 @@ class About(BaseModel, frozen=True, extra="forbid"):
     architecture: Annotated[str, Field(max_length=1000)]
     input_shape: Annotated[tuple[Annotated[int, Field(gt=0, le=2**31)], ...], Field(min_length=1, max_length=4)]
     num_classes: Annotated[int, Field(ge=1, le=10**7)]
+    tokens: bool = False
     agreement: Agreement
 
 
