@@ -25,7 +25,7 @@ def rows(columns: Sequence[Column]) -> list[tuple[str, ...]]:
             _WORDS.get(column.kind, column.kind),
             f"{len(column.categories)}: {_some(column.categories)}" if column.categories else "",
             f"{column.missing:,}" if column.missing else "",
-            "" if column.low is None or column.high is None else f"{column.low:g} to {column.high:g}",
+            "" if column.low is None or column.high is None else f"{column.low:.12g} to {column.high:.12g}",
         )
         for column in columns
     ]

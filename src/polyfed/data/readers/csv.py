@@ -60,7 +60,7 @@ class _Sheet:
         rows = [[cell.strip() for cell in row] for _, row in islice(self._rows(), look)]
         length = 2 * max(sum(map(len, row)) + len(row) for row in rows)
         self._block = max(_BLOCK, min(200 * length, 1 << 26), 4 * length)
-        if quoted:
+        if quoted or any(len(row) != len(self._first) for row in rows):
             self._check()
         self.guessed = header is None
         self._header = self._names_columns(rows, rules) if header is None else header

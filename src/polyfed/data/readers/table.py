@@ -332,7 +332,7 @@ def _refuse_text(table: Table, at: int, *, unless: bool = False) -> None:
     raise DataError(
         f"{table.first(codes, odd)}: got {texts[odd]!r} in column {name!r}; expected a number, as in "
         f"{counts[numbers].sum()} of its {len(codes)} cells"
-        + (f" ({others} more are none)" if others > 0 else "")
+        + (f" ({others} other cells are no numbers either)" if others > 0 else "")
         + (f"; it would be a number {hint}" if hint else "")
         + "; correct the cell, name it in `missing` if it stands for a missing value, or name the column in "
         "`categorical` or `ignore`"
