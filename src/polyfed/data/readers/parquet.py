@@ -58,7 +58,7 @@ def read_images(path: Path, label: str, shape: tuple[int, int]) -> tuple[NDArray
         from PIL import Image
     except ImportError as error:
         raise DataError(
-            f"{path}: reading parquet needs {error.name}, which is not installed; run: pip install 'polyfed[parquet]'"
+            f"{path}: reading parquet needs {error.name}, which is not installed; run: pip install 'polyfed[images]'"
         ) from error
     try:
         with pq.ParquetFile(path) as file:
