@@ -740,6 +740,51 @@ class CompiledForward(Own):
             self.first.compile()
 
 
+_BACKBONE = nn.Linear(12, 8)
+
+
+class Shared(Own):
+    """A submodule that all networks share."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.first = _BACKBONE
+
+
+class SharedWeight(Own):
+    """A parameter that all networks share."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.first.weight = _BACKBONE.weight
+
+
+class NoGradient(Own):
+    """Runs a layer without gradients, which a trace does not see."""
+
+    def features(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return super().features(x)
+
+
+class Autocast(Own):
+    """Runs a layer in bfloat16."""
+
+    def features(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return super().features(x).float()
+
+
+class Energy(Own):
+    """Takes a gradient in its forward."""
+
+    def features(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            (g,) = torch.autograd.grad(super().features(x).sum(), x, create_graph=True)
+        return super().features(x.detach() + g)
+
+
 class Auxiliary(Own):
     """A second output, in training only."""
 
@@ -824,6 +869,11 @@ REFUSED = [
     ("EvalInForward", "switches 'norm' between training and evaluation mode", "a method train(self, mode)"),
     ("GradientHook", "a hook on 'first.weight' would be lost", "torch.autograd.Function"),
     ("CompiledForward", "its submodule 'first' is compiled (Linear)", "the plain nn.Module"),
+    ("Shared", "put the same 'first' into two new modules", "copy.deepcopy"),
+    ("SharedWeight", "put the same 'first.weight' into two new modules", "copy.deepcopy"),
+    ("NoGradient(classifier=head)", "the gradient of 'first.bias' in its pieces differs", "a submodule that contains"),
+    ("Autocast(classifier=head)", "its pieces in a row differ from its forward", "autocast(): put it into the forward"),
+    ("Energy(classifier=head)", "its pieces fail (RuntimeError: ", "enable_grad() or autocast(): put it into"),
     ("Auxiliary", "returns tuple per sample in training mode and (4,) in evaluation mode", "the logits only"),
     ("Namespace", "changes 'state' in its forward (Namespace, ", "use a buffer"),
     ("scripted", "it is compiled (TopLevelTracedModule)", "the plain nn.Module"),

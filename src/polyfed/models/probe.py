@@ -204,6 +204,14 @@ class Prober:
             raise ModelError(
                 f"the factory of model {self.model!r} returned the same module twice; it must build a new module"
             )
+        before = {id(child) for child in module.modules()} | {id(place.tensor) for place in self.own}
+        again = [path for path, child in _named(other) if id(child) in before and child.state_dict()]
+        again += [place.name for place in places(other) if id(place.tensor) in before]
+        if again:
+            raise ModelError(
+                f"the factory of model {self.model!r} put the same {again[0]!r} into two new modules, so clients would "
+                "share its weights; build it in __init__, or copy it there (copy.deepcopy)"
+            )
         self._check_repeatable(other)
         found = [attributes(module)]
         first = self._both_modes(self.binding, 0, self.weights)
@@ -219,7 +227,7 @@ class Prober:
             again = attributes(other)
             self._refuse({name for name in names if name not in kept or again.get(name) != found[2].get(name)})
         for before, now in zip(first, self._both_modes(self.binding, 0, self.weights), strict=True):
-            if isinstance(before, Tensor) and not (isinstance(now, Tensor) and _close(before, now)):
+            if isinstance(before, Tensor) and not (isinstance(now, Tensor) and close(before, now)):
                 raise ModelError(
                     f"model {self.model!r} gives another output for the same weights and input after it has seen other "
                     "data; keep state in a buffer (self.register_buffer), not in globals, closures or hooks, and draw "
@@ -516,7 +524,8 @@ def digest(tensor: Tensor) -> bytes:
     return blake2b(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"").digest()
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
+def close(a: Tensor, b: Tensor) -> bool:
+    """Return whether two tensors are equal up to rounding."""
     return a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-6, equal_nan=True)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable
 from functools import cached_property
 from hashlib import sha256
 from itertools import takewhile
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +16,18 @@ from polyfed.base.errors import ModelError
 from polyfed.base.rng import Rng
 from polyfed.base.types import Params
 from polyfed.models.binding import Binding, places, some
-from polyfed.models.probe import Prober, attributes, check_input, check_module, complete, digest, fault
+from polyfed.models.probe import Prober, attributes, check_input, check_module, close, complete, digest, fault
 from polyfed.models.trace import Piece, Pieces, cut, find_submodule
 
 #: The draws of the forward passes that test a new network.
 _PROBE = Rng(("polyfed.models", "probe"))
+
+
+#: What a trace does not see.
+_CONTEXTS = (
+    "A cut loses a context around layers, such as torch.no_grad(), enable_grad() or autocast(): put it into the "
+    "forward of a submodule that contains no cut"
+)
 
 
 class SplitModel:
@@ -116,6 +124,8 @@ class SplitModel:
         self._clobbers: frozenset[str] = frozenset()
         self._probe()
         if prober is not None:
+            if self._pieces is not None:
+                self._check_gradients()
             prober.check_tests()
             self.notes += prober.notes()
 
@@ -401,10 +411,39 @@ class SplitModel:
             if not torch.allclose(again, logits, rtol=0, atol=0, equal_nan=True):
                 raise ModelError(
                     f"model {self.name!r} cannot be cut there: its pieces in a row differ from its forward; "
-                    "does the forward write into tensors in place, or use randomness in eval mode?"
+                    f"does the forward write into tensors in place, or use randomness in eval mode? {_CONTEXTS}"
                 )
         self.random = self._probe_training(x, clobbers)
         self._clobbers = frozenset(clobbers)
+
+    def _check_gradients(self) -> None:
+        """Raise unless the pieces in a row have the gradients of the whole."""
+        found: list[Any] = []
+        names, weights = sorted(self.parameter_names), self.init(_PROBE)
+        self.train(True)
+        try:
+            for cut_apart in (False, True):
+                params = {n: value.clone().requires_grad_(n in self.parameter_names) for n, value in weights.items()}
+                x = self._inputs(0)
+                with _PROBE.fork(), torch.enable_grad():
+                    out = self.classify(params, self.represent(params, x)) if cut_apart else self(params, x)
+                    leaves = [params[name] for name in names]
+                    found.append(torch.autograd.grad(out.square().sum(), leaves, allow_unused=True))
+        except Exception as error:  # user code
+            if found:  # else two examples are too few for the whole, too
+                raise ModelError(
+                    f"model {self.name!r} cannot be cut there: its pieces cannot be trained ({fault(error)}). "
+                    f"{_CONTEXTS}"
+                ) from error
+            return
+        finally:
+            self.train(False)
+        for name, whole, pieces in zip(names, *found, strict=True):
+            if (whole is None) != (pieces is None) or not (whole is None or close(whole, pieces)):
+                raise ModelError(
+                    f"model {self.name!r} cannot be cut there: the gradient of {name!r} in its pieces differs from "
+                    f"that in its forward. {_CONTEXTS}"
+                )
 
     def _walk(self, x: Tensor, clobbers: set[str]) -> tuple[tuple[int, ...], int, Tensor]:
         """Run the pieces in turn: (shape of s_in, or () without an extractor cut; width of r; logits).
@@ -416,24 +455,30 @@ class SplitModel:
         def run(which: str, piece: Piece, value: Tensor) -> Tensor:
             given = value.clone()  # a piece may write into its input, or return it
             before = given._version
-            result = piece.run(self._module, given)
+            try:
+                result = piece.run(self._module, given)
+            except Exception as error:  # user code
+                raise ModelError(
+                    f"model {self.name!r} cannot be cut there: its pieces fail ({fault(error)}) where its forward does "
+                    f"not. {_CONTEXTS}"
+                ) from error
             if given._version != before:
                 clobbers.add(which)
             return result
 
         if pieces.extract is not None:
             x = run("extract", pieces.extract, x)
-            fault = (
+            wrong = (
                 ": the extractor's output is {} for 2 samples, expected one tensor (2, ...); name a submodule that "
                 "returns one tensor"
             )
-            s_in_shape = self._per_sample(x, fault, 1)
+            s_in_shape = self._per_sample(x, wrong, 1)
         r = run("intermediate", pieces.intermediate, x)
-        fault = (
+        wrong = (
             ": the representation, the classifier's input, is {} for 2 samples, expected (2, rep_dim); flatten it "
             "before the classifier, or name the submodule that follows the flattening"
         )
-        return s_in_shape, self._per_sample(r, fault, 2, 2)[0], run("classify", pieces.classify, r)
+        return s_in_shape, self._per_sample(r, wrong, 2, 2)[0], run("classify", pieces.classify, r)
 
     def _per_sample(self, value: object, fault: str, fewest: int, most: float = math.inf) -> tuple[int, ...]:
         """Return the shape per sample of a value for two samples, of ``fewest`` to ``most`` dimensions.
