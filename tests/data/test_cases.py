@@ -38,9 +38,10 @@ def test_a_nameless_column_that_counts_is_an_index_and_left_out(first: int, tmp_
 def test_a_nameless_column_that_does_not_count_is_an_error(change: tuple[int, str], tmp_path: Path) -> None:
     numbers = [str(k) for k in range(20)]
     numbers[change[0]] = change[1]
-    rows = [f"{n},{20 + k % 7},{k % 2}" for k, n in enumerate(numbers)]
-    with pytest.raises(DataError, match=r"column 0 has no name and is no index.*`ignore = \[0\]`"):
-        read(tmp_path, "\n".join([",age,y", *rows]))
+    for those in (numbers, [str(7 + k) for k in range(20)]):
+        rows = [f"{n},{20 + k % 7},{k % 2}" for k, n in enumerate(those)]
+        with pytest.raises(DataError, match=r"column 0 has no name and is no index.*`ignore = \[0\]`"):
+            read(tmp_path, "\n".join([",age,y", *rows]))
 
 
 def test_a_header_of_years_is_a_header(tmp_path: Path) -> None:
