@@ -82,8 +82,8 @@ def test_damaged_parquet(tmp_path: Path) -> None:
         load_dataset("cifar10", path=tmp_path)
 
 
-def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_in_parquet_without_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parquet_cifar(tmp_path)
-    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
-    with pytest.raises(DataError, match=r"pip install 'polyfed\[parquet\]'"):
+    monkeypatch.setitem(__import__("sys").modules, "PIL", None)
+    with pytest.raises(DataError, match=r"pip install 'polyfed\[images\]'"):
         load_dataset("cifar10", path=tmp_path)

@@ -49,16 +49,17 @@ def read_images(path: Path, label: str, shape: tuple[int, int]) -> tuple[NDArray
         shape: the ``(H, W)`` that every image must have, in pixels.
 
     Raises:
-        DataError: pyarrow or Pillow is not installed, the file is damaged, a column is missing, or an image
+        DataError: Pillow is not installed, the file is damaged, a column is missing, or an image
             does not decode to the expected size.
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
         from PIL import Image
     except ImportError as error:
         raise DataError(
-            f"{path}: reading parquet needs {error.name}, which is not installed; run: pip install 'polyfed[images]'"
+            f"{path}: decoding images needs Pillow, which is not installed; run: pip install 'polyfed[images]'"
         ) from error
     try:
         with pq.ParquetFile(path) as file:
