@@ -221,6 +221,42 @@ def test_tokens_stay_tokens_and_do_not_train_beside_numbers(tmp_path: Path) -> N
     assert "not tokens, unlike" in run.event("refused")["reason"]
 
 
+def test_a_site_may_have_a_parquet_file_or_a_folder_of_images(tmp_path: Path) -> None:
+    """Catches a reader that a deployed site lacks."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from PIL import Image
+
+    sheet(tmp_path / "a.csv", "age,dx 30,ill 41,well")
+    pq.write_table(pa.table({"dx": ["well", "ill"] * 20, "age": list(range(40))}), tmp_path / "b.parquet")
+    run = Sites(tmp_path / "tables", [tmp_path / "a.csv", tmp_path / "b.parquet"], data_options={"label": "dx"})
+    run.serve()
+    assert run.rows[-1]["cohort"] == [0, 1]
+    assert run.setup(101).dataset.classes == ("ill", "well")
+    draws = np.random.default_rng(0)
+    for place, classes in (("c", ("cat", "dog")), ("d", ("dog", "cat"))):
+        for k in range(12):
+            folder = tmp_path / place / classes[k % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(draws.integers(0, 256, (8, 8), dtype=np.uint8)).save(folder / f"{k}.png")
+    run = Sites(tmp_path / "images", [tmp_path / "c", tmp_path / "d"])
+    run.serve()
+    assert run.rows[-1]["cohort"] == [0, 1]
+    assert len({(run.setup(node).dataset.mean, run.setup(node).dataset.classes) for node in (100, 101)}) == 1
+
+
+def test_a_site_keeps_the_rows_of_a_patient_together(tmp_path: Path) -> None:
+    """Catches a split that a simulation follows and a deployed site does not."""
+    units = np.repeat(np.arange(ROWS // 4), 4)
+    np.savez(
+        tmp_path / "a.npz", x=np.random.default_rng(0).standard_normal((ROWS, 3)), y=np.arange(ROWS) % 2, units=units
+    )
+    run = Sites(tmp_path, [tmp_path / "a.npz"], "data.split=groups")
+    run.serve()
+    partition = run.setup(100).partition
+    assert not set(units[partition.train(0)]) & set(units[partition.test(0)])
+
+
 def test_the_results_name_the_agreed_classes(tmp_path: Path) -> None:
     run = Sites(tmp_path, [site(tmp_path / "a.npz", ("well", "ill"))], 'run.metrics=["accuracy", "sensitivity"]')
     run.serve()

@@ -178,7 +178,11 @@ def client(
     number: Annotated[int, typer.Option("--client", min=0, help="This client's number, from 0.")],
     state: Annotated[Path, typer.Option(help="Folder for private state. Only its owner can read it.")],
     data: Annotated[
-        Path | None, typer.Option(help="This client's .csv or .npz file. Default: its part of the configured data set.")
+        Path | None,
+        typer.Option(
+            help="This client's .csv, .parquet or .npz file, or folder of images by class. Default: its part of the "
+            "configured data set."
+        ),
     ] = None,
     data_option: Annotated[
         list[str] | None,

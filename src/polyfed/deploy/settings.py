@@ -94,7 +94,8 @@ class NodeSettings(BaseModel, frozen=True, extra="forbid"):
     Args:
         client: the number of the client, from 0; sent to the server.
         state_dir: folder of the private state; only its owner can read it.
-        data: a .csv or .npz file of the client's own; None takes its part of the configured data set.
+        data: the client's own .csv, .parquet or .npz file, or folder of images by class; None takes its part of the
+            configured data set.
         data_options: options of the reader of that file, such as ``{"label": "diagnosis"}``.
         path: the configured data set on this machine, if its path differs from the server's.
         model: the client's own network, "package.module:attribute" or a name of `polyfed list models`; None takes the

@@ -69,12 +69,14 @@ def _own(path: Path, digest: str, options: str, client: int, text: str) -> tuple
     read = load_dataset(
         kind,
         path=path,
-        image_size=config.data.image_size if kind == "npz" else None,
+        image_size=config.data.image_size if kind in ("npz", "images") else None,
         task=config.data.task,
         agreed=config.data.agreed,
         **json.loads(options),
     )
     dataset = with_units(read, config)
+    split = config.data.split if config.data.split in ("groups", "time") else "pooled"
+    split = split if dataset.test_rows is None else "official"
     return dataset, make_partition(
         dataset,
         kind="iid",
@@ -82,13 +84,14 @@ def _own(path: Path, digest: str, options: str, client: int, text: str) -> tuple
         rng=Rng((config.run.seed if config.partition.seed is None else config.partition.seed, "partition")),
         first_client=client,
         test_fraction=config.data.test_fraction,
-        split="pooled" if dataset.test_rows is None else "official",
+        split=split,
         min_samples=config.partition.min_samples,
     )
 
 
 def _kind(path: Path) -> str:
-    return path.suffix.removeprefix(".").lower()
+    """Return the kind of data set of a client's own file; a folder holds images by class."""
+    return "images" if path.is_dir() else path.suffix.removeprefix(".").lower()
 
 
 @dataclass(frozen=True)
@@ -128,8 +131,11 @@ class LocalSetup:
             at_home = config if settings.path is None else config.replace("data", path=settings.path)
             return cls(settings, config, *_shared(at_home.to_toml()), settings.client, algorithm)
         path = Path(settings.data).expanduser()
-        if path.suffix.lower() not in (".csv", ".npz", ".parquet"):
-            raise DataError(f"{path}: expected a .csv, .parquet or .npz file; see `polyfed list datasets`")
+        if _kind(path) not in ("csv", "npz", "parquet", "images"):
+            raise DataError(
+                f"{path}: expected a .csv, .parquet or .npz file, or a folder of images by class; see `polyfed list "
+                "datasets`"
+            )
         digest = "".join(file_digests(_kind(path), path=path, options=settings.data_options).values())
         own = _own(path, digest, json.dumps(settings.data_options), settings.client, config.to_toml())
         return cls(settings, config, *own, 0, algorithm)
