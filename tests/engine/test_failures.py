@@ -132,7 +132,7 @@ def test_whatever_happens_the_training_goes_on(tmp_path: Path) -> None:
 
         there.start_client(2)  # late
         (home / "raise").touch()
-        assert run.fails(1, seen=0).startswith("Error;")  # not what it said: that names a layer
+        assert run.fails(1, seen=0).startswith("ModelError;")  # not what it said: that names a layer
         run.until(lambda: run.answered(3))
 
         (home / "stall").touch()
