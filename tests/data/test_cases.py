@@ -82,6 +82,12 @@ def test_a_decimal_comma_is_read_by_option_and_pointed_to_without(tmp_path: Path
         read(tmp_path, text)
 
 
+def test_a_table_of_one_column_is_pointed_to_its_delimiter(tmp_path: Path) -> None:
+    """Catches a question about the header of a file whose cells were not even separated."""
+    with pytest.raises(DataError, match=r"the only column is 'age;dose;y'.*delimiter"):
+        read(tmp_path, lines("age;dose;y", "26;4;1", "25;5;0"))
+
+
 def test_large_numbers_stay_apart(tmp_path: Path) -> None:
     found = read(tmp_path, lines("t,y", "1700000000,0", "1700000001,1"))
     x, _ = ClientData(found, torch.arange(20), augment=False).batch(torch.arange(2))

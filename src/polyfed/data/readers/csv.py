@@ -62,6 +62,10 @@ class _Sheet:
         self._block = max(_BLOCK, min(200 * length, 1 << 26), 4 * length)
         if quoted or any(len(row) != len(self._first) for row in rows):
             self._check()
+        if len(self._first) == 1:
+            raise DataError(
+                f"{path}: no feature columns beside the label; the only column is {rows[0][0]!r}{self._hint()}"
+            )
         self.guessed = header is None
         self._header = self._names_columns(rows, rules) if header is None else header
         self.names = tuple(rows[0] if self._header else (f"column {i}" for i in range(len(rows[0]))))
@@ -70,10 +74,6 @@ class _Sheet:
             raise DataError(f"{path}: column names repeat: {', '.join(twice)}; rename them")
         if len(rows) == 1 and self._header:
             raise DataError(f"{path}: no rows below the header; expected at least one")
-        if len(self.names) == 1:
-            raise DataError(
-                f"{path}: no feature columns beside the label; the only column is {rows[0][0]!r}{self._hint()}"
-            )
 
     def batches(self, columns: Sequence[int]) -> Iterator[Sequence[Any]]:
         """Yield the cells of some columns as arrow strings, some rows at a time."""
