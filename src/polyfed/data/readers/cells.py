@@ -157,9 +157,12 @@ def _add(cells: Cells, array: Any, rules: Rules, typed: bool) -> bool:
             return False
     elif not cells.text:
         try:
-            cells.parts.append(_narrow(pc.cast(array, pa.float64()).to_numpy(zero_copy_only=False)))
+            values = pc.cast(array, pa.float64()).to_numpy(zero_copy_only=False)
         except pa.ArrowInvalid as error:
             raise DataError(f"{cells.what}: {error}; {_CODES}") from error
+        if pa.types.is_decimal(kind):
+            _keep_apart(values, array, cells)
+        cells.parts.append(_narrow(values))
         return True
     coded = array if pa.types.is_dictionary(kind) else array.dictionary_encode()
     texts = ["" if value is None else str(value).strip() for value in coded.dictionary.to_pylist()]
@@ -191,14 +194,19 @@ def _numbers(array: Any, rules: Rules, column: Cells) -> NDArray[np.float64] | N
         if None in known:
             return None
         values = np.asarray([*known, math.nan], dtype=np.float64)[pc.fill_null(coded.indices, -1).to_numpy()]
+    _keep_apart(values, plain, column)
+    return values
+
+
+def _keep_apart(values: NDArray[np.float64], exactly: Any, column: Cells) -> None:
+    """Refuse numbers that float64 makes equal, given the same numbers as an arrow array of strings or decimals."""
     for at in np.flatnonzero((np.abs(values) >= _EXACT) & np.isfinite(values)):
-        exact = Decimal(plain[int(at)].as_py())
+        exact = Decimal(exactly[int(at)].as_py())
         if column.wide.setdefault(float(values[at]), exact) != exact:
             raise DataError(
                 f"{column.what}: {column.wide[float(values[at])]} and {exact} would become equal, as a number has 53 "
                 f"bits; {_CODES}"
             )
-    return values
 
 
 def _narrow(values: NDArray[np.float64]) -> NDArray[Any]:

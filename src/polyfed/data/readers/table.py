@@ -169,11 +169,15 @@ def _roles(names: tuple[str, ...], rules: Rules, path: Path, apart: bool) -> dic
                         f"(numbers 0 to {count - 1})"
                     )
                 continue
+            if role == "label" and column == -1 and _PANDAS_INDEX.fullmatch(names[at]):
+                clashes.append(f"label: the last column of {path} is the index {names[at]!r}; name the label's column")
             if role == "category" and agreed.get(names[at]) == "number":
                 clashes.append(f"categorical: the sites agreed that {names[at]!r} holds numbers; leave it out here")
             if roles.setdefault(at, role) != role and role != "category":
                 clashes.append(f"{option}: column {names[at]!r} is the {roles[at]} too; choose another")
     for at, name in enumerate(names):
+        if agreed.get(name) in ("number", "category") and roles.get(at, "category") != "category":
+            clashes.append(f"{name}: the {roles[at]} by an option, but the sites agreed on it as a feature; change one")
         if agreed.get(name) in ("index", "ignored", "group", "test", "unit", "time"):
             roles.setdefault(at, "ignored")
         elif agreed.get(name) == "category":
@@ -328,10 +332,12 @@ def _refuse_text(table: Table, at: int, *, unless: bool = False) -> None:
         return
     odd = words[0] if words else here[0]
     others = int(counts[words].sum()) - 1
-    hint = rules.hint(texts[odd])
+    typed = any(sheet.typed for sheet in table.sheets)
+    hint = "if the column were saved as numbers" if typed and not words else None if typed else rules.hint(texts[odd])
+    alike = int(counts[numbers].sum())
     raise DataError(
-        f"{table.first(codes, odd)}: got {texts[odd]!r} in column {name!r}; expected a number, as in "
-        f"{counts[numbers].sum()} of its {len(codes)} cells"
+        f"{table.first(codes, odd)}: got {texts[odd]!r} in column {name!r}; expected a number"
+        + (f", as in {alike} of its {len(codes)} cells" if alike and words else "")
         + (f" ({others} other cells are no numbers either)" if others > 0 else "")
         + (f"; it would be a number {hint}" if hint else "")
         + "; correct the cell, name it in `missing` if it stands for a missing value, or name the column in "

@@ -1,0 +1,96 @@
+"""Tables with types."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from polyfed.base.errors import ConfigError, DataError
+from polyfed.data.dataset import Dataset
+from polyfed.data.sources import load_dataset
+
+Y = ["a", "b"] * 3
+
+
+def read(folder: Path, columns: dict[str, Any], **options: Any) -> Dataset:
+    pq.write_table(pa.table(columns), folder / "t.parquet")
+    return load_dataset("parquet", path=folder / "t.parquet", **options)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.array([3, 1, None, 4, 1, 5], pa.int8()),
+        pa.array([3, 1, math.nan, 4, 1, 5], pa.float32()),
+        pa.array(np.array([3, 1, math.nan, 4, 1, 5], np.float16)),
+        pa.array([Decimal(3), Decimal(1), None, Decimal(4), Decimal(1), Decimal(5)]),
+        pa.array([3, 1, None, 4, 1, 5]).dictionary_encode(),
+    ],
+)
+def test_numbers_are_numbers(values: Any, tmp_path: Path) -> None:
+    found = read(tmp_path, {"x": values, "y": Y})
+    assert str(found.x.flatten().tolist()) == str([3.0, 1.0, math.nan, 4.0, 1.0, 5.0])
+    assert (found.columns[0].kind, found.columns[0].missing) == ("number", 1)
+
+
+@pytest.mark.parametrize(
+    ("values", "levels"),
+    [
+        (pa.array(["v", "u", None, "v", "u", "v"]), ("u", "v")),
+        (pa.array(["v", "u", "NA", "v", "u", "v"], pa.large_string()), ("u", "v")),
+        (pa.array(["v", "u", None, "v", "u", "v"]).dictionary_encode(), ("u", "v")),
+        (pa.array([True, False, None, True, False, True]), ("False", "True")),
+    ],
+)
+def test_text_and_truth_are_categories(values: Any, levels: tuple[str, ...], tmp_path: Path) -> None:
+    found = read(tmp_path, {"x": values, "y": Y})
+    rows = [[0.0, 1.0], [1.0, 0.0], [math.nan, math.nan], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]]
+    assert str(found.x.tolist()) == str(rows)
+    assert (found.columns[0].categories, found.columns[0].missing) == (levels, 1)
+
+
+@pytest.mark.parametrize("value", [datetime.datetime(2020, 1, 1), datetime.date(2020, 1, 1), [1], b"x"])
+def test_other_types_are_to_be_ignored(value: Any, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"column 't' has type .*`ignore = \['t'\]`"):
+        read(tmp_path, {"t": [value] * 6, "x": range(6), "y": Y})
+    assert read(tmp_path, {"t": [value] * 6, "x": range(6), "y": Y}, ignore=["t"]).x.shape == (6, 1)
+
+
+@pytest.mark.parametrize(
+    ("columns", "options", "says"),
+    [
+        ({"x": [1, 2, 3], "y": ["a", None, "b"]}, {}, "row 2: the label 'y' is missing"),
+        ({"x": [1, 2, 3], "y": [0.5, None, 1]}, {"task": "regression"}, "row 2: the label 'y' is missing"),
+        ({"x": [1.0, math.inf, 2], "y": [0, 1, 1]}, {}, "row 2: 'inf' in 'x'"),
+        ({"x": [2**53, 2**53 + 1], "y": [0, 1]}, {}, "column 'x': .*not in range.*`categorical`"),
+        ({"x": [Decimal(2**53), Decimal(2**53 + 1)], "y": [0, 1]}, {}, "would become equal"),
+        ({"x": pa.array([], pa.int8()), "y": pa.array([], pa.int8())}, {}, "no rows"),
+    ],
+)
+def test_faults(columns: dict[str, Any], options: Any, says: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=says):
+        read(tmp_path, columns, **options)
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_numbers_saved_as_text_are_not_pointed_to_options_of_csv(task: str, tmp_path: Path) -> None:
+    at, other = ("x", "y") if task == "classification" else ("y", "x")
+    with pytest.raises(DataError, match=rf"row 1: got '1' in column '{at}'.*if the column were saved as nu") as caught:
+        read(tmp_path, {"x": [0, 1], "y": [0, 1], at: ["1", "01"], other: [0, 1]}, task=task)
+    assert "decimal" not in str(caught.value)
+
+
+def test_an_index_of_pandas_is_left_out_and_no_label(tmp_path: Path) -> None:
+    columns = {"x": range(6), "y": Y, "__index_level_0__": [0, 1, 2] * 2}
+    found = read(tmp_path, columns, label="y")
+    assert [column.kind for column in found.columns] == ["number", "label", "index"]
+    with pytest.raises(ConfigError, match=r"label: the last column .* is the index '__index_level_0__'"):
+        read(tmp_path, columns)

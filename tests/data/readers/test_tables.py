@@ -1,0 +1,159 @@
+"""Options of a table, the lines that messages name, and what sites agreed on."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from polyfed.base.errors import ConfigError, DataError
+from polyfed.data.conform import schema_of
+from polyfed.data.dataset import Dataset
+from polyfed.data.sources import load_dataset
+
+NUMBERS = "".join(f"{k}.5,{k % 2}\n" for k in range(20))
+
+
+def read(folder: Path, text: str | bytes, name: str = "t.csv", **options: Any) -> Dataset:
+    (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return load_dataset("csv", path=folder / name, **options)
+
+
+@pytest.mark.parametrize(
+    ("cell", "options", "value"),
+    [
+        ("1.234,5", {"thousands": ".", "decimal": ","}, 1234.5),
+        ("12.345.678", {"thousands": ".", "decimal": ","}, 12345678),
+        ("1,234.5", {"thousands": ","}, 1234.5),
+        ("-1 234.5", {"thousands": " "}, -1234.5),
+        ("1\u00a0234", {"thousands": " "}, 1234),
+        ("1\u2019234", {"thousands": "'"}, 1234),
+        ("1e3", {"thousands": ","}, 1000),
+    ],
+)
+def test_thousands_are_read_by_option(cell: str, options: dict[str, str], value: float, tmp_path: Path) -> None:
+    found = read(tmp_path, f"a;y\n{cell};0\n2;1\n3;1\n", delimiter=";", **options)
+    assert (found.columns[0].kind, found.x[0].tolist()) == ("number", [value])
+
+
+@pytest.mark.parametrize("cell", ["1,23", "12,34,567", "1234,567", ",123"])
+def test_thousands_stand_before_three_digits(cell: str, tmp_path: Path) -> None:
+    """Catches 1,23 read as 123, where the comma is a decimal one."""
+    with pytest.raises(DataError, match=rf"line 2: got '{cell}' in column 'a'; expected a number"):
+        read(tmp_path, f"a;y\n{cell};0\n2;1\n3;1\n", delimiter=";", thousands=",")
+
+
+@pytest.mark.parametrize(
+    ("cell", "advice"),
+    [
+        ("1,5", '`decimal = ","`'),
+        ("1.234,5", '`decimal = ","` and `thousands = "."`'),
+        ("1 234", '`thousands = " "`'),
+        ("1'234", '`thousands = "\'"`'),
+        ("5%", "without the sign %"),
+    ],
+)
+def test_the_option_that_explains_a_cell_is_named(cell: str, advice: str, tmp_path: Path) -> None:
+    text = "a;y\n" + NUMBERS.replace(",", ";") + f"{cell};0\n"
+    with pytest.raises(DataError) as caught:
+        read(tmp_path, text, delimiter=";")
+    assert f"t.csv, line 22: got {cell!r} in column 'a'" in str(caught.value)
+    assert f"it would be a number with {advice}" in str(caught.value).replace("number without", "number with without")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('a,b,y\n1.5,"x\ny",0\n2.5,"x\n\ny",1\nbad,x,0\n' + NUMBERS.replace(",", ",x,"), 7),
+        ("a,y\n\n1.5,0\n\n\nbad,1\n" + NUMBERS, 6),
+        ("\n\na,y\nbad,1\n" + NUMBERS, 4),
+        ("a,y\r\n1.5,0\r\nbad,1\r\n" + NUMBERS.replace("\n", "\r\n"), 3),
+        ('a,"y\nz"\nbad,1\n' + NUMBERS, 3),
+        ("\ufeffa,y\nbad,1\n" + NUMBERS, 2),
+    ],
+)
+def test_a_message_names_the_line_in_the_file(text: str, line: int, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=rf"t\.csv, line {line}: got 'bad' in column 'a'"):
+        read(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('a,b,y\n1,"x\ny",0\n2,x\n3,x,1\n', r"line 4: 2 cells; expected 3"),
+        ("a,b,y\n" + "1,2,0\n2,3,1\n" * 1000 + "1,2\n", r"line 2002: 2 cells; expected 3"),
+        ("a,y\n1,0\n2\0,1\n", r"line 3: a NUL character"),
+        ("a,y\n" + "1,x\n2,y\n" * 200_000 + "3,\udce9\n", r"line 400002: byte 0xe9 at position 1600006 .*`encoding`"),
+    ],
+)
+def test_a_late_fault_is_found_at_its_line(text: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=says):
+        read(tmp_path, text.encode(errors="surrogateescape"))
+
+
+def test_numbers_that_float64_makes_equal_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="9007199254740993 and 9007199254740992 would become equal"):
+        read(tmp_path, "a,y\n9007199254740993,0\n9007199254740992,1\n")
+
+
+def test_plus_and_minus_may_be_opposites(tmp_path: Path) -> None:
+    text = "a,y\n+,0\n-,1\n+,1\n"
+    with pytest.raises(DataError, match=r"'\+' and '-'.*`missing`"):
+        read(tmp_path, text, header=True)
+    assert read(tmp_path, text, header=True, missing=[""]).columns[0].categories == ("+", "-")
+
+
+def test_a_column_flags_the_test_rows(tmp_path: Path) -> None:
+    for yes, no in (("test", "Train"), ("True", "false"), ("1", "0")):
+        found = read(tmp_path, f"a,t,y\n1,{no},0\n2,{yes},1\n3,{no},1\n4,{yes},0\n", test="t")
+        assert found.test_rows is not None
+        assert (found.test_rows.tolist(), found.x.flatten().tolist()) == ([1, 3], [1, 2, 3, 4])
+    with pytest.raises(DataError, match=r"line 3: got 'valid' in the test column 't'"):
+        read(tmp_path, "a,t,y\n1,train,0\n2,valid,1\n3,test,1\n", test="t")
+    with pytest.raises(DataError, match="flags 0 of 2 rows"):
+        read(tmp_path, "a,t,y\n1,0,0\n2,0,1\n", test="t")
+
+
+def test_a_second_file_has_the_test_rows(tmp_path: Path) -> None:
+    (tmp_path / "late.csv").write_text("y,c,a\n1,w,7\n")
+    found = read(tmp_path, "a,c,y\n1,u,0\n2,v,1\n", test="late.csv", label="y")
+    assert found.x.tolist() == [[1, 1, 0, 0], [2, 0, 1, 0], [7, 0, 0, 1]]
+    assert (np.asarray(found.test_rows).tolist(), found.y.tolist()) == ([2], [0, 1, 1])
+    for name in ("t.csv", "none.csv"):
+        with pytest.raises(DataError, match=rf"{name}: no file of test rows apart from t\.csv"):
+            read(tmp_path, "a,c,y\n1,u,0\n2,v,1\n", test=name, label="y")
+    with pytest.raises(ConfigError, match="is a folder"):
+        load_dataset("csv", path=tmp_path, test="late.csv", label="y")
+
+
+def agreed_site(folder: Path, text: str, **options: Any) -> Dataset:
+    here = read(folder, "age,sex,dx\n" + "1.5,f,0\n2,m,1\n3,f,2\n" * 4, "a.csv", label="dx")
+    return read(folder, text, "b.csv", agreed=schema_of(here), label="dx", **options)
+
+
+def test_a_site_of_one_class_and_another_order_has_the_agreed_numbers(tmp_path: Path) -> None:
+    found = agreed_site(tmp_path, ",dx,sex,age\n0,2,m,9\n1,2,?,8\n")
+    assert found.classes == ("0", "1", "2")
+    assert found.y.tolist() == [2, 2]
+    assert str(found.x.tolist()) == str([[9.0, 0.0, 1.0], [8.0, math.nan, math.nan]])
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "error", "says"),
+    [
+        ("dx,age,sex\n3,9,m\n", {}, DataError, r"line 2: got '3' in the label 'dx'.*0, 1, 2"),
+        ("dx,age,sex\n02,9,m\n", {}, DataError, r"got '02' in the label"),
+        ("dx,age,sex\n2,9,x\n", {}, DataError, r"line 2: got 'x' in column 'sex'; the sites agreed on .* f, m"),
+        ("dx,age\n2,9\n", {}, DataError, "lacks sex and has none"),
+        ("dx,age,sex,z\n2,9,m,1\n", {}, DataError, "lacks none and has z"),
+        ("dx,age,sex\n2,old,m\n", {}, DataError, r"line 2: got 'old' in column 'age'; expected a number;"),
+        ("dx,age,sex\n2,9,m\n", {"ignore": ["age"]}, ConfigError, "age: the ignored .* agreed on it as a feature"),
+        ("dx,age,sex\n2,9,m\n", {"group": "sex"}, ConfigError, "sex: the group .* agreed on it as a feature"),
+    ],
+)
+def test_what_is_not_agreed_is_refused(text: str, options: Any, error: Any, says: str, tmp_path: Path) -> None:
+    with pytest.raises(error, match=says):
+        agreed_site(tmp_path, text, **options)
