@@ -171,6 +171,15 @@ def test_a_table_with_a_category_of_its_own_is_refused(tmp_path: Path) -> None:
     assert "lacks sex and has bmi" in logs[1]
 
 
+def test_private_names_may_stand_in_the_configuration(tmp_path: Path) -> None:
+    """Catches a site that follows what travelled, and forgets what the configuration gives."""
+    files = [site(tmp_path / "a.npz", ("a", "b")), site(tmp_path / "b.npz", ("b", "a"))]
+    run = Sites(tmp_path, files, 'data.agreed.classes=["b","a"]', tell=("scores",))
+    run.serve()
+    assert run.rows[-1]["cohort"] == [0, 1]
+    assert {run.setup(node).dataset.classes for node in (100, 101)} == {("b", "a")}
+
+
 def test_hashes_of_two_runs_cannot_be_compared() -> None:
     schema = Schema(classes=("a", "b"))
     assert schema.digests("run-1") != schema.digests("run-2")

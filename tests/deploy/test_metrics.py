@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from deploy_toy import Run, config
+from deploy_toy import Run, config, with_tables
 
 from polyfed.deploy.wire.frames import Frame
 from polyfed.deploy.wire.headers import Counts
@@ -52,30 +52,14 @@ def test_means_are_exact_and_pooled_scores_are_counted_by_bins(tmp_path: Path) -
 
 
 def test_a_regression_is_deployed_as_it_is_simulated(tmp_path: Path) -> None:
-    (tmp_path / "sites").mkdir()
     generator = np.random.default_rng(0)
+    texts: list[str] = []
     for site in range(3):
         x = generator.normal(size=(40 + site, 2))
-        rows = [f"{a:.4f},{b:.4f},{100 + 10 * a - 5 * b:.3f}\n" for a, b in x]
-        (tmp_path / "sites" / f"{site}.csv").write_text("a,b,y\n" + "".join(rows))
-    settings = config(
-        "fedavg",
-        "data.dataset=csv",
-        f"data.path={tmp_path / 'sites'}",
-        "data.image_size=none",
-        "data.task=regression",
-        "data.target_offset=100.0",
-        "data.target_scale=10.0",
-        "partition.kind=natural",
-        "partition.samples_per_client=1000",
-    )
-    here = simulate(settings, out=tmp_path / "here")
-    run = Run(tmp_path, settings)
-    run.memory.settings = {
-        node: own.model_copy(update={"data": str(tmp_path / "sites" / f"{own.client}.csv")})
-        for node, own in run.memory.settings.items()
-    }
-    there = run.serve()
+        texts.append("a,b,y\n" + "".join(f"{a:.4f},{b:.4f},{100 + 10 * a - 5 * b:.3f}\n" for a, b in x))
+    regression = ("data.task=regression", "data.target_offset=100.0", "data.target_scale=10.0")
+    settings, run = with_tables(tmp_path, texts, *regression)
+    here, there = simulate(settings, out=tmp_path / "here"), run.serve()
     for name in ("rmse", "mae", "r2"):
         assert there["metrics"][name]["mean"] == here["metrics"][name]["mean"]
         assert there["metrics"][name]["pooled"] == pytest.approx(here["metrics"][name]["pooled"], rel=1e-12)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from deploy_toy import Run, config, kept, same
+from deploy_toy import Run, config, kept, same, with_tables
 from safetensors.torch import load_file
 
 from polyfed.algorithms.catalogue import ALGORITHMS
@@ -43,29 +43,16 @@ def test_two_rounds_deployed_equal_two_rounds_in_process(
 def test_sites_with_their_own_files_split_and_train_as_in_process(tmp_path: Path) -> None:
     """Catches draws of a split that depend on who else there is, or on the numbers of rows among all."""
     generator = np.random.default_rng(0)
-    (tmp_path / "sites").mkdir()
+    texts: list[str] = []
     for site in range(3):
         y = np.r_[0, 1, 2, generator.integers(0, 3, 30 + 11 * site)]
         rows = [
             f"{1.7e9 + value:.2f},{value + label:.4f},{label}\n"
             for value, label in zip(generator.normal(size=len(y)), y, strict=True)
         ]
-        (tmp_path / "sites" / f"{site}.csv").write_text("a,b,y\n" + "".join(rows))
-    settings = config(
-        "fedavg",
-        "data.dataset=csv",
-        f"data.path={tmp_path / 'sites'}",
-        "data.image_size=none",
-        "partition.kind=natural",
-        "partition.samples_per_client=1000",
-    )
-    here = simulate(settings, out=tmp_path / "here")
-    run = Run(tmp_path, settings)
-    run.memory.settings = {
-        node: own.model_copy(update={"data": str(tmp_path / "sites" / f"{own.client}.csv")})
-        for node, own in run.memory.settings.items()
-    }
-    there = run.serve()
+        texts.append("a,b,y\n" + "".join(rows))
+    settings, run = with_tables(tmp_path, texts)
+    here, there = simulate(settings, out=tmp_path / "here"), run.serve()
     assert there["accuracy"]["mean"] == here["accuracy"]["mean"]
     assert same(run.server(), load_file(tmp_path / "here" / "checkpoint" / "server-round-2.safetensors"))
 

@@ -44,16 +44,17 @@ def test_a_full_gpu_is_not_taken_for_a_network_that_cannot_be_stacked(monkeypatc
 
 
 @pytest.mark.parametrize("before", [True, False])
-def test_convolutions_are_single_precision_while_a_run_lasts(before: bool) -> None:
+def test_convolutions_are_single_precision_and_repeatable_while_a_run_lasts(before: bool) -> None:
     cudnn = torch.backends.cudnn
-    was = cudnn.allow_tf32
+    was = cudnn.allow_tf32, cudnn.deterministic
     try:
-        cudnn.allow_tf32 = before
+        cudnn.allow_tf32, cudnn.deterministic = before, before
         with Placement.of("cpu", "fp32").defaults():
             assert not cudnn.allow_tf32
-        assert cudnn.allow_tf32 is before
+            assert cudnn.deterministic
+        assert (cudnn.allow_tf32, cudnn.deterministic) == (before, before)
     finally:
-        cudnn.allow_tf32 = was
+        cudnn.allow_tf32, cudnn.deterministic = was
 
 
 def test_workers_that_start_afresh_do_what_one_process_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,6 +99,21 @@ class Run:
         return found
 
 
+def with_tables(folder: Path, texts: Sequence[str], *more: str) -> tuple[Config, Run]:
+    """A run of clients with csv files of their own, and the configuration that simulates it from the same files."""
+    (folder / "sites").mkdir()
+    for site, text in enumerate(texts):
+        (folder / "sites" / f"{site}.csv").write_text(text)
+    own = ("data.dataset=csv", f"data.path={folder / 'sites'}", "data.image_size=none", "partition.kind=natural")
+    settings = config("fedavg", *own, "partition.samples_per_client=1000", *more)
+    run = Run(folder, settings)
+    run.memory.settings = {
+        node: known.model_copy(update={"data": str(folder / "sites" / f"{known.client}.csv")})
+        for node, known in run.memory.settings.items()
+    }
+    return settings, run
+
+
 def kept(folder: Path, settings: Config) -> dict[int, dict[str, torch.Tensor]]:
     """The private states that a run of this process ended with, as files hold them."""
     states = load_algorithm(settings.algorithm.name, settings.algorithm.keys).states
