@@ -153,3 +153,32 @@ def shaky() -> list[Any]:
 def test_faults_name_the_client(clients: Any, options: dict[str, Any], says: str) -> None:
     with pytest.raises(DataError, match=says):
         federated_data(clients, **options)
+
+
+def test_numbers_to_predict() -> None:
+    """Catches a regression whose targets are cut to whole numbers, or that takes classes."""
+    found = federated_data({"a": (X[:3], [0.5, 2, -1.25]), "b": (X[3:], np.array([1, 2, 3]))}, task="regression")
+    assert (found.task, found.classes, found.y.tolist()) == ("regression", (), [0.5, 2, -1.25, 1, 2, 3])
+    for values, classes, match in (
+        ([0.5, np.nan, 1], None, "1 labels are not finite"),
+        (["p", "q", "p"], None, "a regression expects numbers"),
+        ([0.5, 1, 2], ["a"], "got classes for a regression"),
+    ):
+        with pytest.raises(DataError, match=match):
+            federated_data([(X[:3], values)], task="regression", classes=classes)
+    with pytest.raises(DataError, match='give task = "regression"'):
+        federated_data([(X[:3], [0.5, 1, 2])])
+
+
+def test_the_task_of_the_configuration_is_that_of_the_data() -> None:
+    """Catches targets that are taken for classes, and an offset that is left out."""
+    import polyfed
+    from polyfed.base.errors import ConfigError
+    from polyfed.rounds.federation import deal
+
+    data = federated_data([(X, X[:, 0]), (X, X[:, 1])], task="regression")
+    given = {"dataset": "python", "task": "regression", "target_offset": 3.0}
+    config = {"data": given, "clients": {"count": 2}, "partition": {"kind": "natural"}}
+    assert deal(polyfed.Config.parse(config), data)[0].target_offset == 3.0
+    with pytest.raises(ConfigError, match='got "classification", but the given data set is one of regression'):
+        deal(polyfed.Config.parse({**config, "data": {"dataset": "python"}}), data)

@@ -14,6 +14,7 @@ from polyfed.data.arrays import coded, ranked, read_rows
 from polyfed.data.columns import Column
 from polyfed.data.dataset import Dataset, Kind, check_digits
 from polyfed.data.readers.pictures import channels_of
+from polyfed.metrics.catalogue import TaskKind
 
 #: One client's data; see `federated_data`.
 ClientSource: TypeAlias = Any
@@ -37,13 +38,15 @@ def federated_data(
     unit: str | None = None,
     time: str | None = None,
     name: str = "data",
+    task: TaskKind = "classification",
 ) -> Dataset:
     """Make a data set whose groups are the given clients, for ``simulate(config, data=...)``.
 
     A client's data are one of: a pair ``(x, y)`` of arrays or tensors, one row for each example; a mapping with ``x``,
     ``y`` and perhaps ``unit`` and ``time``; a ``torch.utils.data.Dataset`` of pairs, without random transforms; a frame
     of pandas, with ``label``. Arrays are read as those of an .npz file; columns of a frame that are text become one
-    column of zeros and ones for each category of all clients. Labels are class numbers from 0, or names.
+    column of zeros and ones for each category of all clients. Labels are class numbers from 0, or names; those of a
+    regression are any finite numbers.
 
     Args:
         clients: each client's data, by its name or in order.
@@ -53,10 +56,11 @@ def federated_data(
         layout: the order of the axes of ``x``, likewise.
         image_size: side in pixels that images are resized to; None keeps them.
         flip: whether a mirrored image keeps its class.
-        label: column of a frame with the class.
+        label: column of a frame with the class, or with the number to predict.
         unit: column of a frame with the unit, such as the patient, for ``split = "groups"``.
         time: column of a frame with the time, for ``split = "time"``.
         name: name of the data set.
+        task: "regression" if ``y`` holds numbers to predict; ``data.task`` says the same.
 
     Raises:
         DataError: data of another form, or that differ from client to client; the text names the client.
@@ -75,7 +79,7 @@ def federated_data(
     sizes = [len(part["y"]) for part in parts]
     rows, training = sum(sizes), sum(sizes[: len(names)])
     x, about = _joined(parts)
-    y, found = _labels(_whole(parts, "y", name), classes, name)
+    y, found = (_labels if task == "classification" else _targets)(_whole(parts, "y", name), classes, name)
     units, times = (
         None if any(key not in part for part in parts) else _whole(parts, key, name) for key in ("unit", "time")
     )
@@ -264,6 +268,18 @@ def _whole(parts: Sequence[Mapping[str, Any]], key: str, name: str) -> NDArray[A
     return np.concatenate(found)
 
 
+def _targets(y: NDArray[Any], classes: Sequence[str] | None, name: str) -> tuple[NDArray[np.float64], tuple[str, ...]]:
+    """The numbers that a regression predicts; it has no classes."""
+    if classes is not None:
+        raise DataError(f"{name}: got classes for a regression; leave them out, or correct task")
+    if y.dtype.kind not in "fiu":
+        raise DataError(f"{name}: got labels such as {y[0]!r}; a regression expects numbers")
+    bad = np.flatnonzero(~np.isfinite(y.astype(np.float64)))
+    if len(bad):
+        raise DataError(f"{name}: {len(bad)} labels are not finite, such as {y[bad[0]]}; fill them or drop the rows")
+    return y.astype(np.float64), ()
+
+
 def _labels(y: NDArray[Any], classes: Sequence[str] | None, name: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     if y.dtype.kind in "iub":
         highest = int(y.max())
@@ -271,7 +287,8 @@ def _labels(y: NDArray[Any], classes: Sequence[str] | None, name: str) -> tuple[
             raise DataError(f"{name}: labels run to {highest}; expected class numbers from 0, or names as texts")
         return y.astype(np.int64), tuple(classes or map(str, range(highest + 1)))
     if y.dtype.kind != "U":
-        raise DataError(f"{name}: got labels such as {y[0]!r}; expected class numbers from 0, or names as texts")
+        more = '; for numbers to predict give task = "regression"' if y.dtype.kind == "f" else ""
+        raise DataError(f"{name}: got labels such as {y[0]!r}; expected class numbers from 0, or names as texts{more}")
     texts: list[str] = y.tolist()
     code, names = coded(texts)
     if classes is None:

@@ -49,9 +49,9 @@ class Tally(ABC):
     @abstractmethod
     def __add__(self, other: Any) -> Self: ...
 
+    @abstractmethod
     def sums(self) -> Sums:
         """Return what may leave a client: sums without single rows."""
-        raise NotImplementedError
 
 
 class Sums(Tally):

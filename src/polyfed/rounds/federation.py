@@ -263,8 +263,13 @@ def deal(config: Config, data: Dataset | None = None) -> tuple[Dataset, Partitio
             f"data: got {type(data).__name__} for data.dataset = {config.data.dataset!r}; expected a Dataset, such as "
             'polyfed.federated_data(...), and data.dataset = "python", so that the run is known to depend on it'
         )
+    elif data.task != config.data.task:
+        raise ConfigError(
+            f'data.task: got "{config.data.task}", but the given data set is one of {data.task}; correct the key, or '
+            "give `task` to federated_data"
+        )
     else:
-        dataset = replace(data, files={data.name: data.digest})
+        dataset = with_units(replace(data, files={data.name: data.digest}), config)
     seed = config.run.seed if config.partition.seed is None else config.partition.seed
     partition = make_partition(
         dataset,

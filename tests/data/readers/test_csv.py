@@ -65,8 +65,10 @@ def test_missing_values_are_nan_and_categories_are_columns(tmp_path: Path) -> No
 def test_own_missing_tokens(tmp_path: Path) -> None:
     dataset = read(tmp_path, "a,y\n-,0\n1,1\n", missing=("-",))
     assert math.isnan(dataset.x[0, 0])
-    dataset = read(tmp_path, "a,y\n-,0\n1,1\n", missing=("NA",))
-    assert dataset.x.tolist() == [[1, 0], [0, 1]]  # otherwise a category
+    dataset = read(tmp_path, "a,y\n-,0\n1,1\nx,1\n", missing=("NA",))
+    assert dataset.x.tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]  # otherwise a category
+    with pytest.raises(DataError, match="got '-' in column 'a'; expected a number, as in 1 of its 2 cells"):
+        read(tmp_path, "a,y\n-,0\n1,1\n", missing=("NA",))  # as many numbers as texts
 
 
 def test_categorical_numbers(tmp_path: Path) -> None:
@@ -191,4 +193,4 @@ def test_only_wide_types_of_an_npz_are_kept_wide(tmp_path: Path) -> None:
 
 
 def test_underscored_digits_are_text(tmp_path: Path) -> None:
-    assert read(tmp_path, "a,b,y\n1_0,1,0\n2,2,1\n").input_shape == (3,)
+    assert read(tmp_path, "a,b,y\n1_0,1,0\n2,2,1\n1_1,3,0\n").input_shape == (4,)

@@ -94,3 +94,40 @@ def test_an_index_of_pandas_is_left_out_and_no_label(tmp_path: Path) -> None:
     assert [column.kind for column in found.columns] == ["number", "label", "index"]
     with pytest.raises(ConfigError, match=r"label: the last column .* is the index '__index_level_0__'"):
         read(tmp_path, columns)
+
+
+def sites(folder: Path, values: dict[str, Any]) -> Path:
+    for name, column in values.items():
+        pq.write_table(pa.table({"x": column, "z": [1.0, 2.0], "y": ["a", "b"]}), folder / f"{name}.parquet")
+    return folder
+
+
+def test_a_column_of_numbers_here_and_text_there_is_refused(tmp_path: Path) -> None:
+    """Catches two sites whose numbers become categories because a third site wrote text."""
+    sites(tmp_path, {"a": pa.array([1.0, 2.0]), "b": pa.array(["1", "2"])})
+    with pytest.raises(DataError, match="'x' holds numbers in some files and text in others"):
+        load_dataset("parquet", path=tmp_path)
+
+
+def test_a_code_is_the_same_code_where_a_missing_cell_made_it_a_fraction(tmp_path: Path) -> None:
+    """Catches 1 and 1.0 as two categories: pandas writes the second where a cell of the column is missing."""
+    sites(tmp_path, {"a": pa.array([1, 2]), "b": pa.array([1.0, None])})
+    found = load_dataset("parquet", path=tmp_path, categorical=["x"])
+    assert (found.columns[0].categories, found.columns[0].missing) == (("1", "2"), 1)
+
+
+@pytest.mark.parametrize("zone", [None, "Europe/Paris"])
+def test_moments_order_the_rows_for_a_split_by_time(zone: str | None, tmp_path: Path) -> None:
+    moments = [datetime.datetime(2024, 1, day, tzinfo=None if zone is None else datetime.UTC) for day in (3, 1, 2)]
+    table = {"x": [1.0, 2.0, 3.0], "t": pa.array(moments, pa.timestamp("us", zone)), "y": ["a", "b", "a"]}
+    found = read(tmp_path, table, time="t")
+    assert found.times is not None
+    assert found.times.tolist() == [2, 0, 1]
+    with pytest.raises(DataError, match=r"'t' has type timestamp.*name it in `time`"):
+        read(tmp_path, table)
+
+
+def test_views_of_strings_are_text_and_no_rows_are_an_error(tmp_path: Path) -> None:
+    assert read(tmp_path, {"x": pa.array(["v", "u", "v"], pa.string_view()), "y": ["a", "b", "a"]}).input_shape == (2,)
+    with pytest.raises(DataError, match="no rows; expected at least one"):
+        read(tmp_path, {"x": pa.array([], pa.float64()), "y": pa.array([], pa.string())})

@@ -43,18 +43,22 @@ class Cells:
 
     Args:
         what: file and name, for messages.
+        name: of the column.
         text: whether the parts hold the numbers of texts, and not numbers.
         parts: arrays of some rows each.
         texts: number of each text, in the order in which the texts occur.
         declared: whether the type of the file, and not the cells, says that this is a category.
+        types: which of "number" and "text" the files of types say.
         wide: the exact value of each number beyond 53 bits.
     """
 
     what: str
+    name: str
     text: bool
     parts: list[NDArray[Any]] = field(default_factory=list[NDArray[Any]])
     texts: dict[str, int] = field(default_factory=dict[str, int])
     declared: bool = False
+    types: set[str] = field(default_factory=set[str])
     wide: dict[float, Decimal] = field(default_factory=dict[float, Decimal])
 
     def joined(self) -> NDArray[Any]:
@@ -117,7 +121,7 @@ def read_cells(sheets: Sequence[Sheet], roles: Mapping[int, ColumnKind], rules: 
     used = [at for at in range(len(sheets[0].names)) if roles.get(at) != "ignored"]
     while True:
         before, starts = len(text), [0]
-        cells = {at: Cells(f"{path}: column {sheets[0].names[at]!r}", at in text) for at in used}
+        cells = {at: Cells(f"{path}: column {sheets[0].names[at]!r}", sheets[0].names[at], at in text) for at in used}
         for sheet in sheets:
             starts.append(starts[-1])
             for batch in sheet.batches([sheet.names.index(sheets[0].names[at]) for at in used]):
@@ -130,8 +134,15 @@ def read_cells(sheets: Sequence[Sheet], roles: Mapping[int, ColumnKind], rules: 
             if len(text) > before:
                 break
             if starts[-1] == starts[-2]:
-                raise DataError(f"{sheet.path}: no rows below the header; expected at least one")
+                below = "" if sheet.typed else " below the header"
+                raise DataError(f"{sheet.path}: no rows{below}; expected at least one")
         else:
+            for column in cells.values():
+                if len(column.types) > 1:
+                    raise DataError(
+                        f"{column.what} holds numbers in some files and text in others; save it in one type, or leave "
+                        "it out with `ignore`"
+                    )
             return Table(sheets, starts, cells, rules, path)
 
 
@@ -141,6 +152,21 @@ def _add(cells: Cells, array: Any, rules: Rules, typed: bool) -> bool:
     import pyarrow.compute
 
     pc: Any = pyarrow.compute  # it makes its functions when it is imported
+    kind = array.type
+    if typed and not pa.types.is_null(kind):
+        plain = kind.value_type if pa.types.is_dictionary(kind) else kind
+        numeric = pa.types.is_integer(plain) or pa.types.is_floating(plain) or pa.types.is_decimal(plain)
+        cells.types.add("number" if numeric else "text")
+    if pa.types.is_temporal(kind):
+        if not cells.text:
+            raise DataError(
+                f"{cells.what} has type {kind}; expected numbers or text for a feature; leave it out with "
+                f"`ignore = [{cells.name!r}]`, name it in `time`, `unit` or `group`, or save what you need as numbers"
+            )
+        # Moments with a time zone are stored, and so compared, in universal time.
+        array = pc.cast(array.cast(pa.timestamp(kind.unit)) if pa.types.is_timestamp(kind) else array, pa.string())
+    elif pa.types.is_string_view(kind):
+        array = array.cast(pa.string())
     kind = array.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         array = pc.utf8_trim_whitespace(array)
@@ -165,10 +191,17 @@ def _add(cells: Cells, array: Any, rules: Rules, typed: bool) -> bool:
         cells.parts.append(_narrow(values))
         return True
     coded = array if pa.types.is_dictionary(kind) else array.dictionary_encode()
-    texts = ["" if value is None else str(value).strip() for value in coded.dictionary.to_pylist()]
+    texts = [_text(value) for value in coded.dictionary.to_pylist()]
     codes = np.asarray([*(cells.texts.setdefault(t, len(cells.texts)) for t in texts), -1], dtype=np.int32)
     cells.parts.append(codes[pc.fill_null(coded.indices.cast(pa.int64()), -1).to_numpy(zero_copy_only=False)])
     return True
+
+
+def _text(value: Any) -> str:
+    """A cell as text: pandas makes 1 to 1.0 where a cell is missing, which is the same code all the same."""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return "" if value is None else str(value).strip()
 
 
 def _numbers(array: Any, rules: Rules, column: Cells) -> NDArray[np.float64] | None:

@@ -65,7 +65,8 @@ class _Sheet:
                 test(kind.value_type if pa.types.is_dictionary(kind) else kind)
                 for test in (
                     *(pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_boolean),
-                    *(pa.types.is_string, pa.types.is_large_string, pa.types.is_null),
+                    *(pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view),
+                    *(pa.types.is_temporal, pa.types.is_null),
                 )
             ):
                 raise DataError(

@@ -320,7 +320,7 @@ def _number_column(table: Table, at: int) -> tuple[Column, NDArray[np.float64]]:
 
 
 def _refuse_text(table: Table, at: int, *, unless: bool = False) -> None:
-    """Refuse a column for its first text; with ``unless`` only if most of its cells, or of its values, are numbers."""
+    """Refuse a column for its first text; with ``unless`` only if half of its cells, or of its values, are numbers."""
     rules, cells, name = table.rules, table.cells[at], table.names[at]
     codes, texts = cells.joined(), list(cells.texts)
     counts = np.bincount(codes[codes >= 0], minlength=len(texts))
@@ -328,7 +328,7 @@ def _refuse_text(table: Table, at: int, *, unless: bool = False) -> None:
     numbers = [code for code in here if rules.number(texts[code]) is not None]
     words = sorted(set(here) - set(numbers))
     likely = numbers + [code for code in words if rules.hint(texts[code])]
-    if unless and 2 * len(likely) <= len(here) and 2 * counts[likely].sum() <= counts[here].sum():
+    if unless and 2 * len(likely) < len(here) and 2 * counts[likely].sum() < counts[here].sum():
         return
     odd = words[0] if words else here[0]
     others = int(counts[words].sum()) - 1
