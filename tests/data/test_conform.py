@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from polyfed.base.errors import DataError
 from polyfed.data.columns import Column
 from polyfed.data.conform import conform, schema_of
 from polyfed.data.dataset import Dataset
 from polyfed.data.schema import Feature, Schema
+from polyfed.data.sources import load_dataset
 
 NAN = math.nan
 SEX = Feature(name="sex", categories=("m", "x", "f"))
@@ -36,7 +41,7 @@ def table() -> Dataset:
 
 def test_categories_and_columns_go_to_the_agreed_positions() -> None:
     """Catches categories by position, and a missing cell that becomes a category of which nobody has a row here."""
-    agreed = Schema(classes=("well", "dead", "ill"), columns=(Feature(name="age"), SEX))
+    agreed = Schema(classes=("well", "dead", "ill"), columns=(Feature(name="age"), SEX), form="features")
     found = conform(table(), agreed)
     expected = torch.tensor([[5.0, 0, 0, 1], [6.0, 1, 0, 0], [7.0, NAN, NAN, NAN]])
     torch.testing.assert_close(found.x, expected, rtol=0, atol=0, equal_nan=True)
@@ -75,3 +80,33 @@ def test_what_a_site_alone_has_is_an_error_that_names_it(agreed: Schema, text: s
     with pytest.raises(DataError, match=r"^a: ") as found:
         conform(table(), agreed)
     assert text in str(found.value)
+
+
+def test_examples_of_another_form_are_no_match(tmp_path: Path) -> None:
+    """Catches bytes at one site and the same pixels as numbers at another, and series whose axes are exchanged."""
+    rng = np.random.default_rng(0)
+    y = np.array([0, 1] * 4)
+    pixels = rng.integers(0, 256, (8, 3, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", x=pixels, y=y)
+    np.savez(tmp_path / "b.npz", x=pixels.astype(np.float32), y=y)
+    agreed = schema_of(load_dataset("npz", path=tmp_path / "a.npz", layout="NCHW"))
+    with pytest.raises(DataError, match="form 'image of numbers', where the others have 'image of bytes'"):
+        load_dataset("npz", path=tmp_path / "b.npz", layout="NCHW", agreed=agreed)
+    np.savez(tmp_path / "c.npz", x=rng.normal(size=(8, 5, 5)), y=y)
+    first, other = (schema_of(load_dataset("npz", path=tmp_path / "c.npz", layout=how)) for how in ("NTC", "NCT"))
+    assert first.digests("s")["form"] != other.digests("s")["form"]
+    with pytest.raises(DataError, match="form 'series NCT'"):
+        load_dataset("npz", path=tmp_path / "c.npz", layout="NCT", agreed=first)
+
+
+def test_mean_and_deviation_are_agreed_together() -> None:
+    """Catches a deviation that is ignored as there is no mean."""
+    for given in ({"std": (0.5,)}, {"mean": (0.5,)}, {"mean": (0.5,), "std": (1.0, 1.0)}):
+        with pytest.raises(ValidationError, match="expected one of each for every channel"):
+            Schema(**given)
+
+
+def test_a_name_that_is_too_long_is_an_error_of_the_data() -> None:
+    data = replace(table(), classes=("ill", "w" * 1001), columns=())
+    with pytest.raises(DataError, match="cannot be agreed on"):
+        schema_of(data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -182,3 +183,46 @@ def test_the_task_of_the_configuration_is_that_of_the_data() -> None:
     assert deal(polyfed.Config.parse(config), data)[0].target_offset == 3.0
     with pytest.raises(ConfigError, match='got "classification", but the given data set is one of regression'):
         deal(polyfed.Config.parse({**config, "data": {"dataset": "python"}}), data)
+
+
+def test_frames_in_a_pair_are_joined_by_name() -> None:
+    """Catches columns in another order at another client, joined by their positions."""
+    a, b = Frame(bp=[1.0, 2.0], age=[100.0, 200.0]), Frame(age=[300.0, 400.0], bp=[3.0, 4.0])
+    for pack in (lambda frame: (frame, [0, 1]), lambda frame: {"x": frame, "y": [0, 1]}):
+        found = federated_data([pack(a), pack(b)])
+        assert found.x.tolist() == [[1, 100], [2, 200], [3, 300], [4, 400]]
+        assert [column.name for column in found.columns] == ["bp", "age"]
+    with pytest.raises(DataError, match="expected one row of x"):
+        federated_data([(a, [0, 1, 1])])
+
+
+def test_codes_that_a_frame_declares_as_categories_are_categories() -> None:
+    frame = Frame(code=[3, 1, 3], y=["p", "q", "p"])
+    frame["code"].dtype = "category"
+    (column, *_) = federated_data([frame], label="y").columns
+    assert (column.kind, column.categories) == ("category", ("1", "3"))
+
+
+def test_a_time_is_given_for_all_rows_or_for_none() -> None:
+    """Catches times that are dropped for all because one client has none."""
+    timed = {"x": X[:3], "y": Y[:3], "time": [3, 1, 2]}
+    for key in ("time", "unit"):
+        given = {**timed, key: timed["time"]}
+        with pytest.raises(DataError, match=f"number 1 of the clients and their test parts has no {key}"):
+            federated_data([given, {"x": X[3:], "y": Y[3:], **({"time": [1, 2, 3]} if key == "unit" else {})}])
+
+
+def test_rows_of_unequal_shape_and_labels_of_several_numbers_are_refused() -> None:
+    with pytest.raises(DataError, match="client '0': x: rows of unequal shapes"):
+        federated_data([([[1, 2], [3]], [0, 1])])
+    with pytest.raises(DataError, match=r"item 0: has a label of shape \(2,\)"):
+        federated_data([TensorDataset(torch.zeros(3, 2), torch.zeros(3, 2))])
+
+
+def test_large_whole_numbers_stay_apart(tmp_path: Path) -> None:
+    """Catches identifiers beyond 2**53 that become one value as their range is small."""
+    x = 2**60 + np.arange(6)[:, None]
+    with pytest.raises(DataError, match="would become equal"):
+        federated_data([(x, Y)])
+    with pytest.raises(DataError, match="would become equal"):
+        federated_data([Frame(x=x[:, 0].tolist(), y=["p", "q"] * 3)], label="y")

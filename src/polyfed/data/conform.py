@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
 from polyfed.base.errors import DataError
 from polyfed.data.dataset import Dataset
@@ -13,14 +14,30 @@ from polyfed.data.schema import Feature, Schema, apart
 
 
 def schema_of(dataset: Dataset) -> Schema:
-    """Return the schema of a data set."""
+    """Return the schema of a data set.
+
+    Raises:
+        DataError: a name is longer than 1,000 characters.
+    """
     features = (column for column in dataset.columns if column.kind in ("number", "category"))
-    return Schema(
-        classes=dataset.classes,
-        columns=tuple(Feature(name=column.name, categories=column.categories) for column in features),
-        mean=dataset.mean,
-        std=dataset.std,
-    )
+    form = dataset.kind
+    if dataset.kind == "image":
+        form += " of bytes" if dataset.x.dtype == torch.uint8 else " of numbers"
+    elif dataset.kind == "series":
+        form += " NCT" if dataset.channels_first else " NTC"
+    try:
+        return Schema(
+            classes=dataset.classes,
+            columns=tuple(Feature(name=column.name, categories=column.categories) for column in features),
+            mean=dataset.mean,
+            std=dataset.std,
+            form=form,
+        )
+    except ValidationError as error:
+        raise DataError(
+            f"{dataset.name}: a name of a class, a column or a category cannot be agreed on: "
+            f"{error.errors()[0]['msg']}; shorten it, or leave the column out"
+        ) from error
 
 
 def conform(dataset: Dataset, agreed: Schema) -> Dataset:

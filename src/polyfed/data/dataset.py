@@ -49,8 +49,9 @@ def check_digits(values: NDArray[Any], what: str) -> None:
     """
     there = values[np.isfinite(values)]
     whole = bool((there == np.floor(there)).all())
-    if not len(there) or (whole and float(there.max()) - float(there.min()) < 2**23):
-        return  # float32 tells halves apart up to 2**23
+    low, high = (float(there.min()), float(there.max())) if len(there) else (0.0, 0.0)
+    if not len(there) or (whole and high - low < 2**23 and max(-low, high) < 2**53):
+        return  # float32 tells halves apart up to 2**23, and float64 all whole numbers up to 2**53
     distinct = np.unique(there if whole else there[:_LOOK])
     with np.errstate(over="ignore", invalid="ignore"):
         rounded = (distinct.astype(np.float64) - there.mean(dtype=np.float64)).astype(np.float32)

@@ -81,7 +81,7 @@ def federated_data(
     x, about = _joined(parts)
     y, found = (_labels if task == "classification" else _targets)(_whole(parts, "y", name), classes, name)
     units, times = (
-        None if any(key not in part for part in parts) else _whole(parts, key, name) for key in ("unit", "time")
+        _whole(parts, key, name) if any(key in part for part in parts) else None for key in ("unit", "time")
     )
     return read_rows(x, name, kind=kind, layout=layout).dataset(
         name,
@@ -113,7 +113,7 @@ def _is_frame(value: object) -> bool:
 
 
 def _part(value: ClientSource, who: str, columns: Mapping[str, str | None]) -> dict[str, Any]:
-    """One client's x and y, and unit and time where there are any, as arrays; x may be a frame."""
+    """One client's x and y, and unit and time where there are any, as arrays; of a frame x has the cells by column."""
     if _is_frame(value):
         return _of_frame(value, who, columns)
     if any(columns.values()):
@@ -130,16 +130,22 @@ def _part(value: ClientSource, who: str, columns: Mapping[str, str | None]) -> d
         given = dict(zip(("x", "y"), cast(tuple[Any, Any], value), strict=True))
     else:
         given = _of_items(value, who)
-    part = {key: _array(content) for key, content in given.items()}
+    frame = _cells(given["x"]) if _is_frame(given["x"]) else None  # columns are joined by name, never by position
+    if frame is not None:
+        given["x"] = next(iter(frame.values()), ())
+    part: dict[str, Any] = {key: _array(content, f"{who}: {key}") for key, content in given.items()}
     lengths = {key: array.shape[:1] for key, array in part.items()}
     if part["y"].ndim != 1 or len(set(lengths.values())) != 1 or not len(part["y"]):
         shapes = ", ".join(f"{key} {array.shape}" for key, array in part.items())
         raise DataError(f"{who}: got shapes {shapes}; expected one row of x, and a single label, for each example")
-    return part
+    return part if frame is None else {**part, "x": frame}
 
 
-def _array(value: Any) -> NDArray[Any]:
-    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+def _array(value: Any, what: str) -> NDArray[Any]:
+    try:
+        return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+    except ValueError as error:
+        raise DataError(f"{what}: rows of unequal shapes ({error}); expected rows of one shape") from error
 
 
 def _of_items(data: Any, who: str) -> dict[str, Any]:
@@ -169,7 +175,10 @@ def _item(item: Any, where: str) -> tuple[NDArray[Any], Any]:
     if not isinstance(item, tuple | list) or len(cast(Sequence[Any], item)) != 2:
         raise DataError(f"{where}: got {type(item).__name__}; expected a pair of input and label")
     x, y = cast(Sequence[Any], item)
-    return channels_of(x, None, where) if hasattr(x, "getbands") else _array(x), _array(y).item()
+    label = _array(y, f"{where}: label")
+    if label.size != 1:
+        raise DataError(f"{where}: has a label of shape {label.shape}; expected a single class or number")
+    return channels_of(x, None, where) if hasattr(x, "getbands") else _array(x, f"{where}: input"), label.item()
 
 
 def _of_frame(frame: Any, who: str, columns: Mapping[str, str | None]) -> dict[str, Any]:
@@ -180,7 +189,7 @@ def _of_frame(frame: Any, who: str, columns: Mapping[str, str | None]) -> dict[s
         if column is not None and names.count(column) != 1:
             raise DataError(f"{who}: no column {column!r} for {option!r}; the columns are {', '.join(names)}")
     taken = {column for column in columns.values() if column is not None}
-    cells = {name: frame[column].to_numpy() for name, column in zip(names, frame.columns, strict=True)}
+    cells = _cells(frame)
     part = {"x": {name: cells[name] for name in names if name not in taken}, "y": cells[columns["label"]]}
     for option in ("unit", "time"):
         if (column := columns[option]) is not None:
@@ -188,6 +197,19 @@ def _of_frame(frame: Any, who: str, columns: Mapping[str, str | None]) -> dict[s
     if not len(part["y"]) or not part["x"]:
         raise DataError(f"{who}: has {len(part['y'])} rows and {len(part['x'])} columns of features; expected some")
     return part
+
+
+def _cells(frame: Any) -> dict[str, NDArray[Any]]:
+    """The columns of a frame by name; those that are declared categories as texts, also where these are numbers."""
+    found: dict[str, NDArray[Any]] = {}
+    for column in frame.columns:
+        if str(column) in found:
+            raise DataError(f"a frame has two columns called {str(column)!r}; rename one")
+        values = frame[column].to_numpy()
+        if str(getattr(frame[column], "dtype", "")) == "category":
+            values = np.array([None if _missing(value) else str(value) for value in values], dtype=object)
+        found[str(column)] = values
+    return found
 
 
 def _joined(parts: Sequence[Mapping[str, Any]]) -> tuple[NDArray[Any], tuple[Column, ...]]:
@@ -254,6 +276,12 @@ def _missing(value: Any) -> bool:
 
 def _whole(parts: Sequence[Mapping[str, Any]], key: str, name: str) -> NDArray[Any]:
     """A value for each row of all clients: whole numbers, other numbers, dates, or texts, and none of them missing."""
+    lacking = [str(at) for at, part in enumerate(parts) if key not in part]
+    if lacking:
+        raise DataError(
+            f"{name}: number {', '.join(lacking)} of the clients and their test parts has no {key}, which others have; "
+            "give it for all, or for none"
+        )
     found: list[NDArray[Any]] = []
     for part in parts:
         values = part[key]

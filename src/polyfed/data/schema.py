@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from typing import Annotated
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from polyfed.data.columns import Column
 
@@ -39,12 +39,23 @@ class Schema(BaseModel, frozen=True, extra="forbid"):
         columns: the features of a table, in order of their positions; empty if the data are no table.
         mean: mean of each channel of images; empty for other data.
         std: standard deviation of each channel of images; empty for other data.
+        form: kind, type and layout of an example, such as "image of bytes" and "series NTC".
     """
 
     classes: tuple[_Name, ...] = ()
     columns: tuple[Feature, ...] = ()
     mean: tuple[_Number, ...] = ()
     std: tuple[Annotated[_Number, Field(gt=0)], ...] = ()
+    form: _Name = ""
+
+    @model_validator(mode="after")
+    def _mean_beside_std(self) -> Schema:
+        if len(self.mean) != len(self.std):
+            raise ValueError(
+                f"got {len(self.mean)} numbers in mean and {len(self.std)} in std; expected one of each for every "
+                "channel"
+            )
+        return self
 
     def features(self) -> tuple[Column, ...] | None:
         """Return the features as columns; None if there are none."""
@@ -64,6 +75,7 @@ class Schema(BaseModel, frozen=True, extra="forbid"):
             "columns": [column["name"] for column in tables["columns"]],
             "categories": [column["categories"] for column in tables["columns"]],
             "pixels": [tables["mean"], tables["std"]],
+            "form": tables["form"],
         }
         return {
             part: hashlib.sha256(f"{salt}\n{json.dumps(value)}".encode()).hexdigest() for part, value in parts.items()
@@ -72,6 +84,8 @@ class Schema(BaseModel, frozen=True, extra="forbid"):
 
 def apart(own: Schema, agreed: Schema) -> Iterator[str]:
     """Yield in words what a site has that the others did not agree on."""
+    if own.form != agreed.form:
+        yield f"examples of the form {own.form!r}, where the others have {agreed.form!r}"
     for what, mine, theirs in (
         ("classes", own.classes, agreed.classes),
         ("columns", [c.name for c in own.columns], [c.name for c in agreed.columns]),

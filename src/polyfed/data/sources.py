@@ -84,6 +84,8 @@ def load_dataset(
         dataset = read(Path(path), task=task, agreed=None if agreed is None else agreed.features(), **options)
     else:
         given = {**options, "task": task} if name == "npz" else options
+        if agreed is not None and name in ("npz", *_FOLDERS):
+            given["known"] = agreed.classes
         dataset = _read(name, path, _cache_root(cache), image_size, given, "".join(before.values()))
     files = file_digests(name, path=path, cache=cache, options=options)
     if before and files != before:  # a file that was downloaded just now is not in `before`

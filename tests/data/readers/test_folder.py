@@ -11,6 +11,7 @@ from data_helpers import image_file
 
 from polyfed.base.errors import ConfigError, DataError
 from polyfed.data.readers import pictures
+from polyfed.data.schema import Schema
 from polyfed.data.sources import load_dataset
 
 RNG = np.random.default_rng(0)
@@ -210,3 +211,34 @@ def test_modes_of_pillow(tmp_path: Path, mode: str, channels: int) -> None:
     assert found.input_shape == (channels, 6, 6)
     assert found.x[0].min() > 250
     assert found.x[1].max() < 5
+
+
+@pytest.mark.parametrize("parts", [("Train", "Test"), ("training", "testing"), ("TRAIN", "test")])
+def test_parts_are_known_by_their_usual_names(parts: tuple[str, str], tmp_path: Path) -> None:
+    """Catches an official split that is lost, so that test images are trained on."""
+    train, test = parts
+    put_all(tmp_path / "own", f"{train}/cat/a.png", f"{train}/dog/b.png", f"{test}/cat/c.png", f"{test}/dog/d.png")
+    found = load_dataset("images", path=tmp_path / "own")
+    assert (found.classes, found.groups) == (("cat", "dog"), None)
+    names = sorted((train, test))
+    assert found.test_rows is not None
+    assert found.test_rows.tolist() == ([0, 1] if names[0] == test else [2, 3])
+
+
+@pytest.mark.parametrize("third", ["extra", "val", "Train"])
+def test_a_part_beside_other_folders_is_refused(third: str, tmp_path: Path) -> None:
+    put_all(tmp_path / "own", "train/cat/a.png", "test/cat/b.png", f"{third}/cat/c.png")
+    with pytest.raises(DataError, match=r"has the parts .*expected train and test beside no other"):
+        load_dataset("images", path=tmp_path / "own")
+
+
+def test_a_site_of_one_class_is_read_with_the_classes_of_the_others(tmp_path: Path) -> None:
+    """Catches a site that can never join as it has seen one class alone."""
+    put_all(tmp_path / "own", "ill/a.png", "ill/b.png")
+    with pytest.raises(DataError, match="expected at least 2"):
+        load_dataset("images", path=tmp_path / "own")
+    found = load_dataset("images", path=tmp_path / "own", agreed=Schema(classes=("well", "ill")))
+    assert (found.classes, found.y.tolist()) == (("well", "ill"), [1, 1])
+    np.savez(tmp_path / "one.npz", x=np.zeros((3, 2)), y=np.zeros(3, dtype=np.int64))
+    found = load_dataset("npz", path=tmp_path / "one.npz", agreed=Schema(classes=("0", "1")))
+    assert (found.classes, found.y.tolist()) == (("0", "1"), [0, 0, 0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import math
 from decimal import Decimal
 from pathlib import Path
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from polyfed.base.errors import ConfigError, DataError
+from polyfed.data.conform import schema_of
 from polyfed.data.dataset import Dataset
 from polyfed.data.sources import load_dataset
 
@@ -131,3 +133,22 @@ def test_views_of_strings_are_text_and_no_rows_are_an_error(tmp_path: Path) -> N
     assert read(tmp_path, {"x": pa.array(["v", "u", "v"], pa.string_view()), "y": ["a", "b", "a"]}).input_shape == (2,)
     with pytest.raises(DataError, match="no rows; expected at least one"):
         read(tmp_path, {"x": pa.array([], pa.float64()), "y": pa.array([], pa.string())})
+
+
+def test_categories_of_numbers_are_those_that_a_frame_declared(tmp_path: Path) -> None:
+    """Catches codes that become quantities, as parquet keeps the numbers of a pandas.Categorical alone."""
+    about = {"columns": [{"name": "x", "pandas_type": "categorical", "numpy_type": "int8"}]}
+    table = pa.table({"x": [3, 1, None, 3], "y": ["a", "b", "a", "b"]}).replace_schema_metadata(
+        {b"pandas": json.dumps(about)}
+    )
+    pq.write_table(table, tmp_path / "t.parquet")
+    (column, _) = load_dataset("parquet", path=tmp_path / "t.parquet").columns
+    assert (column.kind, column.categories, column.missing) == ("category", ("1", "3"), 1)
+
+
+def test_a_column_of_text_without_any_is_numbers_that_are_missing(tmp_path: Path) -> None:
+    """Catches a category without levels, which has no place in the input."""
+    found = read(tmp_path, {"x": pa.array([None] * 6, pa.string()), "z": [1.0, 2, 3, 4, 5, 6], "y": Y})
+    assert (found.columns[0].kind, found.columns[0].missing, found.input_shape) == ("number", 6, (2,))
+    again = load_dataset("parquet", path=tmp_path / "t.parquet", agreed=schema_of(found))
+    assert str(again.x.tolist()) == str(found.x.tolist())

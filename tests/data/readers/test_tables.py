@@ -157,3 +157,64 @@ def test_a_site_of_one_class_and_another_order_has_the_agreed_numbers(tmp_path: 
 def test_what_is_not_agreed_is_refused(text: str, options: Any, error: Any, says: str, tmp_path: Path) -> None:
     with pytest.raises(error, match=says):
         agreed_site(tmp_path, text, **options)
+
+
+def test_nameless_columns_are_read_each_by_itself(tmp_path: Path) -> None:
+    """Catches the second nameless column read as the first, and a nameless label that becomes the row numbers."""
+    with pytest.raises(DataError, match="column 1 has no name and is no index"):
+        read(tmp_path, ",,age,dx\n0,a,5.5,u\n1,b,6.5,v\n2,a,7.5,u\n")
+    found = read(tmp_path, ",age,\n0,5.5,1\n1,6.5,0\n2,7.5,0\n", label=2, header=True)
+    assert (found.classes, found.y.tolist(), found.x.tolist()) == (("0", "1"), [1, 0, 0], [[5.5], [6.5], [7.5]])
+
+
+def test_the_number_of_a_column_means_the_same_in_every_file(tmp_path: Path) -> None:
+    """Catches the last column of the first file taken for the label of a file with another order."""
+    (tmp_path / "b.csv").write_text("age,sex,dx\n1.5,f,ill\n2.5,m,well\n")
+    (tmp_path / "a.csv").write_text("dx,age,sex\nill,1.5,f\nwell,2.5,m\n")
+    with pytest.raises(ConfigError, match=r"label: column -1 is 'sex' in a.csv, but 'dx' in b.csv; give its name"):
+        load_dataset("csv", path=tmp_path)
+    with pytest.raises(ConfigError, match=r"ignore: column 1 is 'age' in a\.csv, but 'sex' in b.csv"):
+        load_dataset("csv", path=tmp_path, label="dx", ignore=[1])
+    assert load_dataset("csv", path=tmp_path, label="dx").classes == ("ill", "well")
+
+
+@pytest.mark.parametrize("cells", [("01", "1", "10"), ("-007", "1", "10"), ("1E2", "100", "20")])
+def test_what_may_be_a_code_is_asked_for(cells: tuple[str, ...], tmp_path: Path) -> None:
+    """Catches codes that are merged because they are parsed as numbers."""
+    text = "c,a,y\n" + "".join(f"{cell},{k}.5,{k % 2}\n" for k, cell in enumerate(cells * 2))
+    with pytest.raises(DataError, match=rf"column 'c' holds '{cells[0]}', which may be a number or a code.*`numeric`"):
+        read(tmp_path, text)
+    assert read(tmp_path, text, categorical=["c"]).columns[0].categories == tuple(sorted(cells))
+    assert read(tmp_path, text, numeric=["c"]).x[:3, 0].tolist() == list(map(float, cells))
+
+
+def test_numeric_holds_numbers_and_nothing_else(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="line 2: got 'x' in column 'c'; expected a number"):
+        read(tmp_path, "c,a,y\nx,1,0\ny,2,1\nz,3,0\n", numeric=["c"])
+    with pytest.raises(ConfigError, match="numeric: column 'c' is the category too"):
+        read(tmp_path, "c,a,y\n1,1,0\n2,2,1\n", numeric=["c"], categorical=["c"])
+    found = read(tmp_path, "c,y\n01,05\n2,6.5\n", numeric=["y", "c"], task="regression")
+    assert (found.y.tolist(), found.x.tolist()) == ([5, 6.5], [[1], [2]])
+
+
+def test_a_number_for_each_row_is_no_class(tmp_path: Path) -> None:
+    """Catches a small table whose targets become a class each."""
+    text = "a,y\n" + "".join(f"{k},{1000 + 37 * k}\n" for k in range(8))
+    with pytest.raises(DataError, match=r'8 different values in 8 rows.*`?task = "regression"'):
+        read(tmp_path, text)
+
+
+def test_spaces_around_cells_are_no_part_of_them(tmp_path: Path) -> None:
+    """Catches a padded number or missing value taken for text."""
+    found = read(tmp_path, "a, b ,y\n 1.5 , NA , u\n2,  3 ,u \n\t4,5,v\n")
+    assert str(found.x.tolist()) == str([[1.5, math.nan], [2.0, 3.0], [4.0, 5.0]])
+    assert ([column.name for column in found.columns], found.classes) == (["a", "b", "y"], ("u", "v"))
+
+
+def test_a_row_longer_than_a_block_is_read(tmp_path: Path) -> None:
+    """Catches a reader whose blocks are shorter than a row: two million characters."""
+    width, digits = 2_000, "0" * 1_000
+    header = ",".join(f"c{k}" for k in range(width))
+    rows = [",".join([f"{number}.{digits}"] * width) for number in (7, 8)]
+    found = read(tmp_path, f"{header},y\n{rows[0]},u\n{rows[1]},v\n")
+    assert (found.x.shape, found.x.sum().item()) == ((2, width), 15 * width)

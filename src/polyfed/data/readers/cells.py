@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -17,6 +18,7 @@ from polyfed.data.columns import ColumnKind
 from polyfed.data.readers.rules import Rules
 
 _EXACT = 2**53  # float64 tells all whole numbers apart up to here
+_CODE = r"^[+-]?(0[0-9]|[0-9]+E[0-9]+$)"  # programs write neither leading zeros nor such exponents
 _CODES = "name the column in `categorical` if its cells are codes, or leave it out with `ignore`"
 
 
@@ -50,6 +52,7 @@ class Cells:
         declared: whether the type of the file, and not the cells, says that this is a category.
         types: which of "number" and "text" the files of types say.
         wide: the exact value of each number beyond 53 bits.
+        code: the first cell that is a number but may be a code, such as 007 or 1E2.
     """
 
     what: str
@@ -60,6 +63,7 @@ class Cells:
     declared: bool = False
     types: set[str] = field(default_factory=set[str])
     wide: dict[float, Decimal] = field(default_factory=dict[float, Decimal])
+    code: str | None = None
 
     def joined(self) -> NDArray[Any]:
         """All cells: ``(N,)`` float64 with NaN where missing, or int32 with -1 where a typed file has none."""
@@ -119,12 +123,13 @@ def read_cells(sheets: Sequence[Sheet], roles: Mapping[int, ColumnKind], rules: 
     )
     text = {at for at, role in roles.items() if role in roles_of_text}
     used = [at for at in range(len(sheets[0].names)) if roles.get(at) != "ignored"]
+    orders = [_order(sheet.names, sheets[0].names) for sheet in sheets]
     while True:
         before, starts = len(text), [0]
         cells = {at: Cells(f"{path}: column {sheets[0].names[at]!r}", sheets[0].names[at], at in text) for at in used}
-        for sheet in sheets:
+        for sheet, order in zip(sheets, orders, strict=True):
             starts.append(starts[-1])
-            for batch in sheet.batches([sheet.names.index(sheets[0].names[at]) for at in used]):
+            for batch in sheet.batches([order[at] for at in used]):
                 text |= {
                     at for at, array in zip(used, batch, strict=True) if not _add(cells[at], array, rules, sheet.typed)
                 }
@@ -144,6 +149,14 @@ def read_cells(sheets: Sequence[Sheet], roles: Mapping[int, ColumnKind], rules: 
                         "it out with `ignore`"
                     )
             return Table(sheets, starts, cells, rules, path)
+
+
+def _order(names: Sequence[str], first: Sequence[str]) -> list[int]:
+    """The place of each column of the first file in another file; nameless columns by their order."""
+    places: defaultdict[str, deque[int]] = defaultdict(deque)
+    for at, name in enumerate(names):
+        places[name].append(at)
+    return [places[name].popleft() for name in first]
 
 
 def _add(cells: Cells, array: Any, rules: Rules, typed: bool) -> bool:
@@ -228,6 +241,8 @@ def _numbers(array: Any, rules: Rules, column: Cells) -> NDArray[np.float64] | N
             return None
         values = np.asarray([*known, math.nan], dtype=np.float64)[pc.fill_null(coded.indices, -1).to_numpy()]
     _keep_apart(values, plain, column)
+    if column.code is None and pc.any(codes := pc.match_substring_regex(cells, pattern=_CODE)).as_py():
+        column.code = cells.filter(codes)[0].as_py()
     return values
 
 

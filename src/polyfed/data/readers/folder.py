@@ -19,7 +19,9 @@ from polyfed.data.readers.pictures import read_pictures
 
 _ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 _JUNK = ("thumbs.db", "desktop.ini", "__macosx")  # what desktops leave in folders
-_PARTS = frozenset({"train", "test", "val", "valid", "validation", "dev"})
+_PARTS = {"train": "train", "training": "train", "test": "test", "testing": "test"} | dict.fromkeys(
+    ("val", "valid", "validation", "dev"), "validation"
+)
 
 
 @dataclass
@@ -49,6 +51,7 @@ def load_folder(
     group: str | int | None = None,
     unit: str | int | None = None,
     time: str | int | None = None,
+    known: Sequence[str] = (),
 ) -> Dataset:
     """The data set of a folder of images.
 
@@ -68,6 +71,7 @@ def load_folder(
         group: column with the client; None: "client" if there is such a column.
         unit: column with the unit, such as the patient.
         time: column with the time.
+        known: classes that other sites have.
 
     Raises:
         DataError: images in no class, or damaged or unequal images; the text names them.
@@ -91,7 +95,7 @@ def load_folder(
         side=image_size,
         cache=cache / f"images-{fingerprint(1, digest, found.files, image_size, channels)}.npz",
     )
-    y, classes = coded(found.labels, sorted(found.empty))
+    y, classes = coded(found.labels, sorted(found.empty.union(known)))
     groups, group_names = coded(found.clients) if found.clients else (None, ())
     return Rows(torch.from_numpy(x), "image").dataset(
         path.name,
@@ -136,13 +140,15 @@ def _by_folder(path: Path, names: Sequence[str]) -> _Listing:
     parts = [name.split("/") for name in names]
     top = {part[0] for part in parts}
     tests: list[bool] = []
-    if top <= _PARTS:
-        if top != {"train", "test"}:
+    named = {name: _PARTS[name.casefold()] for name in top if name.casefold() in _PARTS}
+    if named:
+        if len(named) < len(top) or sorted(named.values()) != ["test", "train"]:
             raise DataError(
-                f"{path}: has the parts {', '.join(sorted(top))}; expected train and test; move the others into one of "
-                "them, or give the path of a single part"
+                f"{path}: has the parts {', '.join(sorted(top))}; expected train and test beside no other folder, or "
+                "no folder of such a name; move the others into one of the two, give the path of a single part, or "
+                "rename a class"
             )
-        tests = [part[0] == "test" for part in parts]
+        tests = [named[part[0]] == "test" for part in parts]
     inner = [part[1:] if tests else part for part in parts]
     depth = max(map(len, inner))
     odd = next((at for at, part in enumerate(inner) if len(part) != depth), None)

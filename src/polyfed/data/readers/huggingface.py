@@ -39,6 +39,7 @@ def load_huggingface(
     layout: str | None = None,
     channels: int | None = None,
     flip: bool = False,
+    known: Sequence[str] = (),
 ) -> Dataset:
     """The data set of a folder of Hugging Face's ``datasets``.
 
@@ -57,6 +58,7 @@ def load_huggingface(
         layout: the order of its axes, likewise.
         channels: 1 or 3, to which images are converted.
         flip: whether a mirrored image keeps its class.
+        known: classes that other sites have, where the label is no ``ClassLabel``.
 
     Raises:
         DataError: the folder is damaged or holds what cannot be read.
@@ -85,7 +87,7 @@ def load_huggingface(
             raise DataError(f"{path}: row {values.index(None)} has no {column!r}; fill it or remove the row")
         return list(map(str, values))
 
-    y, classes = _labels(texts(target), types[target], path, target)
+    y, classes = _labels(texts(target), types[target], path, target, known)
     groups, group_names = (None, ()) if group is None else coded(texts(group))
     taken = {target, group, unit, time, *ignore}
     if image is not None and types[image].get("_type") == "Image":
@@ -185,12 +187,12 @@ def _only(types: dict[str, dict[str, Any]], kind: str, option: str, path: Path, 
 
 
 def _labels(
-    texts: list[str], about: dict[str, Any], path: Path, label: str
+    texts: list[str], about: dict[str, Any], path: Path, label: str, known: Sequence[str]
 ) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     if about.get("_type") != "ClassLabel":
         if str(about.get("dtype", "")).startswith("float"):
             raise DataError(f"{path}: the label {label!r} holds {about['dtype']} numbers; expected classes")
-        return coded(texts)
+        return coded(texts, known)
     y, classes = np.array(texts, dtype=np.int64), tuple(map(str, about.get("names") or ()))
     wrong = np.flatnonzero((y < 0) | (y >= len(classes)))
     if len(wrong):

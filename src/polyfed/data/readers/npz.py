@@ -6,6 +6,7 @@ Arrays: ``x`` and ``y``; optionally ``test`` (N,) bool, ``groups`` and ``units``
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ def load_npz(
     kind: Kind | None = None,
     layout: str | None = None,
     task: TaskKind = "classification",
+    known: Sequence[str] = (),
 ) -> Dataset:
     """The data set of an .npz file.
 
@@ -44,6 +46,7 @@ def load_npz(
         task: with "regression" ``y`` is any numbers, and there are no ``classes``.
         kind: what ``x`` holds, as in `read_rows`.
         layout: the order of the axes of ``x``, as in `read_rows`.
+        known: classes that other sites have; without names in the file these are numbers.
 
     Raises:
         DataError: the file is damaged, or an array is missing or of a wrong shape or type.
@@ -62,12 +65,13 @@ def load_npz(
         if classes is not None:
             raise DataError(f"{path}: holds classes; a regression has none: remove the array, or correct data.task")
         classes = ()
+    numbers = [int(name) for name in known if name.isascii() and name.isdigit()]
     return rows.dataset(
         path.stem,
         path,
         image_size=image_size,
         y=torch.from_numpy(y),
-        classes=tuple(str(c) for c in range(int(y.max(initial=-1)) + 1)) if classes is None else classes,
+        classes=tuple(map(str, range(max([int(y.max(initial=-1)), *numbers]) + 1))) if classes is None else classes,
         test_rows=_read_test(arrays["test"], len(y), path) if "test" in arrays else None,
         groups=groups,
         group_names=group_names,

@@ -48,6 +48,9 @@ class _Sheet:
         except (pa.ArrowException, OSError) as error:
             raise self._unreadable(error) from error
         self.names = tuple(self._schema.names)
+        # Parquet has no categories of numbers; a frame's metadata says which columns are.
+        about: Any = (self._schema.pandas_metadata or {}).get("columns", ())
+        self._categories = {column["name"] for column in about if column.get("pandas_type") == "categorical"}
         if len(set(self.names)) != len(self.names):
             raise DataError(f"{path}: column names repeat: {', '.join(self.names)}; rename them")
         if not self.names:
@@ -76,7 +79,13 @@ class _Sheet:
         try:
             with pq.ParquetFile(self.path) as file:
                 for batch in file.iter_batches(batch_size=_ROWS, columns=names):
-                    yield [batch.column(name) for name in names]
+                    cells = ((name, batch.column(name)) for name in names)
+                    yield [
+                        array.dictionary_encode()
+                        if name in self._categories and not pa.types.is_dictionary(array.type)
+                        else array
+                        for name, array in cells
+                    ]
         except (pa.ArrowException, OSError) as error:
             raise self._unreadable(error) from error
 

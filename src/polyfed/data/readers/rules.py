@@ -28,6 +28,7 @@ class Rules:
         label: column of the label, by name or by number from 0 (negative from the end).
         missing: cells that stand for a missing value.
         categorical: columns to treat as categories although their cells are, or may be, numbers.
+        numeric: columns to treat as numbers although their cells may be codes, such as 007.
         group: column of the natural group (who collected the row), by name or number; it is not a feature.
         unit: column of the unit, such as the patient, whose rows ``split = "groups"`` keeps together; no feature.
         time: column of the time, by which ``split = "time"`` splits; no feature.
@@ -45,6 +46,7 @@ class Rules:
     label: str | int = -1
     missing: Sequence[str] = MISSING
     categorical: Sequence[str | int] = ()
+    numeric: Sequence[str | int] = ()
     group: str | int | None = None
     unit: str | int | None = None
     time: str | int | None = None
@@ -66,7 +68,7 @@ class Rules:
     @property
     def by_name(self) -> bool:
         """Whether an option or an agreement names a column."""
-        named = (self.label, self.group, self.unit, self.time, *self.categorical, *self.ignore)
+        named = (self.label, self.group, self.unit, self.time, *self.categorical, *self.numeric, *self.ignore)
         return self.agreed is not None or any(isinstance(column, str) for column in named)
 
     def number(self, cell: str) -> float | None:

@@ -99,16 +99,17 @@ def read_table(path: Path, suffix: str, open_sheet: Callable[[Path], Sheet], rul
                 f"{sheet.path}: columns {', '.join(sheet.names)}; expected those of {sheets[0].path.name}: "
                 f"{', '.join(names)}"
             )
+    _check_order(sheets, rules)
     roles = _roles(names, rules, path, apart)
     table = read_cells(sheets, roles, rules, path)
     _find_index(table, roles)
     shown = {column.name: column for column in rules.agreed or ()}
-    features = [at for at in range(len(names)) if roles.get(at, "category") == "category"]
+    features = [at for at in range(len(names)) if roles.get(at, "category") in ("category", "number")]
     if rules.agreed is not None:
         features = [names.index(name) for name, column in shown.items() if column.kind in ("number", "category")]
     if not features:
         raise DataError(f"{path}: no feature columns beside the label; columns are {', '.join(names)}")
-    found = {at: Column(names[at], role) for at, role in roles.items() if role != "category"}
+    found = {at: Column(names[at], role) for at, role in roles.items() if role not in ("category", "number")}
     label = next(at for at, role in roles.items() if role == "label")
     found[label], y, classes = _label(table, label, shown.get(names[label]))
     x = _features(table, features, shown, roles, found)
@@ -139,11 +140,33 @@ def read_table(path: Path, suffix: str, open_sheet: Callable[[Path], Sheet], rul
     }
 
 
+def _check_order(sheets: Sequence[Sheet], rules: Rules) -> None:
+    """Refuse a number for a column that has another name in another file."""
+    given = {"group": rules.group, "unit": rules.unit, "time": rules.time, "test": rules.test}
+    if not any(column.kind == "label" for column in rules.agreed or ()):
+        given |= {"label": rules.label}
+    lists = {"ignore": rules.ignore, "categorical": rules.categorical, "numeric": rules.numeric}
+    wanted = [*given.items(), *((option, column) for option, columns in lists.items() for column in columns)]
+    first, faults = sheets[0], list[str]()
+    for option, column in wanted:
+        if not isinstance(column, int) or not -len(first.names) <= column < len(first.names):
+            continue
+        for sheet in sheets[1:]:
+            if sheet.names[column] != first.names[column]:
+                faults.append(
+                    f"{option}: column {column} is {first.names[column]!r} in {first.path.name}, but "
+                    f"{sheet.names[column]!r} in {sheet.path.name}; give its name"
+                )
+                break
+    if faults:
+        raise ConfigError(*faults)
+
+
 def _roles(names: tuple[str, ...], rules: Rules, path: Path, apart: bool) -> dict[int, ColumnKind]:
     """What the options say of each column; features of which they say nothing are left out."""
     count, faults, clashes = len(names), list[str](), list[str]()
     roles: dict[int, ColumnKind] = {}
-    agreed = {column.name: column.kind for column in rules.agreed or ()}
+    agreed: dict[str, ColumnKind] = {column.name: column.kind for column in rules.agreed or ()}
     label = next((name for name, kind in agreed.items() if kind == "label"), rules.label)
     if isinstance(rules.label, str) and label != rules.label:
         clashes.append(f"label: got {rules.label!r}, but the sites agreed on {label!r}; change it")
@@ -155,6 +178,7 @@ def _roles(names: tuple[str, ...], rules: Rules, path: Path, apart: bool) -> dic
         ("test", "test", [None if apart else rules.test]),
         ("ignore", "ignored", rules.ignore),
         ("categorical", "category", rules.categorical),
+        ("numeric", "number", rules.numeric),
     )
     for option, role, columns in wanted:
         for column in columns:
@@ -171,17 +195,21 @@ def _roles(names: tuple[str, ...], rules: Rules, path: Path, apart: bool) -> dic
                 continue
             if role == "label" and column == -1 and _PANDAS_INDEX.fullmatch(names[at]):
                 clashes.append(f"label: the last column of {path} is the index {names[at]!r}; name the label's column")
+            if role == "number" and agreed.get(names[at]) == "category":
+                clashes.append(f"numeric: the sites agreed that {names[at]!r} is a category; leave it out here")
             if role == "category" and agreed.get(names[at]) == "number":
                 clashes.append(f"categorical: the sites agreed that {names[at]!r} holds numbers; leave it out here")
-            if roles.setdefault(at, role) != role and role != "category":
+            if roles.setdefault(at, role) != role and (
+                role not in ("category", "number") or roles[at] in ("category", "number")
+            ):
                 clashes.append(f"{option}: column {names[at]!r} is the {roles[at]} too; choose another")
     for at, name in enumerate(names):
-        if agreed.get(name) in ("number", "category") and roles.get(at, "category") != "category":
+        if agreed.get(name) in ("number", "category") and roles.get(at, "category") not in ("category", "number"):
             clashes.append(f"{name}: the {roles[at]} by an option, but the sites agreed on it as a feature; change one")
         if agreed.get(name) in ("index", "ignored", "group", "test", "unit", "time"):
             roles.setdefault(at, "ignored")
-        elif agreed.get(name) == "category":
-            roles.setdefault(at, "category")
+        elif agreed.get(name) in ("number", "category"):
+            roles.setdefault(at, agreed[name])
     used = {name for name, kind in agreed.items() if kind in ("number", "category", "label")}
     more = [names[at] for at in range(count) if at not in roles and not _nameless(names[at])]
     if rules.agreed is not None and not faults and (used - set(names) or set(more) - used):
@@ -207,7 +235,7 @@ def _find_index(table: Table, roles: dict[int, ColumnKind]) -> None:
     leading = True
     for at, name in enumerate(table.names):
         leading = leading and bool(_NAMELESS.fullmatch(name))
-        if roles.get(at, "category") != "category" or not _nameless(name):
+        if roles.get(at, "category") not in ("category", "number") or not _nameless(name):
             continue
         counts = _PANDAS_INDEX.fullmatch(name) is not None
         if leading and not table.cells[at].text:
@@ -231,7 +259,7 @@ def _label(
     """The record of the label, y and the names of the classes."""
     rules, name = table.rules, table.names[at]
     if rules.task == "regression":
-        column, values = _number_column(table, at)
+        column, values = _number_column(table, at, sure=at in rules.numeric or name in rules.numeric)
         if column.missing:
             bad = int(np.flatnonzero(np.isnan(values))[0])
             raise DataError(f"{table.place(bad)}: the label {name!r} is missing; fill it or drop the row")
@@ -275,7 +303,7 @@ def _check_classes(table: Table, name: str, texts: Sequence[str], codes: NDArray
             f"{table.path}: the label {name!r} holds fractions, such as {fraction!r}; expected classes (whole "
             f"numbers or names); {advice} or bin the values"
         )
-    if len(texts) > 10 and len(codes) < 3 * len(texts):
+    if (len(texts) > 10 and len(codes) < 3 * len(texts)) or (numeric and 5 < len(texts) == len(codes)):
         raise DataError(
             f"{table.path}: the label {name!r} has {len(texts)} different values in {len(codes)} rows; expected "
             f"classes that occur several times each; {advice if numeric else 'choose another label column'}, or name "
@@ -301,11 +329,16 @@ def _in_order(texts: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted(texts, key=lambda text: (Decimal(text), text)))
 
 
-def _number_column(table: Table, at: int) -> tuple[Column, NDArray[np.float64]]:
-    """The record and the cells of a column of numbers; refuse texts."""
+def _number_column(table: Table, at: int, *, sure: bool = False) -> tuple[Column, NDArray[np.float64]]:
+    """The record and the cells of a column of numbers; refuse texts, and codes unless it is ``sure`` of numbers."""
     cells, name = table.cells[at], table.names[at]
     if cells.text:
         _refuse_text(table, at)
+    if cells.code is not None and not sure:
+        raise DataError(
+            f"{table.path}: column {name!r} holds {cells.code!r}, which may be a number or a code; name the column in "
+            "`numeric` or in `categorical`"
+        )
     values = cells.joined()
     bad = np.flatnonzero(np.abs(values) > np.finfo(np.float32).max)
     if len(bad):
@@ -390,14 +423,17 @@ def _features(
     """
     places: dict[int, NDArray[np.int32]] = {}
     for at in features:
-        if table.cells[at].text and (column := agreed.get(table.names[at])) and column.kind == "number":
+        cells, role = table.cells[at], roles.get(at)
+        if cells.text and role != "category" and set(cells.texts) <= set(table.rules.missing):  # as a csv file has it
+            cells.parts, cells.text = [np.full(table.starts[-1], math.nan, dtype=np.float16)], False
+        if cells.text and role == "number":
             _refuse_text(table, at)
-        if table.cells[at].text:
-            sure = bool(agreed) or roles.get(at) == "category"
+        if cells.text:
+            sure = bool(agreed) or role == "category"
             found[at], places[at] = _category_column(table, at, agreed.get(table.names[at]), sure)
             table.cells[at].parts.clear()
         else:
-            found[at], _ = _number_column(table, at)
+            found[at], _ = _number_column(table, at, sure=role == "number")
     small = all(
         part.dtype == np.float16 and np.array_equal(part, np.clip(np.rint(part), -127, 127), equal_nan=True)
         for at in features
