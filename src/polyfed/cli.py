@@ -168,20 +168,22 @@ def validate(config: _Config, overrides: _Set = None) -> None:
             algorithm = load_algorithm(settings.algorithm.name, settings.algorithm.keys)
             check_networks(algorithm, configured_task(settings, (channels, side, side), classes))
             unchecked = "the data"
-        read = None
+        read = list[str]()
         if settings.data.path is not None and settings.data.dataset not in SHAPES and Path(settings.data.path).exists():
+            from polyfed.data.doubts import doubts
             from polyfed.report.columns import summary
             from polyfed.rounds.federation import prepare
 
-            read, unchecked = summary(prepare(settings).dataset), ""
+            dataset = prepare(settings).dataset
+            read, unchecked = [f"data: {summary(dataset)}", *(f"note: {doubt}" for doubt in doubts(dataset))], ""
         clients, run = settings.clients, settings.run
         models = ", ".join(dict.fromkeys(map(str, clients.models[: clients.count])))
         typer.echo(
             f"{config} is valid: {settings.algorithm.name} on {settings.data.dataset}, {clients.count} clients "
             f"({models}), {run.rounds} rounds{unchecked and '; not checked before a run: '}{unchecked}"
         )
-        if read is not None:
-            typer.echo(f"data: {read}")
+        for line in read:
+            typer.echo(line)
 
 
 @app.command(name="data")
@@ -199,6 +201,7 @@ def data_(
     with _reported():
         settings = Config.load(config, overrides or ())
         from polyfed.data.conform import schema_of
+        from polyfed.data.doubts import doubts
         from polyfed.report.columns import HEADINGS, rows, summary
         from polyfed.report.tables import console, print_table
         from polyfed.rounds.federation import configured_names, deal
@@ -211,6 +214,8 @@ def data_(
         typer.echo(f"{dataset.name}: {summary(dataset)}")
         if dataset.columns:
             print_table(console(), HEADINGS, rows(dataset.columns), left=("taken for", "levels", "range"))
+        for doubt in doubts(dataset):
+            typer.echo(f"note: {doubt}")
         _show_partition(console(), dataset, dealt, configured_names(settings, dealt))
 
 

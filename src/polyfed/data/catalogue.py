@@ -46,7 +46,10 @@ TABLES: Mapping[str, str] = MappingProxyType({"csv": ".csv", "parquet": ".parque
 #: Data sets whose labels may be numbers to predict.
 NUMERIC = ("npz", "python", *TABLES)
 
-_TABLE_OPTIONS = ("label", "missing", "categorical", "numeric", "group", "unit", "time", "ignore", "test", "classes")
+_TABLE_OPTIONS = (
+    *("label", "classes", "missing", "also_missing", "categorical", "numeric"),
+    *("group", "unit", "time", "ignore", "test"),
+)
 
 #: Name of a data set -> options of ``load_dataset`` beyond path, cache and image_size.
 DATASET_OPTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -115,6 +118,7 @@ _OPTIONS: Mapping[str, tuple[str, Callable[[object], bool]]] = MappingProxyType(
         "label": ("the name or number of a column", _column),
         "group": ("the name or number of a column", lambda value: value is None or _column(value)),
         "missing": ("a list of strings", lambda value: _listed(value, lambda text: isinstance(text, str))),
+        "also_missing": ("a list of strings", lambda value: _listed(value, lambda text: isinstance(text, str))),
         "categorical": ("a list of columns, each by its name or number", lambda value: _listed(value, _column)),
         "numeric": ("a list of columns, each by its name or number", lambda value: _listed(value, _column)),
         "ignore": ("a list of columns, each by its name or number", lambda value: _listed(value, _column)),

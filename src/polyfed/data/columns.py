@@ -22,6 +22,7 @@ class Column:
         missing: number of missing cells.
         low: smallest number; None for anything but a "number" or the label of a regression, or if all are missing.
         high: largest number, likewise.
+        doubt: a number, such as -999, that may stand for a missing value, as all others are far from it.
     """
 
     name: str
@@ -30,3 +31,4 @@ class Column:
     missing: int = 0
     low: float | None = None
     high: float | None = None
+    doubt: float | None = None

@@ -34,11 +34,20 @@ def rows(columns: Sequence[Column]) -> list[tuple[str, ...]]:
 def summary(dataset: Dataset) -> str:
     """Return in one line what was read."""
     shape = "x".join(map(str, dataset.input_shape))
-    kinds = {"image": f"images of {shape}", "series": f"series of {shape}", "tokens": f"{shape} tokens each"}
+    channels, steps = (
+        dataset.input_shape[:: 1 if dataset.channels_first else -1] if dataset.kind == "series" else (0, 0)
+    )
+    kinds = {
+        "image": f"images of {shape}",
+        "series": f"series of {steps} steps of {channels} channels",
+        "tokens": f"{shape} tokens each",
+    }
     parts = [f"{len(dataset):,} rows", kinds.get(dataset.kind, "")]
     if not dataset.columns:
         parts[1] = parts[1] or f"{shape} features"
         parts.append(f"{len(dataset.classes)} classes: {_some(dataset.classes)}" if dataset.classes else "a regression")
+        if dataset.x.is_floating_point() and (gone := int(dataset.x.isnan().sum())):
+            parts.append(f"{gone:,} missing values")
         return ", ".join(parts)
     counts = Counter(column.kind for column in dataset.columns)
     levels = [f"{c.name} {len(c.categories)}" for c in dataset.columns if c.kind == "category"]

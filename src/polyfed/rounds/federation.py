@@ -22,6 +22,7 @@ from polyfed.core.algorithm import Algorithm, Task
 from polyfed.core.clients import ClientInfo, LocalClient
 from polyfed.core.message import Nothing
 from polyfed.core.plan import LocalSGD
+from polyfed.data.catalogue import DATASET_OPTIONS
 from polyfed.data.client import ClientData, FederatedData
 from polyfed.data.dataset import Dataset
 from polyfed.data.partition.make import make_partition, splitter
@@ -355,14 +356,21 @@ def _listed(clients: Sequence[ClientId]) -> str:
 
 def _load(config: Config) -> Dataset:
     data = config.data
-    dataset = load_dataset(
-        data.dataset,
-        path=Path(data.path) if data.path else None,
-        image_size=data.image_size,
-        task=data.task,
-        agreed=data.agreed,
-        **data.options,
-    )
+    try:
+        dataset = load_dataset(
+            data.dataset,
+            path=Path(data.path) if data.path else None,
+            image_size=data.image_size,
+            task=data.task,
+            agreed=data.agreed,
+            **data.options,
+        )
+    except ConfigError as error:  # a reader names its option, a configuration the whole key
+        faults = str(error).splitlines()
+        options = DATASET_OPTIONS[data.dataset]
+        raise ConfigError(
+            *(f"data.options.{text}" if text.partition(":")[0] in options else text for text in faults)
+        ) from error
     return with_units(dataset, config)
 
 

@@ -21,6 +21,7 @@ from polyfed.config import Config
 from polyfed.config.profiles import to_csv
 from polyfed.core.message import State
 from polyfed.data.dataset import Dataset
+from polyfed.data.doubts import doubts
 from polyfed.data.partition.make import hardly_tested
 from polyfed.data.partition.partition import Partition
 from polyfed.execute.placement import Placement, threads
@@ -149,7 +150,8 @@ class _Run(RoundLoop):
                 self.timed = TimedClients(self.federation, self.simulated, self.callback.note)
             self.ledger = Ledger(self.federation, self.restore())
             self.callback.started(self.run_dir.path, self.federation.config, self.round + 1)
-            if warning := hardly_tested(self.federation.dataset, self.federation.partition):
+            hard = hardly_tested(self.federation.dataset, self.federation.partition)
+            for warning in (*doubts(self.federation.dataset), *filter(None, [hard])):
                 self.callback.note(warning)
             try:
                 self.rounds()

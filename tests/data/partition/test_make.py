@@ -428,7 +428,7 @@ def test_natural_follows_groups() -> None:
         for client in range(5):
             rows = np.concatenate([partition.train(client), partition.test(client)])
             assert set(rows) == set(np.flatnonzero(dataset.groups == client))
-    with pytest.raises(ConfigError, match=r"got 3, but 'labels' has 5 groups.* groups='largest'"):
+    with pytest.raises(ConfigError, match=r"got 3, but 'labels' has 5 groups.* partition.groups = .largest."):
         make_partition(dataset, kind="natural", num_clients=3, rng=Rng((0,)))
     with pytest.raises(ConfigError, match="5 or fewer"):
         make_partition(dataset, kind="natural", num_clients=6, rng=Rng((0,)))
@@ -441,7 +441,9 @@ def test_natural_follows_groups() -> None:
 def test_natural_with_gaps_and_tiny_groups() -> None:
     groups = np.repeat([0, 4, 9], [10, 1, 10])
     dataset = labelled(np.arange(21) % 2, 2, groups=groups, group_names=tuple("abcdefghij"))
-    with pytest.raises(DataError, match=r"client 1 has 0 training .* \(1 of 3 clients have too few\); lower min_samp"):
+    with pytest.raises(
+        DataError, match=r"client 1 has 0 training .* \(1 of 3 clients have too few\); lower partition.min_samp"
+    ):
         make_partition(dataset, kind="natural", num_clients=None, rng=Rng((0,)))
     kept = make_partition(dataset, kind="natural", num_clients=2, rng=Rng((0,)), groups="largest")
     assert kept.about["group_names"] == ["a", "j"]
@@ -479,7 +481,9 @@ def test_too_few_rows() -> None:
 
     fails("10 rows for 11 clients", labelled(np.arange(10) % 2, 2), num_clients=11)
     fails(
-        r"client 0 has 1 training and 1 test rows; .* lower num_clients", labelled(np.arange(10) % 2, 2), num_clients=5
+        r"client 0 has 1 training and 1 test rows; .* lower clients.count",
+        labelled(np.arange(10) % 2, 2),
+        num_clients=5,
     )
     fails(
         "class 1 has 2 rows for 4 clients",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from polyfed.base.errors import ConfigError, DataError
 from polyfed.data.conform import schema_of
 from polyfed.data.dataset import Dataset
+from polyfed.data.doubts import doubts
 from polyfed.data.sources import load_dataset
 
 NUMBERS = "".join(f"{k}.5,{k % 2}\n" for k in range(20))
@@ -218,3 +220,46 @@ def test_a_row_longer_than_a_block_is_read(tmp_path: Path) -> None:
     rows = [",".join([f"{number}.{digits}"] * width) for number in (7, 8)]
     found = read(tmp_path, f"{header},y\n{rows[0]},u\n{rows[1]},v\n")
     assert (found.x.shape, found.x.sum().item()) == ((2, width), 15 * width)
+
+
+def test_further_spellings_of_missing_are_added_by_option(tmp_path: Path) -> None:
+    """Catches an option that replaces the usual spellings without a word."""
+    text = "a,b,y\n" + "".join(f"{k}.5,{k},{k % 2}\n" for k in range(9)) + "k.A.,,0\nNA,3,1\n"
+    found = read(tmp_path, text, also_missing=["k.A."])
+    assert [column.missing for column in found.columns[:2]] == [2, 1]
+    with pytest.raises(DataError, match=r"got '' in column 'b'.*usual spellings.*which `missing` replaces"):
+        read(tmp_path, text.replace("NA", "k.A."), missing=["k.A."])
+
+
+def test_the_only_file_with_another_decimal_sign_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("x;y\n" + "".join(f"{k}.5;{k % 2}\n" for k in range(9)))
+    (tmp_path / "b.csv").write_text("x;y\n" + "".join(f"{k},5;{k % 2}\n" for k in range(5)))
+    with pytest.raises(DataError, match=r"b\.csv, line 2: got '0,5'.*only b\.csv has such cells: convert this file"):
+        load_dataset("csv", path=tmp_path, delimiter=";")
+
+
+@pytest.mark.parametrize("form", ["2024-07-{:02d}", "{:02d}.07.2024", "{}/7/24", "2024-07-{:02d} 12:30:00"])
+def test_dates_are_no_categories(form: str, tmp_path: Path) -> None:
+    """Catches a date that becomes a feature for each day."""
+    text = "t,a,y\n" + "".join(f"{form.format(1 + k % 9)},{k},{k % 2}\n" for k in range(60))
+    with pytest.raises(DataError, match=r"column 't' holds 9 dates.*`time`"):
+        read(tmp_path, text)
+    assert len(read(tmp_path, text, categorical=["t"]).columns[0].categories) == 9
+
+
+@pytest.mark.parametrize(
+    ("cells", "doubt"),
+    [((-999, 104.3, 37, 40), -999), ((999, 1, 5, 2), 999), ((-9, 0, 3, 2), -9), ((-9, -8, 3, 2), None)],
+)
+def test_a_number_far_from_the_others_is_noted(cells: tuple[float, ...], doubt: float | None, tmp_path: Path) -> None:
+    """Catches -999 that becomes a measurement without a word."""
+    found = read(tmp_path, "a,y\n" + "".join(f"{cell},{k % 2}\n" for k, cell in enumerate(cells)))
+    assert (found.columns[0].doubt, len(doubts(found))) == (doubt, doubt is not None)
+
+
+def test_targets_that_are_far_from_the_size_of_one_are_noted(tmp_path: Path) -> None:
+    """Catches a training that diverges without a word of the two keys that mend it."""
+    text = "a,y\n" + "".join(f"{k},{3000 + 500 * k}\n" for k in range(9))
+    found = read(tmp_path, text, task="regression")
+    assert [note for note in doubts(found) if "data.target_offset = 5e+03 and data.target_scale = 1.4e+03" in note]
+    assert not doubts(replace(found, target_offset=5000, target_scale=1000))

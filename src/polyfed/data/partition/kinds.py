@@ -98,7 +98,7 @@ def deal_dirichlet(
         fewest = max(fewest, int(large.sum()))
     raise DataError(
         f"partition 'dirichlet': in {_REDRAWS} draws with alpha {alpha} at best {fewest} of {clients} "
-        f"clients got enough of the {len(y)} rows; raise alpha, lower min_samples or num_clients, or use "
+        f"clients got enough of the {len(y)} rows; raise alpha, lower min_samples or clients.count, or use "
         "'balanced-dirichlet'"
     )
 

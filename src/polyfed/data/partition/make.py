@@ -103,7 +103,7 @@ def make_partition(
         clients = len(names)
     else:
         if len(pool) < clients:
-            raise DataError(f"{dataset.name!r} has {len(pool)} rows for {clients} clients; lower num_clients")
+            raise DataError(f"{dataset.name!r} has {len(pool)} rows for {clients} clients; lower clients.count")
 
         def enough(sizes: Ints) -> Bools:
             return sizes - (size_of_test(sizes, test_fraction) if split != "official" else 0) >= min_samples
@@ -196,8 +196,12 @@ def _natural(dataset: Dataset, pool: Ints, clients: int, choice: str | None) -> 
     wanted = clients or len(present)
     if wanted > len(present) or (wanted < len(present) and choice != "largest"):
         raise ConfigError(
-            f"num_clients: got {wanted}, but {dataset.name!r} has {len(present)} groups; set it to {len(present)}"
-            + (", or set groups='largest' to keep the largest groups only" if wanted < len(present) else " or fewer")
+            f"clients.count: got {wanted}, but {dataset.name!r} has {len(present)} groups; set it to {len(present)}"
+            + (
+                ', or partition.groups = "largest" to keep the largest groups only'
+                if wanted < len(present)
+                else " or fewer"
+            )
         )
     # The groups with the most rows (ties: lower number), in the order of their numbers.
     kept = np.sort(present[np.argsort(-sizes[present], kind="stable")[:wanted]])
@@ -248,9 +252,9 @@ def _check_sizes(partition: Partition, kind: str, min_samples: int, split: str) 
     if len(bad):
         k = int(bad[0])
         advice = {
-            "natural": "lower min_samples, or keep only large groups with groups='largest' and fewer clients",
-            "dirichlet": "raise alpha, or lower num_clients or min_samples",
-        }.get(kind, "lower num_clients or min_samples, or raise samples_per_client")
+            "natural": 'lower partition.min_samples, or keep large groups: fewer clients, partition.groups = "largest"',
+            "dirichlet": "raise partition.alpha, or lower clients.count or partition.min_samples",
+        }.get(kind, "lower clients.count or partition.min_samples, or raise partition.samples_per_client")
         if split in ("groups", "time"):
             whole = {"groups": "units (patients, devices)", "time": "moments in time"}[split]
             advice = f"split {split!r} keeps {whole} whole, so a client needs rows of at least two; {advice}"

@@ -27,6 +27,7 @@ class Rules:
     Args:
         label: column of the label, by name or by number from 0 (negative from the end).
         missing: cells that stand for a missing value.
+        also_missing: further cells that stand for a missing value.
         categorical: columns to treat as categories although their cells are, or may be, numbers.
         numeric: columns to treat as numbers although their cells may be codes, such as 007.
         group: column of the natural group (who collected the row), by name or number; it is not a feature.
@@ -45,6 +46,7 @@ class Rules:
 
     label: str | int = -1
     missing: Sequence[str] = MISSING
+    also_missing: Sequence[str] = ()
     categorical: Sequence[str | int] = ()
     numeric: Sequence[str | int] = ()
     group: str | int | None = None
@@ -59,7 +61,8 @@ class Rules:
     agreed: Sequence[Column] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse options that contradict each other."""
+        """Join the cells that stand for a missing value; refuse options that contradict each other."""
+        object.__setattr__(self, "missing", tuple(dict.fromkeys((*self.missing, *self.also_missing))))
         if self.decimal == self.thousands:
             raise ConfigError(f"thousands: got {self.thousands!r}, which is the decimal separator too; change one")
         if self.task == "regression" and self.classes is not None:

@@ -29,6 +29,9 @@ _MAX_CATEGORIES = 1000  # beyond this a column is an identifier or free text, no
 _FEW = 20  # so many categories are plausible in the smallest table
 _NAMELESS = re.compile(r"(Unnamed: \d+(\.\d+)?)?")  # pandas writes the second form when it reads and writes the first
 _PANDAS_INDEX = re.compile(r"__index_level_\d+__")
+_DATE = re.compile(r"(\d{4}-\d{1,2}-\d{1,2}|\d{1,2}([./-])\d{1,2}\2(\d{4}|\d{2}))([ T]\d{1,2}:\d{2}.*)?$")
+#: Numbers that often stand for a missing value where all other values are far from them.
+_SENTINELS = (*(-9.0, -99.0, -999.0, -9999.0, -99999.0), *(999.0, 9999.0, 99999.0, 999999.0))
 _TRUE, _FALSE = ("1", "1.0", "true", "yes", "test"), ("0", "0.0", "false", "no", "train")
 
 
@@ -95,10 +98,8 @@ def read_table(path: Path, suffix: str, open_sheet: Callable[[Path], Sheet], rul
     names = sheets[0].names
     for sheet in sheets[1:]:
         if sorted(sheet.names) != sorted(names):
-            raise DataError(
-                f"{sheet.path}: columns {', '.join(sheet.names)}; expected those of {sheets[0].path.name}: "
-                f"{', '.join(names)}"
-            )
+            own, others = (", ".join(name or "(no name)" for name in each) for each in (sheet.names, names))
+            raise DataError(f"{sheet.path}: columns {own}; expected those of {sheets[0].path.name}: {others}")
     _check_order(sheets, rules)
     roles = _roles(names, rules, path, apart)
     table = read_cells(sheets, roles, rules, path)
@@ -349,7 +350,17 @@ def _number_column(table: Table, at: int, *, sure: bool = False) -> tuple[Column
     check_digits(values, f"{table.path}: column {name!r}")
     there = values[~np.isnan(values)]
     low, high = (float(there.min()), float(there.max())) if len(there) else (None, None)
-    return Column(name, "number", missing=len(values) - len(there), low=low, high=high), values
+    doubt = _sentinel(there)
+    return Column(name, "number", missing=len(values) - len(there), low=low, high=high, doubt=doubt), values
+
+
+def _sentinel(values: NDArray[np.float64]) -> float | None:
+    """The number that may stand for a missing value: -999 where all others are at least 0, 999 far above all others."""
+    for number in (values.min(), values.max()) if len(values) else ():
+        others = values[values != number]
+        if number in _SENTINELS and len(others) and (others.min() >= 0 if number < 0 else others.max() < number / 3):
+            return float(number)
+    return None
 
 
 def _refuse_text(table: Table, at: int, *, unless: bool = False) -> None:
@@ -368,13 +379,22 @@ def _refuse_text(table: Table, at: int, *, unless: bool = False) -> None:
     typed = any(sheet.typed for sheet in table.sheets)
     hint = "if the column were saved as numbers" if typed and not words else None if typed else rules.hint(texts[odd])
     alike = int(counts[numbers].sum())
+    odd_rows = np.flatnonzero(np.isin(codes, words))
+    where = {int(at) for at in np.searchsorted(table.starts, odd_rows, side="right") - 1}
+    alone = len(where) == 1 < len(table.sheets) and alike and not (typed and not words)
     raise DataError(
         f"{table.first(codes, odd)}: got {texts[odd]!r} in column {name!r}; expected a number"
         + (f", as in {alike} of its {len(codes)} cells" if alike and words else "")
         + (f" ({others} other cells are no numbers either)" if others > 0 else "")
         + (f"; it would be a number {hint}" if hint else "")
-        + "; correct the cell, name it in `missing` if it stands for a missing value, or name the column in "
-        "`categorical` or `ignore`"
+        + (f"; only {table.sheets[where.pop()].path.name} has such cells: convert this file" if alone else "")
+        + (
+            "; it is one of the usual spellings of a missing value, which `missing` replaces: use `also_missing`"
+            if texts[odd] in MISSING
+            else ""
+        )
+        + "; correct the cell, name it in `missing` or `also_missing` if it stands for a missing value, or name the "
+        "column in `categorical` or `ignore`"
     )
 
 
@@ -396,6 +416,11 @@ def _category_column(table: Table, at: int, agreed: Column | None, sure: bool) -
             f"{table.path}: column {name!r} has {len(levels)} different texts in {rows} rows; expected categories "
             f"that occur several times each, at most {_MAX_CATEGORIES}; name the column in `ignore` if it is an "
             "identifier, a date or free text, merge its categories, or name it in `categorical`"
+        )
+    if not (sure or cells.declared) and len(levels) > 2 and all(map(_DATE.match, levels)):
+        raise DataError(
+            f"{table.path}: column {name!r} holds {len(levels)} dates, such as {levels[0]!r}; name it in `time`, "
+            "`unit` or `ignore`, or in `categorical` if each is a category"
         )
     number = {level: place for place, level in enumerate(levels)}
     for code, text in enumerate(texts):
