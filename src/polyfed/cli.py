@@ -175,7 +175,7 @@ def validate(config: _Config, overrides: _Set = None) -> None:
 
             read, unchecked = summary(prepare(settings).dataset), ""
         clients, run = settings.clients, settings.run
-        models = ", ".join(dict.fromkeys(map(str, clients.models[: clients.count])))
+        models = ", ".join(map(str, clients.architectures))
         typer.echo(
             f"{config} is valid: {settings.algorithm.name} on {settings.data.dataset}, {clients.count} clients "
             f"({models}), {run.rounds} rounds{unchecked and '; not checked before a run: '}{unchecked}"

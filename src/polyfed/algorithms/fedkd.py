@@ -43,6 +43,7 @@ class FedKD(Algorithm):
     """
 
     name = "fedkd"
+    trains = ("W",)
     auxiliary: str = "cnn5"
     energy: tuple[Portion, Portion] = (0.95, 0.98)
 

@@ -318,8 +318,17 @@ class ClientsSection(Section):
         return max(1, round(self.participation * self.count))
 
     def model(self, client: int) -> ModelSpec:
-        """Return the network of a client."""
-        return self.models[client % len(self.models)]
+        """Return the architecture of a client's network."""
+        return self.models[client % len(self.models)].architecture
+
+    def weights(self, client: int) -> str | None:
+        """Return the file of the weights that a client's network starts with; None if it starts with a draw."""
+        return self.models[client % len(self.models)].weights
+
+    @property
+    def architectures(self) -> tuple[ModelSpec, ...]:
+        """The different architectures of the clients, in order of the clients."""
+        return tuple(dict.fromkeys(spec.architecture for spec in self.models[: self.count]))
 
     def capacity(self, client: int) -> float:
         """Return the fraction of a full-size model that a client can hold."""
@@ -546,6 +555,8 @@ class TrainSection(TrainKeys):
             name: its name in ``clients.names``; None if it has none.
             model: its network, with its options; None if the network is the client's own.
         """
+        if not self.models and not self.clients:
+            return ()
         by_model = [] if model is None else dict.fromkeys((ModelSpec.parse(model).name, model))
         return (
             *(f"models.{key}" for key in by_model if key in self.models),
@@ -557,6 +568,8 @@ class TrainSection(TrainKeys):
 
         A key that is given again replaces the whole value; ``steps`` takes the place of ``epochs``, and the reverse.
         """
+        if not (tables := tuple(tables)):
+            return self
         keys = {key: getattr(self, key) for key in TrainKeys.model_fields}
         for table in tables:
             section, _, key = table.partition(".")
@@ -573,9 +586,7 @@ class TrainSection(TrainKeys):
             for name in getattr(self, section):
                 known = dict(self.clashes(rounds, task))
                 faults = self.of([f"{section}.{name}"]).clashes(rounds, task)
-                yield from (
-                    (f"{section}.{dotted(name)}.{key}", text) for key, text in faults if known.get(key) != text
-                )
+                yield from ((f"{section}.{dotted(name)}.{key}", text) for key, text in faults if known.get(key) != text)
 
     def strangers(self, clients: ClientsSection) -> Iterator[tuple[str, str]]:
         """Yield (key, fault) for tables of clients and networks that there are not."""

@@ -93,8 +93,8 @@ class LocalSGD:
         named = next((rate for rate in self.parts if rate.part == part), PartRate(part, factor=self.factor))
         if own is not None and named.lr is not None:
             raise ConfigError(
-                f"train.parts.{part}.lr: got {named.lr:g}, but the algorithm gives {part} a rate of its own, {own:g}; give "
-                "one of the two (a schedule of train.parts multiplies either)"
+                f"train.parts.{part}.lr: got {named.lr:g}, but the algorithm gives {part} a rate of its own, {own:g}; "
+                "give one of the two (a schedule of train.parts multiplies either)"
             )
         lr = next(rate for rate in (own, named.lr, self.lr) if rate is not None)
         return lr * named.factor

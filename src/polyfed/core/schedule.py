@@ -1,4 +1,4 @@
-"""The names of optimizers, and learning-rate schedules over rounds: a factor that is a pure function of the settings and the number of the round.
+"""Learning-rate schedules over rounds: a factor that is a pure function of the settings and the number of the round.
 
 This module does not import torch, so that a configuration is checked before torch is loaded.
 """
