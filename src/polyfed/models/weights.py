@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 
@@ -30,7 +29,7 @@ def load_weights(path: Path, model: SplitModel) -> dict[str, Tensor]:
     Raises:
         ModelError: the file cannot be read, or differs from the network; the text has every difference.
     """
-    found, like = _read(path, _stamp(path)), model.init(Rng(("polyfed.models", "weights")))
+    found, like = _read(path), model.init(Rng(("polyfed.models", "weights")))
     faults = [
         *(f"{name}: missing" for name in like if name not in found),
         *(fault for name, value in found.items() if (fault := _difference(model, like.get(name), name, value))),
@@ -51,7 +50,7 @@ def weights_digest(path: Path) -> str:
     Raises:
         ModelError: the file cannot be read.
     """
-    return _digest(path, _stamp(path))
+    return sha256(_bytes(path)).hexdigest()
 
 
 def _difference(model: SplitModel, like: Tensor | None, name: str, value: Tensor) -> str | None:
@@ -70,26 +69,19 @@ def _difference(model: SplitModel, like: Tensor | None, name: str, value: Tensor
     return None
 
 
-def _stamp(path: Path) -> tuple[int, int]:
+def _read(path: Path) -> Params:
     try:
-        about = path.stat()
-    except OSError as error:
-        raise ModelError(f"the file of weights {path} cannot be read: {error.strerror or error}") from error
-    return about.st_mtime_ns, about.st_size
-
-
-@lru_cache(maxsize=8)
-def _read(path: Path, stamp: tuple[int, int]) -> Params:
-    try:
-        return load(path.read_bytes())
-    except (OSError, SafetensorError) as error:
+        return load(_bytes(path))
+    except SafetensorError as error:
         raise ModelError(
             f"{path} is no safetensors file ({error}); save weights by "
-            "safetensors.torch.save_file(network.state_dict(), path). Files of torch.save are not read, as "
-            "they can run code"
+            "safetensors.torch.save_file(network.state_dict(), path). Files of torch.save are not read, as they can "
+            "run code"
         ) from error
 
 
-@lru_cache(maxsize=64)
-def _digest(path: Path, stamp: tuple[int, int]) -> str:
-    return sha256(path.read_bytes()).hexdigest()
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"the file of weights {path} cannot be read: {error.strerror or error}") from error
