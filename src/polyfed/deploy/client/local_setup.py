@@ -27,7 +27,14 @@ from polyfed.deploy.wire.headers import Agreement, TaskFacts
 from polyfed.models.catalogue import ModelSpec
 from polyfed.models.split import SplitModel
 from polyfed.models.weights import load_weights
-from polyfed.rounds.federation import client_at_work, configured_info, deal, refuse_weights, with_units
+from polyfed.rounds.federation import (
+    check_training,
+    client_at_work,
+    configured_info,
+    deal,
+    refuse_weights,
+    with_units,
+)
 
 
 def task_of(config: Config, facts: TaskFacts) -> Task:
@@ -241,5 +248,6 @@ class LocalSetup:
         own = task.build(self.spec)
         if self.weights is not None and round_ == 0:
             own = own.starting_with(load_weights(Path(self.weights), own))
-        models = self.algorithm.models(task, own)
-        return client_at_work(self.info, models, self.data.train(self.place), self.algorithm, self.config, round_)
+        models, data = self.algorithm.models(task, own), self.data.train(self.place)
+        check_training(self.config, self.algorithm, models, data)
+        return client_at_work(self.info, models, data, self.algorithm, self.config, round_)
