@@ -42,6 +42,7 @@ from polyfed.execute.placement import Placement
 from polyfed.execute.replay import Replays
 from polyfed.execute.stacked import Stack, signature
 from polyfed.rounds.clients import LocalClients
+from polyfed.rounds.federation import plan_of
 
 WAYS = ("bare", "one by one", "stacked", "stacked, graphs")
 COLUMNS = ["networks", "way", "round_s", "times_bare", "steps_per_s", "turns", "peak_MB", "replayed", "graphs"]
@@ -193,7 +194,7 @@ def measure(networks: str, models: list[str], table: Table, small: bool, seconds
 
         ways: dict[str, Callable[[], float]] = {"bare": speed.timed(by_hand)}
         ways |= {way: library.round for way, library in libraries.items()}
-        steps = count.wanted * first.federation.plan.count(first.federation.data.train_size(0))
+        steps = count.wanted * plan_of(train, 1, 1).count(first.federation.data.train_size(0))
         first_round: dict[str, Tensor] = {}
         for part in (WAYS[:3], ("bare", WAYS[3])):
             found: dict[str, list[float]] = {way: [] for way in part}

@@ -177,7 +177,7 @@ def validate(config: _Config, overrides: _Set = None) -> None:
             dataset = prepare(settings).dataset
             read, unchecked = [f"data: {summary(dataset)}", *(f"note: {doubt}" for doubt in doubts(dataset))], ""
         clients, run = settings.clients, settings.run
-        models = ", ".join(dict.fromkeys(map(str, clients.models[: clients.count])))
+        models = ", ".join(map(str, clients.architectures))
         typer.echo(
             f"{config} is valid: {settings.algorithm.name} on {settings.data.dataset}, {clients.count} clients "
             f"({models}), {run.rounds} rounds{unchecked and '; not checked before a run: '}{unchecked}"

@@ -1,5 +1,6 @@
 """FedAPEN: what decides its weight, what predicts and what travels."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -124,3 +125,17 @@ def test_formulas_tell_faulty_predictors(faulty: type[FedAPEN]) -> None:
 def test_bytes_are_those_of_the_formula() -> None:
     """Catches more on the wire than the shared network: a lambda, a private part."""
     weighs(FedAPEN(auxiliary=MLP), BODY + 12 * 7 + 7 + 7 * 4 + 4)
+
+
+def test_fedapen_weighs_what_it_learns_lambda_by() -> None:
+    """Catches a lambda that descends another loss than torch's weighted and smoothed cross-entropy."""
+    fed = toy.federation(FedAPEN(auxiliary=toy.MLP), models=(toy.MLP,), train={"label_smoothing": 0.2})
+    client = replace(fed.local(0, 1), weights=torch.tensor([0.5, 2.0, 1.0, 3.0], dtype=torch.float64))
+    generator = torch.Generator().manual_seed(0)
+    z, g = (torch.randn(6, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    y = torch.tensor([0, 1, 1, 3, 2, 3])
+    lam = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    loss = torch.nn.functional.cross_entropy(lam * z + (1 - lam) * g, y, weight=client.weights, label_smoothing=0.2)
+    (slope,) = torch.autograd.grad(loss, lam)
+    learnt = FedAPEN(lr_lambda=0.1, epochs_lambda=1).learnt(0.5, {"z": z, "g": g, "y": y}, 6, client.weigh)
+    assert learnt == pytest.approx(0.5 - 0.1 * float(slope), rel=1e-12)

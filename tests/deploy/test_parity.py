@@ -123,3 +123,20 @@ def test_a_client_that_says_its_own_capacity_holds_so_much(tmp_path: Path) -> No
     found = {row["client"]: row for row in map(json.loads, lines) if "bytes_down" in row}
     assert [found[client]["capacity"] for client in range(3)] == [0.25, 1.0, 1.0]
     assert found[0]["bytes_up"] < 0.5 * found[1]["bytes_up"] == 0.5 * found[2]["bytes_up"]
+
+
+def test_settings_of_single_clients_and_rounds_are_those_in_process(tmp_path: Path) -> None:
+    """Catches a deployed client that trains at another rate, by other weights, or by its neighbour's settings."""
+    settings = config(
+        "fedavg",
+        "train.schedule={kind='cosine', warmup=1}",
+        "train.parts.model.schedule={kind='step', every=1, gamma=0.5}",
+        "train.class_weights=balanced",
+        "train.label_smoothing=0.1",
+        "train.optimizer=adamw",
+        "train.clients.1.batch_size=3",
+    )
+    simulate(settings, out=tmp_path / "here")
+    run = Run(tmp_path, settings)
+    run.serve()
+    assert same(run.server(), load_file(tmp_path / "here" / "checkpoint" / "server-round-2.safetensors"))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import toy
-from fits import FP32, FP64, PLANS, check, dropping, model, request, two_parts
+from fits import FP32, FP64, PLANS, by_hand, check, dropping, model, request, two_parts
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -17,7 +17,7 @@ from polyfed.base.errors import DivergedError
 from polyfed.core.plan import LocalSGD
 from polyfed.execute.local_training import run_fit
 from polyfed.execute.replay import Product, Replays
-from polyfed.execute.stacked import Update, run_stacked, signature
+from polyfed.execute.stacked import Update, kind_of, run_stacked, signature
 from polyfed.models.split import SplitModel
 
 
@@ -112,11 +112,15 @@ def test_the_stacked_update_is_torchs_optimizer(plan: str) -> None:
     leaves = {part: [stack[k].clone() * sign for k in range(3)] for part, sign in (("a", 1), ("b", -1))}
     options = {"weight_decay": settings.weight_decay}
     optimizers = [
-        torch.optim.Adam(groups, **options)
-        if settings.optimizer == "adam"
+        {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer](groups, **options)
+        if settings.optimizer != "sgd"
         else torch.optim.SGD(groups, momentum=settings.momentum, **options)
         for groups in (
-            [{"params": [leaves["a"][k]], "lr": settings.lr}, {"params": [leaves["b"][k]], "lr": 0.5}] for k in range(3)
+            [
+                {"params": [leaves["a"][k]], "lr": settings.lr * settings.factor},
+                {"params": [leaves["b"][k]], "lr": 0.5 * settings.factor},
+            ]
+            for k in range(3)
         )
     ]
     for members in ([0, 1, 2], [0, 2], [1], [0, 1, 2], [2], [0, 1, 2]):
@@ -144,8 +148,37 @@ def test_only_alike_requests_share_a_stack() -> None:
         request(PLANS["plain"], net=net, frozen={"x": {"y": torch.ones(1)}}),
         request(PLANS["plain"], net=model(dropping)),
         replace(base, loss=two_parts),
+        request(PLANS["plain"], net=net, weights=torch.ones(4)),
+        request(replace(PLANS["plain"], factor=0.5), net=net),
+        request(replace(PLANS["plain"], label_smoothing=0.1), net=net),
     ]
     assert all(signature(other) != signature(base) for other in others)
+
+
+def test_a_schedule_makes_no_new_kind_of_step() -> None:
+    """Catches a new trace and a new count of costs in every round, for steps that differ in their rate alone."""
+    net = model()
+    base = request(PLANS["plain"], net=net)
+    assert kind_of(base) == kind_of(request(replace(PLANS["plain"], lr=0.3, factor=0.5), net=net, lr={"model": 0.1}))
+    assert kind_of(base) != kind_of(request(replace(PLANS["plain"], label_smoothing=0.1), net=net))
+    assert kind_of(base) != kind_of(request(PLANS["plain"], net=net, weights=torch.ones(4)))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_every_client_of_a_stack_has_class_weights_of_its_own(smoothing: float) -> None:
+    """Catches one client's class weights that count for its neighbours, or that a trace keeps for the next stack."""
+    net, replays, plan = model(), Replays(after=0), replace(PLANS["plain"], label_smoothing=smoothing)
+    for seed in (0, 1):  # the second stack replays the first one's traces
+        draws = torch.rand(8, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + 0.1
+        fits = [
+            request(plan, k=k, n=n, net=net, parts=2, dtype=torch.float64, weights=draws[k])
+            for k, n in enumerate((11, 10, 11, 10, 10, 11, 11, 11))
+        ]
+        for k, (asked, got) in enumerate(zip(fits, run_stacked(fits, FP64, replays), strict=True)):
+            check(got.parts, run_fit(asked, FP64).parts, 1e-11)
+            if k == 0:
+                check(got.parts, by_hand(asked, torch.float64), 1e-6)
+    assert replays.count > 8
 
 
 def test_a_state_that_was_trained_in_a_stack_is_kept_without_the_stack() -> None:

@@ -11,7 +11,7 @@ from polyfed.algorithms.standalone import Standalone
 from polyfed.base import tree
 from polyfed.base.types import Params
 from polyfed.blocks.aggregate import Mean, MeanByName
-from polyfed.blocks.losses import supervised
+from polyfed.blocks.losses import cross_entropy, supervised, total_weight
 from polyfed.core.clients import Cohort, LocalClient
 from polyfed.core.gather import Gather, each
 from polyfed.core.message import Message
@@ -335,6 +335,27 @@ class KnowsTheRound(FedAvg):
 
     def weighted(self, nets, batch):
         return self.seen["weight"] * supervised(nets, batch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelsAlone(FedAvg):
+    """Gives its loss the labels, without the client's weights of them."""
+
+    def client_round(self, private, msg, client):
+        fitted = yield from fit(client, {"model": msg.model}, loss=self.loss)
+        return private, self.Upload(fitted.parts["model"], len(client.train))
+
+    def loss(self, nets, batch):
+        x, y = batch
+        return cross_entropy(nets["model"](x), y)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightedSum(LabelsAlone):
+    """Divides by the number of examples, not by their weights."""
+
+    def loss(self, nets, batch):
+        return cross_entropy(nets["model"](batch[0]), batch) * total_weight(batch) / len(batch[1])
 
 
 class Foreign(Message):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from polyfed.base.rng import Rng
+from polyfed.blocks.losses import cross_entropy
 from polyfed.core.clients import ClientInfo, LocalClient
 from polyfed.core.net import Batch, Nets
 from polyfed.core.plan import LocalSGD
@@ -25,6 +26,9 @@ PLANS = {
     "steps": LocalSGD(steps=5, batch_size=4, lr=0.1),
     "adam": LocalSGD(epochs=3, batch_size=4, lr=0.01, optimizer="adam"),
     "adam with decay": LocalSGD(epochs=3, batch_size=4, lr=0.01, optimizer="adam", weight_decay=0.1),
+    "adamw": LocalSGD(epochs=3, batch_size=4, lr=0.01, optimizer="adamw", weight_decay=0.1),
+    "scheduled": LocalSGD(epochs=2, batch_size=4, lr=0.1, momentum=0.5, factor=0.3),
+    "smoothed": LocalSGD(epochs=2, batch_size=4, lr=0.1, label_smoothing=0.2),
 }
 
 
@@ -72,11 +76,11 @@ class Data:
 
 
 def a_loss(nets: Nets, batch: Batch) -> Tensor:
-    return functional.cross_entropy(nets["model"](batch[0]), batch[1])
+    return cross_entropy(nets["model"](batch[0]), batch)
 
 
 def two_parts(nets: Nets, batch: Batch) -> Tensor:
-    return functional.cross_entropy(nets["model"](batch[0]) + nets["other"](batch[0]), batch[1])
+    return cross_entropy(nets["model"](batch[0]) + nets["other"](batch[0]), batch)
 
 
 def request(
@@ -87,12 +91,14 @@ def request(
     net: SplitModel | None = None,
     parts: int = 1,
     dtype: Any = None,
+    weights: Tensor | None = None,
     **keys: Any,
 ) -> Fit:
     """What client ``k`` with ``n`` examples asks for."""
     net = net or model()
     models = {"model": net, "other": net} if parts == 2 else {"model": net}
-    client = LocalClient(ClientInfo(k), models, Data(n, k), plan, Rng((0, "client", k)), 1)  # type: ignore[arg-type]
+    rng = Rng((0, "client", k))
+    client = LocalClient(ClientInfo(k), models, Data(n, k), plan, rng, 1, weights=weights)  # type: ignore[arg-type]
     start = {
         part: {
             name: v.to(dtype) if dtype and v.is_floating_point() else v for name, v in net.init(Rng((k, part))).items()
@@ -108,9 +114,11 @@ def by_hand(asked: Fit, dtype: torch.dtype, fused: bool | None = None) -> dict[s
     modules = {part: normed().to(dtype) for part in asked.parts}
     for part, module in modules.items():
         module.load_state_dict(dict(asked.parts[part]))
-    groups = [{"params": list(m.parameters()), "lr": asked.lr.get(p, plan.lr)} for p, m in modules.items()]
-    if plan.optimizer == "adam":
-        optimizer: torch.optim.Optimizer = torch.optim.Adam(groups, weight_decay=plan.weight_decay, fused=fused)
+    rates = {p: asked.lr.get(p, plan.lr) * plan.factor for p in modules}
+    groups = [{"params": list(m.parameters()), "lr": rates[p]} for p, m in modules.items()]
+    if plan.optimizer != "sgd":
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[plan.optimizer]
+        optimizer: torch.optim.Optimizer = kind(groups, weight_decay=plan.weight_decay, fused=fused)
     else:
         optimizer = torch.optim.SGD(groups, momentum=plan.momentum, weight_decay=plan.weight_decay, fused=fused)
     for step in plan.schedule(len(client.train), client.rng.at("batches")):
@@ -119,7 +127,8 @@ def by_hand(asked: Fit, dtype: torch.dtype, fused: bool | None = None) -> dict[s
             torch.stack([module(x) for module in modules.values()]).sum(0) if len(modules) > 1 else modules["model"](x)
         )
         optimizer.zero_grad()
-        functional.cross_entropy(logits, y).backward()
+        weight = None if client.weights is None else client.weights.to(dtype)
+        functional.cross_entropy(logits, y, weight=weight, label_smoothing=plan.label_smoothing).backward()
         if plan.clip:
             for module in modules.values():
                 torch.nn.utils.clip_grad_norm_(module.parameters(), plan.clip)

@@ -25,6 +25,8 @@ def fault(name, law, message=".", error=AssertionError, **arguments):
         fault("LastClient", "test_order_of_the_answers_does_not_matter", "in another order"),
         fault("SumNotMean", "test_equal_answers_count_once"),
         fault("Unweighted", "test_examples_weigh"),
+        fault("LabelsAlone", "test_labels_are_weighed", "learns the same with"),
+        fault("WeightedSum", "test_labels_are_weighed", "off"),
         fault("InPlace", "test_inputs_are_not_written_to", "sent was written to", driver="sequential"),
         fault("AtOnce", "test_order_of_the_replies_does_not_matter", "the server's state after round 1"),
         fault("ZeroWhereNobody", "test_idle_rounds_change_nothing", "model.fc.weight"),

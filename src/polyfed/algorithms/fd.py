@@ -104,7 +104,7 @@ class FD(Algorithm):
         x, y = batch
         logits = nets["model"](x)  # (B, L)
         soft = nets["targets"]["rows"][y]  # (B, L): probabilities, or zeros, whose cross-entropy is 0
-        return cross_entropy(logits, y) + self.weight * cross_entropy(logits, soft)
+        return cross_entropy(logits, batch) + self.weight * cross_entropy(logits, soft)
 
     def output(self, nets: Nets, x: Tensor) -> Tensor:
         """p(F(x)), (B, L): probabilities, never raw logits."""

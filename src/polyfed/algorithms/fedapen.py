@@ -9,7 +9,7 @@ trained on, its adaptability set: a part of its training data. Differences from 
 averaged over the clients of the round, not all; from zhenqincn/FedAPEN: docs/algorithms/fedapen.md.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,7 @@ from polyfed.base.ranges import NonNegative, Positive, Share
 from polyfed.base.rng import Rng
 from polyfed.base.types import Params, Parts
 from polyfed.blocks.aggregate import Mean
-from polyfed.blocks.losses import cross_entropy, kl_divergence
+from polyfed.blocks.losses import cross_entropy, kl_divergence, soft_labels, total_weight
 from polyfed.core.algorithm import Algorithm, Task
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
 from polyfed.core.message import Message, State
@@ -93,12 +93,12 @@ class FedAPEN(Algorithm):
 
     def loss(self, nets: Nets, batch: Batch) -> Tensor:
         """L_private + L_shared. What a network is compared or joined with is detached: each descends its own loss."""
-        x, y = batch
+        x, b = batch[0], batch
         z, g, lam = nets["F"](x), nets["G"](x), nets["lambda"]["weight"]  # (B, L), (B, L), ()
         # L_private = CE(z, y) + KL(sg[p(g)] || p(z)) + CE(lambda z + (1 - lambda) sg[g], y)
-        own = cross_entropy(z, y) + kl_divergence(z, g.detach()) + cross_entropy(lam * z + (1 - lam) * g.detach(), y)
+        own = cross_entropy(z, b) + kl_divergence(z, g.detach()) + cross_entropy(lam * z + (1 - lam) * g.detach(), b)
         # L_shared = CE(g, y) + KL(sg[p(z)] || p(g)) + CE(lambda sg[z] + (1 - lambda) g, y)
-        all_ = cross_entropy(g, y) + kl_divergence(g, z.detach()) + cross_entropy(lam * z.detach() + (1 - lam) * g, y)
+        all_ = cross_entropy(g, b) + kl_divergence(g, z.detach()) + cross_entropy(lam * z.detach() + (1 - lam) * g, b)
         return own + all_
 
     def message_for(self, server: Server, client: ClientInfo) -> Broadcast:
@@ -110,7 +110,7 @@ class FedAPEN(Algorithm):
         nets = {"F": private.F, "G": msg.G}
         everything = torch.arange(len(client.held_out or ()))
         seen = yield from reduce(client, nets, self.logits, rows=everything, held_out=True)
-        lam = self.learnt(private.weight, seen, client.plan.batch_size)
+        lam = self.learnt(private.weight, seen, client.plan.batch_size, client.weigh)
         return {**nets, "lambda": {"weight": torch.tensor(lam)}}
 
     def logits(self, nets: Nets, batch: Batch) -> Params:
@@ -118,13 +118,14 @@ class FedAPEN(Algorithm):
         x, y = batch
         return {"z": nets["F"](x), "g": nets["G"](x), "y": y}
 
-    def learnt(self, lam: float, seen: Params, batch_size: int) -> float:
+    def learnt(self, lam: float, seen: Params, batch_size: int, weigh: Callable[[Batch], Batch] = tuple) -> float:
         """Epochs of SGD on CE(lambda z + (1 - lambda) g, y) over lambda alone, cut to [0, 1] after every step."""
         for _ in range(self.epochs_lambda):
             for z, g, y in zip(*(seen[name].split(batch_size) for name in ("z", "g", "y")), strict=True):
-                p = (lam * z + (1 - lam) * g).softmax(dim=1)
-                right = torch.zeros_like(p).scatter(1, y[:, None], 1)
-                slope = ((p - right) * (z - g)).sum(dim=1).mean()  # d CE / d lambda
+                batch, p = weigh((z, y)), (lam * z + (1 - lam) * g).softmax(dim=1)
+                q = soft_labels(batch, p)
+                rise = (q.sum(dim=1, keepdim=True) * p - q) * (z - g)
+                slope = rise.sum(dim=1).sum() / total_weight(batch)  # d CE / d lambda
                 lam = min(1.0, max(0.0, lam - self.lr_lambda * float(slope)))
         return lam
 

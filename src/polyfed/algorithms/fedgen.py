@@ -130,7 +130,7 @@ class FedGen(Algorithm):
         target = net.classify(generate(G, drawn["eps"][1], y)).detach()
         known = (decay[y] > 0)[:, None]  # without logits both distributions are uniform, and their divergence is 0
         kl = kl_divergence(known * logits, known * target)
-        return cross_entropy(logits, y) + decay.max() * (self.alpha * latent + self.beta * kl)
+        return cross_entropy(logits, batch) + decay.max() * (self.alpha * latent + self.beta * kl)
 
     def message_for(self, server: Server, client: ClientInfo) -> Broadcast:
         """The head, which is all that predicting takes."""

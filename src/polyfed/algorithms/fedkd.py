@@ -43,6 +43,7 @@ class FedKD(Algorithm):
     """
 
     name = "fedkd"
+    trains = ("W",)
     auxiliary: str = "cnn5"
     energy: tuple[Portion, Portion] = (0.95, 0.98)
 
@@ -120,10 +121,9 @@ class FedKD(Algorithm):
 
     def loss(self, nets: Nets, batch: Batch) -> Tensor:
         """The teacher's CE(z) + L_d_t + L_h and the student's CE(g) + L_d_s + L_h, each network descending its own."""
-        x, y = batch
-        h_t, h_s = nets["F"].represent(x), nets["G"].represent(x)  # (B, d_t), (B, d_s)
+        h_t, h_s = nets["F"].represent(batch[0]), nets["G"].represent(batch[0])  # (B, d_t), (B, d_s)
         z, g = nets["F"].classify(h_t), nets["G"].classify(h_s)  # (B, L), (B, L)
-        tasks = cross_entropy(z, y) + cross_entropy(g, y)
+        tasks = cross_entropy(z, batch) + cross_entropy(g, batch)
         s = tasks.detach()  # a number: with a gradient, raising both cross-entropies would lower the rest
         L_d = kl_divergence(z, g.detach()) + kl_divergence(g, z.detach())  # KL(p(g) || p(z)) + KL(p(z) || p(g))
         L_h = mean_squared_error(h_t, h_s @ nets["W"]["weight"].T)

@@ -26,7 +26,7 @@ from polyfed.blocks.losses import cross_entropy
 from polyfed.core.algorithm import Algorithm, Task
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
 from polyfed.core.message import Message, State
-from polyfed.core.net import Batch, Net, Nets
+from polyfed.core.net import Batch, Net, Nets, alike
 from polyfed.core.requests import ClientResult, Steps, exchange, fit, reduce
 
 
@@ -114,15 +114,15 @@ class FedL2G(Algorithm):
         study = torch.randperm(len(client.train), generator=client.rng.at("study").torch())[: client.plan.batch_size]
         x, y = client.held_out.batch(asked, dtype=torch.get_default_dtype())
         parts = {"model": model, "guide": guide, "quiz": {"x": x, "y": y}}
-        gradients = yield from reduce(client, parts, partial(self.meta_gradient, client.plan.lr), rows=study)
+        gradients = yield from reduce(client, parts, partial(self.meta_gradient, client.plan.rate("model")), rows=study)
         return self.Private(model), self.Upload(gradients)
 
     def loss(self, nets: Nets, batch: Batch) -> Tensor:
         """CE(F(x), y) + MSE(F(x) or f(x), v[y])."""
-        (x, y), net = batch, nets["model"]
-        r = net.represent(x)  # (B, d)
-        logits = net.classify(r)
-        return cross_entropy(logits, y) + distance_to_class(logits if self.guide == "logits" else r, y, nets["guide"])
+        r = nets["model"].represent(batch[0])  # (B, d)
+        logits = nets["model"].classify(r)
+        guided = logits if self.guide == "logits" else r
+        return cross_entropy(logits, batch) + distance_to_class(guided, batch[1], nets["guide"])
 
     def meta_gradient(self, lr: float, nets: Nets, study: Batch) -> Params:
         """The gradient by v of CE(F(quiz; w'), y) at w' = w - lr * d loss(study; w, v) / dw."""
@@ -130,7 +130,8 @@ class FedL2G(Algorithm):
             v = nets["guide"]["rows"].detach().requires_grad_()
             guide = Net(None, {**nets["guide"].params, "rows": v})
             after = nets["model"].stepped(lambda model: self.loss({"model": model, "guide": guide}, study), lr)
-            (gradient,) = torch.autograd.grad(cross_entropy(after(nets["quiz"]["x"]), nets["quiz"]["y"]), v)  # (L, m)
+            quiz = alike(study, nets["quiz"]["x"], nets["quiz"]["y"])
+            (gradient,) = torch.autograd.grad(cross_entropy(after(quiz[0]), quiz), v)  # (L, m)
         return {str(c): gradient[c] for c in study[1].unique().tolist()}
 
     def message_for(self, server: Server, client: ClientInfo) -> None:

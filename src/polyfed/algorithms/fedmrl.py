@@ -113,12 +113,11 @@ class FedMRL(Algorithm):
 
     def loss(self, nets: Nets, batch: Batch) -> Tensor:
         """m_G * CE(coarse) + m_F * CE(fine)."""
-        x, y = batch
-        small, _, fused = fuse(nets, x)  # R = [R_G ; R_F], P_k(R)                                 Eq. 3, 4
-        fine = task_loss(nets["F"].classify(fused), y)  # R_hi = all d2                          Eq. 5, 7, 8
+        small, _, fused = fuse(nets, batch[0])  # R = [R_G ; R_F], P_k(R)                                 Eq. 3, 4
+        fine = task_loss(nets["F"].classify(fused), batch)  # R_hi = all d2                      Eq. 5, 7, 8
         if not self.mrl:
             return fine
-        coarse = task_loss(nets["G"].classify(fused[:, : small.shape[1]]), y)  # R_lo            Eq. 5, 6, 8
+        coarse = task_loss(nets["G"].classify(fused[:, : small.shape[1]]), batch)  # R_lo        Eq. 5, 6, 8
         return self.weights[0] * coarse + self.weights[1] * fine  #                              Eq. 9
 
     def predict(self, nets: Nets, x: Tensor) -> Mapping[str, Tensor]:

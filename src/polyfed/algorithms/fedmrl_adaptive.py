@@ -18,7 +18,7 @@ from polyfed.base.ranges import NonNegative, Positive, Share
 from polyfed.base.rng import Rng
 from polyfed.base.types import Params
 from polyfed.blocks.aggregate import NestedMean
-from polyfed.blocks.matryoshka import at_width, losses_at_widths, networks, ones_up_to, widths_up_to
+from polyfed.blocks.matryoshka import at_width, losses_at_widths, networks, ones_up_to, sums_at_widths, widths_up_to
 from polyfed.blocks.submodel import leading, padded
 from polyfed.core.algorithm import Algorithm, Task
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
@@ -124,7 +124,7 @@ class FedMRLAdaptive(Algorithm):
 
     def validation(self, nets: Nets, batch: Batch) -> Params:
         """V(m), the sum over examples of the same at each width m <= d."""
-        return {"V": losses_at_widths(nets, batch) * len(batch[1])}
+        return {"V": sums_at_widths(nets, batch)}
 
     def next_width(self, losses: list[float], needed: int) -> tuple[int, int]:
         """The narrowest width that will do; after ``patience`` times in which only the widest would, one wider."""

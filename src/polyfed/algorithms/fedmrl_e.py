@@ -120,10 +120,9 @@ class FedMRLE(Algorithm):
 
     def loss(self, nets: Nets, batch: Batch) -> Tensor:
         """Sum over m in M of CE(W[:, :m] R~[:m] + b, y), with d2 in M: MRL's loss, all importances 1."""
-        x, y = batch
-        _, _, fused = fuse(nets, x)  # R~ = P_k([R_G ; R_F])                                     (B, d2)
+        _, _, fused = fuse(nets, batch[0])  # R~ = P_k([R_G ; R_F])                                     (B, d2)
         widths = {*self.nested, fused.shape[1]}
-        return torch.stack([task_loss(nets["F"].classify(prefix(fused, m)), y) for m in sorted(widths)]).sum()
+        return torch.stack([task_loss(nets["F"].classify(prefix(fused, m)), batch) for m in sorted(widths)]).sum()
 
     def message_for(self, server: Server, client: ClientInfo) -> Broadcast:
         """G, to train or to predict with."""

@@ -108,7 +108,7 @@ class FedProto(Algorithm):
         x, y = batch
         r = nets["model"].represent(x)  # (B, d)
         distance = distance_to_class(r, y, nets["prototypes"])
-        return cross_entropy(nets["model"].classify(r), y) + self.weight * distance
+        return cross_entropy(nets["model"].classify(r), batch) + self.weight * distance
 
     def message_for(self, server: Server, client: ClientInfo) -> Broadcast:
         """Cbar of the client's classes, to train or to predict with; all of it until the server knows its classes."""

@@ -125,7 +125,7 @@ class FedTGP(Algorithm):
         """CE(F_k(x), y) + lambda MSE(f_k(x), P[y])."""
         r = nets["model"].represent(batch[0])  # (B, d)
         distance = classwise.distance_to_class(r, batch[1], nets["prototypes"])
-        return cross_entropy(nets["model"].classify(r), batch[1]) + self.weight * distance
+        return cross_entropy(nets["model"].classify(r), batch) + self.weight * distance
 
     def message_for(self, server: Server, client: ClientInfo) -> Broadcast:
         """P, to train or to predict with."""

@@ -85,12 +85,11 @@ class FML(Algorithm):
 
     def loss(self, nets: Nets, batch: Batch) -> Tensor:
         """L_local + L_meme. Teachers are detached, so each network descends its own loss only."""
-        x, y = batch
-        z, g = nets["F"](x), nets["G"](x)  # (B, L), (B, L)
+        z, g = nets["F"](batch[0]), nets["G"](batch[0])  # (B, L), (B, L)
         # L_local = alpha CE(z, y) + (1 - alpha) KL(sg[p(g)] || p(z))
-        local = self.alpha * cross_entropy(z, y) + (1 - self.alpha) * kl_divergence(z, g.detach())
+        local = self.alpha * cross_entropy(z, batch) + (1 - self.alpha) * kl_divergence(z, g.detach())
         # L_meme = beta CE(g, y) + (1 - beta) KL(sg[p(z)] || p(g))
-        return local + self.beta * cross_entropy(g, y) + (1 - self.beta) * kl_divergence(g, z.detach())
+        return local + self.beta * cross_entropy(g, batch) + (1 - self.beta) * kl_divergence(g, z.detach())
 
     def message_for(self, server: Server, client: ClientInfo) -> Broadcast:
         """The meme, to train or to predict with."""

@@ -2,26 +2,65 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
-from polyfed.core.net import Batch, Nets
+from polyfed.core.net import Batch, Nets, WeightedBatch
 
 
-def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+def cross_entropy(logits: Tensor, y: Tensor | Batch) -> Tensor:
     """Mean over the batch of -log softmax(logits)[y]. ``logits`` (B, L), ``y`` (B,) int64.
+
+    Give a client's batch, not its labels alone, wherever a client learns from its labels: its class weights and its
+    label smoothing count then, as torch defines them: the mean is over the weights of the labels. ``y`` alone is for a
+    server, which has no weights, and for terms of distillation.
 
     With ``y`` (B, L), probabilities: of -sum_c y_c log softmax(logits)_c, which is 0 where a row of ``y`` is.
     """
-    return functional.cross_entropy(logits, y)
+    if isinstance(y, Tensor):
+        return functional.cross_entropy(logits, y)
+    if not isinstance(y, WeightedBatch):
+        return functional.cross_entropy(logits, y[1])
+    # Under bfloat16's autocast a loss is computed in float32, and the weights have to follow the logits' type.
+    weights = None if y.weights is None else y.weights.to(logits.dtype)
+    return functional.cross_entropy(logits, y[1], weight=weights, label_smoothing=y.smoothing)
 
 
-def task_loss(outputs: Tensor, y: Tensor) -> Tensor:
+def task_loss(outputs: Tensor, y: Tensor | Batch) -> Tensor:
     """The loss of the task: `cross_entropy` for class numbers; for a regression's targets the mean squared error.
 
-    ``outputs`` (B, L) and ``y`` (B,) int64; or ``outputs`` (B, 1) and ``y`` (B,) of a floating type.
+    ``outputs`` (B, L) and ``y`` (B,) int64; or ``outputs`` (B, 1) and ``y`` (B,) of a floating type. As in
+    `cross_entropy`, give a client's batch for ``y``.
     """
-    return mean_squared_error(outputs.squeeze(1), y) if y.is_floating_point() else cross_entropy(outputs, y)
+    target = y if isinstance(y, Tensor) else y[1]
+    return mean_squared_error(outputs.squeeze(1), target) if target.is_floating_point() else cross_entropy(outputs, y)
+
+
+def total_weight(batch: Batch) -> Tensor | int:
+    """The sum of the weights of a batch's labels, by which `cross_entropy` divides; without weights B.
+
+    ``task_loss(outputs, batch) * total_weight(batch)`` is a sum over examples, which adds up over batches.
+    """
+    weights = batch.weights if isinstance(batch, WeightedBatch) else None
+    return len(batch[1]) if weights is None else weights[batch[1]].sum()
+
+
+def soft_labels(batch: Batch, like: Tensor) -> Tensor:
+    """What `cross_entropy` compares log softmax with, (B, L): ones at the labels, smoothed and weighted.
+
+    With q of these, `cross_entropy` is -sum q log softmax(logits) / `total_weight`; without class weights each row has
+    the sum 1.
+
+    Args:
+        batch: inputs and labels (B,).
+        like: a tensor (B, L) of the wanted type.
+    """
+    right = torch.zeros_like(like).scatter(1, batch[1][:, None], 1)
+    if not isinstance(batch, WeightedBatch):
+        return right
+    weights = torch.ones_like(like[0]) if batch.weights is None else batch.weights.to(like.dtype)
+    return ((1 - batch.smoothing) * right + batch.smoothing / like.shape[1]) * weights
 
 
 def mean_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
@@ -41,5 +80,4 @@ def kl_divergence(logits: Tensor, target: Tensor) -> Tensor:
 
 def supervised(nets: Nets, batch: Batch) -> Tensor:
     """The task's loss of the part ``model``: plain local training."""
-    x, y = batch
-    return task_loss(nets["model"](x), y)
+    return task_loss(nets["model"](batch[0]), batch)

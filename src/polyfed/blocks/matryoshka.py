@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from polyfed.base.errors import ModelError
-from polyfed.blocks.losses import task_loss
+from polyfed.blocks.losses import task_loss, total_weight
 from polyfed.core.algorithm import Task
 from polyfed.core.net import Batch, Nets
 from polyfed.models.split import SplitModel
@@ -56,10 +56,14 @@ def at_width(nets: Nets, small: Tensor, large: Tensor, mask: Tensor) -> tuple[Te
 
 def losses_at_widths(nets: Nets, batch: Batch) -> Tensor:
     """Task loss of y_G plus that of y_F where G ends at each width m, (j,); ``widths`` has the ``masks``, (j, D)."""
-    x, y = batch
-    small, large = nets["G"].represent(x), nets["F"].represent(x)  # (B, D), (B, d2)
+    small, large = nets["G"].represent(batch[0]), nets["F"].represent(batch[0])  # (B, D), (B, d2)
     logits = [at_width(nets, small, large, mask) for mask in nets["widths"]["masks"].unbind()]
-    return torch.stack([task_loss(y_G, y) + task_loss(y_F, y) for y_G, y_F in logits])
+    return torch.stack([task_loss(y_G, batch) + task_loss(y_F, batch) for y_G, y_F in logits])
+
+
+def sums_at_widths(nets: Nets, batch: Batch) -> Tensor:
+    """The same as sums over examples, (j,), which add up over batches; an example counts by the weight of its class."""
+    return losses_at_widths(nets, batch) * total_weight(batch)
 
 
 def prefix(vector: Tensor, width: int) -> Tensor:

@@ -36,11 +36,12 @@ def train_at_server(
         DivergedError: a weight became NaN or infinite.
     """
     leaves = {name: value.detach().clone().requires_grad_() for name, value in weights.items()}
-    optimizer = (
-        torch.optim.Adam(leaves.values(), lr=plan.lr, weight_decay=plan.weight_decay)
-        if plan.optimizer == "adam"
-        else torch.optim.SGD(leaves.values(), lr=plan.lr, momentum=plan.momentum, weight_decay=plan.weight_decay)
-    )
+    lr, decay = plan.lr * plan.factor, plan.weight_decay
+    optimizer = {
+        "sgd": lambda: torch.optim.SGD(leaves.values(), lr=lr, momentum=plan.momentum, weight_decay=decay),
+        "adam": lambda: torch.optim.Adam(leaves.values(), lr=lr, weight_decay=decay),
+        "adamw": lambda: torch.optim.AdamW(leaves.values(), lr=lr, weight_decay=decay),
+    }[plan.optimizer]()
     with torch.enable_grad():
         for step in plan.schedule(examples, cohort.rng.at("training")):
             optimizer.zero_grad()

@@ -163,16 +163,22 @@ class Config(Section):
     def resolved(self) -> Config:
         """Return this configuration with every default filled in that depends on the machine or on another key.
 
-        These are ``run.threads`` (the machine's cores divided among the cohort), ``partition.seed``, the algorithm's
-        name in full and all its keys.
+        These are ``run.threads`` (the machine's cores divided among the cohort), ``partition.seed``, the horizons of
+        schedules (``run.rounds``), the algorithm's name in full and all its keys.
         """
         name = canonical_name(self.algorithm.name)
         algorithm = load_algorithm(name, self.algorithm.keys)
         values = {key: getattr(algorithm, key) for key in algorithm_fields(type(algorithm))}
         full = {key: value for key, value in values.items() if value is not None}  # TOML cannot say None
         seed = self.run.seed if self.partition.seed is None else self.partition.seed
+        rounds = self.run.rounds
+        tables = {
+            section: {key: keys.with_horizons(rounds) for key, keys in getattr(self.train, section).items()}
+            for section in ("models", "clients")
+        }
         return self.model_copy(
             update={
+                "train": self.train.with_horizons(rounds).model_copy(update=tables),
                 "run": self.run.model_copy(
                     update={"threads": self.run.threads or max(1, cores() // self.clients.wanted)}
                 ),
@@ -219,6 +225,22 @@ def _anchor(tables: Table, folder: Path) -> None:
         value: object = keys.get(key) if isinstance(keys, dict) else None
         if isinstance(value, str) and (key == "path" or value.endswith(".csv")):
             tables[section][key] = str(folder / Path(value).expanduser())
+    clients = tables.get("clients")
+    models: object = clients.get("models") if isinstance(clients, dict) else None
+    if isinstance(models, list):
+        tables["clients"]["models"] = [_anchored(model, folder) for model in models]
+
+
+def _anchored(model: Any, folder: Path) -> Any:
+    """Return an entry of ``clients.models`` whose file of weights starts at ``folder``; others as they are."""
+    try:
+        spec = ModelSpec.parse(model)
+    except ModelError:  # reading the section reports it
+        return model
+    if spec.weights is None:
+        return model
+    path = str(folder / Path(spec.weights).expanduser())
+    return {**model, "weights": path} if isinstance(model, Mapping) else str(spec.having(weights=path))
 
 
 def cores() -> int:
@@ -254,13 +276,11 @@ def _told(cls: type[Config], where: tuple[str | int, ...], details: Any) -> str:
     if details[0]["type"] != "extra_forbidden":
         return f"{dotted(*where)}: {sentence(details)}"
     *section, key = (str(part) for part in where)
-    sections = {  # also an optional section, whose annotation includes None
-        name: kind
-        for name, field in cls.model_fields.items()
-        for kind in (field.annotation, *get_args(field.annotation))
-        if isinstance(kind, type) and issubclass(kind, Section)
-    }
-    known = list((sections[section[0]] if section else cls).model_fields)
+    sections = _below(cls)
+    holder: type[Section] | None = cls
+    for name in section:  # a name in a table of sections, such as a client's, is not a key of its own
+        holder = _below(holder).get(name, holder) if holder is not None else None
+    known = list((holder or cls).model_fields)
     elsewhere = [
         f"{name}.{key}"
         for name, there in sections.items()
@@ -268,15 +288,25 @@ def _told(cls: type[Config], where: tuple[str | int, ...], details: Any) -> str:
     ]
     what = "key" if section or not isinstance(details[0]["input"], Mapping) else "section"
     near = f"; did you mean {elsewhere[0]!r}?" if elsewhere else hint(key, known)
-    place = f"[{section[0]}] has the keys" if section else "a configuration has the sections"
+    place = f"[{dotted(*section)}] has the keys" if section else "a configuration has the sections"
     return f"{dotted(*where)}: unknown {what}{near} {place} {', '.join(known)}"
+
+
+def _below(section: type[Section]) -> dict[str, type[Section]]:
+    """Return the sections in a section, by key: also optional ones, and those of a table of sections."""
+    return {
+        name: kind
+        for name, field in section.model_fields.items()
+        for kind in (field.annotation, *get_args(field.annotation))
+        if isinstance(kind, type) and issubclass(kind, Section)
+    }
 
 
 def _refusal(spec: ModelSpec) -> str:
     """Return why the user's own network cannot be loaded: its module, its name or its options; "" if it can."""
     from polyfed.models.custom import load
 
-    options = {key: value for key, value in spec.options if key not in ("classifier", "extractor")}
+    options = {key: value for key, value in spec.architecture.options if key not in ("classifier", "extractor")}
     try:  # this builds no network; the shapes are arbitrary
         load(spec.name, options, input_shape=(3, 32, 32), num_classes=10)
     except ModelError as error:
@@ -286,9 +316,14 @@ def _refusal(spec: ModelSpec) -> str:
 
 def _misfits(sections: Mapping[str, Any]) -> Iterator[str]:
     """Yield the faults that concern more than one key, in the sections that are given."""
-    alone = [name for name in ("data", "partition", "clients", "train") if name in sections]
+    alone = [name for name in ("data", "partition", "clients") if name in sections]
     yield from (f"{name}.{key}: {text}" for name in alone for key, text in sections[name].misfits())
     run, clients, data = sections.get("run"), sections.get("clients"), sections.get("data")
+    train: TrainSection | None = sections.get("train")
+    if train is not None:
+        found = train.misfits(run.rounds if run else None, data.task if data else None)
+        yield from (f"train.{key}: {text}" for key, text in found)
+        yield from (f"train.{key}: {text}" for key, text in (train.strangers(clients) if clients else ()))
     if run and data:
         yield from (f"run.{key}: {text}" for key, text in run.misfits(data.task))
     if run and clients:

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_validator,
+)
 from pydantic.functional_serializers import model_serializer
 from pydantic_core import core_schema
 
 from polyfed.base.errors import ModelError
 from polyfed.base.ranges import Count, NonNegative, Portion, Positive, Rate
 from polyfed.base.text import hint
-from polyfed.config.faults import facts, shown
+from polyfed.config.faults import dotted, facts, shown
 from polyfed.config.profiles import TABLES, read_profiles
+from polyfed.core.schedule import SCHEDULE_KEYS, OptimizerName, Schedule, ScheduleKind
 from polyfed.data.catalogue import (
     DATASET_OPTIONS,
     DATASETS,
@@ -309,8 +318,17 @@ class ClientsSection(Section):
         return max(1, round(self.participation * self.count))
 
     def model(self, client: int) -> ModelSpec:
-        """Return the network of a client."""
-        return self.models[client % len(self.models)]
+        """Return the architecture of a client's network."""
+        return self.models[client % len(self.models)].architecture
+
+    def weights(self, client: int) -> str | None:
+        """Return the file of the weights that a client's network starts with; None if it starts with a draw."""
+        return self.models[client % len(self.models)].weights
+
+    @property
+    def architectures(self) -> tuple[ModelSpec, ...]:
+        """The different architectures of the clients, in order of the clients."""
+        return tuple(dict.fromkeys(spec.architecture for spec in self.models[: self.count]))
 
     def capacity(self, client: int) -> float:
         """Return the fraction of a full-size model that a client can hold."""
@@ -365,17 +383,162 @@ def oversampled(wanted: int, share: float) -> int:
     return math.ceil(round(wanted * (1 + share), 9))
 
 
-class TrainSection(Section):
-    """Section ``[train]``: how a client trains; `polyfed.core.plan.LocalSGD` describes the fields."""
+class ScheduleSection(Section):
+    """A learning-rate schedule over rounds; `polyfed.core.schedule.Schedule` describes the fields.
+
+    ``rounds`` of None takes ``run.rounds``; the resolved configuration has the number.
+    """
+
+    kind: ScheduleKind = "constant"
+    rounds: Positive | None = None
+    floor: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    warmup: Count = 0
+    every: Positive | None = None
+    milestones: tuple[Positive, ...] = ()
+    gamma: Portion = 0.1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_kind_alone(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
+
+    def misfits(self, rounds: int | None) -> Iterator[tuple[str, str]]:
+        """Yield (key, fault) for what does not go together, with ``rounds`` of the run if they are known."""
+        takes = SCHEDULE_KEYS[self.kind]
+        for key in sorted(self.model_fields_set - {"kind", *takes}):
+            of = " and ".join(repr(kind) for kind, keys in SCHEDULE_KEYS.items() if key in keys)
+            if getattr(self, key) != type(self).model_fields[key].default:
+                yield key, f"got {shown(getattr(self, key))}; it belongs to kind {of}, not to {self.kind!r}"
+        if self.kind == "step" and (self.every is None) == (not self.milestones):
+            yield "every", 'kind "step" needs one of every = 30 and milestones = [60, 80]'
+        if self.kind == "warmup" and not self.warmup:
+            yield "warmup", 'missing; kind "warmup" needs the number of rounds, such as 5'
+        horizon = self.rounds if self.rounds is not None else rounds
+        if self.kind == "cosine" and horizon is not None and self.warmup >= horizon:
+            yield "warmup", f"got {self.warmup}; expected fewer than the schedule's {horizon} rounds"
+
+    def resolved(self, rounds: int) -> ScheduleSection:
+        """Return the schedule with its horizon; ``rounds`` is that of the run."""
+        return self.model_copy(update={"rounds": rounds}) if self.kind == "cosine" and self.rounds is None else self
+
+    def factor(self, round_: int, rounds: int) -> float:
+        """Return the factor of a round of a run of ``rounds``."""
+        return Schedule(**self.resolved(rounds).model_dump(exclude_none=True)).factor(round_)
+
+
+class PartSection(Section):
+    """Section ``[train.parts.NAME]``: the rate of one part of the model.
+
+    Args:
+        lr: its learning rate; None takes the algorithm's for this part, or ``train.lr``.
+        schedule: its schedule; None takes ``train.schedule``.
+    """
+
+    lr: Rate | None = None
+    schedule: ScheduleSection | None = None
+
+
+def _classes(value: object) -> object:
+    """Check class weights: "balanced", a list by number, or a table by name."""
+    if value == "balanced":
+        return value
+    given = value.values() if isinstance(value, Mapping) else value
+    if isinstance(value, str) or not isinstance(given, Iterable) or not (numbers := list(given)):
+        raise ValueError(f"got {shown(value)}; expected 'balanced', a list of a number for each class, or a table")
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 < number < math.inf:
+            raise ValueError(f"got {shown(value)}; expected numbers above 0: a batch of no weight has no mean")
+    if isinstance(value, Mapping):
+        return {str(key): float(number) for key, number in value.items()}
+    return tuple(map(float, numbers))
+
+
+#: "balanced", the weight of each class in order of their numbers, or weights by the name of a class.
+ClassWeights = Annotated[Any, BeforeValidator(_classes)]
+
+
+class TrainKeys(Section):
+    """How a client trains; `polyfed.core.plan.LocalSGD` describes most fields.
+
+    Args:
+        schedule: how the learning rate changes over rounds; None is constant.
+        parts: rates and schedules of single parts of the model, by name.
+        class_weights: weights of classes in supervised cross-entropy; "balanced" weighs by the client's own rows.
+    """
 
     epochs: Positive | None = None
     steps: Positive | None = None
     batch_size: Positive = 64
-    optimizer: Literal["sgd", "adam"] = "sgd"
+    optimizer: OptimizerName = "sgd"
     lr: Rate = 0.01
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     weight_decay: NonNegative = 0.0
     clip: NonNegative = 0.0
+    schedule: ScheduleSection | None = None
+    parts: dict[str, PartSection] = Field(default_factory=dict)
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    class_weights: ClassWeights | None = None
+
+    def clashes(self, rounds: int | None, task: str | None) -> Iterator[tuple[str, str]]:
+        """Yield (key, fault) for what does not go together, with ``run.rounds`` and ``data.task`` if known."""
+        if self.epochs is not None and self.steps is not None:
+            yield "steps", f"got {self.steps} beside epochs = {self.epochs}; expected one of the two"
+        if self.optimizer != "sgd" and self.momentum:
+            yield "momentum", f'got {self.momentum}; it belongs to optimizer = "sgd", not to "{self.optimizer}"'
+        for place, schedule in self.schedules():
+            yield from ((f"{place}.{key}", text) for key, text in schedule.misfits(rounds))
+        if task == "regression":
+            needs_classes = {"label_smoothing": self.label_smoothing, "class_weights": self.class_weights}
+            for key, value in needs_classes.items():
+                if value:
+                    yield key, f"got {shown(value)}; a regression has no classes (data.task): remove the key"
+
+    def schedules(self) -> Iterator[tuple[str, ScheduleSection]]:
+        """Yield the key and the value of each schedule."""
+        if self.schedule is not None:
+            yield "schedule", self.schedule
+        for name, part in self.parts.items():
+            if part.schedule is not None:
+                yield f"parts.{name}.schedule", part.schedule
+
+    def with_horizons(self, rounds: int) -> Self:
+        """Return these keys with the horizon of every schedule; ``rounds`` is that of the run."""
+        changed: dict[str, Any] = {}
+        if self.schedule is not None:
+            changed["schedule"] = self.schedule.resolved(rounds)
+        if any(part.schedule is not None for part in self.parts.values()):
+            changed["parts"] = {
+                name: part
+                if part.schedule is None
+                else part.model_copy(update={"schedule": part.schedule.resolved(rounds)})
+                for name, part in self.parts.items()
+            }
+        return self.model_copy(update=changed) if changed else self
+
+
+class TrainOverride(TrainKeys):
+    """Section ``[train.clients.NAME]`` or ``[train.models.NAME]``: the keys of ``[train]`` that differ there."""
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The keys that were given, with their values."""
+        return {key: getattr(self, key) for key in type(self).model_fields if key in self.model_fields_set}
+
+    @model_serializer(mode="wrap")
+    def _given_alone(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in handler(self).items() if key in self.model_fields_set}
+
+
+class TrainSection(TrainKeys):
+    """Section ``[train]``: how clients train, and which clients train otherwise.
+
+    Args:
+        models: keys that differ for clients with a network, by the network's name, with or without its options.
+        clients: keys that differ for one client, by its name in ``clients.names`` or its number.
+    """
+
+    models: dict[str, TrainOverride] = Field(default_factory=dict)
+    clients: dict[str, TrainOverride] = Field(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
@@ -384,12 +547,63 @@ class TrainSection(Section):
             return {**value, "epochs": 1}
         return value  # pyright: ignore[reportUnknownVariableType]
 
-    def misfits(self) -> Iterator[tuple[str, str]]:
-        """Yield (key, fault) for what does not go together."""
-        if self.epochs is not None and self.steps is not None:
-            yield "steps", f"got {self.steps} beside epochs = {self.epochs}; expected one of the two"
-        if self.optimizer == "adam" and self.momentum:
-            yield "momentum", f'got {self.momentum}; it belongs to optimizer = "sgd", not to "adam"'
+    def differing(self, client: int, name: str | None, model: str | None) -> tuple[str, ...]:
+        """Return the tables that hold for a client, as keys of this section, in the order in which they are laid over.
+
+        Args:
+            client: its number.
+            name: its name in ``clients.names``; None if it has none.
+            model: its network, with its options; None if the network is the client's own.
+        """
+        if not self.models and not self.clients:
+            return ()
+        by_model = [] if model is None else dict.fromkeys((ModelSpec.parse(model).name, model))
+        return (
+            *(f"models.{key}" for key in by_model if key in self.models),
+            *(f"clients.{key}" for key in dict.fromkeys((str(client), name)) if key in self.clients),
+        )
+
+    def of(self, tables: Iterable[str]) -> TrainKeys:
+        """Return these keys with those of the tables that `differing` names laid over, each later one over the earlier.
+
+        A key that is given again replaces the whole value; ``steps`` takes the place of ``epochs``, and the reverse.
+        """
+        if not (tables := tuple(tables)):
+            return self
+        keys = {key: getattr(self, key) for key in TrainKeys.model_fields}
+        for table in tables:
+            section, _, key = table.partition(".")
+            given = (self.models if section == "models" else self.clients)[key].given
+            if given.keys() & {"epochs", "steps"}:
+                keys |= {"epochs": None, "steps": None}
+            keys |= given
+        return TrainKeys.model_construct(**keys)
+
+    def misfits(self, rounds: int | None, task: str | None) -> Iterator[tuple[str, str]]:
+        """Yield (key, fault) for what does not go together, with ``run.rounds`` and ``data.task`` if known."""
+        yield from self.clashes(rounds, task)
+        for section in ("models", "clients"):
+            for name in getattr(self, section):
+                known = dict(self.clashes(rounds, task))
+                faults = self.of([f"{section}.{name}"]).clashes(rounds, task)
+                yield from ((f"{section}.{dotted(name)}.{key}", text) for key, text in faults if known.get(key) != text)
+
+    def strangers(self, clients: ClientsSection) -> Iterator[tuple[str, str]]:
+        """Yield (key, fault) for tables of clients and networks that there are not."""
+        numbers = [str(client) for client in range(clients.count)]
+        names = clients.names or ()
+        for name in self.clients:
+            if name in names or name in numbers:
+                continue
+            known = f"numbers from 0 to {clients.count - 1}" + (f", and {', '.join(names)}" if names else "")
+            more = "" if names else "; a name counts if clients.names has it"
+            yield f"clients.{dotted(name)}", f"unknown client{hint(name, (*names, *numbers))} known: {known}{more}"
+        for place, name in enumerate(names):
+            if {name, str(place)} <= self.clients.keys() and name != str(place):
+                yield f"clients.{dotted(name)}", f"client {place} has two tables, {place} and {name!r}; expected one"
+        specs = dict.fromkeys(key for spec in clients.models for key in (spec.name, str(spec.architecture)))
+        for name in self.models.keys() - specs.keys():
+            yield f"models.{dotted(name)}", f"unknown network{hint(name, specs)} clients.models has {', '.join(specs)}"
 
 
 class AlgorithmSection(Section):

@@ -124,6 +124,8 @@ class Algorithm(ABC):
     numbers: ClassVar[int] = 1
     #: The tasks that it can train. Equations that use classes, or probabilities of classes, have no regression.
     tasks: ClassVar[tuple[TaskKind, ...]] = ("classification",)
+    #: Parts that a fit trains and that have no network, such as a matrix; ``train.parts`` may name them.
+    trains: ClassVar[tuple[str, ...]] = ()
     #: Laws of `polyfed.testing` that do not apply, each with the reason.
     exempt: ClassVar[Mapping[str, str]] = {}
     #: Whether `message_for` depends on the client's id, not only on its capacity and architecture.

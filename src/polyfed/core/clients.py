@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from polyfed.base.rng import Rng
 from polyfed.base.types import ClientId
-from polyfed.core.net import Batch
+from polyfed.core.net import Batch, WeightedBatch
 from polyfed.core.plan import LocalSGD
 from polyfed.models.split import SplitModel
 
@@ -60,6 +61,7 @@ class LocalClient:
         round: the number of the round, from 1.
         held_out: the examples that `Algorithm.holdout` takes out of its training data, the same in every round; None if
             there are none.
+        weights: the weight of each class in its supervised losses, (L,) float64; None weighs all alike.
     """
 
     info: ClientInfo
@@ -69,6 +71,16 @@ class LocalClient:
     rng: Rng
     round: int = 0
     held_out: Examples | None = None
+    weights: Tensor | None = None
+
+    def weigh(self, batch: Batch) -> Batch:
+        """Return a batch of this client's examples with its class weights and label smoothing, if it has any."""
+        if self.weights is None and not self.plan.label_smoothing:
+            return batch
+        x, y = batch
+        like = x.dtype if x.is_floating_point() else torch.get_default_dtype()
+        weights = None if self.weights is None else self.weights.to(y.device, like)
+        return WeightedBatch(x, y, weights, self.plan.label_smoothing)
 
 
 @dataclass(frozen=True)

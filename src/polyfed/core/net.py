@@ -12,8 +12,32 @@ from torch import Tensor
 from polyfed.base.types import Params, Parts
 from polyfed.models.split import SplitModel, keep_statistics
 
-#: (x, y): inputs (B, ...) and labels (B,), int64, or for a regression targets of the inputs' type.
+#: (x, y): inputs (B, ...) and labels (B,), int64, or for a regression targets of the inputs' type. A `WeightedBatch`
+#: where ``train.class_weights`` or ``train.label_smoothing`` is set.
 Batch: TypeAlias = tuple[Tensor, Tensor]
+
+
+class WeightedBatch(tuple[Tensor, Tensor]):
+    """(x, y) with what a supervised loss needs beside them; `polyfed.blocks.losses` reads it.
+
+    Attributes:
+        weights: the weight of each class at this client, (L,); None weighs all alike.
+        smoothing: the share of each label that is divided among all classes.
+    """
+
+    weights: Tensor | None
+    smoothing: float
+
+    def __new__(cls, x: Tensor, y: Tensor, weights: Tensor | None, smoothing: float) -> WeightedBatch:
+        """Make the pair."""
+        made = super().__new__(cls, (x, y))
+        made.weights, made.smoothing = weights, smoothing
+        return made
+
+
+def alike(batch: Batch, x: Tensor, y: Tensor) -> Batch:
+    """Return other examples of the same client, with the class weights and the label smoothing of ``batch``."""
+    return WeightedBatch(x, y, batch.weights, batch.smoothing) if isinstance(batch, WeightedBatch) else (x, y)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from polyfed.base.errors import ConfigError
 from polyfed.base.rng import Rng
+from polyfed.core.schedule import OptimizerName
 
 #: At which steps of a local training something extra is due.
 Every: TypeAlias = Literal["never", "step", "epoch", "round"]
@@ -30,29 +32,72 @@ class Step:
     in_epoch: int
 
 
+@dataclass(frozen=True)
+class PartRate:
+    """The learning rate of one part of the model in a round.
+
+    Args:
+        part: the name of the part, such as ``"G"``.
+        lr: its rate before the schedule; None takes the algorithm's for this part, or that of the plan.
+        factor: the schedule's factor in this round.
+    """
+
+    part: str
+    lr: float | None = None
+    factor: float = 1.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class LocalSGD:
-    """Local training between receiving and replying. The optimizer is new at every participation.
+    """Local training of one round, between receiving and replying. The optimizer is new at every participation.
+
+    Plans are values: equal plans of clients with equal networks train in one stack.
 
     Args:
         epochs: passes over the client's data; exactly one of ``epochs`` and ``steps`` is given.
         steps: optimizer steps, over as many passes as they need.
         batch_size: examples per step.
-        optimizer: ``"sgd"`` (torch's, with momentum) or ``"adam"`` (betas 0.9 and 0.999).
-        lr: learning rate.
+        optimizer: ``"sgd"`` (torch's, with momentum), ``"adam"`` or ``"adamw"`` (betas 0.9 and 0.999).
+        lr: learning rate before the schedule.
         momentum: of SGD.
-        weight_decay: L2 penalty added to the gradient, as in torch's SGD and Adam.
+        weight_decay: L2 penalty added to the gradient, as in torch's SGD and Adam; of AdamW the share ``lr *
+            weight_decay`` that each step takes off the weights.
         clip: largest norm of the gradient of one part (module); 0 switches clipping off.
+        factor: the schedule's factor in this round; it multiplies every rate.
+        parts: parts with a rate or a factor of their own.
+        label_smoothing: the share of each label that supervised cross-entropy divides among all classes.
     """
 
     epochs: int | None = None
     steps: int | None = None
     batch_size: int = 64
-    optimizer: Literal["sgd", "adam"] = "sgd"
+    optimizer: OptimizerName = "sgd"
     lr: float = 0.01
     momentum: float = 0.0
     weight_decay: float = 0.0
     clip: float = 0.0
+    factor: float = 1.0
+    parts: tuple[PartRate, ...] = ()
+    label_smoothing: float = 0.0
+
+    def rate(self, part: str, own: float | None = None) -> float:
+        """Return the learning rate of a part in this round: its rate times its factor.
+
+        Args:
+            part: the name of the part.
+            own: the algorithm's rate of this part, such as FedMRL's ``lr_private`` of ``F``; None if it has none.
+
+        Raises:
+            ConfigError: the algorithm and ``train.parts`` both give the part a rate.
+        """
+        named = next((rate for rate in self.parts if rate.part == part), PartRate(part, factor=self.factor))
+        if own is not None and named.lr is not None:
+            raise ConfigError(
+                f"train.parts.{part}.lr: got {named.lr:g}, but the algorithm gives {part} a rate of its own, {own:g}; "
+                "give one of the two (a schedule of train.parts multiplies either)"
+            )
+        lr = next(rate for rate in (own, named.lr, self.lr) if rate is not None)
+        return lr * named.factor
 
     def count(self, examples: int) -> int:
         """How many steps a client with ``examples`` training examples takes in a round."""

@@ -192,6 +192,9 @@ def client(
     model: Annotated[
         str | None, typer.Option(help='Your own network, "my_pkg.nets:SecretNet". The server does not learn its name.')
     ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="The .safetensors file whose weights this client's network starts with.")
+    ] = None,
     capacity: Annotated[
         float | None, typer.Option(help="Fraction of a full-size model that this client can hold.")
     ] = None,
@@ -228,6 +231,7 @@ def client(
             "data_options": options.get("options", {}),
             "path": None if path is None else str(path.absolute()),
             "model": model,
+            "weights": None if weights is None else str(weights.absolute()),
             "capacity": capacity,
             "device": device,
             "threads": threads,

@@ -100,6 +100,7 @@ class NodeSettings(BaseModel, frozen=True, extra="forbid"):
         path: the configured data set on this machine, if its path differs from the server's.
         model: the client's own network, "package.module:attribute" or a name of `polyfed list models`; None takes the
             network of the configuration. The name is not sent to the server.
+        weights: the .safetensors file whose weights the client's network starts with, relative to node.toml.
         capacity: the fraction of a full-size model that the client can hold; None takes the configuration's; sent to
             the server.
         device: the device to train on; None takes the configuration's.
@@ -117,6 +118,7 @@ class NodeSettings(BaseModel, frozen=True, extra="forbid"):
     data_options: dict[str, Any] = Field(default_factory=dict)
     path: str | None = None
     model: str | None = None
+    weights: str | None = None
     capacity: Annotated[float, Field(gt=0, le=1)] | None = None
     device: str | None = None
     threads: Positive | None = None
@@ -149,7 +151,10 @@ class NodeSettings(BaseModel, frozen=True, extra="forbid"):
         node = tables.get("node")
         if not isinstance(node, dict) or len(tables) != 1:
             raise ConfigError(f"{path}: got {', '.join(tables) or 'no section'}; expected one section, [node]")
-        return parsed(cls, cast("dict[str, Any]", node), f"{path}: [node]")
+        found = parsed(cls, cast("dict[str, Any]", node), f"{path}: [node]")
+        if found.weights is None:
+            return found
+        return found.model_copy(update={"weights": str((path.parent / Path(found.weights).expanduser()).absolute())})
 
     def to_toml(self) -> str:
         """TOML text; `load` reads it back."""

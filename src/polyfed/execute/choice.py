@@ -143,15 +143,20 @@ class ExecutionChoice:
 
     Args:
         decide: chooses the execution of a client's kind.
+        kind: returns a key that is equal for clients of one kind.
     """
 
-    def __init__(self, decide: Callable[[ClientInfo], Chosen] = lambda client: Chosen()) -> None:
-        self._decide = decide
-        self._known: dict[tuple[str, float], Chosen] = {}
+    def __init__(
+        self,
+        decide: Callable[[ClientInfo], Chosen] = lambda client: Chosen(),
+        kind: Callable[[ClientInfo], object] = lambda client: (client.architecture, client.capacity),
+    ) -> None:
+        self._decide, self._kind = decide, kind
+        self._known: dict[object, Chosen] = {}
 
     def of(self, client: ClientInfo) -> Chosen:
         """Return the execution of this client."""
-        kind = (client.architecture, client.capacity)
+        kind = self._kind(client)
         if kind not in self._known:
             self._known[kind] = self._decide(client)
         return self._known[kind]

@@ -214,7 +214,8 @@ class CostCounter:
         set_training(fit.client.models, True)
         with self.aside(), fit.client.rng.at("cost").fork():
             rows = torch.arange(examples) % len(fit.client.train)
-            batch, drawn = self.placement.batch(fit.client.train, rows), fit.drawn(Step(rows, 0, 0))
+            batch = fit.client.weigh(self.placement.batch(fit.client.train, rows))
+            drawn = fit.drawn(Step(rows, 0, 0))
             local = Local(fit, self.placement)
             with counting() as counter, PeakMemory() as memory:
                 leaves = (leaf for params in local.parts.values() for leaf in params.values())

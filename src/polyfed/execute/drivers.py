@@ -22,7 +22,7 @@ from polyfed.execute.cost import CostCounter, Flops
 from polyfed.execute.local_training import run_fit, run_reduce
 from polyfed.execute.placement import Placement
 from polyfed.execute.replay import Replays
-from polyfed.execute.stacked import SIZES, USUAL, StackRule, pieces, run_stacked, signature, why_not
+from polyfed.execute.stacked import SIZES, USUAL, StackRule, kind_of, pieces, run_stacked, signature, why_not
 from polyfed.models.probe import in_network
 
 log = logging.getLogger(__name__)
@@ -130,7 +130,7 @@ class Sequential:
 
     def charge(self, fit: Fit, fitted: Fitted, work: Work) -> None:
         """Add the costs of a fit to its client's account."""
-        kind = signature(fit)
+        kind = kind_of(fit)
         for number, ((examples, due), steps) in enumerate(_steps(fit).items()):
             if number == 0:  # the largest batch
                 work.peak_bytes = max(work.peak_bytes, self.costs.peak(kind, fit, examples, due))
@@ -169,7 +169,7 @@ class Batched(Sequential):
         super().__init__(placement)
         self.say, self.memory, self.rule = say, memory, rule
         self._said: set[str] = set()
-        self._refused: dict[object, str] = {}  # signatures that vmap cannot run, and why
+        self._refused: dict[object, str] = {}  # kinds that vmap cannot run, and why
         self._replays = Replays(rule.after)
 
     def unit(self, client: ClientInfo) -> int:
@@ -212,7 +212,7 @@ class Batched(Sequential):
     def _stack(self, fits: Sequence[Fit]) -> bool:
         if len(fits) == 1 or not self._pays(fits[0]):
             return False
-        reason = why_not(fits[0]) or self._refused.get(signature(fits[0]))
+        reason = why_not(fits[0]) or self._refused.get(kind_of(fits[0]))
         if reason and reason not in self._said:
             self._said.add(reason)
             self.say(f"clients run one by one: {reason}")
@@ -226,7 +226,7 @@ class Batched(Sequential):
         if self.memory is None:
             return sys.maxsize
         examples, due = next(iter(_steps(fit)))
-        return max(1, self.memory // max(1, self.costs.peak(signature(fit), fit, examples, due)))
+        return max(1, self.memory // max(1, self.costs.peak(kind_of(fit), fit, examples, due)))
 
     def _together(self, fits: Sequence[Fit], accounts: Sequence[_Account]) -> list[Fitted] | None:
         """Run the fits as one stack; return None if they have to run one by one."""
@@ -242,7 +242,7 @@ class Batched(Sequential):
             if not (isinstance(error, RuntimeError | NotImplementedError) or in_network(error)):
                 raise
             names = ", ".join(dict.fromkeys(model.name for model in fits[0].client.models.values()))
-            self._refused[signature(fits[0])] = f"{names} cannot be stacked ({str(error).strip().splitlines()[0]})"
+            self._refused[kind_of(fits[0])] = f"{names} cannot be stacked ({str(error).strip().splitlines()[0]})"
             self._stack(fits)  # reports the reason
             return None
         self.paths["stacked"] += len(fits)

@@ -150,12 +150,13 @@ def clip(grads: Params, limit: float) -> Params:
 def optimizer(plan: LocalSGD, parts: Parts, lr: Mapping[str, float]) -> torch.optim.Optimizer:
     """Return a new optimizer, without state of an earlier client or round."""
     groups = [
-        {"params": leaves, "lr": lr.get(part, plan.lr)}
+        {"params": leaves, "lr": plan.rate(part, lr.get(part))}
         for part, params in parts.items()
         if (leaves := [leaf for leaf in params.values() if leaf.requires_grad])
     ]
-    if plan.optimizer == "adam":
-        return torch.optim.Adam(groups, lr=plan.lr, weight_decay=plan.weight_decay, fused=True)
+    if plan.optimizer != "sgd":
+        kind = torch.optim.Adam if plan.optimizer == "adam" else torch.optim.AdamW
+        return kind(groups, lr=plan.lr, weight_decay=plan.weight_decay, fused=True)
     return torch.optim.SGD(groups, lr=plan.lr, momentum=plan.momentum, weight_decay=plan.weight_decay, fused=True)
 
 
@@ -171,7 +172,7 @@ def run_fit(fit: Fit, placement: Placement) -> Fitted:
     augment = client.rng.at("augment").torch()
     with client.rng.at("layers").fork() if any(model.random for model in client.models.values()) else nullcontext():
         for step in client.plan.schedule(len(client.train), client.rng.at("batches")):
-            batch = placement.batch(client.train, step.rows, augment)
+            batch = client.weigh(placement.batch(client.train, step.rows, augment))
             with reported(f"client {client.info.id}, round {client.round}, a batch of {len(step.rows)}"):
                 local.step(batch, fit.due(step.index, step.in_epoch), fit.drawn(step))
     return finish(fit, tree.map_parts(Tensor.detach, local.parts), local.losses)
@@ -209,7 +210,7 @@ def run_reduce(request: Reduce, placement: Placement) -> dict[str, Tensor]:
     rows = (request.rows,) if request.rows is not None else torch.arange(len(request.data)).split(EVAL_BATCH)
     out: dict[str, Tensor] = {}
     for some in rows:
-        batch = placement.batch(request.data, some)
+        batch = client.weigh(placement.batch(request.data, some))
         with placement.autocast(), reported(f"client {client.info.id}, round {client.round}"):
             part = request.fn(nets, batch)
         out = {name: out[name] + value if name in out else value for name, value in part.items()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
 from types import FunctionType
@@ -62,6 +62,14 @@ Gradients = Mapping[str, Mapping[str, Tensor | Product]]
 
 def signature(fit: Fit) -> object:
     """Return a key that is equal for requests that may be stacked: same function, networks, shapes and plan."""
+    return kind_of(fit), fit.client.plan, tuple(sorted(fit.lr.items()))
+
+
+def kind_of(fit: Fit) -> object:
+    """Return `signature` without learning rates: equal for requests whose steps cost the same and have one trace.
+
+    A schedule changes the rates every round, and a new trace or count for each round would take longer than the round.
+    """
 
     def shapes(parts: Parts) -> object:
         return tuple((part, tuple((n, tuple(v.shape), v.dtype) for n, v in p.items())) for part, p in parts.items())
@@ -69,7 +77,8 @@ def signature(fit: Fit) -> object:
     return (
         *(fit.identity, tuple((part, model.signature) for part, model in fit.client.models.items())),
         *(shapes(fit.parts), shapes(fit.frozen)),
-        *(fit.client.plan, tuple(sorted(fit.lr.items())), fit.every, fit.draw is not None),
+        *(replace(fit.client.plan, lr=0.0, factor=1.0, parts=()), fit.client.weights is None),
+        *(fit.every, fit.draw is not None),
     )
 
 
@@ -92,7 +101,7 @@ def replayable(fit: Fit) -> object | None:
     source = fit.loss if fit.loss is not None else fit.gradient
     plain = isinstance(source, FunctionType) and source.__closure__ is None
     # The function itself, not its id: it keeps its algorithm alive, so no other function can get the same id.
-    return (source, signature(fit)) if plain or isinstance(getattr(source, "__self__", None), Algorithm) else None
+    return (source, kind_of(fit)) if plain or isinstance(getattr(source, "__self__", None), Algorithm) else None
 
 
 def pieces(fits: Sequence[Fit], most: int, rule: StackRule = USUAL) -> Iterator[Sequence[Fit]]:
@@ -145,9 +154,10 @@ def _run(fits: Sequence[Fit], placement: Placement, replays: Replays | None, rul
             who = [k for k, _ in members]
             data = [fits[k].client.train for k in who]
             batch = placement.batches(data, [step.rows for _, step in members], [augment[k] for k in who])
+            weights = [w.to(batch[1].device, placement.dtype) for k in who if (w := fits[k].client.weights) is not None]
             draws = [fits[k].drawn(step) for k, step in members]
             drawn = {n: torch.stack([placement.put(d[n]) for d in draws]) for n in draws[0]}
-            stack.step(who, batch, due, drawn)
+            stack.step(who, batch, due, drawn, torch.stack(weights) if weights else None)
     return stack.outcomes()
 
 
@@ -190,18 +200,19 @@ class Stack:
         self.update = Update(fits[0].client.plan, self.weights, fits[0].lr, len(fits))
         self.losses: list[list[Tensor]] = [[] for _ in fits]
 
-    def step(self, members: list[int], batch: Batch, due: bool, drawn: Params) -> None:
-        """Take one gradient and one update of the clients ``members``."""
+    def step(self, members: list[int], batch: Batch, due: bool, drawn: Params, weights: Tensor | None = None) -> None:
+        """Take one gradient and one update of the clients ``members``, whose class weights are ``weights`` (K, L)."""
         rows = None if len(members) == len(self.fits) else send(torch.tensor(members), self.placement.device)
         whole = (self.weights, self.fixed, self.frozen)
         state = whole if rows is None else tuple(tree.map_parts(lambda value: value[rows], parts) for parts in whole)
         one: Any = torch.func.vmap(partial(self._one, due))
+        given = (*batch, *(() if weights is None else (weights,)))  # tensors all, as the weights differ by client
         if self.replays is None or self.name is None:
-            grads, moved, losses = one(*state, batch, drawn)
+            grads, moved, losses = one(*state, given, drawn)
         else:
             products = self.usual and rows is None and batch[1].shape[1] == self.fits[0].client.plan.batch_size
             kind = (self.name, due, self.placement)
-            grads, moved, losses = self.replays.call(kind, one, *state, batch, drawn, products=products)
+            grads, moved, losses = self.replays.call(kind, one, *state, given, drawn, products=products)
         self.update.step(self.weights, grads, rows)
         for part, params in moved.items():
             for name, value in params.items():
@@ -212,9 +223,16 @@ class Stack:
         for k, loss in zip(members, losses.unbind(), strict=True):
             self.losses[k].append(loss)
 
-    def _one(self, due: bool, weights: Grads, fixed: Grads, frozen: Grads, batch: Batch, drawn: Params) -> Any:
-        """Return the step of one client, as vmap sees it: its gradients, its new buffers, its loss."""
+    def _one(
+        self, due: bool, weights: Grads, fixed: Grads, frozen: Grads, given: Sequence[Tensor], drawn: Params
+    ) -> Any:
+        """Return the step of one client, as vmap sees it: its gradients, its new buffers, its loss.
+
+        ``given`` are inputs, labels and, if the clients have them, class weights.
+        """
         client = self.fits[0].client
+        x, y, *own = given
+        batch = replace(client, weights=own[0] if own else None).weigh((x, y))
         fixed = tree.map_parts(torch.clone, fixed)
         losses: list[Tensor] = []
 
@@ -268,16 +286,17 @@ class Stack:
 
 
 class Update:
-    """torch's SGD and Adam on stacked tensors, each client with its own state and step count."""
+    """torch's SGD, Adam and AdamW on stacked tensors, each client with its own state and step count."""
 
     def __init__(self, plan: LocalSGD, weights: Parts, lr: Mapping[str, float], clients: int) -> None:
         self.plan, self.lr = plan, lr
-        slots = 2 if plan.optimizer == "adam" else int(plan.momentum != 0)
+        adam = plan.optimizer != "sgd"
+        slots = 2 if adam else int(plan.momentum != 0)
         self.slots = [tree.map_parts(torch.zeros_like, weights) for _ in range(slots)]
-        # Number of updates of each client, which only Adam needs.
+        # Number of updates of each client, which only Adam and AdamW need.
         self.count = tree.map_parts(
             lambda v: torch.zeros(clients, dtype=torch.float64, device=v.device),
-            weights if plan.optimizer == "adam" else {},
+            weights if adam else {},
         )
 
     def step(self, weights: Grads, grads: Gradients, rows: Tensor | None) -> None:
@@ -289,7 +308,7 @@ class Update:
             for part, params in grads.items()
         }
         for part, params in grads.items():
-            lr = self.lr.get(part, self.plan.lr)
+            lr = self.plan.rate(part, self.lr.get(part))
             for name, g in params.items():
                 whole = [weights[part][name], *(slot[part][name] for slot in self.slots)]
                 # All clients: in place. A part of them: taken out by index, updated, and put back.
@@ -309,7 +328,9 @@ class Update:
                 weight.baddbmm_(g.left, g.right, beta=1 - lr * self.plan.weight_decay, alpha=-lr)
                 return
             g = g.multiplied()
-        if self.plan.weight_decay:
+        if self.plan.optimizer == "adamw":
+            weight.mul_(1 - lr * self.plan.weight_decay)  # decoupled: the moments do not see it
+        elif self.plan.weight_decay:
             g = g.add(weight, alpha=self.plan.weight_decay)
         if count is not None:
             first, second = slots

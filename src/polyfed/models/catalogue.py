@@ -48,6 +48,9 @@ def _defaults(name: str) -> Mapping[str, Option]:
     return {"norm": "batch", "width": 16 if name == "resnet8" or name.endswith("-small") else 64, "cut": "stem"}
 
 
+#: The ending of a file of weights: the value of the option ``weights``, which every network takes.
+WEIGHTS = ".safetensors"
+
 #: name -> the options of the network with their defaults.
 OPTIONS: Mapping[str, Mapping[str, Option]] = MappingProxyType({name: _defaults(name) for name in MODELS})
 
@@ -100,6 +103,19 @@ class ModelSpec:
         return ModelSpec(self.name, tuple((key, _option(self.name, key, merged[key])) for key in sorted(merged)))
 
     @property
+    def weights(self) -> str | None:
+        """The .safetensors file whose weights a client's network starts with; None if it starts with a draw."""
+        value = dict(self.options).get("weights")
+        return value if isinstance(value, str) and value.endswith(WEIGHTS) else None
+
+    @property
+    def architecture(self) -> ModelSpec:
+        """This specification without the file of weights: networks that start differently are of one architecture."""
+        if self.weights is None:
+            return self
+        return ModelSpec(self.name, tuple(pair for pair in self.options if pair[0] != "weights"))
+
+    @property
     def own(self) -> bool:
         """Whether it names the user's own code instead of an entry of the catalogue."""
         return ":" in self.name
@@ -117,7 +133,11 @@ class ModelSpec:
                 "model as package.module:attribute"
             )
         takes = OPTIONS[self.name]
-        for key, value in self.options:
+        for key, value in self.architecture.options:
+            if key == "weights":
+                raise ModelError(
+                    f"model {self.name!r}: option 'weights' is {value!r}, expected the path of a {WEIGHTS} file"
+                )
             if key not in takes:
                 known = ", ".join(f"{k} (default {_text(v)})" for k, v in takes.items())
                 raise ModelError(f"model {self.name!r} has no option {key!r}{hint(key, takes)} It takes: {known}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable
+from copy import copy
 from functools import cached_property
 from hashlib import sha256
 from itertools import takewhile
@@ -93,6 +94,7 @@ class SplitModel:
         if extractor is not None and classifier is None:
             raise ModelError(f"model {name!r} names an extractor ({extractor!r}) but no classifier; name both, or none")
         self.name = name
+        self._start: Params | None = None
         self.input_shape = tuple(input_shape)
         self.signature: Hashable = (
             signature if signature is not None else (name, factory, self.input_shape, classifier, extractor)
@@ -137,7 +139,12 @@ class SplitModel:
     # ------------------------------------------------------------------------------------------------ weights
 
     def init(self, rng: Rng) -> dict[str, Tensor]:
-        """Return new weights and buffers, the same for the same ``rng``; no global generator is used."""
+        """Return new weights and buffers, the same for the same ``rng``; no global generator is used.
+
+        After `starting_with` they are copies of the given weights, whatever ``rng``.
+        """
+        if self._start is not None:
+            return {name: value.clone() for name, value in self._start.items()}
         module = self._new(rng)
         if module is self._module:
             raise ModelError(
@@ -147,6 +154,17 @@ class SplitModel:
         tensors = {name: tensor for name, tensor in found if name not in self._binding.constants}
         self._binding.check(tensors)
         return tensors
+
+    def starting_with(self, weights: Params) -> SplitModel:
+        """Return this model with ``weights`` as what `init` returns; it shares the module with this one.
+
+        Args:
+            weights: all tensors, with the names and shapes of `shapes`.
+        """
+        self._binding.check(weights)
+        other = copy(self)
+        other._start = weights
+        return other
 
     @property
     def constants(self) -> Params:

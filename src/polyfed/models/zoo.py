@@ -19,7 +19,7 @@ def build(
     """Build a model; equal arguments return the same object.
 
     Args:
-        spec: a name, a name with options, or a :class:`ModelSpec`.
+        spec: a name, a name with options, or a :class:`ModelSpec`, whose file of weights is not read.
         input_shape: shape of one sample, ``(C, H, W)`` or ``(F,)``.
         num_classes: number of logits.
         dtype: type of the input: int64 for tokens; None for the type of new tensors, such as float32.
@@ -33,6 +33,7 @@ def build(
     """
     spec = ModelSpec.parse(spec)
     spec.check()
+    spec = spec.architecture
     options = {**({} if spec.own else OPTIONS[spec.name]), **dict(spec.options)}
     # With the defaults filled in, "resnet18" and "resnet18(norm=batch)" are the same model.
     return _build(spec.name, tuple(sorted(options.items())), tuple(input_shape), num_classes, dtype)

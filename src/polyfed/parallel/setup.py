@@ -27,7 +27,7 @@ from polyfed.execute.placement import Placement
 from polyfed.parallel.clients import Worker, WorkerClients, resident
 from polyfed.parallel.pool import Pool, can_fork, process_peak
 from polyfed.rounds.clients import LocalClients, SimulatedClients
-from polyfed.rounds.federation import Federation
+from polyfed.rounds.federation import Federation, plan_of
 from polyfed.storage.state_store import Store
 
 log = logging.getLogger(__name__)
@@ -126,10 +126,12 @@ class Execution:
         return apart if apart > 1 and self._worth_workers() else 1
 
     def _worth_workers(self) -> bool:
-        federation, clients = self.federation, self.federation.config.clients
+        federation, clients, run = self.federation, self.federation.config.clients, self.federation.config.run
         infos = map(federation.info, range(min(len(clients.models) * len(clients.capacities), clients.count)))
         flops = [chosen.flops for chosen in map(execution_choice(federation).of, infos)]
-        steps = federation.plan.count(int(federation.partition.train_offsets[-1]) // clients.count)
+        # Clients whose own settings ask for more or fewer steps do not count: this is a matter of time alone.
+        plan = plan_of(federation.config.train, 1, run.rounds)
+        steps = plan.count(int(federation.partition.train_offsets[-1]) // clients.count)
         counted = [f for f in flops if f is not None]
         # A step that cannot be counted is taken as large.
         return len(counted) < len(flops) or sum(counted) / len(counted) * steps * clients.wanted > WORTH_WORKERS
@@ -147,18 +149,19 @@ def execution_choice(federation: Federation) -> ExecutionChoice:
     device = Placement.of(run.device, run.precision).device.type
     # Networks and capacities are both dealt in turn, so that together they come again after so many clients.
     period = min(math.lcm(len(clients.models), len(clients.capacities)), clients.count)
-    alike = Counter((clients.model(client), clients.capacity(client)) for client in range(period))
+    period = clients.count if federation.config.train.clients else period
+    alike = Counter(map(federation.kind, range(period)))
 
     def decide(client: ClientInfo) -> Chosen:
         return choose(
             federation.algorithm.models(federation.task, federation.own(client.id)),
-            federation.plan,
+            plan_of(federation.keys(client.id), 1, run.rounds),
             federation.dataset.input_shape,
-            together=clients.wanted * alike[clients.model(client.id), client.capacity] / period,
+            together=clients.wanted * alike[federation.kind(client.id)] / period,
             device=device,
         )
 
-    return ExecutionChoice(decide)
+    return ExecutionChoice(decide, lambda client: federation.kind(client.id))
 
 
 def _worker(source: Federation | Config, placement: Placement) -> Mapping[str, Callable[..., Any]]:

@@ -141,7 +141,7 @@ class SimulatedClients(ABC):
         units: list[list[ClientId]] = []
         last: dict[object, list[ClientId]] = {}
         for info in sorted((info for info in infos if info.id in down), key=lambda info: info.id):
-            kind = (info.architecture, info.capacity)
+            kind = self.federation.kind(info.id)
             if kind not in last or len(last[kind]) >= self.driver.unit(info):
                 last[kind] = []
                 units.append(last[kind])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from polyfed.base.errors import ConfigError, ModelError
 from polyfed.base.memory import give_back
@@ -18,10 +19,11 @@ from polyfed.base.rng import Rng
 from polyfed.base.types import ClientId
 from polyfed.config import Config, load_algorithm
 from polyfed.config.profiles import load_profiles
+from polyfed.config.sections import TrainKeys
 from polyfed.core.algorithm import Algorithm, Task
 from polyfed.core.clients import ClientInfo, LocalClient
 from polyfed.core.message import Nothing
-from polyfed.core.plan import LocalSGD
+from polyfed.core.plan import LocalSGD, PartRate
 from polyfed.data.catalogue import DATASET_OPTIONS
 from polyfed.data.client import ClientData, FederatedData
 from polyfed.data.dataset import Dataset
@@ -30,6 +32,7 @@ from polyfed.data.partition.partition import Partition
 from polyfed.data.sources import load_dataset
 from polyfed.execute.choice import forward_flops
 from polyfed.models.split import SplitModel
+from polyfed.models.weights import load_weights
 from polyfed.rounds.availability import Availability
 from polyfed.rounds.sampling import Weighted
 
@@ -107,10 +110,14 @@ class Federation(ServerView):
         data = self.dataset
         return configured_task(self.config, data.input_shape, data.num_classes, data.input_dtype)
 
-    @cached_property
-    def plan(self) -> LocalSGD:
-        """How clients train."""
-        return LocalSGD(**self.config.train.model_dump())
+    def keys(self, client: ClientId) -> TrainKeys:
+        """Return the keys of ``[train]`` that hold for a client."""
+        return configured_training(self.config, self.info(client))
+
+    def kind(self, client: ClientId) -> object:
+        """Return a key that is equal for clients of one architecture and capacity that train alike."""
+        info = self.info(client)
+        return info.architecture, info.capacity, _differing(self.config, info)
 
     @cached_property
     def availability(self) -> Availability | None:
@@ -132,15 +139,17 @@ class Federation(ServerView):
         """What the server knows of a client."""
         return configured_info(self.config, client)
 
-    def own(self, client: ClientId) -> SplitModel:
-        """Return a client's network."""
-        return self.task.build(self.config.clients.model(client))
+    def own(self, client: ClientId, round_: int = 1) -> SplitModel:
+        """Return a client's network; in round 0, its creation, it starts with its file of weights if it has one."""
+        model = self.task.build(self.config.clients.model(client))
+        weights = self.config.clients.weights(client)
+        return model if weights is None or round_ else model.starting_with(load_weights(Path(weights), model))
 
     def local(self, client: ClientId, round_: int) -> LocalClient:
         """Return a client at work in a round; round 0 is its creation, before its first round."""
         return client_at_work(
             self.info(client),
-            self.algorithm.models(self.task, self.own(client)),
+            self.algorithm.models(self.task, self.own(client, round_)),
             self.data.train(client),
             self.algorithm,
             self.config,
@@ -187,7 +196,143 @@ def client_at_work(
     root = Rng((config.run.seed,))
     rng = root.at("client", info.id) if round_ == 0 else root.at("round", round_, "client", info.id)
     train, held_out = data.hold_out(algorithm.holdout, root.at("client", info.id, "held"))
-    return LocalClient(info, models, train, LocalSGD(**config.train.model_dump()), rng, round_, held_out)
+    keys = configured_training(config, info)
+    plan = plan_of(keys, round_, config.run.rounds)
+    return LocalClient(info, models, train, plan, rng, round_, held_out, class_weights(keys.class_weights, train))
+
+
+def _differing(config: Config, info: ClientInfo) -> tuple[str, ...]:
+    names = config.clients.names
+    return config.train.differing(info.id, names[info.id] if names else None, info.architecture or None)
+
+
+def configured_training(config: Config, info: ClientInfo) -> TrainKeys:
+    """Return the keys of ``[train]`` that hold for a client, whose ``architecture`` is "" if its network is its own."""
+    return config.train.of(_differing(config, info))
+
+
+def plan_of(keys: TrainKeys, round_: int, rounds: int) -> LocalSGD:
+    """Return the plan of one round: a pure function of the settings and the number of the round.
+
+    Args:
+        keys: the client's keys of ``[train]``.
+        round_: number of the round.
+        rounds: ``run.rounds``, the horizon of a schedule that names none.
+    """
+    common = 1.0 if keys.schedule is None else keys.schedule.factor(round_, rounds)
+    parts = tuple(
+        PartRate(name, part.lr, common if part.schedule is None else part.schedule.factor(round_, rounds))
+        for name, part in keys.parts.items()
+    )
+    values = {key: getattr(keys, key) for key in TrainKeys.model_fields}
+    others = {key: value for key, value in values.items() if key not in ("schedule", "parts", "class_weights")}
+    return LocalSGD(**others, factor=common, parts=parts)
+
+
+def class_weights(asked: Any, train: ClientData) -> Tensor | None:
+    """Return the weight of each class at a client, (L,) float64; None if all weigh alike.
+
+    "balanced" gives class c the weight n / (m n_c): n training rows, n_c of class c, m classes that the client has. So
+    each of these classes has the same total weight, and the mean weight of the rows is 1. A class that the client lacks
+    has weight 1, which counts in smoothed labels only.
+
+    Args:
+        asked: ``train.class_weights``.
+        train: the client's training examples, without those that are held out.
+
+    Raises:
+        ConfigError: the weights do not fit the classes.
+    """
+    if asked is None:
+        return None
+    names, classes = train.dataset.classes, train.dataset.num_classes
+    if asked == "balanced":
+        counts = train.labels.cpu().bincount(minlength=classes).double()
+        has = counts > 0
+        return torch.where(has, counts.sum() / (has.sum() * counts.clamp(min=1)), 1.0)
+    if isinstance(asked, Mapping):
+        known = {name: number for number, name in enumerate(names or map(str, range(classes)))}
+        if strangers := [name for name in asked if name not in known]:
+            raise ConfigError(
+                f"train.class_weights: unknown class{'es' * (len(strangers) > 1)} {', '.join(map(repr, strangers))}; "
+                f"the data have {', '.join(known)}"
+            )
+        weights = torch.ones(classes, dtype=torch.float64)
+        for name, weight in asked.items():
+            weights[known[name]] = weight
+        return weights
+    if len(asked) != classes:
+        raise ConfigError(
+            f"train.class_weights: got {len(asked)} numbers; expected {classes}, one for each class: "
+            f"{', '.join(names) or f'0 to {classes - 1}'}"
+        )
+    return torch.tensor(asked, dtype=torch.float64)
+
+
+def check_training(config: Config, algorithm: Algorithm, networks: Iterable[str], train: ClientData) -> None:
+    """Check the parts and the classes that ``[train]`` names against the algorithm and the data.
+
+    Args:
+        config: the configuration of the run.
+        algorithm: the algorithm of the run.
+        networks: the parts of a client that have a network.
+        train: training examples of a client.
+
+    Raises:
+        ConfigError: all faults at once.
+    """
+    faults: list[str] = []
+    tables = [
+        "",
+        *(f"models.{name}" for name in config.train.models),
+        *(f"clients.{name}" for name in config.train.clients),
+    ]
+    parts = dict.fromkeys((*networks, *algorithm.trains))
+    for table in tables:
+        keys = config.train.of([table] if table else ())
+        where = f"train.{table}." if table else "train."
+        if strangers := [name for name in keys.parts if name not in parts]:
+            faults.append(
+                f"{where}parts: {algorithm.name} has no part{'s' * (len(strangers) > 1)} {', '.join(strangers)}; it "
+                f"trains {', '.join(parts)}"
+            )
+        try:
+            class_weights(keys.class_weights, train)
+        except ConfigError as error:
+            faults += [fault.replace("train.", where, 1) for fault in error.faults]
+    if faults := list(dict.fromkeys(faults)):
+        raise ConfigError(*faults)
+
+
+def check_weights(config: Config, algorithm: Algorithm, task: Task) -> None:
+    """Read every file of weights and compare it with its network.
+
+    Raises:
+        ConfigError: the algorithm has no private networks.
+        ModelError: a file does not fit its network; the text has all faults of all files.
+    """
+    specs = dict.fromkeys(spec for spec in config.clients.models[: config.clients.count] if spec.weights)
+    faults: list[str] = []
+    for spec in specs:
+        refuse_weights(algorithm)
+        try:
+            load_weights(Path(str(spec.weights)), task.build(spec))
+        except ModelError as error:
+            faults.append(str(error))
+    if faults:
+        raise ModelError("\n".join(faults))
+
+
+def refuse_weights(algorithm: Algorithm) -> None:
+    """Raise ConfigError if a client of this algorithm has no network of its own to start with weights of its own.
+
+    Its network is the one that the server sends from round 1 on, so weights of one client would never be used.
+    """
+    if type(algorithm).init_client is Algorithm.init_client:
+        raise ConfigError(
+            f"weights: {algorithm.name} gives every client the server's network in every round, so a client's own "
+            "weights would never be used; remove weights, or choose an algorithm with private networks"
+        )
 
 
 def configured_task(
@@ -200,7 +345,7 @@ def configured_task(
         num_classes=num_classes,
         num_clients=clients.count,
         rounds=config.run.rounds,
-        architectures=tuple(dict.fromkeys(clients.models[: clients.count])),
+        architectures=clients.architectures,
         capacities=tuple(sorted(set(clients.capacities[: clients.count]), reverse=True)),
         kind=config.data.task,
         dtype=dtype,
@@ -312,6 +457,8 @@ def prepare(config: Config, data: Dataset | None = None) -> Federation:
     algorithm = load_algorithm(config.algorithm.name, config.algorithm.keys)
     federation = Federation(config, dataset, partition, algorithm)
     check_networks(algorithm, federation.task, dataset)
+    check_training(config, algorithm, algorithm.models(federation.task, federation.own(0)), federation.data.train(0))
+    check_weights(config, algorithm, federation.task)
     if algorithm.holdout:
         federation.local(partition.smallest, 0)  # reports a client with too few examples before the run
     check_single_examples(federation)
@@ -332,10 +479,12 @@ def check_single_examples(federation: Federation) -> None:
     Raises:
         ModelError: the text names the clients and the network.
     """
-    counts, algorithm = np.diff(federation.partition.train_offsets), federation.algorithm
+    counts, algorithm, config = np.diff(federation.partition.train_offsets), federation.algorithm, federation.config
     if algorithm.holdout:
         counts = counts - np.clip(np.round(algorithm.holdout * counts), 1, np.maximum(counts - 1, 0))
-    clients = np.flatnonzero(counts == 1 if federation.plan.batch_size > 1 else counts > 0)
+    same = not (config.train.clients or config.train.models)
+    each = [config.train.batch_size] if same else [federation.keys(k).batch_size for k in range(len(counts))]
+    clients = np.flatnonzero((counts == 1) | ((np.array(each) == 1) & (counts > 0)))
     for spec in federation.task.architectures if len(clients) else ():
         for model in algorithm.models(federation.task, federation.task.build(spec)).values():
             named = [k for k in clients.tolist() if federation.config.clients.model(k) == spec] * bool(

@@ -71,7 +71,7 @@ def squared_norm(fit: Fit, placement: Placement) -> float:
     count = len(client.train)
     sums: dict[tuple[str, str], torch.Tensor] = {}
     for index, rows in enumerate(torch.arange(count).split(EVAL_BATCH)):
-        batch = placement.batch(client.train, rows)
+        batch = client.weigh(placement.batch(client.train, rows))
         local.see(fit.drawn(Step(rows, index, index)))
         grads = fit.gradient(partial(local.grad, batch), local.nets, batch, False)
         for part, params in grads.items():

@@ -27,6 +27,7 @@ from polyfed.config import Config, load_algorithm
 from polyfed.core.algorithm import Algorithm
 from polyfed.data.sources import file_digests
 from polyfed.models.catalogue import ModelSpec
+from polyfed.models.weights import weights_digest
 
 NAME = "content.json"
 
@@ -43,7 +44,8 @@ class Content:
         config: `Config.hash`.
         results: `RESULTS`.
         algorithms: the class of the algorithm and those it derives from -> its ``numbers``.
-        data: name of a file -> SHA-256; empty if the data have no files, or the files are not on this machine.
+        data: name of a file of data or of weights -> SHA-256; empty if the run has no files, or they are not on this
+            machine.
         source: name of a user's module -> SHA-256 of its syntax.
         packages: installed package that the configuration names -> version.
     """
@@ -56,13 +58,21 @@ class Content:
     packages: Mapping[str, str]
 
     @classmethod
-    def of(cls, config: Config, data: Mapping[str, str] | None = None, model: str | None = None) -> Content:
+    def of(
+        cls,
+        config: Config,
+        data: Mapping[str, str] | None = None,
+        model: str | None = None,
+        weights: Iterable[str] | None = None,
+    ) -> Content:
         """Return the current content.
 
         Args:
             config: the configuration of the run.
             data: digests of the data's files; None computes those of the files that ``config`` names.
             model: a network in addition to those that ``config`` names.
+            weights: the files of weights that networks start with; None takes those that ``config`` names. Their
+                digests stand among those of the data.
 
         Raises:
             PolyfedError: a file cannot be read, or the algorithm does not exist.
@@ -70,6 +80,9 @@ class Content:
         if data is None:
             path = Path(config.data.path) if config.data.path else None
             data = file_digests(config.data.dataset, path=path, options=config.data.options)
+        if weights is None:
+            weights = (spec.weights for spec in config.clients.models if spec.weights is not None)
+        starts = {path: weights_digest(Path(path)) for path in weights if Path(path).exists()}
         algorithm = load_algorithm(config.algorithm.name, config.algorithm.keys)
         asked = [model, config.algorithm.name, *vars(algorithm).values(), *map(str, config.clients.models)]
         source, packages = _own_code({name for value in asked if (name := _module(value))})
@@ -78,7 +91,7 @@ class Content:
             for kind in type(algorithm).__mro__
             if issubclass(kind, Algorithm) and kind is not Algorithm
         }
-        return cls(config.hash(), RESULTS, numbers, dict(data), source, packages)
+        return cls(config.hash(), RESULTS, numbers, {**data, **starts}, source, packages)
 
     @property
     def digest(self) -> str:

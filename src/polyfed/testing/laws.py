@@ -64,6 +64,7 @@ __all__ = [
     "test_examples_weigh",
     "test_idle_rounds_change_nothing",
     "test_inputs_are_not_written_to",
+    "test_labels_are_weighed",
     "test_learns",
     "test_order_of_the_answers_does_not_matter",
     "test_order_of_the_clients_does_not_matter",
@@ -559,6 +560,28 @@ def test_examples_weigh(subject: Subject) -> None:
         subject, [(infos[0], standing_for(1, a)), *((info, standing_for(1, b)) for info in (infos[1], *more))]
     )
     near(heavy, light, per_client=False)
+
+
+def test_labels_are_weighed(subject: Subject) -> None:
+    """``train.class_weights`` and ``train.label_smoothing`` count, and only the ratios of the weights do.
+
+    Catches supervised losses that are given labels in place of the client's batch and so ignore the settings, and
+    weighted sums where a weighted mean is meant. A method that learns from no label declares itself exempt.
+    """
+    plain = subject.run()
+
+    def trained(run: Run[Watched]) -> dict[ClientId, Any]:
+        return {visit.client: (visit.trained, visit.up) for visit in run.clients.visits}
+
+    for keys in ({"class_weights": "balanced"}, {"label_smoothing": 0.2}):
+        weighed = trained(play(subject.federation({"train": keys}), here(Watched), precision="fp64"))
+        same_as_before = [client for client, found in trained(plain).items() if not differences(found, weighed[client])]
+        assert not same_as_before, (
+            f"client {same_as_before[0]} learns the same with {keys}: give its batch to cross_entropy and task_loss, "
+            "not the labels alone"
+        )
+    twice = {"class_weights": [2.0] * plain.federation.task.num_classes}
+    close(play(subject.federation({"train": twice}), here(Watched), precision="fp64"), plain)
 
 
 def test_idle_rounds_change_nothing(subject: Subject) -> None:

@@ -25,7 +25,16 @@ from polyfed.data.sources import file_digests, load_dataset
 from polyfed.deploy.settings import NodeSettings
 from polyfed.deploy.wire.headers import Agreement, TaskFacts
 from polyfed.models.catalogue import ModelSpec
-from polyfed.rounds.federation import client_at_work, configured_info, deal, with_units
+from polyfed.models.split import SplitModel
+from polyfed.models.weights import load_weights
+from polyfed.rounds.federation import (
+    check_training,
+    client_at_work,
+    configured_info,
+    deal,
+    refuse_weights,
+    with_units,
+)
 
 
 def task_of(config: Config, facts: TaskFacts) -> Task:
@@ -197,6 +206,26 @@ class LocalSetup:
         return self.config.clients.model(self.settings.client) if own is None else ModelSpec.parse(own)
 
     @property
+    def weights(self) -> str | None:
+        """The file of the weights that the client's network starts with: its own, or the configuration's."""
+        own = self.settings.weights
+        at_server = self.settings.model is not None  # whose weights would be those of another network
+        return own if own is not None or at_server else self.config.clients.weights(self.settings.client)
+
+    def check(self, network: SplitModel) -> None:
+        """Read the client's file of weights, if it has one, before the first round.
+
+        Args:
+            network: the client's network.
+
+        Raises:
+            PolyfedError: the algorithm would not use the weights, or they do not fit the network.
+        """
+        if self.weights is not None:
+            refuse_weights(self.algorithm)
+            load_weights(Path(self.weights), network)
+
+    @property
     def info(self) -> ClientInfo:
         """What the server knows of this client; the name of its own network is left out."""
         known, capacity = configured_info(self.config, self.settings.client), self.settings.capacity
@@ -216,5 +245,9 @@ class LocalSetup:
 
     def local(self, task: Task, round_: int) -> LocalClient:
         """Return the client at work in a round; round 0 is its creation."""
-        models = self.algorithm.models(task, task.build(self.spec))
-        return client_at_work(self.info, models, self.data.train(self.place), self.algorithm, self.config, round_)
+        own = task.build(self.spec)
+        if self.weights is not None and round_ == 0:
+            own = own.starting_with(load_weights(Path(self.weights), own))
+        models, data = self.algorithm.models(task, own), self.data.train(self.place)
+        check_training(self.config, self.algorithm, models, data)
+        return client_at_work(self.info, models, data, self.algorithm, self.config, round_)

@@ -151,7 +151,7 @@ class _Node:
         setup = LocalSetup.agreeing(self.settings, self.config, self.request.agreed, salt)
         shape, classes = setup.dataset.input_shape, setup.dataset.num_classes
         # Reports a network that cannot work before round 1.
-        build(setup.spec, input_shape=shape, num_classes=classes, dtype=setup.dataset.input_dtype)
+        setup.check(build(setup.spec, input_shape=shape, num_classes=classes, dtype=setup.dataset.input_dtype))
         about = About(
             client=setup.info.id,
             capacity=setup.info.capacity,
@@ -177,7 +177,8 @@ class _Node:
             self.algorithm.states,
         )
         # These digests of data and code stay with the client.
-        self.state_dir.bind(Content.of(self.config, self.setup.dataset.files, self.settings.model))
+        weights = () if self.setup.weights is None else (self.setup.weights,)
+        self.state_dir.bind(Content.of(self.config, self.setup.dataset.files, self.settings.model, weights))
 
     def _message(self) -> Message | None:
         with self._timed("decode"):

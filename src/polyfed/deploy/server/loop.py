@@ -144,7 +144,7 @@ def create(folder: Path, config: Config, deployment: Deployment) -> str:
     files.write_json(folder / "environment.json", environment(config))
     files.write(folder / "deploy.toml", deployment.to_toml().encode())
     files.write_json(folder / "deployed.json", {"experiment": experiment})
-    Content.of(config, {}).write(folder)  # each client binds itself to its data
+    Content.of(config, {}, weights=()).write(folder)  # each client binds itself to its data and weights
     files.write(folder / "config.toml", config.to_toml().encode())
     return experiment
 
@@ -195,7 +195,7 @@ class _Served(RoundLoop):
     ) -> None:
         self.rules, self.status = deployment.rounds, status
         config = Config.load(run_dir.path / "config.toml")
-        Content.of(config, {}).check(run_dir.path)
+        Content.of(config, {}, weights=()).check(run_dir.path)
         algorithm = load_algorithm(config.algorithm.name, config.algorithm.keys)
         self.journal = Journal(run_dir.path / "events.jsonl")
         self.registry = ClientRegistry(transport, config, experiment, self.journal, fixed=deployment.server.node_keys)

@@ -153,7 +153,7 @@ class ClientRegistry:
         """Return the task of the connected clients."""
         about = [self.about[client] for client in self.present]
         count = self.config.clients.count
-        public = dict.fromkeys(str(spec) for spec in self.config.clients.models[:count])
+        public = dict.fromkeys(map(str, self.config.clients.architectures))
         capacities = {*self.config.clients.capacities[:count], *(one.capacity for one in about)}
         return TaskFacts(
             input_shape=about[0].input_shape,
