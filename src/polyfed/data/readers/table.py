@@ -301,8 +301,12 @@ def _in_order(texts: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted(texts, key=lambda text: (Decimal(text), text)))
 
 
-def _number_column(table: Table, at: int) -> tuple[Column, NDArray[np.float64]]:
-    """The record and the cells of a column of numbers; refuse texts."""
+def number_cells(table: Table, at: int) -> NDArray[np.float64]:
+    """The cells of a column of numbers, ``(N,)``, NaN where missing.
+
+    Raises:
+        DataError: a text, or a number that float32 does not hold; the text names its line.
+    """
     cells, name = table.cells[at], table.names[at]
     if cells.text:
         _refuse_text(table, at)
@@ -313,6 +317,12 @@ def _number_column(table: Table, at: int) -> tuple[Column, NDArray[np.float64]]:
             f"{table.place(int(bad[0]))}: '{values[bad[0]]:g}' in {name!r} is not a finite number of float32; correct "
             "the cell, or name it in `missing`"
         )
+    return values
+
+
+def _number_column(table: Table, at: int) -> tuple[Column, NDArray[np.float64]]:
+    """The record and the cells of a column of numbers; refuse texts."""
+    name, values = table.names[at], number_cells(table, at)
     check_digits(values, f"{table.path}: column {name!r}")
     there = values[~np.isnan(values)]
     low, high = (float(there.min()), float(there.max())) if len(there) else (None, None)
