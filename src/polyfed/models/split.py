@@ -148,6 +148,11 @@ class SplitModel:
             dtype=self.dtype,
         )
 
+    @property
+    def described(self) -> str:
+        """The layers, as torch prints a module."""
+        return repr(self._module)
+
     def lend(self, constants: Params) -> None:
         """Let the module read these tensors in place of its own `constants`, from now on."""
         self._binding.lend(constants)

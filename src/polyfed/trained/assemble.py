@@ -67,7 +67,13 @@ class Assembled(State):
 
 
 def without_data(
-    algorithm: Algorithm, task: Task, config: Config, info: ClientInfo, private: Any, message: Message | None, round_: int
+    algorithm: Algorithm,
+    task: Task,
+    config: Config,
+    info: ClientInfo,
+    private: Any,
+    message: Message | None,
+    round_: int,
 ) -> Parts:
     """Return the parts with which a client predicts, without its data.
 
@@ -196,9 +202,7 @@ def keep_assembled(
         local, state = federation.local(client, round_), stored(client)
         message = algorithm.message_for(server, local.info)
         with torch.no_grad():
-            parts: Parts = drive(
-                algorithm.predictor_parts(federation.private(client, state), message, local), perform
-            )
+            parts: Parts = drive(algorithm.predictor_parts(federation.private(client, state), message, local), perform)
         kept.put(client, round_, parts, state, message)
     kept.end(round_)
 

@@ -72,18 +72,16 @@ class Standardised(Prepared):
         self.mean: Tensor
         self.inverse: Tensor
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor) -> Tensor:
         """The same arithmetic as `Standardise.apply`."""
-        return Standardise(self.mean, self.inverse).apply(x).to(self.dtype)
+        return Standardise(self.mean, self.inverse).apply(*inputs).to(self.dtype)
 
     def example(self, rows: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Draws around the mean; the first value of the last row is missing."""
         return (self._drawn(rows, generator, self.inputs[0].shape, self.mean, self.inverse),)
 
     @staticmethod
-    def _drawn(
-        rows: int, generator: torch.Generator, shape: tuple[int, ...], mean: Tensor, inverse: Tensor
-    ) -> Tensor:
+    def _drawn(rows: int, generator: torch.Generator, shape: tuple[int, ...], mean: Tensor, inverse: Tensor) -> Tensor:
         spread = torch.where(inverse > 0, 1 / torch.where(inverse > 0, inverse, 1), 0)
         x = mean + spread * torch.randn(rows, *shape, generator=generator, dtype=torch.float64)
         x.view(-1)[-x[0].numel()] = torch.nan

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -114,7 +114,12 @@ class _Loader:
             predictor=predictor,
             classes=self.about.classes,
             target=(self.about.target_offset, self.about.target_scale),
-            about={"polyfed": polyfed.__version__, "algorithm": self.config.algorithm.name, "round": saved.round, **whose},
+            about={
+                "polyfed": polyfed.__version__,
+                "algorithm": self.config.algorithm.name,
+                "round": saved.round,
+                **whose,
+            },
         )
 
     def _number(self, client: ClientId | str) -> ClientId:
@@ -185,9 +190,7 @@ class _Loader:
             parts = kept
         return parts, models
 
-    def _resized(
-        self, saved: SavedRun, info: ClientInfo, capacity: float
-    ) -> tuple[ClientInfo, Message | None]:
+    def _resized(self, saved: SavedRun, info: ClientInfo, capacity: float) -> tuple[ClientInfo, Message | None]:
         """Return the client with another capacity, and its message."""
         sizes = [replace(info, capacity=each) for each in (capacity, 1.0)]
         found, whole = (self.algorithm.message_for(saved.server, each) for each in sizes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from keyword import iskeyword
 from typing import Any
 
 import torch
@@ -45,6 +46,11 @@ class Part(nn.Module):
     def params(self) -> dict[str, Tensor]:
         """The tensors as they are now, which may be on another device, or symbols of an export."""
         return {name: getattr(owner, leaf) for name, owner, leaf in self._places}
+
+
+def _attribute(part: str) -> str:
+    """Return a part's name as that of an attribute: FedAPEN's "lambda" is a word of Python."""
+    return part if part.isidentifier() and not iskeyword(part) else f"{part.replace('.', '_')}_"
 
 
 class TrainedModel(nn.Module):
@@ -93,14 +99,16 @@ class TrainedModel(nn.Module):
         self.networks = {part: models[part].fresh() for part in parts if part in models}
         self.parts = nn.ModuleDict()
         self.constants = nn.ModuleDict()  # frozen parameters, which are part of the architecture
+        #: The name of each part's submodule: an export writes Python that names it.
+        self.keys = {part: _attribute(part) for part in parts}
         for part, tensors in parts.items():
             network = self.networks.get(part)
             names = frozenset[str]() if network is None else network.parameter_names
-            self.parts.add_module(part, Part(tensors, names))
+            self.parts.add_module(self.keys[part], Part(tensors, names))
             if network is not None and network.constants:
                 form = next((value.dtype for value in tensors.values() if value.is_floating_point()), torch.float32)
                 fixed = {n: v.to(form) if v.is_floating_point() else v for n, v in network.constants.items()}
-                self.constants.add_module(part, Part(fixed, frozenset()))
+                self.constants.add_module(self.keys[part], Part(fixed, frozenset()))
         self.eval()
         with torch.no_grad():
             found = self.outputs(*self.example())
@@ -129,11 +137,11 @@ class TrainedModel(nn.Module):
         """Return each predictor's logits (B, L), or outputs (B, 1) of a regression in the networks' unit, by name."""
         x = self.preparation(*inputs)
         nets: dict[str, Net] = {}
-        for part, held in self.parts.items():
+        for part, key in self.keys.items():
             network = self.networks.get(part)
-            if part in self.constants and network is not None:
-                network.lend(self.constants.get_submodule(part).params())  # pyright: ignore[reportCallIssue]
-            nets[part] = Net(network, held.params())  # pyright: ignore[reportCallIssue, reportArgumentType]
+            if network is not None and key in self.constants:
+                network.lend(self._tensors(self.constants, key))
+            nets[part] = Net(network, self._tensors(self.parts, key))
         found = self.algorithm.predict(nets, x)
         for network in self.networks.values():
             network.release()
@@ -154,12 +162,18 @@ class TrainedModel(nn.Module):
         Names that begin with "preprocessing." are those of the preprocessing.
         """
         out: dict[str, Tensor] = {}
-        for part in self.parts:
-            prefix = f"{part}." if len(self.parts) > 1 else ""
+        for part, key in self.keys.items():
+            prefix = f"{part}." if len(self.keys) > 1 else ""
             for group in (self.parts, self.constants):
-                if part in group:
-                    out |= {prefix + name: value for name, value in group.get_submodule(part).state_dict().items()}
+                if key in group:
+                    out |= {prefix + name: value for name, value in self._tensors(group, key).items()}
         return out | {f"preprocessing.{name}": value for name, value in self.preparation.state_dict().items()}
+
+    @staticmethod
+    def _tensors(group: nn.ModuleDict, key: str) -> dict[str, Tensor]:
+        held = group[key]
+        assert isinstance(held, Part)
+        return held.params()
 
     def train(self, mode: bool = True) -> TrainedModel:
         """Stay in evaluation mode, whatever ``mode`` is."""

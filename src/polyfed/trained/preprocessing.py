@@ -1,4 +1,4 @@
-"""``preprocessing.json`` and ``.safetensors``: what was fitted to the training data, so that nothing needs them later."""
+"""``preprocessing.json`` and its tensors: what was fitted to the training data, so that nobody needs them later."""
 
 from __future__ import annotations
 
