@@ -24,7 +24,7 @@ KINDS = ("table", "headerless", "quantity", "numbers", "pictures", "floats", "se
 
 
 def table_rows(rows: int = 60) -> list[list[str]]:
-    """Rows of a table with decimal commas, categories of text and of numbers, and missing cells of several spellings."""
+    """Rows of a table with decimal commas, categories of text and of numbers, and missing cells spelt differently."""
     draw = np.random.default_rng(3)
     out: list[list[str]] = []
     for row in range(rows):
@@ -81,12 +81,16 @@ class Trained:
         rows = [row for row in rows if row["client"] == client]
         name = predictor or rows[0]["predictor"]
         return np.array(
-            [[row[key] for key in row if key.startswith(("score", "prediction"))] for row in rows if row["predictor"] == name]
+            [
+                [row[key] for key in row if key.startswith(("score", "prediction"))]
+                for row in rows
+                if row["predictor"] == name
+            ]
         )
 
 
 def config(folder: Path, kind: str, **sections: Mapping[str, Any]) -> tuple[Config, Dataset | None]:
-    """The configuration of a kind of input, whose files are written to ``folder``, and its data if a program gives them."""
+    """The configuration of a kind of input, whose files go to ``folder``, and its data if a program gives them."""
     data: dict[str, Any] = {"dataset": "python"}
     made: Dataset | None = None
     models: list[Any] | None = None
@@ -95,7 +99,7 @@ def config(folder: Path, kind: str, **sections: Mapping[str, Any]) -> tuple[Conf
     if kind in ("table", "quantity"):
         rows = table_rows()
         if kind == "quantity":
-            rows = [[*row[:-1], f"{1e5 + 300 * number}"] for number, row in enumerate(rows)]
+            rows = [[*row[:-1], f"{1e5 + 300 * number:.1f}".replace(".", ",")] for number, row in enumerate(rows)]
         options = {**OPTIONS, "categorical": ["smoker"], "ignore": ["id"], "label": "outcome"}
         data = {"dataset": "csv", "path": str(write_csv(folder / "all.csv", rows)), "options": options}
         if kind == "quantity":
@@ -145,6 +149,8 @@ def trained(folder: Path, kind: str, **sections: Mapping[str, Any]) -> Trained:
 def inputs_of(run: Trained, client: int) -> dict[str, Any]:
     """A client's test rows as an export takes them: by name, as a program reads them from the files itself."""
     at = run.test_rows(client)
+    if run.config.data.image_size is not None:  # whoever uses an export resizes images
+        return {"images": deal(run.config)[0].x.numpy()[at]}
     if run.data is not None:
         kind = run.data.kind
         return {kind: run.data.x.numpy()[at].astype(np.int64 if kind == "tokens" else np.float64)}

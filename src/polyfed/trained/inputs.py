@@ -61,6 +61,10 @@ class Prepared(nn.Module):
         """Return inputs of some rows that are made up: they are nobody's data."""
         raise NotImplementedError
 
+    def of_rows(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return the inputs of rows as a data set holds them, (B, ...)."""
+        return (x.to(self.inputs[0].dtype),)
+
 
 class Standardised(Prepared):
     """Features or series, float64, NaN where missing: imputed and standardised as the training rows of a client."""
@@ -134,6 +138,18 @@ class Tabular(Standardised):
             pieces.append((codes == self.level).double().masked_fill(unknown, torch.nan))
         x = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1).index_select(1, self.order)
         return super().forward(x)
+
+    def of_rows(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Numbers as they are, and of each category the code of its 1."""
+        placed = x[:, torch.argsort(self.order)]  # numbers, then the zeros and ones of each category
+        count = len(self.order) - len(self.owner)
+        found = [placed[:, :count].double()] if self.has_numbers else []
+        if self.has_categories:
+            levels = placed[:, count:]
+            each = [levels[:, self.owner == number] for number in range(len(self.inputs[-1].columns))]
+            codes = [torch.where(hot.isnan().any(1), -1, hot.nan_to_num().argmax(1)) for hot in each]
+            found.append(torch.stack(codes, dim=1))
+        return tuple(found)
 
     def example(self, rows: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Numbers around the mean and any codes; the first number and the first code of the last row are missing."""
