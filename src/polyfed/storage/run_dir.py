@@ -4,6 +4,7 @@
     environment.json    versions and hardware                clients.jsonl   one line per client and round
     partition.npz       the rows of each client, and a hash  summary.json    the results, once the run is complete
     checkpoint/         manifest.json and the server's state
+    preprocessing.json  what was fitted to the data (see polyfed.trained), and .safetensors with its tensors
     states/             private states: index.sqlite, and a file for each large one
 
 The manifest names immutable files by checksum and is replaced last, in one rename: whenever a run is killed, the
