@@ -27,6 +27,8 @@ from polyfed.trained.assemble import AssembledParts, NeedsDataError, without_dat
 from polyfed.trained.inputs import prepared
 from polyfed.trained.model import TrainedModel
 from polyfed.trained.preprocessing import Preprocessing, statistics
+from polyfed.trained.single import NAME as OWN
+from polyfed.trained.single import SingleClient
 
 
 def trained_model(
@@ -39,8 +41,8 @@ def trained_model(
     """Return a trained predictor of the last checkpoint, with its preprocessing; needs no data.
 
     Args:
-        run_dir: a run directory that no run is writing to.
-        client: the client's number or name; None takes the server's own model.
+        run_dir: a run directory that no run is writing to, or the folder that a deployed client kept.
+        client: the client's number or name; None takes the server's own model, or the client of the folder.
         predictor: a name of ``TrainedModel.predictors``, or for the server a name of its models; None takes the first.
         capacity: the size of the submodel, in (0, 1], where the algorithm has submodels of a server's model, such as
             FIARSE; None takes the client's own capacity, and the server's first model.
@@ -61,6 +63,9 @@ def trained_model(
         raise RunDirError(f"{folder} holds no run: it has no config.toml; give the run directory of a run")
     config = Config.load(folder / "config.toml")
     about = Preprocessing.read(folder)
+    if (folder / OWN).exists():
+        with Placement.of("cpu", config.run.precision).defaults():
+            return _of_folder(folder, config, about, client, predictor, capacity)
     with Placement.of("cpu", config.run.precision).defaults():
         return _Loader(folder, config, about).model(client, predictor, capacity)
 
@@ -77,6 +82,56 @@ def client_number(text: str, clients: int, names: Sequence[str]) -> ClientId:
         return int(text)
     more = f", or one of the names {', '.join(names)}" if names else ""
     raise ConfigError(f"client: got {text!r}; expected a number from 0 to {clients - 1}{more}")
+
+
+def _of_folder(
+    folder: Path,
+    config: Config,
+    about: Preprocessing,
+    client: ClientId | str | None,
+    predictor: str | None,
+    capacity: float | None,
+) -> TrainedModel:
+    """Return the model in the folder of a deployed client."""
+    own = SingleClient.read(folder)
+    names = config.clients.names or ()
+    known = {None, own.client, str(own.client), *names[own.client : own.client + 1]}
+    if client not in known or capacity is not None:
+        what = f"client: got {client!r}" if client not in known else f"capacity: got {capacity}"
+        raise ConfigError(f"{what}; {folder} holds the model of client {own.client} alone; leave the option out")
+    algorithm = load_algorithm(config.algorithm.name, config.algorithm.keys)
+    task = own.task(config, about)
+    models = algorithm.models(task, task.build(own.model))
+    whose: dict[str, Any] = {"client": own.client, "round": own.round}
+    return _made(folder, config, about, algorithm, models, own.parts(folder), 0, predictor, whose)
+
+
+def _made(
+    folder: Path,
+    config: Config,
+    about: Preprocessing,
+    algorithm: Algorithm,
+    models: Mapping[str, SplitModel],
+    parts: Parts,
+    place: int | None,
+    predictor: str | None,
+    whose: Mapping[str, Any],
+) -> TrainedModel:
+    """Return the model of these parts; ``place`` is that of the client's statistics, None of all clients' together."""
+    return TrainedModel(
+        algorithm,
+        models,
+        parts,
+        prepared(
+            about,
+            statistics(folder, place) if about.kind in ("features", "series") else None,
+            torch.float64 if config.run.precision == "fp64" else torch.float32,
+        ),
+        predictor=predictor,
+        classes=about.classes,
+        target=(about.target_offset, about.target_scale),
+        about={"polyfed": polyfed.__version__, "algorithm": config.algorithm.name, **whose},
+    )
 
 
 class _Loader:
@@ -104,23 +159,8 @@ class _Loader:
                 parts, models = self._of_client(saved, number, capacity)
         if capacity is not None:
             whose["capacity"] = capacity
-        stats = statistics(self.folder, number) if self.about.kind in ("features", "series") else None
-        dtype = torch.float64 if self.config.run.precision == "fp64" else torch.float32
-        return TrainedModel(
-            self.algorithm,
-            models,
-            parts,
-            prepared(self.about, stats, dtype),
-            predictor=predictor,
-            classes=self.about.classes,
-            target=(self.about.target_offset, self.about.target_scale),
-            about={
-                "polyfed": polyfed.__version__,
-                "algorithm": self.config.algorithm.name,
-                "round": saved.round,
-                **whose,
-            },
-        )
+        whose["round"] = saved.round
+        return _made(self.folder, self.config, self.about, self.algorithm, models, parts, number, predictor, whose)
 
     def _number(self, client: ClientId | str) -> ClientId:
         names = self.about.clients if isinstance(client, str) else ()  # a number is no name, though a name may be "2"

@@ -126,8 +126,9 @@ class Preprocessing(BaseModel, frozen=True, extra="forbid"):
         path = folder / NAME
         if not path.exists():
             raise CheckpointError(
-                f"{folder} has no {NAME}, which says what was fitted to the training data: an earlier version of "
-                f"polyfed began this run; `polyfed resume {folder}` writes it where the data are at hand"
+                f"{folder} has no {NAME}, which says what was fitted to the training data. A deployed server has no "
+                "data: take the client's own folder, STATE_DIR/EXPERIMENT/client-K. If an earlier version of polyfed "
+                f"began the run, `polyfed resume {folder}` writes it where the data are at hand"
             )
         try:
             return cls.model_validate(files.read_json(path))
