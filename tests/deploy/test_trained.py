@@ -51,20 +51,25 @@ def test_a_table_is_read_and_scaled_as_at_the_site(tmp_path: Path) -> None:
     draw, texts = np.random.default_rng(0), list[str]()
     for site in range(3):
         x = draw.normal(size=(40, 2)) * 10**site
-        texts.append("a,b,y\n" + "".join(f"{a:.4f},{b:.4f},{'ny'[int(a > b)]}\n" for a, b in x))
+        texts.append("a,b,y\n" + "".join(f"{a:.4f},{b:.4f},{('no', 'yes')[int(a > b)]}\n" for a, b in x))
     _, run = with_tables(tmp_path, texts, "run.predictions=true")
+    (tmp_path / "sites" / "2.csv").write_text(texts[2].replace(",", ";").replace(".", ","))
+    options = {"delimiter": ";", "decimal": ","}  # of this site alone
+    known = run.memory.settings[102]
+    run.memory.settings[102] = known.model_copy(update={"data_options": options})
     run.serve()
     for site in (0, 2):
         own = folder(tmp_path, run, site)
         rows = pq.read_table(own / "predictions.parquet").to_pylist()
         lines = texts[site].splitlines()[1:]
         new = ["b,a", *(",".join(lines[row["row"]].split(",")[1::-1]) for row in rows)]
-        (tmp_path / "new.csv").write_text("\n".join(new))
+        text = "\n".join(new)
+        (tmp_path / "new.csv").write_text(text if site == 0 else text.replace(",", ";").replace(".", ","))
         found = predicted(trained_model(own), read_rows_to_predict(own, [tmp_path / "new.csv"]))
-        np.testing.assert_allclose(found.numpy(), [[row["score n"], row["score y"]] for row in rows], atol=1e-6)
+        np.testing.assert_allclose(found.numpy(), [[row["score no"], row["score yes"]] for row in rows], atol=1e-6)
 
 
 def test_a_client_that_tells_no_scores_keeps_its_model_too(tmp_path: Path) -> None:
-    run = Run(tmp_path, config(), tells_scores=False)
+    run = Run(tmp_path, config(), tell=("names",))
     run.serve()
     assert trained_model(folder(tmp_path, run, 1)).predictors[0] == "mix-large"

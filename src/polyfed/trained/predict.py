@@ -10,7 +10,6 @@ from torch import Tensor
 
 from polyfed.base.errors import DataError
 from polyfed.base.text import csv_text
-from polyfed.config import Config
 from polyfed.data.readers.new_rows import NewRows, read_new_array, read_new_images, read_new_table
 from polyfed.execute.local_training import EVAL_BATCH, reported
 from polyfed.trained.model import TrainedModel
@@ -31,7 +30,7 @@ def read_rows_to_predict(run_dir: Path, paths: Sequence[Path], keep: Sequence[st
         DataError: files that do not fit the training.
         ConfigError: a column to keep is not there.
     """
-    about, data = Preprocessing.read(run_dir), Config.load(run_dir / "config.toml").data
+    about = Preprocessing.read(run_dir)
     array = len(paths) == 1 and paths[0].suffix.lower() in _ARRAYS
     if keep and not about.columns:
         raise DataError(
@@ -41,23 +40,23 @@ def read_rows_to_predict(run_dir: Path, paths: Sequence[Path], keep: Sequence[st
         if len(paths) != 1:
             raise DataError(f"got {len(paths)} files; expected one table, a .csv or .parquet file")
         columns = {column.name: column.categories for column in about.columns}
-        return read_new_table(paths[0], columns, data.options, header=about.header, keep=keep)
+        return read_new_table(paths[0], columns, about.options, header=about.header, keep=keep)
     if about.kind == "image" and about.dtype == "uint8" and not array:
         return read_new_images(
             paths,
             about.input_shape,
-            dataset=data.dataset,
-            channels=data.options.get("channels"),
-            image_size=data.image_size,
+            dataset=about.dataset,
+            channels=about.options.get("channels"),
+            image_size=about.image_size,
         )
     if not array:
         raise DataError(
             f"got {', '.join(map(str, paths))}; the model was trained on {about.kind} data of shape "
             f"{about.input_shape}: expected one .npz file with the array x, or one .npy file"
         )
-    layout = data.options.get("layout")
+    layout = about.options.get("layout")
     return read_new_array(
-        paths[0], about.kind, about.input_shape, about.type, layout=layout, image_size=data.image_size
+        paths[0], about.kind, about.input_shape, about.type, layout=layout, image_size=about.image_size
     )
 
 

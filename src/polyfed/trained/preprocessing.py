@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from polyfed.metrics.catalogue import TaskKind
 from polyfed.rounds.federation import Federation
 
 NAME = "preprocessing.json"
+#: Options of a reader that new rows are read by, too; the others say which column is what.
+_OF_READING = ("delimiter", "encoding", "decimal", "thousands", "missing", "layout", "channels")
 #: Beside it, for data that each client standardises.
 STATISTICS = "preprocessing.safetensors"
 
@@ -55,6 +57,9 @@ class Preprocessing(BaseModel, frozen=True, extra="forbid"):
         target_offset: for a regression: a network's output times the scale, plus the offset, is the prediction.
         target_scale: likewise.
         clients: the clients' names in order of their numbers; empty if they have none.
+        dataset: the name of the data set, which says what kind of file was read.
+        options: the options of its reader that say how cells and arrays are read.
+        image_size: side to which images were resized; None if they were not.
     """
 
     kind: Kind
@@ -70,10 +75,29 @@ class Preprocessing(BaseModel, frozen=True, extra="forbid"):
     target_offset: float = 0.0
     target_scale: float = 1.0
     clients: tuple[str, ...] = ()
+    dataset: str
+    options: dict[str, Any] = {}
+    image_size: int | None = None
 
     @classmethod
-    def of(cls, dataset: Dataset, clients: Sequence[str] = ()) -> Preprocessing:
-        """Return the preprocessing of a data set, whose clients have these names."""
+    def of(
+        cls,
+        dataset: Dataset,
+        name: str,
+        options: Mapping[str, Any],
+        *,
+        image_size: int | None = None,
+        clients: Sequence[str] = (),
+    ) -> Preprocessing:
+        """Return the preprocessing of a data set.
+
+        Args:
+            dataset: the data set.
+            name: its name in the configuration.
+            options: the options of its reader.
+            image_size: as the configuration has it.
+            clients: the clients' names.
+        """
         columns = dataset.columns
         return cls(
             kind=dataset.kind,
@@ -90,6 +114,9 @@ class Preprocessing(BaseModel, frozen=True, extra="forbid"):
             target_offset=dataset.target_offset,
             target_scale=dataset.target_scale,
             clients=tuple(clients),
+            dataset=name,
+            options={option: options[option] for option in _OF_READING if option in options},
+            image_size=image_size,
         )
 
     @property
@@ -152,7 +179,11 @@ def keep_preprocessing(federation: Federation, folder: Path) -> None:
     if federation.dataset.is_standardised:
         each = [data.stats(client) for client in (*range(data.num_clients), None)]
         keep_statistics([stats for stats in each if stats is not None], folder)
-    Preprocessing.of(federation.dataset, federation.client_names).write(folder)  # last: it says that both are whole
+    given, names = federation.config.data, federation.client_names
+    about = Preprocessing.of(
+        federation.dataset, given.dataset, given.options, image_size=given.image_size, clients=names
+    )
+    about.write(folder)  # last: it says that both files are whole
 
 
 def keep_statistics(stats: Sequence[Standardise], folder: Path, *, mode: int = 0o666) -> None:

@@ -16,7 +16,6 @@ from polyfed.config import Config
 from polyfed.core.algorithm import Task
 from polyfed.core.message import State
 from polyfed.data.client import Standardise
-from polyfed.data.dataset import Dataset
 from polyfed.models.catalogue import ModelSpec
 from polyfed.storage import state_files
 from polyfed.trained.preprocessing import Preprocessing, keep_statistics
@@ -57,7 +56,7 @@ class SingleClient(BaseModel, frozen=True, extra="forbid"):
         folder: Path,
         config: Config,
         task: Task,
-        dataset: Dataset,
+        about: Preprocessing,
         stats: Standardise | None,
         parts: Parts,
         *,
@@ -73,7 +72,7 @@ class SingleClient(BaseModel, frozen=True, extra="forbid"):
         files.write(folder / "config.toml", config.to_toml().encode(), mode=_OWNER_ONLY)
         if stats is not None:
             keep_statistics([stats, stats], folder, mode=_OWNER_ONLY)
-        Preprocessing.of(dataset).write(folder, mode=_OWNER_ONLY)
+        about.write(folder, mode=_OWNER_ONLY)
         whole = OwnParts({part: dict(params) for part, params in parts.items()})
         found = cls(
             client=client,

@@ -252,7 +252,7 @@ class _Node:
             self.state_dir.folder,
             self.config,
             self.task,
-            self.setup.dataset,
+            self.setup.preprocessing,
             self.setup.data.stats(self.setup.place),
             parts,
             client=self.settings.client,
