@@ -72,7 +72,8 @@ class RunDir:
     def close(self) -> None:
         """Release the directory."""
         for log in self._logs.values():
-            log.close()
+            with contextlib.suppress(OSError):  # a full disk, of which `append` has told
+                log.close()
         self._lock.close()
 
     @property
