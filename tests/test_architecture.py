@@ -27,7 +27,7 @@ LAYERS = (
     ("execute", "storage"),
     ("config",),
     ("rounds",),
-    ("parallel",),
+    ("parallel", "trained"),
     ("simulation",),
     ("report",),
     ("compare",),

@@ -147,6 +147,90 @@ def resume(
         show(terminal, found, meanings(Config.load(run_dir / "config.toml")))
 
 
+_RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run directory.")]
+_Client = Annotated[
+    str | None,
+    typer.Option(help="The client whose model it is, by number or name. Default: the server's own model."),
+]
+_Predictor = Annotated[
+    str | None, typer.Option(help="A predictor of the algorithm, or a model of the server. Default: the first.")
+]
+_Capacity = Annotated[float | None, typer.Option(help="The size of the submodel, in (0, 1], such as FIARSE has.")]
+
+
+@app.command()
+def predict(
+    run_dir: _RunDir,
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE", help="A table (.csv, .parquet), an array (.npz, .npy), or images and folders."),
+    ],
+    client: _Client = None,
+    predictor: _Predictor = None,
+    capacity: _Capacity = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="Copy a column of the table, such as an id. You may repeat this option."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The CSV file to write. Default: print it.")] = None,
+) -> None:
+    """Predict new rows with a trained model: the class and a score for each class, or the number.
+
+    polyfed finds columns by name and reads and scales the rows as those of the training. A label is not needed.
+    """
+    with _reported():
+        from polyfed.base.files import write
+        from polyfed.trained.load import trained_model
+        from polyfed.trained.predict import predictions_csv, read_rows_to_predict
+
+        model = trained_model(run_dir, client, predictor=predictor, capacity=capacity)
+        rows = read_rows_to_predict(run_dir, files, keep or ())
+        for column, (count, text) in rows.unknown.items():
+            typer.echo(
+                f"{column}: {count} cell{'s' * (count > 1)} with a category that training did not know, such as "
+                f"{text!r}; taken for missing",
+                err=True,
+            )
+        text = predictions_csv(model, rows)
+        if out is None:
+            typer.echo(text, nl=False)
+        else:
+            write(out, text.encode())
+            typer.echo(f"{len(rows)} predictions of {model.predictor} in {out.absolute()}")
+
+
+class ExportFormat(StrEnum):
+    """What a trained model can be written as."""
+
+    pt2 = "pt2"
+    onnx = "onnx"
+    safetensors = "safetensors"
+
+
+@app.command()
+def export(
+    run_dir: _RunDir,
+    out: Annotated[Path, typer.Option(help="The file to write. polyfed does not overwrite an existing file.")],
+    form: Annotated[ExportFormat, typer.Option("--format", help="What the file is to be.")] = ExportFormat.pt2,
+    client: _Client = None,
+    predictor: _Predictor = None,
+    capacity: _Capacity = None,
+) -> None:
+    """Write a trained model with its preprocessing to one file, which needs neither polyfed nor the data.
+
+    pt2 is for torch.export.load, onnx for onnxruntime, safetensors for the weights and their description.
+    """
+    with _reported():
+        from polyfed.trained.export import export as write_file
+        from polyfed.trained.load import trained_model
+
+        if out.exists():
+            raise StorageError(f"{out} exists already; remove it, or choose another --out")
+        model = trained_model(run_dir, client, predictor=predictor, capacity=capacity)
+        write_file(model, out, form.value)
+        typer.echo(f"{model.predictor} in {out.absolute()} ({out.stat().st_size:,} bytes)")
+
+
 @app.command()
 def validate(config: _Config, overrides: _Set = None) -> None:
     """Check a configuration, its algorithm's keys, and whether the algorithm can train the networks together.

@@ -299,8 +299,16 @@ class FederatedData:
             self.dataset,
             self.partition.test(client),
             augment=False,
-            stats=self._stats(self.partition.train(client)),
+            stats=self.stats(client),
         )
+
+    def stats(self, client: int | None) -> Standardise | None:
+        """How a client's rows are standardised, or those of all clients together; None if the kind is not.
+
+        Args:
+            client: number of the client; None for the training rows of all clients together.
+        """
+        return self._everyones if client is None else self._stats(self.partition.train(client))
 
     def global_test(self, clients: Sequence[int]) -> tuple[ClientData, NDArray[np.int64], NDArray[np.int64]]:
         """The test rows of some clients together, each row once, in the order of the data set, never augmented.

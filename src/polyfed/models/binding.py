@@ -116,6 +116,11 @@ class Binding:
         self.bound = params
         self.binds += 1
 
+    def lend(self, constants: Params) -> None:
+        """Put other tensors into the places of the constants; `bind` keeps them there on the device of this process."""
+        for owner, local, name in self._constants:
+            owner[local] = constants[name]
+
     def release(self) -> None:
         """Forget the bound mapping, so that the next mapping is bound even if it is the same object."""
         self.bound = None

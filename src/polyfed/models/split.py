@@ -101,6 +101,7 @@ class SplitModel:
         )
         self.dtype = dtype
         self._factory = factory
+        self._cut_names = (classifier, extractor)
         self._module = self._new(_PROBE)
         self._module.eval()
         check_module(self._module, name)
@@ -135,6 +136,32 @@ class SplitModel:
         """The name and the sizes."""
         weights = sum(self.shapes[name].numel() for name in self.parameter_names)
         return f"SplitModel({self.name!r}, {self.input_shape} -> {self.num_classes}, {weights:,} parameters)"
+
+    def fresh(self) -> SplitModel:
+        """Return the same network around a new module, for a user that does not share it; it is probed again."""
+        classifier, extractor = self._cut_names
+        return SplitModel(
+            self.name,
+            self._factory,
+            input_shape=self.input_shape,
+            classifier=classifier,
+            extractor=extractor,
+            signature=self.signature,
+            dtype=self.dtype,
+        )
+
+    @property
+    def described(self) -> str:
+        """The layers, as torch prints a module."""
+        return repr(self._module)
+
+    def lend(self, constants: Params) -> None:
+        """Let the module read these tensors in place of its own `constants`, from now on."""
+        self._binding.lend(constants)
+
+    def release(self) -> None:
+        """Forget the weights of the last call, so that they do not stay in memory."""
+        self._binding.release()
 
     # ------------------------------------------------------------------------------------------------ weights
 

@@ -39,9 +39,15 @@ from polyfed.simulation.clock import TimedClients
 from polyfed.storage import predictions
 from polyfed.storage.run_dir import LOGS, RunDir
 from polyfed.storage.state_store import Store
+from polyfed.trained import preprocessing
+from polyfed.trained.assemble import keep_assembled
+from polyfed.trained.preprocessing import keep_preprocessing
 
 #: Files that a run leaves behind if it was killed before it wrote its config.toml.
-STARTED = ("lock", "environment.json", "partition.npz", "devices.csv", "content.json", *LOGS)
+STARTED = (
+    *("lock", "environment.json", "partition.npz", "devices.csv", "content.json", *LOGS),
+    *(preprocessing.NAME, preprocessing.STATISTICS),
+)
 
 
 def simulate(
@@ -76,6 +82,7 @@ def simulate(
         files.write_json(run_dir.path / "environment.json", environment(config))
         federation.partition.save(run_dir.path / "partition.npz")
         Content.of(config, federation.dataset.files).write(run_dir.path)
+        keep_preprocessing(federation, run_dir.path)
         if federation.availability is not None:
             files.write(run_dir.path / "devices.csv", to_csv(federation.availability.profiles).encode())
         files.write(run_dir.path / "config.toml", config.to_toml().encode())  # last: it marks the directory as a run
@@ -105,6 +112,7 @@ def resume(folder: Path, *, data: Dataset | None = None, callback: Callback | No
                 f"the data or the partition changed since {folder} was started (its partition has the hash "
                 f"{stored[:12]}, now {federation.partition.hash[:12]}); restore the same data, or start a new run"
             )
+        keep_preprocessing(federation, run_dir.path)  # of a run that an earlier version began
         return _Run(federation, run_dir, callback or Quiet()).run()
 
 
@@ -155,6 +163,9 @@ class _Run(RoundLoop):
                 self.callback.note(warning)
             try:
                 self.rounds()
+                keep_assembled(
+                    self.federation, self.server, self.store.get, self.round, self.driver.perform, self.run_dir.path
+                )
             except BaseException as error:
                 # Whatever ended the run, keep the last complete round. Only in a moment between two rounds, in which
                 # memory holds half a round, the checkpoint before stays the last.

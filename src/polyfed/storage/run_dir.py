@@ -4,6 +4,7 @@
     environment.json    versions and hardware                clients.jsonl   one line per client and round
     partition.npz       the rows of each client, and a hash  summary.json    the results, once the run is complete
     checkpoint/         manifest.json and the server's state
+    preprocessing.json  what was fitted to the data (see polyfed.trained), and .safetensors with its tensors
     states/             private states: index.sqlite, and a file for each large one
 
 The manifest names immutable files by checksum and is replaced last, in one rename: whenever a run is killed, the
@@ -12,6 +13,7 @@ directory holds a complete checkpoint (or none, and the run starts again). docs/
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -22,6 +24,7 @@ from typing import Any
 
 from polyfed.base import files
 from polyfed.base.errors import CheckpointError, RunDirError, StorageError
+from polyfed.base.types import ClientId
 from polyfed.core.message import State
 from polyfed.storage import state_files
 from polyfed.storage.state_store import Store
@@ -69,7 +72,8 @@ class RunDir:
     def close(self) -> None:
         """Release the directory."""
         for log in self._logs.values():
-            log.close()
+            with contextlib.suppress(OSError):  # a full disk, of which `append` has told
+                log.close()
         self._lock.close()
 
     @property
@@ -149,23 +153,7 @@ class RunDir:
                 self._cut(name, 0)
             store.restore()
             return None
-        try:
-            whole = json.loads(path.read_bytes())
-            manifest = whole["manifest"]
-            intact = whole["sha256"] == _digest(manifest)
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise CheckpointError(
-                f"{path} is damaged ({type(error).__name__}: {error}); restore it, or start a new run"
-            ) from error
-        if not intact:
-            raise CheckpointError(
-                f"{path} is damaged: its checksum does not match its content; restore it, or start a new run"
-            )
-        if manifest.get("layout") != LAYOUT:
-            raise CheckpointError(
-                f"{path} was written by another version of polyfed (layout {manifest.get('layout', 1)}, expected "
-                f"{LAYOUT}); resume it with that version, or start a new run"
-            )
+        manifest = _manifest(path)
         if manifest["identity"] != identity:
             raise CheckpointError(
                 f"{path} belongs to another configuration, partition or frozen weights of a network (it has "
@@ -187,6 +175,76 @@ class RunDir:
                 "start a new run"
             )
         self._logs[name].truncate(length)
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    """Read and check a manifest."""
+    try:
+        whole = json.loads(path.read_bytes())
+        manifest = whole["manifest"]
+        intact = whole["sha256"] == _digest(manifest)
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is damaged ({type(error).__name__}: {error}); restore it, or start a new run"
+        ) from error
+    if not intact:
+        raise CheckpointError(
+            f"{path} is damaged: its checksum does not match its content; restore it, or start a new run"
+        )
+    if manifest.get("layout") != LAYOUT:
+        raise CheckpointError(
+            f"{path} was written by another version of polyfed (layout {manifest.get('layout', 1)}, expected "
+            f"{LAYOUT}); resume it with that version, or start a new run"
+        )
+    return manifest
+
+
+class SavedRun:
+    """The last checkpoint of a run directory that no process writes to, for reading.
+
+    It takes a shared lock until `close`, writes nothing, and reads a private state when it is asked for.
+
+    Args:
+        path: the run directory.
+        states: the state classes of the algorithm.
+
+    Raises:
+        RunDirInUseError: a run is in progress there.
+        CheckpointError: there is no checkpoint, or it is damaged.
+    """
+
+    def __init__(self, path: Path, states: tuple[type[State], ...]) -> None:
+        self.path = path
+        self._lock = None
+        with contextlib.suppress(FileNotFoundError):  # a copy of the directory may lack it
+            self._lock = open(path / "lock", encoding="utf-8")  # noqa: SIM115 - held until close()
+        try:
+            if self._lock is not None:
+                fcntl.flock(self._lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            manifest = path / "checkpoint" / "manifest.json"
+            if not manifest.exists():
+                raise CheckpointError(f"{path} has no checkpoint yet; let the run go on with `polyfed resume {path}`")
+            found = _manifest(manifest)
+            name, sha256 = found["server"]
+            self.round: int = found["round"]
+            self.identity: str = found["identity"]
+            self.server: State = state_files.load(manifest.parent / name, sha256, *states)
+            self._store = Store(path / "states", states, resident=False)
+        except BlockingIOError as error:
+            self.close()
+            raise RunDirInUseError(f"{path} is in use: a run is in progress; wait for its end, or stop it") from error
+        except BaseException:
+            self.close()
+            raise
+
+    def private(self, client: ClientId) -> Any:
+        """Return a client's private state of the checkpoint; None if it has none."""
+        return self._store.get(client, self.round)
+
+    def close(self) -> None:
+        """Release the directory."""
+        if self._lock is not None:
+            self._lock.close()
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:

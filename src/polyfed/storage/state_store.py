@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import re
 import sqlite3
+import sys
 import weakref
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -81,15 +82,23 @@ class Store:
         self._written: dict[ClientId, tuple[int, str]] = {}  # states written since then: round and SHA-256
         self._db: sqlite3.Connection | None = None
 
-    def get(self, client: ClientId) -> Any:
+    def get(self, client: ClientId, at: int | None = None) -> Any:
         """Return the client's state, or None if it has none.
+
+        Args:
+            client: number of the client.
+            at: the state at the end of this round, which must be that of a checkpoint; None for the last state.
 
         Raises:
             CheckpointError: the stored state is damaged or gone.
         """
         if client in self._held:
             return self._held[client]
-        row = self._one("SELECT round, sha256, data FROM states WHERE client = ? ORDER BY round DESC LIMIT 1", client)
+        row = self._one(
+            "SELECT round, sha256, data FROM states WHERE client = ? AND round <= ? ORDER BY round DESC LIMIT 1",
+            client,
+            sys.maxsize if at is None else at,
+        )
         if row is None:
             return None
         round_, sha256, data = row

@@ -12,7 +12,9 @@ import json
 import statistics
 import tomllib
 from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +27,22 @@ from polyfed.base.types import ClientId
 from polyfed.core.clients import ClientInfo, Cohort
 from polyfed.core.message import Message, State, encode
 from polyfed.core.requests import Exchange, drive
+from polyfed.data.client import ClientData
 from polyfed.execute.local_training import bind
-from polyfed.execute.placement import threads
+from polyfed.execute.placement import Placement, threads
 from polyfed.rounds.callbacks import Quiet
 from polyfed.rounds.clients import LocalClients
 from polyfed.rounds.evaluation import Evaluation, Evaluator
 from polyfed.rounds.gathering import Gathering
 from polyfed.rounds.round import play_round
+from polyfed.rounds.scoring import Scorer
 from polyfed.rounds.selection import draw_cohort
 from polyfed.simulation.simulate import resume, simulate
+from polyfed.storage.run_dir import SavedRun
 from polyfed.testing.clients import Backwards, Shuffled, Visit, Watched, Wired
 from polyfed.testing.compare import differences, digest, furthest, leaves, tensors
 from polyfed.testing.process import Child
+from polyfed.testing.read_back import read_back
 from polyfed.testing.settings import Tables
 from polyfed.testing.subject import (
     Run,
@@ -47,6 +53,9 @@ from polyfed.testing.subject import (
     play,
     workers,
 )
+from polyfed.trained.export import Format, export
+from polyfed.trained.load import trained_model
+from polyfed.trained.model import TrainedModel
 
 __all__ = [
     "child",
@@ -77,6 +86,7 @@ __all__ = [
     "test_same_configuration_same_run",
     "test_state_cannot_be_encoded",
     "test_through_the_wire_same_run",
+    "test_trained_models_say_what_the_trainer_says",
     "test_two_workers_same_run",
 ]
 
@@ -410,6 +420,54 @@ def test_predicting_writes_nothing(subject: Subject) -> None:
         _evaluated(run)
     assert len(names) == 1, f"clients name different predictors: {names}"
     assert was == (digest(server), {client: digest(run.clients.private(client)) for client in run.privates})
+
+
+def test_trained_models_say_what_the_trainer_says(subject: Subject, tmp_path: Path) -> None:
+    """A run directory makes every predictor without the data, and exports of them say the same within 1e-5.
+
+    The exports are pt2, and ONNX where its packages are installed, read back by a process without polyfed. Catches
+    predictors that read what only training has, parts that no module can hold, and operations that no exporter knows.
+    """
+    simulate(subject.config({"run": {"rounds": 2, "eval_every": 2}}), out=tmp_path / "run")
+    federation, place = subject.federation(), Placement.of("cpu", "fp32")
+    data, cases, expected = federation.data, list[tuple[Path, dict[str, Any]]](), list[Tensor]()
+    works = make_driver("sequential", "fp32")
+    scorer = Scorer(federation.algorithm, place, works.costs, federation.config)
+    forms: list[Format] = ["pt2"]
+    if all(map(find_spec, ("onnx", "onnxscript", "onnxruntime"))):
+        forms.append("onnx")
+
+    def check(model: TrainedModel, rows: ClientData, outputs: Tensor, form: Format | None) -> None:
+        given = model.preparation.of_rows(federation.dataset.x[rows.rows])
+        exact = outputs.double()
+        says = exact.softmax(1) if model.classes else torch.from_numpy(scorer.predictions(outputs, rows.labels).scores)
+        gap = float((model(*given) - says).abs().max())
+        assert gap <= 1e-5, f"{model.about} {model.predictor} is {gap:.1e} off"
+        if form is not None:
+            file = tmp_path / f"{len(cases)}.{form}"
+            export(model, file, form)
+            cases.append((file, {each.name: value.numpy() for each, value in zip(model.inputs, given, strict=True)}))
+            expected.append(says)
+
+    with closing(SavedRun(tmp_path / "run", federation.algorithm.states)) as saved:
+        server = saved.server
+        for client in (0, 1):
+            local = federation.local(client, saved.round)
+            private = federation.private(client, saved.private(client))
+            received = federation.algorithm.message_for(server, local.info)
+            parts = drive(federation.algorithm.predictor_parts(private, received, local), works.perform)
+            outputs, _ = scorer.outputs(bind(local.models, parts), data.test(client), place)
+            for name, found in outputs.items():
+                model = trained_model(tmp_path / "run", client, predictor=name)
+                for form in (None, *(forms if client == 0 else ())):
+                    check(model, data.test(client), found, form)
+        for name, nets in federation.algorithm.global_nets(server, federation.task).items():
+            rows = data.global_test([0, 1])[0]
+            outputs, _ = scorer.outputs(nets, rows, place)
+            check(trained_model(tmp_path / "run", predictor=name), rows, next(iter(outputs.values())), None)
+    for (file, _), (output, about), says in zip(cases, read_back(cases, tmp_path), expected, strict=True):
+        gap = float((torch.from_numpy(output) - says).abs().max())
+        assert gap <= 1e-5, f"{about['predictor']} as {file.suffix} is {gap:.1e} off"
 
 
 def test_bystanders_keep_their_state(subject: Subject) -> None:

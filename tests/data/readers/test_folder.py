@@ -185,7 +185,7 @@ def test_pixels_are_decoded_once_and_again_when_a_file_changes(tmp_path: Path, m
     put_all(root, "a/0.png", "b/0.png")
     first = load_dataset("images", path=root)
     with monkeypatch.context() as patch:
-        patch.setattr(pictures, "_decoded", None)
+        patch.setattr(pictures, "decoded", None)
         again = load_dataset("images", path=root)
     assert again.files == first.files
     assert again.x.equal(first.x)

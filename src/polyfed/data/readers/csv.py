@@ -13,6 +13,7 @@ from typing import Any
 
 from polyfed.base.errors import ConfigError, DataError
 from polyfed.data.dataset import Dataset
+from polyfed.data.readers.cells import Sheet
 from polyfed.data.readers.rules import Rules
 from polyfed.data.readers.table import read_table, unclear_header
 
@@ -43,12 +44,30 @@ def load_csv(
     return Dataset(**read_table(path, ".csv", lambda file: _Sheet(file, known, delimiter, encoding, rules), rules))
 
 
+def open_csv(path: Path, *, header: bool, delimiter: str = ",", encoding: str = "utf-8", rules: Rules) -> Sheet:
+    """Open a csv file of rows without a label, which may have a single column.
+
+    Args:
+        path: the file.
+        header: whether the first line names the columns.
+        delimiter: as for `load_csv`.
+        encoding: as for `load_csv`.
+        rules: the options.
+
+    Raises:
+        DataError: as `load_csv`.
+    """
+    return _Sheet(path, header, delimiter, encoding, rules, narrow=True)
+
+
 class _Sheet:
     """One csv file."""
 
     typed = False
 
-    def __init__(self, path: Path, header: bool | None, delimiter: str, encoding: str, rules: Rules) -> None:
+    def __init__(
+        self, path: Path, header: bool | None, delimiter: str, encoding: str, rules: Rules, *, narrow: bool = False
+    ) -> None:
         self.path, self._delimiter = path, delimiter
         codec = codecs.lookup(encoding).name
         self._codec = "utf-8-sig" if codec == "utf-8" else codec
@@ -62,7 +81,7 @@ class _Sheet:
         self._block = max(_BLOCK, min(200 * length, 1 << 26), 4 * length)
         if quoted or any(len(row) != len(self._first) for row in rows):
             self._check()
-        if len(self._first) == 1:
+        if len(self._first) == 1 and not narrow:
             raise DataError(
                 f"{path}: no feature columns beside the label; the only column is {rows[0][0]!r}{self._hint()}"
             )

@@ -12,6 +12,7 @@ from typing import Any
 
 from polyfed.base.errors import DataError
 from polyfed.data.dataset import Dataset
+from polyfed.data.readers.cells import Sheet
 from polyfed.data.readers.rules import Rules
 from polyfed.data.readers.table import read_table
 
@@ -31,6 +32,15 @@ def load_parquet(path: Path, **options: Any) -> Dataset:
     """
     rules = Rules(**options)
     return Dataset(**read_table(path, ".parquet", _Sheet, rules))
+
+
+def open_parquet(path: Path) -> Sheet:
+    """Open a parquet file of rows without a label.
+
+    Raises:
+        DataError: as `load_parquet`.
+    """
+    return _Sheet(path)
 
 
 class _Sheet:

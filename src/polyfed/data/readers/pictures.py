@@ -41,12 +41,12 @@ def read_pictures(
         check_image_size(side, side)
 
     def build() -> dict[str, NDArray[np.uint8]]:
-        decoded = _decoded(sources, channels, side)
-        first, pixels = next(decoded)
+        found = decoded(sources, channels, side)
+        first, pixels = next(found)
         shape = tuple(pixels.shape)
         out = np.empty((count, *shape), np.uint8)
         out[0] = pixels
-        for row, (where, pixels) in enumerate(decoded, start=1):
+        for row, (where, pixels) in enumerate(found, start=1):
             if pixels.shape[0] != shape[0]:
                 raise DataError(
                     f"{where} is {_NAMES[pixels.shape[0]]}, and {first} is {_NAMES[shape[0]]}; set the option channels "
@@ -68,9 +68,10 @@ def read_pictures(
     return cached_arrays(cache, build, usable)["x"]
 
 
-def _decoded(
+def decoded(
     sources: Iterable[tuple[str, Path | bytes]], channels: int | None, side: int | None
 ) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """Yield the name and the pixels ``(C, H, W)`` of each image; arguments and errors are those of `read_pictures`."""
     try:
         pillow, ops = import_module("PIL.Image"), import_module("PIL.ImageOps")
     except ImportError as error:

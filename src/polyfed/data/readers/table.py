@@ -330,22 +330,39 @@ def _in_order(texts: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted(texts, key=lambda text: (Decimal(text), text)))
 
 
-def _number_column(table: Table, at: int, *, sure: bool = False) -> tuple[Column, NDArray[np.float64]]:
-    """The record and the cells of a column of numbers; refuse texts, and codes unless it is ``sure`` of numbers."""
+def _nothing(table: Table, at: int) -> bool:
+    """Whether a column of texts has no text but those that stand for a missing value."""
+    return table.cells[at].text and set(table.cells[at].texts) <= set(table.rules.missing)
+
+
+def number_cells(table: Table, at: int) -> NDArray[np.float64]:
+    """The cells of a column of numbers, ``(N,)``, NaN where missing.
+
+    Raises:
+        DataError: a text, or a number that float32 does not hold; the text names its line.
+    """
     cells, name = table.cells[at], table.names[at]
+    if _nothing(table, at):
+        return np.full(table.starts[-1], math.nan)
     if cells.text:
         _refuse_text(table, at)
-    if cells.code is not None and not sure:
-        raise DataError(
-            f"{table.path}: column {name!r} holds {cells.code!r}, which may be a number or a code; name the column in "
-            "`numeric` or in `categorical`"
-        )
     values = cells.joined()
     bad = np.flatnonzero(np.abs(values) > np.finfo(np.float32).max)
     if len(bad):
         raise DataError(
             f"{table.place(int(bad[0]))}: '{values[bad[0]]:g}' in {name!r} is not a finite number of float32; correct "
             "the cell, or name it in `missing`"
+        )
+    return values
+
+
+def _number_column(table: Table, at: int, *, sure: bool = False) -> tuple[Column, NDArray[np.float64]]:
+    """The record and the cells of a column of numbers; refuse texts, and codes unless it is ``sure`` of numbers."""
+    name, values, code = table.names[at], number_cells(table, at), table.cells[at].code
+    if code is not None and not sure:
+        raise DataError(
+            f"{table.path}: column {name!r} holds {code!r}, which may be a number or a code; name the column in "
+            "`numeric` or in `categorical`"
         )
     check_digits(values, f"{table.path}: column {name!r}")
     there = values[~np.isnan(values)]
@@ -449,7 +466,7 @@ def _features(
     places: dict[int, NDArray[np.int32]] = {}
     for at in features:
         cells, role = table.cells[at], roles.get(at)
-        if cells.text and role != "category" and set(cells.texts) <= set(table.rules.missing):  # as a csv file has it
+        if role != "category" and _nothing(table, at):  # numbers, as a csv file has it
             cells.parts, cells.text = [np.full(table.starts[-1], math.nan, dtype=np.float16)], False
         if cells.text and role == "number":
             _refuse_text(table, at)

@@ -35,6 +35,7 @@ from polyfed.rounds.federation import (
     refuse_weights,
     with_units,
 )
+from polyfed.trained.preprocessing import Preprocessing
 
 
 def task_of(config: Config, facts: TaskFacts) -> Task:
@@ -237,6 +238,14 @@ class LocalSetup:
         own = schema_of(self.dataset)
         told = own if self.settings.tells_names else Schema(mean=own.mean, std=own.std)
         return Agreement(digests=own.digests(salt), meaning=told)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What turns new rows of this client into inputs, and how its own file was read."""
+        own, data = self.settings.data, self.config.data
+        kind = data.dataset if own is None else _kind(Path(own).expanduser())
+        options = data.options if own is None else self.settings.data_options
+        return Preprocessing.of(self.dataset, kind, options, image_size=data.image_size)
 
     @property
     def data(self) -> FederatedData:

@@ -37,6 +37,7 @@ from polyfed.rounds.identity import Content
 from polyfed.rounds.scoring import Scorer, majority
 from polyfed.rounds.unit import worth_a_test
 from polyfed.storage import predictions
+from polyfed.trained.single import SingleClient
 
 log = logging.getLogger(__name__)
 
@@ -229,7 +230,8 @@ class _Node:
             return self._frame(lost=lost, work=told, score=score), upload
 
     def _evaluate(self) -> Frame:
-        if not self.settings.tells_scores:
+        last = self.request.key[0] == self.config.run.rounds
+        if not self.settings.tells_scores and not last:
             return self._frame(), None
         self._prepare()
         message = self._message()
@@ -239,7 +241,25 @@ class _Node:
         parts = drive(
             self.algorithm.predictor_parts(private, message, local), lambda request: driver.perform(request, work)
         )
+        if last:
+            self._keep_model(parts)
+        if not self.settings.tells_scores:
+            return self._frame(), None
         return self._frame(lost=lost, score=self._score(parts, work.flops, test=True)), None
+
+    def _keep_model(self, parts: Parts) -> None:
+        """Keep what the client predicts with, so that it needs neither the server nor its data for that."""
+        SingleClient.keep(
+            self.state_dir.folder,
+            self.config,
+            self.task,
+            self.setup.preprocessing,
+            self.setup.data.stats(self.setup.place),
+            parts,
+            client=self.settings.client,
+            round_=self.request.key[0],
+            model=self.setup.spec,
+        )
 
     def _score(self, parts: Parts, spent: float = 0, *, test: bool = False) -> Counts:
         with self._timed("score"):

@@ -1,0 +1,242 @@
+"""``trained_model``: a predictor of a run directory as a module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import polyfed
+from polyfed.base.errors import CheckpointError, ConfigError, ModelError, RunDirError
+from polyfed.base.text import hint
+from polyfed.base.types import ClientId, Parts
+from polyfed.config import Config, load_algorithm
+from polyfed.core.algorithm import Algorithm, Task
+from polyfed.core.clients import ClientInfo
+from polyfed.core.message import Message, size
+from polyfed.execute.placement import Placement
+from polyfed.models.split import SplitModel
+from polyfed.rounds.federation import configured_info, configured_task
+from polyfed.rounds.identity import Content
+from polyfed.storage.run_dir import SavedRun
+from polyfed.trained.assemble import AssembledParts, NeedsDataError, without_data
+from polyfed.trained.inputs import prepared
+from polyfed.trained.model import TrainedModel
+from polyfed.trained.preprocessing import Preprocessing, statistics
+from polyfed.trained.single import NAME as OWN
+from polyfed.trained.single import SingleClient
+
+
+def trained_model(
+    run_dir: Path | str,
+    client: ClientId | str | None = None,
+    *,
+    predictor: str | None = None,
+    capacity: float | None = None,
+) -> TrainedModel:
+    """Return a trained predictor of the last checkpoint, with its preprocessing; needs no data.
+
+    Args:
+        run_dir: a run directory that no run is writing to, or the folder that a deployed client kept.
+        client: the client's number or name; None takes the server's own model, or the client of the folder.
+        predictor: a name of ``TrainedModel.predictors``, or for the server a name of its models; None takes the first.
+        capacity: the size of the submodel, in (0, 1], where the algorithm has submodels of a server's model, such as
+            FIARSE; None takes the client's own capacity, and the server's first model.
+
+    Returns:
+        A module on the CPU, in evaluation mode. Its forward takes a batch as ``inputs`` describes it and returns
+        probabilities (B, L) float64, or predictions (B, 1) of a regression in the unit of its targets. It computes in
+        float32, or in float64 where the run did, whatever the device and bfloat16 of the run.
+
+    Raises:
+        RunDirError: the folder holds no run, or a run is in progress.
+        CheckpointError: there is no checkpoint, it is damaged, or your own network's code or frozen weights changed.
+        ModelError: your own network cannot be imported, or the server has no model of its own.
+        ConfigError: no such client or predictor, or a capacity that does not fit.
+    """
+    folder = Path(run_dir)
+    if not (folder / "config.toml").exists():
+        raise RunDirError(f"{folder} holds no run: it has no config.toml; give the run directory of a run")
+    config = Config.load(folder / "config.toml")
+    about = Preprocessing.read(folder)
+    if (folder / OWN).exists():
+        with Placement.of("cpu", config.run.precision).defaults():
+            return _of_folder(folder, config, about, client, predictor, capacity)
+    with Placement.of("cpu", config.run.precision).defaults():
+        return _Loader(folder, config, about).model(client, predictor, capacity)
+
+
+def client_number(text: str, clients: int, names: Sequence[str]) -> ClientId:
+    """Return the client of a name or a number in digits.
+
+    Raises:
+        ConfigError: there is no such client.
+    """
+    if text in names:
+        return list(names).index(text)
+    if text.isdecimal() and int(text) < clients:
+        return int(text)
+    more = f", or one of the names {', '.join(names)}" if names else ""
+    raise ConfigError(f"client: got {text!r}; expected a number from 0 to {clients - 1}{more}")
+
+
+def _of_folder(
+    folder: Path,
+    config: Config,
+    about: Preprocessing,
+    client: ClientId | str | None,
+    predictor: str | None,
+    capacity: float | None,
+) -> TrainedModel:
+    """Return the model in the folder of a deployed client."""
+    own = SingleClient.read(folder)
+    names = config.clients.names or ()
+    known = {None, own.client, str(own.client), *names[own.client : own.client + 1]}
+    if client not in known or capacity is not None:
+        what = f"client: got {client!r}" if client not in known else f"capacity: got {capacity}"
+        raise ConfigError(f"{what}; {folder} holds the model of client {own.client} alone; leave the option out")
+    algorithm = load_algorithm(config.algorithm.name, config.algorithm.keys)
+    task = own.task(config, about)
+    models = algorithm.models(task, task.build(own.model))
+    whose: dict[str, Any] = {"client": own.client, "round": own.round}
+    return _made(folder, config, about, algorithm, models, own.parts(folder), 0, predictor, whose)
+
+
+def _made(
+    folder: Path,
+    config: Config,
+    about: Preprocessing,
+    algorithm: Algorithm,
+    models: Mapping[str, SplitModel],
+    parts: Parts,
+    place: int | None,
+    predictor: str | None,
+    whose: Mapping[str, Any],
+) -> TrainedModel:
+    """Return the model of these parts; ``place`` is that of the client's statistics, None of all clients' together."""
+    return TrainedModel(
+        algorithm,
+        models,
+        parts,
+        prepared(
+            about,
+            statistics(folder, place) if about.kind in ("features", "series") else None,
+            torch.float64 if config.run.precision == "fp64" else torch.float32,
+        ),
+        predictor=predictor,
+        classes=about.classes,
+        target=(about.target_offset, about.target_scale),
+        about={"polyfed": polyfed.__version__, "algorithm": config.algorithm.name, **whose},
+    )
+
+
+class _Loader:
+    """The content of a run directory."""
+
+    def __init__(self, folder: Path, config: Config, about: Preprocessing) -> None:
+        self.folder, self.config, self.about = folder, config, about
+        self.algorithm: Algorithm = load_algorithm(config.algorithm.name, config.algorithm.keys)
+        dtype = torch.int64 if about.kind == "tokens" else None
+        self.task: Task = configured_task(config, about.input_shape, about.num_classes, dtype)
+
+    def model(self, client: ClientId | str | None, predictor: str | None, capacity: float | None) -> TrainedModel:
+        if capacity is not None and not 0 < capacity <= 1:
+            raise ConfigError(f"capacity: got {capacity}; expected a number above 0 and at most 1")
+        number = None if client is None else self._number(client)
+        whose: dict[str, Any] = {"client": number}
+        if number is not None and self.about.clients:
+            whose["name"] = self.about.clients[number]
+        with closing(SavedRun(self.folder, self.algorithm.states)) as saved:
+            self._check(saved)
+            if number is None and capacity is None:
+                parts, models, whose["server_model"] = self._global(saved, predictor)
+                predictor = None
+            else:
+                parts, models = self._of_client(saved, number, capacity)
+        if capacity is not None:
+            whose["capacity"] = capacity
+        whose["round"] = saved.round
+        return _made(self.folder, self.config, self.about, self.algorithm, models, parts, number, predictor, whose)
+
+    def _number(self, client: ClientId | str) -> ClientId:
+        names = self.about.clients if isinstance(client, str) else ()  # a number is no name, though a name may be "2"
+        return client_number(str(client), self.config.clients.count, names)
+
+    def _check(self, saved: SavedRun) -> None:
+        """Refuse weights that belong to another configuration, or to frozen weights that changed."""
+        settings, _, *frozen = saved.identity.split("-")
+        try:
+            family = self.task.family()
+        except ModelError as error:
+            if any(spec.own for spec in self.task.architectures):
+                raise ModelError(
+                    f"{error}. {self.folder} holds weights, not the code of your own network: put its module where "
+                    "Python finds it; an export as pt2 or onnx, made where the code is, needs none"
+                ) from error
+            raise
+        digests = [d[:16] for model in family.values() if (d := model.constants_digest)]
+        before = Content.read(self.folder)
+        now = Content.of(self.config, before.data)
+        if changed := replace(before, source=now.source).changes(before):
+            raise CheckpointError(
+                f"your own code changed since {self.folder} was written: {'; '.join(changed)}; restore it, as other "
+                "code may compute other numbers with the same weights"
+            )
+        if settings != self.config.hash()[:16]:
+            raise CheckpointError(
+                f"{self.folder / 'config.toml'} is not the configuration of the checkpoint beside it; restore it"
+            )
+        if frozen != digests:
+            raise CheckpointError(
+                f"the frozen weights of a network changed since {self.folder} was written; restore the files that "
+                "your network reads them from"
+            )
+
+    def _global(self, saved: SavedRun, name: str | None) -> tuple[Parts, Mapping[str, SplitModel], str]:
+        named = self.algorithm.global_nets(saved.server, self.task)
+        if not named:
+            raise ModelError(
+                f"the server of {self.algorithm.name} has no model of its own; name a client, such as --client 0"
+            )
+        if name is not None and name not in named:
+            raise ConfigError(f"predictor: got {name!r}{hint(name, named)} the server has {', '.join(named)}")
+        chosen = name or next(iter(named))
+        nets = named[chosen]
+        models = {part: net.model for part, net in nets.items() if net.model is not None}
+        return {part: net.params for part, net in nets.items()}, models, chosen
+
+    def _of_client(
+        self, saved: SavedRun, client: ClientId | None, capacity: float | None
+    ) -> tuple[Parts, Mapping[str, SplitModel]]:
+        info = configured_info(self.config, client or 0)
+        models = self.algorithm.models(self.task, self.task.build(self.config.clients.model(info.id)))
+        message = self.algorithm.message_for(saved.server, info)
+        if capacity is not None:
+            info, message = self._resized(saved, info, capacity)
+        private = None if client is None else saved.private(info.id)
+        try:
+            parts = without_data(self.algorithm, self.task, self.config, info, private, message, saved.round)
+        except NeedsDataError as error:
+            kept = AssembledParts(self.folder).get(info.id, saved.round, private, message)
+            if kept is None:
+                raise CheckpointError(
+                    f"{self.algorithm.name} needs a client's data to predict ({error}), and {self.folder} has not kept "
+                    f"what it made of them at its end: resume the run with `polyfed resume {self.folder}`"
+                ) from error
+            parts = kept
+        return parts, models
+
+    def _resized(self, saved: SavedRun, info: ClientInfo, capacity: float) -> tuple[ClientInfo, Message | None]:
+        """Return the client with another capacity, and its message."""
+        sizes = [replace(info, capacity=each) for each in (capacity, 1.0)]
+        found, whole = (self.algorithm.message_for(saved.server, each) for each in sizes)
+        stateless = type(self.algorithm).init_client is Algorithm.init_client
+        if not stateless or found is None or whole is None or (capacity < 1 and size(found) == size(whole)):
+            raise ConfigError(
+                f"capacity: got {capacity}, but {self.algorithm.name} has no submodels of one model; leave it out"
+            )
+        return sizes[0], found

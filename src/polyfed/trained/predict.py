@@ -1,0 +1,101 @@
+"""Predictions for new rows, read from files as the training's rows were."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from polyfed.base.errors import DataError
+from polyfed.base.text import csv_text
+from polyfed.data.readers.new_rows import NewRows, read_new_array, read_new_images, read_new_table
+from polyfed.execute.local_training import EVAL_BATCH, reported
+from polyfed.trained.model import TrainedModel
+from polyfed.trained.preprocessing import Preprocessing
+
+_ARRAYS = (".npz", ".npy")
+
+
+def read_rows_to_predict(run_dir: Path, paths: Sequence[Path], keep: Sequence[str] = ()) -> NewRows:
+    """Read files as the training of a run read its own.
+
+    Args:
+        run_dir: the run directory, which names the columns and how cells are read.
+        paths: for a table one .csv or .parquet file; for arrays one .npz or .npy file; image files or folders of them.
+        keep: for a table: columns to return as texts.
+
+    Raises:
+        DataError: files that do not fit the training.
+        ConfigError: a column to keep is not there.
+    """
+    about = Preprocessing.read(run_dir)
+    array = len(paths) == 1 and paths[0].suffix.lower() in _ARRAYS
+    if keep and not about.columns:
+        raise DataError(
+            f"keep: got {', '.join(keep)}; the model was trained on {about.kind} data, which has no columns"
+        )
+    if about.columns:
+        if len(paths) != 1:
+            raise DataError(f"got {len(paths)} files; expected one table, a .csv or .parquet file")
+        columns = {column.name: column.categories for column in about.columns}
+        return read_new_table(paths[0], columns, about.options, header=about.header, keep=keep)
+    if about.kind == "image" and about.dtype == "uint8" and not array:
+        return read_new_images(
+            paths,
+            about.input_shape,
+            dataset=about.dataset,
+            channels=about.options.get("channels"),
+            image_size=about.image_size,
+        )
+    if not array:
+        raise DataError(
+            f"got {', '.join(map(str, paths))}; the model was trained on {about.kind} data of shape "
+            f"{about.input_shape}: expected one .npz file with the array x, or one .npy file"
+        )
+    layout = about.options.get("layout")
+    return read_new_array(
+        paths[0], about.kind, about.input_shape, about.type, layout=layout, image_size=about.image_size
+    )
+
+
+@torch.no_grad()
+def predicted(model: TrainedModel, rows: NewRows) -> Tensor:
+    """Return the probabilities (N, L), or the predictions (N, 1), of rows, some at a time."""
+
+    def each() -> Iterator[Tensor]:
+        for at in torch.arange(len(rows)).split(EVAL_BATCH):
+            with reported("a prediction"):
+                yield model(*(value[at] for value in rows.inputs))
+
+    return torch.cat(list(each()))
+
+
+def predictions_csv(model: TrainedModel, rows: NewRows) -> str:
+    """Return the predictions as CSV, a line for each row in their order.
+
+    First come the columns that were kept, or ``file`` for images; then ``class`` and ``score NAME`` for each class, or
+    ``prediction`` for a regression. Classes whose names repeat have their numbers as names.
+
+    Args:
+        model: the model.
+        rows: the rows.
+
+    Raises:
+        ModelError: the network fails on them.
+        DataError: an output is no number.
+    """
+    found = predicted(model, rows)
+    if bool(found.isnan().any()):
+        at = int(found.isnan().any(dim=1).nonzero()[0])
+        raise DataError(
+            f"row {at + 1} has no prediction: the network's output is not finite; is a value far too large?"
+        )
+    names = model.classes if len(set(model.classes)) == len(model.classes) else [*map(str, range(len(model.classes)))]
+    heads = ["class", *(f"score {name}" for name in names)] if names else ["prediction"]
+    lines: list[list[object]] = []
+    for row, scores in enumerate(found.tolist()):
+        chosen = [names[scores.index(max(scores))]] if names else []
+        lines.append([*(texts[row] for texts in rows.kept.values()), *chosen, *scores])
+    return csv_text([*rows.kept, *heads], lines)
