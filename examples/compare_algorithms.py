@@ -9,7 +9,7 @@ is what sharing is worth; FedMRL minus Standalone is what the whole algorithm is
 import sys
 
 from polyfed import Config
-from polyfed.compare import compare
+from polyfed.comparison import compare
 
 
 def main(rounds: int, seeds: int) -> None:

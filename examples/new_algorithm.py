@@ -23,7 +23,7 @@ from polyfed.base.tree import drop, pick
 from polyfed.base.types import Params
 from polyfed.blocks.aggregate import Mean
 from polyfed.blocks.losses import supervised
-from polyfed.compare import Comparison, compare
+from polyfed.comparison import Comparison, compare
 
 
 # Its fields are the hyper-parameters, keys of [algorithm]. It has no other state: what must be remembered is returned.

@@ -14,7 +14,7 @@ import polyfed as polyfed_package
 from polyfed import __version__
 from polyfed.base import errors
 from polyfed.base.errors import DivergedError, PolyfedError
-from polyfed.compare import runs
+from polyfed.comparison import runs
 from polyfed.data.catalogue import DATASETS, SHAPES
 from polyfed.data.readers.digits import load_digits
 from polyfed.rounds.callbacks import Interrupted

@@ -21,7 +21,7 @@ from polyfed.deploy.cli import app as deploy_app
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from polyfed.compare import Comparison
+    from polyfed.comparison import Comparison
     from polyfed.data.dataset import Dataset
     from polyfed.data.partition.partition import Partition
 
@@ -124,7 +124,7 @@ def run(
 
     with _reported():
         settings = Config.load(config, overrides or ())
-        from polyfed.compare import meanings, run_with_controls
+        from polyfed.comparison import meanings, run_with_controls
 
         terminal = console()
         show(terminal, run_with_controls(settings, out=out, callbacks=callback_for(terminal)), meanings(settings))
@@ -140,7 +140,7 @@ def resume(
     from polyfed.report.tables import console, show
 
     with _reported():
-        from polyfed.compare import meanings, resume_with_controls
+        from polyfed.comparison import meanings, resume_with_controls
 
         terminal = console()
         found = resume_with_controls(run_dir, callbacks=callback_for(terminal))
@@ -356,7 +356,7 @@ def sweep(
 
     A key of [algorithm] applies to the algorithms that have it. polyfed does not repeat finished runs.
     """
-    from polyfed.compare.compare import parse_grid
+    from polyfed.comparison.compare import parse_grid
     from polyfed.config import Config
 
     with _reported():
@@ -449,7 +449,7 @@ def _compared(
     with _reported(shlex.join(words)):
         numbers = _numbers(seeds)
         settings = Config.load(config, overrides or ())
-        from polyfed.compare import compare as run_all
+        from polyfed.comparison import compare as run_all
         from polyfed.config.toml import items
 
         terminal = console()

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from polyfed.base.errors import ConfigError, RunDirError
 from polyfed.cli import app
-from polyfed.compare import execution
-from polyfed.compare.runs import summary_of
+from polyfed.comparison import execution
+from polyfed.comparison.runs import summary_of
 from polyfed.experiments import views
 from polyfed.experiments.reproduce import NOTES, Job, reproduce
 from polyfed.rounds.federation import prepare

@@ -14,7 +14,7 @@ import pytest
 
 from polyfed.algorithms.fedavg import FedAvg
 from polyfed.base.errors import CheckpointError, DataError
-from polyfed.compare import compare, execution, resume_with_controls, run_with_controls
+from polyfed.comparison import compare, execution, resume_with_controls, run_with_controls
 from polyfed.config import Config
 from polyfed.rounds import identity
 from polyfed.rounds.callbacks import Interrupted, Quiet

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from polyfed.base.errors import CheckpointError, ModelError
-from polyfed.compare.compare import compare
+from polyfed.comparison.compare import compare
 from polyfed.report.units import flops
 from polyfed.rounds.callbacks import Quiet
 from polyfed.simulation.simulate import resume, simulate

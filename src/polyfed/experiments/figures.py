@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from polyfed.base.errors import StorageError
-from polyfed.compare.render import aim_text
+from polyfed.comparison.render import aim_text
 from polyfed.data.readers.cache import replacing
 from polyfed.experiments.views import View
 from polyfed.metrics.catalogue import METRICS

@@ -10,12 +10,12 @@ from typing import Any
 
 from polyfed.base.errors import RunDirError
 from polyfed.base.text import csv_text
-from polyfed.compare.compare import write
-from polyfed.compare.execution import all_here, check_splits, index, play
-from polyfed.compare.render import Comparison, markdown, tabulate
-from polyfed.compare.runs import Callbacks, quiet
-from polyfed.compare.specs import FINISHED, RunSpec, chosen
-from polyfed.compare.statistics import Line, differences, standard_error
+from polyfed.comparison.compare import write
+from polyfed.comparison.execution import all_here, check_splits, index, play
+from polyfed.comparison.render import Comparison, markdown, tabulate
+from polyfed.comparison.runs import Callbacks, quiet
+from polyfed.comparison.specs import FINISHED, RunSpec, chosen
+from polyfed.comparison.statistics import Line, differences, standard_error
 from polyfed.config.toml import to_toml
 from polyfed.experiments import tuning
 from polyfed.experiments.catalogue import FOLDER
@@ -139,7 +139,7 @@ def reproduce(
         path: path of the study; `find` returns the path of a paper's study.
         scale: scale of the study.
         out: directory of pages and of ``cells/``; ``runs`` if not given.
-        only: patterns, all of which a cell must match to be run; see `polyfed.compare.specs.chosen`.
+        only: patterns, all of which a cell must match to be run; see `polyfed.comparison.specs.chosen`.
         callbacks: makes the callback of each run.
 
     Returns:

@@ -9,7 +9,7 @@ import pytest
 from summaries import CONFIG, ROUNDS, summary
 
 from polyfed.base.errors import ConfigError, DataError, DivergedError, ModelError, RunDirError
-from polyfed.compare import compare, meanings, resume_with_controls, run_with_controls, runs
+from polyfed.comparison import compare, meanings, resume_with_controls, run_with_controls, runs
 from polyfed.config import Config
 from polyfed.rounds import identity
 from polyfed.rounds.callbacks import Interrupted

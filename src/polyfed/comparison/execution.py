@@ -8,8 +8,8 @@ from pathlib import Path
 from polyfed.base import files
 from polyfed.base.errors import DataError, DivergedError, ModelError, RunDirError
 from polyfed.base.text import csv_text
-from polyfed.compare.runs import Callbacks, run_or_go_on
-from polyfed.compare.specs import DIVERGED, FINISHED, RunSpec
+from polyfed.comparison.runs import Callbacks, run_or_go_on
+from polyfed.comparison.specs import DIVERGED, FINISHED, RunSpec
 from polyfed.report.tables import Summary
 from polyfed.rounds.federation import misfits
 from polyfed.rounds.identity import Content

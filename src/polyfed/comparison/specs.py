@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from polyfed.base.errors import CheckpointError, ConfigError
-from polyfed.compare.runs import summary_of
+from polyfed.comparison.runs import summary_of
 from polyfed.config import Config, algorithm_class, algorithm_fields, canonical_name
 from polyfed.config.toml import Table, apply, parse_override
 from polyfed.data.catalogue import PARTITION_OPTIONS

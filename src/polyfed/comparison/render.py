@@ -9,8 +9,8 @@ from functools import cached_property
 from pathlib import Path
 
 from polyfed.base.text import csv_text
-from polyfed.compare.specs import RunSpec
-from polyfed.compare.statistics import FEW, Aim, Line, Target, baseline_of, compared, deviation, line_of, mean_over
+from polyfed.comparison.specs import RunSpec
+from polyfed.comparison.statistics import FEW, Aim, Line, Target, baseline_of, compared, deviation, line_of, mean_over
 from polyfed.metrics.catalogue import METRICS, aim
 from polyfed.report.tables import SIMULATED_TIME
 from polyfed.report.units import duration, flops, measured, size, spread

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from polyfed.base.errors import ConfigError, StorageError
-from polyfed.compare.execution import all_here, check_splits, index, play
-from polyfed.compare.render import Comparison, tabulate
-from polyfed.compare.runs import Callbacks, quiet
-from polyfed.compare.specs import AlgorithmEntry, RunSpec, Setting, expand, grid, repeated
+from polyfed.comparison.execution import all_here, check_splits, index, play
+from polyfed.comparison.render import Comparison, tabulate
+from polyfed.comparison.runs import Callbacks, quiet
+from polyfed.comparison.specs import AlgorithmEntry, RunSpec, Setting, expand, grid, repeated
 from polyfed.config import Config
 from polyfed.config.toml import parse_values
 
