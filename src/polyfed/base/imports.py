@@ -35,7 +35,7 @@ def load_attribute(path: str, what: str, error: type[PolyfedError], suits: Calla
     if given.is_given(path):
         if (found := given.find(path)) is None:
             raise error(
-                f"{what}: a program gave this object, and the name is known in the Python process of that program only; "
+                f"{what}: a program gave this object, whose name only the Python process of that program knows; "
                 "define it in a module file of your own, and start a new run with it"
             )
         return found.value
@@ -61,3 +61,17 @@ def load_attribute(path: str, what: str, error: type[PolyfedError], suits: Calla
             raise error(f"{what}: {module_name} has no {part!r}{hint(part, public)} it has {there}")
         value = getattr(value, part)
     return value
+
+
+def importable(value: Any) -> str:
+    """Return ``module:attribute`` of a class or function that another process can import; "" if there is no such path.
+
+    A script and a notebook are no modules that another process imports.
+    """
+    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", "")
+    found = sys.modules.get(module or "")
+    if found is None or module == "__main__" or getattr(found, "__spec__", None) is None:
+        return ""
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return f"{module}:{name}" if found is value else ""

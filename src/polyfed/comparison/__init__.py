@@ -7,13 +7,14 @@ Modules: ``specs`` (the runs of a comparison), ``execution`` (runs each of them 
 """
 
 from polyfed.comparison.compare import compare
-from polyfed.comparison.render import Comparison, tabulate
-from polyfed.comparison.runs import meanings, resume_with_controls, run_or_go_on, run_with_controls, summary_of
+from polyfed.comparison.render import ComparedRun, Comparison, tabulate
+from polyfed.comparison.runs import meanings, resume_with_controls, run_or_go_on, run_with_controls
 from polyfed.comparison.specs import AlgorithmEntry, RunSpec, Setting
 from polyfed.comparison.statistics import Costs, Line, Target, paired_p
 
 __all__ = [
     "AlgorithmEntry",
+    "ComparedRun",
     "Comparison",
     "Costs",
     "Line",
@@ -26,6 +27,5 @@ __all__ = [
     "resume_with_controls",
     "run_or_go_on",
     "run_with_controls",
-    "summary_of",
     "tabulate",
 ]
