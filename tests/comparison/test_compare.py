@@ -11,6 +11,7 @@ from summaries import CONFIG, ROUNDS, summary
 from polyfed.base.errors import ConfigError, DataError, DivergedError, ModelError, RunDirError
 from polyfed.comparison import compare, meanings, resume_with_controls, run_with_controls, runs
 from polyfed.config import Config
+from polyfed.report.results import RunResult
 from polyfed.rounds import identity
 from polyfed.rounds.callbacks import Interrupted
 from polyfed.rounds.identity import Content
@@ -23,7 +24,7 @@ class Runtime:
     def __init__(self):
         self.played, self.resumed, self.interrupt, self.hashes = [], [], None, {}
 
-    def simulate(self, config, *, out=None, callback=None):
+    def simulate(self, config, *, out=None, **asked):
         out = out or Path("runs") / "made-up"
         out.mkdir(parents=True)
         Content.of(config).write(out)
@@ -33,7 +34,7 @@ class Runtime:
             raise Interrupted(out)
         return self.finish(config, out)
 
-    def resume(self, out, *, callback=None):
+    def resume(self, out, **asked):
         self.resumed.append(out)
         return self.finish(Config.load(out / "config.toml"), out)
 
@@ -46,7 +47,7 @@ class Runtime:
             partition_hash=self.hashes.get(key, f"seed {config.run.seed}"),
         )
         (out / "summary.json").write_text(json.dumps(found))
-        return found
+        return RunResult(out, found)
 
 
 @pytest.fixture
@@ -89,11 +90,11 @@ def test_runs_of_another_configuration_are_not_taken_for_these(runtime, tmp_path
 
 
 def test_a_run_that_diverges_is_told_and_not_tried_again(runtime, tmp_path, monkeypatch):
-    def diverge(config, *, out=None, callback=None):
+    def diverge(config, *, out=None, **asked):
         if config.algorithm.name == "standalone":
             out.mkdir(parents=True)
             raise DivergedError("a loss is not finite")
-        return runtime.simulate(config, out=out, callback=callback)
+        return runtime.simulate(config, out=out, **asked)
 
     monkeypatch.setattr(runs, "simulate", diverge)
     found = compare(CONFIG, ["fedavg", "standalone"], [0, 1], tmp_path)
@@ -105,11 +106,11 @@ def test_a_run_that_diverges_is_told_and_not_tried_again(runtime, tmp_path, monk
 def test_what_another_process_is_at_is_left_to_it(runtime, tmp_path, monkeypatch):
     held = []
 
-    def simulate(config, *, out=None, callback=None):
+    def simulate(config, *, out=None, **asked):
         if not held:
             held.append(out)
             raise RunDirInUseError("in use")
-        return runtime.simulate(config, out=out, callback=callback)
+        return runtime.simulate(config, out=out, **asked)
 
     monkeypatch.setattr(runs, "simulate", simulate)
     with pytest.raises(RunDirError, match=r"other processes are running 1 of the cells \(fedavg, seed 0\)"):
@@ -121,8 +122,8 @@ def test_what_another_process_has_finished_meanwhile_is_taken(runtime, tmp_path,
     """Catches a command that waits for cells which were in use when it passed them, and are long done."""
     held = []
 
-    def simulate(config, *, out=None, callback=None):
-        found = runtime.simulate(config, out=out, callback=callback)
+    def simulate(config, *, out=None, **asked):
+        found = runtime.simulate(config, out=out, **asked)
         if not held:
             held.append(out)
             raise RunDirInUseError("in use")
@@ -217,21 +218,21 @@ MAIN_JOB = Config.parse(
 def test_labels_are_short_and_the_same_for_run_and_resume_and_what_differs_is_told_once(monkeypatch, tmp_path):
     seen = []
 
-    def simulate(config, *, out=None, callback=None):
+    def simulate(config, *, out=None, **asked):
         out.mkdir(parents=True)
         Content.of(config).write(out)
         (out / "config.toml").write_text(config.resolved().to_toml())
         (out / "summary.json").write_text(json.dumps(summary(0.5, run_dir=str(out))))
-        return json.loads((out / "summary.json").read_text())
+        return RunResult(out, json.loads((out / "summary.json").read_text()))
 
-    def callbacks(label):
+    def reporter(label):
         seen.append(label)
         return runs.quiet(label)
 
     monkeypatch.setattr(runs, "simulate", simulate)
     labels = ["fedmrl", "fedmrl (control)", "standalone"]
-    assert list(run_with_controls(MAIN_JOB, out=tmp_path / "r", callbacks=callbacks)) == labels
-    assert list(resume_with_controls(tmp_path / "r", callbacks=callbacks)) == labels
+    assert list(run_with_controls(MAIN_JOB, out=tmp_path / "r", reporter=reporter)) == labels
+    assert list(resume_with_controls(tmp_path / "r", reporter=reporter)) == labels
     assert seen == labels * 2
     told = ["fedmrl (control) is fedmrl share=false lr_private=0.2."]
     assert meanings(MAIN_JOB) == meanings(Config.load(tmp_path / "r" / "config.toml")) == told

@@ -139,7 +139,7 @@ CHANGES: dict[str, tuple[Callable[[Path], None], str]] = {
 def test_what_changed_is_refused_by_name_on_resumption(change: str, home: Path) -> None:
     """Catches a run that goes on with other data or another network."""
     with pytest.raises(Interrupted):
-        simulate(config(), out=home / "run", callback=Stop())
+        simulate(config(), out=home / "run", callbacks=[Stop()])
     edit_, says = CHANGES[change]
     edit_(home)
     forget()
@@ -152,7 +152,7 @@ def test_what_changed_is_refused_by_name_on_resumption(change: str, home: Path) 
 def test_what_changes_no_number_is_no_change(home: Path) -> None:
     """Catches a digest of dates, comments, docstrings, layout, or modules that nothing imports."""
     with pytest.raises(Interrupted):
-        simulate(config(), out=home / "run", callback=Stop())
+        simulate(config(), out=home / "run", callbacks=[Stop()])
     os.utime(home / "table.csv", (1, 1))
     edit(home / "mine/parts.py", "# small", "# large")
     edit(home / "mine/parts.py", "Make it.", "Make it well.")
@@ -160,7 +160,7 @@ def test_what_changes_no_number_is_no_change(home: Path) -> None:
     edit(home / "mine/nets.py", "class Net", "\n\nclass Net")
     (home / "mine/other.py").write_text("SPEED = 3\n")
     forget()
-    assert resume(home / "run")["rounds"] == 2
+    assert resume(home / "run").summary["rounds"] == 2
 
 
 def test_the_code_that_runs_counts_and_not_what_the_file_says_meanwhile(home: Path) -> None:
@@ -190,7 +190,7 @@ def test_a_risen_numbers_version_is_refused_by_name(home: Path, monkeypatch: pyt
     )
     for name, folder in (("fedavg", home / "a"), ("mine.ways:Mine", home / "b")):
         with pytest.raises(Interrupted):
-            simulate(config(algorithm={"name": name}), out=folder, callback=Stop())
+            simulate(config(algorithm={"name": name}), out=folder, callbacks=[Stop()])
     monkeypatch.setattr(FedAvg, "numbers", 2)
     for folder in (home / "a", home / "b"):
         with pytest.raises(CheckpointError, match=r"algorithm polyfed\.algorithms\.fedavg:FedAvg changed from 1 to 2"):
@@ -203,7 +203,7 @@ def test_a_risen_numbers_version_is_refused_by_name(home: Path, monkeypatch: pyt
 
 def test_a_run_of_before_is_refused_and_so_is_a_damaged_one(home: Path) -> None:
     with pytest.raises(Interrupted):
-        simulate(config(), out=home / "run", callback=Stop())
+        simulate(config(), out=home / "run", callbacks=[Stop()])
     path = home / "run" / "content.json"
     path.write_text(json.dumps({"data": {}}))
     with pytest.raises(CheckpointError, match=r"content\.json is damaged"):
