@@ -44,7 +44,7 @@ SHAPES: Mapping[str, tuple[int, int]] = MappingProxyType(
 TABLES: Mapping[str, str] = MappingProxyType({"csv": ".csv", "parquet": ".parquet"})
 
 #: Data sets whose labels may be numbers to predict.
-NUMERIC = ("npz", *TABLES)
+NUMERIC = ("npz", *TABLES, "python")
 
 _TABLE_OPTIONS = ("label", "missing", "categorical", "group", "unit", "time", "ignore", "test", "classes")
 

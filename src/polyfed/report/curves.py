@@ -44,6 +44,7 @@ def drawn(curves: Mapping[str, Curve], metric: str) -> Figure:
     # A figure of pyplot teaches a notebook how to show figures. Closed at once, it is shown a single time, and does not
     # stay in pyplot's list.
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
     plt.close(figure)
@@ -54,6 +55,7 @@ def drawn(curves: Mapping[str, Curve], metric: str) -> Figure:
         axes[0].plot(list(curve.rounds), shown, **look)
         axes[1].plot([sent / _MB for sent in curve.sent], shown, **look)
     axes[0].set_xlabel("round")
+    axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[1].set_xlabel("MB up and down, all clients")
     name = metric.replace("_", " ")
     axes[0].set_ylabel(f"{name}, %" if METRICS[metric].percent else name)

@@ -269,8 +269,12 @@ def deal(config: Config, dataset: Dataset | None = None) -> tuple[Dataset, Parti
             'such as polyfed.federated_data(...), and data.dataset = "python" or no data.dataset, so that the run is '
             "known to depend on it"
         )
+    elif dataset.task != config.data.task:
+        raise ConfigError(
+            f"dataset: got a {dataset.task} for data.task = {config.data.task!r}; set data.task = {dataset.task!r}"
+        )
     else:
-        dataset = replace(dataset, files={dataset.name: dataset.digest})
+        dataset = with_units(replace(dataset, files={dataset.name: dataset.digest}), config)
     seed = config.run.seed if config.partition.seed is None else config.partition.seed
     partition = make_partition(
         dataset,

@@ -54,8 +54,8 @@ def arranged(
     """Return the configuration with the arguments in it, and the data set if it is an object.
 
     A class or function gets the name by which a module file holds it; otherwise a name that holds in this process only
-    (`polyfed.base.given`). A data set with named clients, for a configuration that says nothing of data, partition and
-    number of clients, is dealt by these.
+    (`polyfed.base.given`). A data set with named clients, for a configuration that names no data set and no kind of
+    partition, is dealt by these.
 
     Args:
         config: the configuration, its tables, or the path of its file.
@@ -92,12 +92,19 @@ def arranged(
         _put(tables, "data", "dataset", dataset)
     elif dataset is not None and not _has(tables, "data", "dataset"):
         _put(tables, "data", "dataset", "python")
-        groups = dataset.group_names if isinstance(dataset, Dataset) else ()  # pyright: ignore[reportUnnecessaryIsInstance]
-        if groups and not _has(tables, "partition", "kind"):
-            _put(tables, "partition", "kind", "natural")
-            if not _has(tables, "clients", "count"):
-                _put(tables, "clients", "count", len(groups))
+        if isinstance(dataset, Dataset):  # pyright: ignore[reportUnnecessaryIsInstance]
+            _follow(tables, dataset)
     return Config.parse(tables), None if isinstance(dataset, str) else dataset
+
+
+def _follow(tables: dict[str, Any], dataset: Dataset) -> None:
+    """Fill in what the tables leave open and the data set says: its task, and the clients that it has."""
+    if not _has(tables, "data", "task"):
+        _put(tables, "data", "task", dataset.task)
+    if dataset.group_names and not _has(tables, "partition", "kind"):
+        _put(tables, "partition", "kind", "natural")
+        if not _has(tables, "clients", "count"):
+            _put(tables, "clients", "count", len(dataset.group_names))
 
 
 def _has(tables: Mapping[str, Any], section: str, key: str) -> bool:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Generator, Sequence
 from contextlib import closing, contextmanager
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,8 @@ def simulate(
         callbacks: objects that receive the events of the run.
         progress: whether the progress is printed: a line that is redrawn in a terminal, at most about 20 lines
             elsewhere.
-        out: the run directory, new or empty; by default ``runs/<name>-<algorithm>-<time>``.
+        out: the run directory, new or empty; by default ``runs/<name>-<algorithm>-<time>``, with a number if a loop
+            begins two in a second.
 
     Returns:
         The result; `load_run` reads it again later.
@@ -93,8 +95,7 @@ def simulate(
     if faults := config.check():  # a Config that was put together by hand was not checked as a whole
         raise ConfigError(*faults)
     config = config.resolved()
-    name = config.algorithm.name.split(":")[-1]
-    folder = Path(out or Path("runs") / f"{config.run.name}-{name}-{datetime.now():%Y%m%d-%H%M%S}")
+    folder = _new_folder(config) if out is None else Path(out)
     _check_new(folder)
     with _reported(config, callbacks, progress) as callback:
         # All faults of the input are reported before a file is written.
@@ -154,6 +155,15 @@ def _reported(config: Config, callbacks: Sequence[Callback], progress: bool) -> 
         yield callback
     finally:
         close(callback)
+
+
+def _new_folder(config: Config) -> Path:
+    """Return the default run directory."""
+    name = config.algorithm.name.split(":")[-1]
+    first = Path("runs") / f"{config.run.name}-{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    return next(
+        path for number in count(1) if not (path := first if number == 1 else Path(f"{first}-{number}")).exists()
+    )
 
 
 def _check_new(folder: Path) -> None:
