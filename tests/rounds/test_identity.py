@@ -217,13 +217,13 @@ def test_controls_are_not_run_on_other_data_than_the_main_run(home: Path) -> Non
     """Catches a control on new data beside a complete main run on old data."""
     told = config(run={"controls": True}, controls={"alone": {"name": "standalone"}})
 
-    def callbacks(label: str) -> Quiet:
+    def reporter(label: str) -> Quiet:
         if label == "alone":
             raise KeyboardInterrupt  # between the main run and the control
         return Quiet()
 
     with pytest.raises(KeyboardInterrupt):
-        run_with_controls(told, out=home / "run", callbacks=callbacks)
+        run_with_controls(told, out=home / "run", reporter=reporter)
     assert (home / "run" / "summary.json").exists()
     one_byte(home)
     with pytest.raises(CheckpointError, match=r"table\.csv changed"):
@@ -232,26 +232,32 @@ def test_controls_are_not_run_on_other_data_than_the_main_run(home: Path) -> Non
 
 def test_a_comparison_computes_anew_and_says_why(home: Path) -> None:
     """Catches a table of before; and one that is computed again although nothing changed."""
-    told: list[Stop] = []
+    told: list[list[str]] = []  # the notes before each run
 
-    def callbacks(label: str) -> Quiet:
-        told.append(Stop(None))
-        return told[-1]
+    class Each(Quiet):
+        def started(self, run_dir: Path, config: Any, first_round: int) -> None:
+            told.append(notes.copy())
+            notes.clear()
+
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    notes: list[str] = []
 
     def folders() -> set[str]:
         return {path.name for path in (home / "out" / "cells").iterdir()}
 
-    compare(config(), ["fedavg", "standalone"], [0], home / "out", callbacks=callbacks)
+    compare(config(), ["fedavg", "standalone"], [0], home / "out", callbacks=[Each()])
     first = folders()
     os.utime(home / "table.csv", (1, 1))
-    compare(config(), ["fedavg", "standalone"], [0], home / "out", callbacks=callbacks)
+    compare(config(), ["fedavg", "standalone"], [0], home / "out", callbacks=[Each()])
     assert (folders(), len(told)) == (first, 2)
-    assert not any(callback.notes for callback in told)
+    assert not any(told)
     one_byte(home)
-    compare(config(), ["fedavg", "standalone"], [0], home / "out", callbacks=callbacks)
+    compare(config(), ["fedavg", "standalone"], [0], home / "out", callbacks=[Each()])
     assert (len(folders()), len(told)) == (4, 4)
-    for callback in told[2:]:
-        (note,) = callback.notes
+    for before in told[2:]:
+        (note,) = before
         assert note.startswith("computed anew, as since ")
         assert note.partition("since ")[2].partition(" ")[0] in first
         assert note.endswith("data file table.csv changed")

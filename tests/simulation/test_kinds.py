@@ -169,7 +169,7 @@ def test_a_run_on_data_of_a_program_is_resumed_with_the_same_data_alone(tmp_path
     whole = simulate(told, dataset=data, out=tmp_path / "whole").summary
     with pytest.raises(Interrupted):
         simulate(told, dataset=data, out=tmp_path / "run", callbacks=[Stop()])
-    with pytest.raises(ConfigError, match=r"resume such a run in Python, with .*resume\(folder, data=...\)"):
+    with pytest.raises(ConfigError, match=r"resume such a run in Python, with .*resume\(folder, dataset=...\)"):
         resume(tmp_path / "run")
     changed = data.x.clone()
     changed[-1, -1, -1] += 1

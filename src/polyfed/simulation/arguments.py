@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
+from pydantic import ValidationError
 from torch import nn
 
 from polyfed.base import given
@@ -80,8 +81,7 @@ def arranged(
         )
     tables = dict(found)
     if isinstance(algorithm, str):
-        before = config if isinstance(config, Config) else Config.parse(tables)
-        tables["algorithm"] = before.algorithm_table(algorithm)
+        tables["algorithm"] = _named(tables, algorithm)
     elif algorithm is not None:
         tables["algorithm"] = _algorithm(algorithm)
     if models is not None:
@@ -129,6 +129,15 @@ def algorithm_choice(algorithm: object) -> tuple[str, dict[str, Any]]:
     fields = algorithm_fields(algorithm_class(table["name"]))
     name = table.pop("name")
     return name, {key: value for key, value in table.items() if value != facts(fields[key].default)}
+
+
+def _named(tables: Mapping[str, Any], name: str) -> Any:
+    """Return the table of an algorithm by name, with the keys that the tables have for it."""
+    try:
+        there = Config.model_validate({key: tables[key] for key in ("algorithm", "algorithms") if key in tables})
+    except ValidationError:  # the check of the configuration reports them
+        return tables.get("algorithm")
+    return there.algorithm_table(name)
 
 
 def _algorithm(algorithm: object) -> dict[str, Any]:

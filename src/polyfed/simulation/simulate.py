@@ -6,8 +6,8 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Generator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from datetime import datetime
 from itertools import count
 from pathlib import Path
@@ -97,7 +97,8 @@ def simulate(
     config = config.resolved()
     folder = _new_folder(config) if out is None else Path(out)
     _check_new(folder)
-    with _reported(config, callbacks, progress) as callback:
+    callback = reporting(_label(config), callbacks, progress)
+    try:
         # All faults of the input are reported before a file is written.
         federation = prepare(config, given)
         with closing(RunDir(folder)) as run_dir:
@@ -109,6 +110,8 @@ def simulate(
                 files.write(run_dir.path / "devices.csv", to_csv(federation.availability.profiles).encode())
             files.write(run_dir.path / "config.toml", config.to_toml().encode())  # last: it marks the directory as run
             return _Run(federation, run_dir, callback).run()
+    finally:
+        close(callback)
 
 
 def resume(
@@ -143,18 +146,16 @@ def resume(
                 f"the data or the partition changed since {folder} was started (its partition has the hash "
                 f"{stored[:12]}, now {federation.partition.hash[:12]}); restore the same data, or start a new run"
             )
-        with _reported(federation.config, callbacks, progress) as callback:
+        callback = reporting(_label(federation.config), callbacks, progress)
+        try:
             return _Run(federation, run_dir, callback).run()
+        finally:
+            close(callback)
 
 
-@contextmanager
-def _reported(config: Config, callbacks: Sequence[Callback], progress: bool) -> Generator[Callback]:
-    """Yield what passes the events of a run on; the terminal is released at the end, also after an error."""
-    callback = reporting(config.algorithm.name.rpartition(":")[2], callbacks, progress)
-    try:
-        yield callback
-    finally:
-        close(callback)
+def _label(config: Config) -> str:
+    """Return what the lines of progress begin with."""
+    return config.algorithm.name.rpartition(":")[2]
 
 
 def _new_folder(config: Config) -> Path:
