@@ -5,11 +5,15 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from summaries import CONFIG, ROUNDS, summary
+from torch import nn
 
+import polyfed
 from polyfed.base.errors import ConfigError, DataError, DivergedError, ModelError, RunDirError
 from polyfed.comparison import compare, meanings, resume_with_controls, run_with_controls, runs
+from polyfed.comparison.compare import planned
 from polyfed.config import Config
 from polyfed.report.results import RunResult
 from polyfed.rounds import identity
@@ -263,3 +267,80 @@ def test_a_real_comparison_on_the_same_splits(tmp_path):
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("cells/*/summary.json")}
     assert compare(config, ["fedavg", "standalone"], [0, 1], tmp_path).lines == found.lines
     assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+# -------------------------------------------------------------------------------------------------------- from Python
+
+
+def test_objects_are_compared_as_their_names_are(runtime, tmp_path):
+    """Catches an object that is another run than its name, and its cells that are computed twice."""
+    named = compare(CONFIG, ["fedavg", "standalone"], [0], tmp_path)
+    given = compare(CONFIG, [polyfed.FedAvg(), polyfed.Standalone], [0], tmp_path)
+    assert len(runtime.played) == 2
+    assert [line.label for line in given.lines] == [line.label for line in named.lines] == ["fedavg", "standalone"]
+    assert [line.means for line in given.lines] == [line.means for line in named.lines]
+
+
+def test_an_instance_is_compared_with_its_own_values():
+    """Catches keys of the configuration, or of [algorithms.NAME], that leak into an instance."""
+    config = MAIN_JOB.replace("run", controls=False)
+    one, other = planned(config, [polyfed.FedMRL(rep_dim=40), "fedmrl"], [0])
+    assert one.label == "fedmrl:rep_dim=40"
+    assert one.config.algorithm.keys == {"rep_dim": 40}
+    assert other.config.algorithm.keys == {"rep_dim": 50, "lr_private": 0.1}
+    along = planned(config, [polyfed.FedMRL(share=False)], [0], {"algorithm.rep_dim": [20, 30]})
+    assert [cell.config.algorithm.keys["rep_dim"] for cell in along] == [20, 30]
+    with pytest.raises(ConfigError, match="'fedmrl:share=false' is named twice"):
+        planned(config, [polyfed.FedMRL(share=False), "fedmrl:share=false"], [0])
+    with pytest.raises(ConfigError, match="algorithm: got int"):
+        planned(config, [3], [0])
+
+
+def test_a_comparison_of_objects_on_data_of_a_program(tmp_path):
+    """Catches cells that are taken for those of other data or of another network of the same name."""
+    draw = np.random.default_rng(0)
+    parts = {name: (draw.normal(size=(24, 4)), np.arange(24) % 2) for name in "ab"}
+    one, other = polyfed.federated_data(parts), polyfed.federated_data({**parts, "b": parts["a"]})
+
+    def table(dataset, *models):
+        config = {"run": {"rounds": 1, "threads": 1}}
+        return compare(
+            config, ["fedavg", "standalone"], [0, 1], tmp_path, dataset=dataset, models=models, progress=False
+        )
+
+    def net(width):
+        return lambda: nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 2))
+
+    small, large = net(3), net(30)
+    tables = [table(one, small), table(one, small), table(other, small), table(one, large)]
+    dirs = [{row["run_dir"] for row in found.records()} for found in tables]
+    assert dirs[0] == dirs[1]
+    assert len(dirs[0] | dirs[2] | dirs[3]) == 12
+    assert tables[0].records()[0]["bytes_up"] < tables[3].records()[0]["bytes_up"]
+
+
+def test_it_prints_its_tables_and_has_records_and_a_picture(tmp_path, capsys):
+    """Catches a curve of one algorithm under another's name, and means over other seeds."""
+    config = Config.parse({"run": {"rounds": 2, "eval_every": 1, "threads": 1}, "clients": {"models": ["mlp"]}})
+    config = config.replace("partition", samples_per_client=10)
+    found = compare(config, ["standalone", "fedavg"], [0, 1], tmp_path)
+    assert "standalone, seed 0 (1 of 4): 2 rounds" in capsys.readouterr().out
+    records = found.records()
+    assert [(row["algorithm"], row["seed"]) for row in records] == [
+        *(("standalone", 0), ("fedavg", 0), ("standalone", 1), ("fedavg", 1)),
+    ]
+    for row in records:
+        result = polyfed.load_run(row["run_dir"])
+        assert (row["accuracy"], row["bytes_up"]) == (result.accuracy, result.costs["bytes_up"])
+        assert result.config.run.seed == row["seed"]
+    text = str(found)
+    assert text.startswith("algorithm")
+    assert text.splitlines()[1].startswith("standalone  ")
+    assert f"The tables lie in {tmp_path}" in text
+    assert found._repr_html_().startswith("<pre>algorithm")
+    assert repr(found) == f"Comparison(standalone, fedavg; seeds 0, 1; in {str(tmp_path)!r})"
+    rounds = found.plot().axes[0]
+    for line, label in zip(rounds.lines, ("standalone", "fedavg"), strict=True):
+        assert line.get_label() == label
+        ends = [row["accuracy"] for row in records if row["algorithm"] == label]
+        assert line.get_ydata()[-1] == pytest.approx(100 * sum(ends) / 2)

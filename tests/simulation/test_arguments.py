@@ -102,7 +102,7 @@ def test_objects_with_names_are_written_by_their_names(tmp_path: Path, monkeypat
     names = simulate(
         tables(
             algorithm={"name": "fedmrl", "auxiliary": "cnn5", "rep_dim": 4},
-            clients={"models": [MLP, {"name": "own_nets.Own", "classifier": "head"}]},
+            clients={"models": [MLP, {"name": "flat_net:Flat", "classifier": "head"}]},
         ),
         out=tmp_path / "names",
     )
@@ -236,11 +236,10 @@ def test_a_function_builds_networks_and_workers_have_them(tmp_path: Path) -> Non
     def build(input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
         return net(input_shape, num_classes)
 
+    models = [build, lambda: net((1, 16, 16), 10)]
     for workers in (1, 2):
         given = tables(run={"workers": workers})
-        simulate(
-            given, algorithm="standalone", models=[build, lambda: net((1, 16, 16), 10)], out=tmp_path / f"{workers}"
-        )
+        simulate(given, algorithm="standalone", models=models, out=tmp_path / str(workers))
     running.same(tmp_path / "1", tmp_path / "2")
 
 
