@@ -12,8 +12,8 @@ from polyfed.metrics.catalogue import METRICS
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 _MB = 1e6
 
 
@@ -50,7 +50,7 @@ def drawn(curves: Mapping[str, Curve], metric: str) -> Figure:
     plt.close(figure)
     times = 100 if METRICS[metric].percent else 1
     for place, (label, curve) in enumerate(curves.items()):
-        look = {"color": _COLOURS[place % len(_COLOURS)], "marker": _MARKERS[place % len(_MARKERS)], "label": label}
+        look = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)], "label": label}
         shown = [times * value for value in curve.values]
         axes[0].plot(list(curve.rounds), shown, **look)
         axes[1].plot([sent / _MB for sent in curve.sent], shown, **look)
