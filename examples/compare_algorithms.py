@@ -8,24 +8,20 @@ is what sharing is worth; FedMRL minus Standalone is what the whole algorithm is
 
 import sys
 
-from polyfed import Config
-from polyfed.compare import compare
+from polyfed import FedMRL, Standalone, compare
 
 
 def main(rounds: int, seeds: int) -> None:
     """Compare, and print the table."""
-    config = Config.parse(
-        {
-            "run": {"name": "example", "rounds": rounds, "eval_every": rounds, "threads": 1},
-            "data": {"image_size": 20},
-            "partition": {"kind": "classes", "classes_per_client": 5, "samples_per_client": 43},
-            "clients": {"count": 4, "models": ["cnn4", "cnn5"]},
-            "train": {"epochs": 1, "batch_size": 32, "lr": 0.05, "momentum": 0.9},
-        }
-    )
-    table = compare(config, ["fedmrl", "fedmrl:share=false", "standalone"], list(range(seeds)))
-    print(table.to_markdown())
-    print(f"runs, table.md and table.csv lie in {table.out}")
+    config = {
+        "run": {"name": "example", "rounds": rounds, "eval_every": rounds, "threads": 1},
+        "data": {"image_size": 20},
+        "partition": {"kind": "classes", "classes_per_client": 5, "samples_per_client": 43},
+        "clients": {"count": 4},
+        "train": {"epochs": 1, "batch_size": 32, "lr": 0.05, "momentum": 0.9},
+    }
+    algorithms = [FedMRL(), FedMRL(share=False), Standalone()]
+    print(compare(config, algorithms, list(range(seeds)), models=["cnn4", "cnn5"]))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from polyfed import Config, simulate
+from polyfed import FedMRL, Standalone, simulate
 
 HOSPITALS = {"north": (180, 55, ""), "south": (120, 62, "NA"), "east": (240, 68, "-"), "west": (90, 47, "null")}
 NETWORKS = ["mlp(hidden=(32, 16))", "mlp(hidden=(16,))", "mlp(hidden=(64, 32))", "mlp(hidden=(8,))"]
@@ -54,10 +54,8 @@ def main(rounds: int) -> None:
             "clients": {"count": 4, "models": NETWORKS},
             "train": {"epochs": 2, "batch_size": 16, "lr": 0.05},
         }
-        for algorithm in ({"name": "fedmrl", "auxiliary": "mlp(hidden=(8,))", "rep_dim": 8}, {"name": "standalone"}):
-            summary = simulate(Config.parse({**tables, "algorithm": algorithm}))
-            found = ", ".join(f"{name} {value['mean']:.3f}" for name, value in summary["metrics"].items())
-            print(f"{algorithm['name']}: {found}, in {summary['run_dir']}")
+        for algorithm in (FedMRL(auxiliary="mlp(hidden=(8,))", rep_dim=8), Standalone()):
+            print(simulate(tables, algorithm=algorithm))
 
 
 if __name__ == "__main__":

@@ -18,12 +18,11 @@ All clients share the body of one network. Each keeps its own head, as clients w
 
 from dataclasses import dataclass
 
-from polyfed import Algorithm, Config, Message, State, exchange, fit
+from polyfed import Algorithm, Comparison, Config, Message, State, compare, exchange, fit
 from polyfed.base.tree import drop, pick
 from polyfed.base.types import Params
 from polyfed.blocks.aggregate import Mean
 from polyfed.blocks.losses import supervised
-from polyfed.compare import Comparison, compare
 
 
 # Its fields are the hyper-parameters, keys of [algorithm]. It has no other state: what must be remembered is returned.
@@ -96,4 +95,4 @@ def main(*overrides: str) -> Comparison:
 
 
 if __name__ == "__main__":
-    print(main().to_markdown())
+    print(main())

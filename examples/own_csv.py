@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from polyfed import Config, simulate
+from polyfed import simulate
 
 
 def write_table(path: Path, rows: int = 600) -> None:
@@ -42,8 +42,8 @@ def main(rounds: int) -> None:
             "train": {"epochs": 2, "batch_size": 32, "lr": 0.1},
         }
         for algorithm in ("fedavg", "standalone"):
-            summary = simulate(Config.parse({**tables, "algorithm": {"name": algorithm}}))
-            print(f"{algorithm}: accuracy {summary['accuracy']['mean']:.3f}, in {summary['run_dir']}")
+            result = simulate(tables, algorithm=algorithm)
+            print(f"{algorithm}: accuracy {result.accuracy:.3f}, in {result.run_dir}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from polyfed import Config, simulate
+from polyfed import simulate
 
 CLINICS = {"north": (20, 24), "south": (60, 32), "west": (100, 40)}  # brightness of the background, pixels a side
 
@@ -46,8 +46,8 @@ def main(rounds: int) -> None:
             "train": {"epochs": 5, "batch_size": 16, "optimizer": "adam", "lr": 0.001},
         }
         for algorithm in ("fedmrl", "standalone"):
-            summary = simulate(Config.parse({**tables, "algorithm": {"name": algorithm}}))
-            print(f"{algorithm}: accuracy {summary['accuracy']['mean']:.3f}, in {summary['run_dir']}")
+            result = simulate(tables, algorithm=algorithm)
+            print(f"{algorithm}: accuracy {result.accuracy:.3f}, in {result.run_dir}")
 
 
 if __name__ == "__main__":

@@ -44,10 +44,10 @@ def main(rounds: int) -> None:
             "algorithm": {"name": "fedmrl"},
         }
     )
-    summary = simulate(config)
-    for model, accuracy in summary["accuracy"]["by_model"].items():
+    result = simulate(config)
+    for model, accuracy in result.summary["accuracy"]["by_model"].items():
         print(f"{model}: {accuracy:.3f}")
-    print(f"up {summary['bytes']['up']:,} bytes; the run lies in {summary['run_dir']}")
+    print(f"up {result.costs['bytes_up']:,} bytes; the run lies in {result.run_dir}")
 
 
 if __name__ == "__main__":

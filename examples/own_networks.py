@@ -123,9 +123,9 @@ def run(rounds: int, algorithm: str, models: list[dict[str, str]]) -> None:
             "algorithm": {"name": algorithm},
         }
     )
-    summary = simulate(config)
-    print(f"{algorithm}: {summary['bytes']['up']:,} bytes up; the run lies in {summary['run_dir']}")
-    for model, accuracy in summary["accuracy"]["by_model"].items():
+    result = simulate(config)
+    print(f"{algorithm}: {result.costs['bytes_up']:,} bytes up; the run lies in {result.run_dir}")
+    for model, accuracy in result.summary["accuracy"]["by_model"].items():
         print(f"  {model}: {accuracy:.3f}")
 
 

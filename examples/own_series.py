@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor, nn
 
-from polyfed import Config, simulate
+from polyfed import simulate
 
 
 class LastState(nn.Module):
@@ -75,8 +75,8 @@ def main(rounds: int) -> None:
             "train": {"epochs": 5, "batch_size": 16, "optimizer": "adam", "lr": 0.01},
         }
         for algorithm in ("fedavg", "standalone"):
-            summary = simulate(Config.parse({**tables, "algorithm": {"name": algorithm}}))
-            print(f"{algorithm}: accuracy {summary['accuracy']['mean']:.3f}, in {summary['run_dir']}")
+            result = simulate(tables, algorithm=algorithm)
+            print(f"{algorithm}: accuracy {result.accuracy:.3f}, in {result.run_dir}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import polyfed
+from polyfed.algorithms.catalogue import ALGORITHMS
 
 SRC = Path(polyfed.__file__).parent
 MODULES = sorted(SRC.rglob("*.py"))
@@ -27,10 +28,11 @@ LAYERS = (
     ("execute", "storage"),
     ("config",),
     ("rounds",),
-    ("parallel", "trained"),
-    ("simulation",),
+    ("trained",),
     ("report",),
-    ("compare",),
+    ("parallel",),
+    ("simulation",),
+    ("comparison",),
     ("deploy",),
     ("flower",),
     ("experiments", "testing"),
@@ -125,12 +127,31 @@ def test_an_algorithm_is_a_file_of_at_most_150_lines(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 150
 
 
+def test_the_public_names_are_listed_and_an_algorithm_is_one() -> None:
+    """Catches completion in a notebook that offers nothing, or what cannot be imported."""
+    classes = {name: path.partition(":")[2] for name, (path, _) in ALGORITHMS.items()}
+    assert dir(polyfed) == sorted({*polyfed.__all__, *classes.values()})
+    for name, cls in classes.items():
+        assert getattr(polyfed, cls).name == name
+
+
 def test_what_is_public_is_what_is_declared() -> None:
     assert set(polyfed.__all__) == {"__version__", *polyfed._PUBLIC}
     for name in polyfed.__all__:
         assert getattr(polyfed, name) is not None
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = polyfed.no_such_name  # type: ignore[attr-defined]
+
+
+def test_the_import_and_the_list_of_names_load_nothing_heavy() -> None:
+    heavy = {"torch", "numpy", "scipy", "pydantic", "matplotlib", "rich", "pandas", "pyarrow"}
+    code = f"import sys, polyfed; dir(polyfed); print(sorted({heavy!r} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_a_result_is_loaded_without_torch() -> None:
+    code = "import sys, polyfed; polyfed.load_run, polyfed.RunResult; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize(

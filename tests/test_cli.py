@@ -14,7 +14,7 @@ import polyfed as polyfed_package
 from polyfed import __version__
 from polyfed.base import errors
 from polyfed.base.errors import DivergedError, PolyfedError
-from polyfed.compare import runs
+from polyfed.comparison import runs
 from polyfed.data.catalogue import DATASETS, SHAPES
 from polyfed.data.readers.digits import load_digits
 from polyfed.rounds.callbacks import Interrupted
@@ -228,7 +228,7 @@ def test_a_run_its_progress_its_table_and_its_resumption(tiny, tmp_path):
 def test_run_without_a_configuration_is_the_main_job_with_its_controls(monkeypatch):
     seen = []
 
-    def simulate(config, *, out=None, callback=None):
+    def simulate(config, *, out=None, **asked):
         seen.append(config)
         raise DivergedError("enough")
 
@@ -242,7 +242,7 @@ def test_run_without_a_configuration_is_the_main_job_with_its_controls(monkeypat
     "kind", [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, PolyfedError)]
 )
 def test_errors_are_a_message_and_an_exit_code(kind, monkeypatch, tiny):
-    def simulate(config, *, out=None, callback=None):
+    def simulate(config, *, out=None, **asked):
         raise kind("what was got and what was expected")
 
     monkeypatch.setattr(runs, "simulate", simulate)
@@ -251,7 +251,7 @@ def test_errors_are_a_message_and_an_exit_code(kind, monkeypatch, tiny):
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch, tiny):
-    def simulate(config, *, out=None, callback=None):
+    def simulate(config, *, out=None, **asked):
         raise ZeroDivisionError
 
     monkeypatch.setattr(runs, "simulate", simulate)
@@ -259,7 +259,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch, tiny):
 
 
 def test_ctrl_c_says_how_to_go_on_and_exits_130(monkeypatch, tiny, tmp_path):
-    def simulate(config, *, out=None, callback=None):
+    def simulate(config, *, out=None, **asked):
         raise Interrupted(tmp_path / "a run")
 
     monkeypatch.setattr(runs, "simulate", simulate)

@@ -256,7 +256,7 @@ def test_every_key_of_the_results_is_documented(more: dict[str, Any]) -> None:
             **more,
         }
     )
-    summary = simulate(config, out=Path("run"))
+    summary = simulate(config, out=Path("run")).summary
     assert "devices" not in more or 0 < summary["simulated"]["void"] < 8
     page = text("docs/run-directory.md")
     sections = {

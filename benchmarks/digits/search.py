@@ -64,7 +64,7 @@ def cell(name: str, algorithm: str, seed: int, threads: int) -> dict[str, Any]:
     row: dict[str, Any] = {"setting": name, "algorithm": algorithm, "seed": seed}
     with tempfile.TemporaryDirectory() as folder:
         try:
-            simulate(config, out=Path(folder) / "run")
+            simulate(config, progress=False, out=Path(folder) / "run")
         except DivergedError as error:
             return row | {"diverged": str(error)}
         lines = (Path(folder) / "run" / "rounds.jsonl").read_text().splitlines()

@@ -60,7 +60,7 @@ def simulated(algorithm: str, cohort: int, folder: Path) -> dict[str, Any]:
     """A simulation; what is measured is the parent."""
     from polyfed import simulate
 
-    return simulate(config(algorithm, cohort), out=folder / "run")
+    return simulate(config(algorithm, cohort), progress=False, out=folder / "run").summary
 
 
 def deployed(algorithm: str, cohort: int, folder: Path) -> dict[str, Any]:

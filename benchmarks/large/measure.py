@@ -154,12 +154,12 @@ def contestant(case: str, clients: int, scratch: Path) -> None:
         settings = config(case, clients, scratch)
         began = time.perf_counter()
         with suppress(Interrupted):
-            simulate(settings, out=folder / "run", callback=Meter(1 if filled else None))
+            simulate(settings, out=folder / "run", callbacks=[Meter(1 if filled else None)], progress=False)
         if filled:
             fill(folder / "run", clients)
             began = time.perf_counter()
             with suppress(Interrupted):
-                resume(folder / "run", callback=Meter(None))
+                resume(folder / "run", callbacks=[Meter(None)], progress=False)
         with closing(sqlite3.connect(folder / "run" / "states" / "index.sqlite")) as index:
             (found["states"],) = index.execute("SELECT count(*) FROM states").fetchone()
         found["partition_bytes"] = (folder / "run" / "partition.npz").stat().st_size

@@ -18,6 +18,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+from contextlib import redirect_stdout
 from pathlib import Path
 
 #: Networks, the most unlike first; an algorithm gets the first that it accepts.
@@ -85,10 +86,12 @@ def child(only: list[str]) -> None:
                 }
                 with tempfile.TemporaryDirectory() as folder:
                     try:
-                        found = simulate(Config.parse(tables), out=Path(folder) / "run")
+                        with redirect_stdout(sys.stderr):  # standard output takes the facts, not the progress
+                            simulate(Config.parse(tables), out=Path(folder) / "run")
                     except PolyfedError as error:
                         refusal = str(error)
                         continue
+                    found = json.loads((Path(folder) / "run" / "summary.json").read_text())
                     facts = {"accuracy": found["accuracy"]["mean"], "flops": found["flops"]}
                     facts |= {way: found["bytes"][way] for way in ("up", "down")}
                     print(json.dumps({"name": name, "facts": facts, "tensors": tensors(Path(folder) / "run")}))

@@ -2,9 +2,10 @@
 
     import polyfed
     config = polyfed.Config.parse({"clients": {"models": ["cnn1", "cnn5"]}, "algorithm": {"name": "fedmrl"}})
-    summary = polyfed.simulate(config)
+    result = polyfed.simulate(config)
 
-Names are imported on first use, so that ``import polyfed`` and ``polyfed --help`` do not wait for torch.
+Every algorithm of the catalogue is here under the name of its class, such as ``polyfed.FedMRL``. Names are imported on
+first use, so that ``import polyfed`` and ``polyfed --help`` do not wait for torch.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from polyfed.base.errors import PolyfedError
     from polyfed.base.rng import Rng
+    from polyfed.comparison import Comparison, compare
     from polyfed.config import Config
     from polyfed.core.algorithm import Algorithm, Task
     from polyfed.core.clients import ClientInfo, Cohort, LocalClient
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from polyfed.data.sources import load_dataset
     from polyfed.models.split import SplitModel
     from polyfed.models.zoo import build
+    from polyfed.report.results import RunResult, load_run
+    from polyfed.rounds.callbacks import Callback
     from polyfed.simulation.simulate import resume, simulate
 
 __version__ = "0.1.0"
@@ -33,6 +37,8 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "Algorithm": "polyfed.core.algorithm",
     "Task": "polyfed.core.algorithm",
+    "Callback": "polyfed.rounds.callbacks",
+    "Comparison": "polyfed.comparison",
     "Config": "polyfed.config",
     "ClientInfo": "polyfed.core.clients",
     "Cohort": "polyfed.core.clients",
@@ -47,10 +53,13 @@ _PUBLIC = {
     "State": "polyfed.core.message",
     "PolyfedError": "polyfed.base.errors",
     "Rng": "polyfed.base.rng",
+    "RunResult": "polyfed.report.results",
     "SplitModel": "polyfed.models.split",
     "build": "polyfed.models.zoo",
+    "compare": "polyfed.comparison",
     "federated_data": "polyfed.data.from_python",
     "load_dataset": "polyfed.data.sources",
+    "load_run": "polyfed.report.results",
     "make_partition": "polyfed.data.partition.make",
     "resume": "polyfed.simulation.simulate",
     "simulate": "polyfed.simulation.simulate",
@@ -59,8 +68,10 @@ _PUBLIC = {
 __all__ = [  # noqa: RUF022 - written out for type checkers, a test compares it with _PUBLIC
     "__version__",
     "Algorithm",
+    "Callback",
     "ClientInfo",
     "Cohort",
+    "Comparison",
     "Config",
     "LocalClient",
     "Message",
@@ -69,14 +80,17 @@ __all__ = [  # noqa: RUF022 - written out for type checkers, a test compares it 
     "PolyfedError",
     "Record",
     "Rng",
+    "RunResult",
     "SplitModel",
     "State",
     "Task",
     "build",
+    "compare",
     "exchange",
     "federated_data",
     "fit",
     "load_dataset",
+    "load_run",
     "make_partition",
     "reduce",
     "resume",
@@ -84,7 +98,20 @@ __all__ = [  # noqa: RUF022 - written out for type checkers, a test compares it 
 ]
 
 
+def _algorithms() -> dict[str, str]:
+    """Return the name of each algorithm's class and its module."""
+    from polyfed.algorithms.catalogue import ALGORITHMS
+
+    paths = (path.partition(":") for path, _ in ALGORITHMS.values())
+    return {name: module for module, _, name in paths}
+
+
 def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
+    module = _PUBLIC.get(name) or (None if name.startswith("_") else _algorithms().get(name))
+    if module is None:
         raise AttributeError(f"module 'polyfed' has no attribute {name!r}")
-    return getattr(import_module(_PUBLIC[name]), name)
+    return getattr(import_module(module), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *_algorithms()})

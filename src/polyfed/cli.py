@@ -21,7 +21,6 @@ from polyfed.deploy.cli import app as deploy_app
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from polyfed.compare import Comparison
     from polyfed.data.dataset import Dataset
     from polyfed.data.partition.partition import Partition
 
@@ -119,15 +118,16 @@ def run(
 ) -> None:
     """Run a configuration, and its controls if run.controls is true."""
     from polyfed.config import Config
+    from polyfed.report.consoles import console
     from polyfed.report.progress import callback_for
-    from polyfed.report.tables import console, show
+    from polyfed.report.tables import show
 
     with _reported():
         settings = Config.load(config, overrides or ())
-        from polyfed.compare import meanings, run_with_controls
+        from polyfed.comparison import meanings, run_with_controls
 
         terminal = console()
-        show(terminal, run_with_controls(settings, out=out, callbacks=callback_for(terminal)), meanings(settings))
+        show(terminal, run_with_controls(settings, out=out, reporter=callback_for(terminal)), meanings(settings))
 
 
 @app.command()
@@ -136,14 +136,15 @@ def resume(
 ) -> None:
     """Resume an interrupted run, and its controls."""
     from polyfed.config import Config
+    from polyfed.report.consoles import console
     from polyfed.report.progress import callback_for
-    from polyfed.report.tables import console, show
+    from polyfed.report.tables import show
 
     with _reported():
-        from polyfed.compare import meanings, resume_with_controls
+        from polyfed.comparison import meanings, resume_with_controls
 
         terminal = console()
-        found = resume_with_controls(run_dir, callbacks=callback_for(terminal))
+        found = resume_with_controls(run_dir, reporter=callback_for(terminal))
         show(terminal, found, meanings(Config.load(run_dir / "config.toml")))
 
 
@@ -287,7 +288,8 @@ def data_(
         from polyfed.data.conform import schema_of
         from polyfed.data.doubts import doubts
         from polyfed.report.columns import HEADINGS, rows, summary
-        from polyfed.report.tables import console, print_table
+        from polyfed.report.consoles import console
+        from polyfed.report.tables import print_table
         from polyfed.rounds.federation import configured_names, deal
 
         dataset, dealt = deal(settings)
@@ -369,7 +371,7 @@ def partition(
     with _reported():
         settings = Config.load(config, overrides or ())
         from polyfed.data.partition.plot import picture
-        from polyfed.report.tables import console
+        from polyfed.report.consoles import console
         from polyfed.rounds.federation import configured_names, deal
 
         path = (out / "partition.png").absolute()
@@ -445,7 +447,7 @@ def sweep(
 
     A key of [algorithm] applies to the algorithms that have it. polyfed does not repeat finished runs.
     """
-    from polyfed.compare.compare import parse_grid
+    from polyfed.comparison.compare import parse_grid
     from polyfed.config import Config
 
     with _reported():
@@ -477,8 +479,8 @@ def reproduce(
     polyfed does not repeat finished runs. To continue after an interruption, give the same command.
     """
     from polyfed.experiments.catalogue import find
+    from polyfed.report.consoles import console
     from polyfed.report.progress import callback_for
-    from polyfed.report.tables import console
 
     words = [
         *("polyfed", "reproduce", item),
@@ -495,8 +497,8 @@ def reproduce(
         if plan:
             _show_plan(terminal, Job.load(path, scale, out).plan(only or ()))
             return
-        table, page = run_all(path, scale, out, only=only or (), callbacks=callback_for(terminal))
-        _show_comparison(terminal, table)
+        table, page = run_all(path, scale, out, only=only or (), reporter=callback_for(terminal))
+        table.show(terminal)
         typer.echo(f"The page is {(page / 'page.md').absolute()}")
 
 
@@ -527,8 +529,7 @@ def _compared(
 ) -> None:
     """What compare and sweep have in common."""
     from polyfed.config import Config
-    from polyfed.report.progress import callback_for
-    from polyfed.report.tables import console
+    from polyfed.report.consoles import console
 
     words = [
         *("polyfed", *words, "--algorithms", algorithms, "--seeds", seeds),
@@ -538,12 +539,10 @@ def _compared(
     with _reported(shlex.join(words)):
         numbers = _numbers(seeds)
         settings = Config.load(config, overrides or ())
-        from polyfed.compare import compare as run_all
+        from polyfed.comparison import compare as run_all
         from polyfed.config.toml import items
 
-        terminal = console()
-        table = run_all(settings, items(algorithms), numbers, out, values=values, callbacks=callback_for(terminal))
-        _show_comparison(terminal, table)
+        run_all(settings, items(algorithms), numbers, out, values=values).show(console())
 
 
 def _numbers(text: str) -> list[int]:
@@ -551,20 +550,6 @@ def _numbers(text: str) -> list[int]:
     if not words or not all(word.isdecimal() for word in words):
         raise ConfigError(f"--seeds: got {text!r}; expected whole numbers separated by commas, such as 0,1,2")
     return [int(word) for word in words]
-
-
-def _show_comparison(console: Console, comparison: Comparison) -> None:
-    from polyfed.report.tables import print_table
-
-    for headings, rows in (
-        (comparison.headings, comparison.cells()),
-        (comparison.cost_headings, comparison.cost_cells()),
-    ):
-        console.print()
-        print_table(console, headings, rows, left=("setting", "algorithm", "against"))
-    console.print()
-    for note in (*comparison.notes, f"The tables lie in {comparison.out.absolute()}"):
-        console.print(note, soft_wrap=True, markup=False, highlight=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -181,7 +181,7 @@ def test_the_task_of_the_configuration_is_that_of_the_data() -> None:
     given = {"dataset": "python", "task": "regression", "target_offset": 3.0}
     config = {"data": given, "clients": {"count": 2}, "partition": {"kind": "natural"}}
     assert deal(polyfed.Config.parse(config), data)[0].target_offset == 3.0
-    with pytest.raises(ConfigError, match='got "classification", but the given data set is one of regression'):
+    with pytest.raises(ConfigError, match=r"got a regression for data.task = 'classification'"):
         deal(polyfed.Config.parse({**config, "data": {"dataset": "python"}}), data)
 
 

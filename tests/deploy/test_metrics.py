@@ -21,7 +21,7 @@ METRICS = 'run.metrics=["auroc", "accuracy", "sensitivity", "brier"]'
 
 def both(tmp_path: Path, *keys: str) -> tuple[dict[str, Any], dict[str, Any], Run]:
     settings = config("fedavg", "run.predictions=true", *keys)
-    here = simulate(settings, out=tmp_path / "here")
+    here = simulate(settings, out=tmp_path / "here").summary
     run = Run(tmp_path, settings)
     return here, run.serve(), run
 
@@ -59,7 +59,7 @@ def test_a_regression_is_deployed_as_it_is_simulated(tmp_path: Path) -> None:
         texts.append("a,b,y\n" + "".join(f"{a:.4f},{b:.4f},{100 + 10 * a - 5 * b:.3f}\n" for a, b in x))
     regression = ("data.task=regression", "data.target_offset=100.0", "data.target_scale=10.0")
     settings, run = with_tables(tmp_path, texts, *regression)
-    here, there = simulate(settings, out=tmp_path / "here"), run.serve()
+    here, there = simulate(settings, out=tmp_path / "here").summary, run.serve()
     for name in ("rmse", "mae", "r2"):
         assert there["metrics"][name]["mean"] == here["metrics"][name]["mean"]
         assert there["metrics"][name]["pooled"] == pytest.approx(here["metrics"][name]["pooled"], rel=1e-12)

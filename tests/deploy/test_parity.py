@@ -25,7 +25,7 @@ def test_two_rounds_deployed_equal_two_rounds_in_process(
     settings = config(algorithm)
     # The server of a deployment has no data to test models of its own on.
     monkeypatch.setattr(algorithm_class(algorithm), "global_nets", lambda *_: {})
-    here = simulate(settings, out=tmp_path / "here")
+    here = simulate(settings, out=tmp_path / "here").summary
     run = Run(tmp_path, settings)
     there = run.serve()
     assert same(run.server(), load_file(tmp_path / "here" / "checkpoint" / "server-round-2.safetensors"))
@@ -52,7 +52,7 @@ def test_sites_with_their_own_files_split_and_train_as_in_process(tmp_path: Path
         ]
         texts.append("a,b,y\n" + "".join(rows))
     settings, run = with_tables(tmp_path, texts)
-    here, there = simulate(settings, out=tmp_path / "here"), run.serve()
+    here, there = simulate(settings, out=tmp_path / "here").summary, run.serve()
     assert there["accuracy"]["mean"] == here["accuracy"]["mean"]
     assert same(run.server(), load_file(tmp_path / "here" / "checkpoint" / "server-round-2.safetensors"))
 
@@ -70,7 +70,7 @@ def test_a_part_of_the_clients_is_drawn_as_in_process(tmp_path: Path) -> None:
 def test_clients_that_rest_go_on_from_what_they_kept_as_in_process(tmp_path: Path) -> None:
     """Catches a server that knows the states of the last round's clients only, and a client that takes an older one."""
     settings = config("fedproto", "clients.count=4", "clients.participation=0.5", "run.rounds=6", "run.eval_every=6")
-    here = simulate(settings, out=tmp_path / "here")
+    here = simulate(settings, out=tmp_path / "here").summary
     run = Run(tmp_path, settings)
     there = run.serve()
     cohorts = [row["cohort"] for row in run.rows if "cohort" in row]

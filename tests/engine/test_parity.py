@@ -37,7 +37,7 @@ def test_two_rounds_of_three_algorithms_equal_those_in_process(tmp_path: Path) -
     assert there.processes.marked() == []
     sent = 0
     for name, folder in folders.items():
-        here = simulate(config(name), out=tmp_path / f"{name}-here")
+        here = simulate(config(name), out=tmp_path / f"{name}-here").summary
         deployed = json.loads((folder / "summary.json").read_text())
         there_, here_ = (
             load_file(path / "checkpoint" / "server-round-2.safetensors")

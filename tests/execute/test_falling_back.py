@@ -88,8 +88,8 @@ def test_a_module_that_branches_on_values_runs_alone_and_says_why_once(nets: str
     """Catches vmap's traceback instead of a fallback, and a fallback that nobody hears of."""
     model = {"name": f"{nets}:Branching", "classifier": "head"}
     ear = Listener()
-    got = simulate(config(model, driver=driver), out=tmp_path / driver, callback=ear)
-    alone = simulate(config(model, driver="sequential"), out=tmp_path / "alone")
+    got = simulate(config(model, driver=driver), out=tmp_path / driver, callbacks=[ear]).summary
+    alone = simulate(config(model, driver="sequential"), out=tmp_path / "alone").summary
     assert got["accuracy"]["mean"] == alone["accuracy"]["mean"]
     # Also under "auto", which stacks by a rule that has not looked into the network.
     assert ["cannot be stacked" in note for note in ear.notes] == [True]

@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 
 from polyfed.base.errors import ConfigError, RunDirError
 from polyfed.cli import app
-from polyfed.compare import execution
-from polyfed.compare.runs import summary_of
+from polyfed.comparison import execution
 from polyfed.experiments import views
 from polyfed.experiments.reproduce import NOTES, Job, reproduce
+from polyfed.report.results import summary_of
 from polyfed.rounds.federation import prepare
 from polyfed.storage.run_dir import RunDir
 
@@ -193,7 +193,7 @@ class Killer(Quiet):
         if "standalone" in self.label and row["round"] == 3:
             os.kill(os.getpid(), signal.SIGKILL)
 
-reproduce(Path(sys.argv[1]), out=Path(sys.argv[2]), callbacks=Killer)
+reproduce(Path(sys.argv[1]), out=Path(sys.argv[2]), reporter=Killer)
 """
 
 

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from polyfed.base.errors import ConfigError
 from polyfed.base.rng import Rng
-from polyfed.compare.specs import chosen
+from polyfed.comparison.specs import chosen
 from polyfed.config.toml import to_toml
 from polyfed.core.algorithm import Task
 from polyfed.core.net import Net

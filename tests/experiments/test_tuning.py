@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from studies import study
 
-from polyfed.compare import specs
+from polyfed.comparison import specs
 from polyfed.experiments import tuning
 from polyfed.experiments.catalogue import find, items
 from polyfed.experiments.reproduce import Job, reproduce

@@ -4,7 +4,7 @@ from polyfed.experiments.reproduce import undecided
 
 
 def test_what_is_below_two_standard_errors() -> None:
-    from polyfed.compare.statistics import Line
+    from polyfed.comparison.statistics import Line
 
     def line(label: str, *means: float) -> Line:
         return Line("", label, dict(enumerate(means)), {}, 0, None)

@@ -140,10 +140,10 @@ def accuracies(folder: Path) -> list[float]:
 
 def test_a_resumed_run_ends_as_one_that_was_left_alone(device: str, tmp_path: Path) -> None:
     asked = config(run={"device": device, "precision": "fp64", "driver": "batched"})
-    whole = simulate(asked, out=tmp_path / "whole")
+    whole = simulate(asked, out=tmp_path / "whole").summary
     with pytest.raises(Interrupted):
-        simulate(asked, out=tmp_path / "stopped", callback=_Stop())
-    stopped = resume(tmp_path / "stopped")
+        simulate(asked, out=tmp_path / "stopped", callbacks=[_Stop()])
+    stopped = resume(tmp_path / "stopped").summary
     assert len(accuracies(tmp_path / "whole")) == 6
     assert accuracies(tmp_path / "stopped") == accuracies(tmp_path / "whole")
     assert stopped["bytes"] == whole["bytes"]
@@ -154,7 +154,7 @@ def test_workers_beside_a_gpu_do_what_one_process_does(device: str, tmp_path: Pa
     found = {
         workers: simulate(
             config(run={"device": device, "precision": "fp64", "workers": workers}), out=tmp_path / str(workers)
-        )
+        ).summary
         for workers in (1, 2)
     }
     assert accuracies(tmp_path / "2") == accuracies(tmp_path / "1")

@@ -60,7 +60,7 @@ def test_convolutions_are_single_precision_and_repeatable_while_a_run_lasts(befo
 def test_workers_that_start_afresh_do_what_one_process_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("polyfed.parallel.pool", "polyfed.parallel.setup"):
         monkeypatch.setattr(f"{module}.can_fork", lambda: False)
-    found = [simulate(config(run={"workers": count}), out=tmp_path / str(count)) for count in (1, 2)]
+    found = [simulate(config(run={"workers": count}), out=tmp_path / str(count)).summary for count in (1, 2)]
     kept = [sorted((tmp_path / str(count) / "checkpoint").glob("*.safetensors")) for count in (1, 2)]
     assert [path.read_bytes() for path in kept[0]] == [path.read_bytes() for path in kept[1]]
     assert found[0]["accuracy"] == found[1]["accuracy"]

@@ -69,9 +69,9 @@ def play(config: Any, folder: Path, callback: Countdown, counts: Path | None) ->
     watcher = callback if callback.moment or counts else Quiet()
     try:
         if (folder / "config.toml").exists():
-            resume(folder, callback=watcher)
+            resume(folder, callbacks=[watcher], progress=False)
         else:
-            simulate(config, out=folder, callback=watcher)
+            simulate(config, out=folder, callbacks=[watcher], progress=False)
     except Interrupted:
         sys.exit(130)
     finally:

@@ -2,7 +2,7 @@
 
 import json
 
-from polyfed.compare import RunSpec, Setting, tabulate
+from polyfed.comparison import RunSpec, Setting, tabulate
 from polyfed.config import Config
 
 ROUNDS = {"run": {"name": "t", "rounds": 2, "eval_every": 2, "threads": 1}}

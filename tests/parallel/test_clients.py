@@ -134,7 +134,7 @@ def test_a_run_of_workers_resumes_identically(straight: Path, tmp_path: Path, st
     """Catches states that a resumed run does not hand to its clients."""
 
     with pytest.raises(Interrupted):
-        simulate(config(workers=2, store=store), out=tmp_path / "run", callback=Stop(3))
+        simulate(config(workers=2, store=store), out=tmp_path / "run", callbacks=[Stop(3)])
     resume(tmp_path / "run")
     running.same(tmp_path / "run", straight)
 
@@ -240,7 +240,7 @@ def test_a_killed_worker_ends_the_run_at_its_last_checkpoint(
                 os.kill(made[0].pids[1], signal.SIGKILL)
 
     with pytest.raises(WorkerError):
-        simulate(config(workers=2), out=tmp_path / "run", callback=Kill())
+        simulate(config(workers=2), out=tmp_path / "run", callbacks=[Kill()])
     resume(tmp_path / "run")
     running.same(tmp_path / "run", straight)
 

@@ -7,8 +7,8 @@ import pytest
 from consoles import pipe, summary, terminal, written
 from rich.console import Console
 
+from polyfed.report.consoles import console as report_console
 from polyfed.report.tables import TRAINING_TIME, closing_table, print_table, remarks, show
-from polyfed.report.tables import console as report_console
 
 
 def test_the_table_has_all_that_was_promised_also_in_80_columns():

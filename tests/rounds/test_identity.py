@@ -14,7 +14,7 @@ import pytest
 
 from polyfed.algorithms.fedavg import FedAvg
 from polyfed.base.errors import CheckpointError, DataError
-from polyfed.compare import compare, execution, resume_with_controls, run_with_controls
+from polyfed.comparison import compare, execution, resume_with_controls, run_with_controls
 from polyfed.config import Config
 from polyfed.rounds import identity
 from polyfed.rounds.callbacks import Interrupted, Quiet
@@ -139,7 +139,7 @@ CHANGES: dict[str, tuple[Callable[[Path], None], str]] = {
 def test_what_changed_is_refused_by_name_on_resumption(change: str, home: Path) -> None:
     """Catches a run that goes on with other data or another network."""
     with pytest.raises(Interrupted):
-        simulate(config(), out=home / "run", callback=Stop())
+        simulate(config(), out=home / "run", callbacks=[Stop()])
     edit_, says = CHANGES[change]
     edit_(home)
     forget()
@@ -152,7 +152,7 @@ def test_what_changed_is_refused_by_name_on_resumption(change: str, home: Path) 
 def test_what_changes_no_number_is_no_change(home: Path) -> None:
     """Catches a digest of dates, comments, docstrings, layout, or modules that nothing imports."""
     with pytest.raises(Interrupted):
-        simulate(config(), out=home / "run", callback=Stop())
+        simulate(config(), out=home / "run", callbacks=[Stop()])
     os.utime(home / "table.csv", (1, 1))
     edit(home / "mine/parts.py", "# small", "# large")
     edit(home / "mine/parts.py", "Make it.", "Make it well.")
@@ -160,7 +160,7 @@ def test_what_changes_no_number_is_no_change(home: Path) -> None:
     edit(home / "mine/nets.py", "class Net", "\n\nclass Net")
     (home / "mine/other.py").write_text("SPEED = 3\n")
     forget()
-    assert resume(home / "run")["rounds"] == 2
+    assert resume(home / "run").summary["rounds"] == 2
 
 
 def test_the_code_that_runs_counts_and_not_what_the_file_says_meanwhile(home: Path) -> None:
@@ -190,7 +190,7 @@ def test_a_risen_numbers_version_is_refused_by_name(home: Path, monkeypatch: pyt
     )
     for name, folder in (("fedavg", home / "a"), ("mine.ways:Mine", home / "b")):
         with pytest.raises(Interrupted):
-            simulate(config(algorithm={"name": name}), out=folder, callback=Stop())
+            simulate(config(algorithm={"name": name}), out=folder, callbacks=[Stop()])
     monkeypatch.setattr(FedAvg, "numbers", 2)
     for folder in (home / "a", home / "b"):
         with pytest.raises(CheckpointError, match=r"algorithm polyfed\.algorithms\.fedavg:FedAvg changed from 1 to 2"):
@@ -203,7 +203,7 @@ def test_a_risen_numbers_version_is_refused_by_name(home: Path, monkeypatch: pyt
 
 def test_a_run_of_before_is_refused_and_so_is_a_damaged_one(home: Path) -> None:
     with pytest.raises(Interrupted):
-        simulate(config(), out=home / "run", callback=Stop())
+        simulate(config(), out=home / "run", callbacks=[Stop()])
     path = home / "run" / "content.json"
     path.write_text(json.dumps({"data": {}}))
     with pytest.raises(CheckpointError, match=r"content\.json is damaged"):
@@ -217,13 +217,13 @@ def test_controls_are_not_run_on_other_data_than_the_main_run(home: Path) -> Non
     """Catches a control on new data beside a complete main run on old data."""
     told = config(run={"controls": True}, controls={"alone": {"name": "standalone"}})
 
-    def callbacks(label: str) -> Quiet:
+    def reporter(label: str) -> Quiet:
         if label == "alone":
             raise KeyboardInterrupt  # between the main run and the control
         return Quiet()
 
     with pytest.raises(KeyboardInterrupt):
-        run_with_controls(told, out=home / "run", callbacks=callbacks)
+        run_with_controls(told, out=home / "run", reporter=reporter)
     assert (home / "run" / "summary.json").exists()
     one_byte(home)
     with pytest.raises(CheckpointError, match=r"table\.csv changed"):
@@ -232,26 +232,32 @@ def test_controls_are_not_run_on_other_data_than_the_main_run(home: Path) -> Non
 
 def test_a_comparison_computes_anew_and_says_why(home: Path) -> None:
     """Catches a table of before; and one that is computed again although nothing changed."""
-    told: list[Stop] = []
+    told: list[list[str]] = []  # the notes before each run
 
-    def callbacks(label: str) -> Quiet:
-        told.append(Stop(None))
-        return told[-1]
+    class Each(Quiet):
+        def started(self, run_dir: Path, config: Any, first_round: int) -> None:
+            told.append(notes.copy())
+            notes.clear()
+
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    notes: list[str] = []
 
     def folders() -> set[str]:
         return {path.name for path in (home / "out" / "cells").iterdir()}
 
-    compare(config(), ["fedavg", "standalone"], [0], home / "out", callbacks=callbacks)
+    compare(config(), ["fedavg", "standalone"], [0], home / "out", callbacks=[Each()])
     first = folders()
     os.utime(home / "table.csv", (1, 1))
-    compare(config(), ["fedavg", "standalone"], [0], home / "out", callbacks=callbacks)
+    compare(config(), ["fedavg", "standalone"], [0], home / "out", callbacks=[Each()])
     assert (folders(), len(told)) == (first, 2)
-    assert not any(callback.notes for callback in told)
+    assert not any(told)
     one_byte(home)
-    compare(config(), ["fedavg", "standalone"], [0], home / "out", callbacks=callbacks)
+    compare(config(), ["fedavg", "standalone"], [0], home / "out", callbacks=[Each()])
     assert (len(folders()), len(told)) == (4, 4)
-    for callback in told[2:]:
-        (note,) = callback.notes
+    for before in told[2:]:
+        (note,) = before
         assert note.startswith("computed anew, as since ")
         assert note.partition("since ")[2].partition(" ")[0] in first
         assert note.endswith("data file table.csv changed")

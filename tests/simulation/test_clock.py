@@ -83,7 +83,7 @@ def test_a_round_lasts_as_long_as_its_slowest_client(tmp_path: Path) -> None:
     """Catches another formula, a clock that starts again, and targets that do not know the time."""
     profiles = table(tmp_path, "fast,10,1000,80,40", "slow,1,1000,8,4")
     settings = config(run={"targets": [0.0001]}, devices={"profiles": profiles, "deal": "in-turn"})
-    summary = simulate(settings, out=tmp_path / "run")
+    summary = simulate(settings, out=tmp_path / "run").summary
     rounds = running.lines(tmp_path / "run/rounds.jsonl")
     rows = [row for row in running.lines(tmp_path / "run/clients.jsonl") if "steps" in row]
     now = 0.0
@@ -154,7 +154,7 @@ class Stop(Quiet):
 def test_a_resumed_run_goes_on_at_the_same_second(tmp_path: Path) -> None:
     simulate(running.config(**LOSSES), out=tmp_path / "straight")
     with pytest.raises(Interrupted):
-        simulate(running.config(**LOSSES), out=tmp_path / "stopped", callback=Stop())
+        simulate(running.config(**LOSSES), out=tmp_path / "stopped", callbacks=[Stop()])
     assert running.lines(tmp_path / "stopped/rounds.jsonl")[-1]["round"] == 3
     resume(tmp_path / "stopped")
     running.same(tmp_path / "stopped", tmp_path / "straight")
@@ -166,7 +166,7 @@ def test_who_is_late_leaves_nothing_but_its_costs(tmp_path: Path) -> None:
     profiles = table(tmp_path, "fast,1000,1000,1000,1000", "slow,1000,1000,0.1,0.1")
     devices = {"profiles": profiles, "deal": "in-turn", "deadline": 1.0}
     settings = config(run={"rounds": 1, "eval_every": 1}, devices=devices)
-    summary = simulate(settings, out=tmp_path / "late")
+    summary = simulate(settings, out=tmp_path / "late").summary
     row = running.lines(tmp_path / "late/rounds.jsonl")[1]
     assert row["simulated"]["failed"] == {"1": "late", "3": "late"}
     assert (row["simulated"]["seconds"], row["replies"], row["cohort"]) == (1.0, 2, [0, 1, 2, 3])
@@ -247,7 +247,7 @@ def test_an_exchange_can_be_taken_back(tmp_path: Path) -> None:
 def test_rounds_that_nobody_answers_are_void_and_the_run_goes_on(tmp_path: Path) -> None:
     """Catches an average of nobody, a state that moves in a void round, and a round without an end."""
     devices = {"profiles": table(tmp_path, "x,1,1000,1,1"), "dropout": 0.97, "deadline": 60.0, "min_replies": 2}
-    summary = simulate(config(run={"eval_every": 1}, devices=devices), out=tmp_path / "run")
+    summary = simulate(config(run={"eval_every": 1}, devices=devices), out=tmp_path / "run").summary
     rounds = running.lines(tmp_path / "run/rounds.jsonl")
     assert all(row["void"] and row["replies"] == 0 and row["loss"] is None for row in rounds[1:])
     assert [row["simulated"]["seconds"] for row in rounds[1:]] == [60.0] * 4
@@ -261,7 +261,7 @@ def test_rounds_that_nobody_answers_are_void_and_the_run_goes_on(tmp_path: Path)
 def test_who_answered_in_a_void_round_answered_in_vain(tmp_path: Path) -> None:
     profiles = table(tmp_path, "fast,1000,1000,1000,1000", "slow,1000,1000,0.1,0.1")
     devices = {"profiles": profiles, "deal": "in-turn", "deadline": 1.0, "min_replies": 3}
-    summary = simulate(config(run={"rounds": 2}, devices=devices), out=tmp_path / "run")
+    summary = simulate(config(run={"rounds": 2}, devices=devices), out=tmp_path / "run").summary
     assert summary["simulated"]["failed"] == {**dict.fromkeys(REASONS, 0), "late": 4, "void": 4}
     assert summary["clients"]["trained"] == 0
 
@@ -274,7 +274,7 @@ def test_where_nobody_is_there_the_clock_waits_for_the_next_hour(tmp_path: Path)
     devices = {"profiles": profiles, "start_hour": 0.5}
     for selection, lost in (("available", 0), ("uniform", 8)):
         clients = {"participation": 1.0, "selection": selection}
-        summary = simulate(config(clients=clients, devices=devices), out=tmp_path / selection)
+        summary = simulate(config(clients=clients, devices=devices), out=tmp_path / selection).summary
         rounds = running.lines(tmp_path / selection / "rounds.jsonl")[1:]
         assert [row["simulated"]["seconds"] for row in rounds[:2]] == [1800.0, 3600.0]
         assert [row["simulated"]["hour"] for row in rounds] == [0, 1, 2, 2]
@@ -297,7 +297,7 @@ def test_a_step_that_a_device_cannot_hold_is_told_once_and_never_counts(tmp_path
     profiles = table(tmp_path, "big,1,1000,1,1", "tiny,1,0.01,1,1")
     notes = Notes()
     devices = {"profiles": profiles, "deal": "in-turn"}
-    summary = simulate(config(devices=devices), out=tmp_path / "run", callback=notes)
+    summary = simulate(config(devices=devices), out=tmp_path / "run", callbacks=[notes]).summary
     assert [text for text in notes.said if "tiny" in text] == notes.said
     assert len(notes.said) == 1
     rounds = running.lines(tmp_path / "run/rounds.jsonl")[1:]

@@ -45,7 +45,7 @@ def test_a_run_goes_on_after_a_full_disk(
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", fails)
         with pytest.raises(StorageError, match="Make room"):
-            simulate(running.config(**rounds), out=tmp_path / "a", callback=Arm())
+            simulate(running.config(**rounds), out=tmp_path / "a", callbacks=[Arm()])
     assert json.loads((tmp_path / "a/checkpoint/manifest.json").read_text())["manifest"]["round"] < 3
     resume(tmp_path / "a")
     simulate(running.config(**rounds), out=tmp_path / "b")

@@ -56,7 +56,7 @@ def test_series_and_tokens_train_alone_and_stacked(algorithm: str, make: Any, mo
     for driver in ("sequential", "batched"):
         told = config(algorithm, model, run={"driver": driver, "precision": "fp64"}, algorithm=keys)
         out = tmp_path / driver
-        found[driver] = simulate(told, data=data, out=out)
+        found[driver] = simulate(told, dataset=data, out=out).summary
         rows = [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
         losses[driver] = [row["loss"] for row in rows if row.get("loss") is not None]
     assert losses["sequential"]
@@ -69,14 +69,14 @@ def test_series_and_tokens_train_alone_and_stacked(algorithm: str, make: Any, mo
 def test_series_and_tokens_are_learnt(make: Any, model: Any, tmp_path: Path) -> None:
     """Catches inputs that are scrambled, and channels whose scale hides the others."""
     told = config("fedavg", model, run={"rounds": 12, "eval_every": 12}, train={"lr": 0.5})
-    assert simulate(told, data=make(), out=tmp_path / "run")["accuracy"]["mean"] > 0.9
+    assert simulate(told, dataset=make(), out=tmp_path / "run").summary["accuracy"]["mean"] > 0.9
 
 
 def test_a_series_with_channels_first(tmp_path: Path) -> None:
     data = series()
     first = replace(data, x=data.x.transpose(1, 2).contiguous(), channels_first=True)
-    one = simulate(config("fedavg", SERIES), data=data, out=tmp_path / "a")
-    other = simulate(config("fedavg", {**SERIES, "first": True}), data=first, out=tmp_path / "b")
+    one = simulate(config("fedavg", SERIES), dataset=data, out=tmp_path / "a").summary
+    other = simulate(config("fedavg", {**SERIES, "first": True}), dataset=first, out=tmp_path / "b").summary
     assert one["accuracy"]["mean"] == other["accuracy"]["mean"]
 
 
@@ -106,7 +106,7 @@ def test_a_network_that_does_not_take_the_data_is_refused_before_a_file_is_writt
 ) -> None:
     """Catches an IndexError in the first round, and a network that multiplies tokens as numbers."""
     with pytest.raises(ModelError, match=says):
-        simulate(config("fedavg", model, algorithm=keys), data=make(), out=tmp_path / "run")
+        simulate(config("fedavg", model, algorithm=keys), dataset=make(), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -126,7 +126,7 @@ def images(clients: int = 3, rows: int = 24) -> Dataset:
 @pytest.mark.parametrize("driver", ["sequential", "batched"])
 def test_floating_images_are_learnt(driver: str, tmp_path: Path) -> None:
     told = config("fedavg", "mlp(hidden=(16,))", run={"rounds": 5, "eval_every": 5, "driver": driver})
-    assert simulate(told, data=images(), out=tmp_path / "run")["accuracy"]["mean"] > 0.9
+    assert simulate(told, dataset=images(), out=tmp_path / "run").summary["accuracy"]["mean"] > 0.9
 
 
 def test_image_files_by_client_and_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +147,7 @@ def test_image_files_by_client_and_class(tmp_path: Path, monkeypatch: pytest.Mon
         clients={"count": 2},
         train={"lr": 0.05},
     )
-    found = simulate(told, out=tmp_path / "run")
+    found = simulate(told, out=tmp_path / "run").summary
     assert found["accuracy"]["mean"] > 0
     assert json.loads((tmp_path / "run" / "content.json").read_text())["data"].keys() == {"shots"}
 
@@ -166,23 +166,23 @@ class Stop(Quiet):
 def test_a_run_on_data_of_a_program_is_resumed_with_the_same_data_alone(tmp_path: Path) -> None:
     """Catches a run that goes on with other data, or with none."""
     told, data = config("fedavg", SERIES, run={"checkpoint_every": 1}), series()
-    whole = simulate(told, data=data, out=tmp_path / "whole")
+    whole = simulate(told, dataset=data, out=tmp_path / "whole").summary
     with pytest.raises(Interrupted):
-        simulate(told, data=data, out=tmp_path / "run", callback=Stop())
-    with pytest.raises(ConfigError, match=r"resume such a run in Python, with .*resume\(folder, data=...\)"):
+        simulate(told, dataset=data, out=tmp_path / "run", callbacks=[Stop()])
+    with pytest.raises(ConfigError, match=r"resume such a run in Python, with .*resume\(folder, dataset=...\)"):
         resume(tmp_path / "run")
     changed = data.x.clone()
     changed[-1, -1, -1] += 1
     with pytest.raises(CheckpointError, match="data file waves changed"):
-        resume(tmp_path / "run", data=replace(data, x=changed))
-    assert resume(tmp_path / "run", data=series())["accuracy"] == whole["accuracy"]
+        resume(tmp_path / "run", dataset=replace(data, x=changed))
+    assert resume(tmp_path / "run", dataset=series()).summary["accuracy"] == whole["accuracy"]
 
 
 def test_the_configuration_says_that_the_data_come_from_a_program() -> None:
     with pytest.raises(ConfigError, match=r"got Dataset for data.dataset = 'digits'; .*data.dataset = \"python\""):
-        simulate(config(data={"dataset": "digits"}), data=series())
+        simulate(config(data={"dataset": "digits"}), dataset=series())
     with pytest.raises(ConfigError, match=r"got list for data.dataset = 'python'; expected a Dataset"):
-        simulate(config(), data=[(np.zeros((4, 2)), np.zeros(4))])  # type: ignore[arg-type]
+        simulate(config(), dataset=[(np.zeros((4, 2)), np.zeros(4))])  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="start and resume such a run in Python"):
         simulate(config())
     with pytest.raises(ConfigError) as caught:
@@ -193,16 +193,16 @@ def test_the_configuration_says_that_the_data_come_from_a_program() -> None:
 def test_workers_have_the_data_of_a_program_by_a_fork_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches workers that look for the data in a file, and a refusal only when they have started."""
     told = config("fedavg", SERIES, run={"workers": 2})
-    one = simulate(config("fedavg", SERIES), data=series(), out=tmp_path / "one")
+    one = simulate(config("fedavg", SERIES), dataset=series(), out=tmp_path / "one").summary
     if setup.can_fork():
-        assert simulate(told, data=series(), out=tmp_path / "two")["accuracy"] == one["accuracy"]
+        assert simulate(told, dataset=series(), out=tmp_path / "two").summary["accuracy"] == one["accuracy"]
     monkeypatch.setattr(setup, "can_fork", lambda: False)
     with pytest.raises(ConfigError, match=r"run.workers: got 2; .* by a fork alone"):
-        simulate(told, data=series(), out=tmp_path / "three")
+        simulate(told, dataset=series(), out=tmp_path / "three")
     tables = config("fedavg", SERIES).to_dict()
     del tables["run"]["workers"]
     free = Config.parse(tables)
-    assert simulate(free, data=series(), out=tmp_path / "four")["accuracy"] == one["accuracy"]
+    assert simulate(free, dataset=series(), out=tmp_path / "four").summary["accuracy"] == one["accuracy"]
 
 
 def test_splits_by_unit_and_time_in_a_run(tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_splits_by_unit_and_time_in_a_run(tmp_path: Path) -> None:
     for split in ("groups", "time"):
         for fraction in (0.0, 0.3):
             out = tmp_path / f"{split}-{fraction}"
-            simulate(config(data={"split": split, "validation_fraction": fraction}), data=data, out=out)
+            simulate(config(data={"split": split, "validation_fraction": fraction}), dataset=data, out=out)
             with np.load(out / "partition.npz") as stored:
                 for k in range(3):
                     train, test = (
@@ -232,7 +232,7 @@ def test_splits_by_unit_and_time_in_a_run(tmp_path: Path) -> None:
                     else:
                         assert data.times[train].max() < data.times[test].min()
     with pytest.raises(DataError, match="its groups are the clients themselves"):
-        simulate(config(data={"split": "groups"}), data=replace(data, units=None), out=tmp_path / "none")
+        simulate(config(data={"split": "groups"}), dataset=replace(data, units=None), out=tmp_path / "none")
 
 
 def test_the_start_of_a_run_names_classes_that_are_hardly_tested(tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_the_start_of_a_run_names_classes_that_are_hardly_tested(tmp_path: Path)
 
     y = np.array([0, 1] * 30 + [2] * 3)
     data = federated_data([(np.random.default_rng(0).normal(size=(63, 4)), y)] * 3, classes=("well", "ill", "rare"))
-    simulate(config(), data=data, out=tmp_path / "run", callback=Listener())
+    simulate(config(), dataset=data, out=tmp_path / "run", callbacks=[Listener()])
     (note,) = Listener.notes
     assert note.startswith("hardly tested: class 'rare' (")
     assert torch.is_tensor(data.y)

@@ -46,7 +46,7 @@ def counted(folder: Path, clients: int, store: str) -> Counting:
     callback = Counting()
     try:
         with pytest.raises(Interrupted):
-            simulate(config, out=folder, callback=callback)
+            simulate(config, out=folder, callbacks=[callback])
     finally:
         sys.setprofile(None)
         tracemalloc.stop()

@@ -36,7 +36,7 @@ def measured(**run: Any) -> Config:
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("measured") / "run"
-    return folder, simulate(measured(), out=folder)
+    return folder, simulate(measured(), out=folder).summary
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
@@ -96,7 +96,7 @@ def test_the_accuracy_is_what_a_run_without_metrics_writes(done: tuple[Path, dic
     plain = measured().to_dict()
     plain["run"] = {k: v for k, v in plain["run"].items() if k not in ("metrics", "predictions", "targets")}
     del plain["clients"]["names"]
-    summary = simulate(Config.parse(plain), out=tmp_path / "plain")
+    summary = simulate(Config.parse(plain), out=tmp_path / "plain").summary
     assert summary["accuracy"] == done[1]["accuracy"]
     assert summary["majority"] == {"accuracy": done[1]["majority"]["accuracy"]}
     assert "metrics" not in summary
@@ -107,7 +107,7 @@ def test_the_accuracy_is_what_a_run_without_metrics_writes(done: tuple[Path, dic
 
 
 def test_workers_measure_the_same(done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
-    summary = simulate(measured(workers=2), out=tmp_path / "two")
+    summary = simulate(measured(workers=2), out=tmp_path / "two").summary
     for key in ("accuracy", "metrics", "majority"):
         assert summary[key] == done[1][key]
     assert rows_of(tmp_path / "two") == rows_of(done[0])
@@ -159,7 +159,7 @@ def test_clients_where_a_metric_is_not_defined_are_left_out_and_told(tmp_path: P
         clients={"count": 3, "participation": 1.0},
         algorithm={"name": "fedavg"},
     )
-    summary = simulate(config, out=tmp_path / "run")
+    summary = simulate(config, out=tmp_path / "run").summary
     last = [row for row in running.lines(tmp_path / "run" / "clients.jsonl") if row["round"] == 1]
     assert [row["name"] for row in last] == ["a", "b", "c"]
     values = [row["metrics"]["auroc"] for row in last]
@@ -214,7 +214,7 @@ def amounts(folder: Path, **data: Any) -> Config:
 def test_a_regression_predicts_in_the_unit_of_the_data(tmp_path: Path) -> None:
     """Catches errors of scaled targets, targets rounded to float32 before the offset is taken off, and accuracies."""
     config = amounts(tmp_path)
-    summary = simulate(config, out=tmp_path / "run")
+    summary = simulate(config, out=tmp_path / "run").summary
     assert "accuracy" not in summary
     assert list(summary["metrics"]) == ["rmse", "mae", "r2"]
     assert summary["metrics"]["r2"]["mean"] > 0.9
@@ -293,6 +293,6 @@ def test_predictions_are_whole_or_absent(
     assert not (tmp_path / "run" / "summary.json").exists()
     assert json.loads((tmp_path / "run" / "checkpoint" / "manifest.json").read_text())["manifest"]["round"] == 3
     monkeypatch.undo()
-    summary = resume(tmp_path / "run")
+    summary = resume(tmp_path / "run").summary
     assert {key: summary[key] for key in ("metrics", "majority")} == {k: done[1][k] for k in ("metrics", "majority")}
     assert rows_of(tmp_path / "run") == rows_of(done[0])

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from polyfed.base.errors import CheckpointError, ModelError
-from polyfed.compare.compare import compare
+from polyfed.comparison.compare import compare
 from polyfed.report.units import flops
 from polyfed.rounds.callbacks import Quiet
 from polyfed.simulation.simulate import resume, simulate
@@ -87,7 +87,7 @@ def frozen(nets: str, tmp_path: Path) -> Any:
 def test_flops_that_cannot_be_counted_are_unknown_in_files_and_tables(nets: str, tmp_path: Path) -> None:
     """Catches a count that ends the run, a zero where a number is not known, and NaN in JSON."""
     ear = Listener()
-    summary = simulate(uncounted(nets), out=tmp_path / "run", callback=ear)
+    summary = simulate(uncounted(nets), out=tmp_path / "run", callbacks=[ear]).summary
     written = (tmp_path / "run" / "summary.json").read_text()
     assert json.loads(written, parse_constant=pytest.fail) == summary
     assert [summary[key] for key in ("flops", "flops_evaluation", "flops_per_example")] == [None] * 3
@@ -105,7 +105,7 @@ def test_flops_that_cannot_be_counted_are_unknown_in_files_and_tables(nets: str,
 def test_a_run_with_unknown_flops_can_be_resumed(nets: str, tmp_path: Path) -> None:
     simulate(uncounted(nets), out=tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        simulate(uncounted(nets), out=tmp_path / "run", callback=Listener(stop=2))
+        simulate(uncounted(nets), out=tmp_path / "run", callbacks=[Listener(stop=2)])
     resume(tmp_path / "run")
     running.same(tmp_path / "run", tmp_path / "whole")
 
@@ -130,7 +130,7 @@ def test_frozen_weights_of_a_file_are_kept_through_a_resume(nets: str, tmp_path:
     """Catches a run that goes on with another backbone, as the checkpoint does not hold it."""
     ear = Listener(stop=2)
     with pytest.raises(KeyboardInterrupt):
-        simulate(frozen(nets, tmp_path), out=tmp_path / "run", callback=ear)
+        simulate(frozen(nets, tmp_path), out=tmp_path / "run", callbacks=[ear])
     assert any("gets its first input alone, and 'mask' the default" in note for note in ear.notes)
     held = load_file(next((tmp_path / "run" / "checkpoint").glob("*.safetensors")))
     assert sorted(tuple(value.shape) for value in held.values()) == [(10,), (10, 8)]
@@ -144,7 +144,7 @@ def test_frozen_weights_of_a_file_are_kept_through_a_resume(nets: str, tmp_path:
         resume(tmp_path / "run")
     (tmp_path / "first.safetensors").write_bytes(kept)
     zoo._build.cache_clear()
-    assert resume(tmp_path / "run")["rounds"] == 4
+    assert resume(tmp_path / "run").summary["rounds"] == 4
 
 
 @pytest.mark.parametrize("net", ["Uncounted", "Frozen"])
@@ -154,7 +154,7 @@ def test_a_deployed_run_is_the_same(net: str, nets: str, tmp_path: Path, monkeyp
         "fedavg", f'clients.models=[{{ name = "{nets}:{net}"{more} }}]', "data.image_size=16", "data.augment=false"
     )
     monkeypatch.setattr("polyfed.algorithms.fedavg.FedAvg.global_nets", lambda *_: {})
-    here = simulate(settings, out=tmp_path / "here")
+    here = simulate(settings, out=tmp_path / "here").summary
     run = Run(tmp_path, settings)
     there = run.serve()
     assert same(run.server(), load_file(tmp_path / "here" / "checkpoint" / "server-round-2.safetensors"))

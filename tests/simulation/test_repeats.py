@@ -101,7 +101,7 @@ def test_cores_are_divided_among_the_cohort_and_written_down(
     assert asked.clients.wanted == 2
     cores(monkeypatch, machine)
     with pytest.raises(Interrupted):
-        simulate(asked, out=tmp_path / "run", callback=Stop(1))
+        simulate(asked, out=tmp_path / "run", callbacks=[Stop(1)])
     written = Config.load(tmp_path / "run" / "config.toml").run
     assert (written.threads, written.server_threads, written.workers) == (expected, 1, 1)
     assert set(counts["clients"]) == {expected}
@@ -109,7 +109,7 @@ def test_cores_are_divided_among_the_cohort_and_written_down(
     counts["clients"].clear()
     cores(monkeypatch, 1)
     with pytest.raises(Interrupted):
-        resume(tmp_path / "run", callback=Stop(1))
+        resume(tmp_path / "run", callbacks=[Stop(1)])
     cores(monkeypatch, 64)
     resume(tmp_path / "run")
     assert set(counts["clients"]) == {expected}, "threads of the run, not of the machine"
@@ -135,9 +135,9 @@ def test_a_run_of_a_larger_machine_is_resumed_in_one_process(
     asked = running.config(run={"threads": 4, "rounds": 2, "driver": "auto"})
     cores(monkeypatch, 4)
     with pytest.raises(Interrupted):
-        simulate(asked, out=tmp_path / "run", callback=Stop(1))
+        simulate(asked, out=tmp_path / "run", callbacks=[Stop(1)])
     cores(monkeypatch, 2)
-    assert resume(tmp_path / "run")["rounds"] == 2
+    assert resume(tmp_path / "run").summary["rounds"] == 2
 
 
 def test_stacks_are_cut_by_the_memory_that_the_configuration_gives(
@@ -167,6 +167,6 @@ def test_stacks_of_the_usual_size_resume_bitwise(tmp_path: Path, monkeypatch: py
     asked = running.config(run=told, clients=many, train=train, algorithm={"name": "fedavg"})
     simulate(asked, out=tmp_path / "straight")
     with pytest.raises(Interrupted):
-        simulate(asked, out=tmp_path / "run", callback=Stop(3))
+        simulate(asked, out=tmp_path / "run", callbacks=[Stop(3)])
     resume(tmp_path / "run")
     running.same(tmp_path / "run", tmp_path / "straight")

@@ -38,7 +38,7 @@ def config(**more: Any) -> Any:
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Federation, dict[str, Any]]:
     """Three evaluated rounds of FedAvg with clients of unequal sizes."""
     folder = tmp_path_factory.mktemp("fedavg") / "run"
-    summary = simulate(config(), out=folder)
+    summary = simulate(config(), out=folder).summary
     return folder, prepare(config()), summary
 
 
@@ -179,7 +179,7 @@ def test_targets_are_met_at_the_first_crossing(tmp_path: Path) -> None:
     """Catches a target that moves to a later round, misses the costs, or is met by luck of another predictor."""
     train = {"epochs": 3, "lr": 0.005, "optimizer": "adam", "momentum": 0.0}
     keys = {"rounds": 6, "targets": [0.0001, 0.4, 1.0]}
-    summary = simulate(config(run=keys, train=train, clients={"participation": 1.0}), out=tmp_path / "a")
+    summary = simulate(config(run=keys, train=train, clients={"participation": 1.0}), out=tmp_path / "a").summary
     log = running.lines(tmp_path / "a/rounds.jsonl")
     for target, found in zip(keys["targets"], summary["targets"], strict=True):
         crossed = [row for row in log if row["accuracy"]["mean"] >= target]

@@ -28,21 +28,21 @@ class Broken(Quiet):
 def test_a_bug_in_somebodys_code_costs_no_finished_round(tmp_path: Path) -> None:
     """Catches rounds that only polyfed's own errors and Ctrl-C would save."""
     with pytest.raises(ZeroDivisionError):
-        simulate(running.config(run={"rounds": 5, "checkpoint_every": 100}), out=tmp_path / "run", callback=Broken())
+        simulate(running.config(run={"rounds": 5, "checkpoint_every": 100}), out=tmp_path / "run", callbacks=[Broken()])
     rounds: list[int] = []
 
     class Count(Quiet):
         def round_ended(self, row: Any) -> None:
             rounds.append(row["round"])
 
-    resume(tmp_path / "run", callback=Count())
+    resume(tmp_path / "run", callbacks=[Count()])
     assert rounds == [4, 5]
 
 
 def test_what_a_killed_write_left_is_swept(tmp_path: Path) -> None:
     """Catches temporary files that pile up over kills."""
     with pytest.raises(ZeroDivisionError):
-        simulate(running.config(run={"rounds": 5}), out=tmp_path / "run", callback=Broken())
+        simulate(running.config(run={"rounds": 5}), out=tmp_path / "run", callbacks=[Broken()])
     leftover = tmp_path / "run" / "checkpoint" / ".server-round-9.safetensors.77.tmp"
     leftover.write_bytes(b"half")
     resume(tmp_path / "run")
@@ -69,7 +69,7 @@ class Stop(Quiet):
 
 def pause(folder: Path, **sections: Any) -> Path:
     with pytest.raises(Interrupted) as caught:
-        simulate(running.config(**sections), out=folder, callback=Stop(2))
+        simulate(running.config(**sections), out=folder, callbacks=[Stop(2)])
     assert caught.value.run_dir == folder.resolve()
     return folder
 
@@ -87,7 +87,7 @@ def test_six_rounds_are_three_and_three(tmp_path: Path) -> None:
     """Catches a resumed run that ends elsewhere."""
     one = {"run": {"rounds": 6, "eval_every": 1}}
     with pytest.raises(Interrupted):
-        simulate(running.config(**one), out=tmp_path / "a", callback=Stop(3))
+        simulate(running.config(**one), out=tmp_path / "a", callbacks=[Stop(3)])
     resume(tmp_path / "a")
     simulate(running.config(**one), out=tmp_path / "b")
     running.same(tmp_path / "a", tmp_path / "b")
@@ -95,9 +95,9 @@ def test_six_rounds_are_three_and_three(tmp_path: Path) -> None:
 
 def test_a_complete_run_resumes_to_its_summary(tmp_path: Path) -> None:
     """Catches rounds beyond the last."""
-    summary = simulate(running.config(run={"rounds": 2}), out=tmp_path)
+    summary = simulate(running.config(run={"rounds": 2}), out=tmp_path).summary
     log = (tmp_path / "rounds.jsonl").read_bytes()
-    again = resume(tmp_path)
+    again = resume(tmp_path).summary
     assert running.essence(again) == running.essence(summary)
     assert again["memory"]["process_peak"] == summary["memory"]["process_peak"] > 0
     assert (tmp_path / "rounds.jsonl").read_bytes() == log

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
+from polyfed.base import given
 from polyfed.base.errors import PolyfedError
 from polyfed.base.text import alternatives, hint
 
@@ -22,7 +23,8 @@ def load_attribute(path: str, what: str, error: type[PolyfedError], suits: Calla
     """Return the object that ``path`` names; the working directory is searched, too.
 
     Args:
-        path: ``"package.module:attribute"``; the attribute may have dots.
+        path: ``"package.module:attribute"``; the attribute may have dots. ``"python:NAME"`` is an object that a program
+            gave (`polyfed.base.given`).
         what: the beginning of the messages, such as ``"model 'my_nets:Net'"``.
         error: the class to raise.
         suits: which values of the module to suggest if it lacks the attribute.
@@ -30,6 +32,13 @@ def load_attribute(path: str, what: str, error: type[PolyfedError], suits: Calla
     Raises:
         PolyfedError: an ``error``: the path is malformed, or the module or the attribute cannot be loaded.
     """
+    if given.is_given(path):
+        if (found := given.find(path)) is None:
+            raise error(
+                f"{what}: a program gave this object, whose name only the Python process of that program knows; "
+                "define it in a module file of your own, and start a new run with it"
+            )
+        return found.value
     module_name, _, attribute = path.partition(":")
     if not all(part.isidentifier() for part in (*module_name.split("."), *attribute.split("."))):
         raise error(f"{what}: got {path!r}; expected package.module:attribute")
@@ -52,3 +61,17 @@ def load_attribute(path: str, what: str, error: type[PolyfedError], suits: Calla
             raise error(f"{what}: {module_name} has no {part!r}{hint(part, public)} it has {there}")
         value = getattr(value, part)
     return value
+
+
+def importable(value: Any) -> str:
+    """Return ``module:attribute`` of a class or function that another process can import; "" if there is no such path.
+
+    A script and a notebook are no modules that another process imports.
+    """
+    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", "")
+    found = sys.modules.get(module or "")
+    if found is None or module == "__main__" or getattr(found, "__spec__", None) is None:
+        return ""
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return f"{module}:{name}" if found is value else ""

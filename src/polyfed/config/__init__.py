@@ -9,7 +9,14 @@ Modules: ``sections`` (keys, defaults and ranges), ``toml`` (TOML in and out, ov
 ``algorithms`` (algorithms by name), ``profiles`` (tables of devices), ``faults`` (the text of a fault).
 """
 
-from polyfed.config.algorithms import AlgorithmField, algorithm_class, algorithm_fields, canonical_name, load_algorithm
+from polyfed.config.algorithms import (
+    AlgorithmField,
+    algorithm_class,
+    algorithm_fields,
+    algorithm_table,
+    canonical_name,
+    load_algorithm,
+)
 from polyfed.config.config import Config
 from polyfed.config.sections import (
     AlgorithmSection,
@@ -33,6 +40,7 @@ __all__ = [
     "TrainSection",
     "algorithm_class",
     "algorithm_fields",
+    "algorithm_table",
     "canonical_name",
     "load_algorithm",
 ]

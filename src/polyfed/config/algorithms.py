@@ -15,7 +15,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from polyfed.algorithms.catalogue import ALGORITHMS, ALIASES
 from polyfed.base.errors import ConfigError, PolyfedError
-from polyfed.base.imports import load_attribute
+from polyfed.base.given import find, give, is_given
+from polyfed.base.imports import importable, load_attribute
 from polyfed.base.text import hint
 from polyfed.config.faults import by_key, dotted, facts, sentence
 
@@ -49,6 +50,8 @@ def canonical_name(name: str) -> str:
 def algorithm_class(name: str) -> type[Algorithm]:
     """Return the class of an algorithm; a dotted path is also searched in the working directory.
 
+    A name of `polyfed.base.given` may belong to an instance; its class is returned.
+
     Raises:
         ConfigError: the name is unknown, or the path does not name an algorithm; the text says which.
     """
@@ -65,6 +68,8 @@ def algorithm_class(name: str) -> type[Algorithm]:
     cls = load_attribute(
         path, fault, ConfigError, lambda value: isinstance(value, type) and issubclass(value, Algorithm)
     )
+    if isinstance(cls, Algorithm) and is_given(path):
+        cls = type(cls)
     if not (isinstance(cls, type) and issubclass(cls, Algorithm)):
         kind = f"the class {cls.__name__}" if isinstance(cls, type) else f"a {type(cls).__name__}"
         raise ConfigError(f"{fault} is {kind}; expected a subclass of polyfed.core.algorithm.Algorithm")
@@ -130,11 +135,66 @@ def try_algorithm(name: str, keys: Mapping[str, Any]) -> tuple[Algorithm | None,
             good[key] = _adapter(cls, key).validate_python(facts(value))
         except ValidationError as error:
             faults += [(dotted(key, *where), sentence(details)) for where, details in by_key(error).items()]
-    missing = [key for key, field in fields.items() if field.default is dataclasses.MISSING and key not in keys]
+    instance = _instance(full_name)
+    missing = [
+        key
+        for key, field in fields.items()
+        if field.default is dataclasses.MISSING and key not in keys and instance is None
+    ]
     faults += [(key, f"missing; algorithm {full_name!r} needs it") for key in missing]
     if faults:
         return None, faults
     try:
-        return cls(**good), []
+        return (cls(**good) if instance is None else dataclasses.replace(instance, **good)), []  # pyright: ignore[reportArgumentType]
     except (PolyfedError, TypeError, ValueError) as error:  # raised by the class's own __post_init__
         return None, [("name", f"{name} refused its keys: {error}")]
+
+
+def _instance(name: str) -> Algorithm | None:
+    """Return the instance that a program gave under this name; its fields are the defaults of the keys."""
+    from polyfed.core.algorithm import Algorithm
+
+    found = find(name)
+    return found.value if found is not None and isinstance(found.value, Algorithm) else None
+
+
+def all_keys(name: str, algorithm: Algorithm) -> dict[str, Any]:
+    """Return the keys of an algorithm for config.toml; None, which TOML cannot write, is left out.
+
+    An instance that a program gave holds what TOML cannot write itself.
+    """
+    values = {key: facts(getattr(algorithm, key)) for key in algorithm_fields(type(algorithm))}
+    given = _instance(name) is not None
+    return {key: value for key, value in values.items() if value is not None and (not given or _is_plain(value))}
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether TOML can write a value."""
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))  # pyright: ignore[reportUnknownArgumentType]
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())  # pyright: ignore[reportUnknownVariableType]
+    return isinstance(value, str | int | float)
+
+
+def algorithm_table(algorithm: Algorithm | type[Algorithm]) -> dict[str, Any]:
+    """Return the ``[algorithm]`` table of an algorithm that a program gives.
+
+    The table has the name of the catalogue, or ``module:Class`` if a module file holds the class, and the fields as
+    keys. A class that no module file holds, or fields that TOML cannot write, get a name of `polyfed.base.given`, which
+    holds in this process only.
+
+    Args:
+        algorithm: an instance, or a class for its defaults.
+    """
+    cls = algorithm if isinstance(algorithm, type) else type(algorithm)
+    path = importable(cls)
+    name = next((name for name, (known, _) in ALGORITHMS.items() if known == path), path)
+    if isinstance(algorithm, type):
+        return {"name": name or give(cls, cls.__name__)}
+    values = {key: facts(getattr(algorithm, key)) for key in algorithm_fields(cls)}
+    keys = {key: value for key, value in values.items() if _is_plain(value)}
+    fields = algorithm_fields(cls)
+    if any(key not in keys and values[key] is not fields[key].default for key in values):  # a tensor has no plain ==
+        return {"name": give(algorithm, cls.__name__), **keys}
+    return {"name": name or give(cls, cls.__name__), **keys}

@@ -15,7 +15,14 @@ from pydantic import Field, ValidationError
 from polyfed.algorithms.catalogue import ALGORITHMS
 from polyfed.base.errors import ConfigError, ModelError
 from polyfed.base.text import hint
-from polyfed.config.algorithms import algorithm_class, algorithm_fields, canonical_name, load_algorithm, try_algorithm
+from polyfed.config.algorithms import (
+    algorithm_class,
+    algorithm_fields,
+    all_keys,
+    canonical_name,
+    load_algorithm,
+    try_algorithm,
+)
 from polyfed.config.faults import by_key, dotted, facts, sentence
 from polyfed.config.profiles import read_profiles
 from polyfed.config.sections import (
@@ -96,6 +103,19 @@ class Config(Section):
         return cls._parsed(tables, str(source), faults, overridden)
 
     @classmethod
+    def stored(cls, path: Path) -> Config:
+        """Read the config.toml of a run directory without the user's own code or torch, to look at it.
+
+        Raises:
+            ConfigError: the file cannot be read as a configuration.
+        """
+        try:
+            return cls.model_validate(read_toml(path))
+        except ValidationError as error:
+            faults = (f"{path}: {_told(cls, where, details)}" for where, details in by_key(error).items())
+            raise ConfigError(*faults) from error
+
+    @classmethod
     def parse(cls, tables: Mapping[str, Any], *, source: str = "config") -> Config:
         """Check tables of the form that a TOML file has.
 
@@ -168,8 +188,6 @@ class Config(Section):
         """
         name = canonical_name(self.algorithm.name)
         algorithm = load_algorithm(name, self.algorithm.keys)
-        values = {key: getattr(algorithm, key) for key in algorithm_fields(type(algorithm))}
-        full = {key: value for key, value in values.items() if value is not None}  # TOML cannot say None
         seed = self.run.seed if self.partition.seed is None else self.partition.seed
         rounds = self.run.rounds
         tables = {
@@ -183,7 +201,7 @@ class Config(Section):
                     update={"threads": self.run.threads or max(1, cores() // self.clients.wanted)}
                 ),
                 "partition": self.partition.model_copy(update={"seed": seed}),
-                "algorithm": AlgorithmSection(name=name, keys=facts(full)),
+                "algorithm": AlgorithmSection(name=name, keys=all_keys(name, algorithm)),
             }
         )
 

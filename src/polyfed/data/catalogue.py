@@ -19,7 +19,7 @@ DATASETS: Mapping[str, str] = MappingProxyType(
         "parquet": "your own table with types: one .parquet file, or a folder with one .parquet file per client",
         "images": "your own image files: folders by class, or by client and class, or with a table that says both",
         "huggingface": "your own folder of Hugging Face's datasets, as save_to_disk writes it",
-        "python": "your own arrays, torch data sets or frames, given from Python: simulate(config, data=...)",
+        "python": "your own arrays, torch data sets or frames, given from Python: simulate(config, dataset=...)",
     }
 )
 

@@ -40,7 +40,7 @@ def federated_data(
     name: str = "data",
     task: TaskKind = "classification",
 ) -> Dataset:
-    """Make a data set whose groups are the given clients, for ``simulate(config, data=...)``.
+    """Make a data set whose groups are the given clients, for ``simulate(config, dataset=...)``.
 
     A client's data are one of: a pair ``(x, y)`` of arrays or tensors, one row for each example; a mapping with ``x``,
     ``y`` and perhaps ``unit`` and ``time``; a ``torch.utils.data.Dataset`` of pairs, without random transforms; a frame

@@ -171,7 +171,7 @@ def _check_arguments(name: str, path: Path | None, image_size: int | None, optio
     if name == "python":
         raise ConfigError(
             "dataset: got 'python', data that a program gives; start and resume such a run in Python, with "
-            "polyfed.simulate(config, data=...) and polyfed.resume(folder, data=...)"
+            "polyfed.simulate(config, dataset=...) and polyfed.resume(folder, dataset=...)"
         )
     known = DATASET_OPTIONS[name]
     faults = [

@@ -409,8 +409,8 @@ def _watched(run_dir: Path) -> Generator[Following]:
     from polyfed.config import Config
     from polyfed.deploy.host.local import Following
     from polyfed.deploy.server.loop import told
+    from polyfed.report.consoles import console
     from polyfed.report.progress import callback_for, close
-    from polyfed.report.tables import console
 
     settings = Config.load(run_dir / "config.toml")
     callback = callback_for(console())(f"{settings.algorithm.name} deployed")
@@ -436,7 +436,8 @@ def _watched(run_dir: Path) -> Generator[Following]:
 def _ended(run_dir: Path, engine: dict[str, int]) -> None:
     """The closing table, and polyfed's bytes beside Flower's."""
     from polyfed.metrics.catalogue import headline
-    from polyfed.report.tables import console, show
+    from polyfed.report.consoles import console
+    from polyfed.report.tables import show
     from polyfed.report.units import size
 
     summary = json.loads((run_dir / "summary.json").read_text())

@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from polyfed.base.errors import StorageError
-from polyfed.compare.render import aim_text
+from polyfed.comparison.render import aim_text
 from polyfed.data.readers.cache import replacing
 from polyfed.experiments.views import View
 from polyfed.metrics.catalogue import METRICS
+from polyfed.report.curves import COLOURS, MARKERS
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 _LINES = ("-", "--", ":", "-.")
-_MAIN, _PLAIN = _COLOURS[0], "#666666"
+_MAIN, _PLAIN = COLOURS[0], "#666666"
 
 
 def draw(view: View, path: Path, title: str) -> bool:
@@ -48,9 +47,9 @@ def _by_algorithm(
     """Return label, colour with marker and dashes, and rows of each algorithm that has rows ``here``."""
     looks = {
         label: {
-            "color": _COLOURS[i % len(_COLOURS)],
-            "marker": _MARKERS[i % len(_MARKERS)],
-            "linestyle": _LINES[i // len(_COLOURS) % len(_LINES)],
+            "color": COLOURS[i % len(COLOURS)],
+            "marker": MARKERS[i % len(MARKERS)],
+            "linestyle": _LINES[i // len(COLOURS) % len(_LINES)],
         }
         for i, label in enumerate(_unique(view, 1))
     }
@@ -128,7 +127,7 @@ def _clients(figure: Any, view: View) -> None:
     unit = "percentage points" if by == 100 else view.metric
     for one, rows in _panels(figure, view, width=4.4, height=3.2):
         found = sorted(by * row[-1] for row in rows)
-        colours = [_COLOURS[0] if value > 0 else _COLOURS[1] for value in found]
+        colours = [COLOURS[0] if value > 0 else COLOURS[1] for value in found]
         one.bar(range(len(found)), found, color=colours, width=1.0)
         one.axhline(0, color="black", linewidth=0.8)
         one.set(xlabel="client, sorted", ylabel=f"{view.headings[3]} minus {view.headings[4]}\n[{unit}]")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from polyfed.compare.specs import RunSpec
+from polyfed.comparison.specs import RunSpec
 from polyfed.config import Config
 from polyfed.data.catalogue import SIZES
 

@@ -10,12 +10,12 @@ from typing import Any
 
 from polyfed.base.errors import RunDirError
 from polyfed.base.text import csv_text
-from polyfed.compare.compare import write
-from polyfed.compare.execution import all_here, check_splits, index, play
-from polyfed.compare.render import Comparison, markdown, tabulate
-from polyfed.compare.runs import Callbacks, quiet
-from polyfed.compare.specs import FINISHED, RunSpec, chosen
-from polyfed.compare.statistics import Line, differences, standard_error
+from polyfed.comparison.compare import write
+from polyfed.comparison.execution import all_here, check_splits, index, play
+from polyfed.comparison.render import Comparison, markdown, tabulate
+from polyfed.comparison.runs import Reporter, quiet
+from polyfed.comparison.specs import FINISHED, RunSpec, chosen
+from polyfed.comparison.statistics import Line, differences, standard_error
 from polyfed.config.toml import to_toml
 from polyfed.experiments import tuning
 from polyfed.experiments.catalogue import FOLDER
@@ -128,7 +128,7 @@ def reproduce(
     out: Path | None = None,
     *,
     only: Sequence[str] = (),
-    callbacks: Callbacks = quiet,
+    reporter: Reporter = quiet,
 ) -> tuple[Comparison, Path]:
     """Run the cells of a study that are not done, and write its page: page.md, table.csv, cells.csv, and the views.
 
@@ -139,8 +139,8 @@ def reproduce(
         path: path of the study; `find` returns the path of a paper's study.
         scale: scale of the study.
         out: directory of pages and of ``cells/``; ``runs`` if not given.
-        only: patterns, all of which a cell must match to be run; see `polyfed.compare.specs.chosen`.
-        callbacks: makes the callback of each run.
+        only: patterns, all of which a cell must match to be run; see `polyfed.comparison.specs.chosen`.
+        reporter: makes the callback of each run.
 
     Returns:
         The tables, and the folder of the page.
@@ -156,12 +156,12 @@ def reproduce(
     elsewhere: list[RunSpec] = []
     # The results of the tuning may need more cells; cells that other processes run are counted once.
     while _left(first := [cell for cell in job.tuning() if cell.label in labels], elsewhere, job.out):
-        elsewhere = play(first, job.out, callbacks)
+        elsewhere = play(first, job.out, reporter)
     check_splits(first, job.out)
     tuned, waiting = job.tuned()
     cells = job.study.cells(tuned)
     asked = chosen(cells, only)
-    elsewhere += play([cell for cell in asked if cell.label not in waiting], job.out, callbacks)
+    elsewhere += play([cell for cell in asked if cell.label not in waiting], job.out, reporter)
     check_splits(cells, job.out)
     table = _page(job, cells, tuned, waiting)
     all_here(elsewhere, sum(cell.label in waiting for cell in asked))

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError
 from polyfed.base.errors import ConfigError
 from polyfed.base.ranges import Count
 from polyfed.base.text import hint
-from polyfed.compare.specs import (
+from polyfed.comparison.specs import (
     SECTIONS,
     AlgorithmEntry,
     RunSpec,

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from polyfed.base.errors import ConfigError
-from polyfed.compare.specs import FINISHED, RunSpec
-from polyfed.compare.statistics import mean_over
+from polyfed.comparison.specs import FINISHED, RunSpec
+from polyfed.comparison.statistics import mean_over
 from polyfed.config import algorithm_class, algorithm_fields
 from polyfed.experiments.study import Study
 from polyfed.metrics.catalogue import METRICS

@@ -11,9 +11,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from polyfed.compare.render import aim_text, gap
-from polyfed.compare.specs import RunSpec
-from polyfed.compare.statistics import deviation, mean_over, participations, scaled
+from polyfed.comparison.render import aim_text, gap
+from polyfed.comparison.specs import RunSpec
+from polyfed.comparison.statistics import deviation, mean_over, participations, scaled
 from polyfed.core.algorithm import Task
 from polyfed.data.catalogue import SHAPES
 from polyfed.experiments.study import Study

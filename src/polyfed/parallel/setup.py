@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from polyfed.base import given
 from polyfed.base.errors import ConfigError
 from polyfed.base.memory import map_large_blocks, without_collection
 from polyfed.config import Config
@@ -72,11 +73,11 @@ class Execution:
         for note in (note for model in federation.task.family().values() for note in model.notes):
             say(note)
         self.count = min(run.workers or self._workers(), federation.config.clients.count)
-        if federation.config.data.dataset == "python" and not self._forks():
+        if (objects := _of_a_program(federation.config)) and not self._forks():
             if (run.workers or 1) > 1:
                 raise ConfigError(
-                    f"run.workers: got {run.workers}; data of a program reach worker processes by a fork alone, with "
-                    "run.threads = 1 on Linux; set run.workers = 1, or save the data to a file"
+                    f"run.workers: got {run.workers}; {objects} of a program reach worker processes by a fork alone, "
+                    "with run.threads = 1 on Linux and without a GPU; set run.workers = 1, or put them into files"
                 )
             self.count = 1
         self._pool: Pool | None = None
@@ -162,6 +163,16 @@ def execution_choice(federation: Federation) -> ExecutionChoice:
         )
 
     return ExecutionChoice(decide, lambda client: federation.kind(client.id))
+
+
+def _of_a_program(config: Config) -> str:
+    """Return which parts of a run only this process has, in words; "" if a new process can read all of them."""
+    parts = {
+        "data": config.data.dataset == "python",
+        "networks": any(given.is_given(spec.name) for spec in config.clients.models),
+        "the algorithm": given.is_given(config.algorithm.name),
+    }
+    return " and ".join(part for part, there in parts.items() if there)
 
 
 def _worker(source: Federation | Config, placement: Placement) -> Mapping[str, Callable[..., Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,9 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
 from polyfed.metrics.catalogue import headline
+from polyfed.report.consoles import console
 from polyfed.report.units import clock, duration, measured, size
+from polyfed.rounds.callbacks import Several
 
 if TYPE_CHECKING:
     from polyfed.config import Config
@@ -146,12 +148,23 @@ class Live:
         self._bar.stop()
 
 
-def callback_for(console: Console) -> Callable[[str], Callback]:
+def callback_for(terminal: Console) -> Callable[[str], Callback]:
     """Return a maker of callbacks by the name of the run: live for a terminal, plain lines otherwise."""
-    return lambda label: Live(console, label) if console.is_terminal else Lines(console, label)
+    return lambda label: Live(terminal, label) if terminal.is_terminal else Lines(terminal, label)
+
+
+def reporting(label: str, callbacks: Sequence[Callback], progress: bool) -> Several:
+    """Return what passes the events of a run on to the callbacks, after the progress on standard output if asked for.
+
+    Raises:
+        ConfigError: an entry is no callback.
+    """
+    asked = Several(callbacks).callbacks
+    return Several([callback_for(console())(label), *asked]) if progress else Several(asked)
 
 
 def close(callback: Callback) -> None:
-    """Have a callback release the terminal, if it holds it."""
-    if isinstance(callback, Live):
-        callback.close()
+    """Have a callback release the terminal, if it or one that it passes events on to holds it."""
+    for one in callback.callbacks if isinstance(callback, Several) else (callback,):
+        if isinstance(one, Live):
+            one.close()

@@ -27,11 +27,6 @@ _CLIENTS = 20  # clients for whom a table per client is printed
 _NOTEWORTHY = 0.01  # share of indices and header in the bytes, above which the notes list them
 
 
-def console() -> Console:
-    """Return standard output; if it is no terminal, it is wide enough for any table."""
-    return Console() if Console().is_terminal else Console(width=10_000)
-
-
 def print_table(
     console: Console,
     headings: Sequence[str],

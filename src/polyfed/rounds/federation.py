@@ -370,8 +370,12 @@ def check_networks(algorithm: Algorithm, task: Task, dataset: Dataset | None = N
                 part.check_tokens(dataset.extremes)
 
 
-def misfits(configs: Sequence[Config]) -> list[str]:
+def misfits(configs: Sequence[Config], given: Dataset | None = None) -> list[str]:
     """Return a fault for each configuration whose networks do not fit its data or its algorithm.
+
+    Args:
+        configs: the configurations.
+        given: the data of all of them, if a program gives them.
 
     Raises:
         PolyfedError: the data cannot be loaded.
@@ -381,7 +385,7 @@ def misfits(configs: Sequence[Config]) -> list[str]:
     for config in configs:
         data = config.data.model_dump_json()
         if data not in shapes:
-            dataset = _load(config)
+            dataset = _load(config) if given is None else given
             shapes[data] = (dataset.input_shape, dataset.num_classes, dataset.input_dtype)
         try:
             check_networks(
@@ -392,30 +396,31 @@ def misfits(configs: Sequence[Config]) -> list[str]:
     return list(dict.fromkeys(faults))
 
 
-def deal(config: Config, data: Dataset | None = None) -> tuple[Dataset, Partition]:
-    """Load the data, or take ``data``, and deal the rows to clients.
+def deal(config: Config, dataset: Dataset | None = None) -> tuple[Dataset, Partition]:
+    """Load the data, or take ``dataset``, and deal the rows to clients.
 
     Args:
         config: the configuration of the run.
-        data: the data set, if a program gives it, for ``data.dataset = "python"``; its digest stands for its files.
+        dataset: the data, if a program gives them, for ``data.dataset = "python"``; their digest stands for their
+            files.
 
     Raises:
         PolyfedError: the data cannot be loaded or dealt; the text says why.
     """
-    if data is None:
+    if dataset is None:
         dataset = _load(config)
-    elif config.data.dataset != "python" or not isinstance(data, Dataset):  # pyright: ignore[reportUnnecessaryIsInstance]
+    elif config.data.dataset != "python" or not isinstance(dataset, Dataset):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ConfigError(
-            f"data: got {type(data).__name__} for data.dataset = {config.data.dataset!r}; expected a Dataset, such as "
-            'polyfed.federated_data(...), and data.dataset = "python", so that the run is known to depend on it'
+            f"dataset: got {type(dataset).__name__} for data.dataset = {config.data.dataset!r}; expected a Dataset, "
+            'such as polyfed.federated_data(...), and data.dataset = "python" or no data.dataset, so that the run is '
+            "known to depend on it"
         )
-    elif data.task != config.data.task:
+    elif dataset.task != config.data.task:
         raise ConfigError(
-            f'data.task: got "{config.data.task}", but the given data set is one of {data.task}; correct the key, or '
-            "give `task` to federated_data"
+            f"dataset: got a {dataset.task} for data.task = {config.data.task!r}; set data.task = {dataset.task!r}"
         )
     else:
-        dataset = with_units(replace(data, files={data.name: data.digest}), config)
+        dataset = with_units(replace(dataset, files={dataset.name: dataset.digest}), config)
     seed = config.run.seed if config.partition.seed is None else config.partition.seed
     partition = make_partition(
         dataset,
@@ -443,17 +448,17 @@ def deal(config: Config, data: Dataset | None = None) -> tuple[Dataset, Partitio
     return dataset, partition
 
 
-def prepare(config: Config, data: Dataset | None = None) -> Federation:
+def prepare(config: Config, dataset: Dataset | None = None) -> Federation:
     """Load the data, deal the rows, and check that the algorithm can train these networks.
 
     Args:
         config: the configuration of the run.
-        data: as for `deal`.
+        dataset: as for `deal`.
 
     Raises:
         PolyfedError: the data cannot be loaded or dealt, or the networks not trained; the text says why.
     """
-    dataset, partition = deal(config, data)
+    dataset, partition = deal(config, dataset)
     algorithm = load_algorithm(config.algorithm.name, config.algorithm.keys)
     federation = Federation(config, dataset, partition, algorithm)
     check_networks(algorithm, federation.task, dataset)

@@ -20,7 +20,7 @@ from importlib.machinery import ModuleSpec
 from importlib.util import resolve_name
 from pathlib import Path
 
-from polyfed.base import files
+from polyfed.base import files, given
 from polyfed.base.errors import CheckpointError, ModelError
 from polyfed.base.imports import search_working_directory
 from polyfed.config import Config, load_algorithm
@@ -46,7 +46,7 @@ class Content:
         algorithms: the class of the algorithm and those it derives from -> its ``numbers``.
         data: name of a file of data or of weights -> SHA-256; empty if the run has no files, or they are not on this
             machine.
-        source: name of a user's module -> SHA-256 of its syntax.
+        source: name of a user's module -> SHA-256 of its syntax; name of an object that a program gave -> its token.
         packages: installed package that the configuration names -> version.
     """
 
@@ -85,7 +85,9 @@ class Content:
         starts = {path: weights_digest(Path(path)) for path in weights if Path(path).exists()}
         algorithm = load_algorithm(config.algorithm.name, config.algorithm.keys)
         asked = [model, config.algorithm.name, *vars(algorithm).values(), *map(str, config.clients.models)]
-        source, packages = _own_code({name for value in asked if (name := _module(value))})
+        names = {name for value in asked if (name := _own_name(value))}
+        source, packages = _own_code({name.partition(":")[0] for name in names if not given.is_given(name)})
+        source |= {name: found.token for name in sorted(names) if (found := given.find(name)) is not None}
         numbers = {
             f"{kind.__module__}:{kind.__qualname__}": kind.numbers
             for kind in type(algorithm).__mro__
@@ -149,13 +151,13 @@ class Content:
             )
 
 
-def _module(value: object) -> str:
-    """Return the module of ``package.module:attribute``, with or without options; "" for any other value."""
+def _own_name(value: object) -> str:
+    """Return ``package.module:attribute`` without its options; "" for any other value."""
     try:
         spec = ModelSpec.parse(value) if isinstance(value, str) and ":" in value else None
         if spec is not None and spec.own:
             spec.check()
-            return spec.name.partition(":")[0]
+            return spec.name
     except ModelError:  # a string with another meaning
         pass
     return ""

@@ -1,4 +1,4 @@
-"""A simulated run from its first round to its summary: rounds, evaluations, logs, checkpoints, and how to resume it."""
+"""A simulated run from its first round to its result: rounds, evaluations, logs, checkpoints, and how to resume it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,9 @@ from polyfed.data.partition.make import hardly_tested
 from polyfed.data.partition.partition import Partition
 from polyfed.execute.placement import Placement, threads
 from polyfed.parallel.setup import Execution
-from polyfed.rounds.callbacks import Callback, Interrupted, Quiet
+from polyfed.report.progress import close, reporting
+from polyfed.report.results import RunResult
+from polyfed.rounds.callbacks import Callback, Interrupted
 from polyfed.rounds.evaluation import Evaluation, Evaluator
 from polyfed.rounds.federation import Federation, prepare
 from polyfed.rounds.gradient import gradient_squared
@@ -35,6 +39,7 @@ from polyfed.rounds.ledger import Ledger
 from polyfed.rounds.loop import RoundLoop
 from polyfed.rounds.round import Played, play_round
 from polyfed.rounds.selection import draw_cohort
+from polyfed.simulation.arguments import AlgorithmSource, ConfigSource, ModelSource, arranged, only_here
 from polyfed.simulation.clock import TimedClients
 from polyfed.storage import predictions
 from polyfed.storage.run_dir import LOGS, RunDir
@@ -51,61 +56,98 @@ STARTED = (
 
 
 def simulate(
-    config: Config, *, data: Dataset | None = None, out: Path | None = None, callback: Callback | None = None
-) -> dict[str, Any]:
+    config: ConfigSource,
+    *,
+    algorithm: AlgorithmSource | None = None,
+    dataset: Dataset | str | None = None,
+    models: Sequence[ModelSource] | None = None,
+    callbacks: Sequence[Callback] = (),
+    progress: bool = True,
+    out: Path | str | None = None,
+) -> RunResult:
     """Run a configuration from the start.
 
+    A class or function of a module file is written into the configuration by its name, and the run can be resumed as
+    any other. What no module file holds, such as a class of a notebook, only this Python process can resume, and the
+    run says so before it starts.
+
     Args:
-        config: the configuration to run.
-        data: the data set, for ``data.dataset = "python"``, such as `federated_data` makes it.
-        out: the run directory, new or empty; by default ``runs/<name>-<algorithm>-<time>``.
-        callback: receives the events of the run.
+        config: the configuration: a `Config`, its tables as a dictionary, or the path of its file.
+        algorithm: in place of ``[algorithm]``: an instance such as ``FedMRL(rep_dim=100)``, a class for its defaults,
+            or a name.
+        dataset: in place of ``data.dataset``: a name, or a data set such as `federated_data` makes it and
+            `load_dataset` reads it. If the configuration says nothing of data and partition, a data set with clients of
+            its own is dealt to these.
+        models: in place of ``clients.models``, client i has entry i mod length: names, tables, classes of
+            ``nn.Module``, functions that build a module, or modules. Each client begins with new weights of a class or
+            function, but with the weights of a module as it is now.
+        callbacks: objects that receive the events of the run.
+        progress: whether the progress is printed: a line that is redrawn in a terminal, at most about 20 lines
+            elsewhere.
+        out: the run directory, new or empty; by default ``runs/<name>-<algorithm>-<time>``, with a number if a loop
+            begins two in a second.
 
     Returns:
-        The content of summary.json; docs/run-directory.md explains each key.
+        The result; `load_run` reads it again later.
 
     Raises:
         PolyfedError: bad input, a diverging loss, a full disk.
         Interrupted: Ctrl-C, after a checkpoint.
+
+    Example:
+        >>> result = simulate({"run": {"rounds": 5}}, algorithm="fedavg")  # doctest: +SKIP
+        >>> result.accuracy, result.costs["bytes_up"]  # doctest: +SKIP
     """
+    config, given = arranged(config, algorithm=algorithm, dataset=dataset, models=models)
     if faults := config.check():  # a Config that was put together by hand was not checked as a whole
         raise ConfigError(*faults)
     config = config.resolved()
-    folder = (
-        out or Path("runs") / f"{config.run.name}-{config.algorithm.name.split(':')[-1]}-{datetime.now():%Y%m%d-%H%M%S}"
-    )
+    folder = _new_folder(config) if out is None else Path(out)
     _check_new(folder)
-    # All faults of the input are reported before a file is written.
-    federation = prepare(config, data)
-    with closing(RunDir(folder)) as run_dir:
-        _check_new(folder)  # again: while this process prepared, another may have begun and ended a run here
-        files.write_json(run_dir.path / "environment.json", environment(config))
-        federation.partition.save(run_dir.path / "partition.npz")
-        Content.of(config, federation.dataset.files).write(run_dir.path)
-        keep_preprocessing(federation, run_dir.path)
-        if federation.availability is not None:
-            files.write(run_dir.path / "devices.csv", to_csv(federation.availability.profiles).encode())
-        files.write(run_dir.path / "config.toml", config.to_toml().encode())  # last: it marks the directory as a run
-        return _Run(federation, run_dir, callback or Quiet()).run()
+    callback = reporting(_label(config), callbacks, progress)
+    try:
+        # All faults of the input are reported before a file is written.
+        federation = prepare(config, given)
+        with closing(RunDir(folder)) as run_dir:
+            _check_new(folder)  # again: while this process prepared, another may have begun and ended a run here
+            files.write_json(run_dir.path / "environment.json", environment(config))
+            federation.partition.save(run_dir.path / "partition.npz")
+            Content.of(config, federation.dataset.files).write(run_dir.path)
+            keep_preprocessing(federation, run_dir.path)
+            if federation.availability is not None:
+                files.write(run_dir.path / "devices.csv", to_csv(federation.availability.profiles).encode())
+            files.write(run_dir.path / "config.toml", config.to_toml().encode())  # last: it marks the directory as run
+            return _Run(federation, run_dir, callback).run()
+    finally:
+        close(callback)
 
 
-def resume(folder: Path, *, data: Dataset | None = None, callback: Callback | None = None) -> dict[str, Any]:
-    """Resume a run from its last checkpoint; a complete run returns its summary.
+def resume(
+    folder: Path | str,
+    *,
+    dataset: Dataset | None = None,
+    callbacks: Sequence[Callback] = (),
+    progress: bool = True,
+) -> RunResult:
+    """Resume a run from its last checkpoint; a complete run returns its result.
 
     Args:
         folder: the run directory.
-        data: the same data set as that of the start, if a program gave it.
-        callback: receives the events of the run.
+        dataset: the same data set as that of the start, if a program gave it.
+        callbacks: objects that receive the events of the run.
+        progress: as for `simulate`.
 
     Raises:
         RunDirError: the folder holds no run, or another process holds it.
+        ConfigError: a program gave a network or the algorithm, in another Python process.
         CheckpointError: the checkpoint is damaged or foreign, or the data, the user's source or versions changed.
     """
+    folder = Path(folder)
     if not (folder / "config.toml").exists():
         raise RunDirError(f"{folder} holds no run: it has no config.toml; give the run directory of a run")
     with closing(RunDir(folder)) as run_dir:
         stored = Partition.load(run_dir.path / "partition.npz").hash  # the arrays are freed at once
-        federation = prepare(Config.load(folder / "config.toml"), data)
+        federation = prepare(Config.load(folder / "config.toml"), dataset)
         Content.of(federation.config, federation.dataset.files).check(folder)
         if stored != federation.partition.hash:
             raise CheckpointError(
@@ -113,7 +155,25 @@ def resume(folder: Path, *, data: Dataset | None = None, callback: Callback | No
                 f"{stored[:12]}, now {federation.partition.hash[:12]}); restore the same data, or start a new run"
             )
         keep_preprocessing(federation, run_dir.path)  # of a run that an earlier version began
-        return _Run(federation, run_dir, callback or Quiet()).run()
+        callback = reporting(_label(federation.config), callbacks, progress)
+        try:
+            return _Run(federation, run_dir, callback).run()
+        finally:
+            close(callback)
+
+
+def _label(config: Config) -> str:
+    """Return what the lines of progress begin with."""
+    return config.algorithm.name.rpartition(":")[2]
+
+
+def _new_folder(config: Config) -> Path:
+    """Return the default run directory."""
+    name = config.algorithm.name.split(":")[-1]
+    first = Path("runs") / f"{config.run.name}-{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    return next(
+        path for number in count(1) if not (path := first if number == 1 else Path(f"{first}-{number}")).exists()
+    )
 
 
 def _check_new(folder: Path) -> None:
@@ -148,8 +208,8 @@ class _Run(RoundLoop):
         self.evaluator = Evaluator(federation, self.placement, self.driver.costs, federation.data)
         self.timed: TimedClients | None = None
 
-    def run(self) -> dict[str, Any]:
-        """Play the run to its end and return its summary."""
+    def run(self) -> RunResult:
+        """Play the run to its end and return its result."""
         run = self.federation.config.run
         # These are the server's threads; the clients' threads are set where the clients train.
         with threads(run.server_threads), self.placement.defaults(), self.execution as self.simulated:
@@ -159,7 +219,8 @@ class _Run(RoundLoop):
             self.ledger = Ledger(self.federation, self.restore())
             self.callback.started(self.run_dir.path, self.federation.config, self.round + 1)
             hard = hardly_tested(self.federation.dataset, self.federation.partition)
-            for warning in (*doubts(self.federation.dataset), *filter(None, [hard])):
+            notes = (*only_here(self.federation.config), *doubts(self.federation.dataset), hard)
+            for warning in filter(None, notes):
                 self.callback.note(warning)
             try:
                 self.rounds()
@@ -177,7 +238,7 @@ class _Run(RoundLoop):
         summary = self.ledger.summary(str(self.run_dir.path), self.run_dir.trained(), self.federation.partition.hash)
         files.write_json(self.run_dir.path / "summary.json", summary)
         self.callback.ended(summary)
-        return summary
+        return RunResult(self.run_dir.path, summary)
 
     def play(self, round_: int) -> Played:
         """Play a round, by the simulated clock if there is one."""

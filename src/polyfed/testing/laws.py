@@ -506,7 +506,7 @@ def test_resumed_run_is_the_same_run(subject: Subject, tmp_path: Path) -> None:
     config = subject.config({"clients": {"participation": 0.5}})
     simulate(config, out=tmp_path / "straight")
     with pytest.raises(_KilledError):
-        simulate(config, out=tmp_path / "killed", callback=_Killer())
+        simulate(config, out=tmp_path / "killed", callbacks=[_Killer()])
     resume(tmp_path / "killed")
     names = {
         path.relative_to(tmp_path / "straight")

@@ -8,15 +8,14 @@ from pathlib import Path
 from polyfed.base import files
 from polyfed.base.errors import DataError, DivergedError, ModelError, RunDirError
 from polyfed.base.text import csv_text
-from polyfed.compare.runs import Callbacks, run_or_go_on
-from polyfed.compare.specs import DIVERGED, FINISHED, RunSpec
+from polyfed.comparison.runs import Reporter, run_or_go_on
+from polyfed.comparison.specs import DIVERGED, FINISHED, RunSpec
 from polyfed.report.tables import Summary
 from polyfed.rounds.federation import misfits
-from polyfed.rounds.identity import Content
 from polyfed.storage.run_dir import RunDirInUseError
 
 
-def play(cells: Sequence[RunSpec], root: Path, callbacks: Callbacks) -> list[RunSpec]:
+def play(cells: Sequence[RunSpec], root: Path, reporter: Reporter) -> list[RunSpec]:
     """Run every cell that is not done, in order; a cell that diverges is marked as diverged and is done.
 
     Several processes may run the same cells: a cell that one process runs, the others skip.
@@ -24,7 +23,7 @@ def play(cells: Sequence[RunSpec], root: Path, callbacks: Callbacks) -> list[Run
     Args:
         cells: the cells to run.
         root: the folder that contains ``cells/``.
-        callbacks: makes the callback of each run.
+        reporter: makes the callback of each run.
 
     Returns:
         The cells that other processes are running.
@@ -35,20 +34,21 @@ def play(cells: Sequence[RunSpec], root: Path, callbacks: Callbacks) -> list[Run
         PolyfedError: a run ended for a reason other than divergence.
     """
     cells = list({cell.folder: cell for cell in cells}.values())  # a cell that two settings share is run once
-    if faults := misfits([cell.config for cell in cells if cell.state(root) not in FINISHED]):
+    waiting = [cell for cell in cells if cell.state(root) not in FINISHED]
+    if faults := misfits([cell.config for cell in waiting], waiting[0].dataset if waiting else None):
         raise ModelError("\n".join(faults))
     elsewhere: list[RunSpec] = []
     for done, cell in enumerate(cells):
         run_dir = cell.run_dir(root)
         if cell.state(root) in FINISHED:
             continue
-        if changes := Content.of(cell.config).changes(cell.content):
+        if changes := cell.content_now().changes(cell.content):
             raise DataError(f"{cell.title}: {'; '.join(changes)} after the command began; give the command again")
-        callback = callbacks(f"{cell.title} ({done + 1} of {len(cells)})")
+        callback = reporter(f"{cell.title} ({done + 1} of {len(cells)})")
         if why := cell.replaced(root):
             callback.note(why)
         try:
-            run_or_go_on(cell.config, run_dir, callback)
+            run_or_go_on(cell.config, run_dir, callback, cell.dataset)
         except DivergedError as error:
             files.write_json(run_dir / DIVERGED, {"error": str(error)})
         except RunDirInUseError:

@@ -6,14 +6,15 @@ Modules: ``specs`` (the runs of a comparison), ``execution`` (runs each of them 
 ``runs`` (one run with its controls), ``statistics`` (means, tests and costs), ``render`` (tables as text).
 """
 
-from polyfed.compare.compare import compare
-from polyfed.compare.render import Comparison, tabulate
-from polyfed.compare.runs import meanings, resume_with_controls, run_or_go_on, run_with_controls, summary_of
-from polyfed.compare.specs import AlgorithmEntry, RunSpec, Setting
-from polyfed.compare.statistics import Costs, Line, Target, paired_p
+from polyfed.comparison.compare import compare
+from polyfed.comparison.render import ComparedRun, Comparison, tabulate
+from polyfed.comparison.runs import meanings, resume_with_controls, run_or_go_on, run_with_controls
+from polyfed.comparison.specs import AlgorithmEntry, RunSpec, Setting
+from polyfed.comparison.statistics import Costs, Line, Target, paired_p
 
 __all__ = [
     "AlgorithmEntry",
+    "ComparedRun",
     "Comparison",
     "Costs",
     "Line",
@@ -26,6 +27,5 @@ __all__ = [
     "resume_with_controls",
     "run_or_go_on",
     "run_with_controls",
-    "summary_of",
     "tabulate",
 ]

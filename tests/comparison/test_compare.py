@@ -5,12 +5,17 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from summaries import CONFIG, ROUNDS, summary
+from torch import nn
 
+import polyfed
 from polyfed.base.errors import ConfigError, DataError, DivergedError, ModelError, RunDirError
-from polyfed.compare import compare, meanings, resume_with_controls, run_with_controls, runs
+from polyfed.comparison import compare, meanings, resume_with_controls, run_with_controls, runs
+from polyfed.comparison.compare import planned
 from polyfed.config import Config
+from polyfed.report.results import RunResult
 from polyfed.rounds import identity
 from polyfed.rounds.callbacks import Interrupted
 from polyfed.rounds.identity import Content
@@ -23,7 +28,7 @@ class Runtime:
     def __init__(self):
         self.played, self.resumed, self.interrupt, self.hashes = [], [], None, {}
 
-    def simulate(self, config, *, out=None, callback=None):
+    def simulate(self, config, *, out=None, **asked):
         out = out or Path("runs") / "made-up"
         out.mkdir(parents=True)
         Content.of(config).write(out)
@@ -33,7 +38,7 @@ class Runtime:
             raise Interrupted(out)
         return self.finish(config, out)
 
-    def resume(self, out, *, callback=None):
+    def resume(self, out, **asked):
         self.resumed.append(out)
         return self.finish(Config.load(out / "config.toml"), out)
 
@@ -46,7 +51,7 @@ class Runtime:
             partition_hash=self.hashes.get(key, f"seed {config.run.seed}"),
         )
         (out / "summary.json").write_text(json.dumps(found))
-        return found
+        return RunResult(out, found)
 
 
 @pytest.fixture
@@ -89,11 +94,11 @@ def test_runs_of_another_configuration_are_not_taken_for_these(runtime, tmp_path
 
 
 def test_a_run_that_diverges_is_told_and_not_tried_again(runtime, tmp_path, monkeypatch):
-    def diverge(config, *, out=None, callback=None):
+    def diverge(config, *, out=None, **asked):
         if config.algorithm.name == "standalone":
             out.mkdir(parents=True)
             raise DivergedError("a loss is not finite")
-        return runtime.simulate(config, out=out, callback=callback)
+        return runtime.simulate(config, out=out, **asked)
 
     monkeypatch.setattr(runs, "simulate", diverge)
     found = compare(CONFIG, ["fedavg", "standalone"], [0, 1], tmp_path)
@@ -105,11 +110,11 @@ def test_a_run_that_diverges_is_told_and_not_tried_again(runtime, tmp_path, monk
 def test_what_another_process_is_at_is_left_to_it(runtime, tmp_path, monkeypatch):
     held = []
 
-    def simulate(config, *, out=None, callback=None):
+    def simulate(config, *, out=None, **asked):
         if not held:
             held.append(out)
             raise RunDirInUseError("in use")
-        return runtime.simulate(config, out=out, callback=callback)
+        return runtime.simulate(config, out=out, **asked)
 
     monkeypatch.setattr(runs, "simulate", simulate)
     with pytest.raises(RunDirError, match=r"other processes are running 1 of the cells \(fedavg, seed 0\)"):
@@ -121,8 +126,8 @@ def test_what_another_process_has_finished_meanwhile_is_taken(runtime, tmp_path,
     """Catches a command that waits for cells which were in use when it passed them, and are long done."""
     held = []
 
-    def simulate(config, *, out=None, callback=None):
-        found = runtime.simulate(config, out=out, callback=callback)
+    def simulate(config, *, out=None, **asked):
+        found = runtime.simulate(config, out=out, **asked)
         if not held:
             held.append(out)
             raise RunDirInUseError("in use")
@@ -217,21 +222,21 @@ MAIN_JOB = Config.parse(
 def test_labels_are_short_and_the_same_for_run_and_resume_and_what_differs_is_told_once(monkeypatch, tmp_path):
     seen = []
 
-    def simulate(config, *, out=None, callback=None):
+    def simulate(config, *, out=None, **asked):
         out.mkdir(parents=True)
         Content.of(config).write(out)
         (out / "config.toml").write_text(config.resolved().to_toml())
         (out / "summary.json").write_text(json.dumps(summary(0.5, run_dir=str(out))))
-        return json.loads((out / "summary.json").read_text())
+        return RunResult(out, json.loads((out / "summary.json").read_text()))
 
-    def callbacks(label):
+    def reporter(label):
         seen.append(label)
         return runs.quiet(label)
 
     monkeypatch.setattr(runs, "simulate", simulate)
     labels = ["fedmrl", "fedmrl (control)", "standalone"]
-    assert list(run_with_controls(MAIN_JOB, out=tmp_path / "r", callbacks=callbacks)) == labels
-    assert list(resume_with_controls(tmp_path / "r", callbacks=callbacks)) == labels
+    assert list(run_with_controls(MAIN_JOB, out=tmp_path / "r", reporter=reporter)) == labels
+    assert list(resume_with_controls(tmp_path / "r", reporter=reporter)) == labels
     assert seen == labels * 2
     told = ["fedmrl (control) is fedmrl share=false lr_private=0.2."]
     assert meanings(MAIN_JOB) == meanings(Config.load(tmp_path / "r" / "config.toml")) == told
@@ -262,3 +267,80 @@ def test_a_real_comparison_on_the_same_splits(tmp_path):
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("cells/*/summary.json")}
     assert compare(config, ["fedavg", "standalone"], [0, 1], tmp_path).lines == found.lines
     assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+# -------------------------------------------------------------------------------------------------------- from Python
+
+
+def test_objects_are_compared_as_their_names_are(runtime, tmp_path):
+    """Catches an object that is another run than its name, and its cells that are computed twice."""
+    named = compare(CONFIG, ["fedavg", "standalone"], [0], tmp_path)
+    given = compare(CONFIG, [polyfed.FedAvg(), polyfed.Standalone], [0], tmp_path)
+    assert len(runtime.played) == 2
+    assert [line.label for line in given.lines] == [line.label for line in named.lines] == ["fedavg", "standalone"]
+    assert [line.means for line in given.lines] == [line.means for line in named.lines]
+
+
+def test_an_instance_is_compared_with_its_own_values():
+    """Catches keys of the configuration, or of [algorithms.NAME], that leak into an instance."""
+    config = MAIN_JOB.replace("run", controls=False)
+    one, other = planned(config, [polyfed.FedMRL(rep_dim=40), "fedmrl"], [0])
+    assert one.label == "fedmrl:rep_dim=40"
+    assert one.config.algorithm.keys == {"rep_dim": 40}
+    assert other.config.algorithm.keys == {"rep_dim": 50, "lr_private": 0.1}
+    along = planned(config, [polyfed.FedMRL(share=False)], [0], {"algorithm.rep_dim": [20, 30]})
+    assert [cell.config.algorithm.keys["rep_dim"] for cell in along] == [20, 30]
+    with pytest.raises(ConfigError, match="'fedmrl:share=false' is named twice"):
+        planned(config, [polyfed.FedMRL(share=False), "fedmrl:share=false"], [0])
+    with pytest.raises(ConfigError, match="algorithm: got int"):
+        planned(config, [3], [0])
+
+
+def test_a_comparison_of_objects_on_data_of_a_program(tmp_path):
+    """Catches cells that are taken for those of other data or of another network of the same name."""
+    draw = np.random.default_rng(0)
+    parts = {name: (draw.normal(size=(24, 4)), np.arange(24) % 2) for name in "ab"}
+    one, other = polyfed.federated_data(parts), polyfed.federated_data({**parts, "b": parts["a"]})
+
+    def table(dataset, *models):
+        config = {"run": {"rounds": 1, "threads": 1}}
+        return compare(
+            config, ["fedavg", "standalone"], [0, 1], tmp_path, dataset=dataset, models=models, progress=False
+        )
+
+    def net(width):
+        return lambda: nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 2))
+
+    small, large = net(3), net(30)
+    tables = [table(one, small), table(one, small), table(other, small), table(one, large)]
+    dirs = [{row["run_dir"] for row in found.records()} for found in tables]
+    assert dirs[0] == dirs[1]
+    assert len(dirs[0] | dirs[2] | dirs[3]) == 12
+    assert tables[0].records()[0]["bytes_up"] < tables[3].records()[0]["bytes_up"]
+
+
+def test_it_prints_its_tables_and_has_records_and_a_picture(tmp_path, capsys):
+    """Catches a curve of one algorithm under another's name, and means over other seeds."""
+    config = Config.parse({"run": {"rounds": 2, "eval_every": 1, "threads": 1}, "clients": {"models": ["mlp"]}})
+    config = config.replace("partition", samples_per_client=10)
+    found = compare(config, ["standalone", "fedavg"], [0, 1], tmp_path)
+    assert "standalone, seed 0 (1 of 4): 2 rounds" in capsys.readouterr().out
+    records = found.records()
+    assert [(row["algorithm"], row["seed"]) for row in records] == [
+        *(("standalone", 0), ("fedavg", 0), ("standalone", 1), ("fedavg", 1)),
+    ]
+    for row in records:
+        result = polyfed.load_run(row["run_dir"])
+        assert (row["accuracy"], row["bytes_up"]) == (result.accuracy, result.costs["bytes_up"])
+        assert result.config.run.seed == row["seed"]
+    text = str(found)
+    assert text.startswith("algorithm")
+    assert text.splitlines()[1].startswith("standalone  ")
+    assert f"The tables lie in {tmp_path}" in text
+    assert found._repr_html_().startswith("<pre>algorithm")
+    assert repr(found) == f"Comparison(standalone, fedavg; seeds 0, 1; in {str(tmp_path)!r})"
+    rounds = found.plot().axes[0]
+    for line, label in zip(rounds.lines, ("standalone", "fedavg"), strict=True):
+        assert line.get_label() == label
+        ends = [row["accuracy"] for row in records if row["algorithm"] == label]
+        assert line.get_ydata()[-1] == pytest.approx(100 * sum(ends) / 2)

@@ -19,12 +19,15 @@ from pathlib import Path
 from typing import Any, cast
 
 from polyfed.base.errors import CheckpointError, ConfigError
-from polyfed.compare.runs import summary_of
 from polyfed.config import Config, algorithm_class, algorithm_fields, canonical_name
 from polyfed.config.toml import Table, apply, parse_override
+from polyfed.core.algorithm import Algorithm
 from polyfed.data.catalogue import PARTITION_OPTIONS
+from polyfed.data.dataset import Dataset
+from polyfed.report.results import summary_of
 from polyfed.report.tables import Summary
 from polyfed.rounds.identity import NAME, Content
+from polyfed.simulation.arguments import algorithm_choice
 
 #: Sections of a configuration that an entry, a setting or a grid may change.
 SECTIONS = tuple(name for name in Config.model_fields if name not in ("algorithm", "algorithms", "controls"))
@@ -52,12 +55,28 @@ class AlgorithmEntry:
         name: name of the algorithm, or a label of ``[algorithms]``.
         keys: keys of the algorithm that differ.
         sections: keys of other sections that differ, such as ``{"train": {"epochs": 2}}``.
+        whole: whether the keys are all that differ from the defaults, so that the configuration's keys of the same
+            algorithm do not apply.
     """
 
     label: str
     name: str
     keys: Mapping[str, Any] = field(default_factory=dict[str, Any])
     sections: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    whole: bool = False
+
+    @classmethod
+    def given(cls, algorithm: Algorithm | type[Algorithm]) -> AlgorithmEntry:
+        """Return an entry for an instance, with the values of its fields, or for a class, with its defaults.
+
+        The label is what `parse` would read: ``fedmrl:share=false``.
+
+        Raises:
+            ConfigError: it is no algorithm.
+        """
+        name, keys = algorithm_choice(algorithm)
+        told = (f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in keys.items())
+        return cls(":".join((name.removeprefix("python:"), *told)), name, keys, whole=True)
 
     @classmethod
     def parse(cls, text: str) -> AlgorithmEntry:
@@ -158,17 +177,23 @@ class RunSpec:
         label: the label of the entry.
         seed: ``run.seed``.
         config: the full configuration.
+        dataset: the data, if a program gives them; their digest is part of the content.
     """
 
     setting: Setting
     label: str
     seed: int
     config: Config
+    dataset: Dataset | None = None
 
     @cached_property
     def content(self) -> Content:
         """The content on which its numbers depend, as of the first access."""
-        return Content.of(self.config)
+        return self.content_now()
+
+    def content_now(self) -> Content:
+        """Return the content on which its numbers depend."""
+        return Content.of(self.config, None if self.dataset is None else {self.dataset.name: self.dataset.digest})
 
     @property
     def folder(self) -> str:
@@ -248,6 +273,7 @@ def expand(
     settings: Sequence[Setting] = (Setting(),),
     *,
     tuned: Mapping[str, Mapping[str, Any]] | None = None,
+    dataset: Dataset | None = None,
 ) -> list[RunSpec]:
     """Return the cells of settings times seeds times algorithms, in this order.
 
@@ -257,6 +283,7 @@ def expand(
         seeds: the seeds of the repetitions.
         settings: the settings of the comparison.
         tuned: the tuned values by dotted key, by label of the entry; they apply in every setting.
+        dataset: the data of all cells, if a program gives them.
 
     Raises:
         ConfigError: all faults of all cells.
@@ -279,7 +306,13 @@ def expand(
             if key in lost
         ]
         cells += [
-            RunSpec(setting, label, seed, fits.model_copy(update={"run": fits.run.model_copy(update={"seed": seed})}))
+            RunSpec(
+                setting,
+                label,
+                seed,
+                fits.model_copy(update={"run": fits.run.model_copy(update={"seed": seed})}),
+                dataset,
+            )
             for seed in seeds
             for label, fits in fitting
         ]
@@ -304,7 +337,8 @@ def _at(config: Config, entry: AlgorithmEntry, setting: Setting, tuned: Mapping[
     takes = keys_of(config, entry)
     # The keys of an entry take precedence: fedmrl:rep_dim=50 keeps its rep_dim along a grid of rep_dim.
     keys = {key: value for key, value in special.items() if key in takes} | dict(entry.keys)
-    return Config.parse({**tables, "algorithm": config.algorithm_table(entry.name, keys)})
+    algorithm = {"name": entry.name, **keys} if entry.whole else config.algorithm_table(entry.name, keys)
+    return Config.parse({**tables, "algorithm": algorithm})
 
 
 def overlaid(tables: Mapping[str, Any], over: Mapping[str, Any]) -> Table:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from polyfed.base.errors import RunDirError
 from polyfed.config import Config, canonical_name
+from polyfed.data.dataset import Dataset
 from polyfed.report.progress import close
+from polyfed.report.results import summary_of
+from polyfed.report.tables import Summary
 from polyfed.rounds.callbacks import Callback, Interrupted, Quiet
 from polyfed.rounds.identity import Content
 from polyfed.simulation.simulate import resume, simulate
 
-#: Makes a callback from the label of a run.
-Callbacks = Callable[[str], Callback]
+#: Makes the callback of a run from its label.
+Reporter = Callable[[str], Callback]
 
 
 def quiet(label: str) -> Callback:
@@ -23,23 +25,14 @@ def quiet(label: str) -> Callback:
     return Quiet()
 
 
-def summary_of(run_dir: Path) -> dict[str, Any] | None:
-    """Return summary.json of a complete run; None while the run is not complete.
-
-    Raises:
-        RunDirError: the file is not JSON.
-    """
-    path = run_dir / "summary.json"
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise RunDirError(f"{path} cannot be read: {error}; remove it and resume the run") from error
-
-
-def run_or_go_on(config: Config, out: Path, callback: Callback) -> dict[str, Any]:
+def run_or_go_on(config: Config, out: Path, callback: Callback, dataset: Dataset | None = None) -> Summary:
     """Return the summary of ``config`` in ``out``; if the run is not complete, resume or begin it.
+
+    Args:
+        config: the configuration to run.
+        out: the run directory.
+        callback: receives the events of the run, and is closed.
+        dataset: the data, if a program gives them.
 
     Raises:
         RunDirError: the folder holds a run of another configuration.
@@ -47,10 +40,12 @@ def run_or_go_on(config: Config, out: Path, callback: Callback) -> dict[str, Any
     stored = out / "config.toml"
     try:
         if not stored.exists():
-            return simulate(config, out=out, callback=callback)
+            return simulate(config, dataset=dataset, callbacks=[callback], progress=False, out=out).summary
         if Config.load(stored).hash() != config.hash():
             raise RunDirError(f"{out} holds a run of another configuration; choose another --out")
-        return summary_of(out) or resume(out, callback=callback)
+        if (found := summary_of(out)) is not None:
+            return found
+        return resume(out, dataset=dataset, callbacks=[callback], progress=False).summary
     finally:
         close(callback)
 
@@ -61,15 +56,13 @@ def described(name: str, keys: Mapping[str, Any]) -> str:
     return " ".join([canonical_name(name), *told])
 
 
-def run_with_controls(
-    config: Config, *, out: Path | None = None, callbacks: Callbacks = quiet
-) -> dict[str, dict[str, Any]]:
+def run_with_controls(config: Config, *, out: Path | None = None, reporter: Reporter = quiet) -> dict[str, Summary]:
     """Run a configuration and then, if ``run.controls`` is set, its controls on the same splits.
 
     Args:
         config: the configuration to run.
         out: the run directory; each control gets ``controls/<label>`` in it.
-        callbacks: makes the callback of each run.
+        reporter: makes the callback of each run.
 
     Returns:
         The summary of each run by label, the main run first, whose label is the algorithm's name.
@@ -78,21 +71,21 @@ def run_with_controls(
         Interrupted: Ctrl-C; it names the main run's directory, which `resume_with_controls` resumes.
     """
     label = _main(config)
-    callback = callbacks(label)
+    callback = reporter(label)
     try:
-        summary = simulate(config, out=out, callback=callback)
+        summary = simulate(config, callbacks=[callback], progress=False, out=out).summary
     finally:
         close(callback)
-    return {label: summary} | _controls(config, Path(summary["run_dir"]), callbacks)
+    return {label: summary} | _controls(config, Path(summary["run_dir"]), reporter)
 
 
-def resume_with_controls(run_dir: Path, *, callbacks: Callbacks = quiet) -> dict[str, dict[str, Any]]:
+def resume_with_controls(run_dir: Path, *, reporter: Reporter = quiet) -> dict[str, Summary]:
     """Resume a run that `run_with_controls` began, wherever it stopped; same arguments and results."""
     if not (run_dir / "config.toml").exists():
         raise RunDirError(f"{run_dir} holds no run: it has no config.toml; give the run directory of a run")
     config = Config.load(run_dir / "config.toml")
     label = _main(config)
-    return {label: run_or_go_on(config, run_dir, callbacks(label))} | _controls(config, run_dir, callbacks)
+    return {label: run_or_go_on(config, run_dir, reporter(label))} | _controls(config, run_dir, reporter)
 
 
 def meanings(config: Config) -> list[str]:
@@ -119,15 +112,15 @@ def _control(config: Config, name: str) -> str:
     return f"{name} (control)" if name == _main(config) else name
 
 
-def _controls(config: Config, run_dir: Path, callbacks: Callbacks) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
+def _controls(config: Config, run_dir: Path, reporter: Reporter) -> dict[str, Summary]:
+    found: dict[str, Summary] = {}
     for name, section in config.controls.items() if config.run.controls else ():
         label, folder = _control(config, name), run_dir / "controls" / name
         if summary_of(folder) is None:
             Content.of(config).check(run_dir)  # a control is comparable only on the data of the main run
         control = config.with_algorithm(section.name, section.keys)
         try:
-            found[label] = run_or_go_on(control, folder, callbacks(label))
+            found[label] = run_or_go_on(control, folder, reporter(label))
         except Interrupted:
             raise Interrupted(run_dir) from None
     return found

@@ -4,8 +4,8 @@ import pytest
 from summaries import CONFIG
 
 from polyfed.base.errors import ConfigError
-from polyfed.compare import AlgorithmEntry
-from polyfed.compare.compare import parse_grid, planned
+from polyfed.comparison import AlgorithmEntry
+from polyfed.comparison.compare import parse_grid, planned
 
 
 @pytest.mark.parametrize(

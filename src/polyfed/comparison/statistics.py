@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from polyfed.compare.specs import RunSpec
+from polyfed.comparison.specs import RunSpec
 from polyfed.metrics.catalogue import METRICS
 from polyfed.report.tables import Summary, baseline, metric_of, simulated_time
 from polyfed.report.units import spread

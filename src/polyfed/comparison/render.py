@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import html
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
 
 from polyfed.base.text import csv_text
-from polyfed.compare.specs import RunSpec
-from polyfed.compare.statistics import FEW, Aim, Line, Target, baseline_of, compared, deviation, line_of, mean_over
+from polyfed.comparison.specs import RunSpec
+from polyfed.comparison.statistics import FEW, Aim, Line, Target, baseline_of, compared, deviation, line_of, mean_over
 from polyfed.metrics.catalogue import METRICS, aim
-from polyfed.report.tables import SIMULATED_TIME
+from polyfed.report.consoles import text
+from polyfed.report.curves import Curve, drawn, mean_curve
+from polyfed.report.results import RunResult
+from polyfed.report.tables import SIMULATED_TIME, print_table
 from polyfed.report.units import duration, flops, measured, size, spread
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COST_NOTE = (
     "Up, down and training FLOPs are per client and round; header is its share of the bytes; inference FLOPs are of "
@@ -23,8 +33,25 @@ COST_NOTE = (
 
 
 @dataclass(frozen=True)
+class ComparedRun:
+    """A complete run of a comparison.
+
+    Args:
+        setting: the title of its setting; "" if there is a single setting.
+        label: the label of its algorithm.
+        seed: its seed.
+        result: its result.
+    """
+
+    setting: str
+    label: str
+    seed: int
+    result: RunResult
+
+
+@dataclass(frozen=True, repr=False)
 class Comparison:
-    """The outcome of `compare`.
+    """The outcome of `compare`. ``print(comparison)`` prints the tables; a notebook shows them at the end of a cell.
 
     Args:
         lines: by setting, then in the order of the request; the first algorithm is the main algorithm.
@@ -32,6 +59,7 @@ class Comparison:
         notes: notes for the reader of the tables.
         out: the folder of the tables.
         baselines: the rows of the majority class, by setting.
+        runs: the complete runs, in the order of the request.
     """
 
     lines: tuple[Line, ...]
@@ -39,6 +67,7 @@ class Comparison:
     notes: tuple[str, ...]
     out: Path
     baselines: tuple[Line, ...] = ()
+    runs: tuple[ComparedRun, ...] = ()
 
     @cached_property
     def rows(self) -> tuple[Line, ...]:
@@ -113,6 +142,57 @@ class Comparison:
     @cached_property
     def _simulated(self) -> bool:
         return any(line.costs is not None and line.costs.simulated is not None for line in self.lines)
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return a record for each complete run, for ``pandas.DataFrame(comparison.records())``.
+
+        A record has ``setting``, ``algorithm``, ``seed``, the mean over clients of each metric, the costs of
+        `RunResult.costs`, and ``run_dir``.
+        """
+        return [
+            {
+                "setting": run.setting,
+                "algorithm": run.label,
+                "seed": run.seed,
+                **run.result.metrics,
+                **run.result.costs,
+                "run_dir": str(run.result.run_dir),
+            }
+            for run in self.runs
+        ]
+
+    def plot(self) -> Figure:
+        """Return a picture of the headline metric over rounds and over bytes, a curve for each algorithm and setting.
+
+        A curve is the mean over seeds, in the rounds that all seeds evaluated. ``savefig`` writes it to a file.
+        """
+        found: dict[str, list[Curve]] = {}
+        for run in self.runs:
+            name = f"{run.setting}: {run.label}" if run.setting else run.label
+            found.setdefault(name, []).append(run.result.curve())
+        return drawn({name: mean_curve(curves) for name, curves in found.items()}, self._metrics[0])
+
+    def show(self, console: Console) -> None:
+        """Print both tables and the notes."""
+        for headings, rows in ((self.headings, self.cells()), (self.cost_headings, self.cost_cells())):
+            console.print()
+            print_table(console, headings, rows, left=("setting", "algorithm", "against"))
+        console.print()
+        for note in (*self.notes, f"The tables lie in {self.out.absolute()}"):
+            console.print(note, soft_wrap=True, markup=False, highlight=False)
+
+    def __str__(self) -> str:
+        """Both tables and the notes."""
+        return text(self.show).lstrip("\n")
+
+    def __repr__(self) -> str:
+        """One line."""
+        labels = dict.fromkeys(line.label for line in self.lines)
+        return f"Comparison({', '.join(labels)}; seeds {', '.join(map(str, self.seeds))}; in {str(self.out)!r})"
+
+    def _repr_html_(self) -> str:
+        """The tables, for a notebook."""
+        return f"<pre>{html.escape(str(self))}</pre>"
 
     def _names(self, line: Line) -> tuple[str, ...]:
         return (line.setting, line.label) if len(self._first) == 2 else (line.label,)
@@ -216,7 +296,12 @@ def tabulate(cells: Sequence[RunSpec], root: Path, out: Path) -> Comparison:
         *(note for _, note in found if note),
         *([SIMULATED_TIME] if any(line.costs and line.costs.simulated is not None for line in lines) else []),
     )
-    return Comparison(lines, tuple(dict.fromkeys(cell.seed for cell in cells)), notes, out, tuple(baselines))
+    runs = tuple(
+        ComparedRun(cell.setting.title, cell.label, cell.seed, RunResult(cell.run_dir(root), summary))
+        for cell in cells
+        if (summary := cell.summary(root)) is not None
+    )
+    return Comparison(lines, tuple(dict.fromkeys(cell.seed for cell in cells)), notes, out, tuple(baselines), runs)
 
 
 def _notes(metric: str, several: bool, seeds: Sequence[int]) -> list[str]:

@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import ttest_rel
 from summaries import CONFIG, put, table
 
-from polyfed.compare import RunSpec, Setting, paired_p, tabulate
+from polyfed.comparison import RunSpec, Setting, paired_p, tabulate
 from polyfed.config import Config
 
 
