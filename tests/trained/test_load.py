@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 import torch
 from running import config as digits
+from running import lines
 from trained_runs import KINDS, Trained, inputs_of, trained
 
 from polyfed.base.errors import CheckpointError, ConfigError, ModelError, RunDirError
 from polyfed.simulation.simulate import resume, simulate
+from polyfed.storage.state_store import Store
+from polyfed.trained.assemble import Assembled
 from polyfed.trained.load import trained_model
 
 
@@ -67,9 +70,19 @@ def test_what_takes_the_clients_data_is_kept(tmp_path: Path) -> None:
         (tmp_path / "all.csv").rename(tmp_path / "gone.csv")
         np.testing.assert_allclose(model(*inputs).numpy(), run.said(client), atol=1e-6)
     assert len(weights) == 2
-    kept = sum(path.stat().st_size for path in (run.folder / "assembled").rglob("*"))
-    states = sum(path.stat().st_size for path in (run.folder / "states").rglob("*"))
-    assert kept <= states + 8192  # of the client that trained no weight is kept twice
+    store = Store(run.folder / "assembled", (Assembled,), resident=False)
+    own = {
+        client: [
+            f"{part}.{name}"
+            for part, params in store.get(client).parts.items()
+            for name, value in params.items()
+            if isinstance(value, torch.Tensor)
+        ]
+        for client in (0, 1)
+    }
+    (trainee,) = lines(run.folder / "rounds.jsonl")[1]["cohort"]
+    assert own[trainee] == ["lambda.weight"]  # its weights are in its state and in the server's
+    assert len(own[1 - trainee]) > 1  # it has no state
     shutil.rmtree(run.folder / "assembled")
     with pytest.raises(CheckpointError, match=r"fedapen needs a client's data to predict .*resume the run"):
         trained_model(run.folder, 0)
