@@ -142,7 +142,7 @@ def trained(folder: Path, kind: str, **sections: Mapping[str, Any]) -> Trained:
     """A complete run of a kind of input, with ``sections`` of the configuration on top; of the algorithm's, instead."""
     folder.mkdir(parents=True, exist_ok=True)
     settings, data = config(folder, kind, **sections)
-    simulate(settings, data=data, out=folder / "run")
+    simulate(settings, dataset=data, out=folder / "run")
     return Trained(folder / "run", settings, data)
 
 

@@ -102,7 +102,7 @@ def test_a_run_does_not_go_on_with_another_file(tmp_path: Path) -> None:
     saved(path)
     settings = config({"name": "standalone"}, {"name": "mlp", "hidden": [12, 6], "weights": str(path)})
     with pytest.raises(Interrupted):
-        simulate(settings, out=tmp_path / "run", callback=Stop())
+        simulate(settings, out=tmp_path / "run", callbacks=[Stop()])
     saved(path, seed=6)
     with pytest.raises(CheckpointError, match=r"data file .*w\.safetensors changed"):
         resume(tmp_path / "run")

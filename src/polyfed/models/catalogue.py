@@ -104,9 +104,18 @@ class ModelSpec:
 
     @property
     def weights(self) -> str | None:
-        """The .safetensors file whose weights a client's network starts with; None if it starts with a draw."""
+        """The .safetensors file whose weights a client's network starts with; None if it starts with a draw.
+
+        A class or function of the user's own with an argument ``weights`` gets the option itself.
+        """
         value = dict(self.options).get("weights")
-        return value if isinstance(value, str) and value.endswith(WEIGHTS) else None
+        if not isinstance(value, str) or not value.endswith(WEIGHTS):
+            return None
+        if self.own:
+            from polyfed.models.custom import takes  # imports torch, and the user's code
+
+            return None if takes(self.name, "weights") else value
+        return value
 
     @property
     def architecture(self) -> ModelSpec:

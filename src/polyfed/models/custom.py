@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from torch import nn
@@ -51,6 +51,16 @@ def load(
             f'{{ name = "{name}", {needed[0]} = ... }}, or give the argument a default'
         )
     return partial(target, **arguments)
+
+
+@cache
+def takes(name: str, argument: str) -> bool:
+    """Return whether the class or function ``name`` has an argument of that name; False if it cannot be loaded."""
+    try:
+        target = load_attribute(name, f"model {name!r}", ModelError, callable)
+    except ModelError:  # whoever builds the network reports it
+        return False
+    return callable(target) and argument in _parameters(target)
 
 
 def _parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
