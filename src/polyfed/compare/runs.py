@@ -38,8 +38,14 @@ def summary_of(run_dir: Path) -> dict[str, Any] | None:
         raise RunDirError(f"{path} cannot be read: {error}; remove it and resume the run") from error
 
 
-def run_or_go_on(config: Config, out: Path, callback: Callback) -> dict[str, Any]:
+def run_or_go_on(config: Config, out: Path, callback: Callback, *, extend: bool = False) -> dict[str, Any]:
     """Return the summary of ``config`` in ``out``; if the run is not complete, resume or begin it.
+
+    Args:
+        config: the configuration of the run.
+        out: the run directory.
+        callback: receives the events of the run.
+        extend: whether a run that differs only by having fewer rounds goes on after its end.
 
     Raises:
         RunDirError: the folder holds a run of another configuration.
@@ -48,7 +54,10 @@ def run_or_go_on(config: Config, out: Path, callback: Callback) -> dict[str, Any
     try:
         if not stored.exists():
             return simulate(config, out=out, callback=callback)
-        if Config.load(stored).hash() != config.hash():
+        found, rounds = Config.load(stored), config.run.rounds
+        if extend and found.run.rounds < rounds and found.extended(rounds).hash() == config.hash():
+            return resume(out, rounds=rounds, callback=callback)
+        if found.hash() != config.hash():
             raise RunDirError(f"{out} holds a run of another configuration; choose another --out")
         return summary_of(out) or resume(out, callback=callback)
     finally:
@@ -86,13 +95,29 @@ def run_with_controls(
     return {label: summary} | _controls(config, Path(summary["run_dir"]), callbacks)
 
 
-def resume_with_controls(run_dir: Path, *, callbacks: Callbacks = quiet) -> dict[str, dict[str, Any]]:
-    """Resume a run that `run_with_controls` began, wherever it stopped; same arguments and results."""
+def resume_with_controls(
+    run_dir: Path, *, rounds: int | None = None, callbacks: Callbacks = quiet
+) -> dict[str, dict[str, Any]]:
+    """Resume a run that `run_with_controls` began, wherever it stopped; same results.
+
+    Args:
+        run_dir: the run directory.
+        rounds: the number of rounds to which the run and its controls go on; None keeps ``run.rounds``.
+        callbacks: makes the callback of each run.
+
+    Raises:
+        ConfigError: a run has more rounds already, or its numbers depend on their number; none has gone on then.
+    """
     if not (run_dir / "config.toml").exists():
         raise RunDirError(f"{run_dir} holds no run: it has no config.toml; give the run directory of a run")
     config = Config.load(run_dir / "config.toml")
+    if rounds is not None:
+        for control in config.controls.values() if config.run.controls else ():
+            config.with_algorithm(control.name, control.keys).extended(rounds)
+        config = config.extended(rounds)
     label = _main(config)
-    return {label: run_or_go_on(config, run_dir, callbacks(label))} | _controls(config, run_dir, callbacks)
+    summary = run_or_go_on(config, run_dir, callbacks(label), extend=True)
+    return {label: summary} | _controls(config, run_dir, callbacks)
 
 
 def meanings(config: Config) -> list[str]:
@@ -127,7 +152,7 @@ def _controls(config: Config, run_dir: Path, callbacks: Callbacks) -> dict[str, 
             Content.of(config).check(run_dir)  # a control is comparable only on the data of the main run
         control = config.with_algorithm(section.name, section.keys)
         try:
-            found[label] = run_or_go_on(control, folder, callbacks(label))
+            found[label] = run_or_go_on(control, folder, callbacks(label), extend=True)
         except Interrupted:
             raise Interrupted(run_dir) from None
     return found

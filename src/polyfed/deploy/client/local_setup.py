@@ -25,7 +25,7 @@ from polyfed.data.sources import file_digests, load_dataset
 from polyfed.deploy.settings import NodeSettings
 from polyfed.deploy.wire.headers import Agreement, TaskFacts
 from polyfed.models.catalogue import ModelSpec
-from polyfed.rounds.federation import client_at_work, configured_info, deal, with_units
+from polyfed.rounds.federation import client_at_work, configured_info, deal, validating, with_units
 
 
 def task_of(config: Config, facts: TaskFacts) -> Task:
@@ -77,7 +77,7 @@ def _own(path: Path, digest: str, options: str, client: int, text: str) -> tuple
     dataset = with_units(read, config)
     split = config.data.split if config.data.split in ("groups", "time") else "pooled"
     split = split if dataset.test_rows is None else "official"
-    return dataset, make_partition(
+    partition = make_partition(
         dataset,
         kind="iid",
         num_clients=1,
@@ -87,6 +87,7 @@ def _own(path: Path, digest: str, options: str, client: int, text: str) -> tuple
         split=split,
         min_samples=config.partition.min_samples,
     )
+    return dataset, validating(config, dataset, partition, "iid", client)
 
 
 def _kind(path: Path) -> str:
