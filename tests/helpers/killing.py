@@ -63,7 +63,7 @@ class Countdown(Quiet):
 
 
 def play(config: Any, folder: Path, callback: Countdown, counts: Path | None, rounds: int | None = None) -> None:
-    """Start the run, or go on with it, to ``rounds`` rounds if they are given; without a moment or a file for the counts, at full speed."""
+    """Start the run, or go on with it (to more rounds); without a moment or a file for the counts, at full speed."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it starts in the background
     state_store.INLINE = INLINE
     watcher = callback if callback.moment or counts else Quiet()
