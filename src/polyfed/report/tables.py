@@ -155,7 +155,7 @@ def client_table(console: Console, summary: Summary) -> None:
         console: the output.
         summary: summary.json of the run.
     """
-    if "run_dir" not in summary or summary["clients"]["count"] > _CLIENTS:
+    if "run_dir" not in summary or summary.get("clients", {}).get("count", 0) > _CLIENTS:
         return
     tested = tested_clients(Path(summary["run_dir"]), summary)
     if not tested:
