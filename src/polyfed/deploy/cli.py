@@ -294,17 +294,17 @@ def resume(
     with _reported(lambda: f"polyfed deploy resume {shlex.quote(str(run_dir))}"):
         if not (run_dir / "deployed.json").exists():
             raise RunDirError(f"{run_dir} holds no deployed run: there is no deployed.json in it")
+        told = json.loads((run_dir / "deployed.json").read_text())
+        if folder is None and "local" not in told:
+            raise ConfigError("--dir: missing; give the folder of the deployment, which holds deploy.toml")
         if rounds is not None:
             from polyfed.deploy.server.loop import go_on
 
             go_on(run_dir, rounds)
         if folder is not None:
             _submit(folder, run_dir)
-            return
-        told = json.loads((run_dir / "deployed.json").read_text())
-        if "local" not in told:
-            raise ConfigError("--dir: missing; give the folder of the deployment, which holds deploy.toml")
-        _play_locally(run_dir, told["local"]["clients"], told["local"]["tls"])
+        else:
+            _play_locally(run_dir, told["local"]["clients"], told["local"]["tls"])
 
 
 @app.command()
