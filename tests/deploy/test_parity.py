@@ -187,10 +187,10 @@ def test_clients_validate_and_keep_their_states_of_the_best_round_as_in_process(
 
 def test_a_killed_server_and_lost_replies_lose_no_best_state(tmp_path: Path) -> None:
     """Catches a server that forgets after a restart whose states are the best, so that clients drop them."""
-    settings = config("lg-fedavg", *BEST, "run.rounds=8", "clients.participation=0.5")
+    settings = config("fedmrl", *BEST, "run.rounds=8", "clients.participation=0.5")
     here = simulate(settings, out=tmp_path / "here")
     run = Run(tmp_path, settings)
-    for stop in (3, 6, 8):  # after each of these rounds' training the server dies once
+    for stop in (3, 5, 7):  # after each of these rounds' training the server dies once
         dead: list[int] = []
 
         def instead(message: Any, go: Any, stop: int = stop, dead: list[int] = dead) -> Any:

@@ -184,6 +184,8 @@ def test_a_horizon_that_is_the_number_of_rounds_changes_no_hash() -> None:
     """Catches runs of before that count as others, and runs of another horizon that count as the same."""
     four, named = config(4, algorithm=FEDKD), config(4, algorithm={**FEDKD, "horizon": 4})
     assert four.hash() == named.hash() == four.resolved().hash()
+    # As it was before there was the key.
+    assert Config.parse({"algorithm": {"name": "fedkd"}}).hash().startswith("a66c94fbc8d86b27")
     ten = config(10, algorithm={**FEDKD, "horizon": 4})
     assert four.extended(10).hash() == ten.hash() != config(10, algorithm=FEDKD).hash()
     assert four.resolved().lasting(10).lasting(4).hash() == four.hash()
