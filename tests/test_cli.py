@@ -220,6 +220,14 @@ def test_a_run_its_progress_its_table_and_its_resumption(tiny, tmp_path):
     again = polyfed("resume", out)
     assert again.exit_code == 0
     assert again.stdout.splitlines() == lines[lines.index("") :]  # the same table and notes, and no more rounds
+    fewer = polyfed("resume", out, "--rounds", 1)
+    assert fewer.exit_code == 2
+    assert "--rounds: got 1; the run has 2 rounds" in fewer.stderr
+    longer = polyfed("resume", out, "--rounds", 3)
+    assert longer.exit_code == 0
+    told = longer.stdout.splitlines()
+    assert told[0] == f"fedavg: 3 rounds, from round 3, in {out}"
+    assert any(line.startswith("alone: 3 rounds, from round 3") for line in told)
     twice = polyfed("run", tiny, "--out", out)
     assert twice.exit_code == 7
     assert "polyfed resume" in twice.stderr

@@ -133,8 +133,11 @@ def run(
 @app.command()
 def resume(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The directory of an interrupted run.")],
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="Go on after the end of the run, to this number of rounds.")
+    ] = None,
 ) -> None:
-    """Resume an interrupted run, and its controls."""
+    """Resume an interrupted run, and its controls, or go on after its end."""
     from polyfed.config import Config
     from polyfed.report.consoles import console
     from polyfed.report.progress import callback_for
@@ -144,7 +147,7 @@ def resume(
         from polyfed.comparison import meanings, resume_with_controls
 
         terminal = console()
-        found = resume_with_controls(run_dir, reporter=callback_for(terminal))
+        found = resume_with_controls(run_dir, rounds=rounds, reporter=callback_for(terminal))
         show(terminal, found, meanings(Config.load(run_dir / "config.toml")))
 
 

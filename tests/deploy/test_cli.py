@@ -7,9 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from deploy_toy import Run, config
 from typer.testing import CliRunner
 
 from polyfed.cli import app
+from polyfed.config import Config
+from polyfed.deploy import cli as commands
 
 runner = CliRunner()
 
@@ -25,6 +28,26 @@ def test_help_needs_neither_torch_nor_flower() -> None:
 def test_the_bundle_is_handed_on_without_torch() -> None:
     code = "import sys, polyfed.flower.app, polyfed.deploy.client.worker; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_resume_gives_a_run_more_rounds_before_it_is_submitted(tmp_path: Path, monkeypatch) -> None:
+    """Catches rounds that are passed over, and a run that becomes longer although the command fails."""
+    run = Run(tmp_path, config("fedavg"))
+
+    def found() -> int:
+        return Config.load(run.folder / "config.toml").run.rounds
+
+    words = ["deploy", "resume", str(run.folder), "--rounds"]
+    done = runner.invoke(app, [*words, "5"])
+    assert (done.exit_code, found()) == (2, 2)
+    assert "--dir: missing" in done.output
+    submitted: list[int] = []
+    monkeypatch.setattr(commands, "_submit", lambda folder, run_dir: submitted.append(found()))
+    assert runner.invoke(app, [*words, "5", "--dir", str(tmp_path)]).exit_code == 0
+    assert submitted == [5]
+    done = runner.invoke(app, [*words, "3", "--dir", str(tmp_path)])
+    assert (done.exit_code, submitted) == (2, [5])
+    assert "got 3; the run has 5 rounds" in done.output
 
 
 @pytest.mark.parametrize(

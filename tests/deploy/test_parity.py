@@ -13,9 +13,14 @@ from safetensors.torch import load_file
 
 from polyfed.algorithms.catalogue import ALGORITHMS
 from polyfed.algorithms.standalone import Standalone
-from polyfed.config import algorithm_class
+from polyfed.base.errors import ConfigError
+from polyfed.config import algorithm_class, load_algorithm
 from polyfed.core.requests import exchange
+from polyfed.deploy.client.state_dir import ClientStateDir
+from polyfed.deploy.server.loop import go_on
 from polyfed.simulation.simulate import simulate
+from polyfed.storage import state_files
+from polyfed.storage.run_dir import SavedRun
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -40,7 +45,12 @@ def test_two_rounds_deployed_equal_two_rounds_in_process(
     assert there["flops_evaluation"] == here["flops_evaluation"]
 
 
-def test_sites_with_their_own_files_split_and_train_as_in_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "more",
+    [(), ("data.validation_fraction=0.3",), ("data.validation_fraction=0.3", "run.eval_every=1", "run.patience=2")],
+    ids=["tests", "validates", "validates and tests"],
+)
+def test_sites_with_their_own_files_split_and_train_as_in_process(more: tuple[str, ...], tmp_path: Path) -> None:
     """Catches draws of a split that depend on who else there is, or on the numbers of rows among all."""
     generator = np.random.default_rng(0)
     texts: list[str] = []
@@ -51,9 +61,10 @@ def test_sites_with_their_own_files_split_and_train_as_in_process(tmp_path: Path
             for value, label in zip(generator.normal(size=len(y)), y, strict=True)
         ]
         texts.append("a,b,y\n" + "".join(rows))
-    settings, run = with_tables(tmp_path, texts)
+    settings, run = with_tables(tmp_path, texts, *more)
     here, there = simulate(settings, out=tmp_path / "here").summary, run.serve()
     assert there["accuracy"]["mean"] == here["accuracy"]["mean"]
+    assert there.get("selection") == here.get("selection")
     assert same(run.server(), load_file(tmp_path / "here" / "checkpoint" / "server-round-2.safetensors"))
 
 
@@ -140,3 +151,110 @@ def test_settings_of_single_clients_and_rounds_are_those_in_process(tmp_path: Pa
     run = Run(tmp_path, settings)
     run.serve()
     assert same(run.server(), load_file(tmp_path / "here" / "checkpoint" / "server-round-2.safetensors"))
+
+
+def _best(tmp_path: Path, here: Path, run: Run, settings: Any) -> None:
+    """Assert that server and clients keep of the best round what a simulation keeps of it."""
+    states = load_algorithm(settings.algorithm.name, settings.algorithm.keys).states
+    simulated, deployed = (SavedRun(folder, states, "best") for folder in (here, run.folder))
+    assert deployed.round == simulated.round
+    assert state_files.dump(deployed.server) == state_files.dump(simulated.server)
+    for node in run.memory.settings.values():
+        folder = ClientStateDir(Path(node.state_dir), run.experiment, node.client, states)
+        expected = simulated.private(node.client)
+        found, lost = folder.state(folder.best)
+        assert not lost
+        assert (found is None) == (expected is None)
+        assert expected is None or state_files.dump(found) == state_files.dump(expected)
+        assert len(folder.entries) <= 3  # the latest, the one before, and that of the best round
+
+
+BEST = (
+    "run.keep=best",
+    "run.monitor=brier",
+    'run.metrics=["accuracy","brier"]',
+    "run.eval_every=1",
+    "data.validation_fraction=0.3",
+    "clients.count=4",
+    "train.lr=0.15",
+)
+
+
+@pytest.mark.parametrize("participation", [0.5, 1.0])
+@pytest.mark.parametrize("algorithm", ["fedmrl", "lg-fedavg"])
+def test_clients_validate_and_keep_their_states_of_the_best_round_as_in_process(
+    algorithm: str, participation: float, tmp_path: Path
+) -> None:
+    """Catches a best state that the next round removes, one of another round, and tests of validation rows."""
+    settings = config(algorithm, *BEST, "run.rounds=8", f"clients.participation={participation}")
+    here = simulate(settings, out=tmp_path / "here").summary
+    run = Run(tmp_path, settings)
+    there = run.serve()
+    assert there["selection"] == here["selection"]
+    assert 0 < here["selection"]["best"]["round"] < 8, "the test needs another run"
+    for key in ("accuracy", "metrics", "majority", "flops_evaluation"):
+        assert json.loads(json.dumps(there[key])) == json.loads(json.dumps(here[key])), key
+    _best(tmp_path, tmp_path / "here", run, settings)
+    logs = [(folder / "tests.jsonl").read_text().splitlines() for folder in (tmp_path / "here", run.folder)]
+    names = ("kept", "round", "client", "correct", "metrics", "majority")
+    one, other = ([{name: row[name] for name in names} for row in map(json.loads, log)] for log in logs)
+    assert one == other
+
+
+def test_a_killed_server_and_lost_replies_lose_no_best_state(tmp_path: Path) -> None:
+    """Catches a server that forgets after a restart whose states are the best, so that clients drop them."""
+    settings = config("fedmrl", *BEST, "run.rounds=8", "clients.participation=0.5")
+    here = simulate(settings, out=tmp_path / "here").summary
+    run = Run(tmp_path, settings)
+    for stop in (3, 5, 7):  # after each of these rounds' training the server dies once
+        dead: list[int] = []
+
+        def instead(message: Any, go: Any, stop: int = stop, dead: list[int] = dead) -> Any:
+            frame = go()
+            if message.kind == "evaluate" and message.group == str(stop) and not dead:
+                dead.append(stop)
+                raise KeyboardInterrupt
+            return frame
+
+        run.memory.instead = instead
+        with pytest.raises(KeyboardInterrupt):
+            run.serve()
+    there = run.serve()
+    assert there["selection"] == here["selection"]
+    _best(tmp_path, tmp_path / "here", run, settings)
+
+
+def test_a_deployed_run_ends_early_and_goes_on_as_in_process(tmp_path: Path) -> None:
+    """Catches patience that a restart gives back, and a deployed run that does not go on after its end."""
+    settings = config("fedavg", *BEST[1:], "run.rounds=8", "run.patience=1", "run.min_delta=5")
+    here = simulate(settings, out=tmp_path / "here").summary
+    run = Run(tmp_path, settings)
+    there = run.serve()
+    assert there["selection"] == here["selection"]
+    assert here["selection"]["stopped"]["round"] == 1
+    assert run.event("stopped")["round"] == 1
+    assert run.serve()["selection"] == here["selection"]
+
+
+def test_a_deployed_run_that_goes_on_equals_one_that_ran_through(tmp_path: Path) -> None:
+    """Catches clients that refuse another number of rounds, and the shorter run's last evaluation in the results."""
+    more = ("run.eval_every=4", "clients.participation=0.67", "algorithm.energy=[0.5,0.9]")
+    short = Run(tmp_path / "a", config("fedkd", "run.rounds=3", *more))
+    short.serve()
+    go_on(short.folder, 6)
+    found = short.serve()
+    through = Run(tmp_path / "b", config("fedkd", "run.rounds=6", *more, "algorithm.horizon=3"))
+    expected = through.serve()
+    assert same(short.server(), through.server())
+    private = short.private(), through.private()
+    assert private[0].keys() == private[1].keys()
+    assert all(same(private[0][client], private[1][client]) for client in private[0])
+    for key in ("accuracy", "majority", "bytes", "flops", "flops_evaluation", "rounds", "config_hash"):
+        assert found[key] == expected[key], key
+    rows = [
+        [{k: v for k, v in r.items() if k in ("round", "rounds", "accuracy", "cohort")} for r in run.rows]
+        for run in (short, through)
+    ]
+    assert rows[0] == rows[1]
+    with pytest.raises(ConfigError, match="got 5; the run has 6 rounds"):
+        go_on(short.folder, 5)

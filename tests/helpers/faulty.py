@@ -282,6 +282,16 @@ class SharedPrivate(Standalone):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Fades(FedAvg):
+    """The server moves less and less towards the end, and nobody is told."""
+
+    def server_round(self, server, cohort):
+        new = yield from super().server_round(server, cohort)
+        share = 1 - cohort.round / (2 * cohort.rounds)
+        return self.Server({name: old + share * (new.model[name] - old) for name, old in server.model.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
 class Undeclared(FedAvg):
     """What a client receives depends on its number, and nobody is told."""
 

@@ -62,14 +62,14 @@ class Countdown(Quiet):
             self.now = "rounds"
 
 
-def play(config: Any, folder: Path, callback: Countdown, counts: Path | None) -> None:
-    """Start the run, or go on with it; without a moment or a file for the counts, at full speed."""
+def play(config: Any, folder: Path, callback: Countdown, counts: Path | None, rounds: int | None = None) -> None:
+    """Start the run, or go on with it (to more rounds); without a moment or a file for the counts, at full speed."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it starts in the background
     state_store.INLINE = INLINE
     watcher = callback if callback.moment or counts else Quiet()
     try:
         if (folder / "config.toml").exists():
-            resume(folder, callbacks=[watcher], progress=False)
+            resume(folder, rounds=rounds, callbacks=[watcher], progress=False)
         else:
             simulate(config, out=folder, callbacks=[watcher], progress=False)
     except Interrupted:
@@ -89,9 +89,10 @@ def start(
     sent: int = signal.SIGKILL,
     counts: Path | None = None,
     daemon: bool = True,
+    rounds: int | None = None,
 ) -> Any:
     """A process that plays a run; one that is to have workers of its own must not be a daemon."""
-    args = (config, folder, Countdown(phase, moment, sent), counts)
+    args = (config, folder, Countdown(phase, moment, sent), counts, rounds)
     process = CONTEXT.Process(target=play, args=args, daemon=daemon)
     process.start()
     return process

@@ -167,9 +167,9 @@ def test_clients_that_test_beside_each_other_take_the_time_of_some(
     seen: list[float] = []
     evaluate = Evaluator.evaluate
 
-    def looked(self: Evaluator, *given: Any) -> Any:
+    def looked(self: Evaluator, *given: Any, **more: Any) -> Any:
         seen.append(sum(report.score.seconds for report in (given[4] or {}).values()))
-        return evaluate(self, *given)
+        return evaluate(self, *given, **more)
 
     monkeypatch.setattr(Evaluator, "evaluate", looked)
     simulate(config(1.0, workers=workers, rounds=1, eval_every=1, driver="sequential"), out=tmp_path / "run")

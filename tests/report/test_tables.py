@@ -1,7 +1,9 @@
 """The closing table and its remarks, from summaries as the runtime writes them."""
 
 import io
+import json
 import re
+from pathlib import Path
 
 import pytest
 from consoles import pipe, summary, terminal, written
@@ -94,3 +96,41 @@ def written_of(summaries):
     console = pipe()
     show(console, summaries)
     return written(console)
+
+
+def _chosen(folder: Path) -> dict[str, object]:
+    selection = {
+        "metric": "auroc",
+        "kept": "best",
+        "stopped": {"round": 6, "reason": "auroc on validation rows did not improve in 2 evaluations"},
+        "best": {"round": 4, "validation": {"auroc": 0.75, "accuracy": 0.5}, "test": {"auroc": 0.5, "accuracy": 0.25}},
+        "last": {"round": 6, "validation": {"auroc": 0.625, "accuracy": 0.5}, "test": None},
+    }
+    rows = [
+        {"kept": kept, "round": round_, "client": 0, "model": "cnn5", "examples": 8, "accuracy": accuracy}
+        for kept, round_, accuracy in (("best", 4, 0.25), ("last", 6, 0.875))
+    ]
+    (folder / "tests.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "clients.jsonl").write_text(json.dumps({**rows[0], "round": 9, "accuracy": 0.9375}) + "\n")
+    return {**summary(0.25, 0.25), "rounds": 9, "run_dir": str(folder), "selection": selection}
+
+
+def test_the_choice_of_a_round_stands_in_a_table_of_its_own(tmp_path: Path) -> None:
+    """Catches validation values that pass for results, a model that is left out, and an early end without a reason."""
+    text = written_of({"fedmrl": _chosen(tmp_path)})
+    rows = [
+        line.split() for line in text.splitlines() if line.startswith("fedmrl ") and ("best" in line or "last" in line)
+    ]
+    assert rows[0] == ["fedmrl", "best", "4", "0.75", "0.5", "50.0", "%", "25.0", "%"]
+    assert rows[1] == ["fedmrl", "last", "6", "0.625", "-", "50.0", "%", "-"]
+    assert "fedmrl ended at round 6 of 9: auroc on validation rows did not improve in 2 evaluations." in text
+    assert "test rows chose nothing" in text
+    assert "test rows chose nothing" not in written_of({"fedmrl": summary(0.25, 0.25)})
+
+
+def test_the_table_of_clients_is_of_the_kept_model(tmp_path: Path) -> None:
+    """Catches clients' results of validation rows, or of the last round, under a headline of the best one."""
+    text = written_of({"fedmrl": _chosen(tmp_path)})
+    assert re.search(r"^0 +cnn5 +8 +25.0 %", text, re.MULTILINE)
+    assert "87.5 %" not in text
+    assert "93.8 %" not in text

@@ -73,7 +73,7 @@ def test_validation_rows_are_training_rows_and_no_test_row_is_left() -> None:
     assert deal(running.config(data={"validation_fraction": 0.25}))[1].hash == validating.hash
 
 
-@pytest.mark.parametrize("keys", [{"run": {"gradient_clients": 1}}, {"data": {"validation_fraction": 0.5}}])
+@pytest.mark.parametrize("keys", [{"run": {"gradient_clients": 1}}])
 def test_a_deployment_refuses_what_only_a_simulation_has(keys: dict[str, object], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="simulated runs"):
         create(tmp_path / "r", Config.parse(keys), Deployment())

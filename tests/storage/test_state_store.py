@@ -2,22 +2,26 @@
 
 import hashlib
 import json
+import random
 import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 import running
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from polyfed.base import files
 from polyfed.base.errors import CheckpointError, StorageError
 from polyfed.core.message import Nothing, State
 from polyfed.storage import state_files
 from polyfed.storage import state_store as store_module
-from polyfed.storage.state_store import Store
+from polyfed.storage.state_store import StatesOf, Store
 
 
 class Kept(State):
@@ -346,3 +350,89 @@ def test_bytes_that_are_no_state_are_refused(tmp_path: Path) -> None:
         path.write_bytes(data)
         with pytest.raises(CheckpointError):
             state_files.load(path, hashlib.sha256(data).hexdigest(), Kept)
+
+
+@given(seed=st.integers(0, 2**32 - 1), resident=st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_a_pinned_checkpoint_stays_beside_the_last(seed: int, resident: bool) -> None:
+    """Catches rows of the pinned round that go, rows that nothing needs any more, and a restored store without a pin.
+
+    Random rounds, checkpoints, pins and kills are held to a list of all states that there ever were.
+    """
+    draws = random.Random(seed)
+    with TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store_module, "INLINE", draws.choice([0, 10**6]))
+        folder = Path(name)
+        store = Store(folder, (Kept,), resident=resident)
+        history: dict[int, dict[int, int]] = {0: {}}  # round -> client -> the round that left its state
+        saved: tuple[int, Any] = (0, None)
+        pinned: tuple[int, Any] | None = None
+        round_ = 0
+        for _ in range(30):
+            round_ += 1
+            history[round_] = dict(history[round_ - 1])
+            for client in draws.sample(range(5), draws.randrange(4)):
+                store.put(client, kept(round_), round_)
+                history[round_][client] = round_
+            if draws.random() < 0.4:
+                entry = store.save()
+                if draws.random() < 0.7:  # else it is killed before its manifest
+                    saved = round_, entry
+                    pinned = saved if draws.random() < 0.4 else pinned
+                    if draws.random() < 0.8:  # else it is killed after it
+                        store.prune(round_, None if pinned is None else pinned[0])
+                        latest = [history[round_], history[pinned[0]] if pinned else {}]
+                        assert written(folder).keys() == {row for rounds in latest for row in rounds.items()}
+                        assert pinned is None or _states(store.at(pinned[0])) == history[pinned[0]]
+                        continue
+                del store
+                store = Store(folder, (Kept,), resident=resident)
+                store.restore(*saved, pinned)
+                round_ = saved[0]
+                latest = [history[round_], history[pinned[0]] if pinned else {}]
+                assert written(folder).keys() == {row for rounds in latest for row in rounds.items()}
+                assert pinned is None or _states(store.at(pinned[0])) == history[pinned[0]]
+            assert _states(store) == history[round_]
+
+
+def _states(store: StatesOf) -> dict[int, int]:
+    """The round in which each state was put, by client."""
+    found = {client: store.get(client) for client in range(5)}
+    return {client: state.n for client, state in found.items() if state is not None}
+
+
+def test_a_move_of_the_pin_costs_what_was_pinned(tmp_path: Path) -> None:
+    """Catches a scan of all clients that have trained when another checkpoint is pinned."""
+    costs: list[int] = []
+    for trained in (30, 3000):
+        store = Store(tmp_path / str(trained), (Kept,), resident=False)
+        for client in range(trained):
+            store.put(client, kept(client), 1)
+        store.save()
+        store.prune(1, 1)
+        steps: list[int] = []
+        assert store._db is not None
+        store._db.set_progress_handler(lambda steps=steps: steps.append(1), 1)
+        for round_ in (2, 3):
+            for client in (3, 14, 15):
+                store.put(client, kept(round_), round_)
+            store.save()
+            store.prune(round_, 1 if round_ == 2 else 3)
+        costs.append(len(steps))
+    assert 0 < costs[1] < 1.2 * costs[0]
+
+
+def test_a_pinned_checkpoint_that_is_not_the_manifests_is_refused(tmp_path: Path) -> None:
+    """Catches a best round whose states are gone or are others, while those of the last are as they were."""
+    store = Store(tmp_path, (Kept,), resident=False)
+    store.put(1, kept(1), 1)
+    first = store.save()
+    store.prune(1, 1)
+    store.put(1, kept(2), 2)
+    second = store.save()
+    store.prune(2, 1)
+    del store
+    with closing(sqlite3.connect(tmp_path / "index.sqlite")) as changed, changed:
+        changed.execute("DELETE FROM states WHERE round = 1")
+    with pytest.raises(CheckpointError, match=r"is not what the checkpoint of round 1 left"):
+        Store(tmp_path, (Kept,), resident=False).restore(2, second, (1, first))

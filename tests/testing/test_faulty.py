@@ -41,6 +41,7 @@ def fault(name, law, message=".", error=AssertionError, **arguments):
         fault("Remembers", "test_resumed_run_is_the_same_run"),
         fault("SharedPrivate", "test_bystanders_keep_their_state"),
         fault("Undeclared", "test_broadcast_does_not_depend_on_the_id", "personal_message = True"),
+        fault("Fades", "test_numbers_do_not_depend_on_how_many_rounds_follow", "the server's state after round 1"),
         fault("MovesStatistics", "test_predicting_writes_nothing"),
         fault("UpdateLost", "test_learns"),
         fault("CountsCalls", "test_batched_equals_sequential", "the server after round 1"),

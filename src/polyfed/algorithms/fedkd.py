@@ -18,7 +18,7 @@ from torch import Tensor
 
 from polyfed.base import tree
 from polyfed.base.errors import MessageError
-from polyfed.base.ranges import Portion
+from polyfed.base.ranges import Portion, Positive
 from polyfed.base.rng import Rng
 from polyfed.base.types import Params, Parts
 from polyfed.blocks.aggregate import Mean
@@ -39,13 +39,16 @@ class FedKD(Algorithm):
 
     Args:
         auxiliary: architecture of the student G.
-        energy: T_start and T_end: the share of a matrix's energy that is sent, before round 1 and in the last.
+        energy: T_start and T_end: the share of a matrix's energy that is sent, before round 1 and from round T on.
+        horizon: T, the round at which the share has reached T_end; None is the number of rounds.
     """
 
     name = "fedkd"
     trains = ("W",)
+    uses_rounds = True
     auxiliary: str = "cnn5"
     energy: tuple[Portion, Portion] = (0.95, 0.98)
+    horizon: Positive | None = None
 
     class Server(State):
         """The student, the update that led to it, and the round in which those who lack only that took part."""
@@ -95,7 +98,8 @@ class FedKD(Algorithm):
 
     def server_round(self, server: Server, cohort: Cohort) -> Steps[State]:
         """Send the last update, average what comes back, compress the mean, and add it to the student."""
-        energy = self.energy[0] + (self.energy[1] - self.energy[0]) * cohort.round / cohort.rounds  # T(t)
+        T = self.horizon or cohort.rounds
+        energy = self.energy[0] + (self.energy[1] - self.energy[0]) * min(cohort.round, T) / T  # T(t)
         news = self.Broadcast(server.update, {}, max(server.current.values(), default=0), energy)
         whole = self.Broadcast(None, server.G, 0, energy)
         down = {client.id: news if client.id in server.current else whole for client in cohort}

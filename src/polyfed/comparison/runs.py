@@ -25,7 +25,9 @@ def quiet(label: str) -> Callback:
     return Quiet()
 
 
-def run_or_go_on(config: Config, out: Path, callback: Callback, dataset: Dataset | None = None) -> Summary:
+def run_or_go_on(
+    config: Config, out: Path, callback: Callback, dataset: Dataset | None = None, *, extend: bool = False
+) -> Summary:
     """Return the summary of ``config`` in ``out``; if the run is not complete, resume or begin it.
 
     Args:
@@ -33,6 +35,7 @@ def run_or_go_on(config: Config, out: Path, callback: Callback, dataset: Dataset
         out: the run directory.
         callback: receives the events of the run, and is closed.
         dataset: the data, if a program gives them.
+        extend: whether a run that differs only by having fewer rounds goes on after its end.
 
     Raises:
         RunDirError: the folder holds a run of another configuration.
@@ -41,7 +44,10 @@ def run_or_go_on(config: Config, out: Path, callback: Callback, dataset: Dataset
     try:
         if not stored.exists():
             return simulate(config, dataset=dataset, callbacks=[callback], progress=False, out=out).summary
-        if Config.load(stored).hash() != config.hash():
+        found, rounds = Config.load(stored), config.run.rounds
+        if extend and found.run.rounds < rounds and found.extended(rounds).hash() == config.hash():
+            return resume(out, rounds=rounds, dataset=dataset, callbacks=[callback], progress=False).summary
+        if found.hash() != config.hash():
             raise RunDirError(f"{out} holds a run of another configuration; choose another --out")
         if (found := summary_of(out)) is not None:
             return found
@@ -79,13 +85,27 @@ def run_with_controls(config: Config, *, out: Path | None = None, reporter: Repo
     return {label: summary} | _controls(config, Path(summary["run_dir"]), reporter)
 
 
-def resume_with_controls(run_dir: Path, *, reporter: Reporter = quiet) -> dict[str, Summary]:
-    """Resume a run that `run_with_controls` began, wherever it stopped; same arguments and results."""
+def resume_with_controls(run_dir: Path, *, rounds: int | None = None, reporter: Reporter = quiet) -> dict[str, Summary]:
+    """Resume a run that `run_with_controls` began, wherever it stopped; same results.
+
+    Args:
+        run_dir: the run directory.
+        rounds: the number of rounds to which the run and its controls go on; None keeps ``run.rounds``.
+        reporter: makes the callback of each run.
+
+    Raises:
+        ConfigError: a run has more rounds already, or its numbers depend on their number; none has gone on then.
+    """
     if not (run_dir / "config.toml").exists():
         raise RunDirError(f"{run_dir} holds no run: it has no config.toml; give the run directory of a run")
     config = Config.load(run_dir / "config.toml")
+    if rounds is not None:
+        for control in config.controls.values() if config.run.controls else ():
+            config.with_algorithm(control.name, control.keys).extended(rounds)
+        config = config.extended(rounds)
     label = _main(config)
-    return {label: run_or_go_on(config, run_dir, reporter(label))} | _controls(config, run_dir, reporter)
+    summary = run_or_go_on(config, run_dir, reporter(label), extend=True)
+    return {label: summary} | _controls(config, run_dir, reporter)
 
 
 def meanings(config: Config) -> list[str]:
@@ -120,7 +140,7 @@ def _controls(config: Config, run_dir: Path, reporter: Reporter) -> dict[str, Su
             Content.of(config).check(run_dir)  # a control is comparable only on the data of the main run
         control = config.with_algorithm(section.name, section.keys)
         try:
-            found[label] = run_or_go_on(control, folder, reporter(label))
+            found[label] = run_or_go_on(control, folder, reporter(label), extend=True)
         except Interrupted:
             raise Interrupted(run_dir) from None
     return found

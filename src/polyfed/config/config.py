@@ -140,6 +140,11 @@ class Config(Section):
         """The metrics of the run, the headline first."""
         return DEFAULTS[self.data.task] if self.run.metrics is None else self.run.metrics
 
+    @property
+    def monitor(self) -> str:
+        """The metric that chooses a round."""
+        return self.run.monitor or self.metrics[0]
+
     def check(self) -> list[str]:
         """Return the faults of the values together, keys of algorithms included; empty if none. Loads torch."""
         return list(_misfits(dict(self)))
@@ -184,10 +189,11 @@ class Config(Section):
         """Return this configuration with every default filled in that depends on the machine or on another key.
 
         These are ``run.threads`` (the machine's cores divided among the cohort), ``partition.seed``, the horizons of
-        schedules (``run.rounds``), the algorithm's name in full and all its keys.
+        schedules and of every algorithm that has one (``run.rounds``), the algorithm's name in full and all its keys.
         """
         name = canonical_name(self.algorithm.name)
         algorithm = load_algorithm(name, self.algorithm.keys)
+        full = all_keys(name, algorithm) | self._horizon(self.algorithm)
         seed = self.run.seed if self.partition.seed is None else self.partition.seed
         rounds = self.run.rounds
         tables = {
@@ -201,9 +207,44 @@ class Config(Section):
                     update={"threads": self.run.threads or max(1, cores() // self.clients.wanted)}
                 ),
                 "partition": self.partition.model_copy(update={"seed": seed}),
-                "algorithm": AlgorithmSection(name=name, keys=all_keys(name, algorithm)),
+                "algorithm": AlgorithmSection(name=name, keys=full),
+                "controls": {
+                    label: AlgorithmSection(name=control.name, keys={**control.keys, **self._horizon(control)})
+                    for label, control in self.controls.items()
+                },
             }
         )
+
+    def _horizon(self, section: AlgorithmSection) -> dict[str, Any]:
+        """Return the horizon of an algorithm that has one and does not name it; else nothing."""
+        field = algorithm_fields(algorithm_class(section.name)).get("horizon")
+        same = canonical_name(section.name) == canonical_name(self.algorithm.name)
+        named = section.keys.get("horizon", self.algorithm.keys.get("horizon") if same else None)
+        return {"horizon": self.run.rounds} if field is not None and field.default is None and named is None else {}
+
+    def lasting(self, rounds: int) -> Config:
+        """Return this configuration with another number of rounds, without a check."""
+        return self.model_copy(update={"run": self.run.model_copy(update={"rounds": rounds})})
+
+    def extended(self, rounds: int) -> Config:
+        """Return the configuration of this run when it goes on to ``rounds`` rounds; horizons stay what they were.
+
+        Raises:
+            ConfigError: it has more rounds already, or its numbers depend on the number of rounds.
+        """
+        config = self.resolved()
+        if rounds < config.run.rounds:
+            raise ConfigError(
+                f"--rounds: got {rounds}; the run has {config.run.rounds} rounds; expected more, as no round is undone"
+            )
+        algorithm = load_algorithm(config.algorithm.name, config.algorithm.keys)
+        if rounds > config.run.rounds and algorithm.uses_rounds and algorithm.horizon is None:
+            raise ConfigError(
+                f"--rounds: got {rounds}; the numbers of algorithm {algorithm.name!r} depend on run.rounds = "
+                f"{config.run.rounds}, so the rounds so far are not those of a longer run; begin a new run, with "
+                "algorithm.horizon if the algorithm has that key"
+            )
+        return config.replace("run", rounds=rounds)
 
     def to_dict(self) -> Table:
         """Return the tables that a TOML file would have; `parse` reads them back."""
@@ -228,6 +269,8 @@ class Config(Section):
             tables.get("data", {}).pop("path", None)
         name, keys = resolved.algorithm.name, resolved.algorithm.keys
         usual = {key: facts(field.default) for key, field in algorithm_fields(algorithm_class(name)).items()}
+        if usual.get("horizon", 0) is None:
+            usual["horizon"] = self.run.rounds
         differing = {key: value for key, value in keys.items() if key not in usual or value != usual[key]}
         tables["algorithm"] = {"name": name, **differing}
         if self.devices is not None:  # the content of the table counts, not its path
@@ -344,6 +387,8 @@ def _misfits(sections: Mapping[str, Any]) -> Iterator[str]:
         yield from (f"train.{key}: {text}" for key, text in (train.strangers(clients) if clients else ()))
     if run and data:
         yield from (f"run.{key}: {text}" for key, text in run.misfits(data.task))
+        chosen = run.selection_misfits(data.task, data.validation_fraction)
+        yield from (f"run.{key}: {text}" for key, text in chosen)
     if run and clients:
         samples = {"eval_clients": run.eval_clients, "gradient_clients": run.gradient_clients}
         many = {key: count for key, count in samples.items() if count is not None and count > clients.count}

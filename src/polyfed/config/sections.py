@@ -125,6 +125,11 @@ class RunSection(Section):
             mae and r2.
         targets: accuracies as fractions, or texts such as "auroc=0.9"; the summary reports the first round, bytes and
             FLOPs that reach each.
+        keep: "best" keeps, beside the last round's model, that of the evaluated round whose ``monitor`` is best on
+            validation rows, private states included; needs ``data.validation_fraction``.
+        monitor: the metric that chooses a round; None takes the headline. Its mean over clients counts.
+        patience: evaluations without improvement after which the run ends; None plays all rounds.
+        min_delta: the least improvement that ``patience`` counts, in the unit of the metric.
         predictions: whether the last evaluation stores every test row's scores in ``predictions.parquet``.
         store: where the clients' private states are kept.
         controls: after the run, also run the ``[controls]`` on the same splits.
@@ -146,9 +151,50 @@ class RunSection(Section):
     checkpoint_every: Positive = 10
     metrics: tuple[Annotated[str, _one_of(METRICS, "metric")], ...] | None = None
     targets: tuple[Portion | Annotated[str, AfterValidator(_aim)], ...] = ()
+    keep: Literal["last", "best"] = "last"
+    monitor: Annotated[str, _one_of(METRICS, "metric")] | None = None
+    patience: Positive | None = None
+    min_delta: NonNegative = 0.0
     predictions: bool = False
     store: Literal["memory", "disk"] = "memory"
     controls: bool = False
+
+    @property
+    def selects(self) -> bool:
+        """Whether validation rows choose a round, so that test rows are kept for the end of the run."""
+        return self.keep == "best" or self.patience is not None
+
+    def measured(self, task: TaskKind) -> tuple[str, ...]:
+        """Return the metrics of a run with this task, and the accuracy, which every classification has."""
+        always = ("accuracy",) if task == "classification" else ()
+        return tuple(dict.fromkeys((*always, *(DEFAULTS[task] if self.metrics is None else self.metrics))))
+
+    def selection_misfits(self, task: TaskKind, validation_fraction: float) -> Iterator[tuple[str, str]]:
+        """Yield (key, fault) for what does not go together in the choice of a round."""
+        if self.selects and not validation_fraction:
+            key, value = ("keep", '"best"') if self.keep == "best" else ("patience", self.patience)
+            yield (
+                key,
+                f"got {value} without data.validation_fraction; test rows choose no round: set a fraction of the "
+                "training rows to choose by, such as 0.2",
+            )
+        if self.selects and self.rounds % self.eval_every:
+            yield (
+                "rounds",
+                f"got {self.rounds} with run.eval_every = {self.eval_every}; expected a multiple of it, so that the "
+                "round that is chosen does not depend on where the run ends",
+            )
+        for key, value in (("monitor", self.monitor), ("min_delta", self.min_delta or None)):
+            if value is not None and (self.patience is None if key == "min_delta" else not self.selects):
+                belongs = "run.patience" if key == "min_delta" else 'run.keep = "best" or run.patience'
+                yield key, f"got {shown(value)}; it belongs to {belongs}; set that, or remove the key"
+        if self.monitor is not None and self.monitor not in self.measured(task):
+            known = self.monitor in of_task(task)
+            advice = f"add {self.monitor!r} to run.metrics" if known else f"a {task} has no {self.monitor!r}"
+            yield (
+                "monitor",
+                f"got {self.monitor!r}; the run measures {', '.join(self.measured(task))}; {advice}",
+            )
 
     def misfits(self, task: TaskKind) -> Iterator[tuple[str, str]]:
         """Yield (key, fault) for metrics and targets that do not fit the task or one another."""
@@ -158,10 +204,9 @@ class RunSection(Section):
         for place, name in enumerate(self.metrics or ()):
             if name not in known:
                 yield f"metrics[{place}]", f"got {name!r}; a {task} has the metrics {', '.join(known)} (data.task)"
-        always = ("accuracy",) if task == "classification" else ()
+        measured = self.measured(task)
         for place, target in enumerate(self.targets):
             name, value = aim(target)
-            measured = dict.fromkeys((*always, *(DEFAULTS[task] if self.metrics is None else self.metrics)))
             if name not in measured:
                 advice = f"add {name!r} to run.metrics" if name in known else f"a {task} has no {name!r}"
                 yield (
@@ -181,7 +226,8 @@ class DataSection(Section):
         path: file or folder; None looks in $POLYFED_DATA, then downloads. Relative to the configuration file.
         test_fraction: fraction of a client's examples that are test examples, above 0 and below 1.
         validation_fraction: above 0, this fraction of a client's training examples takes the place of its test
-            examples, which are then unused: for choosing hyper-parameters.
+            examples, which are then unused: for choosing hyper-parameters. With ``run.keep = "best"`` or
+            ``run.patience`` these rows choose the round, and the test examples are scored at the end of the run.
         split: "pooled" divides each client's examples; "official" deals the official test rows; "groups" keeps all
             rows of a unit, such as a patient, on one side; "time" tests on the later rows.
         augment: whether training uses random crops and flips, for data sets that permit them.

@@ -133,6 +133,12 @@ class Algorithm(ABC):
     #: The share of each client's training examples, in [0, 1), that it never trains on: its ``client.held_out``, for
     #: choosing a setting. ``client.train`` and its length exclude them. A field of this name makes it a key.
     holdout: float = 0.0
+    #: Whether its numbers depend on the number of rounds, `Task.rounds` and ``Cohort.rounds``: such a run does not go
+    #: on after its end, unless a field ``horizon`` takes their place.
+    uses_rounds: ClassVar[bool] = False
+    #: The number of rounds that a schedule of the algorithm is made for. A field of this name with the default None
+    #: makes it a key, which a run sets to its ``run.rounds`` when it begins, and keeps when it goes on after its end.
+    horizon: int | None = None
     #: The message classes that may travel.
     messages: ClassVar[tuple[type[Message], ...]] = ()
     #: The state classes that may be checkpointed.

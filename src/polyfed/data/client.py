@@ -295,9 +295,13 @@ class FederatedData:
 
     def test(self, client: int) -> ClientData:
         """A client's test rows, never augmented; features are standardised as its training rows are."""
+        return self.evaluated(client, final=True)
+
+    def evaluated(self, client: int, *, final: bool) -> ClientData:
+        """The rows of `Partition.evaluated`, as `test` has them."""
         return ClientData(
             self.dataset,
-            self.partition.test(client),
+            self.partition.evaluated(client, final=final),
             augment=False,
             stats=self.stats(client),
         )
@@ -310,8 +314,12 @@ class FederatedData:
         """
         return self._everyones if client is None else self._stats(self.partition.train(client))
 
-    def global_test(self, clients: Sequence[int]) -> tuple[ClientData, NDArray[np.int64], NDArray[np.int64]]:
+    def global_test(
+        self, clients: Sequence[int], *, final: bool = True
+    ) -> tuple[ClientData, NDArray[np.int64], NDArray[np.int64]]:
         """The test rows of some clients together, each row once, in the order of the data set, never augmented.
+
+        Without ``final``, validation rows take the place of test rows, as in `Partition.evaluated`.
 
         Features are standardised with the statistics of the training rows of ALL clients together. No single client
         knows these: read a global test on features as an observer's bound, not as a result that a client could get.
@@ -319,7 +327,7 @@ class FederatedData:
         Returns:
             The rows; for each client in turn, the positions of its test rows in these, ascending; and their numbers.
         """
-        held = [self.partition.test(client) for client in clients]
+        held = [self.partition.evaluated(client, final=final) for client in clients]
         rows, positions = np.unique(np.concatenate(held), return_inverse=True)
         every = ClientData(self.dataset, rows, augment=False, stats=self._everyones)
         return every, positions, np.array([len(r) for r in held])

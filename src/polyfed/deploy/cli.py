@@ -290,18 +290,25 @@ def resume(
     folder: Annotated[
         Path | None, typer.Option("--dir", help="The folder of the deployment. A local deployment needs none.")
     ] = None,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="Go on after the end of the run, to this number of rounds.")
+    ] = None,
 ) -> None:
-    """Resume a run at the round that was due, after the server was killed or the run stopped."""
+    """Resume a run at the round that was due, after the server was killed or the run stopped or ended."""
     with _reported(lambda: f"polyfed deploy resume {shlex.quote(str(run_dir))}"):
         if not (run_dir / "deployed.json").exists():
             raise RunDirError(f"{run_dir} holds no deployed run: there is no deployed.json in it")
+        told = json.loads((run_dir / "deployed.json").read_text())
+        if folder is None and "local" not in told:
+            raise ConfigError("--dir: missing; give the folder of the deployment, which holds deploy.toml")
+        if rounds is not None:
+            from polyfed.deploy.server.loop import go_on
+
+            go_on(run_dir, rounds)
         if folder is not None:
             _submit(folder, run_dir)
-            return
-        told = json.loads((run_dir / "deployed.json").read_text())
-        if "local" not in told:
-            raise ConfigError("--dir: missing; give the folder of the deployment, which holds deploy.toml")
-        _play_locally(run_dir, told["local"]["clients"], told["local"]["tls"])
+        else:
+            _play_locally(run_dir, told["local"]["clients"], told["local"]["tls"])
 
 
 @app.command()

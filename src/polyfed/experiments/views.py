@@ -19,7 +19,7 @@ from polyfed.data.catalogue import SHAPES
 from polyfed.experiments.study import Study
 from polyfed.metrics.catalogue import METRICS, headline
 from polyfed.models.catalogue import ModelSpec
-from polyfed.report.tables import Summary, metric_of
+from polyfed.report.tables import Summary, metric_of, tested_clients
 from polyfed.report.units import flops, percent, size, spread_text
 
 
@@ -89,8 +89,8 @@ class Results:
 
     def clients(self, cell: RunSpec) -> dict[int, float]:
         """The headline metric of each client at the end, where it is defined."""
-        rows = (row for row in self._rows(cell, "clients.jsonl") if row["round"] == cell.config.run.rounds)
-        found = {row["client"]: row.get("metrics", row).get(self.metric) for row in rows}
+        rows = tested_clients(cell.run_dir(self.root), self.done[cell])
+        found = {client: row.get("metrics", row).get(self.metric) for client, row in rows.items()}
         return {client: value for client, value in found.items() if value is not None}
 
     def _rows(self, cell: RunSpec, name: str) -> Iterator[dict[str, Any]]:

@@ -112,7 +112,7 @@ class ModelSpec:
         if not isinstance(value, str) or not value.endswith(WEIGHTS):
             return None
         if self.own:
-            from polyfed.models.custom import takes  # imports torch, and the user's code
+            from polyfed.models.signature import takes  # imports torch, and the user's code
 
             return None if takes(self.name, "weights") else value
         return value

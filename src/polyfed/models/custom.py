@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -13,6 +13,7 @@ from polyfed.base.errors import ModelError
 from polyfed.base.imports import load_attribute
 from polyfed.base.text import hint
 from polyfed.models.catalogue import Option
+from polyfed.models.signature import parameters
 
 
 def load(
@@ -34,7 +35,7 @@ def load(
         raise ModelError(  # pyright: ignore[reportUnreachable]  # a user's module may hold anything
             f"model {name!r} is a {type(target).__name__}, expected a class or function that builds a module"
         )
-    takes = _parameters(target)
+    takes = parameters(target)
     ours = {"input_shape": input_shape, "num_classes": num_classes}
     arguments = {key: value for key, value in ours.items() if key in takes} | options
     anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
@@ -51,31 +52,6 @@ def load(
             f'{{ name = "{name}", {needed[0]} = ... }}, or give the argument a default'
         )
     return partial(target, **arguments)
-
-
-@cache
-def takes(name: str, argument: str) -> bool:
-    """Return whether the class or function ``name`` has an argument of that name; False if it cannot be loaded."""
-    try:
-        target = load_attribute(name, f"model {name!r}", ModelError, callable)
-    except ModelError:  # whoever builds the network reports it
-        return False
-    return callable(target) and argument in _parameters(target)
-
-
-def _parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """Return the parameters of a function or class, with those that its ``**kwargs`` hand on to a base class."""
-    try:
-        found = dict(inspect.signature(target).parameters)
-    except (TypeError, ValueError):  # builtins have no signature
-        return {}
-    bases = list(target.__mro__[1:]) if isinstance(target, type) else []
-    for base in bases[: bases.index(nn.Module)] if nn.Module in bases else []:
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in found.values()):
-            break
-        own = {key: parameter for key, parameter in found.items() if parameter.kind is not parameter.VAR_KEYWORD}
-        found = {**dict(inspect.signature(base).parameters), **own}
-    return found
 
 
 def _required(parameter: inspect.Parameter) -> bool:

@@ -92,9 +92,9 @@ class Worker:
             for client, end in finished.items()
         }
 
-    def test(self, round_: int, mail: Any, states: Any) -> dict[ClientId, Score]:
+    def test(self, round_: int, mail: Any, states: Any, final: bool) -> dict[ClientId, Score]:
         """Test clients; return their scores."""
-        return self.runner.test(round_, self._read(*mail), self._states(states))
+        return self.runner.test(round_, self._read(*mail), self._states(states), final=final)
 
 
 def resident(federation: Federation, placement: Placement) -> Federation:
@@ -146,11 +146,11 @@ class WorkerClients(SimulatedClients):
         for packed in self._answers(jobs):
             yield {client: unpacked(client, *packed.pop(client)) for client in list(packed)}
 
-    def _test(self, round_: int, down: Down) -> Iterator[dict[ClientId, Score]]:
+    def _test(self, round_: int, down: Down, *, final: bool) -> Iterator[dict[ClientId, Score]]:
         clients = sorted(down)
         units = [{k: down[k] for k in clients[start : start + TESTED]} for start in range(0, len(clients), TESTED)]
         mail = _Mail(next(self._exchanges), units)
-        yield from self._answers(self._job("test", round_, mail, unit) for unit in units)
+        yield from self._answers(self._job("test", round_, mail, unit, final) for unit in units)
 
     def _answers(self, jobs: Iterator[Job]) -> Iterator[Any]:
         seconds = Counter[int]()

@@ -17,6 +17,8 @@ from polyfed.report.units import duration, flops, heading, measured, size
 
 TRAINING_TIME = "Training time is wall clock without evaluation, and FLOPs are those of training alone."
 
+SELECTED = "Validation rows chose the round; test rows chose nothing, and the first table has the kept model's."
+
 SIMULATED_TIME = (
     "Simulated time is of training on the devices of the table; 'to' is the time to the first evaluation at a target."
 )
@@ -148,11 +150,9 @@ def client_table(console: Console, summary: Summary) -> None:
         console: the output.
         summary: summary.json of the run.
     """
-    log = Path(summary["run_dir"]) / "clients.jsonl" if "run_dir" in summary else None
-    if log is None or not log.exists() or summary["clients"]["count"] > _CLIENTS:
+    if "run_dir" not in summary or summary.get("clients", {}).get("count", 0) > _CLIENTS:
         return
-    lines = map(json.loads, log.read_text("utf-8").splitlines())
-    tested = {row["client"]: row for row in lines if "examples" in row and row["round"] == summary["rounds"]}
+    tested = tested_clients(Path(summary["run_dir"]), summary)
     if not tested:
         return
     metric, _ = headline(summary)
@@ -171,6 +171,51 @@ def client_table(console: Console, summary: Summary) -> None:
     last = (f"{heading(metric)} of the\n{baseline(summary)}",) if counted else ()
     left = ("client", "network")
     print_table(console, (*left, "test\nexamples", *map(heading, names), *last), rows, left=left)
+
+
+def tested_clients(run_dir: Path, summary: Summary) -> dict[int, dict[str, Any]]:
+    """Return the test of each client that a finished run reports, by client; empty where a run left no logs.
+
+    Args:
+        run_dir: the run directory.
+        summary: its summary.json.
+    """
+    selection = summary.get("selection")
+    log = run_dir / ("clients.jsonl" if selection is None else "tests.jsonl")
+    if not log.exists():
+        return {}
+    lines = map(json.loads, log.read_text("utf-8").splitlines())
+    rows = (row for row in lines if "examples" in row)
+    if selection is None:
+        return {row["client"]: row for row in rows if row["round"] == summary["rounds"]}
+    return {row["client"]: row for row in rows if row["kept"] == selection["kept"]}
+
+
+def selection_table(console: Console, summaries: Mapping[str, Summary]) -> None:
+    """Print, for the runs whose validation rows chose a round, what those rows and the test rows say of each model.
+
+    Args:
+        console: where to.
+        summaries: as for `closing_table`.
+    """
+    chosen = {label: found for label, summary in summaries.items() if (found := summary.get("selection"))}
+    if not chosen:
+        return
+    kinds = {label: [kind for kind in ("best", "last") if kind in found] for label, found in chosen.items()}
+    names = list(next((found[kinds[label][0]]["validation"] for label, found in chosen.items() if kinds[label]), ()))
+    rows = [
+        (
+            label,
+            kind,
+            str(found[kind]["round"]),
+            *(measured(name, (found[kind][part] or {}).get(name)) for name in names for part in ("validation", "test")),
+        )
+        for label, found in chosen.items()
+        for kind in kinds[label]
+    ]
+    columns = (f"{heading(name)}\n{part}" for name in names for part in ("validation", "test"))
+    console.print()
+    print_table(console, ("algorithm", "model", "round", *columns), rows, left=("algorithm", "model"))
 
 
 def simulated_time(summary: Summary, target: tuple[str, float] | None = None) -> float | None:
@@ -211,6 +256,11 @@ def remarks(summaries: Mapping[str, Summary]) -> list[str]:
             if total and (total - values) / total > _NOTEWORTHY:
                 rest = f"{size(sent.get(f'{way}_indices', 0))} indices, {size(sent.get(f'{way}_header', 0))} header"
                 said.append(f"{label}: of the {size(total)} {way}, {size(values)} are values, {rest}.")
+    for label, summary in summaries.items():
+        if stopped := summary.get("selection", {}).get("stopped"):
+            said.append(f"{label} ended at round {stopped['round']} of {summary['rounds']}: {stopped['reason']}.")
+    if any("selection" in summary for summary in summaries.values()):
+        said.append(SELECTED)
     clocks = {label: summary["simulated"] for label, summary in summaries.items() if "simulated" in summary}
     peak = "Peak memory is that of the process and its workers so far, for all rows; they share part of it."
     return [
@@ -244,6 +294,7 @@ def show(console: Console, summaries: Mapping[str, Summary], notes: Sequence[str
     """
     console.print()
     closing_table(console, summaries)
+    selection_table(console, summaries)
     client_table(console, next(iter(summaries.values())))
     console.print()
     for remark in (*notes, *remarks(summaries)):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,7 +23,7 @@ from polyfed.rounds.gathering import Gathering
 from polyfed.rounds.scoring import Score
 from polyfed.rounds.unit import Down, Finished, Report, UnitRunner
 from polyfed.storage.spool import PendingStates, Spool
-from polyfed.storage.state_store import Store
+from polyfed.storage.state_store import StatesOf, Store
 
 
 class TooFewRepliesError(PolyfedError):
@@ -39,8 +40,14 @@ class Clients(Protocol):
     def commit(self) -> None:
         """Complete the round: the states that its clients kept become their private states."""
 
-    def evaluate(self, round_: int, down: Down) -> dict[ClientId, Score]:
-        """Send each client the message from which it predicts, and test it on its own test data."""
+    def evaluate(self, round_: int, down: Down, *, final: bool = False) -> dict[ClientId, Score]:
+        """Send each client the message from which it predicts, and test it on its own data.
+
+        Args:
+            round_: number of the round.
+            down: the message of each client.
+            final: whether the evaluation reports the run's result; see `Partition.evaluated`.
+        """
         ...
 
 
@@ -59,6 +66,7 @@ class SimulatedClients(ABC):
 
     def __init__(self, federation: Federation, driver: Sequential, store: Store, scratch: Path | None = None) -> None:
         self.federation, self.driver, self.store, self.scratch = federation, driver, store, scratch
+        self._states: StatesOf = store
         self._pending = PendingStates(federation.algorithm.states, None if store.resident else Spool(scratch))
         self._round = 0
 
@@ -69,7 +77,7 @@ class SimulatedClients(ABC):
         """Train unit by unit, in any order; yield the results of one unit at a time."""
 
     @abstractmethod
-    def _test(self, round_: int, down: Down) -> Iterator[dict[ClientId, Score]]:
+    def _test(self, round_: int, down: Down, *, final: bool) -> Iterator[dict[ClientId, Score]]:
         """Test the clients in groups, in any order; yield the scores of one group at a time."""
 
     # ----------------------------------------------------------------------------------------------- a round
@@ -110,7 +118,7 @@ class SimulatedClients(ABC):
         return self.federation.private(client, self._state(client))
 
     def _state(self, client: ClientId) -> Any:
-        return self._pending.get(client) if client in self._pending else self.store.get(client)
+        return self._pending.get(client) if client in self._pending else self._states.get(client)
 
     def discard(self, clients: Iterable[ClientId]) -> None:
         """Discard the last exchange of these clients: their replies do not count."""
@@ -127,10 +135,19 @@ class SimulatedClients(ABC):
             self.store.put(client, self._pending.get(client), self._round)
         self._pending.clear()
 
-    def evaluate(self, round_: int, down: Down) -> dict[ClientId, Score]:
-        """Test each client on its own test data, with its private state and the message that it receives."""
-        scores = {client: score for found in self._test(round_, down) for client, score in found.items()}
+    def evaluate(self, round_: int, down: Down, *, final: bool = False) -> dict[ClientId, Score]:
+        """Test each client on its own data, with its private state and the message that it receives."""
+        scores = {client: score for found in self._test(round_, down, final=final) for client, score in found.items()}
         return {client: scores[client] for client in down}
+
+    @contextmanager
+    def reading(self, states: StatesOf) -> Generator[None]:
+        """Within the block the clients' private states are those of an earlier round, and no round is played."""
+        self._states = states
+        try:
+            yield
+        finally:
+            self._states = self.store
 
     def _units(self, infos: Iterable[ClientInfo], down: Down) -> list[Down]:
         """Divide the clients that are asked into units, in order of the units' first clients.
@@ -163,7 +180,7 @@ class LocalClients(SimulatedClients):
                 finished = self.runner.train(round_, unit, self._state, score=score)
             yield finished
 
-    def _test(self, round_: int, down: Down) -> Iterator[dict[ClientId, Score]]:
+    def _test(self, round_: int, down: Down, *, final: bool) -> Iterator[dict[ClientId, Score]]:
         with threads(self._threads):
-            scores = self.runner.test(round_, down, self._state)
+            scores = self.runner.test(round_, down, self._state, final=final)
         yield scores

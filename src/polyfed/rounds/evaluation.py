@@ -112,12 +112,23 @@ class Evaluator:
         round_: int,
         chosen: Sequence[ClientId],
         reports: Mapping[ClientId, Report] | None = None,
+        *,
+        final: bool = False,
     ) -> Evaluation:
-        """Test the chosen clients after aggregation, the cohort before it, and the server's models."""
+        """Test the chosen clients after aggregation, the cohort before it, and the server's models.
+
+        Args:
+            server: the server's state.
+            clients: the clients.
+            round_: number of the round.
+            chosen: the clients to test.
+            reports: the reports of the round's cohort.
+            final: whether the evaluation reports the run's result; see `Partition.evaluated`.
+        """
         clock = self.costs.clock()
         before = [report.score for report in (reports or {}).values() if report.score is not None]
-        scores = self._clients(server, clients, round_, chosen)
-        whole, flops = self._whole(server, list(scores))
+        scores = self._clients(server, clients, round_, chosen, final=final)
+        whole, flops = self._whole(server, list(scores), final=final)
         return Evaluation(
             scores,
             before,
@@ -126,7 +137,9 @@ class Evaluator:
             seconds=clock() + sum(score.seconds for score in before),
         )
 
-    def _clients(self, server: Any, clients: Clients, round_: int, chosen: Sequence[ClientId]) -> dict[ClientId, Score]:
+    def _clients(
+        self, server: Any, clients: Clients, round_: int, chosen: Sequence[ClientId], *, final: bool
+    ) -> dict[ClientId, Score]:
         algorithm = self.view.algorithm
         made: dict[object, tuple[Message | None, int]] = {}
         down: dict[ClientId, tuple[Message | None, int]] = {}
@@ -137,16 +150,18 @@ class Evaluator:
                 message = algorithm.message_for(server, info)
                 made[kind] = (message, measure(message).total)
             down[k] = made[kind]
-        scores = clients.evaluate(round_, {k: message for k, (message, _) in down.items()})
+        scores = clients.evaluate(round_, {k: message for k, (message, _) in down.items()}, final=final)
         for k, score in scores.items():
             score.down = down[k][1]
         return scores
 
-    def _whole(self, server: Any, clients: Sequence[ClientId]) -> tuple[dict[str, tuple[Score, list[Score]]], float]:
+    def _whole(
+        self, server: Any, clients: Sequence[ClientId], *, final: bool
+    ) -> tuple[dict[str, tuple[Score, list[Score]]], float]:
         named = {} if self.test_data is None else self.view.algorithm.global_nets(server, self.view.task)
         if self.test_data is None or not named:
             return {}, 0
-        data, positions, sizes = self.test_data.global_test(clients)
+        data, positions, sizes = self.test_data.global_test(clients, final=final)
         places = np.split(positions, np.cumsum(sizes)[:-1])
         out: dict[str, tuple[Score, list[Score]]] = {}
         flops: float = 0

@@ -437,15 +437,36 @@ def deal(config: Config, dataset: Dataset | None = None) -> tuple[Dataset, Parti
             f"clients.names: got {', '.join(names)}; the groups of the data, in the order of their clients, are "
             f"{', '.join(groups)}; give the names in this order, or leave them out"
         )
-    if config.data.validation_fraction:
-        whole = config.data.split in ("groups", "time")  # what the split keeps whole stays whole
-        partition = partition.validating(
-            config.data.validation_fraction,
-            dataset.strata,
-            Rng((seed, "partition", "validation")),
-            splitter(dataset, config.data.split, config.partition.kind) if whole else None,
-        )
-    return dataset, partition
+    return dataset, validating(config, dataset, partition)
+
+
+def validating(
+    config: Config, dataset: Dataset, partition: Partition, kind: str | None = None, first: ClientId = 0
+) -> Partition:
+    """Return the partition with the configured part of each client's training rows for validation.
+
+    Args:
+        config: the configuration of the run.
+        dataset: the data set of the partition.
+        partition: the rows of the clients.
+        kind: the kind of the partition; None is the configured kind.
+        first: number of the first client of the partition.
+
+    Raises:
+        DataError: a client has too few training rows.
+    """
+    if not config.data.validation_fraction:
+        return partition
+    seed = config.run.seed if config.partition.seed is None else config.partition.seed
+    whole = config.data.split in ("groups", "time")  # what the split keeps whole stays whole
+    return partition.validating(
+        config.data.validation_fraction,
+        dataset.strata,
+        Rng((seed, "partition", "validation")),
+        splitter(dataset, config.data.split, kind or config.partition.kind, first=first) if whole else None,
+        first=first,
+        keep_test=config.run.selects,
+    )
 
 
 def prepare(config: Config, dataset: Dataset | None = None) -> Federation:

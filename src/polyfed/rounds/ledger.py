@@ -4,17 +4,40 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, cast
+from copy import deepcopy
+from typing import Any, TypeAlias, cast
 
 from polyfed.base import files
+from polyfed.config.sections import RunSection
 from polyfed.core.clients import ClientInfo
 from polyfed.core.message import Size
-from polyfed.metrics.catalogue import aim, beyond_accuracy, reaches
+from polyfed.metrics.catalogue import METRICS, aim, beyond_accuracy, reaches
 from polyfed.metrics.metrics import by_class, value
 from polyfed.rounds.evaluation import Evaluation, mean_of, worst_of
 from polyfed.rounds.federation import ServerView
 from polyfed.rounds.round import Played
 from polyfed.rounds.timing import REASONS, Timing, Wasted
+
+#: What the tests at the end of a run found: "last", and "best" where it is kept -> the round and the scores.
+Tests: TypeAlias = dict[str, tuple[int, Evaluation]]
+
+#: The sums that an evaluation changes.
+_EVALUATED = (
+    "bytes",
+    "flops_evaluation",
+    "flops_per_example",
+    "seconds_evaluation",
+    "targets",
+    "best",
+    "last",
+    "metrics",
+)
+
+#: The keys of a line that an evaluation adds, by log.
+_OF_AN_EVALUATION = {
+    "rounds.jsonl": ("accuracy", "metrics", "evaluation_down", "seconds_evaluation", "gradient_squared"),
+    "clients.jsonl": ("examples", "correct", "accuracy", "metrics", "by_class", "majority"),
+}
 
 
 class Ledger:
@@ -35,6 +58,10 @@ class Ledger:
             "best": None,
             "last": None,
         }
+        if view.config.run.selects:
+            self.progress.setdefault(
+                "selection", {"best": None, "last": None, "reference": None, "waited": 0, "stopped": None}
+            )
         if view.config.devices is not None:
             clock = {"seconds": 0.0, "void": 0, "failed": dict.fromkeys(REASONS, 0), "wasted": _wasted()}
             self.progress.setdefault("simulated", clock)
@@ -43,6 +70,22 @@ class Ledger:
     def now(self) -> float:
         """Simulated seconds since the beginning of the run; 0 without devices."""
         return self.progress["simulated"]["seconds"] if "simulated" in self.progress else 0.0
+
+    @property
+    def best_round(self) -> int | None:
+        """The round whose validation metric is the best so far; None if there is none, or no round is chosen."""
+        best = self.progress.get("selection", {}).get("best")
+        return None if best is None else best["round"]
+
+    @property
+    def stopped(self) -> dict[str, Any] | None:
+        """The round at which ``run.patience`` ended the run, and why; None if it did not."""
+        return self.progress.get("selection", {}).get("stopped")
+
+    def reopen(self) -> None:
+        """Take back what only the last round of a run does: the run goes on, and was not at its end."""
+        self.progress.pop("majority", None)
+        self.progress |= self.progress.pop("onward", {})
 
     def round(self, played: Played, seconds: float) -> dict[str, Any]:
         """Enter a round's training; return the training half of its line in rounds.jsonl."""
@@ -96,7 +139,9 @@ class Ledger:
 
     def evaluation(self, round_: int, found: Evaluation) -> dict[str, Any]:
         """Enter an evaluation; return the half of the round's line that is about metrics."""
-        p = self.progress
+        p, run = self.progress, self.view.config.run
+        if round_ % run.eval_every:  # a longer run would not evaluate this round: `reopen`
+            p["onward"] = deepcopy({key: p[key] for key in _EVALUATED if key in p})
         p["bytes"]["evaluation_down"] += found.down
         p["flops_evaluation"] += found.flops
         p["flops_per_example"] = found.flops_per_example
@@ -116,6 +161,8 @@ class Ledger:
                 name: {**block, "best": _better(name, best.get(name, {}).get("best"), block["mean"], round_)}
                 for name, block in more.items()
             }
+        if run.selects:
+            self._select(round_, found)
         return {
             **({} if p["last"] is None else {"accuracy": p["last"]}),
             **({"metrics": more} if more else {}),
@@ -123,6 +170,28 @@ class Ledger:
             "seconds_evaluation": found.seconds,
             **({} if found.gradient is None else {"gradient_squared": found.gradient}),
         }
+
+    def _select(self, round_: int, found: Evaluation) -> None:
+        """Note whether this is the best round so far, and whether the run is to end."""
+        config, s, metric = self.view.config, self.progress["selection"], self.view.config.monitor
+        mean = found.mean(metric=metric)
+        s["last"] = {"round": round_, "validation": self._means(found)}
+        if mean is not None and (s["best"] is None or better(metric, mean, s["best"]["mean"])):
+            s["best"] = {**s["last"], "mean": mean}
+        if mean is not None and (s["reference"] is None or better(metric, mean, s["reference"], config.run.min_delta)):
+            s["reference"], s["waited"] = mean, 0
+            return
+        s["waited"] += 1
+        if config.run.patience is not None and s["waited"] >= config.run.patience:
+            least = f" by more than {config.run.min_delta:g}" if config.run.min_delta else ""
+            s["stopped"] = {
+                "round": round_,
+                "reason": f"{metric} on validation rows did not improve{least} in {s['waited']} evaluations "
+                f"(run.patience = {config.run.patience})",
+            }
+
+    def _means(self, found: Evaluation) -> dict[str, float | None]:
+        return {name: found.mean(metric=name) for name in self.view.config.metrics}
 
     def _block(self, found: Evaluation, metric: str) -> dict[str, Any]:
         """Return a metric's means over clients."""
@@ -171,9 +240,54 @@ class Ledger:
         """Enter the largest resident memory of these processes; a resumed run had other processes before."""
         self.progress["peak"] = max(self.progress.get("peak", 0), peak)
 
-    def summary(self, run_dir: str, trained: int, partition_hash: str) -> dict[str, Any]:
-        """The content of summary.json; docs/run-directory.md explains each key."""
-        p, config = files.nulled(self.progress), self.view.config
+    def _tested(self, tests: Tests) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the progress with the tests of the end, and what the summary says of the choice of a round.
+
+        The summary reports the model that the run keeps on rows that chose nothing. The progress itself stays as it is,
+        as the run may go on.
+        """
+        p, config = deepcopy(self.progress), self.view.config
+        s = p.pop("selection")
+        for found in {id(found): found for _, found in tests.values()}.values():
+            p["bytes"]["evaluation_down"] += found.down
+            p["flops_evaluation"] += found.flops
+            p["seconds_evaluation"] += found.seconds
+        p["best"] = p["last"] = None
+        p.pop("metrics", None)
+        if config.run.keep in tests:
+            found = tests[config.run.keep][1]
+            p["last"] = self._block(found, "accuracy") if config.data.task == "classification" else None
+            if more := {name: self._more(found, name) for name in beyond_accuracy(config.metrics)}:
+                p["metrics"] = more
+            p["majority"] = {name: _majority(found, name) for name in config.metrics}
+            p["flops_per_example"] = found.flops_per_example
+        kinds = ("best", "last") if config.run.keep == "best" else ("last",)
+        return p, {
+            "metric": config.monitor,
+            "kept": config.run.keep,
+            "stopped": s["stopped"],
+            **{
+                kind: {
+                    **{key: s[kind][key] for key in ("round", "validation")},
+                    "test": self._means(tests[kind][1]) if kind in tests else None,
+                }
+                for kind in kinds
+                if s[kind] is not None
+            },
+        }
+
+    def summary(self, run_dir: str, trained: int, partition_hash: str, tests: Tests | None = None) -> dict[str, Any]:
+        """The content of summary.json; docs/run-directory.md explains each key.
+
+        Args:
+            run_dir: the run directory.
+            trained: number of clients that trained.
+            partition_hash: the hash of the partition.
+            tests: the scores on test rows, if validation rows chose a round; see `RoundLoop.tests`.
+        """
+        config = self.view.config
+        progress, selection = self._tested(tests or {}) if config.run.selects else (self.progress, None)
+        p = files.nulled(progress)
         up, down = p["bytes"]["up"], p["bytes"]["down"]
         return {
             "algorithm": self.view.algorithm.name,
@@ -183,6 +297,7 @@ class Ledger:
             "run_dir": run_dir,
             **({} if config.data.task == "regression" else {"accuracy": {**(p["last"] or {}), "best": p["best"]}}),
             **{key: p[key] for key in ("metrics", "majority") if key in p},
+            **({} if selection is None else {"selection": files.nulled(selection)}),
             "bytes": {
                 "up": up["total"],
                 "down": down["total"],
@@ -203,6 +318,27 @@ class Ledger:
             "partition_hash": partition_hash,
             "config_hash": config.hash(),
         }
+
+
+def longer(log: str, row: dict[str, Any], before: int, run: RunSection) -> dict[str, Any] | None:
+    """Return a line of a log as a run of ``run.rounds`` rounds would have written it.
+
+    Args:
+        log: the name of the log.
+        row: the line, of a run with the same configuration but for the number of rounds.
+        before: the number of rounds of that run, whose last round was evaluated in any case.
+        run: the section of the longer run.
+    """
+    row = dict(row)
+    if "rounds" in row:
+        row["rounds"] = run.rounds
+    if row["round"] == before:
+        off_schedule = before % run.eval_every > 0
+        gone = _OF_AN_EVALUATION[log] if off_schedule else ("majority",)
+        row = {key: value for key, value in row.items() if key not in gone}
+        if log == "clients.jsonl" and off_schedule and not {"steps", "simulated_seconds"} & row.keys():
+            return None  # it did not train
+    return row
 
 
 def client_rows(view: ServerView, round_: int, played: Played | None, found: Evaluation | None) -> list[dict[str, Any]]:
@@ -255,6 +391,11 @@ def _majority(found: Evaluation, metric: str) -> dict[str, float | None]:
     """Return a metric of the clients that each predict their most frequent class: the mean, and the worst tenth."""
     values = [score.majority[metric] for score in found.scores.values() if score.majority]
     return {"mean": mean_of(values), "worst_decile": worst_of(metric, values)}
+
+
+def better(metric: str, value: float, than: float, by: float = 0.0) -> bool:
+    """Return whether a value of a metric is better than another by more than ``by``."""
+    return value - than > by if METRICS[metric].higher else than - value > by
 
 
 def _better(metric: str, best: dict[str, Any] | None, mean: float | None, round_: int) -> dict[str, Any] | None:

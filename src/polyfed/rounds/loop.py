@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from polyfed.base import files
@@ -12,10 +15,10 @@ from polyfed.execute.drivers import Sequential
 from polyfed.rounds.clients import Clients
 from polyfed.rounds.evaluation import Evaluation, Evaluator
 from polyfed.rounds.federation import ServerView
-from polyfed.rounds.ledger import Ledger, client_rows
+from polyfed.rounds.ledger import Ledger, Tests, client_rows, longer
 from polyfed.rounds.round import Played
 from polyfed.rounds.selection import sample
-from polyfed.storage.run_dir import RunDir
+from polyfed.storage.run_dir import TESTS, RunDir
 from polyfed.storage.state_store import Store
 
 
@@ -27,16 +30,20 @@ class RoundLoop(ABC):
         run_dir: the run directory.
         store: the private states that a checkpoint includes.
         driver: the driver of this process, which performs the server's own requests.
-        identity: the hashes of configuration and partition, which a later resume compares.
+        identity: the hashes of configuration and partition, if it had so many rounds, which a later resume compares.
     """
 
     clients: Clients
     evaluator: Evaluator
     ledger: Ledger
 
-    def __init__(self, view: ServerView, run_dir: RunDir, store: Store, driver: Sequential, identity: str) -> None:
+    def __init__(
+        self, view: ServerView, run_dir: RunDir, store: Store, driver: Sequential, identity: Callable[[int], str]
+    ) -> None:
         self.view, self.run_dir, self.store, self.driver, self.identity = view, run_dir, store, driver, identity
         self.round = 0
+        #: Whether the checkpoint is of a shorter run, which goes on after its end.
+        self.goes_on = False
         self.server: State = Nothing()
         #: Whether server, store, ledger and logs agree on `round`, so that a checkpoint may be written.
         self.whole = False
@@ -51,10 +58,20 @@ class RoundLoop(ABC):
     def progress(self) -> dict[str, Any]:
         """Return the values that a checkpoint stores beside server and states."""
 
+    @abstractmethod
+    def at_best(self, round_: int) -> AbstractContextManager[None]:
+        """Within the block the clients' private states are those at the end of ``round_``, the best round."""
+
     def evaluate(self, server: State, round_: int, played: Played | None) -> Evaluation | None:
         """Return the evaluation of a round; None if there is no client to test."""
+        run = self.view.config.run
         reports = played.reports if played else None
-        return self.evaluator.evaluate(server, self.clients, round_, self.chosen(round_), reports)
+        final = round_ == run.rounds and not run.selects
+        return self.evaluator.evaluate(server, self.clients, round_, self.chosen(round_), reports, final=final)
+
+    def test(self, server: State, round_: int) -> Evaluation | None:
+        """Return the scores of a model on test rows, which chose nothing; None if there is no client to test."""
+        return self.evaluator.evaluate(server, self.clients, round_, self.chosen(self.round), final=True)
 
     def chosen(self, round_: int) -> list[ClientId]:
         """Return the clients that are tested after a round."""
@@ -70,26 +87,44 @@ class RoundLoop(ABC):
     def checkpoint_due(self, round_: int) -> bool:
         """Whether a checkpoint is written after the round."""
         run = self.view.config.run
+        if self.pinned == round_ or self.ledger.stopped:
+            return True
         return round_ > 0 and (round_ % run.checkpoint_every == 0 or round_ == run.rounds)
+
+    @property
+    def pinned(self) -> int | None:
+        """The best round so far, if the run keeps it."""
+        return self.ledger.best_round if self.view.config.run.keep == "best" else None
 
     # -------------------------------------------------------------------------------------- what is shared
 
     def restore(self) -> dict[str, Any] | None:
         """Go back to the last checkpoint and return its progress; None if there is no checkpoint."""
-        found = self.run_dir.restore(self.store, self.view.algorithm.states, self.identity)
+        run = self.view.config.run
+
+        def edit(log: str, row: dict[str, Any], before: int) -> dict[str, Any] | None:
+            return longer(log, row, before, run)
+
+        found = self.run_dir.restore(self.store, self.view.algorithm.states, self.identity, run.rounds, edit)
         if found is None:
             return None
-        self.round, self.server, progress = found
-        self.whole = True
-        return progress
+        self.round, self.server = found.round, found.server
+        self.whole, self.goes_on = True, found.rounds != run.rounds
+        return found.progress
 
     def rounds(self) -> None:
-        """Play the rounds that are left."""
+        """Play the rounds that are left, unless the run is to end before."""
         run, algorithm = self.view.config.run, self.view.algorithm
+        if self.goes_on:
+            self.ledger.reopen()
+            self.save()
+            self.goes_on = False
         if not self.whole:
             self.server = algorithm.init_server(self.view.task, self.view.rng.at("server"))
             self._over(None, 0.0, self.evaluate(self.server, 0, None))
         for round_ in range(self.round + 1, run.rounds + 1):
+            if self.ledger.stopped:
+                break
             clock = self.driver.costs.clock()
             played = self.play(round_)
             # The seconds of testing the cohort belong to the evaluation.
@@ -110,7 +145,33 @@ class RoundLoop(ABC):
 
     def save(self) -> None:
         """Write a checkpoint."""
-        self.run_dir.save(self.round, self.server, self.store, self.progress(), self.identity)
+        rounds = self.view.config.run.rounds
+        identity = self.identity(rounds)
+        self.run_dir.save(self.round, self.server, self.store, self.progress(), identity, rounds, self.pinned)
+
+    def tests(self) -> Tests:
+        """Test what a run that selects keeps, once its rounds are over; write the clients' scores to tests.jsonl."""
+        if not self.view.config.run.selects:
+            return {}
+        found: Tests = {}
+        last = self.test(self.server, self.round)
+        if last is not None:
+            found["last"] = (self.round, last)
+        if self.pinned == self.round and last is not None:
+            found["best"] = found["last"]
+        elif self.pinned is not None:
+            round_, server = self.run_dir.best(self.view.algorithm.states)
+            with self.at_best(round_):
+                best = self.test(server, round_)
+            if best is not None:
+                found["best"] = (round_, best)
+        rows = [
+            {"kept": which, **row}
+            for which, (round_, scores) in sorted(found.items())
+            for row in client_rows(self.view, round_, None, scores)
+        ]
+        files.write(self.run_dir.path / TESTS, "".join(json.dumps(files.nulled(row)) + "\n" for row in rows).encode())
+        return found
 
     def _over(self, played: Played | None, seconds: float, found: Evaluation | None) -> None:
         """Enter a round into ledger and logs, and write a checkpoint if one is due."""

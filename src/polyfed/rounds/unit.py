@@ -103,11 +103,17 @@ class UnitRunner:
             finished[client] = Finished(compact(outcome.private), outcome.upload, report)
         return finished
 
-    def test(self, round_: int, down: Down, states: States) -> dict[ClientId, Score]:
-        """Test each client on its own test data, with its private state and the message that it receives."""
+    def test(self, round_: int, down: Down, states: States, *, final: bool = False) -> dict[ClientId, Score]:
+        """Test each client on its own data, with its private state and the message that it receives.
+
+        Args:
+            round_: number of the round.
+            down: the message that each client receives.
+            states: returns the private state of a client.
+            final: whether the evaluation reports the run's result; see `Partition.evaluated`.
+        """
         federation = self.federation
-        last = round_ == federation.config.run.rounds
-        self.scorer.keep = last and federation.config.run.predictions
+        self.scorer.keep = final and federation.config.run.predictions
         shared: dict[object, Parts] = {}
         scores: dict[ClientId, Score] = {}
         for client, message in down.items():
@@ -124,21 +130,21 @@ class UnitRunner:
                     lambda request, work=work: self.driver.perform(request, work),
                 )
                 shared[kind] = tree_to(made, self.driver.testing(local.info))
-            found = scores[client] = self._score(client, round_, shared[kind])
+            found = scores[client] = self._score(client, round_, shared[kind], final=final)
             found.flops_parts = work.flops
             found.seconds += work.seconds
-            if last:
+            if final:
                 rows = (federation.partition.train(client), federation.partition.test(client))
                 train, test = (federation.dataset.y[torch.tensor(some)] for some in rows)
                 found.majority = majority(train, test, federation.dataset.num_classes, federation.config.metrics)
         return scores
 
-    def _score(self, client: ClientId, round_: int, parts: Parts) -> Score:
+    def _score(self, client: ClientId, round_: int, parts: Parts, *, final: bool = False) -> Score:
         local = self.federation.local(client, round_)
         placement = self.driver.testing(local.info)
         nets = bind(local.models, tree_to(parts, placement))
         try:
-            return self.scorer.score(nets, self.federation.data.test(client), placement)
+            return self.scorer.score(nets, self.federation.data.evaluated(client, final=final), placement)
         except DivergedError as error:
             raise DivergedError(f"client {client}, round {round_}: {error}") from error
 

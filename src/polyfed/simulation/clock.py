@@ -179,9 +179,9 @@ class TimedClients:
         """Count the round: the states that its clients kept become their private states."""
         self.clients.commit()
 
-    def evaluate(self, round_: int, down: Down) -> dict[ClientId, Score]:
+    def evaluate(self, round_: int, down: Down, *, final: bool = False) -> dict[ClientId, Score]:
         """Test the clients; testing takes no simulated time."""
-        return self.clients.evaluate(round_, down)
+        return self.clients.evaluate(round_, down, final=final)
 
     def _legs(self, profile: Profile, report: Report) -> tuple[float, float, float]:
         return profile.seconds(report.down.total, report.work.flops, report.up.total)

@@ -7,7 +7,7 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from datetime import datetime
 from itertools import count
 from pathlib import Path
@@ -125,21 +125,25 @@ def simulate(
 def resume(
     folder: Path | str,
     *,
+    rounds: int | None = None,
     dataset: Dataset | None = None,
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
 ) -> RunResult:
-    """Resume a run from its last checkpoint; a complete run returns its result.
+    """Resume a run from its last checkpoint; a complete run returns its result, unless it goes on after its end.
 
     Args:
         folder: the run directory.
+        rounds: the number of rounds at whose end the run is to be; None keeps ``run.rounds``. The run ends as if it had
+            had that many rounds from its start.
         dataset: the same data set as that of the start, if a program gave it.
         callbacks: objects that receive the events of the run.
         progress: as for `simulate`.
 
     Raises:
         RunDirError: the folder holds no run, or another process holds it.
-        ConfigError: a program gave a network or the algorithm, in another Python process.
+        ConfigError: a program gave a network or the algorithm, in another Python process; or the run has more rounds
+            already, or its numbers depend on their number.
         CheckpointError: the checkpoint is damaged or foreign, or the data, the user's source or versions changed.
     """
     folder = Path(folder)
@@ -147,14 +151,20 @@ def resume(
         raise RunDirError(f"{folder} holds no run: it has no config.toml; give the run directory of a run")
     with closing(RunDir(folder)) as run_dir:
         stored = Partition.load(run_dir.path / "partition.npz").hash  # the arrays are freed at once
-        federation = prepare(Config.load(folder / "config.toml"), dataset)
-        Content.of(federation.config, federation.dataset.files).check(folder)
+        config = Config.load(folder / "config.toml")
+        before = config.run.rounds
+        federation = prepare(config if rounds is None else config.extended(rounds), dataset)
+        content = Content.of(federation.config, federation.dataset.files)
+        content.check(folder)
         if stored != federation.partition.hash:
             raise CheckpointError(
                 f"the data or the partition changed since {folder} was started (its partition has the hash "
                 f"{stored[:12]}, now {federation.partition.hash[:12]}); restore the same data, or start a new run"
             )
         keep_preprocessing(federation, run_dir.path)  # of a run that an earlier version began
+        if federation.config.run.rounds != before:
+            content.write(folder)
+            extend(folder, federation.config)
         callback = reporting(_label(federation.config), callbacks, progress)
         try:
             return _Run(federation, run_dir, callback).run()
@@ -174,6 +184,15 @@ def _new_folder(config: Config) -> Path:
     return next(
         path for number in count(1) if not (path := first if number == 1 else Path(f"{first}-{number}")).exists()
     )
+
+
+def extend(folder: Path, config: Config) -> None:
+    """Let a run go on after its end: its directory gets the configuration with more rounds.
+
+    A process that is killed here leaves a run that has either number of rounds and can be resumed.
+    """
+    (folder / "summary.json").unlink(missing_ok=True)  # first: with it, the run counts as complete
+    files.write(folder / "config.toml", config.to_toml().encode())
 
 
 def _check_new(folder: Path) -> None:
@@ -203,8 +222,12 @@ class _Run(RoundLoop):
             close=(run_dir.lock,),
         )
         frozen = (model.constants_digest for model in federation.task.family().values())
-        hashes = (config.hash(), federation.partition.hash, *filter(None, frozen))
-        super().__init__(federation, run_dir, store, self.execution.driver, "-".join(each[:16] for each in hashes))
+        hashes = (federation.partition.hash, *filter(None, frozen))
+
+        def identity(rounds: int) -> str:
+            return "-".join(each[:16] for each in (config.lasting(rounds).hash(), *hashes))
+
+        super().__init__(federation, run_dir, store, self.execution.driver, identity)
         self.evaluator = Evaluator(federation, self.placement, self.driver.costs, federation.data)
         self.timed: TimedClients | None = None
 
@@ -224,9 +247,6 @@ class _Run(RoundLoop):
                 self.callback.note(warning)
             try:
                 self.rounds()
-                keep_assembled(
-                    self.federation, self.server, self.store.get, self.round, self.driver.perform, self.run_dir.path
-                )
             except BaseException as error:
                 # Whatever ended the run, keep the last complete round. Only in a moment between two rounds, in which
                 # memory holds half a round, the checkpoint before stays the last.
@@ -235,10 +255,26 @@ class _Run(RoundLoop):
                 if isinstance(error, KeyboardInterrupt):
                     raise Interrupted(self.run_dir.path) from None
                 raise
-        summary = self.ledger.summary(str(self.run_dir.path), self.run_dir.trained(), self.federation.partition.hash)
+            try:
+                tests = self.tests()
+                self._keep_assembled()
+            except KeyboardInterrupt:
+                raise Interrupted(self.run_dir.path) from None
+        if self.ledger.stopped:
+            self.callback.note(f"ended at round {self.ledger.stopped['round']}: {self.ledger.stopped['reason']}")
+        trained = self.run_dir.trained()
+        summary = self.ledger.summary(str(self.run_dir.path), trained, self.federation.partition.hash, tests)
         files.write_json(self.run_dir.path / "summary.json", summary)
         self.callback.ended(summary)
         return RunResult(self.run_dir.path, summary)
+
+    def _keep_assembled(self) -> None:
+        """Keep what the clients' predictors need of their data, for the model that the run keeps."""
+        round_, server, states = self.round, self.server, self.store
+        if self.pinned is not None and self.pinned != self.round:
+            round_, server = self.run_dir.best(self.view.algorithm.states)
+            states = self.store.at(round_)
+        keep_assembled(self.federation, server, states.get, round_, self.driver.perform, self.run_dir.path)
 
     def play(self, round_: int) -> Played:
         """Play a round, by the simulated clock if there is one."""
@@ -257,16 +293,29 @@ class _Run(RoundLoop):
     def evaluate(self, server: State, round_: int, played: Played | None) -> Evaluation | None:
         """Evaluate, measure the gradient if ``run.gradient_clients`` is set, and store predictions if asked to."""
         found = super().evaluate(server, round_, played)
-        if found is not None and (rows := {k: score.rows for k, score in found.scores.items() if score.rows}):
-            federation = self.federation
-            held = {k: (federation.partition.test(k), own) for k, own in rows.items()}
-            path = self.run_dir.path / predictions.NAME
-            predictions.write(path, held, federation.dataset.classes, federation.client_names)
+        self._store_predictions(found)
         if found is not None and self.federation.config.run.gradient_clients is not None:
             started = time.perf_counter()
             found.gradient = gradient_squared(server, self.simulated, round_)
             found.seconds += time.perf_counter() - started
         return found
+
+    def test(self, server: State, round_: int) -> Evaluation | None:
+        """Test, and store predictions if asked to: in the end, those of the model that the run keeps."""
+        found = super().test(server, round_)
+        self._store_predictions(found)
+        return found
+
+    def _store_predictions(self, found: Evaluation | None) -> None:
+        if found is not None and (rows := {k: score.rows for k, score in found.scores.items() if score.rows}):
+            federation = self.federation
+            held = {k: (federation.partition.test(k), own) for k, own in rows.items()}
+            path = self.run_dir.path / predictions.NAME
+            predictions.write(path, held, federation.dataset.classes, federation.client_names)
+
+    def at_best(self, round_: int) -> AbstractContextManager[None]:
+        """The private states of the pinned checkpoint."""
+        return self.simulated.reading(self.store.at(round_))
 
     def progress(self) -> dict[str, Any]:
         """The ledger."""

@@ -18,9 +18,10 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 from polyfed.base import files
 from polyfed.base.errors import CheckpointError, RunDirError, StorageError
@@ -31,8 +32,42 @@ from polyfed.storage.state_store import Store
 
 LOGS = ("rounds.jsonl", "clients.jsonl")
 
+#: Each client's scores on test rows at the end of a run whose validation rows chose a round.
+TESTS = "tests.jsonl"
+
 #: To be raised by 1 when run directories of the version before cannot be resumed any more.
 LAYOUT = 3
+
+
+class Edit(Protocol):
+    """Turns a line of a log into the line that a longer run would have written."""
+
+    def __call__(self, log: str, row: dict[str, Any], before: int) -> dict[str, Any] | None:
+        """Return the line; None if a longer run would have none.
+
+        Args:
+            log: the name of the log.
+            row: the line.
+            before: the number of rounds that the run had.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What a checkpoint holds.
+
+    Args:
+        round: the last complete round.
+        server: the server's state.
+        progress: the ledger and whatever else the loop remembered.
+        rounds: the number of rounds that the run had at that time.
+    """
+
+    round: int
+    server: State
+    progress: Any
+    rounds: int
 
 
 class RunDirInUseError(RunDirError):
@@ -68,6 +103,7 @@ class RunDir:
         self._lock.write(str(os.getpid()))
         self._lock.flush()
         self._logs = {name: open(self.path / name, "ab") for name in LOGS}  # noqa: SIM115 - held until close()
+        self._pinned: dict[str, Any] | None = None  # the pinned checkpoint: its round, and the entries of its states
 
     def close(self) -> None:
         """Release the directory."""
@@ -108,7 +144,16 @@ class RunDir:
             }
         )
 
-    def save(self, round_: int, server: State, store: Store, progress: Mapping[str, Any], identity: str) -> None:
+    def save(
+        self,
+        round_: int,
+        server: State,
+        store: Store,
+        progress: Mapping[str, Any],
+        identity: str,
+        rounds: int,
+        pinned: int | None = None,
+    ) -> None:
         """Write a checkpoint of the end of ``round_``; the one before it stays until this one is complete.
 
         Args:
@@ -117,30 +162,59 @@ class RunDir:
             store: the private states.
             progress: the ledger and whatever else the loop must remember.
             identity: the hashes of configuration, partition and frozen weights, which a later resume compares.
+            rounds: the number of rounds in that configuration.
+            pinned: the round whose checkpoint stays beside the last: this one, or the one that was pinned before.
         """
         name = f"server-round-{round_}.safetensors"
         folder = self.path / "checkpoint"
         manifest: dict[str, Any] = {
             "layout": LAYOUT,
             "round": round_,
+            "rounds": rounds,
             "identity": identity,
             "server": [name, files.write(folder / name, state_files.dump(server))],
             "states": store.save(),
             "logs": {name: self._sync(name) for name in LOGS},
             "progress": files.nulled(progress),
         }
+        if pinned == round_:
+            self._pinned = {key: manifest[key] for key in ("round", "server", "states")}
+        if pinned is not None:
+            manifest["best"] = self._pinned
         files.write_json(folder / "manifest.json", {"sha256": _digest(manifest), "manifest": manifest})
+        current = {one["server"][0] for one in (manifest, manifest.get("best", manifest))}
         for path in folder.glob("server-round-*.safetensors"):
-            if path.name != name:
+            if path.name not in current:
                 path.unlink(missing_ok=True)
-        store.prune(round_)
+        store.prune(round_, pinned)
+
+    def best(self, states: tuple[type[State], ...]) -> tuple[int, State]:
+        """Return the pinned round and the server's state at its end.
+
+        Raises:
+            CheckpointError: the file of the state is damaged.
+        """
+        assert self._pinned is not None, "a round is pinned"
+        return self._pinned["round"], _server(self.path, self._pinned, states)
 
     def _sync(self, name: str) -> int:
         os.fsync(self._logs[name].fileno())
         return os.path.getsize(self.path / name)
 
-    def restore(self, store: Store, states: tuple[type[State], ...], identity: str) -> tuple[int, State, Any] | None:
-        """Go back to the checkpoint; return its round, the server's state and ``progress``, None without a checkpoint.
+    def restore(
+        self, store: Store, states: tuple[type[State], ...], identity: Callable[[int], str], rounds: int, edit: Edit
+    ) -> Restored | None:
+        """Go back to the checkpoint; None without a checkpoint.
+
+        A run that goes on after its end has more rounds than its checkpoint says. Its logs then become those of the
+        longer run, and the caller saves a checkpoint at once; until that is complete this may be repeated.
+
+        Args:
+            store: the private states.
+            states: the state classes of the algorithm.
+            identity: the hashes of this run, if its configuration had so many rounds.
+            rounds: the number of rounds of this run.
+            edit: see `Edit`.
 
         Raises:
             CheckpointError: the checkpoint is damaged or belongs to another configuration.
@@ -154,18 +228,49 @@ class RunDir:
             store.restore()
             return None
         manifest = _manifest(path)
-        if manifest["identity"] != identity:
+        before = manifest.get("rounds", rounds)
+        if manifest["identity"] != identity(before):
             raise CheckpointError(
                 f"{path} belongs to another configuration, partition or frozen weights of a network (it has "
-                f"{manifest['identity']}, expected {identity}); resume with the config.toml of this run directory, and "
-                "with the same files of weights"
+                f"{manifest['identity']}, expected {identity(before)}); resume with the config.toml of this run "
+                "directory, and with the same files of weights"
             )
-        name, sha256 = manifest["server"]
-        server = state_files.load(path.parent / name, sha256, *states)
+        server = _server(self.path, manifest, states)
+        self._pinned = manifest.get("best")
         for log in LOGS:
-            self._cut(log, manifest["logs"][log])
-        store.restore(manifest["round"], manifest["states"])
-        return manifest["round"], server, manifest["progress"]
+            if before == rounds:
+                self._cut(log, manifest["logs"][log])
+            else:
+                self._rewrite(log, manifest["round"], lambda row, log=log: edit(log, row, before))
+        pinned = None if self._pinned is None else (self._pinned["round"], self._pinned["states"])
+        store.restore(manifest["round"], manifest["states"], pinned)
+        return Restored(manifest["round"], server, manifest["progress"], before)
+
+    def _rewrite(self, name: str, round_: int, edit: Callable[[dict[str, Any]], dict[str, Any] | None]) -> None:
+        """Replace a log by its lines up to ``round_``, edited; again gives the same.
+
+        Raises:
+            CheckpointError: the log has no line of that round.
+        """
+        path, last = self.path / name, 0
+        with open(path, "rb") as old, files.replacing(path) as new:
+            for line in old:
+                try:
+                    row = json.loads(line)
+                except ValueError:  # a line that a killed run began; it is the last
+                    break
+                if row["round"] > round_:
+                    break
+                last = row["round"]
+                if (changed := edit(row)) is not None:
+                    new.write((json.dumps(changed) + "\n").encode())
+            if name == "rounds.jsonl" and last != round_:
+                raise CheckpointError(
+                    f"{path} ends with round {last}, but the checkpoint is of round {round_}; restore it, or start a "
+                    "new run"
+                )
+        self._logs[name].close()
+        self._logs[name] = open(path, "ab")  # noqa: SIM115 - held until close()
 
     def _cut(self, name: str, length: int) -> None:
         """Remove the lines after ``length`` bytes: they belong to rounds that will be played again."""
@@ -178,7 +283,11 @@ class RunDir:
 
 
 def _manifest(path: Path) -> dict[str, Any]:
-    """Read and check a manifest."""
+    """Read a manifest.
+
+    Raises:
+        CheckpointError: it is damaged, or of another layout.
+    """
     try:
         whole = json.loads(path.read_bytes())
         manifest = whole["manifest"]
@@ -200,20 +309,21 @@ def _manifest(path: Path) -> dict[str, Any]:
 
 
 class SavedRun:
-    """The last checkpoint of a run directory that no process writes to, for reading.
+    """The last checkpoint of a run directory that no process writes to, or its best round, for reading.
 
     It takes a shared lock until `close`, writes nothing, and reads a private state when it is asked for.
 
     Args:
         path: the run directory.
         states: the state classes of the algorithm.
+        which: "last" is the last checkpoint; "best" is the round that ``run.keep = "best"`` kept beside it.
 
     Raises:
         RunDirInUseError: a run is in progress there.
-        CheckpointError: there is no checkpoint, or it is damaged.
+        CheckpointError: there is no checkpoint, it is damaged, or the run keeps no best round.
     """
 
-    def __init__(self, path: Path, states: tuple[type[State], ...]) -> None:
+    def __init__(self, path: Path, states: tuple[type[State], ...], which: Literal["last", "best"] = "last") -> None:
         self.path = path
         self._lock = None
         with contextlib.suppress(FileNotFoundError):  # a copy of the directory may lack it
@@ -224,12 +334,14 @@ class SavedRun:
             manifest = path / "checkpoint" / "manifest.json"
             if not manifest.exists():
                 raise CheckpointError(f"{path} has no checkpoint yet; let the run go on with `polyfed resume {path}`")
-            found = _manifest(manifest)
-            name, sha256 = found["server"]
+            last = _manifest(manifest)
+            found = last if which == "last" else last.get("best")
+            if found is None:
+                raise CheckpointError(f'{path} keeps no best round; expected a run with run.keep = "best"')
             self.round: int = found["round"]
-            self.identity: str = found["identity"]
-            self.server: State = state_files.load(manifest.parent / name, sha256, *states)
-            self._store = Store(path / "states", states, resident=False)
+            self.identity: str = last["identity"]
+            self.server: State = _server(path, found, states)
+            self._states = Store(path / "states", states, resident=False, read_only=True).at(self.round)
         except BlockingIOError as error:
             self.close()
             raise RunDirInUseError(f"{path} is in use: a run is in progress; wait for its end, or stop it") from error
@@ -238,13 +350,19 @@ class SavedRun:
             raise
 
     def private(self, client: ClientId) -> Any:
-        """Return a client's private state of the checkpoint; None if it has none."""
-        return self._store.get(client, self.round)
+        """Return a client's private state of that round; None if it had not trained by then."""
+        return self._states.get(client)
 
     def close(self) -> None:
         """Release the directory."""
         if self._lock is not None:
             self._lock.close()
+
+
+def _server(folder: Path, checkpoint: Mapping[str, Any], states: tuple[type[State], ...]) -> State:
+    """Read the server's state of a checkpoint."""
+    name, sha256 = checkpoint["server"]
+    return state_files.load(folder / "checkpoint" / name, sha256, *states)
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:

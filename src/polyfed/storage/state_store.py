@@ -5,6 +5,9 @@ change, and the version of the last checkpoint stays until the next checkpoint i
 checkpoints are one transaction. So a killed run finds the index as its checkpoint left it, or as a later checkpoint
 left it whose manifest was not written; the rows of later rounds are then dropped. A step of a round reads only the
 cohort's rows: its cost grows neither with the number of clients nor with the number that have trained.
+
+A checkpoint may be pinned: of each client the latest row up to its round then stays beside the latest of all, until
+another checkpoint is pinned. Table ``pinned`` lists the rows that only this keeps.
 """
 
 from __future__ import annotations
@@ -12,14 +15,13 @@ from __future__ import annotations
 import hashlib
 import re
 import sqlite3
-import sys
 import weakref
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from polyfed.base import files
 from polyfed.base.errors import CheckpointError, StorageError
@@ -62,6 +64,14 @@ class Seal:
         return {"count": self.count, "digest": f"{self.digest:064x}"}
 
 
+class StatesOf(Protocol):
+    """The private states of clients."""
+
+    def get(self, client: ClientId) -> Any:
+        """Return the client's state, or None if it has none."""
+        ...
+
+
 class Store:
     """The private states of the clients that have trained.
 
@@ -71,10 +81,13 @@ class Store:
         folder: the folder of the index and the files; made with the first write.
         kinds: the state classes of the algorithm.
         resident: whether states stay in memory and are written at checkpoints only; else each is written at once.
+        read_only: whether the store only reads, so that it needs no lock.
     """
 
-    def __init__(self, folder: Path, kinds: tuple[type[State], ...], *, resident: bool) -> None:
-        self.folder, self.kinds, self.resident = folder, kinds, resident
+    def __init__(
+        self, folder: Path, kinds: tuple[type[State], ...], *, resident: bool, read_only: bool = False
+    ) -> None:
+        self.folder, self.kinds, self.resident, self.read_only = folder, kinds, resident, read_only
         self._index = folder / "index.sqlite"
         self._held: dict[ClientId, State] = {}
         self._dirty: dict[ClientId, int] = {}  # states in memory that are not written: client -> their round
@@ -82,34 +95,39 @@ class Store:
         self._written: dict[ClientId, tuple[int, str]] = {}  # states written since then: round and SHA-256
         self._db: sqlite3.Connection | None = None
 
-    def get(self, client: ClientId, at: int | None = None) -> Any:
+    def get(self, client: ClientId) -> Any:
         """Return the client's state, or None if it has none.
-
-        Args:
-            client: number of the client.
-            at: the state at the end of this round, which must be that of a checkpoint; None for the last state.
 
         Raises:
             CheckpointError: the stored state is damaged or gone.
         """
         if client in self._held:
             return self._held[client]
+        state = self._load(client)
+        if self.resident and state is not None:
+            self._held[client] = state
+        return state
+
+    def _load(self, client: ClientId, latest: int = 2**62) -> Any:
+        """Read the last state up to a round; None if there is none."""
         row = self._one(
             "SELECT round, sha256, data FROM states WHERE client = ? AND round <= ? ORDER BY round DESC LIMIT 1",
             client,
-            sys.maxsize if at is None else at,
+            latest,
         )
         if row is None:
             return None
         round_, sha256, data = row
-        state = (
-            state_files.load(self._path(client, round_), sha256, *self.kinds)
-            if data is None
-            else state_files.parse(data, sha256, f"{self._index}, client {client}", *self.kinds)
-        )
-        if self.resident:
-            self._held[client] = state
-        return state
+        if data is None:
+            return state_files.load(self._path(client, round_), sha256, *self.kinds)
+        return state_files.parse(data, sha256, f"{self._index}, client {client}", *self.kinds)
+
+    def at(self, round_: int) -> StatesOf:
+        """Return the states as they were at the end of ``round_``, which is pinned or the last checkpoint; read-only.
+
+        Nothing that is read stays in memory.
+        """
+        return _Earlier(self, round_)
 
     def put(self, client: ClientId, state: State, round_: int) -> None:
         """Store a client's state at the end of ``round_``, which comes after the last checkpoint.
@@ -165,13 +183,33 @@ class Store:
             seal = (seal if before is None else seal.minus(client, *before)).plus(client, round_, sha256)
         return seal
 
-    def prune(self, round_: int) -> None:
-        """Delete the states that those of ``round_`` supersede; to be called when its manifest is written."""
+    def prune(self, round_: int, pinned: int | None = None) -> None:
+        """Delete the states that those of ``round_`` supersede; to be called when its manifest is written.
+
+        Args:
+            round_: the round of the checkpoint.
+            pinned: the round of the pinned checkpoint: this one, or the one that was pinned before; None pins none.
+        """
         self._settled = (round_, self._sealed())  # first: Ctrl-C below must leave what a further save builds upon
         written, self._written = self._written, {}
+        if pinned == round_:  # the checkpoint that was pinned before is not any more
+            while row := self._one("SELECT client, round FROM pinned LIMIT 1"):
+                self._drop(row[0], "round = ?", row[1])
+                self._do("DELETE FROM pinned WHERE client = ?", row[0])
         for client, (latest, _) in written.items():
-            self._drop(client, "round < ?", latest)
+            kept = None if pinned is None or pinned == round_ else self._pin(client, pinned)
+            if kept is None:
+                self._drop(client, "round < ?", latest)
+            else:
+                self._drop(client, f"round <> {int(kept)} AND round < ?", latest)
         self._commit()
+
+    def _pin(self, client: ClientId, pinned: int) -> int | None:
+        """Note the row of a client that a pinned checkpoint keeps; return its round, None if it keeps none."""
+        row = self._one("SELECT max(round) FROM states WHERE client = ? AND round <= ?", client, pinned)
+        if row[0] is not None:
+            self._do("INSERT OR REPLACE INTO pinned VALUES (?, ?)", client, row[0])
+        return row[0]
 
     def _drop(self, client: ClientId, which: str, round_: int, keep: Path | None = None) -> None:
         for found, inline in list(
@@ -182,7 +220,7 @@ class Store:
             if not inline and path != keep:
                 path.unlink(missing_ok=True)
 
-    def restore(self, round_: int = 0, entry: Any = None) -> None:
+    def restore(self, round_: int = 0, entry: Any = None, pinned: tuple[int, Any] | None = None) -> None:
         """Go back to the states of a manifest; delete later and superseded states.
 
         It reads every row of the index once, but no state: a state is checked when it is read.
@@ -190,6 +228,7 @@ class Store:
         Args:
             round_: the round of the checkpoint.
             entry: the result of `save` for that checkpoint; None if there is no checkpoint.
+            pinned: the round of the pinned checkpoint, and the result of `save` for it; None if none is pinned.
 
         Raises:
             CheckpointError: the states differ from those that the manifest identifies.
@@ -204,6 +243,32 @@ class Store:
             entry = Seal().entry()
             for path in (self._index, self.folder / f"{self._index.name}-journal"):
                 path.unlink(missing_ok=True)
+        seal = self._check(round_, entry)
+        if pinned is not None:
+            self._check(*pinned)
+        self._settled = (round_, seal)
+        if self._db is not None:  # else there is no index, and none is made
+            self._do("DELETE FROM states WHERE round > ?", round_)
+            # What is superseded is deleted, unless nothing superseded it up to the pinned round.
+            last = round_ if pinned is None else pinned[0]
+            newer = "SELECT 1 FROM states AS new WHERE new.client = states.client AND new.round > states.round"
+            self._do(f"DELETE FROM states WHERE round <= ? AND EXISTS ({newer} AND new.round <= ?)", last, last)
+            self._do(f"DELETE FROM states WHERE round > ? AND EXISTS ({newer})", last)
+            self._do("DELETE FROM pinned")
+            if pinned is not None:
+                self._do(
+                    f"INSERT INTO pinned SELECT client, round FROM states WHERE round <= ? AND EXISTS ({newer})",
+                    last,
+                )
+        self._commit()
+        self._sweep()
+
+    def _check(self, round_: int, entry: Any) -> Seal:
+        """Return the seal of a checkpoint, which must be that of its entry in the manifest.
+
+        Raises:
+            CheckpointError: the states differ.
+        """
         seal = Seal()
         for row in self._each("SELECT client, max(round), sha256 FROM states WHERE round <= ? GROUP BY client", round_):
             seal = seal.plus(*row)
@@ -213,16 +278,7 @@ class Store:
                 f"{seal.count} clients up to that round, expected {entry['count']} clients, or other states; restore "
                 "the folder from a copy, or start a new run"
             )
-        self._settled = (round_, seal)
-        if self._db is not None:  # else there is no index, and none is made
-            self._do("DELETE FROM states WHERE round > ?", round_)
-            self._do(
-                "DELETE FROM states WHERE round < ? AND EXISTS "
-                "(SELECT 1 FROM states AS new WHERE new.client = states.client AND new.round > states.round)",
-                round_,
-            )
-        self._commit()
-        self._sweep()
+        return seal
 
     def _sweep(self) -> None:
         """Remove the files that no row refers to, which a killed round left."""
@@ -241,15 +297,18 @@ class Store:
     def _execute(self, statement: str, values: tuple[object, ...]) -> sqlite3.Cursor:
         """Execute a statement; the index is opened first, and made if it is absent."""
         if self._db is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
             # The run directory is locked as a whole; SQLite's own locks fail on some network file systems.
-            self._db = sqlite3.connect(f"{self._index.absolute().as_uri()}?nolock=1", uri=True)
+            mode = "&mode=ro" if self.read_only else ""
+            if not mode:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(f"{self._index.absolute().as_uri()}?nolock=1{mode}", uri=True)
             self._finalizer = weakref.finalize(self, self._db.close)
-            if not self._db.execute("SELECT 1 FROM sqlite_master").fetchone():
+            if not mode and not self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'pinned'").fetchone():
                 self._db.executescript(
-                    "BEGIN; CREATE TABLE states "
+                    "BEGIN; CREATE TABLE IF NOT EXISTS states "
                     "(client INTEGER NOT NULL, round INTEGER NOT NULL, sha256 TEXT NOT NULL, data BLOB);"
-                    "CREATE UNIQUE INDEX by_client ON states (client, round, sha256); COMMIT;"
+                    "CREATE UNIQUE INDEX IF NOT EXISTS by_client ON states (client, round, sha256);"
+                    "CREATE TABLE pinned (client INTEGER PRIMARY KEY, round INTEGER NOT NULL); COMMIT;"
                 )
         return self._db.execute(statement, values)
 
@@ -294,3 +353,19 @@ class Store:
             ) from error
         except OSError as error:
             raise StorageError(f"cannot use {self.folder}: {error.strerror or error}") from error
+
+
+@dataclass(frozen=True)
+class _Earlier:
+    """The states of a store at the end of an earlier round."""
+
+    store: Store
+    round: int
+
+    def get(self, client: ClientId) -> Any:
+        """Return the client's state at that time, or None if it had none.
+
+        Raises:
+            CheckpointError: the stored state is damaged or gone.
+        """
+        return self.store._load(client, self.round)  # pyright: ignore[reportPrivateUsage]

@@ -145,9 +145,10 @@ class Wired(LocalClients):
                 self.federation.algorithm.check_upload(self.federation.task, info, came[info.id], back)
             yield info, back, report
 
-    def evaluate(self, round_: int, down: Down) -> dict[ClientId, Score]:
+    def evaluate(self, round_: int, down: Down, *, final: bool = False) -> dict[ClientId, Score]:
         """Encode and decode what the clients predict with."""
-        return super().evaluate(round_, {client: self._through(message) for client, message in down.items()})
+        came = {client: self._through(message) for client, message in down.items()}
+        return super().evaluate(round_, came, final=final)
 
 
 class Backwards(LocalClients):

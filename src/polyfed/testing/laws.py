@@ -75,6 +75,7 @@ __all__ = [
     "test_inputs_are_not_written_to",
     "test_labels_are_weighed",
     "test_learns",
+    "test_numbers_do_not_depend_on_how_many_rounds_follow",
     "test_order_of_the_answers_does_not_matter",
     "test_order_of_the_clients_does_not_matter",
     "test_order_of_the_replies_does_not_matter",
@@ -650,6 +651,20 @@ def test_idle_rounds_change_nothing(subject: Subject) -> None:
     """
     run = play(subject.federation(), here(LocalClients), rounds=1, driver="idle", precision="fp64")
     near(run.servers[1], run.servers[0], per_client=False)
+
+
+def test_numbers_do_not_depend_on_how_many_rounds_follow(subject: Subject) -> None:
+    """Two rounds lead to the same states, however many rounds the run is to have.
+
+    Catches a schedule over `Task.rounds` or ``Cohort.rounds`` that is not declared by ``uses_rounds = True``: such a
+    run could go on after its end, with the numbers of no run.
+    """
+    if subject.cls.uses_rounds:
+        return
+    few, many = (
+        play(subject.federation({"run": {"rounds": rounds}}), here(LocalClients), rounds=2) for rounds in (3, 50)
+    )
+    same(few, many)
 
 
 def test_broadcast_does_not_depend_on_the_id(subject: Subject) -> None:

@@ -38,7 +38,9 @@ def trained_model(
     predictor: str | None = None,
     capacity: float | None = None,
 ) -> TrainedModel:
-    """Return a trained predictor of the last checkpoint, with its preprocessing; needs no data.
+    """Return a trained predictor with its preprocessing; needs no data.
+
+    It is that of the round that the run keeps (``run.keep``): the last checkpoint, or the best round.
 
     Args:
         run_dir: a run directory that no run is writing to, or the folder that a deployed client kept.
@@ -150,7 +152,7 @@ class _Loader:
         whose: dict[str, Any] = {"client": number}
         if number is not None and self.about.clients:
             whose["name"] = self.about.clients[number]
-        with closing(SavedRun(self.folder, self.algorithm.states)) as saved:
+        with closing(SavedRun(self.folder, self.algorithm.states, self.config.run.keep)) as saved:
             self._check(saved)
             if number is None and capacity is None:
                 parts, models, whose["server_model"] = self._global(saved, predictor)

@@ -35,6 +35,8 @@ Pick: TypeAlias = "Callable[[Ints, Ints, int, float, Rng], Bools]"
 #: The parts of a client's rows, in the order of what is drawn for it.
 _PARTS = ("train", "test")
 _ARRAYS = ("train_rows", "train_offsets", "test_rows", "test_offsets")
+#: The arrays of a partition whose clients hold validation rows beside their test rows.
+_VALIDATION = ("validation_rows", "validation_offsets")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +49,8 @@ class Partition:
         test_rows: ``(m,)`` int64 row numbers for testing.
         test_offsets: ``(clients + 1,)`` int64, from 0 to m.
         about: how the partition was made: data set, number of rows, kind, options, seed; JSON values only.
+        validation_rows: ``(v,)`` row numbers that choose a round, where the test rows are kept for its end; else None.
+        validation_offsets: ``(clients + 1,)`` int64, from 0 to v; else None.
 
     Raises:
         DataError: offsets that do not fit the rows, or a row that two clients hold.
@@ -57,10 +61,12 @@ class Partition:
     test_rows: NDArray[np.int64]
     test_offsets: NDArray[np.int64]
     about: Mapping[str, object]
+    validation_rows: NDArray[np.int64] | None = None
+    validation_offsets: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         """Check the arrays and make them read-only copies."""
-        for name in _ARRAYS:
+        for name in self._arrays:
             array = np.array(getattr(self, name))
             if array.ndim != 1 or array.dtype != np.int64:
                 raise DataError(
@@ -68,7 +74,8 @@ class Partition:
                 )
             array.setflags(write=False)
             object.__setattr__(self, name, array)
-        for part in ("train", "test"):
+        parts = [name.removesuffix("_rows") for name in self._arrays if name.endswith("_rows")]
+        for part in parts:
             rows, offsets = getattr(self, f"{part}_rows"), getattr(self, f"{part}_offsets")
             if len(offsets) < 2 or offsets[0] != 0 or offsets[-1] != len(rows) or (np.diff(offsets) < 0).any():
                 raise DataError(
@@ -80,13 +87,23 @@ class Partition:
                 f"partition: {len(self.train_offsets) - 1} clients train but {len(self.test_offsets) - 1} "
                 "test; expected the same clients"
             )
-        rows = np.sort(np.concatenate([self.train_rows, self.test_rows]))  # ten times faster than np.unique
+        if self.validation_offsets is not None and len(self.validation_offsets) != len(self.test_offsets):
+            raise DataError(
+                f"partition: {len(self.validation_offsets) - 1} clients validate but {len(self.test_offsets) - 1} "
+                "test; expected the same clients"
+            )
+        # np.sort is ten times faster than np.unique.
+        rows = np.sort(np.concatenate([getattr(self, f"{part}_rows") for part in parts]))
         if len(rows) and (rows[0] < 0 or (rows[1:] == rows[:-1]).any()):
             raise DataError(
                 "partition: a row number is negative or held twice; expected each row at most once; make "
                 "the partition again"
             )
         object.__setattr__(self, "about", MappingProxyType(json.loads(_json(self.about))))
+
+    @property
+    def _arrays(self) -> tuple[str, ...]:
+        return _ARRAYS if self.validation_rows is None else (*_ARRAYS, *_VALIDATION)
 
     @property
     def num_clients(self) -> int:
@@ -106,6 +123,15 @@ class Partition:
         """Test rows of a client, ascending; read-only."""
         return self._rows(client, "test")
 
+    def evaluated(self, client: int, *, final: bool) -> NDArray[np.int64]:
+        """Rows by which a client is evaluated: its validation rows if it has any and this is not the end of the run.
+
+        Args:
+            client: number of the client.
+            final: whether the evaluation chooses nothing any more.
+        """
+        return self._rows(client, "test" if final or self.validation_rows is None else "validation")
+
     def _rows(self, client: int, which: str) -> Ints:
         if not 0 <= client < self.num_clients:
             raise IndexError(f"client {client}; expected 0 to {self.num_clients - 1}")
@@ -121,7 +147,7 @@ class Partition:
         digest = hashlib.sha256(b"polyfed partition 1\n")
         for content in (
             _json(self.about).encode(),
-            *(getattr(self, name).astype("<i8", copy=False).data for name in _ARRAYS),  # no copies
+            *(getattr(self, name).astype("<i8", copy=False).data for name in self._arrays),  # no copies
         ):
             digest.update(memoryview(content).nbytes.to_bytes(8, "little"))
             digest.update(content)
@@ -135,10 +161,10 @@ class Partition:
         Args:
             y: ``(N,)`` classes of all rows of the data set (array or CPU tensor).
             num_classes: number of classes.
-            which: "train" or "test".
+            which: "train" or "test", or "validation" where there are such rows.
             first: number of clients to count, from client 0; None for all.
         """
-        if which not in ("train", "test"):
+        if f"{which}_rows" not in self._arrays:
             raise ConfigError(f"which: got {which!r}; expected 'train' or 'test'")
         clients = self.num_clients if first is None else min(first, self.num_clients)
         rows, sizes = self._held(clients, which)
@@ -167,17 +193,28 @@ class Partition:
         offsets = getattr(self, f"{which}_offsets")[: clients + 1]
         return getattr(self, f"{which}_rows")[: offsets[-1]], np.diff(offsets)
 
-    def validating(self, fraction: float, y: ArrayLike, rng: Rng, pick: Pick | None = None) -> Partition:
+    def validating(
+        self,
+        fraction: float,
+        y: ArrayLike,
+        rng: Rng,
+        pick: Pick | None = None,
+        *,
+        first: int = 0,
+        keep_test: bool = False,
+    ) -> Partition:
         """Return the same clients with part of their training rows, class by class, in place of their test rows.
 
         For choosing hyper-parameters: a choice by these rows has not seen the test rows, which no client holds any
-        more.
+        more, unless ``keep_test`` keeps them for the end of a run.
 
         Args:
             fraction: fraction of each client's training rows, above 0 and below 1.
             y: ``(N,)`` classes of all rows of the data set.
             rng: chooses the rows.
             pick: chooses by another rule than class by class, as `splitter` returns it.
+            first: number of the first client; its draws depend on it.
+            keep_test: whether the rows become validation rows beside the test rows.
 
         Raises:
             DataError: a client has a single training row.
@@ -191,16 +228,15 @@ class Partition:
             )
         owner = np.repeat(np.arange(self.num_clients), sizes)
         if pick is None:
-            held = pick_test(owner, np.asarray(y)[self.train_rows], self.num_clients, fraction, rng)
+            held = pick_test(owner, np.asarray(y)[self.train_rows], self.num_clients, fraction, rng, first=first)
         else:
             held = pick(self.train_rows, owner, self.num_clients, fraction, rng)
-        return Partition(
-            self.train_rows[~held],
-            _offsets(owner[~held], self.num_clients),
-            self.train_rows[held],
-            _offsets(owner[held], self.num_clients),
-            {**self.about, "validation_fraction": fraction},
-        )
+        train = self.train_rows[~held], _offsets(owner[~held], self.num_clients)
+        chosen = self.train_rows[held], _offsets(owner[held], self.num_clients)
+        about = {**self.about, "validation_fraction": fraction}
+        if keep_test:
+            return Partition(*train, self.test_rows, self.test_offsets, about, *chosen)
+        return Partition(*train, *chosen, about)
 
     def save(self, path: Path) -> None:
         """Write the partition to an .npz file, whole or not at all.
@@ -214,7 +250,7 @@ class Partition:
                     handle,
                     about=np.array(_json(self.about)),
                     hash=np.array(self.hash),
-                    **{name: getattr(self, name) for name in _ARRAYS},
+                    **{name: getattr(self, name) for name in self._arrays},
                 )
         except OSError as error:
             raise StorageError(
@@ -229,7 +265,7 @@ class Partition:
             DataError: the file is missing or damaged, or its content does not have the hash it names.
         """
         arrays = read_npz(Path(path))
-        if arrays.keys() != {*_ARRAYS, "about", "hash"}:
+        if arrays.keys() - {*_VALIDATION} != {*_ARRAYS, "about", "hash"} or len({*_VALIDATION} & arrays.keys()) == 1:
             raise DataError(
                 f"{path}: holds {', '.join(sorted(arrays)) or 'nothing'}; expected a partition written by polyfed"
             )
@@ -246,6 +282,8 @@ class Partition:
             arrays["test_rows"],
             arrays["test_offsets"],
             about,
+            arrays.get("validation_rows"),
+            arrays.get("validation_offsets"),
         )
         if partition.hash != str(arrays["hash"]):
             raise DataError(
@@ -313,38 +351,67 @@ class Resampled(Partition):
     @property
     def smallest(self) -> int:
         """A client with the fewest training rows among the first hundred; all have nearly the same number."""
-        return min(range(min(100, self.num_clients)), key=lambda client: len(self._draw(client)[0]))
+        return min(range(min(100, self.num_clients)), key=lambda client: len(self._draw(client)["train"]))
 
     def _rows_of(self, client: int, which: str) -> Ints:
-        return self._drawn(client)[_PARTS.index(which)]
+        return self._drawn(client)[which]
 
     @cached_property
-    def _drawn(self) -> Callable[[int], tuple[Ints, Ints]]:
+    def _drawn(self) -> Callable[[int], Mapping[str, Ints]]:
         return lru_cache(maxsize=1024)(self._draw)  # a round needs a client's rows several times
 
-    def _draw(self, client: int) -> tuple[Ints, Ints]:
+    def _draw(self, client: int) -> Mapping[str, Ints]:
         key, alpha, sizes, limits = self._constants
         rng = key.at("client", client).numpy()
         mix = np.zeros(len(limits))
         mix[limits > 0] = rng.dirichlet(alpha)
         counts = draw_counts(sizes.sum(), mix, limits, rng)
-        test = draw_test(counts, sizes[1], np.diff(self.test_offsets), rng)
-        return (
-            draw_rows(self.train_rows, self.train_offsets, counts - test, rng),
-            draw_rows(self.test_rows, self.test_offsets, test, rng),
-        )
+        rows, offsets = self._second
+        second = draw_test(counts, sizes[1], np.diff(offsets), rng)
+        found = {
+            "train": draw_rows(self.train_rows, self.train_offsets, counts - second, rng),
+            "test": draw_rows(rows, offsets, second, rng),
+        }
+        if self.validation_rows is not None:  # what is drawn above does not depend on the test rows beside them
+            there = np.where(counts > 0, np.diff(self.test_offsets), 0)
+            total = min(self._tests, int(there.sum()))
+            tests = draw_counts(total, counts.astype(np.float64), there, rng)
+            found |= {"validation": found["test"], "test": draw_rows(self.test_rows, self.test_offsets, tests, rng)}
+        return found
+
+    @property
+    def _second(self) -> tuple[Ints, Ints]:
+        """The pool beside the training pool from which the draw of a client's rows begins."""
+        if self.validation_rows is None or self.validation_offsets is None:
+            return self.test_rows, self.test_offsets
+        return self.validation_rows, self.validation_offsets
+
+    @property
+    def _tests(self) -> int:
+        return int(self.about["drawn"]["test"])  # pyright: ignore[reportIndexIssue,reportUnknownArgumentType]
 
     @cached_property
     def _constants(self) -> tuple[Rng, Floats, Ints, Ints]:
         """The constants of all draws: the key, alpha, rows for training and testing, and the most rows by class."""
         about: dict[str, Any] = dict(self.about)
-        limits = np.where(np.diff(self.test_offsets) > 0, np.diff(self.train_offsets), 0)
+        there = (np.diff(self._second[1]) > 0) & (np.diff(self.test_offsets) > 0)
+        limits = np.where(there, np.diff(self.train_offsets), 0)
         alpha = np.full(np.count_nonzero(limits), float(about["options"]["alpha"]))
-        sizes = np.array([about["drawn"]["train"], about["drawn"]["test"]])
+        second = "test" if self.validation_rows is None else "validation"
+        sizes = np.array([about["drawn"]["train"], about["drawn"][second]])
         return Rng(tuple(about["seed"])), alpha, sizes, limits
 
-    def validating(self, fraction: float, y: ArrayLike, rng: Rng, pick: Pick | None = None) -> Partition:
-        """Return the partition with part of the training pool, class by class, in place of the test pool.
+    def validating(
+        self,
+        fraction: float,
+        y: ArrayLike,
+        rng: Rng,
+        pick: Pick | None = None,
+        *,
+        first: int = 0,
+        keep_test: bool = False,
+    ) -> Partition:
+        """Return the partition with part of the training pool, class by class, in place of the test pool, or beside it.
 
         Raises:
             DataError: too few rows are left.
@@ -352,10 +419,25 @@ class Resampled(Partition):
         labels, rows = np.asarray(y), self.train_rows
         held = pick_test(np.zeros_like(rows), labels[rows], 1, fraction, rng)
         about = {**self.about, "validation_fraction": fraction}
-        return self.of(rows[~held], rows[held], labels, len(self.train_offsets) - 1, fraction, about)
+        found = self.of(rows[~held], rows[held], labels, len(self.train_offsets) - 1, fraction, about)
+        if not keep_test:
+            return found
+        drawn: Mapping[str, int] = found.about["drawn"]  # pyright: ignore[reportAssignmentType]
+        return Resampled(
+            found.train_rows,
+            found.train_offsets,
+            self.test_rows,
+            self.test_offsets,
+            {
+                **found.about,
+                "drawn": {"train": drawn["train"], "validation": drawn["test"], "test": self._tests},
+            },
+            found.test_rows,
+            found.test_offsets,
+        )
 
     def _held(self, clients: int, which: str) -> tuple[Ints, Ints]:
-        held = [self._draw(client)[_PARTS.index(which)] for client in range(clients)]
+        held = [self._draw(client)[which] for client in range(clients)]
         return np.concatenate(held), np.array([len(rows) for rows in held])
 
 

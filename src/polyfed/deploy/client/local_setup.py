@@ -33,6 +33,7 @@ from polyfed.rounds.federation import (
     configured_info,
     deal,
     refuse_weights,
+    validating,
     with_units,
 )
 from polyfed.trained.preprocessing import Preprocessing
@@ -87,7 +88,7 @@ def _own(path: Path, digest: str, options: str, client: int, text: str) -> tuple
     dataset = with_units(read, config)
     split = config.data.split if config.data.split in ("groups", "time") else "pooled"
     split = split if dataset.test_rows is None else "official"
-    return dataset, make_partition(
+    partition = make_partition(
         dataset,
         kind="iid",
         num_clients=1,
@@ -97,6 +98,7 @@ def _own(path: Path, digest: str, options: str, client: int, text: str) -> tuple
         split=split,
         min_samples=config.partition.min_samples,
     )
+    return dataset, validating(config, dataset, partition, "iid", client)
 
 
 def _kind(path: Path) -> str:

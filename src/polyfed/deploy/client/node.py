@@ -225,7 +225,8 @@ class _Node:
             )
             header = self._frame(lost=lost, work=told, score=score)
             with self._timed("save"):
-                self.state_dir.keep(request.key, request.settled, asked, outcome.private, pack(header, upload))
+                reply = pack(header, upload)
+                self.state_dir.keep(request.key, request.settled, asked, outcome.private, reply, best=request.best)
             self.wait("kept")
             return self._frame(lost=lost, work=told, score=score), upload
 
@@ -235,17 +236,20 @@ class _Node:
             return self._frame(), None
         self._prepare()
         message = self._message()
+        if self.request.best != self.state_dir.best:
+            with self.state_dir.held():
+                self.state_dir.mark(self.request.best)
         private, lost = self._state()
         local = self.setup.local(self.task, self.request.key[0])
         driver, work = Sequential(self.placement), Work()
         parts = drive(
             self.algorithm.predictor_parts(private, message, local), lambda request: driver.perform(request, work)
         )
-        if last:
+        if self.request.final:
             self._keep_model(parts)
         if not self.settings.tells_scores:
             return self._frame(), None
-        return self._frame(lost=lost, score=self._score(parts, work.flops, test=True)), None
+        return self._frame(lost=lost, score=self._score(parts, work.flops, final=self.request.final)), None
 
     def _keep_model(self, parts: Parts) -> None:
         """Keep what the client predicts with, so that it needs neither the server nor its data for that."""
@@ -261,15 +265,14 @@ class _Node:
             model=self.setup.spec,
         )
 
-    def _score(self, parts: Parts, spent: float = 0, *, test: bool = False) -> Counts:
+    def _score(self, parts: Parts, spent: float = 0, *, final: bool = False) -> Counts:
         with self._timed("score"):
             setup, run = self.setup, self.config.run
-            last = test and self.request.key[0] == run.rounds
             scorer = Scorer(self.algorithm, self.placement, Sequential(self.placement).costs, self.config)
             nets = bind(self.setup.local(self.task, self.request.key[0]).models, tree_to(parts, self.placement))
-            scorer.keep = last and run.predictions
-            found = scorer.score(nets, setup.data.test(setup.place))
-            if last:
+            scorer.keep = final and run.predictions
+            found = scorer.score(nets, setup.data.evaluated(setup.place, final=final))
+            if final:
                 rows = setup.partition.train(setup.place), setup.partition.test(setup.place)
                 train, told_y = (setup.dataset.y[torch.tensor(some)] for some in rows)
                 found.majority = majority(train, told_y, setup.dataset.num_classes, self.config.metrics)

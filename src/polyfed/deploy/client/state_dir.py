@@ -1,7 +1,8 @@
 """A client's private state on its own disk: one folder that only its owner can enter, and a pointer file.
 
     STATE_DIR/EXPERIMENT/client-K/content.json     digests of the data and the code, which the server never sees
-                                  pointer.json     the files that each exchange left, by SHA-256
+                                  pointer.json     the files that each exchange left, by SHA-256, and the exchange
+                                                   that left the state of the best round
                                   state-R-A-P.safetensors, reply-R-A-P.bin
 
 An exchange writes its state and its reply first and the pointer last, in one rename: whenever the process is killed,
@@ -60,6 +61,8 @@ class ClientStateDir:
     def __init__(self, root: Path, experiment: str, client: int, kinds: tuple[type[State], ...]) -> None:
         self.kinds = kinds
         self.folder = private_folder(private_folder(private_folder(root) / experiment) / f"client-{client}")
+        #: The exchange that left this client's state of the best round, as the server last named it.
+        self.best: Key | None = None
         self.entries: list[StoredExchange] = self._read()
 
     @contextmanager
@@ -101,9 +104,11 @@ class ClientStateDir:
         if not path.exists():
             return []
         try:
+            found = json.loads(path.read_bytes())
+            self.best = None if found.get("best") is None else _key(found["best"])
             return [
                 StoredExchange(_key(e["key"]), str(e["request"]), _file(e["state"]), _file(e["reply"]))
-                for e in json.loads(path.read_bytes())["entries"]
+                for e in found["entries"]
             ]
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise CheckpointError(
@@ -118,7 +123,7 @@ class ClientStateDir:
         """
         if since is None:
             return None, False
-        entry = max((e for e in self.entries if e.key <= since), key=lambda e: e.key, default=None)
+        entry = self._until(since)
         if entry is None:
             return None, True
         name, sha256 = entry.state
@@ -134,11 +139,24 @@ class ClientStateDir:
                     return data
         return None
 
-    def keep(self, key: Key, settled: Key | None, request: str, state: State, reply: bytes) -> None:
+    def _until(self, key: Key | None) -> StoredExchange | None:
+        """Return the last exchange up to ``key``; None if there is none."""
+        found = (e for e in self.entries if key is not None and e.key <= key)
+        return max(found, key=lambda e: e.key, default=None)
+
+    def mark(self, best: Key | None) -> None:
+        """Note which exchange left the state of the best round; to be called while the folder is held."""
+        if best != self.best and self.entries:
+            self.best = best
+            self._point()
+
+    def keep(
+        self, key: Key, settled: Key | None, request: str, state: State, reply: bytes, *, best: Key | None = None
+    ) -> None:
         """Complete an exchange: write state and reply, then replace the pointer in one rename.
 
         The states that a round can start from stay: that of ``settled``, the last exchange of an earlier round that
-        counted, and those of this round so far.
+        counted, and those of this round so far. So does that of ``best``, the client's state of the best round.
 
         Raises:
             StorageError: the disk is full; the old state is intact.
@@ -146,17 +164,23 @@ class ClientStateDir:
         name = f"{'-'.join(map(str, key))}-{request[:8]}"
         kept = self._write(f"state-{name}.safetensors", state_files.dump(state))
         entry = StoredExchange(key, request, kept, self._write(f"reply-{name}.bin", reply))
-        counted = max((e.key for e in self.entries if settled is not None and e.key <= settled), default=None)
+        counted = [e.key for e in (self._until(settled), self._until(best)) if e is not None]
         self.entries = [
-            *(e for e in self.entries if e.key != key and (e.key == counted or e.key[0] >= key[0])),
+            *(e for e in self.entries if e.key != key and (e.key in counted or e.key[0] >= key[0])),
             entry,
         ]
-        self._write("pointer.json", json.dumps({"entries": [asdict(e) for e in self.entries]}, indent=1).encode())
+        self.best = best
+        self._point()
         current = {name for e in self.entries for name, _ in (e.state, e.reply)}
         for pattern in ("state-*", "reply-*", ".*.tmp"):
             for path in self.folder.glob(pattern):
                 if path.name not in current:
                     path.unlink(missing_ok=True)
+
+    def _point(self) -> None:
+        """Replace the pointer."""
+        told = {"entries": [asdict(e) for e in self.entries], **({} if self.best is None else {"best": self.best})}
+        self._write("pointer.json", json.dumps(told, indent=1).encode())
 
     def _write(self, name: str, data: bytes) -> tuple[str, str]:
         """Write a file that only its owner can read; return its name and SHA-256."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -87,6 +88,9 @@ class RemoteClients:
         self.experiment, self.rounds, self.tell, self.scratch = experiment, rounds, tell, scratch
         #: The last exchange of each client in a round that counted: the exchange that left its private state.
         self.settled: dict[ClientId, Key] = {}
+        #: As ``settled``, at the end of the best round; empty if the run keeps none.
+        self.best: dict[ClientId, Key] = {}
+        self._earlier: Mapping[ClientId, Key] | None = None  # the states to evaluate in place of the latest
         self.traffic = Traffic()
         #: Seconds that each client itself spent on its last exchange, by step.
         self.seconds: dict[ClientId, dict[str, float]] = {}
@@ -142,9 +146,19 @@ class RemoteClients:
         self.kept = sorted(self._kept)
         self._kept.clear()
 
-    def evaluate(self, round_: int, down: Down) -> dict[ClientId, Score]:
+    @contextmanager
+    def at_best(self) -> Generator[None]:
+        """Within the block clients are evaluated with their states of the best round."""
+        self._earlier = self.best
+        try:
+            yield
+        finally:
+            self._earlier = None
+
+    def evaluate(self, round_: int, down: Down, *, final: bool = False) -> dict[ClientId, Score]:
         """Send each client the message from which it predicts; return the counts of the clients that report them."""
-        found = self._ask("evaluate", (round_, self.attempt, 0), down, {}, None, score=False, enough=None)
+        key = (round_, self.attempt, 0)
+        found = self._ask("evaluate", key, down, {}, None, score=False, enough=None, final=final)
         scores = {
             client: self._score(answer.score)
             for client, answer in sorted(found.answers.items())
@@ -170,6 +184,7 @@ class RemoteClients:
         *,
         score: bool,
         enough: int | None,
+        final: bool = False,
     ) -> _Good:
         found = _Good()
         largest = max((measure(message).total for message in down.values()), default=0)
@@ -190,7 +205,7 @@ class RemoteClients:
         def send(clients: list[ClientId]) -> None:
             few = max(1, _AT_ONCE // max(1, largest))  # bounds the copies of a message in memory
             for some in (clients[k : k + few] for k in range(0, len(clients), few)):
-                requests = [self._request(kind, key, client, body(down[client]), score, end) for client in some]
+                requests = [self._request(kind, key, client, body(down[client]), score, end, final) for client in some]
                 for client, ticket in zip(some, self.transport.push(requests), strict=True):
                     if ticket is None:
                         fail(client, "the engine did not take the message")
@@ -268,17 +283,21 @@ class RemoteClients:
         body: bytes | None,
         score: bool,
         end: float,
+        final: bool,
     ) -> Outgoing:
         settled = self.settled.get(client)
+        latest = self._kept.get(client, settled)
         header = headers.dump(
             RequestHeader(
                 kind=kind,
                 experiment=self.experiment,
                 key=key,
                 client=client,
-                since=self._kept.get(client, settled),
+                since=latest if self._earlier is None else self._earlier.get(client),
                 settled=settled,
+                best=self.best.get(client),
                 score=score,
+                final=final,
                 config=self.config.to_dict(),
                 task=self.registry.task,
             )

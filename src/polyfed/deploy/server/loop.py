@@ -15,7 +15,7 @@ import secrets
 import time
 import traceback
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -45,7 +45,7 @@ from polyfed.rounds.ledger import Ledger
 from polyfed.rounds.loop import RoundLoop
 from polyfed.rounds.round import Played, play_round
 from polyfed.rounds.selection import draw_connected
-from polyfed.simulation.simulate import environment
+from polyfed.simulation.simulate import environment, extend
 from polyfed.storage.run_dir import RunDir
 from polyfed.storage.state_store import Store
 
@@ -123,10 +123,8 @@ def create(folder: Path, config: Config, deployment: Deployment) -> str:
         ConfigError: the configuration sets keys that only a simulation has.
     """
     config = config.resolved()
-    if config.run.gradient_clients is not None or config.data.validation_fraction:
-        raise ConfigError(
-            "run.gradient_clients and data.validation_fraction are for simulated runs; to deploy, remove them"
-        )
+    if config.run.gradient_clients is not None:
+        raise ConfigError("run.gradient_clients is for simulated runs; to deploy, remove it")
     if config.devices is not None:
         raise ConfigError(
             "[devices] is for simulated runs: a deployed run has real clocks; to deploy, remove the section"
@@ -147,6 +145,25 @@ def create(folder: Path, config: Config, deployment: Deployment) -> str:
     Content.of(config, {}, weights=()).write(folder)  # each client binds itself to its data and weights
     files.write(folder / "config.toml", config.to_toml().encode())
     return experiment
+
+
+def go_on(folder: Path, rounds: int) -> None:
+    """Give a deployed run more rounds, so that serving it again goes on after its end.
+
+    Args:
+        folder: the run directory that `create` made.
+        rounds: the number of rounds at whose end the run is to be; the present number changes nothing.
+
+    Raises:
+        ConfigError: the run has more rounds already, or its numbers depend on their number.
+        RunDirInUseError: a server is playing the run.
+    """
+    with closing(RunDir(folder)):
+        before = Config.load(folder / "config.toml")
+        config = before.extended(rounds)
+        if config.run.rounds != before.run.rounds:
+            Content.of(config, {}).write(folder)
+            extend(folder, config)
 
 
 def serve(folder: Path, transport: Transport) -> dict[str, Any]:
@@ -207,7 +224,7 @@ class _Served(RoundLoop):
             run_dir,
             Store(run_dir.path / "states", algorithm.states, resident=True),  # stays empty: states are the clients'
             make_driver("sequential", Placement.of(config.run.device, config.run.precision)),
-            f"{config.hash()[:16]}-{experiment}",
+            lambda rounds: f"{config.lasting(rounds).hash()[:16]}-{experiment}",
         )
         self.evaluator = Evaluator(self.view, self.driver.placement, self.driver.costs)
         self.void = 0
@@ -221,14 +238,16 @@ class _Served(RoundLoop):
                 self.registry.task = TaskFacts.model_validate(progress["task"])
                 self.registry.agreed = self.registry.task.agreed
                 self.remote.settled = {int(k): (key[0], key[1], key[2]) for k, key in progress["settled"].items()}
+                self.remote.best = {int(k): (key[0], key[1], key[2]) for k, key in progress.get("best", {}).items()}
                 self.journal("resumed", round=self.round)
             self._gather()
             self.registry.task = self.registry.task or self.registry.facts()
             self.view.algorithm.check(self.view.task)
             self.ledger = Ledger(self.view, progress.get("ledger"))
             self.rounds()
+            tests = self.tests()
         summary = {
-            **self.ledger.summary(str(self.run_dir.path), len(self.remote.settled), "deployed"),
+            **self.ledger.summary(str(self.run_dir.path), len(self.remote.settled), "deployed", tests),
             "deployed": {
                 "experiment": self.remote.experiment,
                 "traffic": asdict(self.remote.traffic),
@@ -284,6 +303,15 @@ class _Served(RoundLoop):
         found = super().evaluate(server, round_, played)
         return found if found is not None and found.scores else None
 
+    def test(self, server: State, round_: int) -> Evaluation | None:
+        """Test; None if no client reported a score."""
+        found = super().test(server, round_)
+        return found if found is not None and found.scores else None
+
+    def at_best(self, round_: int) -> AbstractContextManager[None]:
+        """The states that the clients keep of the best round."""
+        return self.remote.at_best()
+
     def facts(self, played: Played | None) -> dict[str, Any]:
         """The clients that replied, the seconds that each took, and the events beside the round."""
         events: dict[str, Any] = {"events": self.journal.take()}
@@ -296,8 +324,12 @@ class _Served(RoundLoop):
         }
 
     def ended(self, row: dict[str, Any]) -> None:
-        """Forget the late requests whose time has run out."""
+        """Forget the late requests whose time has run out; note the best round, and the end of the run."""
         self.remote.sweep()
+        if self.pinned == self.round:
+            self.remote.best = dict(self.remote.settled)
+        if self.ledger.stopped:
+            self.journal("stopped", **self.ledger.stopped)
 
     def checkpoint_due(self, round_: int) -> bool:
         """True after every round, so that the clients' states belong to the round that the server resumes from."""
@@ -310,6 +342,7 @@ class _Served(RoundLoop):
         return {
             "ledger": self.ledger.progress,
             "settled": {str(client): key for client, key in self.remote.settled.items()},
+            **({} if self.pinned is None else {"best": {str(k): key for k, key in self.remote.best.items()}}),
             "task": self.registry.task.model_dump(mode="json"),
         }
 

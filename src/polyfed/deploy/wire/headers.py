@@ -84,7 +84,11 @@ class RequestHeader(_Header, frozen=True):
         client: the receiver; None where the server does not know it yet.
         since: the exchange whose private state the client starts from; None means its first state.
         settled: the last exchange of this client in a round that is over and counted; older state is not needed.
+        best: the exchange whose private state is the client's own of the best round; it stays beside the latest. None
+            if the run keeps none.
         score: whether the client tests just after its training.
+        final: whether an evaluation reports the run's result, on test rows; else validation rows count, where the
+            client has any.
         config: the tables of the configuration.
         task: the task; None while the server does not know it.
         agreed: what the clients that joined agreed on, in a request to describe; None while there is none.
@@ -96,7 +100,9 @@ class RequestHeader(_Header, frozen=True):
     client: _Count | None = None
     since: _Key | None = None
     settled: _Key | None = None
+    best: _Key | None = None
     score: bool = False
+    final: bool = False
     config: dict[str, Any] = Field(default_factory=dict)
     task: TaskFacts | None = None
     agreed: Agreement | None = None
