@@ -15,6 +15,8 @@ from polyfed.algorithms.catalogue import ALGORITHMS
 from polyfed.algorithms.standalone import Standalone
 from polyfed.config import algorithm_class
 from polyfed.core.requests import exchange
+from polyfed.deploy.client.local_setup import LocalSetup
+from polyfed.rounds.federation import prepare
 from polyfed.simulation.simulate import simulate
 
 
@@ -54,6 +56,74 @@ def test_sites_with_their_own_files_split_and_train_as_in_process(tmp_path: Path
     settings, run = with_tables(tmp_path, texts)
     here, there = simulate(settings, out=tmp_path / "here"), run.serve()
     assert there["accuracy"]["mean"] == here["accuracy"]["mean"]
+    assert same(run.server(), load_file(tmp_path / "here" / "checkpoint" / "server-round-2.safetensors"))
+
+
+def tables(seed: int = 0) -> list[str]:
+    """Three sites with patients, visits, categories and missing values; the second has its columns in another order.
+
+    The third site's patients have names beside numbers, so that the order of all patients is not that of each site's.
+    """
+    draws = np.random.default_rng(seed)
+    texts: list[str] = []
+    for site in range(3):
+        columns = ["age", "ward", "visit", "patient", "flag", "dx"]
+        if site == 1:
+            columns = ["dx", "patient", "ward", "age", "flag", "visit"]
+        rows = [",".join(columns)]
+        for k in range(60 + 13 * site):
+            ill = k % 3 == 0
+            cells = {
+                "age": "" if draws.random() < 0.1 else f"{40 + 20 * ill + 9 * draws.normal():.2f}",
+                "ward": "" if draws.random() < 0.1 else str(draws.choice(["north", "south", "west"])),
+                "visit": f"2024-{draws.integers(1, 13):02d}-{draws.integers(1, 29):02d}",
+                "patient": f"{'P' if site == 2 and k % 2 else ''}{draws.integers(5, 25)}",
+                "flag": str(int(draws.random() < 0.2 + 0.1 * site)),
+                "dx": "ill" if ill else "well",
+            }
+            rows.append(",".join(cells[name] for name in columns))
+        texts.append("\n".join(rows) + "\n")
+    return texts
+
+
+_AGREED = (
+    'data.agreed.classes=["well","ill"]',
+    'data.agreed.columns=[{name="ward",categories=["west","south","north","east"]},{name="age"}]',
+)
+_ROLES = 'label="dx", unit="patient", time="visit"'
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ("data.split=pooled",),
+        ("data.split=groups",),
+        ("data.split=time",),
+        ("data.split=pooled", *_AGREED),
+        ("data.split=pooled", "partition.samples_per_client=35"),
+        ("data.split=time", "partition.samples_per_client=35", "data.validation_fraction=0.3"),
+        ("data.split=pooled", "data.validation_fraction=0.3"),
+        ("data.split=groups", "data.validation_fraction=0.3", *_AGREED),
+        ("data.split=official", "partition.samples_per_client=35"),
+        ("data.split=pooled", "partition.seed=7", "data.test_fraction=0.4", "run.seed=3"),
+    ],
+)
+def test_a_table_is_split_and_trained_on_as_in_process(keys: tuple[str, ...], tmp_path: Path) -> None:
+    """Catches any difference between a site's own file and the part of a client in a simulation of all files."""
+    flag = 'test="flag"' if "data.split=official" in keys else 'ignore=["flag"]'
+    settings, run = with_tables(tmp_path, tables(), f"data.options={{{_ROLES}, {flag}}}", *keys)
+    here, there = simulate(settings, out=tmp_path / "here"), run.serve()
+    simulated = prepare(settings).partition
+    assert not [row for row in run.events if row["event"] == "refused"]
+    starts = np.cumsum([0, *(len(text.splitlines()) - 1 for text in tables())])
+    for known in run.memory.settings.values():
+        site = known.client
+        own = LocalSetup.of(known, run.config)
+        for which in ("train", "test"):
+            rows, expected = getattr(own.partition, which)(0), getattr(simulated, which)(site)
+            assert rows.tolist() == (expected - starts[site]).tolist()
+    for key in ("mean", "predictors", "before_aggregation", "best"):
+        assert there["accuracy"][key] == here["accuracy"][key]
     assert same(run.server(), load_file(tmp_path / "here" / "checkpoint" / "server-round-2.safetensors"))
 
 

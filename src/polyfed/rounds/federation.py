@@ -265,12 +265,11 @@ def deal(config: Config, data: Dataset | None = None) -> tuple[Dataset, Partitio
         )
     else:
         dataset = replace(data, files={data.name: data.digest})
-    seed = config.run.seed if config.partition.seed is None else config.partition.seed
     partition = make_partition(
         dataset,
         kind=config.partition.kind,
         num_clients=config.clients.count,
-        rng=Rng((seed, "partition")),
+        rng=_partition_rng(config),
         test_fraction=config.data.test_fraction,
         split=config.data.split,
         **config.partition.model_dump(exclude_none=True, exclude={"kind", "seed"}),
@@ -281,15 +280,55 @@ def deal(config: Config, data: Dataset | None = None) -> tuple[Dataset, Partitio
             f"clients.names: got {', '.join(names)}; the groups of the data, in the order of their clients, are "
             f"{', '.join(groups)}; give the names in this order, or leave them out"
         )
-    if config.data.validation_fraction:
-        whole = config.data.split in ("groups", "time")  # what the split keeps whole stays whole
-        partition = partition.validating(
-            config.data.validation_fraction,
-            dataset.strata,
-            Rng((seed, "partition", "validation")),
-            splitter(dataset, config.data.split, config.partition.kind) if whole else None,
-        )
-    return dataset, partition
+    return dataset, _validating(config, dataset, partition, config.partition.kind)
+
+
+def deal_own(config: Config, dataset: Dataset, client: ClientId) -> Partition:
+    """Return the partition of a client that has its own rows alone.
+
+    Its training and test rows are those that `deal` draws for client ``client`` of a "natural" partition, in which each
+    client has the rows of one file.
+
+    Args:
+        config: the configuration of the run.
+        dataset: the rows of this client, and no others.
+        client: the number of the client.
+
+    Raises:
+        DataError: the client has too few rows, or the split needs what the data set lacks.
+    """
+    alone = replace(dataset, groups=np.zeros(len(dataset), dtype=np.int64), group_names=())
+    partition = make_partition(
+        alone,
+        kind="natural",
+        num_clients=1,
+        rng=_partition_rng(config),
+        first_client=client,
+        test_fraction=config.data.test_fraction,
+        split=config.data.split,
+        min_samples=config.partition.min_samples,
+        samples_per_client=config.partition.samples_per_client,
+    )
+    return _validating(config, alone, partition, "natural", first=client)
+
+
+def _partition_rng(config: Config) -> Rng:
+    return Rng((config.run.seed if config.partition.seed is None else config.partition.seed, "partition"))
+
+
+def _validating(config: Config, dataset: Dataset, partition: Partition, kind: str, *, first: int = 0) -> Partition:
+    """Return the partition with ``data.validation_fraction`` of the training rows in place of the test rows."""
+    fraction, split = config.data.validation_fraction, config.data.split
+    if not fraction:
+        return partition
+    whole = split in ("groups", "time")  # what the split keeps whole stays whole
+    return partition.validating(
+        fraction,
+        dataset.strata,
+        _partition_rng(config).at("validation"),
+        splitter(dataset, split, kind, first=first) if whole else None,
+        first=first,
+    )
 
 
 def prepare(config: Config, data: Dataset | None = None) -> Federation:

@@ -167,7 +167,9 @@ class Partition:
         offsets = getattr(self, f"{which}_offsets")[: clients + 1]
         return getattr(self, f"{which}_rows")[: offsets[-1]], np.diff(offsets)
 
-    def validating(self, fraction: float, y: ArrayLike, rng: Rng, pick: Pick | None = None) -> Partition:
+    def validating(
+        self, fraction: float, y: ArrayLike, rng: Rng, pick: Pick | None = None, *, first: int = 0
+    ) -> Partition:
         """Return the same clients with part of their training rows, class by class, in place of their test rows.
 
         For choosing hyper-parameters: a choice by these rows has not seen the test rows, which no client holds any
@@ -178,6 +180,7 @@ class Partition:
             y: ``(N,)`` classes of all rows of the data set.
             rng: chooses the rows.
             pick: chooses by another rule than class by class, as `splitter` returns it.
+            first: number of the client that client 0 stands for, as for `make_partition`; ``pick`` knows its own.
 
         Raises:
             DataError: a client has a single training row.
@@ -191,7 +194,7 @@ class Partition:
             )
         owner = np.repeat(np.arange(self.num_clients), sizes)
         if pick is None:
-            held = pick_test(owner, np.asarray(y)[self.train_rows], self.num_clients, fraction, rng)
+            held = pick_test(owner, np.asarray(y)[self.train_rows], self.num_clients, fraction, rng, first=first)
         else:
             held = pick(self.train_rows, owner, self.num_clients, fraction, rng)
         return Partition(
@@ -343,7 +346,9 @@ class Resampled(Partition):
         sizes = np.array([about["drawn"]["train"], about["drawn"]["test"]])
         return Rng(tuple(about["seed"])), alpha, sizes, limits
 
-    def validating(self, fraction: float, y: ArrayLike, rng: Rng, pick: Pick | None = None) -> Partition:
+    def validating(
+        self, fraction: float, y: ArrayLike, rng: Rng, pick: Pick | None = None, *, first: int = 0
+    ) -> Partition:
         """Return the partition with part of the training pool, class by class, in place of the test pool.
 
         Raises:

@@ -123,10 +123,8 @@ def create(folder: Path, config: Config, deployment: Deployment) -> str:
         ConfigError: the configuration sets keys that only a simulation has.
     """
     config = config.resolved()
-    if config.run.gradient_clients is not None or config.data.validation_fraction:
-        raise ConfigError(
-            "run.gradient_clients and data.validation_fraction are for simulated runs; to deploy, remove them"
-        )
+    if config.run.gradient_clients is not None:
+        raise ConfigError("run.gradient_clients is for simulated runs; to deploy, remove it")
     if config.devices is not None:
         raise ConfigError(
             "[devices] is for simulated runs: a deployed run has real clocks; to deploy, remove the section"
