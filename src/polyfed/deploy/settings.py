@@ -16,6 +16,9 @@ from polyfed.config.toml import apply, parse_override, read_toml, to_toml
 
 _T = TypeVar("_T", bound=BaseModel)
 
+#: The file in the folder of a deployment that names the client of each registered node.
+NODES = "nodes.json"
+
 
 class Rounds(BaseModel, frozen=True, extra="forbid"):
     """Section ``[rounds]`` of deploy.toml: when a round ends, and what happens when clients fail.

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from polyfed.base.errors import MessageError, PolyfedError
+from polyfed.base.errors import ConfigError, MessageError, PolyfedError
 from polyfed.base.types import Parts
 from polyfed.config import Config
 from polyfed.core.message import Message, State, decode, encode
@@ -131,6 +131,12 @@ class _Node:
     def answer(self) -> Frame:
         request, settings = self.request, self.settings
         if request.client not in (None, settings.client):
+            if request.kind == "describe":
+                raise ConfigError(
+                    f"the server knows this node's key as that of client {request.client}, but the node was started as "
+                    f"client {settings.client}; start it with --client {request.client}, or with the key of client "
+                    f"{settings.client}"
+                )
             raise MessageError(f"got a request for client {request.client}; expected client {settings.client}")
         with self._timed("config"):
             self.config = Config.parse(request.config, source="the server's configuration")

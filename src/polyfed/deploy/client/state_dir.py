@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import time
 from collections.abc import Generator
@@ -28,6 +29,8 @@ from polyfed.core.message import State
 from polyfed.deploy.wire.headers import Key
 from polyfed.rounds.identity import NAME, Content
 from polyfed.storage import state_files
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -69,19 +72,26 @@ class ClientStateDir:
         Raises:
             StorageError: another process holds it for longer than ``seconds``.
         """
-        with open(self.folder / "lock", "a", encoding="utf-8") as lock:
-            end = time.monotonic() + seconds
+        with open(self.folder / "lock", "a+", encoding="utf-8") as lock:
+            end, waiting = time.monotonic() + seconds, False
             while True:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except OSError as error:
+                    lock.seek(0)
+                    holder = lock.read().strip() or "unknown"
                     if time.monotonic() > end:
                         raise StorageError(
-                            f"{self.folder} is held by another process of this client, after {seconds:g} s of waiting; "
-                            "stop that process"
+                            f"{self.folder} is held by another process of this client (number {holder}), after "
+                            f"{seconds:g} s of waiting; stop that process"
                         ) from error
+                    if not waiting:
+                        log.warning("%s is held by process %s; waiting up to %g s for it", self.folder, holder, seconds)
+                    waiting = True
                     time.sleep(0.1)
+            lock.truncate(0)
+            print(os.getpid(), file=lock, flush=True)
             self.entries = self._read()
             yield
 

@@ -18,7 +18,7 @@ from polyfed.core.message import Message, Size, decode, encode
 from polyfed.core.requests import Exchange
 from polyfed.deploy.client.local_setup import task_of
 from polyfed.deploy.server.registry import ClientRegistry, Events
-from polyfed.deploy.server.reply_checks import check_reply
+from polyfed.deploy.server.reply_checks import check_reply, in_short
 from polyfed.deploy.settings import Rounds
 from polyfed.deploy.wire import headers
 from polyfed.deploy.wire.headers import Counts, Key, ReplyHeader, RequestHeader
@@ -312,7 +312,7 @@ class RemoteClients:
                 f"expected {kind} {key} of client {client}"
             )
         if answer.error:
-            raise MessageError(answer.error)
+            raise MessageError(in_short(answer.error))
         if answer.score is not None:
             self._score(answer.score)
         limit = int(self.rounds.max_message * 1e6)

@@ -115,8 +115,14 @@ def told(row: dict[str, Any]) -> str:
     )
 
 
-def create(folder: Path, config: Config, deployment: Deployment) -> str:
+def create(folder: Path, config: Config, deployment: Deployment, nodes: Path | None = None) -> str:
     """Make the directory of a deployed run and return the name of the experiment.
+
+    Args:
+        folder: the run directory.
+        config: the configuration.
+        deployment: the settings of the deployment.
+        nodes: the file that names the client of each registered node; None where nodes have no keys.
 
     Raises:
         RunDirError: the directory already holds a run.
@@ -141,7 +147,10 @@ def create(folder: Path, config: Config, deployment: Deployment) -> str:
     experiment = f"{config.hash()[:12]}-{secrets.token_hex(4)}"  # a new run never meets the states of an old one
     files.write_json(folder / "environment.json", environment(config))
     files.write(folder / "deploy.toml", deployment.to_toml().encode())
-    files.write_json(folder / "deployed.json", {"experiment": experiment})
+    about = {"experiment": experiment}
+    if nodes is not None:
+        about["nodes"] = str(nodes.absolute())
+    files.write_json(folder / "deployed.json", about)
     Content.of(config, {}).write(folder)  # each client binds itself to its data
     files.write(folder / "config.toml", config.to_toml().encode())
     return experiment
@@ -161,12 +170,12 @@ def serve(folder: Path, transport: Transport) -> dict[str, Any]:
         raise RunDirError(
             f"{folder} holds no deployed run: it has no deployed.json; give the --out of a `polyfed deploy` command"
         )
-    experiment = json.loads((folder / "deployed.json").read_text())["experiment"]
+    about = json.loads((folder / "deployed.json").read_text())
     deployment = Deployment.load(folder / "deploy.toml")
     status = Status(folder / "status.json")
     with closing(RunDir(folder)) as run_dir:
         try:
-            summary = _Served(run_dir, experiment, deployment, transport, status).run()
+            summary = _Served(run_dir, about, deployment, transport, status).run()
             status("finished")
             return summary
         except BaseException as error:
@@ -189,14 +198,17 @@ class _Served(RoundLoop):
     """The rounds of a deployment."""
 
     def __init__(
-        self, run_dir: RunDir, experiment: str, deployment: Deployment, transport: Transport, status: Status
+        self, run_dir: RunDir, about: dict[str, str], deployment: Deployment, transport: Transport, status: Status
     ) -> None:
+        experiment, nodes = about["experiment"], about.get("nodes")
         self.rules, self.status = deployment.rounds, status
         config = Config.load(run_dir.path / "config.toml")
         Content.of(config, {}).check(run_dir.path)
         algorithm = load_algorithm(config.algorithm.name, config.algorithm.keys)
         self.journal = Journal(run_dir.path / "events.jsonl")
-        self.registry = ClientRegistry(transport, config, experiment, self.journal, fixed=deployment.server.node_keys)
+        self.registry = ClientRegistry(
+            transport, config, experiment, self.journal, nodes=None if nodes is None else Path(nodes)
+        )
         self.remote = self.clients = RemoteClients(
             transport, self.registry, config, algorithm, experiment, self.rules, self.journal, run_dir.path
         )
