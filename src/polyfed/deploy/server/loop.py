@@ -272,7 +272,7 @@ class _Served(RoundLoop):
 
     def _attempt(self, round_: int, attempt: int) -> Played | None:
         """One attempt at a round; None if it is void."""
-        cohort = draw_connected(self.view, round_, self.registry.present, self.rules.oversample)
+        cohort = draw_connected(self.view, round_, self.remote.drawable(), self.rules.oversample)
         self.remote.begin(attempt, self.view.config.clients.wanted if self.rules.oversample else None)
         try:
             return play_round(self.view, self.server, cohort, self.clients, self.driver, score=self.due(round_))
