@@ -281,7 +281,12 @@ def run(
         from polyfed.deploy.settings import NODES
 
         deployment = _deployment(folder, rules)
-        create(run_dir, Config.load(config, overrides or ()), deployment, folder / NODES if deployment.server.node_keys else None)
+        create(
+            run_dir,
+            Config.load(config, overrides or ()),
+            deployment,
+            folder / NODES if deployment.server.node_keys else None,
+        )
         _submit(folder, run_dir)
 
 

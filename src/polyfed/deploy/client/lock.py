@@ -68,6 +68,6 @@ def _refusal(folder: Path, path: Path) -> str:
     stop = f"`kill {' '.join(map(str, numbers))}`" if numbers else "ending it"
     return (
         f"{folder} is in use by another client{known}; a state directory belongs to one client at a time. Give this "
-        f"client a --state of its own, or stop the other by {stop}. If the other client was killed, this is its worker, "
-        "which may still train: stop it the same way"
+        f"client a --state of its own, or stop the other by {stop}. If the other client was killed, this is its "
+        "worker, which may still train: stop it the same way"
     )

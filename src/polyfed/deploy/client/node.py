@@ -22,6 +22,7 @@ from polyfed.base.types import Parts
 from polyfed.config import Config
 from polyfed.core.message import Message, State, decode, encode
 from polyfed.core.requests import Fit, Fitted, drive
+from polyfed.deploy.client import predictor
 from polyfed.deploy.client.local_setup import ApartError, LocalSetup, task_of
 from polyfed.deploy.client.state_dir import ClientStateDir, private_folder
 from polyfed.deploy.settings import NodeSettings
@@ -146,7 +147,7 @@ class _Node:
         if request.kind == "describe":
             return self._describe()
         with self.placement.defaults():
-            return self._train() if request.kind == "train" else self._evaluate()
+            return {"train": self._train, "evaluate": self._evaluate, "keep": self._keep}[request.kind]()
 
     def _frame(self, **fields: Any) -> str:
         seconds = self.seconds if self.settings.tells_costs else {}  # seconds hint at the network's size
@@ -184,6 +185,7 @@ class _Node:
         )
         # These digests of data and code stay with the client.
         self.state_dir.bind(Content.of(self.config, self.setup.dataset.files, self.settings.model))
+        self.state_dir.record(self.config.to_toml(), predictor.about_client(self.setup, self.request.experiment))
 
     def _message(self) -> Message | None:
         with self._timed("decode"):
@@ -245,6 +247,17 @@ class _Node:
             self.algorithm.predictor_parts(private, message, local), lambda request: driver.perform(request, work)
         )
         return self._frame(lost=lost, score=self._score(parts, work.flops, test=True)), None
+
+    def _keep(self) -> Frame:
+        self._prepare()
+        with self.state_dir.held():
+            self._message()  # refuses bytes that could not be read later
+            private, lost = self._state()
+            assert self.request.task is not None, "it was checked"
+            about = predictor.about_data(self.setup, self.request.task)
+            with self._timed("save"):
+                self.state_dir.keep_predictor(self.request.key[0], private, self.body, about)
+        return self._frame(lost=lost), None
 
     def _score(self, parts: Parts, spent: float = 0, *, test: bool = False) -> Counts:
         with self._timed("score"):

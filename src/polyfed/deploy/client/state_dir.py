@@ -3,6 +3,8 @@
     STATE_DIR/EXPERIMENT/client-K/content.json     digests of the data and the code, which the server never sees
                                   pointer.json     the files that each exchange left, by SHA-256
                                   state-R-A-P.safetensors, reply-R-A-P.bin
+                                  client.json, config.toml   which client, algorithm and configuration these are of
+                                  predictor.json, predictor-state-*, predictor-message-*   from which it predicts
 
 An exchange writes its state and its reply first and the pointer last, in one rename: whenever the process is killed,
 the folder holds either the old state or the new state, whole. The server names the last exchange that counted, so a
@@ -17,7 +19,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -167,6 +169,40 @@ class ClientStateDir:
             for path in self.folder.glob(pattern):
                 if path.name not in current:
                     path.unlink(missing_ok=True)
+
+    def record(self, config: str, about: Mapping[str, Any]) -> None:
+        """Write which run this folder belongs to, for people and for `predictor`, unless it is written.
+
+        Args:
+            config: the configuration, as TOML.
+            about: what client.json holds: the algorithm, the client, its network and its data.
+        """
+        if not (self.folder / "client.json").exists():
+            self._write("config.toml", config.encode())
+            self._write("client.json", (json.dumps(about, indent=2) + "\n").encode())
+
+    def keep_predictor(self, round_: int, state: State, message: bytes | None, about: Mapping[str, Any]) -> None:
+        """Write all that the client predicts from when the run is over: two files, then predictor.json that names them.
+
+        Args:
+            round_: the round after which the client predicts from them.
+            state: the private state.
+            message: the bytes of the server's last message; None if the client predicts without one.
+            about: further entries of predictor.json.
+
+        Raises:
+            StorageError: the disk is full; an older predictor is intact.
+        """
+        data = state_files.dump(state)
+        mark = hashlib.sha256(data + (message or b"")).hexdigest()[:8]
+        kept = {"state": self._write(f"predictor-state-{round_}-{mark}.safetensors", data)}
+        if message is not None:
+            kept["message"] = self._write(f"predictor-message-{round_}-{mark}.bin", message)
+        told = {"round": round_, **kept, **about}
+        self._write("predictor.json", (json.dumps(told, indent=2) + "\n").encode())
+        for path in self.folder.glob("predictor-*"):
+            if path.name not in {name for name, _ in kept.values()}:
+                path.unlink(missing_ok=True)
 
     def _write(self, name: str, data: bytes) -> tuple[str, str]:
         """Write a file that only its owner can read; return its name and SHA-256."""

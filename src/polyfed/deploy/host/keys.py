@@ -1,4 +1,4 @@
-"""A new certificate authority, the server's certificate, a key pair for each node, and which client a key belongs to."""
+"""A certificate authority, the server's certificate, a key pair for each node, and the client of each key."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from polyfed.base import files
-from polyfed.deploy.host import commands
+from polyfed.deploy.host import commands, keys
 from polyfed.deploy.host.processes import ProcessEndedError, Processes, free_ports, listening
 from polyfed.deploy.settings import NODES, Deployment, NodeSettings, Server
 
@@ -67,8 +67,6 @@ class Local(AbstractContextManager["Local"]):
             self.app = commands.write_app(self.folder)
             commands.write_connection(self.home, self.deployment)
             if self.tls:
-                from polyfed.deploy.host import keys
-
                 keys.authority(self.folder / "certificates", ["localhost", "127.0.0.1"])
                 for client in range(self.count):
                     keys.node_key(self.folder / "keys" / f"client-{client}")

@@ -171,6 +171,15 @@ class RemoteClients:
             self.tell("failed", client=client, kind="evaluate", round=round_, reason=reason, again=False)
         return scores
 
+    def hand_over(self, round_: int, down: Down) -> list[ClientId]:
+        """Send each client the message from which it predicts when the run is over, and have it keep its predictor.
+
+        Returns:
+            The clients that kept it, ascending.
+        """
+        found = self._ask("keep", (round_, self.attempt, 0), down, {}, None, score=False, enough=None)
+        return sorted(found.answers)
+
     # ---------------------------------------------------------------------------------------------- asking
 
     def _ask(

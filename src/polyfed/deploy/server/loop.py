@@ -38,7 +38,7 @@ from polyfed.deploy.wire.transport import Transport
 from polyfed.execute.drivers import make_driver
 from polyfed.execute.placement import Placement, threads
 from polyfed.parallel.pool import process_peak
-from polyfed.rounds.evaluation import Evaluation, Evaluator
+from polyfed.rounds.evaluation import Evaluation, Evaluator, messages_for
 from polyfed.rounds.federation import ServerView, configured_info
 from polyfed.rounds.identity import Content
 from polyfed.rounds.ledger import Ledger
@@ -237,12 +237,16 @@ class _Served(RoundLoop):
             self.view.algorithm.check(self.view.task)
             self.ledger = Ledger(self.view, progress.get("ledger"))
             self.rounds()
+            self.registry.refresh()
+            present = self.registry.present
+            kept = self.remote.hand_over(self.round, messages_for(self.view, self.server, present))
         summary = {
             **self.ledger.summary(str(self.run_dir.path), len(self.remote.settled), "deployed"),
             "deployed": {
                 "experiment": self.remote.experiment,
                 "traffic": asdict(self.remote.traffic),
                 "events": self.journal.counts,
+                "kept": kept,
             },
         }
         files.write_json(self.run_dir.path / "summary.json", summary)

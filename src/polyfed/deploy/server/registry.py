@@ -203,10 +203,10 @@ def bound_nodes(path: Path) -> dict[int, ClientId]:
 
 
 def _impostor(owner: ClientId | None, answer: ReplyHeader) -> str:
-    claimed = answer.client if answer.about is None else answer.about.client
+    claimed = answer.client if answer.about is None or answer.client != owner else answer.about.client
     return (
-        f"its key is that of client {owner}, but it says that it is client {claimed}; start it with --client {owner}, or "
-        f"with the key of client {claimed}"
+        f"its key is that of client {owner}, but it says that it is client {claimed}; start it with --client {owner}, "
+        f"or with the key of client {claimed}"
     )
 
 

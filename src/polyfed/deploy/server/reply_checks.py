@@ -8,7 +8,6 @@ from polyfed.core.checks import check_numbers
 from polyfed.core.clients import ClientInfo
 from polyfed.core.message import Message
 
-
 #: The class of a client's error -> what to do about it, as far as it can be said without the text, which stays there.
 _REMEDIES = {
     "CheckpointError": "its data, code or stored state changed since the run began: restore them, or start a new run",
