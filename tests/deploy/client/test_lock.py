@@ -50,15 +50,8 @@ def test_a_worker_holds_the_directory_and_so_does_the_orphan_of_a_killed_keeper(
     (tmp_path / "node.toml").write_text(settings.to_toml())
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
-    def keeper(name: str) -> subprocess.Popen[str]:
-        command = [
-            sys.executable,
-            "-m",
-            "polyfed.deploy.client.worker",
-            str(tmp_path / name),
-            str(tmp_path / "node.toml"),
-        ]
-        return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    def keeper(name: str) -> list[str]:
+        return [sys.executable, "-m", "polyfed.deploy.client.worker", str(tmp_path / name), str(tmp_path / "node.toml")]
 
     def processes() -> list[int]:
         end = time.monotonic() + 60
@@ -69,14 +62,13 @@ def test_a_worker_holds_the_directory_and_so_does_the_orphan_of_a_killed_keeper(
             time.sleep(0.05)
         raise AssertionError("no worker")
 
-    first = keeper("a")
+    first = subprocess.Popen(keeper("a"), env=environment, stderr=subprocess.DEVNULL)
     numbers = processes()
     assert numbers[0] == first.pid
     os.kill(numbers[1], signal.SIGSTOP)  # an orphan that does not end when its keeper does
-    second = keeper("b")
-    assert second.wait(timeout=60) == 1
-    assert second.stderr is not None
-    assert f"`kill {numbers[0]} {numbers[1]}`" in second.stderr.read()
+    second = subprocess.run(keeper("b"), env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert second.returncode == 1
+    assert f"`kill {numbers[0]} {numbers[1]}`" in second.stderr
     first.kill()
     first.wait()
     with pytest.raises(StorageError, match="If the other client was killed"), in_use(state):

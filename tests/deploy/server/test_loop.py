@@ -76,6 +76,7 @@ def test_a_client_that_raises_keeps_its_state_and_its_secrets(tmp_path: Path) ->
     run.memory.instead = in_round(2, 101, broken)
     run.serve()
     assert run.event("failed")["reason"].startswith("DivergedError")
+    assert "lower train.lr" in run.event("failed")["reason"]
     assert "not finite" not in json.dumps(run.events)  # the text could name layers
     assert "not finite" in (Path(run.memory.settings[101].state_dir) / "errors.jsonl").read_text()
     assert same(run.private()[1], straight.private()[1])
