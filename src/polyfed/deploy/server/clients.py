@@ -195,8 +195,8 @@ class RemoteClients:
     ) -> _Good:
         found = _Good()
         largest = max((measure(message).total for message in down.values()), default=0)
-        times = Counter(map(id, down.values()))
-        encoded: dict[int, bytes] = {}  # a broadcast is one object for all: it is encoded once
+        left = Counter(map(id, down.values()))  # clients to which each message is still to be sent
+        encoded: dict[int, bytes] = {}  # a broadcast is one object for many: it is encoded once, and kept until the last
         waiting: dict[str, ClientId] = {}
         retried: set[ClientId] = set()
         lost: set[ClientId] = set()  # clients that are not connected, and are sent the message when they are again
@@ -205,10 +205,11 @@ class RemoteClients:
         look = 0.0  # when to look next for clients that left or came back
 
         def body(message: Message | None) -> bytes | None:
-            if message is None or id(message) in encoded:
-                return None if message is None else encoded[id(message)]
-            made = encode(message)
-            if times[id(message)] > 1:  # no more is kept: of messages that differ there are as many as clients
+            if message is None:
+                return None
+            left[id(message)] -= 1
+            made = encoded.pop(id(message), None) or encode(message)
+            if left[id(message)] > 0:
                 encoded[id(message)] = made
             return made
 
@@ -257,7 +258,8 @@ class RemoteClients:
         absent = [client for client in down if client not in there]
         for client in absent:
             fail(client, "it is not connected")
-        send([client for client in down if client not in absent])
+        place = {key: number for number, key in enumerate(left)}  # clients of one message, one after the other
+        send(sorted((client for client in down if client not in absent), key=lambda client: place[id(down[client])]))
         while (waiting or lost) and time.monotonic() < end and (enough is None or len(found.answers) < enough):
             if waits and time.monotonic() >= look:
                 tend()
