@@ -196,7 +196,7 @@ class RemoteClients:
         found = _Good()
         largest = max((measure(message).total for message in down.values()), default=0)
         left = Counter(map(id, down.values()))  # clients to which each message is still to be sent
-        encoded: dict[int, bytes] = {}  # a broadcast is one object for many: it is encoded once, and kept until the last
+        encoded: dict[int, bytes] = {}  # a broadcast is one object: encoded once, and kept until the last client
         waiting: dict[str, ClientId] = {}
         retried: set[ClientId] = set()
         lost: set[ClientId] = set()  # clients that are not connected, and are sent the message when they are again
