@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from polyfed.algorithms.standalone import Standalone
 from polyfed.base.errors import ConfigError
 from polyfed.config import algorithm_class, load_algorithm
 from polyfed.core.requests import exchange
+from polyfed.deploy.client.local_setup import LocalSetup
 from polyfed.deploy.client.state_dir import ClientStateDir
 from polyfed.deploy.server.loop import go_on
+from polyfed.rounds.federation import prepare
 from polyfed.simulation.simulate import simulate
 from polyfed.storage import state_files
 from polyfed.storage.run_dir import SavedRun
@@ -65,6 +68,74 @@ def test_sites_with_their_own_files_split_and_train_as_in_process(more: tuple[st
     here, there = simulate(settings, out=tmp_path / "here").summary, run.serve()
     assert there["accuracy"]["mean"] == here["accuracy"]["mean"]
     assert there.get("selection") == here.get("selection")
+    assert same(run.server(), load_file(tmp_path / "here" / "checkpoint" / "server-round-2.safetensors"))
+
+
+def tables(seed: int = 0) -> list[str]:
+    """Three sites with patients, visits, categories and missing values; the second has its columns in another order.
+
+    The third site's patients have names beside numbers, so that the order of all patients is not that of each site's.
+    """
+    draws = np.random.default_rng(seed)
+    texts: list[str] = []
+    for site in range(3):
+        columns = ["age", "ward", "visit", "patient", "flag", "dx"]
+        if site == 1:
+            columns = ["dx", "patient", "ward", "age", "flag", "visit"]
+        rows = [",".join(columns)]
+        for k in range(60 + 13 * site):
+            ill = k % 3 == 0
+            cells = {
+                "age": "" if draws.random() < 0.1 else f"{40 + 20 * ill + 9 * draws.normal():.2f}",
+                "ward": "" if draws.random() < 0.1 else str(draws.choice(["north", "south", "west"])),
+                "visit": f"2024-{draws.integers(1, 13):02d}-{draws.integers(1, 29):02d}",
+                "patient": f"{'P' if site == 2 and k % 2 else ''}{draws.integers(5, 25)}",
+                "flag": str(int(draws.random() < 0.2 + 0.1 * site)),
+                "dx": "ill" if ill else "well",
+            }
+            rows.append(",".join(cells[name] for name in columns))
+        texts.append("\n".join(rows) + "\n")
+    return texts
+
+
+_AGREED = (
+    'data.agreed.classes=["well","ill"]',
+    'data.agreed.columns=[{name="ward",categories=["west","south","north","east"]},{name="age"}]',
+)
+_ROLES = 'label="dx", unit="patient", time="visit"'
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ("data.split=pooled",),
+        ("data.split=groups",),
+        ("data.split=time",),
+        ("data.split=pooled", *_AGREED),
+        ("data.split=pooled", "partition.samples_per_client=35"),
+        ("data.split=time", "partition.samples_per_client=35", "data.validation_fraction=0.3"),
+        ("data.split=pooled", "data.validation_fraction=0.3"),
+        ("data.split=groups", "data.validation_fraction=0.3", *_AGREED),
+        ("data.split=official", "partition.samples_per_client=35"),
+        ("data.split=pooled", "partition.seed=7", "data.test_fraction=0.4", "run.seed=3"),
+    ],
+)
+def test_a_table_is_split_and_trained_on_as_in_process(keys: tuple[str, ...], tmp_path: Path) -> None:
+    """Catches any difference between a site's own file and the part of a client in a simulation of all files."""
+    flag = 'test="flag"' if "data.split=official" in keys else 'ignore=["flag"]'
+    settings, run = with_tables(tmp_path, tables(), f"data.options={{{_ROLES}, {flag}}}", *keys)
+    here, there = simulate(settings, out=tmp_path / "here").summary, run.serve()
+    simulated = prepare(settings).partition
+    assert not [row for row in run.events if row["event"] == "refused"]
+    starts = np.cumsum([0, *(len(text.splitlines()) - 1 for text in tables())])
+    for known in run.memory.settings.values():
+        site = known.client
+        own = LocalSetup.of(known, run.config)
+        for which in ("train", "test"):
+            rows, expected = getattr(own.partition, which)(0), getattr(simulated, which)(site)
+            assert rows.tolist() == (expected - starts[site]).tolist()
+    for key in ("mean", "predictors", "before_aggregation", "best"):
+        assert there["accuracy"][key] == here["accuracy"][key]
     assert same(run.server(), load_file(tmp_path / "here" / "checkpoint" / "server-round-2.safetensors"))
 
 
@@ -156,17 +227,20 @@ def test_settings_of_single_clients_and_rounds_are_those_in_process(tmp_path: Pa
 def _best(tmp_path: Path, here: Path, run: Run, settings: Any) -> None:
     """Assert that server and clients keep of the best round what a simulation keeps of it."""
     states = load_algorithm(settings.algorithm.name, settings.algorithm.keys).states
-    simulated, deployed = (SavedRun(folder, states, "best") for folder in (here, run.folder))
-    assert deployed.round == simulated.round
-    assert state_files.dump(deployed.server) == state_files.dump(simulated.server)
-    for node in run.memory.settings.values():
-        folder = ClientStateDir(Path(node.state_dir), run.experiment, node.client, states)
-        expected = simulated.private(node.client)
-        found, lost = folder.state(folder.best)
-        assert not lost
-        assert (found is None) == (expected is None)
-        assert expected is None or state_files.dump(found) == state_files.dump(expected)
-        assert len(folder.entries) <= 3  # the latest, the one before, and that of the best round
+    with (
+        closing(SavedRun(here, states, "best")) as simulated,
+        closing(SavedRun(run.folder, states, "best")) as deployed,
+    ):
+        assert deployed.round == simulated.round
+        assert state_files.dump(deployed.server) == state_files.dump(simulated.server)
+        for node in run.memory.settings.values():
+            folder = ClientStateDir(Path(node.state_dir), run.experiment, node.client, states)
+            expected = simulated.private(node.client)
+            found, lost = folder.state(folder.best)
+            assert not lost
+            assert (found is None) == (expected is None)
+            assert expected is None or state_files.dump(found) == state_files.dump(expected)
+            assert len(folder.entries) <= 3  # the latest, the one before, and that of the best round
 
 
 BEST = (

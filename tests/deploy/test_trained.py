@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import stat
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 import torch
 from deploy_toy import Run, config, with_tables
 
-from polyfed.base.errors import CheckpointError, ConfigError
+from polyfed.base.errors import CheckpointError, ConfigError, RunDirError
 from polyfed.rounds.federation import deal
 from polyfed.trained.export import export
 from polyfed.trained.load import trained_model
@@ -69,7 +71,58 @@ def test_a_table_is_read_and_scaled_as_at_the_site(tmp_path: Path) -> None:
         np.testing.assert_allclose(found.numpy(), [[row["score no"], row["score yes"]] for row in rows], atol=1e-6)
 
 
-def test_a_client_that_tells_no_scores_keeps_its_model_too(tmp_path: Path) -> None:
-    run = Run(tmp_path, config(), tell=("names",))
+@pytest.mark.parametrize("algorithm", ["fedavg", "fedproto", "fiarse", "standalone"])
+@pytest.mark.parametrize("tell", [("names",), ()])
+def test_every_client_keeps_its_model(algorithm: str, tell: tuple[str, ...], tmp_path: Path) -> None:
+    """Catches a client that keeps nothing as it is not among the tested clients, or reports no scores."""
+    run = Run(tmp_path, config(algorithm, "run.eval_clients=1"), ["rounds.start_timeout=60"], tell=tell)
+    summary = run.serve()
+    assert summary["deployed"]["kept"] == [0, 1, 2]
+    for client in range(3):
+        model = trained_model(tmp_path / f"site-{client}")
+        assert (model.about["client"], model.about["round"]) == (client, 2)
+
+
+def test_the_model_of_the_best_round_is_kept(tmp_path: Path) -> None:
+    """Catches a client that keeps the last round's model where the run keeps the best."""
+    keys = (
+        "run.keep=best",
+        "run.monitor=brier",
+        'run.metrics=["accuracy","brier"]',
+        "run.eval_every=1",
+        "run.rounds=8",
+    )
+    keys += ("data.validation_fraction=0.3", "train.lr=0.15", "clients.count=4", "run.predictions=true")
+    run = Run(tmp_path, config("fedmrl", *keys), ["rounds.start_timeout=60"])
+    best = run.serve()["selection"]["best"]["round"]
+    assert 0 < best < 8, "the test needs another run"
+    dataset, partition = deal(run.config)
+    model = trained_model(tmp_path / "site-1")
+    assert model.about["round"] == best
+    rows = pq.read_table(folder(tmp_path, run, 1) / "predictions.parquet").to_pylist()
+    said = [[row[f"score {c}"] for c in range(10)] for row in rows if row["predictor"] == "mix-large"]
+    np.testing.assert_allclose(model(dataset.x[torch.tensor(partition.test(1))]).numpy(), said, atol=1e-6)
+
+
+def test_people_can_read_what_a_client_worked_for_from_its_first_round_on(tmp_path: Path) -> None:
+    run = Run(tmp_path, config("fedmrl"), ["rounds.start_timeout=60"])
+    run.memory.settings[101] = run.memory.settings[101].model_copy(update={"model": "mlp(hidden=(9,))"})
+    run.memory.instead = lambda message, go: "gone" if message.kind in ("evaluate", "keep") else go()
     run.serve()
-    assert trained_model(folder(tmp_path, run, 1)).predictors[0] == "mix-large"
+    place = folder(tmp_path, run, 1)
+    about = json.loads((place / "client.json").read_text())
+    assert (about["client"], about["algorithm"], about["experiment"]) == (1, "fedmrl", run.experiment)
+    assert (about["model"], about["model_is_private"]) == ("mlp(hidden=(9,))", True)
+    assert tomllib.loads((place / "config.toml").read_text())["algorithm"]["rep_dim"] == 8
+    assert stat.S_IMODE((place / "client.json").stat().st_mode) == 0o600
+    for path in (place, tmp_path / "site-1"):
+        with pytest.raises(RunDirError, match=r"no model yet|holds no run"):
+            trained_model(path)
+    assert json.loads((run.folder / "summary.json").read_text())["deployed"]["kept"] == []
+    run.memory.instead = lambda message, go: go()
+    run.serve()  # a resume of a run that is over hands out what is missing
+    assert trained_model(tmp_path / "site-1").networks["F"].name == "mlp(hidden=(9,))"
+    (tmp_path / "site-1" / "other" / "client-1").mkdir(parents=True)
+    (tmp_path / "site-1" / "other" / "client-1" / "trained.json").write_text("{}")
+    with pytest.raises(RunDirError, match="holds the models of 2 runs"):
+        trained_model(tmp_path / "site-1")

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from polyfed.deploy.host.processes import free_ports
+from polyfed.trained.load import trained_model
 
 #: Seconds until something must have happened; a quiet machine takes a tenth of it.
 PATIENCE = 400
@@ -141,6 +142,14 @@ def test_two_hospitals_and_a_centre_each_with_its_commands(tmp_path: Path) -> No
             mine += ["--port", str(free_ports(1)[0])] + (["--model", "mlp(hidden=(10,))"] if k else [])
             command = [*words, "client", "--server", f"127.0.0.1:{port}", *mine]
             running.append(subprocess.Popen(command, stdout=logs[1 + k], **start))
+        assert "client 1 is node" in (tmp_path / "log-0.txt").read_text()
+        while not (tmp_path / "state-0" / "in-use.json").exists():
+            assert time.monotonic() < end, (tmp_path / "log-1.txt").read_text()
+            time.sleep(0.2)
+        second = [*words, "client", "--server", f"127.0.0.1:{port}", "--client", "0", "--state", "state-0"]
+        refused = subprocess.run(second, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, check=False)
+        assert refused.returncode != 0
+        assert "in use by another client" in refused.stderr
         said = call("run", "study.toml", "--dir", "centre", "--out", "run", "--set", "clients.count=2")
         assert "$ FLWR_HOME=" in said
         assert "fedmrl" in said
@@ -150,4 +159,6 @@ def test_two_hospitals_and_a_centre_each_with_its_commands(tmp_path: Path) -> No
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["clients"] == {"count": 2, "trained": 2, "participations": 2}
     assert summary["accuracy"]["clients"] == 2
+    assert summary["deployed"]["kept"] == [0, 1]
+    assert [trained_model(tmp_path / f"state-{k}").about["client"] for k in range(2)] == [0, 1]
     assert left(tmp_path) == []

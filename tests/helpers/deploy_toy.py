@@ -106,7 +106,7 @@ def with_tables(folder: Path, texts: Sequence[str], *more: str) -> tuple[Config,
         (folder / "sites" / f"{site}.csv").write_text(text)
     own = ("data.dataset=csv", f"data.path={folder / 'sites'}", "data.image_size=none", "partition.kind=natural")
     settings = config("fedavg", *own, "partition.samples_per_client=1000", *more)
-    run = Run(folder, settings)
+    run = Run(folder, settings, ["rounds.start_timeout=60"])  # a busy machine reads tables slowly
     run.memory.settings = {
         node: known.model_copy(update={"data": str(folder / "sites" / f"{known.client}.csv")})
         for node, known in run.memory.settings.items()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import signal
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,10 @@ def config(rounds: int = ROUNDS, store: str = "memory", **more: Any) -> Config:
 def states(folder: Path, settings: Config, which: Any) -> tuple[int, dict[Any, bytes | None]]:
     """The round of what a run keeps, and the bytes of the server's state and of each client's."""
     classes = load_algorithm(settings.algorithm.name, settings.algorithm.keys).states
-    found = SavedRun(folder, classes, which)
-    clients = {k: found.private(k) for k in range(settings.clients.count)}
-    dumped = {k: None if state is None else state_files.dump(state) for k, state in clients.items()}
-    return found.round, {"server": state_files.dump(found.server), **dumped}
+    with closing(SavedRun(folder, classes, which)) as found:
+        clients = {k: found.private(k) for k in range(settings.clients.count)}
+        dumped = {k: None if state is None else state_files.dump(state) for k, state in clients.items()}
+        return found.round, {"server": state_files.dump(found.server), **dumped}
 
 
 @pytest.fixture(scope="module", params=["memory", "disk"])

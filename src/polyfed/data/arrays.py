@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -204,16 +204,32 @@ def numbered(values: NDArray[Any], rows: int, what: str) -> tuple[NDArray[np.int
     return numbers.astype(np.int64), tuple(str(name) for name in names)
 
 
-def coded(texts: Sequence[str], more: Sequence[str] = ()) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+def in_order(texts: Iterable[str], *, units: bool = False) -> list[str]:
+    """Return different texts in order: whole numbers in their own (9 before 10), anything else by alphabet.
+
+    Args:
+        texts: the texts; "01" is another than "1".
+        units: where there are both, put whole numbers first. Then the order of two units does not depend on the others,
+            and a site that knows its own patients alone orders and splits them as a simulation does.
+    """
+    known = set(texts)
+    digits = {text for text in known if text.isascii() and text.isdigit()}
+    if len(digits) < len(known) and not units:
+        return sorted(known)
+    return sorted(known, key=lambda text: (text not in digits, int(text) if text in digits else 0, text))
+
+
+def coded(
+    texts: Sequence[str], more: Sequence[str] = (), *, units: bool = False
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Number texts from 0, whole numbers in their own order (9 before 10) and others by alphabet; and return the names.
 
     Args:
         texts: the texts, compared as they are: "01" is another than "1".
         more: further names that get a number.
+        units: as for `in_order`.
     """
-    known = {*texts, *more}
-    whole = all(text.isascii() and text.isdigit() for text in known)
-    names = sorted(known, key=lambda text: (int(text), text) if whole else (0, text))
+    names = in_order({*texts, *more}, units=units)
     code = {name: number for number, name in enumerate(names)}
     return np.fromiter((code[text] for text in texts), np.int64, len(texts)), tuple(names)
 

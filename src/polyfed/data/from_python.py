@@ -94,7 +94,7 @@ def federated_data(
         group_names=tuple(names),
         flip=flip,
         columns=about,
-        units=None if units is None else coded(list(map(str, units)))[0],
+        units=None if units is None else coded(list(map(str, units)), units=True)[0],
         times=None if times is None else ranked(times, rows, f"{name}: time"),
     )
 

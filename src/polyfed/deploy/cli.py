@@ -77,7 +77,7 @@ start_timeout = 600.0    # seconds to wait for these clients
 min_replies = 1          # with fewer good replies a round is void, and the server's state does not change
 deadline = 600.0         # seconds after which a round ends with the replies so far
 oversample = 0.0         # share of clients that a round asks in addition; it ends when enough have answered
-on_error = "skip"        # if a client fails: "skip" it, "retry" once, or "abort" the run
+on_error = "skip"        # if a client fails: "skip" it, "retry" once and wait for it, or "abort" the run
 max_void = 3             # void rounds in a row after which the run stops; you can resume it
 max_message = 1024.0     # MB; largest message that the server accepts from a client
 poll = 0.2               # seconds between two looks for replies
@@ -138,6 +138,7 @@ def server(
     with _reported():
         from polyfed.deploy.host import commands
         from polyfed.deploy.host.processes import Processes, listening
+        from polyfed.deploy.settings import NODES
 
         deployment = _deployment(folder)
         commands.write_connection(folder / "flwr", deployment)
@@ -152,24 +153,20 @@ def server(
                 processes.check("server")
                 time.sleep(0.2)
             if deployment.server.node_keys:
-                for key in sorted((folder / "keys").glob("*.pub")):
-                    _register(processes, commands.register(folder / "flwr", key))
+                from polyfed.deploy.host import keys
+
+                def register(key: Path) -> str | None:
+                    command = commands.register(folder / "flwr", key)
+                    _say(command)
+                    return processes.register(command)
+
+                for number, node in keys.bind_nodes(folder / "keys", folder / NODES, register).items():
+                    typer.echo(f"client {number} is node {node}, by its key client-{number}.pub")
             typer.echo(
                 f"the server answers at {deployment.server.address}; its log is {folder / 'logs' / 'server.log'}"
             )
             processes.running["server"].wait()
             processes.check("server")
-
-
-def _register(processes: Any, command: Command) -> None:
-    from polyfed.deploy.host.processes import ProcessEndedError
-
-    _say(command)
-    try:
-        processes.call(command)
-    except ProcessEndedError as error:
-        if "already" not in str(error).lower():  # after a restart; the database knows it
-            raise
 
 
 @app.command()
@@ -216,8 +213,10 @@ def client(
     """Start a client in the foreground: its node, and a worker that keeps torch and data loaded."""
     with _reported():
         from polyfed.config.toml import apply, parse_override
+        from polyfed.deploy.client.lock import in_use
         from polyfed.deploy.client.state_dir import private_folder
         from polyfed.deploy.host import commands
+        from polyfed.deploy.host.errors import ErrorLog
         from polyfed.deploy.host.processes import Processes
         from polyfed.deploy.settings import NodeSettings, parsed
 
@@ -241,6 +240,8 @@ def client(
         if data is not None and not data.exists():
             raise ConfigError(f"--data: {data}: no such file")
         private_folder(state)
+        with in_use(state.absolute()):  # refuses a second client at once; the worker then holds it
+            pass
         file = state.absolute() / "node.toml"
         files.write(file, settings.to_toml().encode())
         with (
@@ -258,7 +259,10 @@ def client(
             typer.echo(
                 f"client {number} runs; its logs are in {state / 'logs'}, its errors in {state / 'errors.jsonl'}"
             )
+            errors = ErrorLog(state / "errors.jsonl")
             while True:
+                for text in errors.new():
+                    typer.echo(f"client {number}, {text}", err=True)
                 processes.check("worker")
                 if ended := processes.tend("node"):
                     typer.echo(f"the node ended and starts again; the end of its log:\n{ended}", err=True)
@@ -278,9 +282,15 @@ def run(
     with _reported(lambda: f"polyfed deploy resume {shlex.quote(str(run_dir))} --dir {shlex.quote(str(folder))}"):
         from polyfed.config import Config
         from polyfed.deploy.server.loop import create
+        from polyfed.deploy.settings import NODES
 
         deployment = _deployment(folder, rules)
-        create(run_dir, Config.load(config, overrides or ()), deployment)
+        create(
+            run_dir,
+            Config.load(config, overrides or ()),
+            deployment,
+            folder / NODES if deployment.server.node_keys else None,
+        )
         _submit(folder, run_dir)
 
 
@@ -299,16 +309,22 @@ def resume(
         if not (run_dir / "deployed.json").exists():
             raise RunDirError(f"{run_dir} holds no deployed run: there is no deployed.json in it")
         told = json.loads((run_dir / "deployed.json").read_text())
-        if folder is None and "local" not in told:
-            raise ConfigError("--dir: missing; give the folder of the deployment, which holds deploy.toml")
         if rounds is not None:
             from polyfed.deploy.server.loop import go_on
 
+            if folder is None and "local" not in told:
+                raise ConfigError("--dir: missing; give the folder of the deployment, which holds deploy.toml")
             go_on(run_dir, rounds)
         if folder is not None:
+            from polyfed.deploy.settings import NODES
+
+            if "nodes" in told:  # the folder may have moved
+                files.write_json(run_dir / "deployed.json", told | {"nodes": str((folder / NODES).absolute())})
             _submit(folder, run_dir)
-        else:
-            _play_locally(run_dir, told["local"]["clients"], told["local"]["tls"])
+            return
+        if "local" not in told:
+            raise ConfigError("--dir: missing; give the folder of the deployment, which holds deploy.toml")
+        _play_locally(run_dir, told["local"]["clients"], told["local"]["tls"])
 
 
 @app.command()
@@ -364,26 +380,35 @@ def local(
     with _reported(lambda: f"polyfed deploy resume {shlex.quote(str(run_dir))}"):
         from polyfed.config import Config
         from polyfed.deploy.server.loop import create
-        from polyfed.deploy.settings import Deployment
+        from polyfed.deploy.settings import NODES, Deployment
 
-        experiment = create(
+        create(
             run_dir,
             Config.load(config, [*(overrides or ()), f"clients.count={clients}"]),
             Deployment.load(None, rules or ()),
+            run_dir / "deployment" / NODES if tls else None,
         )
-        files.write_json(
-            run_dir / "deployed.json", {"experiment": experiment, "local": {"clients": clients, "tls": tls}}
-        )
+        about = json.loads((run_dir / "deployed.json").read_text())
+        files.write_json(run_dir / "deployed.json", about | {"local": {"clients": clients, "tls": tls}})
         _play_locally(run_dir, clients, tls)
 
 
 def _play_locally(run_dir: Path, clients: int, tls: bool) -> None:
+    from polyfed.deploy.host.errors import ErrorLog
     from polyfed.deploy.host.local import Local
 
     with _terminable(), Local(run_dir / "deployment", clients, tls=tls, say=_say) as there:
+        errors = {k: ErrorLog(there.node_file(k).parent / "state" / "errors.jsonl") for k in range(clients)}
+
+        def tend() -> None:
+            for client, log in errors.items():
+                for text in log.new():
+                    typer.echo(f"client {client}, {text}", err=True)
+            there.tend()
+
         with _watched(run_dir) as following:
             number = there.submit([run_dir])
-            following.until_ended(there.tend)
+            following.until_ended(tend)
         found = there.engine_bytes(number)
     _ended(run_dir, found)
 

@@ -16,6 +16,9 @@ from polyfed.config.toml import apply, parse_override, read_toml, to_toml
 
 _T = TypeVar("_T", bound=BaseModel)
 
+#: The file in the folder of a deployment that names the client of each registered node.
+NODES = "nodes.json"
+
 
 class Rounds(BaseModel, frozen=True, extra="forbid"):
     """Section ``[rounds]`` of deploy.toml: when a round ends, and what happens when clients fail.
@@ -26,7 +29,8 @@ class Rounds(BaseModel, frozen=True, extra="forbid"):
         min_replies: with fewer good replies a round is void: the server's state stays what it was.
         deadline: seconds after which a round ends with the replies that came.
         oversample: share of further clients asked in a round, which ends when enough have answered.
-        on_error: when a client fails: "skip" it, "retry" once within the deadline, or "abort" the run.
+        on_error: when a client fails: "skip" it; "retry" once, and wait until the deadline for a client that is not
+            connected; or "abort" the run.
         max_void: void rounds in a row after which the run stops; it can be resumed once the cause is removed.
         max_message: largest message that the server accepts from a client, in MB.
         poll: seconds between two queries for replies.

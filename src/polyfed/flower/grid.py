@@ -12,7 +12,12 @@ from flwr.serverapp import Grid
 
 from polyfed.deploy.wire.transport import Incoming, Outgoing
 
-_TYPES = {"describe": MessageType.QUERY, "train": MessageType.TRAIN, "evaluate": MessageType.EVALUATE}
+_TYPES = {
+    "describe": MessageType.QUERY,
+    "train": MessageType.TRAIN,
+    "evaluate": MessageType.EVALUATE,
+    "keep": MessageType.QUERY,
+}
 #: Seconds to wait for a query; a later result is returned by a later call.
 _PATIENCE = 15.0
 

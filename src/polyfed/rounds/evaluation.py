@@ -89,6 +89,26 @@ def worst_of(metric: str, values: Sequence[float | None]) -> float | None:
     return mean_of(there[: math.ceil(len(there) / 10)])
 
 
+def messages_for(view: ServerView, server: Any, clients: Sequence[ClientId]) -> dict[ClientId, Message | None]:
+    """Return the message from which each client predicts; clients that get equal messages share one object.
+
+    Args:
+        view: the server's knowledge of the federation.
+        server: the server's state.
+        clients: the clients.
+    """
+    algorithm = view.algorithm
+    made: dict[object, Message | None] = {}
+    down: dict[ClientId, Message | None] = {}
+    for client in clients:
+        info = view.info(client)
+        kind = info if algorithm.personal_message else replace(info, id=0)
+        if kind not in made:
+            made[kind] = algorithm.message_for(server, info)
+        down[client] = made[kind]
+    return down
+
+
 class Evaluator:
     """Tests clients and server models.
 
@@ -140,19 +160,11 @@ class Evaluator:
     def _clients(
         self, server: Any, clients: Clients, round_: int, chosen: Sequence[ClientId], *, final: bool
     ) -> dict[ClientId, Score]:
-        algorithm = self.view.algorithm
-        made: dict[object, tuple[Message | None, int]] = {}
-        down: dict[ClientId, tuple[Message | None, int]] = {}
-        for k in chosen:
-            info = self.view.info(k)
-            kind = info if algorithm.personal_message else replace(info, id=0)
-            if kind not in made:
-                message = algorithm.message_for(server, info)
-                made[kind] = (message, measure(message).total)
-            down[k] = made[kind]
-        scores = clients.evaluate(round_, {k: message for k, (message, _) in down.items()}, final=final)
+        down = messages_for(self.view, server, chosen)
+        sizes = {id(message): measure(message).total for message in {id(m): m for m in down.values()}.values()}
+        scores = clients.evaluate(round_, down, final=final)
         for k, score in scores.items():
-            score.down = down[k][1]
+            score.down = sizes[id(down[k])]
         return scores
 
     def _whole(

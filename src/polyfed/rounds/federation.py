@@ -421,12 +421,11 @@ def deal(config: Config, dataset: Dataset | None = None) -> tuple[Dataset, Parti
         )
     else:
         dataset = with_units(replace(dataset, files={dataset.name: dataset.digest}), config)
-    seed = config.run.seed if config.partition.seed is None else config.partition.seed
     partition = make_partition(
         dataset,
         kind=config.partition.kind,
         num_clients=config.clients.count,
-        rng=Rng((seed, "partition")),
+        rng=_partition_rng(config),
         test_fraction=config.data.test_fraction,
         split=config.data.split,
         **config.partition.model_dump(exclude_none=True, exclude={"kind", "seed"}),
@@ -438,6 +437,39 @@ def deal(config: Config, dataset: Dataset | None = None) -> tuple[Dataset, Parti
             f"{', '.join(groups)}; give the names in this order, or leave them out"
         )
     return dataset, validating(config, dataset, partition)
+
+
+def deal_own(config: Config, dataset: Dataset, client: ClientId) -> Partition:
+    """Return the partition of a client that has its own rows alone.
+
+    Its training and test rows are those that `deal` draws for client ``client`` of a "natural" partition, in which each
+    client has the rows of one file.
+
+    Args:
+        config: the configuration of the run.
+        dataset: the rows of this client, and no others.
+        client: the number of the client.
+
+    Raises:
+        DataError: the client has too few rows, or the split needs what the data set lacks.
+    """
+    alone = replace(dataset, groups=np.zeros(len(dataset), dtype=np.int64), group_names=())
+    partition = make_partition(
+        alone,
+        kind="natural",
+        num_clients=1,
+        rng=_partition_rng(config),
+        first_client=client,
+        test_fraction=config.data.test_fraction,
+        split=config.data.split,
+        min_samples=config.partition.min_samples,
+        samples_per_client=config.partition.samples_per_client,
+    )
+    return validating(config, alone, partition, "natural", client)
+
+
+def _partition_rng(config: Config) -> Rng:
+    return Rng((config.run.seed if config.partition.seed is None else config.partition.seed, "partition"))
 
 
 def validating(
@@ -457,12 +489,11 @@ def validating(
     """
     if not config.data.validation_fraction:
         return partition
-    seed = config.run.seed if config.partition.seed is None else config.partition.seed
     whole = config.data.split in ("groups", "time")  # what the split keeps whole stays whole
     return partition.validating(
         config.data.validation_fraction,
         dataset.strata,
-        Rng((seed, "partition", "validation")),
+        _partition_rng(config).at("validation"),
         splitter(dataset, config.data.split, kind or config.partition.kind, first=first) if whole else None,
         first=first,
         keep_test=config.run.selects,

@@ -50,13 +50,22 @@ def parse(data: bytes, sha256: str, where: str, *known: type[Record]) -> Any:
     Raises:
         CheckpointError: the bytes were changed, or hold another state.
     """
+    check(data, sha256, where)
+    return unpack(data, *known, where=f"checkpoint file {where}")
+
+
+def check(data: bytes, sha256: str, where: str) -> None:
+    """Check that a file holds what was written.
+
+    Raises:
+        CheckpointError: the bytes were changed.
+    """
     found = hashlib.sha256(data).hexdigest()
     if found != sha256:
         raise CheckpointError(
             f"checkpoint file {where} is damaged: its SHA-256 is {found[:12]}..., expected {sha256[:12]}...; restore "
             "it, or start a new run"
         )
-    return unpack(data, *known, where=f"checkpoint file {where}")
 
 
 def unpack(data: bytes, *known: type[Record], where: str = "a private state") -> Any:

@@ -60,9 +60,7 @@ def trained_model(
         ModelError: your own network cannot be imported, or the server has no model of its own.
         ConfigError: no such client or predictor, or a capacity that does not fit.
     """
-    folder = Path(run_dir)
-    if not (folder / "config.toml").exists():
-        raise RunDirError(f"{folder} holds no run: it has no config.toml; give the run directory of a run")
+    folder = run_folder(run_dir)
     config = Config.load(folder / "config.toml")
     about = Preprocessing.read(folder)
     if (folder / OWN).exists():
@@ -70,6 +68,29 @@ def trained_model(
             return _of_folder(folder, config, about, client, predictor, capacity)
     with Placement.of("cpu", config.run.precision).defaults():
         return _Loader(folder, config, about).model(client, predictor, capacity)
+
+
+def run_folder(path: Path | str) -> Path:
+    """Return the run directory that ``path`` is, or the deployed client's folder of a run that it is or holds.
+
+    Raises:
+        RunDirError: there is none, or a state directory holds the models of several runs.
+    """
+    folder = Path(path)
+    begun = (folder / "client.json").exists() and not (folder / OWN).exists()  # a client's run that is not over
+    if (folder / "config.toml").exists() and not begun:
+        return folder
+    found = [place.parent for depth in ("*", "*/*") for place in sorted(folder.glob(f"{depth}/{OWN}"))]
+    if len(found) > 1:
+        raise RunDirError(f"{folder} holds the models of {len(found)} runs; give one of {', '.join(map(str, found))}")
+    if not found:
+        raise RunDirError(
+            f"{folder} holds no run: it has no config.toml; give the run directory of a run"
+            if not begun
+            else f"{folder} has no model yet: a client keeps it when its run is over; if the run is over, the client "
+            "was not connected then: start it, and run `polyfed deploy resume` at the server"
+        )
+    return found[0]
 
 
 def client_number(text: str, clients: int, names: Sequence[str]) -> ClientId:

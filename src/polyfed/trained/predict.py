@@ -12,6 +12,7 @@ from polyfed.base.errors import DataError
 from polyfed.base.text import csv_text
 from polyfed.data.readers.new_rows import NewRows, read_new_array, read_new_images, read_new_table
 from polyfed.execute.local_training import EVAL_BATCH, reported
+from polyfed.trained.load import run_folder
 from polyfed.trained.model import TrainedModel
 from polyfed.trained.preprocessing import Preprocessing
 
@@ -30,7 +31,7 @@ def read_rows_to_predict(run_dir: Path, paths: Sequence[Path], keep: Sequence[st
         DataError: files that do not fit the training.
         ConfigError: a column to keep is not there.
     """
-    about = Preprocessing.read(run_dir)
+    about = Preprocessing.read(run_folder(run_dir))
     array = len(paths) == 1 and paths[0].suffix.lower() in _ARRAYS
     if keep and not about.columns:
         raise DataError(

@@ -76,6 +76,7 @@ def test_a_client_that_raises_keeps_its_state_and_its_secrets(tmp_path: Path) ->
     run.memory.instead = in_round(2, 101, broken)
     run.serve()
     assert run.event("failed")["reason"].startswith("DivergedError")
+    assert "lower train.lr" in run.event("failed")["reason"]
     assert "not finite" not in json.dumps(run.events)  # the text could name layers
     assert "not finite" in (Path(run.memory.settings[101].state_dir) / "errors.jsonl").read_text()
     assert same(run.private()[1], straight.private()[1])
@@ -402,3 +403,93 @@ def test_clients_are_drawn_by_capacity(tmp_path: Path) -> None:
     run = Run(tmp_path, config("fedavg", *keys, 'clients.selection="by-capacity"'))
     run.serve()
     assert [row["cohort"] for row in run.rows[1:]] == [[0]] * 6
+
+
+def leaving(run: Run, node: int, number: int, looks: int | None, *, before: bool):
+    """One node leaves in a round, before or after it trained, and is back after so many looks; None: never."""
+    left, asked = [0], list[int]()
+
+    def nodes() -> list[int]:
+        if left[0]:
+            left[0] += 1
+            if looks is not None and left[0] > looks:
+                run.memory.online.add(node)
+        return sorted(run.memory.online)
+
+    def gone(message: Outgoing, go: Go) -> Frame | None:
+        asked.append(round_of(message))
+        if len(asked) > 1:
+            return go()
+        if not before:
+            go()
+        left[0] = 1
+        run.memory.online.discard(node)
+        return None  # the message is lost with the node
+
+    run.memory.nodes = nodes  # type: ignore[method-assign]
+    run.memory.instead = in_round(number, node, gone)
+    return asked
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_retry_waits_for_a_client_that_comes_back_before_the_deadline(before: bool, tmp_path: Path) -> None:
+    """Catches a round that goes on at once without a client that left, and one that waits and never asks it again."""
+    straight = Run(tmp_path / "straight", config("fedmrl"))
+    straight.serve()
+    run = Run(tmp_path, config("fedmrl"), ['rounds.on_error="retry"'])
+    asked = leaving(run, 101, 1, looks=4, before=before)
+    run.serve()
+    assert asked == [1, 1]
+    failed = run.event("failed")
+    assert (failed["client"], failed["again"]) == (1, True)
+    assert "no longer connected" in failed["reason"]
+    assert [row.get("replies") for row in run.rows] == [None, 3, 3]
+    assert same(run.server(), straight.server())
+    assert all(same(run.private()[k], straight.private()[k]) for k in range(3))
+
+
+@pytest.mark.parametrize(("least", "void"), [(1, False), (3, True)])
+def test_a_client_that_does_not_come_back_is_given_up_at_the_deadline(least: int, void: bool, tmp_path: Path) -> None:
+    """Catches a lost client for which every later round waits, and one that makes a round void before its deadline."""
+    rules = [f"rounds.min_replies={least}", "rounds.deadline=0.5", 'rounds.on_error="retry"', "rounds.max_void=2"]
+    run = Run(tmp_path, config("fedavg"), rules)
+    leaving(run, 101, 1, looks=None, before=True)
+    if void:
+        with pytest.raises(TooFewClientsError, match="2 attempts in a row were void"):
+            run.serve()
+        assert "2 of 3 clients answered" in run.event("void")["reason"]
+    else:
+        run.serve()
+        assert [row.get("cohort") for row in run.rows] == [None, [0, 1, 2], [0, 2]]
+        assert [row.get("replies") for row in run.rows] == [None, 2, 2]
+    reasons = [row["reason"] for row in run.events if row["event"] == "failed"]
+    assert reasons[:2] == [
+        "it is no longer connected; the round waits for it",
+        "it was not connected at the deadline, after 0.5 s",
+    ]
+
+
+def test_retry_draws_a_client_that_left_between_rounds_and_waits_for_it(tmp_path: Path) -> None:
+    """Catches a cohort without the client that left just before it was drawn."""
+    run = Run(tmp_path, config("fedavg"), ['rounds.on_error="retry"'])
+    looks = [0]
+
+    def nodes() -> list[int]:
+        if looks[0]:
+            looks[0] += 1
+            if looks[0] > 4:
+                run.memory.online.add(102)
+        return sorted(run.memory.online)
+
+    def instead(message: Outgoing, go: Go) -> Frame:
+        frame = go()
+        if message.kind == "train" and round_of(message) == 1 and message.node == 102:
+            run.memory.online.discard(102)
+            looks[0] = 1
+        return frame
+
+    run.memory.nodes = nodes  # type: ignore[method-assign]
+    run.memory.instead = instead
+    run.serve()
+    assert [row.get("cohort") for row in run.rows] == [None, [0, 1, 2], [0, 1, 2]]
+    assert [row.get("replies") for row in run.rows] == [None, 3, 3]

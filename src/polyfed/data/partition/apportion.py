@@ -111,11 +111,20 @@ def _keys(owner: Ints, first: int) -> Ints:
     return (first + owner) * 2**32 + _place(owner)
 
 
-def cap_rows(owner: Ints, y: Ints, clients: int, cap: int, rng: Rng) -> Bools:
-    """``(n,)`` true for the rows kept: at most ``cap`` per client, in the mean in the client's own proportions."""
-    cells = Cells.of(owner, y, rng)
+def cap_rows(owner: Ints, y: Ints, clients: int, cap: int | Ints, rng: Rng, *, first: int = 0) -> Bools:
+    """``(n,)`` true for the rows kept: at most ``cap`` per client, in the mean in the client's own proportions.
+
+    Args:
+        owner: ``(n,)`` owner of each row, from 0.
+        y: ``(n,)`` classes.
+        clients: number of clients.
+        cap: the most rows of a client; ``(clients,)`` where it differs.
+        rng: source of the draws.
+        first: number of the client that owner 0 stands for; its draws depend on it and on the client's rows alone.
+    """
+    cells = Cells.of(owner, y, rng, first)
     total = np.bincount(owner, minlength=clients)
-    return cells.pick(cells.quota(np.minimum(total, cap) / np.maximum(total, 1), rng))
+    return cells.pick(cells.quota(np.minimum(total, cap) / np.maximum(total, 1), rng, first))
 
 
 def size_of_test(total: Ints, fraction: float) -> Ints:

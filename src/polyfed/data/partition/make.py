@@ -118,7 +118,11 @@ def make_partition(
             owner[rows] = deal_like(held.reshape(clients, -1), y[rows], rng.at("test").numpy())
         test[rows] = owner[rows] >= 0
     if samples_per_client is not None:
-        _cap(owner, y, train, test, clients, samples_per_client, rng)
+        # A site that has its own file alone knows its own share of test rows only.
+        for_test = _shares(owner, train, test, clients if kind == "natural" else 0, samples_per_client)
+        for name, mask, limit in (("cap train", train, samples_per_client - for_test), ("cap test", test, for_test)):
+            rows = np.flatnonzero(mask)
+            mask[rows] = cap_rows(owner[rows], y[rows], clients, limit, rng.at(name), first=first_client)
     if split != "official":
         rows = np.flatnonzero(train)
         pick = splitter(dataset, split, kind, least=min_samples, first=first_client)
@@ -210,12 +214,14 @@ def _natural(dataset: Dataset, pool: Ints, clients: int, choice: str | None) -> 
     return client_of[dataset.groups], [dataset.group_names[g] if dataset.group_names else str(g) for g in kept]
 
 
-def _cap(owner: Ints, y: Ints, train: Bools, test: Bools, clients: int, cap: int, rng: Rng) -> None:
-    """Thin the train and test masks to ``cap`` rows per client, shared between the two as all rows are."""
-    for_test = max(1, int(test.sum() / (train | test).sum() * cap + 0.5)) if test.any() else 0
-    for name, mask, limit in (("cap train", train, cap - for_test), ("cap test", test, for_test)):
-        rows = np.flatnonzero(mask)
-        mask[rows] = cap_rows(owner[rows], y[rows], clients, limit, rng.at(name))
+def _shares(owner: Ints, train: Bools, test: Bools, clients: int, cap: int) -> Ints:
+    """Return how many of a client's ``cap`` rows are for testing.
+
+    The share is that of each of ``clients`` clients, ``(clients,)``; or, if it is 0, that of all rows, ``(1,)``.
+    """
+    owners = owner if clients else np.zeros_like(owner)
+    tests, both = (np.bincount(owners[mask], minlength=max(1, clients)) for mask in (test, train | test))
+    return np.where(tests > 0, np.maximum(1, (tests / np.maximum(both, 1) * cap + 0.5).astype(np.int64)), 0)
 
 
 #: Test rows of a class below which its accuracy moves by more than 20 points with a single row. A class is named if it

@@ -213,7 +213,7 @@ class Partition:
             y: ``(N,)`` classes of all rows of the data set.
             rng: chooses the rows.
             pick: chooses by another rule than class by class, as `splitter` returns it.
-            first: number of the first client; its draws depend on it.
+            first: number of the client that client 0 stands for, as for `make_partition`; ``pick`` knows its own.
             keep_test: whether the rows become validation rows beside the test rows.
 
         Raises:

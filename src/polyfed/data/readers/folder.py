@@ -106,7 +106,7 @@ def load_folder(
         groups=groups,
         group_names=group_names,
         flip=flip,
-        units=coded(found.units)[0] if found.units else None,
+        units=coded(found.units, units=True)[0] if found.units else None,
         times=ranked(np.array(found.times), len(y), f"{path / str(table)}: column {time!r}") if found.times else None,
     )
 

@@ -114,7 +114,7 @@ def load_huggingface(
         groups=groups,
         group_names=group_names,
         flip=flip,
-        units=None if unit is None else coded(texts(unit))[0],
+        units=None if unit is None else coded(texts(unit), units=True)[0],
         times=None if time is None else ranked(np.array(texts(time)), rows, f"{path}: column {time!r}"),
     )
 

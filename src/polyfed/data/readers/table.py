@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from polyfed.base.errors import ConfigError, DataError
-from polyfed.data.arrays import ranked
+from polyfed.data.arrays import in_order, ranked
 from polyfed.data.columns import Column, ColumnKind
 from polyfed.data.dataset import check_digits
 from polyfed.data.readers.cells import Sheet, Table, read_cells
@@ -505,9 +505,7 @@ def _times(table: Table, at: int) -> NDArray[np.int64]:
 
 def _groups(table: Table, at: int, role: str = "group") -> tuple[NDArray[np.int64], tuple[str, ...]]:
     codes, texts = table.given(at, role, table.rules.missing)
-    # Whole numbers in their own order (9 before 10), names in alphabetical order.
-    whole = all(text.isascii() and text.isdigit() for text in texts)
-    names = sorted(texts, key=lambda text: (int(text), text) if whole else (0, text))
+    names = in_order(texts, units=role == "unit")
     number = {name: place for place, name in enumerate(names)}
     return np.asarray([number[text] for text in texts], dtype=np.int64)[codes], tuple(names)
 

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
+import time
 import tomllib
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from polyfed.base.errors import ConfigError, DataError
-from polyfed.base.rng import Rng
 from polyfed.config import Config, load_algorithm
 from polyfed.core.algorithm import Algorithm, Task
 from polyfed.core.clients import ClientInfo, LocalClient
+from polyfed.data.catalogue import DATASET_OPTIONS, TABLES
 from polyfed.data.client import FederatedData
 from polyfed.data.conform import schema_of
 from polyfed.data.dataset import Dataset
-from polyfed.data.partition.make import make_partition
 from polyfed.data.partition.partition import Partition
 from polyfed.data.schema import Schema
 from polyfed.data.sources import file_digests, load_dataset
@@ -32,8 +34,8 @@ from polyfed.rounds.federation import (
     client_at_work,
     configured_info,
     deal,
+    deal_own,
     refuse_weights,
-    validating,
     with_units,
 )
 from polyfed.trained.preprocessing import Preprocessing
@@ -74,7 +76,7 @@ def _shared(config: str) -> tuple[Dataset, Partition]:
 
 @lru_cache(maxsize=1)
 def _own(path: Path, digest: str, options: str, client: int, text: str) -> tuple[Dataset, Partition]:
-    """Return a client's own file, with a partition that gives it all rows; ``digest`` changes with the content."""
+    """Return a client's own file and its rows for training and testing; ``digest`` changes with the content."""
     config = Config.parse(tomllib.loads(text))
     kind = _kind(path)
     read = load_dataset(
@@ -86,19 +88,18 @@ def _own(path: Path, digest: str, options: str, client: int, text: str) -> tuple
         **json.loads(options),
     )
     dataset = with_units(read, config)
-    split = config.data.split if config.data.split in ("groups", "time") else "pooled"
-    split = split if dataset.test_rows is None else "official"
-    partition = make_partition(
-        dataset,
-        kind="iid",
-        num_clients=1,
-        rng=Rng((config.run.seed if config.partition.seed is None else config.partition.seed, "partition")),
-        first_client=client,
-        test_fraction=config.data.test_fraction,
-        split=split,
-        min_samples=config.partition.min_samples,
-    )
-    return dataset, validating(config, dataset, partition, "iid", client)
+    return dataset, deal_own(config, dataset, client)
+
+
+def _options(settings: NodeSettings, config: Config, kind: str) -> dict[str, Any]:
+    """Return the options of the reader of the client's own file: the configuration's, and its own before them.
+
+    The configuration's are for files of its own kind, or for any table if that kind is a table.
+    """
+    told = config.data
+    alike = kind == told.dataset or {kind, told.dataset} <= TABLES.keys()
+    common = {name: value for name, value in told.options.items() if alike and name in DATASET_OPTIONS[kind]}
+    return common | settings.data_options
 
 
 def _kind(path: Path) -> str:
@@ -148,8 +149,9 @@ class LocalSetup:
                 f"{path}: expected a .csv, .parquet or .npz file, or a folder of images by class; see `polyfed list "
                 "datasets`"
             )
-        digest = "".join(file_digests(_kind(path), path=path, options=settings.data_options).values())
-        own = _own(path, digest, json.dumps(settings.data_options), settings.client, config.to_toml())
+        options = _options(settings, config, _kind(path))
+        digest = "".join(file_digests(_kind(path), path=path, options=options).values())
+        own = _own(path, digest, json.dumps(options), settings.client, config.to_toml())
         return cls(settings, config, *own, 0, algorithm)
 
     @classmethod
@@ -234,6 +236,22 @@ class LocalSetup:
         known, capacity = configured_info(self.config, self.settings.client), self.settings.capacity
         known = known if capacity is None else replace(known, capacity=capacity)
         return known if self.settings.model is None else replace(known, architecture="")
+
+    def about(self, experiment: str) -> dict[str, Any]:
+        """Return the content of client.json: which client of which run this is, with which network and data."""
+        settings = self.settings
+        return {
+            "experiment": experiment,
+            "client": settings.client,
+            "algorithm": self.config.algorithm.name,
+            "model": str(self.spec),
+            "model_is_private": settings.model is not None,
+            "capacity": self.info.capacity,
+            "data": settings.data or settings.path or self.config.data.path or self.config.data.dataset,
+            "data_options": settings.data_options,
+            "begun": time.strftime("%Y-%m-%dT%H:%M:%S"),
+            "polyfed": version("polyfed"),
+        }
 
     def agreement(self, salt: str) -> Agreement:
         """Return what this client's classes, columns, categories and pixels mean, without names that stay private."""

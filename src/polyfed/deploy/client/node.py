@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from polyfed.base.errors import MessageError, PolyfedError
+from polyfed.base.errors import ConfigError, MessageError, PolyfedError
 from polyfed.base.types import Parts
 from polyfed.config import Config
 from polyfed.core.message import Message, State, decode, encode
@@ -132,6 +132,12 @@ class _Node:
     def answer(self) -> Frame:
         request, settings = self.request, self.settings
         if request.client not in (None, settings.client):
+            if request.kind == "describe":
+                raise ConfigError(
+                    f"the server knows this node's key as that of client {request.client}, but the node was started as "
+                    f"client {settings.client}; start it with --client {request.client}, or with the key of client "
+                    f"{settings.client}"
+                )
             raise MessageError(f"got a request for client {request.client}; expected client {settings.client}")
         with self._timed("config"):
             self.config = Config.parse(request.config, source="the server's configuration")
@@ -141,7 +147,7 @@ class _Node:
         if request.kind == "describe":
             return self._describe()
         with self.placement.defaults():
-            return self._train() if request.kind == "train" else self._evaluate()
+            return {"train": self._train, "evaluate": self._evaluate, "keep": self._keep}[request.kind]()
 
     def _frame(self, **fields: Any) -> str:
         seconds = self.seconds if self.settings.tells_costs else {}  # seconds hint at the network's size
@@ -180,6 +186,7 @@ class _Node:
         # These digests of data and code stay with the client.
         weights = () if self.setup.weights is None else (self.setup.weights,)
         self.state_dir.bind(Content.of(self.config, self.setup.dataset.files, self.settings.model, weights))
+        self.state_dir.record(self.config.to_toml(), self.setup.about(self.request.experiment))
 
     def _message(self) -> Message | None:
         with self._timed("decode"):
@@ -231,39 +238,45 @@ class _Node:
             return self._frame(lost=lost, work=told, score=score), upload
 
     def _evaluate(self) -> Frame:
-        last = self.request.key[0] == self.config.run.rounds
-        if not self.settings.tells_scores and not last:
+        if not self.settings.tells_scores:
             return self._frame(), None
         self._prepare()
         message = self._message()
         if self.request.best != self.state_dir.best:
             with self.state_dir.held():
                 self.state_dir.mark(self.request.best)
+        parts, work, lost = self._parts(message)
+        return self._frame(lost=lost, score=self._score(parts, work.flops, final=self.request.final)), None
+
+    def _parts(self, message: Message | None) -> tuple[Parts, Work, bool]:
+        """Return the parts with which the client predicts, the work that they take, and whether its state was lost."""
         private, lost = self._state()
         local = self.setup.local(self.task, self.request.key[0])
         driver, work = Sequential(self.placement), Work()
         parts = drive(
             self.algorithm.predictor_parts(private, message, local), lambda request: driver.perform(request, work)
         )
-        if self.request.final:
-            self._keep_model(parts)
-        if not self.settings.tells_scores:
-            return self._frame(), None
-        return self._frame(lost=lost, score=self._score(parts, work.flops, final=self.request.final)), None
+        return parts, work, lost
 
-    def _keep_model(self, parts: Parts) -> None:
+    def _keep(self) -> Frame:
         """Keep what the client predicts with, so that it needs neither the server nor its data for that."""
-        SingleClient.keep(
-            self.state_dir.folder,
-            self.config,
-            self.task,
-            self.setup.preprocessing,
-            self.setup.data.stats(self.setup.place),
-            parts,
-            client=self.settings.client,
-            round_=self.request.key[0],
-            model=self.setup.spec,
-        )
+        self._prepare()
+        message = self._message()
+        with self.state_dir.held():
+            parts, _, lost = self._parts(message)
+            with self._timed("save"):
+                SingleClient.keep(
+                    self.state_dir.folder,
+                    self.config,
+                    self.task,
+                    self.setup.preprocessing,
+                    self.setup.data.stats(self.setup.place),
+                    parts,
+                    client=self.settings.client,
+                    round_=self.request.key[0],
+                    model=self.setup.spec,
+                )
+        return self._frame(lost=lost), None
 
     def _score(self, parts: Parts, spent: float = 0, *, final: bool = False) -> Counts:
         with self._timed("score"):

@@ -4,6 +4,8 @@
                                   pointer.json     the files that each exchange left, by SHA-256, and the exchange
                                                    that left the state of the best round
                                   state-R-A-P.safetensors, reply-R-A-P.bin
+                                  client.json, config.toml   which client, algorithm and configuration these are of
+                                  trained.json and others   from which it predicts (`polyfed.trained.single`)
 
 An exchange writes its state and its reply first and the pointer last, in one rename: whenever the process is killed,
 the folder holds either the old state or the new state, whole. The server names the last exchange that counted, so a
@@ -15,9 +17,10 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +32,8 @@ from polyfed.core.message import State
 from polyfed.deploy.wire.headers import Key
 from polyfed.rounds.identity import NAME, Content
 from polyfed.storage import state_files
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -72,19 +77,26 @@ class ClientStateDir:
         Raises:
             StorageError: another process holds it for longer than ``seconds``.
         """
-        with open(self.folder / "lock", "a", encoding="utf-8") as lock:
-            end = time.monotonic() + seconds
+        with open(self.folder / "lock", "a+", encoding="utf-8") as lock:
+            end, waiting = time.monotonic() + seconds, False
             while True:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except OSError as error:
+                    lock.seek(0)
+                    holder = lock.read().strip() or "unknown"
                     if time.monotonic() > end:
                         raise StorageError(
-                            f"{self.folder} is held by another process of this client, after {seconds:g} s of waiting; "
-                            "stop that process"
+                            f"{self.folder} is held by another process of this client (number {holder}), after "
+                            f"{seconds:g} s of waiting; stop that process"
                         ) from error
+                    if not waiting:
+                        log.warning("%s is held by process %s; waiting up to %g s for it", self.folder, holder, seconds)
+                    waiting = True
                     time.sleep(0.1)
+            lock.truncate(0)
+            print(os.getpid(), file=lock, flush=True)
             self.entries = self._read()
             yield
 
@@ -181,6 +193,17 @@ class ClientStateDir:
         """Replace the pointer."""
         told = {"entries": [asdict(e) for e in self.entries], **({} if self.best is None else {"best": self.best})}
         self._write("pointer.json", json.dumps(told, indent=1).encode())
+
+    def record(self, config: str, about: Mapping[str, Any]) -> None:
+        """Write which run this folder belongs to, for people and for `predictor`, unless it is written.
+
+        Args:
+            config: the configuration, as TOML.
+            about: what client.json holds: the algorithm, the client, its network and its data.
+        """
+        if not (self.folder / "client.json").exists():
+            self._write("config.toml", config.encode())
+            self._write("client.json", (json.dumps(about, indent=2) + "\n").encode())
 
     def _write(self, name: str, data: bytes) -> tuple[str, str]:
         """Write a file that only its owner can read; return its name and SHA-256."""

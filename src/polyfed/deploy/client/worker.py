@@ -21,6 +21,7 @@ from pathlib import Path
 
 from polyfed.base.errors import PolyfedError
 from polyfed.base.imports import search_working_directory
+from polyfed.deploy.client.lock import in_use
 from polyfed.deploy.host.parent import with_parent
 from polyfed.deploy.wire.frames import Frame, pack, unpack
 
@@ -64,10 +65,18 @@ def _read(connection: socket.socket, count: int) -> bytes:
 
 
 def keep(path: Path, settings: Path) -> None:
-    """Hold the socket and keep a worker running that serves it, until SIGTERM."""
+    """Hold the socket and the state directory, and keep a worker running that serves the socket, until SIGTERM.
+
+    Raises:
+        StorageError: another client uses the state directory.
+    """
+    from polyfed.deploy.settings import NodeSettings
+
     os.umask(0o077)
-    path.unlink(missing_ok=True)
-    with socket.socket(socket.AF_UNIX) as listener:
+    folder = Path(NodeSettings.load(settings).state_dir).expanduser()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with in_use(folder) as lock, socket.socket(socket.AF_UNIX) as listener:
+        path.unlink(missing_ok=True)
         listener.bind(str(path))
         listener.listen(16)
         worker: subprocess.Popen[bytes] | None = None
@@ -85,9 +94,10 @@ def keep(path: Path, settings: Path) -> None:
                         str(listener.fileno()),
                         str(settings),
                     ],
-                    pass_fds=[listener.fileno()],
+                    pass_fds=[listener.fileno(), lock.descriptor],  # a worker that outlives its keeper is in the way
                     preexec_fn=with_parent,
                 )
+                lock.name(os.getpid(), worker.pid)
                 code = worker.wait()
                 print(f"the worker ended with {code}; a new one starts", file=sys.stderr, flush=True)
                 time.sleep(max(0.0, 1.0 - (time.monotonic() - started)))  # no faster than once a second
@@ -116,4 +126,7 @@ if __name__ == "__main__":
         search_working_directory()
         serve(int(sys.argv[2]), Path(sys.argv[3]))
     else:
-        keep(Path(sys.argv[1]), Path(sys.argv[2]))
+        try:
+            keep(Path(sys.argv[1]), Path(sys.argv[2]))
+        except PolyfedError as failure:
+            sys.exit(f"error: {failure}")

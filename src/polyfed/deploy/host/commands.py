@@ -183,7 +183,8 @@ def nodes(home: Path) -> Command:
 
 def register(home: Path, public_key: Path) -> Command:
     """Return the command that registers a node by its public key."""
-    return Command(("flwr", "supernode", "register", str(public_key.absolute()), CONNECTION), environment(home))
+    words = ("flwr", "supernode", "register", str(public_key.absolute()), CONNECTION, "--format", "json")
+    return Command(words, environment(home))
 
 
 def stop(home: Path, run_id: str) -> Command:

@@ -1,14 +1,18 @@
-"""A new certificate authority, the server's certificate, and a key pair for each node."""
+"""A certificate authority, the server's certificate, a key pair for each node, and the client of each key."""
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
+from polyfed.base import files
 from polyfed.base.errors import ConfigError, StorageError
+from polyfed.base.types import ClientId
 from polyfed.deploy.client.state_dir import private_folder
 
 
@@ -114,6 +118,73 @@ def node_key(path: Path) -> None:
     _write(path, secret, 0o600)
     public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
     _write(path.with_name(f"{path.name}.pub"), public + b"\n", 0o644)
+
+
+def public_keys(folder: Path) -> dict[ClientId, Path]:
+    """Return the public key of each client: ``client-K.pub`` in the folder is that of client K.
+
+    Raises:
+        ConfigError: a key that names no client, or one key for two clients.
+    """
+    found: dict[ClientId, Path] = {}
+    owner: dict[str, Path] = {}
+    faults: list[str] = []
+    for path in sorted(folder.glob("*.pub")):
+        number = path.stem.removeprefix("client-")
+        if not path.stem.startswith("client-") or not number.isdecimal() or str(int(number)) != number:
+            faults.append(f"{path}: names no client; a key belongs to one client: rename it to client-K.pub")
+            continue
+        other = owner.setdefault(fingerprint(path), path)
+        if other != path:
+            faults.append(f"{path}: is the key of {other.name} too; a key belongs to one client: make another key")
+        found[int(number)] = path
+    if faults:
+        raise ConfigError(*faults)
+    return dict(sorted(found.items()))
+
+
+def fingerprint(path: Path) -> str:
+    """Return the SHA-256 (hex) of a public key, without its comment."""
+    return hashlib.sha256(b" ".join(path.read_bytes().split()[:2])).hexdigest()
+
+
+def bind_nodes(folder: Path, path: Path, register: Callable[[Path], str | None]) -> dict[ClientId, str]:
+    """Register the public keys of a folder, and write which client each node is.
+
+    A key stays with the client that it was registered for. The node of a key that is no longer in the folder takes no
+    part any more.
+
+    Args:
+        folder: the folder of the public keys.
+        path: the file that `polyfed.deploy.server.registry.bound_nodes` reads.
+        register: registers a key with the server and returns the number of its node; None if the server has it already.
+
+    Returns:
+        The node of each client.
+
+    Raises:
+        ConfigError: a key was registered for another client, or is known to the server but not to the file.
+    """
+    known: dict[str, dict[str, Any]] = files.read_json(path) if path.exists() else {}
+    node_of = {entry["key"]: (node, entry["client"]) for node, entry in known.items()}
+    bound: dict[str, dict[str, Any]] = {}
+    for client, key in public_keys(folder).items():
+        mark = fingerprint(key)
+        node, before = node_of.get(mark, (None, client))
+        if before != client:
+            raise ConfigError(
+                f"{key}: this key was registered for client {before}; a key belongs to one client: name it "
+                f"client-{before}.pub again, or make another key for client {client}"
+            )
+        node = register(key) or node
+        if node is None:
+            raise ConfigError(
+                f"{key}: the server has this key, but {path} does not name its node; end the server, remove its "
+                "superlink.db, and start it again, so that it registers all keys anew"
+            )
+        bound[node] = {"client": client, "key": mark}
+    files.write_json(path, bound)
+    return {entry["client"]: node for node, entry in bound.items()}
 
 
 def _write(path: Path, data: bytes, mode: int) -> None:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from polyfed.base import files
-from polyfed.deploy.host import commands
+from polyfed.deploy.host import commands, keys
 from polyfed.deploy.host.processes import ProcessEndedError, Processes, free_ports, listening
-from polyfed.deploy.settings import Deployment, NodeSettings, Server
+from polyfed.deploy.settings import NODES, Deployment, NodeSettings, Server
 
 #: Seconds within which the server must answer, nodes must register, and a submitted run must begin.
 _START = 180.0
@@ -67,17 +67,12 @@ class Local(AbstractContextManager["Local"]):
             self.app = commands.write_app(self.folder)
             commands.write_connection(self.home, self.deployment)
             if self.tls:
-                from polyfed.deploy.host import keys
-
                 keys.authority(self.folder / "certificates", ["localhost", "127.0.0.1"])
                 for client in range(self.count):
                     keys.node_key(self.folder / "keys" / f"client-{client}")
             self.start_server()
             if self.tls:
-                for client in range(self.count):
-                    command = commands.register(self.home, self.folder / "keys" / f"client-{client}.pub")
-                    self.say(str(command))
-                    self.processes.call(command)
+                keys.bind_nodes(self.folder / "keys", self.folder / NODES, self._register)
             for client in range(self.count):
                 if client not in self.late:
                     self.start_client(client)
@@ -90,6 +85,11 @@ class Local(AbstractContextManager["Local"]):
         self.processes.end_all()
         if self.sockets is not None:
             shutil.rmtree(self.sockets, ignore_errors=True)
+
+    def _register(self, key: Path) -> str | None:
+        command = commands.register(self.home, key)
+        self.say(str(command))
+        return self.processes.register(command)
 
     def start_server(self) -> None:
         """Start the server and wait until it answers."""

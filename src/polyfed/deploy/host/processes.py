@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import signal
@@ -127,6 +128,28 @@ class Processes:
             raise ProcessEndedError(
                 f"`{command}` ended with {error.returncode}: {(error.stdout + error.stderr).strip()[-800:]}"
             ) from error
+
+    def register(self, command: Command) -> str | None:
+        """Register a node and return its number; None if the server knows its key already.
+
+        Args:
+            command: that of `polyfed.deploy.host.commands.register`.
+
+        Raises:
+            ProcessEndedError: the server refuses the key, or does not answer.
+        """
+        try:
+            said = self.call(command)
+        except ProcessEndedError as error:
+            said = str(error)
+        told: dict[str, Any] = {}
+        with contextlib.suppress(ValueError):
+            told = json.loads(said)
+        if told.get("node-id"):
+            return str(told["node-id"])
+        if "already" in said.lower():
+            return None
+        raise ProcessEndedError(f"`{command}` registered no node: {said.strip()[-800:]}")
 
     def check(self, *names: str) -> None:
         """Check that these processes, or all, still run.

@@ -19,7 +19,7 @@ from polyfed.core.message import Message, Size, decode, encode
 from polyfed.core.requests import Exchange
 from polyfed.deploy.client.local_setup import task_of
 from polyfed.deploy.server.registry import ClientRegistry, Events
-from polyfed.deploy.server.reply_checks import check_reply
+from polyfed.deploy.server.reply_checks import check_reply, in_short
 from polyfed.deploy.settings import Rounds
 from polyfed.deploy.wire import headers
 from polyfed.deploy.wire.headers import Counts, Key, ReplyHeader, RequestHeader
@@ -100,6 +100,8 @@ class RemoteClients:
         self._kept: dict[ClientId, Key] = {}
         #: The clients whose replies counted in the last round.
         self.kept: list[ClientId] = []
+        #: The clients for which a round waited in vain until its deadline; see `drawable`.
+        self.given_up: set[ClientId] = set()
         self._late: dict[str, tuple[ClientId, Key, float]] = {}  # tickets that the server no longer waits for
 
     # ---------------------------------------------------------------------------------------------- Clients
@@ -140,6 +142,17 @@ class RemoteClients:
             for client, answer in answers.items()
         }
 
+    def drawable(self) -> list[ClientId]:
+        """Return the clients among which a round draws, ascending.
+
+        They are those that are connected; under ``on_error = "retry"`` also those that were, until a round has waited
+        for them in vain.
+        """
+        present = set(self.registry.present)
+        self.given_up -= present
+        known = self.registry.node.keys() - self.given_up if self.rounds.on_error == "retry" else set[ClientId]()
+        return sorted(present | known)
+
     def commit(self) -> None:
         """Count the round: the states that its clients kept become their private states."""
         self.settled |= self._kept
@@ -172,6 +185,15 @@ class RemoteClients:
             self.tell("failed", client=client, kind="evaluate", round=round_, reason=reason, again=False)
         return scores
 
+    def hand_over(self, round_: int, down: Down) -> list[ClientId]:
+        """Send each client the message from which it predicts when the run is over, and have it keep its predictor.
+
+        Returns:
+            The clients that kept it, ascending.
+        """
+        found = self._ask("keep", (round_, self.attempt, 0), down, {}, None, score=False, enough=None)
+        return sorted(found.answers)
+
     # ---------------------------------------------------------------------------------------------- asking
 
     def _ask(
@@ -188,17 +210,21 @@ class RemoteClients:
     ) -> _Good:
         found = _Good()
         largest = max((measure(message).total for message in down.values()), default=0)
-        times = Counter(map(id, down.values()))
-        encoded: dict[int, bytes] = {}  # a broadcast is one object for all: it is encoded once
+        left = Counter(map(id, down.values()))  # clients to which each message is still to be sent
+        encoded: dict[int, bytes] = {}  # a broadcast is one object: encoded once, and kept until the last client
         waiting: dict[str, ClientId] = {}
         retried: set[ClientId] = set()
+        lost: set[ClientId] = set()  # clients that are not connected, and are sent the message when they are again
+        waits = self.rounds.on_error == "retry" and kind == "train"
         end = time.monotonic() + self.rounds.deadline
+        look = 0.0  # when to look next for clients that left or came back
 
         def body(message: Message | None) -> bytes | None:
-            if message is None or id(message) in encoded:
-                return None if message is None else encoded[id(message)]
-            made = encode(message)
-            if times[id(message)] > 1:  # no more is kept: of messages that differ there are as many as clients
+            if message is None:
+                return None
+            left[id(message)] -= 1
+            made = encoded.pop(id(message), None) or encode(message)
+            if left[id(message)] > 0:
                 encoded[id(message)] = made
             return made
 
@@ -216,25 +242,43 @@ class RemoteClients:
         def fail(client: ClientId, reason: str) -> None:
             # The reason may quote text that a client made up: no commands to the terminal, no name of megabytes.
             reason = "".join(c if c.isprintable() else "?" for c in reason[:500])
-            again = (
-                self.rounds.on_error == "retry" and kind == "train" and client not in retried and time.monotonic() < end
-            )
+            if waits:
+                self.registry.refresh()
+            away = waits and client not in self.registry.present
+            again = waits and (away or client not in retried) and time.monotonic() < end
             self.tell("failed", client=client, kind=kind, round=key[0], reason=reason, again=again)
             if self.rounds.on_error == "abort" and kind == "train":
                 raise ClientFailedError(f'client {client}, round {key[0]}: {reason}; rounds.on_error is "abort"')
-            if again:
+            if not again:
+                found.failed[client] = reason
+            elif away:
+                lost.add(client)
+            else:
                 retried.add(client)
-                self.registry.refresh()
-                if client in self.registry.present:
-                    send([client])  # noqa: F821 - it is deleted below, when nobody fails any more
-                    return
-            found.failed[client] = reason
+                send([client])  # noqa: F821 - it is deleted below, when nobody fails any more
 
-        absent = [client for client in down if client not in self.registry.node]
+        def tend() -> None:
+            """Note the clients that left while the server waits for them, and ask those that came back."""
+            self.registry.refresh()
+            present = set(self.registry.present)
+            for client in sorted({*waiting.values()} - present - lost):
+                lost.add(client)
+                reason = "it is no longer connected; the round waits for it"
+                self.tell("failed", client=client, kind=kind, round=key[0], reason=reason, again=True)
+            back = sorted(lost & present)
+            lost.difference_update(back)
+            send(back)  # noqa: F821 - as above
+
+        there = {*self.registry.present} if waits else self.registry.node.keys()
+        absent = [client for client in down if client not in there]
         for client in absent:
             fail(client, "it is not connected")
-        send([client for client in down if client not in absent])
-        while waiting and time.monotonic() < end and (enough is None or len(found.answers) < enough):
+        place = {key: number for number, key in enumerate(left)}  # clients of one message, one after the other
+        send(sorted((client for client in down if client not in absent), key=lambda client: place[id(down[client])]))
+        while (waiting or lost) and time.monotonic() < end and (enough is None or len(found.answers) < enough):
+            if waits and time.monotonic() >= look:
+                tend()
+                look = time.monotonic() + 5 * self.rounds.poll  # it asks the engine for its nodes
             tickets = [*waiting, *self._late]
             few = max(1, _AT_ONCE // max(1, largest))  # bounds the replies in memory
             arrived = False
@@ -256,8 +300,13 @@ class RemoteClients:
                 try:
                     answer, message = self._read(reply, kind, key, client, down[client], infos.get(client))
                 except MessageError as error:
-                    fail(client, str(error))
+                    # One that left and came back was asked twice: the engine reports the loss of the first message.
+                    if client not in lost and client not in waiting.values():
+                        fail(client, str(error))
                 else:
+                    lost.discard(client)
+                    for ticket in [ticket for ticket, other in waiting.items() if other == client]:
+                        del waiting[ticket]
                     if gathering is not None:
                         gathering.put(infos[client], message)
                     found.answers[client], found.sizes[client] = answer, measure(message)
@@ -267,11 +316,14 @@ class RemoteClients:
         full = enough is not None and len(found.answers) >= enough
         for ticket, client in waiting.items():
             self._late[ticket] = (client, key, time.monotonic() + self.rounds.deadline)
+        for client in sorted({*waiting.values(), *lost}):
             if full:
                 self.tell("surplus", client=client, round=key[0])
             else:
-                found.failed[client] = f"no reply within {self.rounds.deadline:g} s"
+                how = "it was not connected at the deadline, after" if client in lost else "no reply within"
+                found.failed[client] = f"{how} {self.rounds.deadline:g} s"
                 self.tell("failed", client=client, kind=kind, round=key[0], reason=found.failed[client], again=False)
+        self.given_up |= lost
         del send  # `fail` calls it, and it `fail`: the cycle would keep all messages until the garbage collector comes
         return found
 
@@ -331,7 +383,7 @@ class RemoteClients:
                 f"expected {kind} {key} of client {client}"
             )
         if answer.error:
-            raise MessageError(answer.error)
+            raise MessageError(in_short(answer.error))
         if answer.score is not None:
             self._score(answer.score)
         limit = int(self.rounds.max_message * 1e6)

@@ -15,7 +15,7 @@ import secrets
 import time
 import traceback
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -38,7 +38,7 @@ from polyfed.deploy.wire.transport import Transport
 from polyfed.execute.drivers import make_driver
 from polyfed.execute.placement import Placement, threads
 from polyfed.parallel.pool import process_peak
-from polyfed.rounds.evaluation import Evaluation, Evaluator
+from polyfed.rounds.evaluation import Evaluation, Evaluator, messages_for
 from polyfed.rounds.federation import ServerView, configured_info
 from polyfed.rounds.identity import Content
 from polyfed.rounds.ledger import Ledger
@@ -115,8 +115,14 @@ def told(row: dict[str, Any]) -> str:
     )
 
 
-def create(folder: Path, config: Config, deployment: Deployment) -> str:
+def create(folder: Path, config: Config, deployment: Deployment, nodes: Path | None = None) -> str:
     """Make the directory of a deployed run and return the name of the experiment.
+
+    Args:
+        folder: the run directory.
+        config: the configuration.
+        deployment: the settings of the deployment.
+        nodes: the file that names the client of each registered node; None where nodes have no keys.
 
     Raises:
         RunDirError: the directory already holds a run.
@@ -141,7 +147,10 @@ def create(folder: Path, config: Config, deployment: Deployment) -> str:
     experiment = f"{config.hash()[:12]}-{secrets.token_hex(4)}"  # a new run never meets the states of an old one
     files.write_json(folder / "environment.json", environment(config))
     files.write(folder / "deploy.toml", deployment.to_toml().encode())
-    files.write_json(folder / "deployed.json", {"experiment": experiment})
+    about = {"experiment": experiment}
+    if nodes is not None:
+        about["nodes"] = str(nodes.absolute())
+    files.write_json(folder / "deployed.json", about)
     Content.of(config, {}, weights=()).write(folder)  # each client binds itself to its data and weights
     files.write(folder / "config.toml", config.to_toml().encode())
     return experiment
@@ -180,12 +189,12 @@ def serve(folder: Path, transport: Transport) -> dict[str, Any]:
         raise RunDirError(
             f"{folder} holds no deployed run: it has no deployed.json; give the --out of a `polyfed deploy` command"
         )
-    experiment = json.loads((folder / "deployed.json").read_text())["experiment"]
+    about = json.loads((folder / "deployed.json").read_text())
     deployment = Deployment.load(folder / "deploy.toml")
     status = Status(folder / "status.json")
     with closing(RunDir(folder)) as run_dir:
         try:
-            summary = _Served(run_dir, experiment, deployment, transport, status).run()
+            summary = _Served(run_dir, about, deployment, transport, status).run()
             status("finished")
             return summary
         except BaseException as error:
@@ -208,14 +217,17 @@ class _Served(RoundLoop):
     """The rounds of a deployment."""
 
     def __init__(
-        self, run_dir: RunDir, experiment: str, deployment: Deployment, transport: Transport, status: Status
+        self, run_dir: RunDir, about: dict[str, str], deployment: Deployment, transport: Transport, status: Status
     ) -> None:
+        experiment, nodes = about["experiment"], about.get("nodes")
         self.rules, self.status = deployment.rounds, status
         config = Config.load(run_dir.path / "config.toml")
         Content.of(config, {}, weights=()).check(run_dir.path)
         algorithm = load_algorithm(config.algorithm.name, config.algorithm.keys)
         self.journal = Journal(run_dir.path / "events.jsonl")
-        self.registry = ClientRegistry(transport, config, experiment, self.journal, fixed=deployment.server.node_keys)
+        self.registry = ClientRegistry(
+            transport, config, experiment, self.journal, nodes=None if nodes is None else Path(nodes)
+        )
         self.remote = self.clients = RemoteClients(
             transport, self.registry, config, algorithm, experiment, self.rules, self.journal, run_dir.path
         )
@@ -246,16 +258,28 @@ class _Served(RoundLoop):
             self.ledger = Ledger(self.view, progress.get("ledger"))
             self.rounds()
             tests = self.tests()
+            kept = self._hand_over()
         summary = {
             **self.ledger.summary(str(self.run_dir.path), len(self.remote.settled), "deployed", tests),
             "deployed": {
                 "experiment": self.remote.experiment,
                 "traffic": asdict(self.remote.traffic),
                 "events": self.journal.counts,
+                "kept": kept,
             },
         }
         files.write_json(self.run_dir.path / "summary.json", summary)
         return summary
+
+    def _hand_over(self) -> list[ClientId]:
+        """Have every connected client keep the model of the round that the run keeps; return those that did."""
+        self.registry.refresh()
+        round_, server, states = self.round, self.server, nullcontext()
+        if self.pinned is not None and self.pinned != self.round:
+            round_, server = self.run_dir.best(self.view.algorithm.states)
+            states = self.at_best(round_)
+        with states:
+            return self.remote.hand_over(round_, messages_for(self.view, server, self.registry.present))
 
     # ---------------------------------------------------------------------------------------------- rounds
 
@@ -281,7 +305,7 @@ class _Served(RoundLoop):
 
     def _attempt(self, round_: int, attempt: int) -> Played | None:
         """One attempt at a round; None if it is void."""
-        cohort = draw_connected(self.view, round_, self.registry.present, self.rules.oversample)
+        cohort = draw_connected(self.view, round_, self.remote.drawable(), self.rules.oversample)
         self.remote.begin(attempt, self.view.config.clients.wanted if self.rules.oversample else None)
         try:
             return play_round(self.view, self.server, cohort, self.clients, self.driver, score=self.due(round_))

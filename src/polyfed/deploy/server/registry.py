@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-from polyfed.base.errors import MessageError
+from polyfed.base.errors import ConfigError, MessageError
 from polyfed.base.types import ClientId
 from polyfed.config import Config
+from polyfed.deploy.server.reply_checks import in_short
 from polyfed.deploy.wire import headers
 from polyfed.deploy.wire.headers import About, Agreement, ReplyHeader, RequestHeader, TaskFacts
 from polyfed.deploy.wire.transport import Outgoing, Transport
@@ -29,19 +32,15 @@ class ClientRegistry:
         config: the configuration of the experiment.
         experiment: the name of the run.
         tell: receives an event for each client that joins, leaves or is refused.
-        fixed: whether a client stays bound to the first node that joined as it, which node keys make certain.
+        nodes: the file that names the client of each registered node; a node that is not in it is sent nothing. None
+            trusts every node, which only loopback permits.
     """
 
     def __init__(
-        self, transport: Transport, config: Config, experiment: str, tell: Events, *, fixed: bool = False
+        self, transport: Transport, config: Config, experiment: str, tell: Events, *, nodes: Path | None = None
     ) -> None:
-        self.transport, self.config, self.experiment, self.tell, self.fixed = (
-            transport,
-            config,
-            experiment,
-            tell,
-            fixed,
-        )
+        self.transport, self.config, self.experiment, self.tell = transport, config, experiment, tell
+        self.nodes = nodes
         self.task: TaskFacts | None = None
         self.agreed: Agreement | None = None  # the first client's, if [data.agreed] does not give all of it
         self.node: dict[ClientId, int] = {}  # the node of each client, connected or not
@@ -59,28 +58,49 @@ class ClientRegistry:
     def refresh(self) -> None:
         """Update the list of connected nodes, ask new nodes which client they are, and read their replies."""
         online = set(self.transport.nodes())
+        bound = None if self.nodes is None else bound_nodes(self.nodes)
+        if bound is not None:  # a key may have been replaced since
+            self.node = {client: node for client, node in self.node.items() if bound.get(node) == client}
         for client, node in self.node.items():
             if node in self._online and node not in online:
                 self.tell("left", client=client)
             elif node in online and node not in self._online and client in self.about:
                 self.tell("joined", client=client, again=True)
         self._online = online
-        self._hear()
+        self._hear(bound)
         waiting = {node for node, asked, _ in self._asked.values() if time.monotonic() - asked < _TTL}
         self._refused = {node: until for node, until in self._refused.items() if node in online}
         refused = {node for node, until in self._refused.items() if time.monotonic() < until}
         new = sorted(online - {*self.node.values(), *waiting, *refused})
+        if bound is not None:
+            for node in (node for node in new if node not in bound):
+                reason = (
+                    "its key is registered for no client, so it learns nothing of the run; if it is a client's, put "
+                    "its public key into keys/client-K.pub and start `polyfed deploy server` again"
+                )
+                self._refuse(node, reason)
+            new = [node for node in new if node in bound]
         if new:
-            request = RequestHeader(
-                kind="describe", experiment=self.experiment, config=self.config.to_dict(), agreed=self.agreed
-            )
-            told = [Outgoing(node, "describe", headers.dump(request), None, "join", _TTL) for node in new]
+            told = [
+                Outgoing(node, "describe", headers.dump(self._question((bound or {}).get(node))), None, "join", _TTL)
+                for node in new
+            ]
             tickets = zip(self.transport.push(told), new, strict=True)
             self._asked |= {
                 ticket: (node, time.monotonic(), self.agreed) for ticket, node in tickets if ticket is not None
             }
 
-    def _hear(self) -> None:
+    def _question(self, client: ClientId | None) -> RequestHeader:
+        """Return the request that asks a node which client it is; ``client`` is the owner of its key, if it has one."""
+        return RequestHeader(
+            kind="describe",
+            experiment=self.experiment,
+            client=client,
+            config=self.config.to_dict(),
+            agreed=self.agreed,
+        )
+
+    def _hear(self, bound: Mapping[int, ClientId] | None) -> None:
         for reply in self.transport.pull(list(self._asked)) if self._asked else ():
             node, _, asked = self._asked.pop(reply.ticket, (0, 0.0, None))
             if reply.error:
@@ -91,12 +111,16 @@ class ClientRegistry:
             except MessageError as error:
                 self._refuse(node, str(error))
             else:
-                if answer.apart:
+                owner = answer.client if bound is None else bound.get(node)
+                if owner != answer.client or (answer.about is not None and answer.about.client != owner):
+                    self._refuse(node, _impostor(owner, answer), client=owner)
+                elif answer.apart:
                     self._refuse(node, _apart(answer.apart), client=answer.client)
                 elif answer.error and asked != self.agreed:
                     pass  # such as a site with one class; it can read its data now that the others agreed
                 elif answer.error or answer.about is None:
-                    self._refuse(node, answer.error or "the reply does not describe the client")
+                    reason = in_short(answer.error) if answer.error else "the reply does not describe the client"
+                    self._refuse(node, reason, client=answer.client)
                 else:
                     self._enter(node, answer.about, asked)
 
@@ -114,8 +138,6 @@ class ClientRegistry:
             pass  # it was asked before there was an agreement; the next refresh asks it to fit that
         elif apart:
             self._refuse(node, _apart(apart), client=client)
-        elif self.fixed and before != node:
-            self._refuse(node, "another node, with a key of its own, already joined as this client", client=client)
         else:
             if before != node:
                 self._refused[before] = math.inf  # a client has one node: the last that described itself as it
@@ -163,6 +185,29 @@ class ClientRegistry:
             capacities=tuple(sorted(capacities, reverse=True)),
             agreed=self.agreed,
         )
+
+
+def bound_nodes(path: Path) -> dict[int, ClientId]:
+    """Return the client of each registered node.
+
+    Raises:
+        ConfigError: the file is missing or damaged.
+    """
+    try:
+        return {int(node): int(entry["client"]) for node, entry in json.loads(path.read_bytes()).items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{path}: cannot be read ({type(error).__name__}: {error}); it names the client of each key, and "
+            "`polyfed deploy server` writes it: start the server again"
+        ) from error
+
+
+def _impostor(owner: ClientId | None, answer: ReplyHeader) -> str:
+    claimed = answer.client if answer.about is None or answer.client != owner else answer.about.client
+    return (
+        f"its key is that of client {owner}, but it says that it is client {claimed}; start it with --client {owner}, "
+        f"or with the key of client {claimed}"
+    )
 
 
 def _apart(parts: tuple[str, ...]) -> str:

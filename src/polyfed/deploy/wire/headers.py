@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_v
 
 from polyfed.base.errors import MessageError
 from polyfed.data.schema import Schema
+from polyfed.deploy.wire.transport import RequestKind
 
 #: The longest header, in characters, that is read; a configuration and the task take a few kB.
 HEADER_LIMIT = 1_000_000
@@ -78,7 +79,8 @@ class RequestHeader(_Header, frozen=True):
     """The header of a request from the server to a client.
 
     Args:
-        kind: "describe" asks which client the node is, "train" has it train, "evaluate" has it test.
+        kind: "describe" asks which client the node is, "train" has it train, "evaluate" has it test, and "keep" has it
+            keep all that its predictor needs, when the run is over.
         experiment: the name of the run, the same after a resume.
         key: the exchange.
         client: the receiver; None where the server does not know it yet.
@@ -94,7 +96,7 @@ class RequestHeader(_Header, frozen=True):
         agreed: what the clients that joined agreed on, in a request to describe; None while there is none.
     """
 
-    kind: Literal["describe", "train", "evaluate"]
+    kind: RequestKind
     experiment: Annotated[str, Field(pattern=r"^[0-9a-z][0-9a-z-]{0,63}$")]
     key: _Key = (0, 0, 0)
     client: _Count | None = None
@@ -180,7 +182,7 @@ class ReplyHeader(_Header, frozen=True):
         seconds: seconds that the client spent, by step.
     """
 
-    kind: Literal["describe", "train", "evaluate"]
+    kind: RequestKind
     experiment: str
     key: _Key
     client: _Count

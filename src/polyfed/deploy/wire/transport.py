@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-RequestKind = Literal["describe", "train", "evaluate"]
+RequestKind = Literal["describe", "train", "evaluate", "keep"]
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Outgoing:
 
     Args:
         node: the receiver, by the engine's number.
-        kind: the kind of request: describe, train or evaluate.
+        kind: the kind of request: describe, train, evaluate or keep.
         header: see `polyfed.deploy.wire.headers.RequestHeader`.
         body: the bytes of a message; None if the request carries no message.
         group: the name under which the engine logs the request: the round.
