@@ -124,6 +124,12 @@ def test_what_a_user_should_know_is_said() -> None:
     assert own("FrozenFirst").notes == []
     (alone,) = own("BatchOnly").notes
     assert "fails on a batch of one example in evaluation mode (ValueError: Expected more than 1 value" in alone
+    assert own("Leaves").notes == []
+    (few,) = own("Few").notes
+    assert few.endswith(
+        "fails on a training batch of two examples (ValueError: four or more (Few, own_nets.py, line "
+        + few.rpartition(" ")[2]
+    )
     (unused,) = own("Unused").notes
     assert "'spare.bias', 'spare.weight' got no gradient in a test" in unused
     assert "with requires_grad_(False) it would not travel" in unused

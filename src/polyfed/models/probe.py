@@ -7,6 +7,7 @@ forward passes, and the output for one input is compared before and after anothe
 
 from __future__ import annotations
 
+import gc
 import inspect
 import re
 from collections import deque
@@ -38,6 +39,40 @@ _OLD_HOOKS = {
     "torch.nn.utils.prune": "torch.nn.utils.prune.remove, or a parametrization",
 }
 
+#: What a parameter or buffer may not be, and the sentence about it, after the name of the model.
+_UNFIT: tuple[tuple[Callable[[Tensor], object], str], ...] = (
+    (
+        is_lazy,
+        ": its lazy layer still has no shape for {name!r} after a forward pass; does the forward call the layer? "
+        "Otherwise use a layer that is not lazy",
+    ),
+    (
+        lambda tensor: tensor.layout != torch.strided,
+        ": {name!r} is sparse, which polyfed cannot send or average; keep the positions and the values as two tensors, "
+        "and make the sparse tensor of them in the forward",
+    ),
+    (
+        lambda tensor: tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None),
+        ": a hook on {name!r} would be lost, as polyfed puts the weights of each client in its place; change gradients "
+        "in the forward, by a torch.autograd.Function, or set train.clip",
+    ),
+    (
+        torch.is_complex,
+        ": {name!r} is {kind}, but polyfed trains, sends and averages real numbers; store torch.view_as_real(tensor), "
+        "and use torch.view_as_complex in the forward",
+    ),
+    (
+        lambda tensor: tensor.device.type != "cpu",
+        " puts {name!r} on the device '{device}'; leave out device=, .to() and .cuda(): polyfed places networks "
+        "itself, by run.device",
+    ),
+    (
+        lambda tensor: tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()),
+        ": {name!r} holds NaN or infinity when it is new; initialise it, by torch.nn.init for example (torch.empty "
+        "leaves numbers as memory has them)",
+    ),
+)
+
 
 def fault(error: BaseException) -> str:
     """Return the error as text, with the class, the file and the line of the network's code that raised it."""
@@ -47,6 +82,15 @@ def fault(error: BaseException) -> str:
     frame, line = found
     where = f"{type(frame.f_locals['self']).__name__}, {Path(frame.f_code.co_filename).name}, line {line}"
     return f"{type(error).__name__}: {error} ({where})"
+
+
+def failed(model: str, x: Tensor, error: BaseException, training: bool = False) -> str:
+    """Return the text about a network whose forward fails on an input that tests it."""
+    return (
+        f"model {model!r} fails on an input of shape {tuple(x.shape)} and type {_dtype(x)}"
+        f"{', in training mode' if training else ''}: {fault(error)}; does it accept samples of shape "
+        f"{tuple(x.shape[1:])}?"
+    )
 
 
 def in_network(error: BaseException) -> bool:
@@ -103,36 +147,9 @@ def check_module(module: nn.Module, model: str) -> None:
                     f"{_OLD_HOOKS[old]}"
                 )
     for _, _, name, _, tensor in places(module):
-        if is_lazy(tensor):
-            raise ModelError(
-                f"model {model!r}: its lazy layer still has no shape for {name!r} after a forward pass; does the "
-                "forward call the layer? Otherwise use a layer that is not lazy"
-            )
-        if tensor.layout != torch.strided:
-            raise ModelError(
-                f"model {model!r}: {name!r} is sparse, which polyfed cannot send or average; keep the positions and "
-                "the values as two tensors, and make the sparse tensor of them in the forward"
-            )
-        if tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None):
-            raise ModelError(
-                f"model {model!r}: a hook on {name!r} would be lost, as polyfed puts the weights of each client in its "
-                "place; change gradients in the forward, by a torch.autograd.Function, or set train.clip"
-            )
-        if tensor.is_complex():
-            raise ModelError(
-                f"model {model!r}: {name!r} is {_dtype(tensor)}, but polyfed trains, sends and averages real numbers; "
-                "store torch.view_as_real(tensor), and use torch.view_as_complex in the forward"
-            )
-        if tensor.device.type != "cpu":
-            raise ModelError(
-                f"model {model!r} puts {name!r} on the device {str(tensor.device)!r}; leave out device=, .to() and "
-                ".cuda(): polyfed places networks itself, by run.device"
-            )
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ModelError(
-                f"model {model!r}: {name!r} holds NaN or infinity when it is new; initialise it, by torch.nn.init for "
-                "example (torch.empty leaves numbers as memory has them)"
-            )
+        for unfit, text in _UNFIT:
+            if unfit(tensor):
+                raise ModelError(f"model {model!r}" + text.format(name=name, kind=_dtype(tensor), device=tensor.device))
     _check_registered(module, model)
 
 
@@ -140,15 +157,12 @@ def check_input(module: nn.Module, model: str) -> list[str]:
     """Raise unless a forward with one input is possible; return a note on optional inputs, which are never fed.
 
     Raises:
-        ModelError: the forward takes no input, or needs more than one.
+        ModelError: the forward takes no input by its position, or needs more than one.
     """
     kinds = inspect.Parameter
-    takes = [
-        parameter
-        for parameter in inspect.signature(module.forward).parameters.values()
-        if parameter.kind not in (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD)
-    ]
-    if not inspect.signature(module.forward).parameters:
+    everything = inspect.signature(module.forward).parameters.values()
+    takes = [parameter for parameter in everything if parameter.kind not in (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD)]
+    if all(parameter.kind in (kinds.KEYWORD_ONLY, kinds.VAR_KEYWORD) for parameter in everything):
         raise ModelError(f"model {model!r}: {type(module).__name__}.forward takes no input; expected forward(self, x)")
     needed = [parameter.name for parameter in takes if parameter.default is kinds.empty]
     where = f"{type(module).__name__}.forward({', '.join(parameter.name for parameter in takes)})"
@@ -190,7 +204,11 @@ class Prober:
         self.moved, self.unused = set[str](), set[str]()
         #: The shape per sample of the output in training, or the name of its type.
         self.trained: tuple[int, ...] | str = ()
-        self.said: list[str] = []
+        self.remarks: list[str] = []
+        #: The number of examples that a training forward takes: 2, or 16 where two are too few.
+        self.examples = 2
+        #: Trainable tensors of earlier passes that the weights do not hold.
+        self._strangers: list[Tensor] = []
 
     def check_state(self) -> bool:
         """Raise ModelError if a forward changes or keeps what only the weights and buffers may hold.
@@ -239,7 +257,7 @@ class Prober:
 
     def notes(self) -> list[str]:
         """Return sentences on what trains other than its user may think."""
-        found = list(self.said)
+        found = list(self.remarks)
         moving = [path for path in frozen_norms(self.binding.module)[1] if f"{path}.running_mean" in self.moved]
         if moving:
             found.append(
@@ -274,7 +292,7 @@ class Prober:
         except ModelError:
             raise
         except Exception as error:  # user code
-            raise ModelError(self._failed(error, training)) from error
+            raise ModelError(failed(self.model, self.inputs(0, 2), error, training)) from error
         finally:
             changed = [path for path, child in _named(binding.module) if child.training != modes.get(path)]
             binding.module.train(False)
@@ -288,24 +306,17 @@ class Prober:
         self._check_writes(binding, weights, given, held, training)
         return out.detach() if isinstance(out, Tensor) else out
 
-    def _failed(self, error: Exception, training: bool) -> str:
-        x = self.inputs(0, 2)
-        return (
-            f"model {self.model!r} fails on an input of shape {tuple(x.shape)} and type {_dtype(x)}"
-            f"{', in training mode' if training else ''}: {fault(error)}; does it accept samples of shape "
-            f"{tuple(x.shape[1:])}?"
-        )
-
     def _trained(self, binding: Binding, number: int, given: Mapping[str, Tensor]) -> Any:
         """Run a forward and a backward pass; with more examples where two are too few."""
         try:
             out = binding.module(self.inputs(number, 2))
         except Exception as error:  # user code
+            out = None
             with suppress(Exception):
-                out = binding.module(self.inputs(number, 16))
-                self.said = [f"model {self.model!r} fails on a training batch of two examples ({fault(error)})"]
-                return out
-            raise error
+                out, self.examples = binding.module(self.inputs(number, 16)), 16
+                self.remarks = [f"model {self.model!r} fails on a training batch of two examples ({fault(error)})"]
+            if out is None:
+                raise
         leaves = {name: leaf for name, leaf in given.items() if leaf.requires_grad}
         if not isinstance(out, Tensor):
             return out
@@ -314,6 +325,7 @@ class Prober:
                 f"model {self.model!r}: its output depends on no parameter that could be trained (it has "
                 f"{len(leaves)}); does it freeze all, or run under torch.no_grad() or detach()?"
             )
+        self._check_leaves(binding, out, given)
         gradients: Any = torch.autograd.grad(out.square().sum(), list(leaves.values()), allow_unused=True)
         self.unused = {name for name, g in zip(leaves, gradients, strict=True) if g is None}
         for name, g in zip(leaves, gradients, strict=True):
@@ -323,6 +335,26 @@ class Prober:
                     "take; leave out sparse=True"
                 )
         return out
+
+    def _check_leaves(self, binding: Binding, out: Tensor, given: Mapping[str, Tensor]) -> None:
+        """Raise if a gradient would reach a tensor that is none of the weights, and the same one in two passes."""
+        known = {id(value) for value in given.values()}
+        strangers = [leaf for leaf in _leaves(out) if id(leaf) not in known]
+        kept = {id(leaf) for leaf in self._strangers}
+        self._strangers += strangers  # they are held, so that no other tensor gets the id of one
+        for leaf in (leaf for leaf in strangers if id(leaf) in kept):
+            name = next((place.name for place in places(binding.module) if place.tensor is leaf), None)
+            if name is not None:
+                raise ModelError(
+                    f"model {self.model!r}: {name!r} requires a gradient in training, but did not in the new network, "
+                    "so it would not be trained; set requires_grad in __init__ alone"
+                )
+            raise ModelError(
+                f"model {self.model!r}: its output depends on a tensor of shape {tuple(leaf.shape)} with requires_grad"
+                f"{_holder(binding.module, leaf)} that torch does not register, so it would not be trained; make it an "
+                "nn.Parameter, or the module that holds it an attribute of the network (of several modules: "
+                "nn.ModuleList or nn.ModuleDict)"
+            )
 
     def _check_writes(
         self,
@@ -396,7 +428,7 @@ class Prober:
         try:
             got = tuple(module(one).shape)
         except Exception as error:  # user code
-            self.said.append(
+            self.remarks.append(
                 f"model {self.model!r} fails on a batch of one example in evaluation mode ({fault(error)}); a client "
                 "with a single test example, or one more than a multiple of 500, would end the run"
             )
@@ -480,38 +512,74 @@ def _value(value: Any, depth: int, seen: set[int]) -> object:
         case list() | tuple() | deque() if depth and id(value) not in seen:
             seen.add(id(value))
             return [_value(item, depth - 1, seen) for item in cast("Iterable[Any]", value)]
-        case _ if depth and hasattr(value, "__dict__") and id(value) not in seen:
+        case _ if hasattr(value, "__next__"):  # its position cannot be read: it counts as changed
+            return object()
+        case _ if depth and (state := _state(value)) is not None and id(value) not in seen:
             seen.add(id(value))
-            return (type(value).__qualname__, _value(vars(value), depth, seen))
+            return (type(value).__qualname__, _value(state, depth, seen))
         case Mapping() | list() | tuple() | deque():
             return type(value).__qualname__
         case _:  # numbers and strings as they are; other objects without their addresses
             return (type(value).__qualname__, re.sub(r" at 0x[0-9a-f]+", "", repr(value)))
 
 
-def _check_registered(module: nn.Module, model: str) -> None:
-    """Raise if a list or mapping holds a parameter, or a module with parameters, that the module does not know."""
-    known = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
+def _state(value: object) -> dict[str, Any] | None:
+    """Return what an object holds in its ``__dict__`` and its slots; None if it has neither."""
+    slots = {name for kind in type(value).__mro__ for name, at in vars(kind).items() if inspect.ismemberdescriptor(at)}
+    held = {name: getattr(value, name, None) for name in slots}
+    return {**getattr(value, "__dict__", {}), **held} if held or hasattr(value, "__dict__") else None
 
-    def inside(value: Any, depth: int = 3) -> Iterator[tuple[str, Tensor]]:
-        if isinstance(value, nn.Parameter):
-            yield "Parameter", value
-        elif isinstance(value, nn.Module):
-            yield from ((type(value).__name__, tensor) for tensor in value.parameters())
-        elif depth and isinstance(value, Mapping | list | tuple):
-            held = cast("Iterable[Any]", value.values() if isinstance(value, Mapping) else value)
-            for item in held:
-                yield from inside(item, depth - 1)
 
+def _leaves(out: Tensor) -> list[Tensor]:
+    """Return the tensors without a history that a backward pass from a tensor would reach."""
+    found, seen, todo = list[Tensor](), set[Any](), [out.grad_fn]
+    while todo:
+        node: Any = todo.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            found += [node.variable] if hasattr(node, "variable") else []
+            todo += [before for before, _ in node.next_functions]
+    return found
+
+
+def _inside(value: Any, depth: int, seen: set[int], what: str = "tensor") -> Iterator[tuple[str, Tensor]]:
+    """Yield the trainable tensors that a value holds: in containers, objects, closures and bound methods."""
+    if isinstance(value, Tensor):
+        yield from [("Parameter" if isinstance(value, nn.Parameter) else what, value)]
+    elif isinstance(value, nn.Module):
+        yield from ((type(value).__name__, tensor) for tensor in value.parameters())
+    elif depth and id(value) not in seen and not isinstance(value, type | ModuleType | Logger):
+        seen.add(id(value))
+        function = isinstance(value, FunctionType)  # its globals are not its own
+        for item in (value.__closure__, value.__defaults__) if function else gc.get_referents(value):
+            yield from _inside(item, depth - 1, seen, what)
+
+
+def _held(module: nn.Module, depth: int, kinds: Any = object) -> Iterator[tuple[str, Any, str, Tensor]]:
+    """Yield name and value of each plain attribute, and each tensor in it with the class of what holds it."""
     for path, child in _named(module):
         for name, value in vars(child).items():
-            lost = next((what for what, tensor in inside(value) if id(tensor) not in known), None)
-            if name not in _OF_TORCH and lost:
-                raise ModelError(
-                    f"model {model!r}: {f'{path}.{name}' if path else name!r} is a {type(value).__name__} of a {lost} "
-                    "that torch does not register, so it would not be trained; use nn.ModuleList, nn.ModuleDict, "
-                    "nn.ParameterList or nn.ParameterDict"
-                )
+            if name not in _OF_TORCH and isinstance(value, kinds):
+                seen = {id(one) for one in module.modules()}
+                found = _inside(value, depth, seen)
+                yield from ((f"{path}.{name}" if path else name, value, what, tensor) for what, tensor in found)
+
+
+def _holder(module: nn.Module, leaf: Tensor) -> str:
+    """Return " in 'name' (Class)" for the attribute that holds a tensor, or "" if it is not found."""
+    found = (f" in {name!r} ({type(value).__name__})" for name, value, _, it in _held(module, 8) if it is leaf)
+    return next(found, "")
+
+
+def _check_registered(module: nn.Module, model: str) -> None:
+    """Raise if a container holds a parameter, or a module with parameters, that the module does not know."""
+    known = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
+    for name, value, what, tensor in _held(module, 3, Mapping | list | tuple | set | frozenset | deque):
+        if isinstance(tensor, nn.Parameter) and id(tensor) not in known:
+            raise ModelError(
+                f"model {model!r}: {name!r} is a {type(value).__name__} of a {what} that torch does not register, so "
+                "it would not be trained; use nn.ModuleList, nn.ModuleDict, nn.ParameterList or nn.ParameterDict"
+            )
 
 
 def _named(module: nn.Module) -> Iterable[tuple[str, nn.Module]]:
