@@ -317,6 +317,31 @@ class BatchOnly(Own):
         return self.norm(super().features(x))
 
 
+class Switch(nn.Module):
+    """A buffer of truth values, which training moves: the first unit goes off, and the last one on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("on", torch.tensor([True] * 7 + [False]))
+
+    def forward(self, h: Tensor) -> Tensor:
+        if self.training:
+            with torch.no_grad():
+                self.on.copy_(torch.arange(8, device=h.device) > 0)
+        return h * self.on
+
+
+class Switches(Own):
+    """A layer with a buffer of truth values."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.switch = Switch()
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.switch(super().features(x))
+
+
 class Few(Own):
     """Needs more than two examples to train."""
 
@@ -350,7 +375,7 @@ class Logging(Own):
 TRAIN = [
     *(Own, Query, Attention, WeightNorm, SpectralNorm, Lazy, Normed, Counting, Dropout, FunctionalDropout, Noise),
     *(Branching, Tied, Listed, Hooked, Cached, FrozenFirst, Whole, Bilinear, Lstm, Optional, MovingFrozen),
-    *(Unused, Orthogonal, BackwardHook, Checkpointed, BatchOnly, Logging),
+    *(Unused, Orthogonal, BackwardHook, Checkpointed, BatchOnly, Logging, Switches),
 ]
 
 
