@@ -84,7 +84,7 @@ def _headline(values: ByClass) -> float | None:
 def _auroc(found: Scores | BinnedScores) -> ByClass:
     """The share of pairs, one example in the class and one outside, whose order is right; a tie counts half."""
     values: ByClass = []
-    for inside, outside in found.levels():
+    for inside, outside in found.levels:
         below = np.cumsum(outside) - outside
         pairs = inside.sum() * outside.sum()
         values.append(float((inside * (below + outside / 2)).sum() / pairs) if pairs else None)
@@ -94,7 +94,7 @@ def _auroc(found: Scores | BinnedScores) -> ByClass:
 def _auprc(found: Scores | BinnedScores) -> ByClass:
     """The precision at each score, weighted by the share of the class that has this score."""
     values: ByClass = []
-    for inside, outside in found.levels():
+    for inside, outside in found.levels:
         hit, all_ = np.cumsum(inside[::-1]), np.cumsum((inside + outside)[::-1])
         precision = np.divide(hit, all_, out=np.zeros_like(hit), where=all_ > 0)
         values.append(float((inside[::-1] * precision).sum() / hit[-1]) if len(hit) and hit[-1] else None)
@@ -140,34 +140,34 @@ COMPUTED: Mapping[str, Metric] = {
 Tallies = Mapping[str, Tally]
 
 
-def tallies(names: Sequence[str], seen: Predictions) -> dict[str, Tally]:
+def tallies(metrics: Sequence[str], predictions: Predictions) -> dict[str, Tally]:
     """Return the tallies that some metrics need, of some test rows."""
-    return {kind.__name__: kind.of(seen) for kind in dict.fromkeys(COMPUTED[name].tally for name in names)}
+    return {kind.__name__: kind.of(predictions) for kind in dict.fromkeys(COMPUTED[name].tally for name in metrics)}
 
 
-def plus(some: Tallies, more: Tallies) -> dict[str, Tally]:
-    """Return the tallies of two sets of rows together."""
-    return {kind: tally + more[kind] for kind, tally in some.items()}
+def plus(*parts: Tallies) -> dict[str, Tally]:
+    """Return the tallies of one or more sets of rows together."""
+    return {kind: type(tally).total([part[kind] for part in parts]) for kind, tally in parts[0].items()}
 
 
-def value(name: str, found: Tallies) -> float | None:
+def value(metric: str, tallies: Tallies) -> float | None:
     """Return a metric of tallies; None where it is not defined."""
-    metric = COMPUTED[name]
-    return metric.value(found[metric.tally.__name__])
+    computed = COMPUTED[metric]
+    return computed.value(tallies[computed.tally.__name__])
 
 
-def by_class(name: str, found: Tallies, classes: Sequence[str]) -> dict[str, float | None]:
+def by_class(metric: str, tallies: Tallies, classes: Sequence[str]) -> dict[str, float | None]:
     """Return a metric for each class by its name; empty for a metric that has no value by class."""
-    metric = COMPUTED[name]
-    if metric.by_class is None:
+    computed = COMPUTED[metric]
+    if computed.by_class is None:
         return {}
-    values = metric.by_class(found[metric.tally.__name__])
+    values = computed.by_class(tallies[computed.tally.__name__])
     return dict(zip((*classes, *map(str, range(len(classes), len(values)))), values, strict=True))
 
 
-def sent_sums(found: Tallies) -> dict[str, list[float]]:
+def sent_sums(tallies: Tallies) -> dict[str, list[float]]:
     """Return what may leave a client: sums without single rows, as plain numbers, by the name of the tally's class."""
-    return {kind: tally.sums().array.ravel().tolist() for kind, tally in found.items()}
+    return {kind: tally.sums().array.ravel().tolist() for kind, tally in tallies.items()}
 
 
 def read_sums(kind: str, numbers: Sequence[float], outputs: int) -> Tally:
