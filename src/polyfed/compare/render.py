@@ -12,7 +12,7 @@ from polyfed.base.text import csv_text
 from polyfed.compare.specs import RunSpec
 from polyfed.compare.statistics import FEW, Aim, Line, Target, baseline_of, compared, deviation, line_of, mean_over
 from polyfed.metrics.catalogue import METRICS, aim
-from polyfed.report.tables import SIMULATED_TIME
+from polyfed.report.tables import SIMULATED_TIME, left_out, second_class
 from polyfed.report.units import duration, flops, measured, size, spread
 
 COST_NOTE = (
@@ -211,9 +211,12 @@ def tabulate(cells: Sequence[RunSpec], root: Path, out: Path) -> Comparison:
     lines = tuple(line for line, _ in found)
     baselines = [line for here in settings if (line := baseline_of(here, root)) is not None]
     counts = [len({cell.seed for cell in here}) for here in settings]
+    done = [summary for cell in cells if (summary := cell.summary(root)) is not None]
     notes = (
         *(_notes(lines[0].metric, len({line.label for line in lines}) > 1, counts) if counts else ()),
         *(note for _, note in found if note),
+        *second_class(done),
+        *left_out(done, "clients, counted in each run,"),
         *([SIMULATED_TIME] if any(line.costs and line.costs.simulated is not None for line in lines) else []),
     )
     return Comparison(lines, tuple(dict.fromkeys(cell.seed for cell in cells)), notes, out, tuple(baselines))

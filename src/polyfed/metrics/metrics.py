@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,10 +81,14 @@ def _headline(values: ByClass) -> float | None:
     return values[1] if len(values) == 2 else _mean(values)
 
 
+def _levels(found: Scores | BinnedScores) -> Iterator[tuple[Floats, Floats]]:
+    return ((inside.astype(np.float64), outside.astype(np.float64)) for inside, outside in found.levels)
+
+
 def _auroc(found: Scores | BinnedScores) -> ByClass:
     """The share of pairs, one example in the class and one outside, whose order is right; a tie counts half."""
     values: ByClass = []
-    for inside, outside in found.levels:
+    for inside, outside in _levels(found):
         below = np.cumsum(outside) - outside
         pairs = inside.sum() * outside.sum()
         values.append(float((inside * (below + outside / 2)).sum() / pairs) if pairs else None)
@@ -94,7 +98,7 @@ def _auroc(found: Scores | BinnedScores) -> ByClass:
 def _auprc(found: Scores | BinnedScores) -> ByClass:
     """The precision at each score, weighted by the share of the class that has this score."""
     values: ByClass = []
-    for inside, outside in found.levels:
+    for inside, outside in _levels(found):
         hit, all_ = np.cumsum(inside[::-1]), np.cumsum((inside + outside)[::-1])
         precision = np.divide(hit, all_, out=np.zeros_like(hit), where=all_ > 0)
         values.append(float((inside[::-1] * precision).sum() / hit[-1]) if len(hit) and hit[-1] else None)

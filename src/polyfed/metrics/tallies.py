@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+#: Of one class, the examples in it and outside it at each level of a score.
+Levels = tuple[NDArray[Any], NDArray[Any]]
 
 #: Bins of confidence of the expected calibration error.
 CALIBRATION_BINS = 15
@@ -173,20 +175,19 @@ class Scores(Tally):
         return cls(np.concatenate([one.y for one in tallies]), np.concatenate([one.scores for one in tallies]))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"y": self.y, "scores": self.scores}  # between processes levels are counted again, at half the bytes
+        return {"y": self.y, "scores": self.scores}  # without levels, which would double what travels
 
     @cached_property
-    def levels(self) -> list[tuple[Floats, Floats]]:
+    def levels(self) -> list[Levels]:
         """For each class the examples in and outside it at each different score, ascending.
 
-        They are kept, as several metrics need them and sorting takes most of the time: twice the memory of the scores.
+        They are kept, as several metrics need them and sorting takes most of the time: as much memory as the scores.
         """
-        found: list[tuple[Floats, Floats]] = []
+        found: list[Levels] = []
         for k, column in enumerate(self.scores.T):
             values, place = np.unique(column, return_inverse=True)
-            inside = (self.y == k).astype(np.float64)
-            both = (np.bincount(place, part, len(values)).astype(np.float64) for part in (inside, 1 - inside))
-            found.append((next(both), next(both)))
+            both = (np.bincount(place[part], minlength=len(values)) for part in (self.y == k, self.y != k))
+            found.append((next(both).astype(np.int32), next(both).astype(np.int32)))
         return found
 
     def sums(self) -> Sums:
@@ -211,6 +212,6 @@ class BinnedScores(Sums):
         return cls(Scores.of(predictions).sums().array)
 
     @property
-    def levels(self) -> list[tuple[Floats, Floats]]:
+    def levels(self) -> list[Levels]:
         """As those of `Scores`; the scores of a bin are taken as equal."""
-        return [(inside.astype(np.float64), outside.astype(np.float64)) for inside, outside in self.array]
+        return [(inside, outside) for inside, outside in self.array]
