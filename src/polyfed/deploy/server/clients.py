@@ -54,6 +54,7 @@ class _Good:
     """Good replies to one kind of request, without the messages."""
 
     answers: dict[ClientId, ReplyHeader] = field(default_factory=dict[ClientId, ReplyHeader])
+    scores: dict[ClientId, Score] = field(default_factory=dict[ClientId, Score])
     sizes: dict[ClientId, Size] = field(default_factory=dict[ClientId, Size])
     failed: dict[ClientId, str] = field(default_factory=dict[ClientId, str])
 
@@ -131,7 +132,7 @@ class RemoteClients:
                 Work(**headers.costs(answer.work)) if answer.work else Work(),
                 measure(request.down[client]),
                 found.sizes[client],
-                None if answer.score is None else self._score(answer.score),
+                found.scores.get(client),
             )
             for client, answer in answers.items()
         }
@@ -145,11 +146,7 @@ class RemoteClients:
     def evaluate(self, round_: int, down: Down) -> dict[ClientId, Score]:
         """Send each client the message from which it predicts; return the counts of the clients that report them."""
         found = self._ask("evaluate", (round_, self.attempt, 0), down, {}, None, score=False, enough=None)
-        scores = {
-            client: self._score(answer.score)
-            for client, answer in sorted(found.answers.items())
-            if answer.score is not None
-        }
+        scores = dict(sorted(found.scores.items()))
         # Only the clients' networks know which predictors there are: the names that most clients report count.
         named = Counter(tuple(score.predictors) for score in scores.values()).most_common(1)
         reason = "it reports other predictors than most clients"
@@ -239,13 +236,15 @@ class RemoteClients:
                     self.tell("surplus", client=client, round=key[0])
                     continue
                 try:
-                    answer, message = self._read(reply, kind, key, client, down[client], infos.get(client))
+                    answer, tested, message = self._read(reply, kind, key, client, down[client], infos.get(client))
                 except MessageError as error:
                     fail(client, str(error))
                 else:
                     if gathering is not None:
                         gathering.put(infos[client], message)
                     found.answers[client], found.sizes[client] = answer, measure(message)
+                    if tested is not None:
+                        found.scores[client] = tested
                     del reply, message
             if not arrived:
                 time.sleep(self.rounds.poll)
@@ -296,8 +295,8 @@ class RemoteClients:
         client: ClientId,
         down: Message | None,
         info: ClientInfo | None,
-    ) -> tuple[ReplyHeader, Message | None]:
-        """Decode and check a reply.
+    ) -> tuple[ReplyHeader, Score | None, Message | None]:
+        """Decode and check a reply; return its header, score and message.
 
         Raises:
             MessageError: the engine or the client reports an error, or the reply fails a check; the text says which.
@@ -313,8 +312,7 @@ class RemoteClients:
             )
         if answer.error:
             raise MessageError(answer.error)
-        if answer.score is not None:
-            self._score(answer.score)
+        tested = None if answer.score is None else self._score(answer.score)
         limit = int(self.rounds.max_message * 1e6)
         message = None if reply.body is None else decode(reply.body, *self.algorithm.messages, limit=limit)
         if info is not None:
@@ -323,7 +321,7 @@ class RemoteClients:
         if answer.lost:
             self.tell("lost-state", client=client, round=key[0])
         self.seconds[client] = answer.seconds
-        return answer, message
+        return answer, tested, message
 
     def _score(self, counts: Counts) -> Score:
         """Return the score that a client reports.
