@@ -7,21 +7,16 @@ forward passes, and the output for one input is compared before and after anothe
 
 from __future__ import annotations
 
-import gc
 import inspect
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from hashlib import blake2b
 from itertools import pairwise
-from logging import Logger
 from pathlib import Path
-from random import Random
-from types import FrameType, FunctionType, ModuleType
-from typing import Any, cast
+from types import FrameType
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -29,9 +24,8 @@ from torch.nn.parameter import is_lazy
 from polyfed.base.errors import ModelError
 from polyfed.base.rng import Rng
 from polyfed.models.binding import Binding, frozen_norms, places, some
+from polyfed.models.state import attributes, contents, holder, leaves, named
 
-#: The attributes that every module has, and a recurrent layer's list of the weights that are bound to it.
-_OF_TORCH = {*vars(nn.Module()), "_flat_weights", "_flat_weight_refs"}
 _TORCH = str(Path(torch.__file__).parent)
 _OLD_HOOKS = {
     "torch.nn.utils.weight_norm": "torch.nn.utils.parametrizations.weight_norm",
@@ -124,7 +118,7 @@ def check_module(module: nn.Module, model: str) -> None:
     Raises:
         ModelError: the text names the layer or tensor, and the mend.
     """
-    for path, child in _named(module):
+    for path, child in named(module):
         name = type(child).__name__
         what = f"model {model!r}: " + (f"its submodule {path!r}" if path else "it")
         compiled = hasattr(child.forward, "_torchdynamo_orig_callable") or "_compiled_call_impl" in vars(child)
@@ -223,7 +217,7 @@ class Prober:
                 f"the factory of model {self.model!r} returned the same module twice; it must build a new module"
             )
         before = {id(child) for child in module.modules()} | {id(place.tensor) for place in self.own}
-        again = [path for path, child in _named(other) if id(child) in before and child.state_dict()]
+        again = [path for path, child in named(other) if id(child) in before and child.state_dict()]
         again += [place.name for place in places(other) if id(place.tensor) in before]
         if again:
             raise ModelError(
@@ -285,7 +279,7 @@ class Prober:
         }
         binding.module.train(training)
         binding.bind(given)
-        modes = {path: child.training for path, child in _named(binding.module)}
+        modes = {path: child.training for path, child in named(binding.module)}
         try:
             with self.rng.at(number).fork(), torch.set_grad_enabled(training):
                 out = self._trained(binding, number, given) if training else binding.module(self.inputs(number, 2))
@@ -294,7 +288,7 @@ class Prober:
         except Exception as error:  # user code
             raise ModelError(failed(self.model, self.inputs(0, 2), error, training)) from error
         finally:
-            changed = [path for path, child in _named(binding.module) if child.training != modes.get(path)]
+            changed = [path for path, child in named(binding.module) if child.training != modes.get(path)]
             binding.module.train(False)
             held = binding.tensors()
             binding.release()
@@ -339,7 +333,7 @@ class Prober:
     def _check_leaves(self, binding: Binding, out: Tensor, given: Mapping[str, Tensor]) -> None:
         """Raise if a gradient would reach a tensor that is none of the weights, and the same one in two passes."""
         known = {id(value) for value in given.values()}
-        strangers = [leaf for leaf in _leaves(out) if id(leaf) not in known]
+        strangers = [leaf for leaf in leaves(out) if id(leaf) not in known]
         kept = {id(leaf) for leaf in self._strangers}
         self._strangers += strangers  # they are held, so that no other tensor gets the id of one
         for leaf in (leaf for leaf in strangers if id(leaf) in kept):
@@ -351,7 +345,7 @@ class Prober:
                 )
             raise ModelError(
                 f"model {self.model!r}: its output depends on a tensor of shape {tuple(leaf.shape)} with requires_grad"
-                f"{_holder(binding.module, leaf)} that torch does not register, so it would not be trained; make it an "
+                f"{holder(binding.module, leaf)} that torch does not register, so it would not be trained; make it an "
                 "nn.Parameter, or the module that holds it an attribute of the network (of several modules: "
                 "nn.ModuleList or nn.ModuleDict)"
             )
@@ -452,7 +446,7 @@ class Prober:
     def _line(self, name: str) -> str:
         """Return " (Class, file.py, line 7)" for the line that writes to an attribute, or "" if it is not found."""
         path, _, local = name.rpartition(".")
-        owner = next((child for at, child in _named(self.binding.module) if at == path), self.binding.module)
+        owner = next((child for at, child in named(self.binding.module) if at == path), self.binding.module)
         if type(owner).__module__.startswith("torch."):  # a tensor of torch's layer, to which the network writes
             owner, local = self.binding.module, name
         try:
@@ -471,125 +465,15 @@ class Prober:
         return ""
 
 
-def attributes(module: nn.Module) -> dict[str, object]:
-    """Return the plain attributes of a module, its submodules and the user's own classes, as values to compare."""
-    found: dict[str, object] = {}
-    seen = set[int]()
-    for path, child in _named(module):
-        dot = f"{path}." if path else ""
-        found |= {dot + name: _value(value, 6, seen) for name, value in vars(child).items() if name not in _OF_TORCH}
-        for kind in type(child).__mro__:
-            if not kind.__module__.startswith(("torch.", "polyfed.", "builtins")):
-                found |= {
-                    f"{kind.__name__}.{name}": _value(value, 6, seen)
-                    for name, value in vars(kind).items()
-                    if not name.startswith("__") and not callable(value) and not hasattr(value, "__get__")
-                }
-    return found
-
-
-def _value(value: Any, depth: int, seen: set[int]) -> object:
-    """Return a value that is equal exactly for equal contents, as deep as ``depth``; an object counts once."""
-    match value:
-        case Tensor():
-            return ("tensor", value.dtype, tuple(value.shape), digest(value))
-        case np.ndarray() | np.generic():
-            return ("array", str(value.dtype), value.shape, value.tobytes())
-        case torch.Generator():
-            return digest(value.get_state())
-        case np.random.Generator():
-            return repr(value.bit_generator.state)
-        case Random():
-            return value.getstate()
-        case set() | frozenset():
-            return sorted(map(repr, cast("set[Any]", value)))
-        case nn.Module() | Logger() | type() | FunctionType() | ModuleType():
-            return repr(type(value))
-        case Mapping() if depth and id(value) not in seen:
-            seen.add(id(value))
-            entries = cast("Mapping[Any, Any]", value)
-            return [(_value(key, 1, seen), _value(item, depth - 1, seen)) for key, item in entries.items()]
-        case list() | tuple() | deque() if depth and id(value) not in seen:
-            seen.add(id(value))
-            return [_value(item, depth - 1, seen) for item in cast("Iterable[Any]", value)]
-        case _ if hasattr(value, "__next__"):  # its position cannot be read: it counts as changed
-            return object()
-        case _ if depth and (state := _state(value)) is not None and id(value) not in seen:
-            seen.add(id(value))
-            return (type(value).__qualname__, _value(state, depth, seen))
-        case Mapping() | list() | tuple() | deque():
-            return type(value).__qualname__
-        case _:  # numbers and strings as they are; other objects without their addresses
-            return (type(value).__qualname__, re.sub(r" at 0x[0-9a-f]+", "", repr(value)))
-
-
-def _state(value: object) -> dict[str, Any] | None:
-    """Return what an object holds in its ``__dict__`` and its slots; None if it has neither."""
-    slots = {name for kind in type(value).__mro__ for name, at in vars(kind).items() if inspect.ismemberdescriptor(at)}
-    held = {name: getattr(value, name, None) for name in slots}
-    return {**getattr(value, "__dict__", {}), **held} if held or hasattr(value, "__dict__") else None
-
-
-def _leaves(out: Tensor) -> list[Tensor]:
-    """Return the tensors without a history that a backward pass from a tensor would reach."""
-    found, seen, todo = list[Tensor](), set[Any](), [out.grad_fn]
-    while todo:
-        node: Any = todo.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            found += [node.variable] if hasattr(node, "variable") else []
-            todo += [before for before, _ in node.next_functions]
-    return found
-
-
-def _inside(value: Any, depth: int, seen: set[int], what: str = "tensor") -> Iterator[tuple[str, Tensor]]:
-    """Yield the trainable tensors that a value holds: in containers, objects, closures and bound methods."""
-    if isinstance(value, Tensor):
-        yield from [("Parameter" if isinstance(value, nn.Parameter) else what, value)]
-    elif isinstance(value, nn.Module):
-        yield from ((type(value).__name__, tensor) for tensor in value.parameters())
-    elif depth and id(value) not in seen and not isinstance(value, type | ModuleType | Logger):
-        seen.add(id(value))
-        function = isinstance(value, FunctionType)  # its globals are not its own
-        for item in (value.__closure__, value.__defaults__) if function else gc.get_referents(value):
-            yield from _inside(item, depth - 1, seen, what)
-
-
-def _held(module: nn.Module, depth: int, kinds: Any = object) -> Iterator[tuple[str, Any, str, Tensor]]:
-    """Yield name and value of each plain attribute, and each tensor in it with the class of what holds it."""
-    for path, child in _named(module):
-        for name, value in vars(child).items():
-            if name not in _OF_TORCH and isinstance(value, kinds):
-                seen = {id(one) for one in module.modules()}
-                found = _inside(value, depth, seen)
-                yield from ((f"{path}.{name}" if path else name, value, what, tensor) for what, tensor in found)
-
-
-def _holder(module: nn.Module, leaf: Tensor) -> str:
-    """Return " in 'name' (Class)" for the attribute that holds a tensor, or "" if it is not found."""
-    found = (f" in {name!r} ({type(value).__name__})" for name, value, _, it in _held(module, 8) if it is leaf)
-    return next(found, "")
-
-
 def _check_registered(module: nn.Module, model: str) -> None:
     """Raise if a container holds a parameter, or a module with parameters, that the module does not know."""
     known = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
-    for name, value, what, tensor in _held(module, 3, Mapping | list | tuple | set | frozenset | deque):
+    for name, value, what, tensor in contents(module, 3, Mapping | list | tuple | set | frozenset | deque):
         if isinstance(tensor, nn.Parameter) and id(tensor) not in known:
             raise ModelError(
                 f"model {model!r}: {name!r} is a {type(value).__name__} of a {what} that torch does not register, so "
                 "it would not be trained; use nn.ModuleList, nn.ModuleDict, nn.ParameterList or nn.ParameterDict"
             )
-
-
-def _named(module: nn.Module) -> Iterable[tuple[str, nn.Module]]:
-    return cast("Iterable[tuple[str, nn.Module]]", module.named_modules())
-
-
-def digest(tensor: Tensor) -> bytes:
-    """Return a digest of the bytes of a tensor."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1).clone(memory_format=torch.contiguous_format)
-    return blake2b(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"").digest()
 
 
 def close(a: Tensor, b: Tensor) -> bool:

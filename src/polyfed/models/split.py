@@ -16,7 +16,8 @@ from polyfed.base.errors import ModelError
 from polyfed.base.rng import Rng
 from polyfed.base.types import Params
 from polyfed.models.binding import Binding, places, some
-from polyfed.models.probe import Prober, attributes, check_input, check_module, close, complete, digest, failed, fault
+from polyfed.models.probe import Prober, check_input, check_module, close, complete, failed, fault
+from polyfed.models.state import attributes, digest
 from polyfed.models.trace import Piece, Pieces, cut, find_submodule
 
 #: The draws of the forward passes that test a new network.
