@@ -44,30 +44,30 @@ def _ratios(above: Floats, below: Floats) -> ByClass:
     return [float(a / b) if b else None for a, b in zip(above, below, strict=True)]
 
 
-def _parts(found: Confusion) -> tuple[Floats, Floats, Floats]:
-    """Return by class the examples that were found, all its examples, and all examples taken for it."""
-    counts = found.array.astype(np.float64)
+def _parts(tally: Confusion) -> tuple[Floats, Floats, Floats]:
+    """Return by class the examples that were tally, all its examples, and all examples taken for it."""
+    counts = tally.array.astype(np.float64)
     return counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
 
 
-def _accuracy(found: Confusion) -> float | None:
-    total = int(found.array.sum())
-    return float(found.array.trace() / total) if total else None
+def _accuracy(tally: Confusion) -> float | None:
+    total = int(tally.array.sum())
+    return float(tally.array.trace() / total) if total else None
 
 
-def _sensitivity(found: Confusion) -> ByClass:
-    right, held, _ = _parts(found)
+def _sensitivity(tally: Confusion) -> ByClass:
+    right, held, _ = _parts(tally)
     return _ratios(right, held)
 
 
-def _specificity(found: Confusion) -> ByClass:
-    right, held, taken = _parts(found)
+def _specificity(tally: Confusion) -> ByClass:
+    right, held, taken = _parts(tally)
     others = held.sum() - held
     return _ratios(others - (taken - right), others)
 
 
-def _f1(found: Confusion) -> ByClass:
-    right, held, taken = _parts(found)
+def _f1(tally: Confusion) -> ByClass:
+    right, held, taken = _parts(tally)
     return _ratios(2 * right, held + taken)
 
 
@@ -81,54 +81,54 @@ def _headline(values: ByClass) -> float | None:
     return values[1] if len(values) == 2 else _mean(values)
 
 
-def _levels(found: Scores | BinnedScores) -> Iterator[tuple[Floats, Floats]]:
-    return ((inside.astype(np.float64), outside.astype(np.float64)) for inside, outside in found.levels)
+def _levels(tally: Scores | BinnedScores) -> Iterator[tuple[Floats, Floats]]:
+    return ((inside.astype(np.float64), outside.astype(np.float64)) for inside, outside in tally.levels)
 
 
-def _auroc(found: Scores | BinnedScores) -> ByClass:
+def _auroc(tally: Scores | BinnedScores) -> ByClass:
     """The share of pairs, one example in the class and one outside, whose order is right; a tie counts half."""
     values: ByClass = []
-    for inside, outside in _levels(found):
+    for inside, outside in _levels(tally):
         below = np.cumsum(outside) - outside
         pairs = inside.sum() * outside.sum()
         values.append(float((inside * (below + outside / 2)).sum() / pairs) if pairs else None)
     return values
 
 
-def _auprc(found: Scores | BinnedScores) -> ByClass:
+def _auprc(tally: Scores | BinnedScores) -> ByClass:
     """The precision at each score, weighted by the share of the class that has this score."""
     values: ByClass = []
-    for inside, outside in _levels(found):
+    for inside, outside in _levels(tally):
         hit, all_ = np.cumsum(inside[::-1]), np.cumsum((inside + outside)[::-1])
         precision = np.divide(hit, all_, out=np.zeros_like(hit), where=all_ > 0)
         values.append(float((inside[::-1] * precision).sum() / hit[-1]) if len(hit) and hit[-1] else None)
     return values
 
 
-def _ece(found: Calibration) -> float | None:
-    count, confidence, right = found.array.T
+def _ece(tally: Calibration) -> float | None:
+    count, confidence, right = tally.array.T
     return float(np.abs(confidence - right).sum() / count.sum()) if count.sum() else None
 
 
 def _per_row(place: int, finish: Callable[[float], float] = float) -> Callable[[Sums], float | None]:
     """Return the function that divides a sum by the number of rows, which is the first sum."""
-    return lambda found: finish(float(found.array[place] / found.array[0])) if found.array[0] else None
+    return lambda tally: finish(float(tally.array[place] / tally.array[0])) if tally.array[0] else None
 
 
-def _r2(found: Errors) -> float | None:
-    squares, deviations = float(found.array[2]), float(found.array[4])
+def _r2(tally: Errors) -> float | None:
+    squares, deviations = float(tally.array[2]), float(tally.array[4])
     return 1 - squares / deviations if deviations else None
 
 
-def _of_classes(tally: type[Tally], by_class: Callable[[Any], ByClass]) -> Metric:
-    return Metric(tally, lambda found: _headline(by_class(found)), by_class)
+def _of_classes(kind: type[Tally], by_class: Callable[[Any], ByClass]) -> Metric:
+    return Metric(kind, lambda tally: _headline(by_class(tally)), by_class)
 
 
 #: Name of a metric -> how it is computed.
 COMPUTED: Mapping[str, Metric] = {
     "accuracy": Metric(Confusion, _accuracy),
-    "balanced_accuracy": Metric(Confusion, lambda found: _mean(_sensitivity(found))),
-    "macro_f1": Metric(Confusion, lambda found: _mean(_f1(found))),
+    "balanced_accuracy": Metric(Confusion, lambda tally: _mean(_sensitivity(tally))),
+    "macro_f1": Metric(Confusion, lambda tally: _mean(_f1(tally))),
     "sensitivity": _of_classes(Confusion, _sensitivity),
     "specificity": _of_classes(Confusion, _specificity),
     "auroc": _of_classes(Scores, _auroc),

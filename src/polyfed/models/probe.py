@@ -23,7 +23,7 @@ from torch.nn.parameter import is_lazy
 
 from polyfed.base.errors import ModelError
 from polyfed.base.rng import Rng
-from polyfed.models.binding import Binding, frozen_norms, places, some
+from polyfed.models.binding import Binding, frozen_norms, listed, places
 from polyfed.models.state import attributes, contents, holder, leaves, named
 
 _TORCH = str(Path(torch.__file__).parent)
@@ -166,7 +166,7 @@ def check_input(module: nn.Module, model: str) -> list[str]:
             "examples; join the inputs in the data, as more features or channels, and separate them in the forward"
         )
     rest = [parameter.name for parameter in takes[1:]]
-    return [f"model {model!r}: {where} gets its first input alone, and {some(rest)} the default"] if rest else []
+    return [f"model {model!r}: {where} gets its first input alone, and {listed(rest)} the default"] if rest else []
 
 
 class Prober:
@@ -255,12 +255,12 @@ class Prober:
         moving = [path for path in frozen_norms(self.binding.module)[1] if f"{path}.running_mean" in self.moved]
         if moving:
             found.append(
-                f"model {self.model!r}: the parameters of {some(moving)} are frozen, but training moves the running "
+                f"model {self.model!r}: the parameters of {listed(moving)} are frozen, but training moves the running "
                 "statistics all the same; a method train(self, mode) of the network can keep it in evaluation"
             )
         if self.unused:
             found.append(
-                f"model {self.model!r}: {some(sorted(self.unused))} got no gradient in a test, so training leaves it "
+                f"model {self.model!r}: {listed(sorted(self.unused))} got no gradient in a test, so training leaves it "
                 "as it is, but it is sent all the same; with requires_grad_(False) it would not travel"
             )
         return found
@@ -294,7 +294,7 @@ class Prober:
             binding.release()
         if changed:
             raise ModelError(
-                f"model {self.model!r} switches {some(changed)} between training and evaluation mode in its forward, "
+                f"model {self.model!r} switches {listed(changed)} between training and evaluation mode in its forward, "
                 "which a cut would lose; do so in a method train(self, mode) of the network, after super().train(mode)"
             )
         self._check_writes(binding, weights, given, held, training)
@@ -382,8 +382,8 @@ class Prober:
         now = {place.name: place.tensor.detach() for place in places(binding.module)}
         if late := sorted(now.keys() - {place.name for place in self.own}):
             raise ModelError(
-                f"model {self.model!r} adds {some(late)} in its forward, where no client would have it; register it in "
-                "__init__"
+                f"model {self.model!r} adds {listed(late)} in its forward, where no client would have it; register it "
+                "in __init__"
             )
         changed = (name for name, value in self.constants.items() if not _same(value, now[name]))
         if name := next(changed, None):
@@ -438,9 +438,9 @@ class Prober:
         if names:
             shown = sorted(names)
             raise ModelError(
-                f"model {self.model!r} changes {some(shown)} in its forward{self._line(shown[0])}: a plain attribute, "
-                "shared by all clients, so it would leak from client to client; use a buffer (self.register_buffer in "
-                "__init__, self.buffer.copy_(value) in the forward), or do not store the value"
+                f"model {self.model!r} changes {listed(shown)} in its forward{self._line(shown[0])}: a plain attribute"
+                ", shared by all clients, so it would leak from client to client; use a buffer (self.register_buffer "
+                "in __init__, self.buffer.copy_(value) in the forward), or do not store the value"
             )
 
     def _line(self, name: str) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from polyfed.base.errors import ModelError
 from polyfed.base.rng import Rng
 from polyfed.base.types import Params
-from polyfed.models.binding import Binding, places, some
+from polyfed.models.binding import Binding, listed, places
 from polyfed.models.probe import Prober, check_input, check_module, close, complete, failed, fault
 from polyfed.models.state import attributes, digest
 from polyfed.models.trace import Piece, Pieces, cut, find_submodule
@@ -369,7 +369,7 @@ class SplitModel:
         shared = (head & body) | (head & front) | (body & front)
         if shared:
             raise ModelError(
-                f"model {self.name!r} cannot be cut there: {some(sorted(shared))} would belong to two "
+                f"model {self.name!r} cannot be cut there: {listed(sorted(shared))} would belong to two "
                 "pieces; untie the weight, or cut where both uses are on one side"
             )
         self._names = {

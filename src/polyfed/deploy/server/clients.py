@@ -129,7 +129,7 @@ class RemoteClients:
         self._kept |= dict.fromkeys(answers, key)
         return gathered, {
             client: Report(
-                Work(**headers.costs(answer.work)) if answer.work else Work(),
+                Work(**headers.fields(answer.work)) if answer.work else Work(),
                 measure(request.down[client]),
                 found.sizes[client],
                 found.scores.get(client),
@@ -349,11 +349,11 @@ class RemoteClients:
             sums = {kind: read_sums(kind, numbers, outputs) for kind, numbers in counts.sums.items()}
         except ValueError as error:
             raise MessageError(str(error)) from error
-        told = headers.costs(counts)
-        del told["sums"]
-        if told["majority"] and set(told["majority"]) != set(self.config.metrics):
+        reported = headers.fields(counts)
+        del reported["sums"]
+        if reported["majority"] and set(reported["majority"]) != set(self.config.metrics):
             raise MessageError("it reports other metrics of the majority class than the run has")
-        return Score(**told, tallies=sums)
+        return Score(**reported, tallies=sums)
 
     def sweep(self) -> None:
         """Forget the late requests whose time has run out."""
