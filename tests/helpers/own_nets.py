@@ -230,7 +230,7 @@ class Whole(Own):
 
 
 class Bilinear(Own):
-    """A product that no counter counts."""
+    """A product of a vector with itself, which has weights."""
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)

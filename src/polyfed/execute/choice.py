@@ -102,8 +102,8 @@ def forward_flops(models: Mapping[str, SplitModel], input_shape: tuple[int, ...]
             model.train(False)
             weights = model.init(Rng((0,)))
             with Flops() as counter, torch.no_grad():
-                model(weights, model.inputs(0))
-        except Exception:  # your own network may take no rows of noise
+                model(weights, torch.zeros(2, *input_shape) if model.dtype is None else model.inputs(0))
+        except Exception:  # your own network may not take a batch of zeros
             return None
         total += counter.total / 2
     return None if math.isnan(total) else total
