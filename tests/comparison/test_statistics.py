@@ -11,6 +11,8 @@ from summaries import CONFIG, put, table
 from polyfed.comparison import RunSpec, Setting, paired_p, tabulate
 from polyfed.config import Config
 
+PLAIN = {"mean": 0.1, "worst_decile": 0.2, "clients": 4, "undefined": 0}
+
 
 def test_mean_deviation_difference_and_paired_test_against_the_best_of_the_others(tmp_path):
     a, b, c = [0.80, 0.83, 0.79], [0.70, 0.75, 0.71], [0.60, 0.61, 0.66]
@@ -220,3 +222,20 @@ def test_the_majority_class_of_each_setting_follows_its_lines(tmp_path):
         ("two", "majority class", "25.0 %"),
     ]
     assert len(found.cost_cells()) == 4
+
+
+def test_notes_name_the_class_and_the_clients_that_are_left_out(tmp_path):
+    """Catches means over fewer clients, and metrics of a class, without a word."""
+
+    def run(label, seed, undefined, classes=("ill", "well")):
+        parts = {"mean": 0.7, "worst_decile": 0.5, "clients": 4, "pooled_by_class": dict.fromkeys(classes, 0.5)}
+        return put(tmp_path, label, seed, mean=0.5, metrics={"auprc": {**parts, "undefined": undefined}, "ece": PLAIN})
+
+    cells = [run(label, seed, seed) for label in "ab" for seed in (0, 1, 2)]
+    notes = tabulate(cells, tmp_path, tmp_path).notes
+    assert "auprc: 6 of 24 clients, counted in each run, are left out of the mean; it is not defined there." in notes
+    assert [note for note in notes if "of class" in note] == [
+        "auprc: of class 'well', the second of (ill, well); data.options.classes sets the order."
+    ]
+    assert not any(note.startswith("ece") for note in notes)
+    assert not any("left out" in note for note in tabulate(cells[::3], tmp_path, tmp_path).notes)

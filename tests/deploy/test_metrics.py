@@ -14,6 +14,8 @@ from deploy_toy import Run, config, with_tables
 
 from polyfed.deploy.wire.frames import Frame
 from polyfed.deploy.wire.headers import Counts
+from polyfed.metrics.metrics import read_sums
+from polyfed.metrics.tallies import Tally
 from polyfed.simulation.simulate import simulate
 
 METRICS = 'run.metrics=["auroc", "accuracy", "sensitivity", "brier"]'
@@ -49,6 +51,20 @@ def test_means_are_exact_and_pooled_scores_are_counted_by_bins(tmp_path: Path) -
     assert not (run.folder / "predictions.parquet").exists()
     told = [json.loads(line) for line in (run.folder / "clients.jsonl").read_text().splitlines()]
     assert {row["name"] for row in told} == {"Ulm", "Bonn", "Kiel"}
+
+
+def test_a_reported_score_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches sums that are checked, thrown away and read again."""
+    read = list[str]()
+
+    def counted(kind: str, *rest: Any) -> Tally:
+        read.append(kind)
+        return read_sums(kind, *rest)
+
+    monkeypatch.setattr("polyfed.deploy.server.clients.read_sums", counted)
+    run = Run(tmp_path, config("fedavg", 'run.metrics=["brier"]'))
+    run.serve()
+    assert len(read) == sum("SquaredScores" in str(header) for header, _ in run.memory.replies) > 0
 
 
 def test_a_regression_is_deployed_as_it_is_simulated(tmp_path: Path) -> None:

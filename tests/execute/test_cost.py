@@ -88,6 +88,29 @@ def test_recurrent_layers_and_attention_are_counted_by_hand() -> None:
     assert torch.backends.mha.get_fastpath_enabled() == fast
 
 
+def test_products_beyond_matrices_are_counted_by_hand() -> None:
+    """Catches products that torch's counter takes for nothing; a backward pass has one product for each input."""
+    x, y, z = (torch.randn(*shape, requires_grad=True) for shape in ((3, 5, 4), (3, 6, 4), (3, 5, 2)))
+    matrix, vector = torch.randn(5, 4), torch.randn(4)
+    assert counted(lambda: torch.mv(matrix, vector)) == 2 * 5 * 4
+    assert counted(lambda: torch.addmv(torch.zeros(5), matrix, vector)) == 2 * 5 * 4
+    assert counted(lambda: torch.dot(vector, vector)) == counted(lambda: torch.vdot(vector, vector)) == 2 * 4
+    with torch.no_grad():
+        assert counted(lambda: torch.addbmm(torch.zeros(5, 6), x, y.transpose(1, 2))) == 2 * 3 * 5 * 6 * 4
+    for p in (1.0, 2.0):
+        assert counted(lambda p=p: torch.cdist(x, y, p=p).sum().backward()) == 3 * 2 * 3 * 5 * 6 * 4
+    with torch.no_grad():
+        assert counted(lambda: torch.cdist(x, y[:1])) == 2 * 3 * 5 * 6 * 4
+    large, other = (value[0].detach().repeat(8, 1).requires_grad_() for value in (x, y))  # a product of matrices
+    with torch.no_grad():
+        assert counted(lambda: torch.cdist(large, other)) == 2 * 40 * 48 * 4
+    assert counted(lambda: torch.cdist(large, other).sum().backward()) == 3 * 2 * 40 * 48 * 4
+    layer = torch.nn.Bilinear(4, 2, 7)
+    with torch.no_grad():
+        assert counted(lambda: layer(x, z)) == 2 * 3 * 5 * 7 * 4 * 2
+    assert counted(lambda: layer(x, z).sum().backward()) == 4 * 2 * 3 * 5 * 7 * 4 * 2
+
+
 def test_a_parameter_that_is_fed_to_a_submodule_can_be_counted() -> None:
     """Catches torch's counter, which follows modules and fails on it."""
     layer, query = torch.nn.Linear(4, 3), torch.nn.Parameter(torch.randn(2, 4))
@@ -97,8 +120,8 @@ def test_a_parameter_that_is_fed_to_a_submodule_can_be_counted() -> None:
 @pytest.mark.parametrize(
     "work",
     [
-        lambda x: torch.nn.functional.bilinear(x, x, torch.randn(2, 4, 4)),
         torch.linalg.inv,
+        torch.cholesky_inverse,
         torch.fft.rfft,
         lambda x: torch.sparse.mm(x.to_sparse(), x),
     ],

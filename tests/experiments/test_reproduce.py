@@ -102,6 +102,24 @@ def test_views_are_arithmetic_on_what_the_runs_wrote(done: tuple[Path, Path]) ->
     assert [row[2:4] for row in views.grid(results).rows][::2] == [("lr", 0.01), ("lr", 0.1)]
 
 
+def test_the_better_of_two_errors_is_the_lower(tmp_path: Path) -> None:
+    """Catches clients for whom the larger error counts as better."""
+    config = {**TINY, "run": {**TINY["run"], "metrics": ["brier"], "targets": []}}
+    path = study(tmp_path / "s.toml", config=config, seeds=[0], pair=["fedavg", "standalone"], show=["clients"])
+    job = Job.load(path, out=tmp_path)
+    errors = {"fedavg": (0.1, 0.2, 0.5), "standalone": (0.3, 0.3, 0.1)}
+    cells = job.study.cells()
+    for cell in cells:
+        cell.run_dir(tmp_path).mkdir(parents=True)
+        (cell.run_dir(tmp_path) / "summary.json").write_text(json.dumps({"metrics": {"brier": {"mean": 0.2}}}))
+        rows = [{"round": 2, "client": k, "metrics": {"brier": e}} for k, e in enumerate(errors[cell.label])]
+        (cell.run_dir(tmp_path) / "clients.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    view = views.clients(views.Results(job.study, cells, tmp_path))
+    assert view.cells is not None
+    assert view.cells[0][2:4] == ("better with fedavg", "better with standalone")
+    assert view.cells[1][0][1:4] == ("3", "67 %", "33 %")
+
+
 def test_only_runs_a_part_and_the_page_is_of_what_is_there(tmp_path: Path) -> None:
     path = study(tmp_path / "s.toml")
     reproduce(path, out=tmp_path, only=["fed*", "seed 1"])

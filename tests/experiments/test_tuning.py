@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from studies import study
+from studies import TINY, TUNE, study
 
 from polyfed.comparison import specs
 from polyfed.experiments import tuning
@@ -115,6 +115,24 @@ def test_the_best_point_has_the_best_mean_over_seeds(tmp_path: Path) -> None:
         mean = accuracy[cell.setting.point["train.momentum"], cell.seed]
         (run_dir / "summary.json").write_text(json.dumps({"accuracy": {"mean": mean}}))
     assert job.tuned() == ({label: {"train.momentum": 0.4} for label in ("fedtgp", "standalone")}, set())
+
+
+def test_the_best_point_of_an_error_has_the_lowest_mean(tmp_path: Path) -> None:
+    """Catches the largest error called the best."""
+    path = study(
+        tmp_path / "s.toml",
+        algorithms=["standalone"],
+        seeds=[0],
+        config={**TINY, "run": {**TINY["run"], "metrics": ["brier"], "targets": []}},
+        tune={"grid": {"train.momentum": [0.2, 0.4, 0.6]}, "widen": 0, "config": TUNE["config"]},
+    )
+    job = Job.load(path, out=tmp_path)
+    for cell in job.tuning():
+        error = {0.2: 0.3, 0.4: 0.1, 0.6: 0.2}[cell.setting.point["train.momentum"]]
+        cell.run_dir(tmp_path).mkdir(parents=True)
+        text = json.dumps({"accuracy": {"mean": error}, "metrics": {"brier": {"mean": error}}})
+        (cell.run_dir(tmp_path) / "summary.json").write_text(text)
+    assert job.tuned() == ({"standalone": {"train.momentum": 0.4}}, set())
 
 
 def test_a_point_that_diverged_is_a_neighbour(tmp_path: Path) -> None:

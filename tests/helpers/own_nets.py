@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections import deque
+from collections.abc import Callable as Function
+from functools import partial
+from itertools import cycle
 from types import SimpleNamespace
 from typing import Any
 
@@ -226,7 +230,7 @@ class Whole(Own):
 
 
 class Bilinear(Own):
-    """A product that no counter counts."""
+    """A product of a vector with itself, which has weights."""
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
@@ -313,6 +317,48 @@ class BatchOnly(Own):
         return self.norm(super().features(x))
 
 
+class Switch(nn.Module):
+    """A buffer of truth values, which training moves: the first unit goes off, and the last one on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("on", torch.tensor([True] * 7 + [False]))
+
+    def forward(self, h: Tensor) -> Tensor:
+        if self.training:
+            with torch.no_grad():
+                self.on.copy_(torch.arange(8, device=h.device) > 0)
+        return h * self.on
+
+
+class Switches(Own):
+    """A layer with a buffer of truth values."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.switch = Switch()
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.switch(super().features(x))
+
+
+class Few(Own):
+    """Needs more than two examples to train."""
+
+    def features(self, x: Tensor) -> Tensor:
+        if self.training and len(x) < 4:
+            raise ValueError("four or more")
+        return super().features(x)
+
+
+class Leaves(Own):
+    """Asks for gradients of tensors that a forward makes: of its input, and of a new one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        at, step = x.detach().requires_grad_(torch.is_grad_enabled()), torch.zeros(8, requires_grad=True)
+        return self.head(self.features(at) + step)
+
+
 class Logging(Own):
     """Plain attributes that do not matter: a logger, a table, an object that refers to the network."""
 
@@ -329,7 +375,7 @@ class Logging(Own):
 TRAIN = [
     *(Own, Query, Attention, WeightNorm, SpectralNorm, Lazy, Normed, Counting, Dropout, FunctionalDropout, Noise),
     *(Branching, Tied, Listed, Hooked, Cached, FrozenFirst, Whole, Bilinear, Lstm, Optional, MovingFrozen),
-    *(Unused, Orthogonal, BackwardHook, Checkpointed, BatchOnly, Logging),
+    *(Unused, Orthogonal, BackwardHook, Checkpointed, BatchOnly, Logging, Switches),
 ]
 
 
@@ -606,6 +652,168 @@ class PlainList(Own):
         return h
 
 
+class PlainQuery(Own):
+    """A learned query that is no nn.Parameter."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.query = torch.randn(8, requires_grad=True)
+
+    def features(self, x: Tensor) -> Tensor:
+        return super().features(x) + self.query
+
+
+class InHelper(Own):
+    """A layer that torch does not know: in an object of one's own."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.hidden = self.hide(nn.Linear(8, 8))
+
+    def hide(self, layer: nn.Module) -> Any:
+        return SimpleNamespace(layer=layer)
+
+    def shown(self) -> Function[[Tensor], Tensor]:
+        return self.hidden.layer
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.shown()(super().features(x))
+
+
+class InSet(InHelper):
+    """Likewise in a set."""
+
+    def hide(self, layer: nn.Module) -> Any:
+        return {layer}
+
+    def shown(self) -> Function[[Tensor], Tensor]:
+        return next(iter(self.hidden))
+
+
+class InDeque(InSet):
+    """Likewise in a queue."""
+
+    def hide(self, layer: nn.Module) -> Any:
+        return deque([layer])
+
+
+class InPartial(InHelper):
+    """Likewise in a function with an argument."""
+
+    def hide(self, layer: nn.Module) -> Any:
+        return partial(lambda layer, x: layer(x), layer)
+
+    def shown(self) -> Function[[Tensor], Tensor]:
+        return self.hidden
+
+
+class InClosure(InPartial):
+    """Likewise in a function's closure."""
+
+    def hide(self, layer: nn.Module) -> Any:
+        return lambda x: layer(x)
+
+
+class InMethod(InPartial):
+    """Likewise behind a bound method."""
+
+    def hide(self, layer: nn.Module) -> Any:
+        return layer.forward
+
+
+class InDefault(InPartial):
+    """Likewise in a default of an argument."""
+
+    def hide(self, layer: nn.Module) -> Any:
+        return lambda x, layer=layer: layer(x)
+
+
+_OUTSIDE = nn.Linear(8, 8)
+
+
+class Outside(Own):
+    """A layer of the file, which no attribute holds."""
+
+    def features(self, x: Tensor) -> Tensor:
+        return _OUTSIDE(super().features(x))
+
+
+class Unfrozen(Own):
+    """Frozen when it is new, but not in training."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.first.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Unfrozen:
+        self.first.requires_grad_(mode)
+        return super().train(mode)
+
+
+class ManyHidden(PlainQuery):
+    """Needs more than two examples to train, and has a weight that torch does not know."""
+
+    def features(self, x: Tensor) -> Tensor:
+        if self.training and len(x) < 4:
+            raise ValueError("four or more")
+        return super().features(x)
+
+
+class AtLeastFour(nn.Module):
+    """Takes no training batch of less than four examples."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and len(x) < 4:
+            raise ValueError("four or more")
+        return x
+
+
+class Slots:
+    """A counter without ``__dict__``."""
+
+    __slots__ = ("calls",)
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+
+class Slotted(Own):
+    """State in a slot, of which the first passes show no effect."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.state = Slots()
+
+    def features(self, x: Tensor) -> Tensor:
+        self.state.calls += 1
+        return super().features(x) * (1 if self.state.calls < 1000 else 2)
+
+
+class Cycling(Own):
+    """State in an iterator; each pass takes four steps, after which it begins again."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.factors = cycle([1.0, 2.0, 3.0, 4.0])
+
+    def features(self, x: Tensor) -> Tensor:
+        return super().features(x) * sum(next(self.factors) for _ in range(4))
+
+
+class Sequences(Own):
+    """Returns a row of logits at each of five places."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).unsqueeze(1).expand(-1, 5, -1)
+
+
+class NamedInput(Own):
+    """Takes its input by name alone."""
+
+    def forward(self, **given: Tensor) -> Tensor:
+        return super().forward(given["x"])
+
+
 class Squeezed(Own):
     """Drops the dimension of the batch where it is 1."""
 
@@ -785,6 +993,17 @@ class Energy(Own):
         return super().features(x.detach() + g)
 
 
+class ManyNoGradient(NoGradient):
+    """Needs more than two examples to train, and its first layer has a gradient in pieces alone."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.four = AtLeastFour()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.four(x))
+
+
 class Auxiliary(Own):
     """A second output, in training only."""
 
@@ -856,6 +1075,23 @@ REFUSED = [
     ("Placed", "puts 'head.weight' on the device 'meta'", "run.device"),
     ("NotANumber", "'scale' holds NaN or infinity when it is new", "torch.nn.init"),
     ("PlainList", "'blocks' is a list of a Linear that torch does not register", "nn.ModuleList"),
+    ("PlainQuery", "of shape (8,) with requires_grad in 'query' (Tensor) that torch does not", "an nn.Parameter"),
+    ("InHelper", "with requires_grad in 'hidden' (SimpleNamespace) that torch does not register", "an attribute of"),
+    ("InSet", "'hidden' is a set of a Linear that torch does not register", "nn.ModuleList"),
+    ("InDeque", "'hidden' is a deque of a Linear that torch does not register", "nn.ModuleList"),
+    ("InPartial", "with requires_grad in 'hidden' (partial) that torch does not register", "an attribute of"),
+    ("InClosure", "with requires_grad in 'hidden' (function) that torch does not register", "an attribute of"),
+    ("InMethod", "with requires_grad in 'hidden' (method) that torch does not register", "an attribute of"),
+    ("InDefault", "with requires_grad in 'hidden' (function) that torch does not register", "an attribute of"),
+    ("Outside", "with requires_grad that torch does not register, so it would not be trained", "an attribute of"),
+    ("Unfrozen", "'first.weight' requires a gradient in training, but did not in the new", "in __init__ alone"),
+    ("ManyHidden", "of shape (8,) with requires_grad in 'query' (Tensor) that torch does not", "an nn.Parameter"),
+    ("ManyNoGradient(classifier=head)", "the gradient of 'first.bias' in its pieces differs", "a submodule that"),
+    ("Slotted", "changes 'state' in its forward (Slotted, own_nets.py, line ", "use a buffer"),
+    ("Cycling", "changes 'factors' in its forward", "use a buffer"),
+    ("Sequences", "returned (2, 5, 4) for an input of shape (2, 12), expected one tensor (2, L)", "a row of logits"),
+    ("Sequences(classifier=head)", "returned (2, 5, 4) for an input", "a row of logits per sample"),
+    ("NamedInput", "NamedInput.forward takes no input", "expected forward(self, x)"),
     ("Squeezed", "for a batch of one example in evaluation mode, expected (1, 4)", "squeeze()"),
     ("AlwaysDropping", "draws random numbers in evaluation mode", "training=self.training"),
     ("TrainingFails", "type float32, in training mode: RuntimeError: ", "(TrainingFails, own_nets.py, line "),

@@ -62,6 +62,87 @@ class Tokens(Body):
         self.front = Words(vocabulary)
 
 
+class Text(nn.Module):
+    """Embeddings with a vector per text; the subclasses differ in what they do with the padding."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(VOCABULARY, 8)
+        self.front = nn.Linear(8, 6)
+        self.head = nn.Linear(6, num_classes)
+
+    def read(self, x: Tensor) -> Tensor:
+        return self.table(x).mean(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.front(self.read(x)))
+
+
+class Packed(Text):
+    """A GRU over what is not padding."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.gru = nn.GRU(8, 8, batch_first=True)
+
+    def read(self, x: Tensor) -> Tensor:
+        packed = nn.utils.rnn.pack_padded_sequence(
+            self.table(x), (x != 0).sum(1).cpu(), batch_first=True, enforce_sorted=False
+        )
+        return self.gru(packed)[1][0]
+
+
+class Masked(Text):
+    """A transformer that attends to what is not padding."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
+        self.encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+
+    def read(self, x: Tensor) -> Tensor:
+        return self.encoder(self.table(x), src_key_padding_mask=x == 0).mean(1)
+
+
+class MaskKept(Text):
+    """Keeps the mask of the first batch."""
+
+    mask: Tensor | None = None
+
+    def read(self, x: Tensor) -> Tensor:
+        if self.mask is None or self.mask.shape[:2] != x.shape:
+            self.mask = (x != 0).float().unsqueeze(-1)
+        return (self.table(x) * self.mask).sum(1)
+
+
+class TopKept(Text):
+    """Keeps the largest token of all batches, which the tokens 0 and 1 do not show."""
+
+    top = 0.0
+
+    def read(self, x: Tensor) -> Tensor:
+        self.top = max(self.top, float(x.max()))
+        return self.table(x).mean(1) * (1 + self.top / 10)
+
+
+class TrainedTopKept(TopKept):
+    """Likewise in training alone."""
+
+    def read(self, x: Tensor) -> Tensor:
+        return super().read(x) if self.training else Text.read(self, x)
+
+
+TOP = [0.0]
+
+
+class TopOutside(Text):
+    """Keeps the largest token where no attribute shows it."""
+
+    def read(self, x: Tensor) -> Tensor:
+        TOP[0] = max(TOP[0], float(x.max()))
+        return self.table(x).mean(1) * (1 + TOP[0] / 10)
+
+
 def series(clients: int = 3, rows: int = 40) -> Dataset:
     """Waves in one of three channels, of other scales at each client, with gaps; the class is their frequency."""
     draw = np.random.default_rng(0)

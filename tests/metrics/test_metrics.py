@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 
 import numpy as np
 import pytest
@@ -101,10 +102,12 @@ def test_a_metric_adds_over_batches_and_clients(name: str):
     numbers = Predictions(rng.normal(5, 3, 60), rng.normal(5, 3, (60, 1)))
     whole = numbers if name in TARGETS else rows(3, 60, 3, coarse=True)
     cuts = [(0, 7), (7, 8), (8, 60)]
-    first, *rest = (tallies([name], Predictions(whole.y[a:b], whole.scores[a:b])) for a, b in cuts)
+    parts = [tallies([name], Predictions(whole.y[a:b], whole.scores[a:b])) for a, b in cuts]
+    first, *rest = parts
     for more in rest:
         first = plus(first, more)
-    assert value(name, first) == pytest.approx(found(name, whole), abs=1e-12)
+    for together in (first, plus(*parts)):
+        assert value(name, together) == pytest.approx(found(name, whole), abs=1e-12)
     assert set(COMPUTED) == set(METRICS)
 
 
@@ -170,3 +173,15 @@ def test_targets_are_read_and_have_a_direction():
 
 def test_every_metric_has_its_task():
     assert {*CLASSES, *TARGETS} == set(METRICS) == set(COMPUTED)
+
+
+def test_scores_are_sorted_once(monkeypatch: pytest.MonkeyPatch):
+    """Catches a sort for each metric and each call; what is kept does not travel between processes."""
+    sums, sort, sorts = tallies(["auroc", "auprc"], rows(0, 40, 3)), np.unique, list[int]()
+    monkeypatch.setattr(np, "unique", lambda *a, **more: (sorts.append(1), sort(*a, **more))[1])
+    first = [(value(name, sums), by_class(name, sums, ())) for name in ("auroc", "auprc")]
+    assert [(value(name, sums), by_class(name, sums, ())) for name in ("auroc", "auprc")] == first
+    assert len(sorts) == 3
+    back = pickle.loads(pickle.dumps(sums))
+    assert vars(back["Scores"]).keys() == {"y", "scores"}
+    assert value("auroc", back) == first[0][0]

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import own_nets
 import pytest
@@ -112,6 +113,18 @@ def test_a_buffer_moves_under_a_cut_as_without(cut: str) -> None:
     torch.testing.assert_close(params["seen"], 0.1 * hidden.mean(0))
 
 
+@pytest.mark.parametrize("driver", ["sequential", "batched"])
+@pytest.mark.parametrize("name", ["fedavg", "fiarse", "fedkd"])
+def test_a_buffer_of_truth_values_is_averaged(name: str, driver: str) -> None:
+    """Catches a difference of truth values, which torch does not take, and one of another type than what was sent."""
+    spec = "own_nets:Switches(classifier=head)"
+    made = load_algorithm(name, {"auxiliary": spec} if name == "fedkd" else {})
+    game = toy.play(toy.federation(made, models=(spec,), shape=FEATURES), 1, driver=driver)
+    server: Any = game.server
+    (on,) = (value for n, value in (server.G if name == "fedkd" else server.model).items() if n == "switch.on")
+    assert on.tolist() == [False] + 7 * [True]
+
+
 # --------------------------------------------------------------------------------------------------------- notes
 
 
@@ -124,6 +137,12 @@ def test_what_a_user_should_know_is_said() -> None:
     assert own("FrozenFirst").notes == []
     (alone,) = own("BatchOnly").notes
     assert "fails on a batch of one example in evaluation mode (ValueError: Expected more than 1 value" in alone
+    assert own("Leaves").notes == []
+    (few,) = own("Few").notes
+    assert few.endswith(
+        "fails on a training batch of two examples (ValueError: four or more (Few, own_nets.py, line "
+        + few.rpartition(" ")[2]
+    )
     (unused,) = own("Unused").notes
     assert "'spare.bias', 'spare.weight' got no gradient in a test" in unused
     assert "with requires_grad_(False) it would not travel" in unused

@@ -134,3 +134,18 @@ def test_the_table_of_clients_is_of_the_kept_model(tmp_path: Path) -> None:
     assert re.search(r"^0 +cnn5 +8 +25.0 %", text, re.MULTILINE)
     assert "87.5 %" not in text
     assert "93.8 %" not in text
+
+
+def test_the_class_is_named_whose_metrics_stand_in_the_table():
+    """Catches the metrics of a class that nobody named, and a remark where no class is meant."""
+    two = {"mean": 0.5, "clients": 3, "pooled_by_class": {"ill": 0.1, "well": 0.9}}
+    several = {**two, "pooled_by_class": {"a": 0.1, "b": 0.2, "c": 0.3}}
+    plain = {"mean": 0.5, "clients": 3}
+
+    def named(**metrics):
+        return [text for text in remarks({"fedavg": summary(0.8, metrics=metrics)}) if "of class" in text]
+
+    order = "of class 'well', the second of (ill, well); data.options.classes sets the order."
+    assert named(auroc=two, specificity=two, auprc=two) == [f"specificity, auprc: {order}"]
+    assert named(brier=plain, sensitivity=two) == [f"sensitivity: {order}"]
+    assert named(auroc=two) == named(sensitivity=several, auprc=several) == named(brier=plain) == []

@@ -88,6 +88,24 @@ def test_what_takes_the_clients_data_is_kept(tmp_path: Path) -> None:
         trained_model(run.folder, 0)
 
 
+def test_what_takes_the_clients_data_is_kept_of_the_best_round(tmp_path: Path) -> None:
+    """Catches parts of the last round beside the states of the best, and class weights that need the data."""
+    run = trained(
+        tmp_path,
+        "table",
+        algorithm={"name": "fedapen", "auxiliary": "mlp(hidden=(6,))", "lr_lambda": 0.5, "holdout": 0.3},
+        run={"rounds": 6, "eval_every": 1, "keep": "best", "monitor": "brier", "metrics": ["accuracy", "brier"]},
+        data={"validation_fraction": 0.4},
+        train={"lr": 3.0, "class_weights": "balanced"},
+    )
+    best = json.loads((run.folder / "summary.json").read_text())["selection"]["best"]["round"]
+    assert best < 6, "the test needs another run"
+    for client in (0, 1):
+        model = trained_model(run.folder, client)
+        assert model.about["round"] == best
+        np.testing.assert_allclose(model(*arrays(run, client)).numpy(), run.said(client), atol=1e-6)
+
+
 def test_parts_of_another_round_are_not_taken(tmp_path: Path) -> None:
     keys = {"name": "fedapen", "auxiliary": "mlp(hidden=(6,))"}
     one = trained(tmp_path / "one", "table", algorithm=keys)

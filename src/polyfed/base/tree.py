@@ -22,14 +22,15 @@ def map_parts(fn: Callable[[Tensor], Tensor], parts: Parts) -> dict[str, dict[st
 
 
 def sub(a: Params, b: Params) -> dict[str, Tensor]:
-    """``a - b`` for the names of ``a``."""
-    return {name: value - b[name] for name, value in a.items()}
+    """``a - b`` for the names of ``a``; of truth values, which of them differ."""
+    return {n: value ^ b[n] if value.dtype == torch.bool else value - b[n] for n, value in a.items()}
 
 
 def add(a: Params, b: Params, *, scale: float = 1.0) -> dict[str, Tensor]:
     """Return ``a + scale * b``; for a name that ``b`` lacks the result has the tensor of ``a`` itself.
 
-    Integer tensors (BatchNorm's counter) are added in float64 and rounded back to their type.
+    Integer tensors (BatchNorm's counter) are added in float64 and rounded back to their type. A truth value is turned
+    where ``scale * b`` is above a half: where most clients have turned it, if ``b`` is the mean of their differences.
     """
     out: dict[str, Tensor] = {}
     for name, value in a.items():
@@ -37,6 +38,8 @@ def add(a: Params, b: Params, *, scale: float = 1.0) -> dict[str, Tensor]:
             out[name] = value
         elif value.is_floating_point():
             out[name] = value + scale * b[name]
+        elif value.dtype == torch.bool:
+            out[name] = value ^ (scale * b[name].double() > 0.5)
         else:
             out[name] = (value.double() + scale * b[name].double()).round().to(value.dtype)
     return out

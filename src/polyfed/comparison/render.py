@@ -19,7 +19,7 @@ from polyfed.metrics.catalogue import METRICS, aim
 from polyfed.report.consoles import text
 from polyfed.report.curves import Curve, drawn, mean_curve
 from polyfed.report.results import RunResult
-from polyfed.report.tables import SIMULATED_TIME, print_table
+from polyfed.report.tables import SIMULATED_TIME, left_out, print_table, second_class
 from polyfed.report.units import duration, flops, measured, size, spread
 
 if TYPE_CHECKING:
@@ -291,9 +291,12 @@ def tabulate(cells: Sequence[RunSpec], root: Path, out: Path) -> Comparison:
     lines = tuple(line for line, _ in found)
     baselines = [line for here in settings if (line := baseline_of(here, root)) is not None]
     counts = [len({cell.seed for cell in here}) for here in settings]
+    done = [summary for cell in cells if (summary := cell.summary(root)) is not None]
     notes = (
         *(_notes(lines[0].metric, len({line.label for line in lines}) > 1, counts) if counts else ()),
         *(note for _, note in found if note),
+        *second_class(done),
+        *left_out(done, "clients, counted in each run,"),
         *([SIMULATED_TIME] if any(line.costs and line.costs.simulated is not None for line in lines) else []),
     )
     runs = tuple(

@@ -102,7 +102,7 @@ def forward_flops(models: Mapping[str, SplitModel], input_shape: tuple[int, ...]
             model.train(False)
             weights = model.init(Rng((0,)))
             with Flops() as counter, torch.no_grad():
-                model(weights, torch.zeros(2, *input_shape, dtype=model.dtype))
+                model(weights, torch.zeros(2, *input_shape) if model.dtype is None else model.inputs(0))
         except Exception:  # your own network may not take a batch of zeros
             return None
         total += counter.total / 2

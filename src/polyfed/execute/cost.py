@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 #: Operations with products that have no formula.
 _UNKNOWN = re.compile(
-    r"_?(sparse|linalg_(?!vector_norm)|fft|native_multi_head|transformer|triton|trilinear|miopen|thnn_fused|cholesky|lu_|qr|ormqr|"
+    r"_?(sparse|linalg_(?!vector_norm)|fft|native_multi_head|transformer|triton|miopen|thnn_fused|cholesky|lu_|qr|ormqr|"
     r"triangular_solve|int_mm|grouped_mm|fused_sdp|flex_attention)"
 )
 
@@ -51,10 +51,19 @@ def _formula(name: str, given: Sequence[Any]) -> float:
             return sdpa_flop_count(*(value.shape for value in given[:3]))
         case "_scaled_dot_product_flash_attention_for_cpu_backward":
             return sdpa_backward_flop_count(*(value.shape for value in given[:4]))
-        case "mv" | "dot":
+        case "mv" | "dot" | "vdot":
             return 2 * given[0].numel()
         case "addmv":
             return 2 * given[1].numel()
+        case "addbmm":
+            return 2 * given[1].numel() * given[2].shape[-1]
+        case "_cdist_forward" | "_euclidean_dist":
+            batch = torch.broadcast_shapes(given[0].shape[:-2], given[1].shape[:-2])
+            return 2 * batch.numel() * given[0].shape[-2] * given[1].shape[-2] * given[0].shape[-1]
+        case "_cdist_backward":
+            return 2 * given[0].numel() * given[1].shape[-1]
+        case "_trilinear":
+            return _trilinear(given[:3], given[3:6])
         case _:
             return math.nan if _UNKNOWN.match(name) else 0
 
@@ -62,6 +71,16 @@ def _formula(name: str, given: Sequence[Any]) -> float:
 def _recurrent(x: Tensor, weights: Sequence[Tensor]) -> int:
     """Return the FLOPs of a recurrent layer: the products with its matrices, at each position of the series."""
     return 2 * (x.numel() // x.shape[-1]) * sum(weight.numel() for weight in weights if weight.dim() == 2)
+
+
+def _trilinear(values: Sequence[Tensor], expanded: Sequence[Sequence[int]]) -> int:
+    """Return the FLOPs of products of three tensors, of which each lacks some of the dimensions of all."""
+    lengths: list[torch.Size] = []
+    for value, places in zip(values, expanded, strict=True):
+        for place in sorted(places):
+            value = value.unsqueeze(place)
+        lengths.append(value.shape)
+    return 2 * torch.broadcast_shapes(*lengths).numel()
 
 
 class _Counting(TorchDispatchMode):

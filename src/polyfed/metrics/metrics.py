@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,30 +44,30 @@ def _ratios(above: Floats, below: Floats) -> ByClass:
     return [float(a / b) if b else None for a, b in zip(above, below, strict=True)]
 
 
-def _parts(found: Confusion) -> tuple[Floats, Floats, Floats]:
-    """Return by class the examples that were found, all its examples, and all examples taken for it."""
-    counts = found.array.astype(np.float64)
+def _parts(tally: Confusion) -> tuple[Floats, Floats, Floats]:
+    """Return by class the examples that were tally, all its examples, and all examples taken for it."""
+    counts = tally.array.astype(np.float64)
     return counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
 
 
-def _accuracy(found: Confusion) -> float | None:
-    total = int(found.array.sum())
-    return float(found.array.trace() / total) if total else None
+def _accuracy(tally: Confusion) -> float | None:
+    total = int(tally.array.sum())
+    return float(tally.array.trace() / total) if total else None
 
 
-def _sensitivity(found: Confusion) -> ByClass:
-    right, held, _ = _parts(found)
+def _sensitivity(tally: Confusion) -> ByClass:
+    right, held, _ = _parts(tally)
     return _ratios(right, held)
 
 
-def _specificity(found: Confusion) -> ByClass:
-    right, held, taken = _parts(found)
+def _specificity(tally: Confusion) -> ByClass:
+    right, held, taken = _parts(tally)
     others = held.sum() - held
     return _ratios(others - (taken - right), others)
 
 
-def _f1(found: Confusion) -> ByClass:
-    right, held, taken = _parts(found)
+def _f1(tally: Confusion) -> ByClass:
+    right, held, taken = _parts(tally)
     return _ratios(2 * right, held + taken)
 
 
@@ -81,50 +81,54 @@ def _headline(values: ByClass) -> float | None:
     return values[1] if len(values) == 2 else _mean(values)
 
 
-def _auroc(found: Scores | BinnedScores) -> ByClass:
+def _levels(tally: Scores | BinnedScores) -> Iterator[tuple[Floats, Floats]]:
+    return ((inside.astype(np.float64), outside.astype(np.float64)) for inside, outside in tally.levels)
+
+
+def _auroc(tally: Scores | BinnedScores) -> ByClass:
     """The share of pairs, one example in the class and one outside, whose order is right; a tie counts half."""
     values: ByClass = []
-    for inside, outside in found.levels():
+    for inside, outside in _levels(tally):
         below = np.cumsum(outside) - outside
         pairs = inside.sum() * outside.sum()
         values.append(float((inside * (below + outside / 2)).sum() / pairs) if pairs else None)
     return values
 
 
-def _auprc(found: Scores | BinnedScores) -> ByClass:
+def _auprc(tally: Scores | BinnedScores) -> ByClass:
     """The precision at each score, weighted by the share of the class that has this score."""
     values: ByClass = []
-    for inside, outside in found.levels():
+    for inside, outside in _levels(tally):
         hit, all_ = np.cumsum(inside[::-1]), np.cumsum((inside + outside)[::-1])
         precision = np.divide(hit, all_, out=np.zeros_like(hit), where=all_ > 0)
         values.append(float((inside[::-1] * precision).sum() / hit[-1]) if len(hit) and hit[-1] else None)
     return values
 
 
-def _ece(found: Calibration) -> float | None:
-    count, confidence, right = found.array.T
+def _ece(tally: Calibration) -> float | None:
+    count, confidence, right = tally.array.T
     return float(np.abs(confidence - right).sum() / count.sum()) if count.sum() else None
 
 
 def _per_row(place: int, finish: Callable[[float], float] = float) -> Callable[[Sums], float | None]:
     """Return the function that divides a sum by the number of rows, which is the first sum."""
-    return lambda found: finish(float(found.array[place] / found.array[0])) if found.array[0] else None
+    return lambda tally: finish(float(tally.array[place] / tally.array[0])) if tally.array[0] else None
 
 
-def _r2(found: Errors) -> float | None:
-    squares, deviations = float(found.array[2]), float(found.array[4])
+def _r2(tally: Errors) -> float | None:
+    squares, deviations = float(tally.array[2]), float(tally.array[4])
     return 1 - squares / deviations if deviations else None
 
 
-def _of_classes(tally: type[Tally], by_class: Callable[[Any], ByClass]) -> Metric:
-    return Metric(tally, lambda found: _headline(by_class(found)), by_class)
+def _of_classes(kind: type[Tally], by_class: Callable[[Any], ByClass]) -> Metric:
+    return Metric(kind, lambda tally: _headline(by_class(tally)), by_class)
 
 
 #: Name of a metric -> how it is computed.
 COMPUTED: Mapping[str, Metric] = {
     "accuracy": Metric(Confusion, _accuracy),
-    "balanced_accuracy": Metric(Confusion, lambda found: _mean(_sensitivity(found))),
-    "macro_f1": Metric(Confusion, lambda found: _mean(_f1(found))),
+    "balanced_accuracy": Metric(Confusion, lambda tally: _mean(_sensitivity(tally))),
+    "macro_f1": Metric(Confusion, lambda tally: _mean(_f1(tally))),
     "sensitivity": _of_classes(Confusion, _sensitivity),
     "specificity": _of_classes(Confusion, _specificity),
     "auroc": _of_classes(Scores, _auroc),
@@ -140,34 +144,34 @@ COMPUTED: Mapping[str, Metric] = {
 Tallies = Mapping[str, Tally]
 
 
-def tallies(names: Sequence[str], seen: Predictions) -> dict[str, Tally]:
+def tallies(metrics: Sequence[str], predictions: Predictions) -> dict[str, Tally]:
     """Return the tallies that some metrics need, of some test rows."""
-    return {kind.__name__: kind.of(seen) for kind in dict.fromkeys(COMPUTED[name].tally for name in names)}
+    return {kind.__name__: kind.of(predictions) for kind in dict.fromkeys(COMPUTED[name].tally for name in metrics)}
 
 
-def plus(some: Tallies, more: Tallies) -> dict[str, Tally]:
-    """Return the tallies of two sets of rows together."""
-    return {kind: tally + more[kind] for kind, tally in some.items()}
+def plus(*parts: Tallies) -> dict[str, Tally]:
+    """Return the tallies of one or more sets of rows together."""
+    return {kind: type(tally).total([part[kind] for part in parts]) for kind, tally in parts[0].items()}
 
 
-def value(name: str, found: Tallies) -> float | None:
+def value(metric: str, tallies: Tallies) -> float | None:
     """Return a metric of tallies; None where it is not defined."""
-    metric = COMPUTED[name]
-    return metric.value(found[metric.tally.__name__])
+    computed = COMPUTED[metric]
+    return computed.value(tallies[computed.tally.__name__])
 
 
-def by_class(name: str, found: Tallies, classes: Sequence[str]) -> dict[str, float | None]:
+def by_class(metric: str, tallies: Tallies, classes: Sequence[str]) -> dict[str, float | None]:
     """Return a metric for each class by its name; empty for a metric that has no value by class."""
-    metric = COMPUTED[name]
-    if metric.by_class is None:
+    computed = COMPUTED[metric]
+    if computed.by_class is None:
         return {}
-    values = metric.by_class(found[metric.tally.__name__])
+    values = computed.by_class(tallies[computed.tally.__name__])
     return dict(zip((*classes, *map(str, range(len(classes), len(values)))), values, strict=True))
 
 
-def sent_sums(found: Tallies) -> dict[str, list[float]]:
+def sent_sums(tallies: Tallies) -> dict[str, list[float]]:
     """Return what may leave a client: sums without single rows, as plain numbers, by the name of the tally's class."""
-    return {kind: tally.sums().array.ravel().tolist() for kind, tally in found.items()}
+    return {kind: tally.sums().array.ravel().tolist() for kind, tally in tallies.items()}
 
 
 def read_sums(kind: str, numbers: Sequence[float], outputs: int) -> Tally:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, reduce
+from operator import add
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -11,6 +14,8 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+#: Of one class, the examples in it and outside it at each level of a score.
+Levels = tuple[NDArray[Any], NDArray[Any]]
 
 #: Bins of confidence of the expected calibration error.
 CALIBRATION_BINS = 15
@@ -39,15 +44,17 @@ class Predictions:
 
 
 class Tally(ABC):
-    """Sums over test rows: ``Tally.of(a) + Tally.of(b)`` is ``Tally.of`` of both together."""
+    """Sums over test rows: ``Tally.total([Tally.of(a), Tally.of(b)])`` is ``Tally.of`` of both together."""
 
     @classmethod
     @abstractmethod
-    def of(cls, seen: Predictions) -> Self:
+    def of(cls, predictions: Predictions) -> Self:
         """Return the tally of some rows."""
 
+    @classmethod
     @abstractmethod
-    def __add__(self, other: Any) -> Self: ...
+    def total(cls, tallies: Sequence[Any]) -> Self:
+        """Return the tally of all rows of one or more tallies, in time that grows with the rows."""
 
     @abstractmethod
     def sums(self) -> Sums:
@@ -70,6 +77,11 @@ class Sums(Tally):
     def __add__(self, other: Any) -> Self:
         return type(self)(self.array + other.array)
 
+    @classmethod
+    def total(cls, tallies: Sequence[Any]) -> Self:
+        """One after the other."""
+        return reduce(add, tallies)
+
     def sums(self) -> Sums:
         """Itself."""
         return self
@@ -81,15 +93,15 @@ class Sums(Tally):
 
 
 class Confusion(Sums):
-    """Counts of examples by class and predicted class, (L, L)."""
+    """Counts of examples by class and predicted class, ``(L, L)``."""
 
     form = ("L", "L")
 
     @classmethod
-    def of(cls, seen: Predictions) -> Self:
-        """Count."""
-        size = seen.scores.shape[1]
-        return cls(np.bincount(seen.y * size + seen.guess, minlength=size**2).reshape(size, size))
+    def of(cls, predictions: Predictions) -> Self:
+        """Count the examples of each class that are taken for each class, ``(L, L)``."""
+        size = predictions.scores.shape[1]
+        return cls(np.bincount(predictions.y * size + predictions.guess, minlength=size**2).reshape(size, size))
 
 
 class SquaredScores(Sums):
@@ -98,10 +110,10 @@ class SquaredScores(Sums):
     form = (2,)
 
     @classmethod
-    def of(cls, seen: Predictions) -> Self:
+    def of(cls, predictions: Predictions) -> Self:
         """With two classes the difference is that of the second class."""
-        truth = np.eye(seen.scores.shape[1])[seen.y]
-        gap = ((seen.scores - truth) ** 2)[:, 1:] if truth.shape[1] == 2 else (seen.scores - truth) ** 2
+        truth = np.eye(predictions.scores.shape[1])[predictions.y]
+        gap = ((predictions.scores - truth) ** 2)[:, 1:] if truth.shape[1] == 2 else (predictions.scores - truth) ** 2
         return cls(np.array([len(gap), gap.sum()]))
 
 
@@ -111,13 +123,13 @@ class Calibration(Sums):
     form = (CALIBRATION_BINS, 3)
 
     @classmethod
-    def of(cls, seen: Predictions) -> Self:
+    def of(cls, predictions: Predictions) -> Self:
         """Confidence is the probability of the predicted class."""
-        confidence = np.take_along_axis(seen.scores, seen.guess[:, None], axis=1)[:, 0]
+        confidence = np.take_along_axis(predictions.scores, predictions.guess[:, None], axis=1)[:, 0]
         edges = np.linspace(0, 1, CALIBRATION_BINS + 1)[1:-1]
         place, size = np.searchsorted(edges, confidence, side="left"), CALIBRATION_BINS
-        weights = (None, confidence, (seen.guess == seen.y).astype(np.float64))
-        return cls(np.stack([np.bincount(place, some, minlength=size) for some in weights], axis=1))
+        weights = (None, confidence, (predictions.guess == predictions.y).astype(np.float64))
+        return cls(np.stack([np.bincount(place, weight, minlength=size) for weight in weights], axis=1))
 
 
 class Errors(Sums):
@@ -126,9 +138,9 @@ class Errors(Sums):
     form = (5,)
 
     @classmethod
-    def of(cls, seen: Predictions) -> Self:
+    def of(cls, predictions: Predictions) -> Self:
         """Errors are predictions minus targets."""
-        error, y = seen.scores[:, 0] - seen.y, seen.y
+        error, y = predictions.scores[:, 0] - predictions.y, predictions.y
         mean = y.mean() if len(y) else 0.0
         return cls(np.array([len(y), np.abs(error).sum(), (error**2).sum(), mean, ((y - mean) ** 2).sum()]))
 
@@ -153,21 +165,29 @@ class Scores(Tally):
         self.y, self.scores = y, scores
 
     @classmethod
-    def of(cls, seen: Predictions) -> Self:
+    def of(cls, predictions: Predictions) -> Self:
         """Keep the rows."""
-        return cls(seen.y, seen.scores)
+        return cls(predictions.y, predictions.scores)
 
-    def __add__(self, other: Any) -> Self:
-        return type(self)(np.concatenate([self.y, other.y]), np.concatenate([self.scores, other.scores]))
+    @classmethod
+    def total(cls, tallies: Sequence[Any]) -> Self:
+        """All rows."""
+        return cls(np.concatenate([one.y for one in tallies]), np.concatenate([one.scores for one in tallies]))
 
-    def levels(self) -> list[tuple[Floats, Floats]]:
-        """Return for each class the examples in and outside it at each different score, ascending."""
-        found: list[tuple[Floats, Floats]] = []
+    def __getstate__(self) -> dict[str, Any]:
+        return {"y": self.y, "scores": self.scores}  # without levels, which would double what travels
+
+    @cached_property
+    def levels(self) -> list[Levels]:
+        """For each class the examples in and outside it at each different score, ascending.
+
+        They are kept, as several metrics need them and sorting takes most of the time: as much memory as the scores.
+        """
+        found: list[Levels] = []
         for k, column in enumerate(self.scores.T):
             values, place = np.unique(column, return_inverse=True)
-            inside = (self.y == k).astype(np.float64)
-            both = (np.bincount(place, some, len(values)).astype(np.float64) for some in (inside, 1 - inside))
-            found.append((next(both), next(both)))
+            both = (np.bincount(place[part], minlength=len(values)) for part in (self.y == k, self.y != k))
+            found.append((next(both).astype(np.int32), next(both).astype(np.int32)))
         return found
 
     def sums(self) -> Sums:
@@ -182,15 +202,16 @@ class Scores(Tally):
 
 
 class BinnedScores(Sums):
-    """For each class the examples in and outside it by bin of log-odds: `Scores` where only counts may be pooled."""
+    """Counts by class, in or outside it, and bin of log-odds, ``(L, 2, 202)``: `Scores` where counts alone are sent."""
 
     form = ("L", 2, len(EDGES) + 1)
 
     @classmethod
-    def of(cls, seen: Predictions) -> Self:
-        """Count."""
-        return cls(Scores.of(seen).sums().array)
+    def of(cls, predictions: Predictions) -> Self:
+        """Count by class, in or outside it, and bin: ``(L, 2, 202)``."""
+        return cls(Scores.of(predictions).sums().array)
 
-    def levels(self) -> list[tuple[Floats, Floats]]:
+    @property
+    def levels(self) -> list[Levels]:
         """As those of `Scores`; the scores of a bin are taken as equal."""
-        return [(inside.astype(np.float64), outside.astype(np.float64)) for inside, outside in self.array]
+        return [(inside, outside) for inside, outside in self.array]

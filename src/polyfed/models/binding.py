@@ -183,16 +183,16 @@ class Binding:
         faults: list[str] = []
         if missing:
             near = get_close_matches(missing[0], extra or list(params), n=1)
-            faults.append(f"lack {some(missing)}" + (f" (nearest: {near[0]!r})" if near else ""))
+            faults.append(f"lack {listed(missing)}" + (f" (nearest: {near[0]!r})" if near else ""))
         if extra:
-            faults.append(f"have {some(extra)}, which it does not know")
+            faults.append(f"have {listed(extra)}, which it does not know")
         return (
             f"weights given to model {self._model!r} {' and '.join(faults)}; expected exactly its "
             f"{len(self.shapes)} parameters and buffers: are they weights of another model, or a part of its weights?"
         )
 
 
-def some(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
     """Return the first three of ``names`` and the number of the others, for a message."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(map(repr, names[:3])) + more

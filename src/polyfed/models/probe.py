@@ -10,33 +10,62 @@ from __future__ import annotations
 import inspect
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from hashlib import blake2b
 from itertools import pairwise
-from logging import Logger
 from pathlib import Path
-from random import Random
-from types import FrameType, FunctionType, ModuleType
-from typing import Any, cast
+from types import FrameType
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from polyfed.base.errors import ModelError
 from polyfed.base.rng import Rng
-from polyfed.models.binding import Binding, frozen_norms, places, some
+from polyfed.models.binding import Binding, frozen_norms, listed, places
+from polyfed.models.state import attributes, contents, holder, leaves, named
 
-#: The attributes that every module has, and a recurrent layer's list of the weights that are bound to it.
-_OF_TORCH = {*vars(nn.Module()), "_flat_weights", "_flat_weight_refs"}
 _TORCH = str(Path(torch.__file__).parent)
 _OLD_HOOKS = {
     "torch.nn.utils.weight_norm": "torch.nn.utils.parametrizations.weight_norm",
     "torch.nn.utils.spectral_norm": "torch.nn.utils.parametrizations.spectral_norm",
     "torch.nn.utils.prune": "torch.nn.utils.prune.remove, or a parametrization",
 }
+
+#: What a parameter or buffer may not be, and the sentence about it, after the name of the model.
+_UNFIT: tuple[tuple[Callable[[Tensor], object], str], ...] = (
+    (
+        is_lazy,
+        ": its lazy layer still has no shape for {name!r} after a forward pass; does the forward call the layer? "
+        "Otherwise use a layer that is not lazy",
+    ),
+    (
+        lambda tensor: tensor.layout != torch.strided,
+        ": {name!r} is sparse, which polyfed cannot send or average; keep the positions and the values as two tensors, "
+        "and make the sparse tensor of them in the forward",
+    ),
+    (
+        lambda tensor: tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None),
+        ": a hook on {name!r} would be lost, as polyfed puts the weights of each client in its place; change gradients "
+        "in the forward, by a torch.autograd.Function, or set train.clip",
+    ),
+    (
+        torch.is_complex,
+        ": {name!r} is {kind}, but polyfed trains, sends and averages real numbers; store torch.view_as_real(tensor), "
+        "and use torch.view_as_complex in the forward",
+    ),
+    (
+        lambda tensor: tensor.device.type != "cpu",
+        " puts {name!r} on the device '{device}'; leave out device=, .to() and .cuda(): polyfed places networks "
+        "itself, by run.device",
+    ),
+    (
+        lambda tensor: tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()),
+        ": {name!r} holds NaN or infinity when it is new; initialise it, by torch.nn.init for example (torch.empty "
+        "leaves numbers as memory has them)",
+    ),
+)
 
 
 def fault(error: BaseException) -> str:
@@ -47,6 +76,15 @@ def fault(error: BaseException) -> str:
     frame, line = found
     where = f"{type(frame.f_locals['self']).__name__}, {Path(frame.f_code.co_filename).name}, line {line}"
     return f"{type(error).__name__}: {error} ({where})"
+
+
+def failed(model: str, x: Tensor, error: BaseException, training: bool = False) -> str:
+    """Return the text about a network whose forward fails on an input that tests it."""
+    return (
+        f"model {model!r} fails on an input of shape {tuple(x.shape)} and type {_dtype(x)}"
+        f"{', in training mode' if training else ''}: {fault(error)}; does it accept samples of shape "
+        f"{tuple(x.shape[1:])}?"
+    )
 
 
 def in_network(error: BaseException) -> bool:
@@ -80,7 +118,7 @@ def check_module(module: nn.Module, model: str) -> None:
     Raises:
         ModelError: the text names the layer or tensor, and the mend.
     """
-    for path, child in _named(module):
+    for path, child in named(module):
         name = type(child).__name__
         what = f"model {model!r}: " + (f"its submodule {path!r}" if path else "it")
         compiled = hasattr(child.forward, "_torchdynamo_orig_callable") or "_compiled_call_impl" in vars(child)
@@ -103,36 +141,9 @@ def check_module(module: nn.Module, model: str) -> None:
                     f"{_OLD_HOOKS[old]}"
                 )
     for _, _, name, _, tensor in places(module):
-        if is_lazy(tensor):
-            raise ModelError(
-                f"model {model!r}: its lazy layer still has no shape for {name!r} after a forward pass; does the "
-                "forward call the layer? Otherwise use a layer that is not lazy"
-            )
-        if tensor.layout != torch.strided:
-            raise ModelError(
-                f"model {model!r}: {name!r} is sparse, which polyfed cannot send or average; keep the positions and "
-                "the values as two tensors, and make the sparse tensor of them in the forward"
-            )
-        if tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None):
-            raise ModelError(
-                f"model {model!r}: a hook on {name!r} would be lost, as polyfed puts the weights of each client in its "
-                "place; change gradients in the forward, by a torch.autograd.Function, or set train.clip"
-            )
-        if tensor.is_complex():
-            raise ModelError(
-                f"model {model!r}: {name!r} is {_dtype(tensor)}, but polyfed trains, sends and averages real numbers; "
-                "store torch.view_as_real(tensor), and use torch.view_as_complex in the forward"
-            )
-        if tensor.device.type != "cpu":
-            raise ModelError(
-                f"model {model!r} puts {name!r} on the device {str(tensor.device)!r}; leave out device=, .to() and "
-                ".cuda(): polyfed places networks itself, by run.device"
-            )
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ModelError(
-                f"model {model!r}: {name!r} holds NaN or infinity when it is new; initialise it, by torch.nn.init for "
-                "example (torch.empty leaves numbers as memory has them)"
-            )
+        for unfit, text in _UNFIT:
+            if unfit(tensor):
+                raise ModelError(f"model {model!r}" + text.format(name=name, kind=_dtype(tensor), device=tensor.device))
     _check_registered(module, model)
 
 
@@ -140,15 +151,12 @@ def check_input(module: nn.Module, model: str) -> list[str]:
     """Raise unless a forward with one input is possible; return a note on optional inputs, which are never fed.
 
     Raises:
-        ModelError: the forward takes no input, or needs more than one.
+        ModelError: the forward takes no input by its position, or needs more than one.
     """
     kinds = inspect.Parameter
-    takes = [
-        parameter
-        for parameter in inspect.signature(module.forward).parameters.values()
-        if parameter.kind not in (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD)
-    ]
-    if not inspect.signature(module.forward).parameters:
+    everything = inspect.signature(module.forward).parameters.values()
+    takes = [parameter for parameter in everything if parameter.kind not in (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD)]
+    if all(parameter.kind in (kinds.KEYWORD_ONLY, kinds.VAR_KEYWORD) for parameter in everything):
         raise ModelError(f"model {model!r}: {type(module).__name__}.forward takes no input; expected forward(self, x)")
     needed = [parameter.name for parameter in takes if parameter.default is kinds.empty]
     where = f"{type(module).__name__}.forward({', '.join(parameter.name for parameter in takes)})"
@@ -158,7 +166,7 @@ def check_input(module: nn.Module, model: str) -> list[str]:
             "examples; join the inputs in the data, as more features or channels, and separate them in the forward"
         )
     rest = [parameter.name for parameter in takes[1:]]
-    return [f"model {model!r}: {where} gets its first input alone, and {some(rest)} the default"] if rest else []
+    return [f"model {model!r}: {where} gets its first input alone, and {listed(rest)} the default"] if rest else []
 
 
 class Prober:
@@ -190,7 +198,11 @@ class Prober:
         self.moved, self.unused = set[str](), set[str]()
         #: The shape per sample of the output in training, or the name of its type.
         self.trained: tuple[int, ...] | str = ()
-        self.said: list[str] = []
+        self.remarks: list[str] = []
+        #: The number of examples that a training forward takes: 2, or 16 where two are too few.
+        self.examples = 2
+        #: Trainable tensors of earlier passes that the weights do not hold.
+        self._strangers: list[Tensor] = []
 
     def check_state(self) -> bool:
         """Raise ModelError if a forward changes or keeps what only the weights and buffers may hold.
@@ -205,7 +217,7 @@ class Prober:
                 f"the factory of model {self.model!r} returned the same module twice; it must build a new module"
             )
         before = {id(child) for child in module.modules()} | {id(place.tensor) for place in self.own}
-        again = [path for path, child in _named(other) if id(child) in before and child.state_dict()]
+        again = [path for path, child in named(other) if id(child) in before and child.state_dict()]
         again += [place.name for place in places(other) if id(place.tensor) in before]
         if again:
             raise ModelError(
@@ -239,16 +251,16 @@ class Prober:
 
     def notes(self) -> list[str]:
         """Return sentences on what trains other than its user may think."""
-        found = list(self.said)
+        found = list(self.remarks)
         moving = [path for path in frozen_norms(self.binding.module)[1] if f"{path}.running_mean" in self.moved]
         if moving:
             found.append(
-                f"model {self.model!r}: the parameters of {some(moving)} are frozen, but training moves the running "
+                f"model {self.model!r}: the parameters of {listed(moving)} are frozen, but training moves the running "
                 "statistics all the same; a method train(self, mode) of the network can keep it in evaluation"
             )
         if self.unused:
             found.append(
-                f"model {self.model!r}: {some(sorted(self.unused))} got no gradient in a test, so training leaves it "
+                f"model {self.model!r}: {listed(sorted(self.unused))} got no gradient in a test, so training leaves it "
                 "as it is, but it is sent all the same; with requires_grad_(False) it would not travel"
             )
         return found
@@ -267,45 +279,38 @@ class Prober:
         }
         binding.module.train(training)
         binding.bind(given)
-        modes = {path: child.training for path, child in _named(binding.module)}
+        modes = {path: child.training for path, child in named(binding.module)}
         try:
             with self.rng.at(number).fork(), torch.set_grad_enabled(training):
                 out = self._trained(binding, number, given) if training else binding.module(self.inputs(number, 2))
         except ModelError:
             raise
         except Exception as error:  # user code
-            raise ModelError(self._failed(error, training)) from error
+            raise ModelError(failed(self.model, self.inputs(0, 2), error, training)) from error
         finally:
-            changed = [path for path, child in _named(binding.module) if child.training != modes.get(path)]
+            changed = [path for path, child in named(binding.module) if child.training != modes.get(path)]
             binding.module.train(False)
             held = binding.tensors()
             binding.release()
         if changed:
             raise ModelError(
-                f"model {self.model!r} switches {some(changed)} between training and evaluation mode in its forward, "
+                f"model {self.model!r} switches {listed(changed)} between training and evaluation mode in its forward, "
                 "which a cut would lose; do so in a method train(self, mode) of the network, after super().train(mode)"
             )
         self._check_writes(binding, weights, given, held, training)
         return out.detach() if isinstance(out, Tensor) else out
-
-    def _failed(self, error: Exception, training: bool) -> str:
-        x = self.inputs(0, 2)
-        return (
-            f"model {self.model!r} fails on an input of shape {tuple(x.shape)} and type {_dtype(x)}"
-            f"{', in training mode' if training else ''}: {fault(error)}; does it accept samples of shape "
-            f"{tuple(x.shape[1:])}?"
-        )
 
     def _trained(self, binding: Binding, number: int, given: Mapping[str, Tensor]) -> Any:
         """Run a forward and a backward pass; with more examples where two are too few."""
         try:
             out = binding.module(self.inputs(number, 2))
         except Exception as error:  # user code
+            out = None
             with suppress(Exception):
-                out = binding.module(self.inputs(number, 16))
-                self.said = [f"model {self.model!r} fails on a training batch of two examples ({fault(error)})"]
-                return out
-            raise error
+                out, self.examples = binding.module(self.inputs(number, 16)), 16
+                self.remarks = [f"model {self.model!r} fails on a training batch of two examples ({fault(error)})"]
+            if out is None:
+                raise
         leaves = {name: leaf for name, leaf in given.items() if leaf.requires_grad}
         if not isinstance(out, Tensor):
             return out
@@ -314,6 +319,7 @@ class Prober:
                 f"model {self.model!r}: its output depends on no parameter that could be trained (it has "
                 f"{len(leaves)}); does it freeze all, or run under torch.no_grad() or detach()?"
             )
+        self._check_leaves(binding, out, given)
         gradients: Any = torch.autograd.grad(out.square().sum(), list(leaves.values()), allow_unused=True)
         self.unused = {name for name, g in zip(leaves, gradients, strict=True) if g is None}
         for name, g in zip(leaves, gradients, strict=True):
@@ -323,6 +329,26 @@ class Prober:
                     "take; leave out sparse=True"
                 )
         return out
+
+    def _check_leaves(self, binding: Binding, out: Tensor, given: Mapping[str, Tensor]) -> None:
+        """Raise if a gradient would reach a tensor that is none of the weights, and the same one in two passes."""
+        known = {id(value) for value in given.values()}
+        strangers = [leaf for leaf in leaves(out) if id(leaf) not in known]
+        kept = {id(leaf) for leaf in self._strangers}
+        self._strangers += strangers  # they are held, so that no other tensor gets the id of one
+        for leaf in (leaf for leaf in strangers if id(leaf) in kept):
+            name = next((place.name for place in places(binding.module) if place.tensor is leaf), None)
+            if name is not None:
+                raise ModelError(
+                    f"model {self.model!r}: {name!r} requires a gradient in training, but did not in the new network, "
+                    "so it would not be trained; set requires_grad in __init__ alone"
+                )
+            raise ModelError(
+                f"model {self.model!r}: its output depends on a tensor of shape {tuple(leaf.shape)} with requires_grad"
+                f"{holder(binding.module, leaf)} that torch does not register, so it would not be trained; make it an "
+                "nn.Parameter, or the module that holds it an attribute of the network (of several modules: "
+                "nn.ModuleList or nn.ModuleDict)"
+            )
 
     def _check_writes(
         self,
@@ -356,8 +382,8 @@ class Prober:
         now = {place.name: place.tensor.detach() for place in places(binding.module)}
         if late := sorted(now.keys() - {place.name for place in self.own}):
             raise ModelError(
-                f"model {self.model!r} adds {some(late)} in its forward, where no client would have it; register it in "
-                "__init__"
+                f"model {self.model!r} adds {listed(late)} in its forward, where no client would have it; register it "
+                "in __init__"
             )
         changed = (name for name, value in self.constants.items() if not _same(value, now[name]))
         if name := next(changed, None):
@@ -396,7 +422,7 @@ class Prober:
         try:
             got = tuple(module(one).shape)
         except Exception as error:  # user code
-            self.said.append(
+            self.remarks.append(
                 f"model {self.model!r} fails on a batch of one example in evaluation mode ({fault(error)}); a client "
                 "with a single test example, or one more than a multiple of 500, would end the run"
             )
@@ -412,15 +438,15 @@ class Prober:
         if names:
             shown = sorted(names)
             raise ModelError(
-                f"model {self.model!r} changes {some(shown)} in its forward{self._line(shown[0])}: a plain attribute, "
-                "shared by all clients, so it would leak from client to client; use a buffer (self.register_buffer in "
-                "__init__, self.buffer.copy_(value) in the forward), or do not store the value"
+                f"model {self.model!r} changes {listed(shown)} in its forward{self._line(shown[0])}: a plain attribute"
+                ", shared by all clients, so it would leak from client to client; use a buffer (self.register_buffer "
+                "in __init__, self.buffer.copy_(value) in the forward), or do not store the value"
             )
 
     def _line(self, name: str) -> str:
         """Return " (Class, file.py, line 7)" for the line that writes to an attribute, or "" if it is not found."""
         path, _, local = name.rpartition(".")
-        owner = next((child for at, child in _named(self.binding.module) if at == path), self.binding.module)
+        owner = next((child for at, child in named(self.binding.module) if at == path), self.binding.module)
         if type(owner).__module__.startswith("torch."):  # a tensor of torch's layer, to which the network writes
             owner, local = self.binding.module, name
         try:
@@ -439,89 +465,15 @@ class Prober:
         return ""
 
 
-def attributes(module: nn.Module) -> dict[str, object]:
-    """Return the plain attributes of a module, its submodules and the user's own classes, as values to compare."""
-    found: dict[str, object] = {}
-    seen = set[int]()
-    for path, child in _named(module):
-        dot = f"{path}." if path else ""
-        found |= {dot + name: _value(value, 6, seen) for name, value in vars(child).items() if name not in _OF_TORCH}
-        for kind in type(child).__mro__:
-            if not kind.__module__.startswith(("torch.", "polyfed.", "builtins")):
-                found |= {
-                    f"{kind.__name__}.{name}": _value(value, 6, seen)
-                    for name, value in vars(kind).items()
-                    if not name.startswith("__") and not callable(value) and not hasattr(value, "__get__")
-                }
-    return found
-
-
-def _value(value: Any, depth: int, seen: set[int]) -> object:
-    """Return a value that is equal exactly for equal contents, as deep as ``depth``; an object counts once."""
-    match value:
-        case Tensor():
-            return ("tensor", value.dtype, tuple(value.shape), digest(value))
-        case np.ndarray() | np.generic():
-            return ("array", str(value.dtype), value.shape, value.tobytes())
-        case torch.Generator():
-            return digest(value.get_state())
-        case np.random.Generator():
-            return repr(value.bit_generator.state)
-        case Random():
-            return value.getstate()
-        case set() | frozenset():
-            return sorted(map(repr, cast("set[Any]", value)))
-        case nn.Module() | Logger() | type() | FunctionType() | ModuleType():
-            return repr(type(value))
-        case Mapping() if depth and id(value) not in seen:
-            seen.add(id(value))
-            entries = cast("Mapping[Any, Any]", value)
-            return [(_value(key, 1, seen), _value(item, depth - 1, seen)) for key, item in entries.items()]
-        case list() | tuple() | deque() if depth and id(value) not in seen:
-            seen.add(id(value))
-            return [_value(item, depth - 1, seen) for item in cast("Iterable[Any]", value)]
-        case _ if depth and hasattr(value, "__dict__") and id(value) not in seen:
-            seen.add(id(value))
-            return (type(value).__qualname__, _value(vars(value), depth, seen))
-        case Mapping() | list() | tuple() | deque():
-            return type(value).__qualname__
-        case _:  # numbers and strings as they are; other objects without their addresses
-            return (type(value).__qualname__, re.sub(r" at 0x[0-9a-f]+", "", repr(value)))
-
-
 def _check_registered(module: nn.Module, model: str) -> None:
-    """Raise if a list or mapping holds a parameter, or a module with parameters, that the module does not know."""
+    """Raise if a container holds a parameter, or a module with parameters, that the module does not know."""
     known = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
-
-    def inside(value: Any, depth: int = 3) -> Iterator[tuple[str, Tensor]]:
-        if isinstance(value, nn.Parameter):
-            yield "Parameter", value
-        elif isinstance(value, nn.Module):
-            yield from ((type(value).__name__, tensor) for tensor in value.parameters())
-        elif depth and isinstance(value, Mapping | list | tuple):
-            held = cast("Iterable[Any]", value.values() if isinstance(value, Mapping) else value)
-            for item in held:
-                yield from inside(item, depth - 1)
-
-    for path, child in _named(module):
-        for name, value in vars(child).items():
-            lost = next((what for what, tensor in inside(value) if id(tensor) not in known), None)
-            if name not in _OF_TORCH and lost:
-                raise ModelError(
-                    f"model {model!r}: {f'{path}.{name}' if path else name!r} is a {type(value).__name__} of a {lost} "
-                    "that torch does not register, so it would not be trained; use nn.ModuleList, nn.ModuleDict, "
-                    "nn.ParameterList or nn.ParameterDict"
-                )
-
-
-def _named(module: nn.Module) -> Iterable[tuple[str, nn.Module]]:
-    return cast("Iterable[tuple[str, nn.Module]]", module.named_modules())
-
-
-def digest(tensor: Tensor) -> bytes:
-    """Return a digest of the bytes of a tensor."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1).clone(memory_format=torch.contiguous_format)
-    return blake2b(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"").digest()
+    for name, value, what, tensor in contents(module, 3, Mapping | list | tuple | set | frozenset | deque):
+        if isinstance(tensor, nn.Parameter) and id(tensor) not in known:
+            raise ModelError(
+                f"model {model!r}: {name!r} is a {type(value).__name__} of a {what} that torch does not register, so "
+                "it would not be trained; use nn.ModuleList, nn.ModuleDict, nn.ParameterList or nn.ParameterDict"
+            )
 
 
 def close(a: Tensor, b: Tensor) -> bool:

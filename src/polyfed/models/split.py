@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from polyfed.base.errors import ModelError
 from polyfed.base.rng import Rng
 from polyfed.base.types import Params
-from polyfed.models.binding import Binding, places, some
-from polyfed.models.probe import Prober, attributes, check_input, check_module, close, complete, digest, fault
+from polyfed.models.binding import Binding, listed, places
+from polyfed.models.probe import Prober, check_input, check_module, close, complete, failed, fault
+from polyfed.models.state import attributes, digest
 from polyfed.models.trace import Piece, Pieces, cut, find_submodule
 
 #: The draws of the forward passes that test a new network.
@@ -109,7 +110,7 @@ class SplitModel:
         self._binding = Binding(self._module, name)
         # polyfed's own networks keep no state, and to find that out takes several passes.
         own = not type(self._module).__module__.startswith("polyfed.")
-        prober = Prober(lambda: self._new(_PROBE), self._module, name, self._inputs, _PROBE) if own else None
+        prober = Prober(lambda: self._new(_PROBE), self._module, name, self.inputs, _PROBE) if own else None
         self.caches = prober is not None and prober.check_state()
         plain = attributes(self._module)
         self.shapes = self._binding.shapes
@@ -128,7 +129,7 @@ class SplitModel:
         self._probe()
         if prober is not None:
             if self._pieces is not None:
-                self._check_gradients()
+                self._check_gradients(prober.examples)
             prober.check_tests()
             self.notes += prober.notes()
 
@@ -242,22 +243,39 @@ class SplitModel:
         """Logits ``(B, num_classes)`` of representations ``(B, rep_dim)``."""
         return self._run("classify", self._cuts().classify, params, r)
 
-    @torch.no_grad()
+    def inputs(self, number: int, examples: int = 2) -> Tensor:
+        """Return a batch ``(examples, *input_shape)`` that tests a network, another for each number.
+
+        Tokens are 0, which is often padding, and 1: those that every vocabulary has. The first of a row is 1.
+        """
+        shape, draw = (examples, *self.input_shape), _PROBE.at("x", number).torch()
+        if self.dtype is None or self.dtype.is_floating_point:
+            return torch.randn(shape, dtype=self.dtype, generator=draw)
+        tokens = torch.randint(0, 2, shape, dtype=self.dtype, generator=draw)
+        tokens[:, 0] = 1
+        return tokens
+
     def check_tokens(self, x: Tensor) -> None:
-        """Raise unless a forward pass takes these tokens, ``(B, T)`` int64.
+        """Raise unless the network takes these one or two rows of the data, ``(B, T)`` int64, and keeps none of them.
 
         Raises:
-            ModelError: it fails, such as on a token that its embedding lacks.
+            ModelError: a pass fails, such as on a token that an embedding lacks, or the network keeps state that the
+                tokens 0 and 1, with which it was tested when it was new, do not show.
         """
-        self.train(False)
+
+        def inputs(number: int, examples: int) -> Tensor:
+            return x[torch.arange(examples) % len(x)] if number == 1 else self.inputs(number, examples)
+
         try:
-            self(self.init(_PROBE), x)
-        except Exception as error:  # user code
+            Prober(lambda: self._new(_PROBE), self._new(_PROBE).eval(), self.name, inputs, _PROBE).check_state()
+        except ModelError as error:
+            if error.__cause__ is None:
+                raise
             raise ModelError(
                 f"model {self.name!r} fails on tokens from {int(x.min())} to {int(x.max())}, as the data have: "
-                f"{fault(error)}; its embedding needs more than {int(x.max())} rows, and tokens and padding are "
-                "numbers from 0"
-            ) from error
+                f"{fault(error.__cause__)}; an embedding of them needs more than {int(x.max())} rows, tokens and "
+                "padding are numbers from 0, and a row may be padding alone"
+            ) from error.__cause__
 
     # ------------------------------------------------------------------------------------------------ anatomy
 
@@ -302,7 +320,7 @@ class SplitModel:
         self.train(True)
         try:
             with _PROBE.fork(), torch.no_grad():
-                logits = self(self.init(_PROBE), self._inputs(0, 1))
+                logits = self(self.init(_PROBE), self.inputs(0, 1))
             return None if logits.shape == (1, self.num_classes) else f"it returns {tuple(logits.shape)}"
         except Exception as error:  # user code
             return fault(error)
@@ -354,19 +372,12 @@ class SplitModel:
             self._binding.bind(params)
         return piece.run(self._module, value.clone() if which in self._clobbers else value)
 
-    def _inputs(self, number: int, examples: int = 2) -> Tensor:
-        """Return a batch (examples, *input_shape) for tests, another for each number; tokens are all 0."""
-        shape = (examples, *self.input_shape)
-        if self.dtype is not None and not self.dtype.is_floating_point:
-            return torch.zeros(shape, dtype=self.dtype)  # a token that every vocabulary has
-        return torch.randn(shape, dtype=self.dtype, generator=_PROBE.at("x", number).torch())
-
     def _new(self, rng: Rng) -> nn.Module:
         """Build the module under ``rng``, with all its lazy layers."""
         with rng.fork():
             module = self._build()
             try:
-                complete(module, self._inputs(0))
+                complete(module, self.inputs(0))
             except Exception as error:  # user code
                 raise ModelError(
                     f"model {self.name!r} has lazy layers, and the forward pass that would give them shapes fails on "
@@ -403,7 +414,7 @@ class SplitModel:
         shared = (head & body) | (head & front) | (body & front)
         if shared:
             raise ModelError(
-                f"model {self.name!r} cannot be cut there: {some(sorted(shared))} would belong to two "
+                f"model {self.name!r} cannot be cut there: {listed(sorted(shared))} would belong to two "
                 "pieces; untie the weight, or cut where both uses are on one side"
             )
         self._names = {
@@ -432,26 +443,22 @@ class SplitModel:
     @torch.no_grad()
     def _probe(self) -> None:
         """Run the model once in each mode, to learn its widths and properties."""
-        x = self._inputs(0)
+        x = self.inputs(0)
         before = x._version
         with _PROBE.fork():
             try:
                 logits = self._module(x)
             except Exception as error:  # user code
-                raise ModelError(
-                    f"model {self.name!r} fails on an input of shape {tuple(x.shape)} and type "
-                    f"{str(x.dtype).removeprefix('torch.')}: "
-                    f"{fault(error)}; does it accept samples of shape {self.input_shape}?"
-                ) from error
+                raise ModelError(failed(self.name, x, error)) from error
         clobbers = {"whole"} if x._version != before else set[str]()
         wrong = (
             f" returned {{}} for an input of shape {tuple(x.shape)}, expected one tensor (2, L): a row of logits per "
             "sample"
         )
-        self.num_classes = self._per_sample(logits, wrong, 2)[0]
+        self.num_classes = self._per_sample(logits, wrong, 2, 2)[0]
         if self._pieces is not None:
             # A new input, as the forward above may have written into x.
-            x = self._inputs(0)
+            x = self.inputs(0)
             self._s_in_shape, self._rep_dim, again = self._walk(x, clobbers)
             if not torch.allclose(again, logits, rtol=0, atol=0, equal_nan=True):
                 raise ModelError(
@@ -461,15 +468,15 @@ class SplitModel:
         self.random = self._probe_training(x, clobbers)
         self._clobbers = frozenset(clobbers)
 
-    def _check_gradients(self) -> None:
-        """Raise unless the pieces in a row have the gradients of the whole."""
+    def _check_gradients(self, examples: int) -> None:
+        """Raise unless the pieces in a row have the gradients of the whole, on a batch of so many examples."""
         found: list[Any] = []
         names, weights = sorted(self.parameter_names), self.init(_PROBE)
         self.train(True)
         try:
             for cut_apart in (False, True):
                 params = {n: value.clone().requires_grad_(n in self.parameter_names) for n, value in weights.items()}
-                x = self._inputs(0)
+                x = self.inputs(0, examples)
                 with _PROBE.fork(), torch.enable_grad():
                     out = self.classify(params, self.represent(params, x)) if cut_apart else self(params, x)
                     leaves = [params[name] for name in names]
@@ -537,7 +544,6 @@ class SplitModel:
 
     def _probe_training(self, x: Tensor, clobbers: set[str]) -> bool:
         """Return whether a training forward uses torch's generator, found by running it."""
-        held = self._binding.tensors()
         self.train(True)
         try:
             with _PROBE.fork():
@@ -555,12 +561,6 @@ class SplitModel:
             )
         finally:
             self.train(False)
-        for name, tensor in self._binding.tensors().items():
-            if tensor is not held[name]:
-                raise ModelError(
-                    f"model {self.name!r} replaces {name!r} during its forward, so the change would be lost; "
-                    "write into it instead: self.buffer.copy_(value)"
-                )
         return moved
 
 

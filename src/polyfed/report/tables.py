@@ -244,11 +244,7 @@ def remarks(summaries: Mapping[str, Summary]) -> list[str]:
         if (lead := headline(summary)[1]["mean"]) not in (None, mean) and mean is not None
         if reaches(metric, lead, mean)
     ]
-    for name, part in first.get("metrics", {}).items():
-        if left_out := part.get("undefined"):
-            said.append(
-                f"{name}: {left_out} of {part['clients']} clients are left out of the mean; it is not defined there."
-            )
+    said += [*second_class([first]), *left_out([first])]
     for label, summary in summaries.items():
         for way in ("up", "down"):
             sent = summary["bytes"]
@@ -270,6 +266,30 @@ def remarks(summaries: Mapping[str, Summary]) -> list[str]:
         *([SIMULATED_TIME] if clocks else []),
         *([peak] if others else []),
     ]
+
+
+def second_class(summaries: Sequence[Summary]) -> list[str]:
+    """Return a remark on the metrics that are those of the second of two classes, if runs have any."""
+    said: dict[str, None] = {}
+    for summary in summaries:
+        parts = {name: list(part.get("pooled_by_class", ())) for name, part in summary.get("metrics", {}).items()}
+        named = [name for name in ("sensitivity", "specificity", "auprc") if len(parts.get(name, ())) == 2]
+        if named:
+            first, second = parts[named[0]]
+            what = f"{', '.join(named)}: of class {second!r}, the second of ({first}, {second})"
+            said[f"{what}; data.options.classes sets the order."] = None
+    return list(said)
+
+
+def left_out(summaries: Sequence[Summary], whose: str = "clients") -> list[str]:
+    """Return a remark for each metric that is not defined for some clients, of all runs together."""
+    said: list[str] = []
+    for name in dict.fromkeys(name for summary in summaries for name in summary.get("metrics", {})):
+        parts = [summary["metrics"][name] for summary in summaries if name in summary.get("metrics", {})]
+        if count := sum(part.get("undefined", 0) for part in parts):
+            total = sum(part["clients"] for part in parts)
+            said.append(f"{name}: {count} of {total} {whose} are left out of the mean; it is not defined there.")
+    return said
 
 
 def _in_vain(simulated: Summary) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, reduce
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -74,7 +74,7 @@ class Evaluation:
     @cached_property
     def pooled(self) -> Tallies:
         """The tallies of all clients together; empty if the accuracy is the only metric."""
-        return reduce(plus, (score.tallies for score in self.scores.values()))
+        return plus(*(score.tallies for score in self.scores.values()))
 
 
 def mean_of(values: Sequence[float | None]) -> float | None:

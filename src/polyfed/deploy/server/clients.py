@@ -55,6 +55,7 @@ class _Good:
     """Good replies to one kind of request, without the messages."""
 
     answers: dict[ClientId, ReplyHeader] = field(default_factory=dict[ClientId, ReplyHeader])
+    scores: dict[ClientId, Score] = field(default_factory=dict[ClientId, Score])
     sizes: dict[ClientId, Size] = field(default_factory=dict[ClientId, Size])
     failed: dict[ClientId, str] = field(default_factory=dict[ClientId, str])
 
@@ -134,10 +135,10 @@ class RemoteClients:
         self._kept |= dict.fromkeys(answers, key)
         return gathered, {
             client: Report(
-                Work(**headers.costs(answer.work)) if answer.work else Work(),
+                Work(**headers.fields(answer.work)) if answer.work else Work(),
                 measure(request.down[client]),
                 found.sizes[client],
-                None if answer.score is None else self._score(answer.score),
+                found.scores.get(client),
             )
             for client, answer in answers.items()
         }
@@ -170,13 +171,8 @@ class RemoteClients:
 
     def evaluate(self, round_: int, down: Down, *, final: bool = False) -> dict[ClientId, Score]:
         """Send each client the message from which it predicts; return the counts of the clients that report them."""
-        key = (round_, self.attempt, 0)
-        found = self._ask("evaluate", key, down, {}, None, score=False, enough=None, final=final)
-        scores = {
-            client: self._score(answer.score)
-            for client, answer in sorted(found.answers.items())
-            if answer.score is not None
-        }
+        found = self._ask("evaluate", (round_, self.attempt, 0), down, {}, None, score=False, enough=None, final=final)
+        scores = dict(sorted(found.scores.items()))
         # Only the clients' networks know which predictors there are: the names that most clients report count.
         named = Counter(tuple(score.predictors) for score in scores.values()).most_common(1)
         reason = "it reports other predictors than most clients"
@@ -298,7 +294,7 @@ class RemoteClients:
                     self.tell("surplus", client=client, round=key[0])
                     continue
                 try:
-                    answer, message = self._read(reply, kind, key, client, down[client], infos.get(client))
+                    answer, tested, message = self._read(reply, kind, key, client, down[client], infos.get(client))
                 except MessageError as error:
                     # One that left and came back was asked twice: the engine reports the loss of the first message.
                     if client not in lost and client not in waiting.values():
@@ -310,6 +306,8 @@ class RemoteClients:
                     if gathering is not None:
                         gathering.put(infos[client], message)
                     found.answers[client], found.sizes[client] = answer, measure(message)
+                    if tested is not None:
+                        found.scores[client] = tested
                     del reply, message
             if not arrived:
                 time.sleep(self.rounds.poll)
@@ -367,8 +365,8 @@ class RemoteClients:
         client: ClientId,
         down: Message | None,
         info: ClientInfo | None,
-    ) -> tuple[ReplyHeader, Message | None]:
-        """Decode and check a reply.
+    ) -> tuple[ReplyHeader, Score | None, Message | None]:
+        """Decode and check a reply; return its header, score and message.
 
         Raises:
             MessageError: the engine or the client reports an error, or the reply fails a check; the text says which.
@@ -384,8 +382,7 @@ class RemoteClients:
             )
         if answer.error:
             raise MessageError(in_short(answer.error))
-        if answer.score is not None:
-            self._score(answer.score)
+        tested = None if answer.score is None else self._score(answer.score)
         limit = int(self.rounds.max_message * 1e6)
         message = None if reply.body is None else decode(reply.body, *self.algorithm.messages, limit=limit)
         if info is not None:
@@ -394,7 +391,7 @@ class RemoteClients:
         if answer.lost:
             self.tell("lost-state", client=client, round=key[0])
         self.seconds[client] = answer.seconds
-        return answer, message
+        return answer, tested, message
 
     def _score(self, counts: Counts) -> Score:
         """Return the score that a client reports.
@@ -422,11 +419,11 @@ class RemoteClients:
             sums = {kind: read_sums(kind, numbers, outputs) for kind, numbers in counts.sums.items()}
         except ValueError as error:
             raise MessageError(str(error)) from error
-        told = headers.costs(counts)
-        del told["sums"]
-        if told["majority"] and set(told["majority"]) != set(self.config.metrics):
+        reported = headers.fields(counts)
+        del reported["sums"]
+        if reported["majority"] and set(reported["majority"]) != set(self.config.metrics):
             raise MessageError("it reports other metrics of the majority class than the run has")
-        return Score(**told, tallies=sums)
+        return Score(**reported, tallies=sums)
 
     def sweep(self) -> None:
         """Forget the late requests whose time has run out."""

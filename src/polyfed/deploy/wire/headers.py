@@ -150,10 +150,10 @@ class Counts(BaseModel, frozen=True, extra="forbid"):
         return self
 
 
-def costs(told: WorkReport | Counts) -> dict[str, Any]:
+def fields(report: WorkReport | Counts) -> dict[str, Any]:
     """Return the fields of a report, with NaN for FLOPs that the client could not count."""
-    fields = told.model_dump().items()
-    return {name: math.nan if value == "unknown" and name.startswith("flops") else value for name, value in fields}
+    every = report.model_dump().items()
+    return {name: math.nan if value == "unknown" and name.startswith("flops") else value for name, value in every}
 
 
 class About(BaseModel, frozen=True, extra="forbid"):
