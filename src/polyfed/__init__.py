@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from polyfed.report.results import RunResult, load_run
     from polyfed.rounds.callbacks import Callback
     from polyfed.simulation.simulate import resume, simulate
+    from polyfed.trained.load import trained_model
 
 __version__ = "0.1.0"
 
@@ -63,6 +64,7 @@ _PUBLIC = {
     "make_partition": "polyfed.data.partition.make",
     "resume": "polyfed.simulation.simulate",
     "simulate": "polyfed.simulation.simulate",
+    "trained_model": "polyfed.trained.load",
 }
 
 __all__ = [  # noqa: RUF022 - written out for type checkers, a test compares it with _PUBLIC
@@ -95,6 +97,7 @@ __all__ = [  # noqa: RUF022 - written out for type checkers, a test compares it 
     "reduce",
     "resume",
     "simulate",
+    "trained_model",
 ]
 
 

@@ -10,16 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 from deploy_toy import Run, config, kept, same, with_tables
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from polyfed.algorithms.catalogue import ALGORITHMS
 from polyfed.algorithms.standalone import Standalone
 from polyfed.base.errors import ConfigError
+from polyfed.base.rng import Rng
 from polyfed.config import algorithm_class, load_algorithm
 from polyfed.core.requests import exchange
 from polyfed.deploy.client.local_setup import LocalSetup
 from polyfed.deploy.client.state_dir import ClientStateDir
 from polyfed.deploy.server.loop import go_on
+from polyfed.models.zoo import build
 from polyfed.rounds.federation import prepare
 from polyfed.simulation.simulate import simulate
 from polyfed.storage import state_files
@@ -332,3 +334,14 @@ def test_a_deployed_run_that_goes_on_equals_one_that_ran_through(tmp_path: Path)
     assert rows[0] == rows[1]
     with pytest.raises(ConfigError, match="got 5; the run has 6 rounds"):
         go_on(short.folder, 5)
+
+
+def test_a_run_whose_networks_start_with_weights_goes_on(tmp_path: Path) -> None:
+    """Catches a server that binds itself to a client's file of weights when a run goes on, and refuses it then."""
+    model = build("mlp(hidden=(9,))", input_shape=(1, 32, 32), num_classes=10)
+    save_file({name: value.clone() for name, value in model.init(Rng((0,))).items()}, tmp_path / "w.safetensors")
+    models = f"clients.models=[{{name='mlp', hidden=[9], weights='{tmp_path}/w.safetensors'}}]"
+    run = Run(tmp_path, config("standalone", models))
+    run.serve()
+    go_on(run.folder, 3)
+    assert run.serve()["rounds"] == 3

@@ -14,6 +14,7 @@ import torch
 from deploy_toy import Run, config, with_tables
 
 from polyfed.base.errors import CheckpointError, ConfigError, RunDirError
+from polyfed.report.results import load_run
 from polyfed.rounds.federation import deal
 from polyfed.trained.export import export
 from polyfed.trained.load import trained_model
@@ -126,3 +127,23 @@ def test_people_can_read_what_a_client_worked_for_from_its_first_round_on(tmp_pa
     (tmp_path / "site-1" / "other" / "client-1" / "trained.json").write_text("{}")
     with pytest.raises(RunDirError, match="holds the models of 2 runs"):
         trained_model(tmp_path / "site-1")
+
+
+def test_a_site_reads_new_rows_by_the_options_of_the_configuration_too(tmp_path: Path) -> None:
+    """Catches a code for missing values that training knew, and that a prediction takes for a number."""
+    draw, texts = np.random.default_rng(0), list[str]()
+    for _ in range(3):
+        x = draw.normal(size=(40, 2))
+        rows = [f"{a:.4f},{b:.4f},{('no', 'yes')[int(a > b)]}" for a, b in x]
+        rows[::7] = [row.replace(row.split(",")[0], "-999", 1) for row in rows[::7]]
+        texts.append("\n".join(["a,b,y", *rows, ""]))
+    _, run = with_tables(tmp_path, texts, 'data.options={label="y",also_missing=["-999"]}', "run.predictions=true")
+    run.serve()
+    own = folder(tmp_path, run, 1)
+    rows = pq.read_table(own / "predictions.parquet").to_pylist()
+    lines = texts[1].splitlines()
+    (tmp_path / "new.csv").write_text("\n".join(["a,b", *(lines[1 + row["row"]].rsplit(",", 1)[0] for row in rows)]))
+    found = predicted(trained_model(own), read_rows_to_predict(own, [tmp_path / "new.csv"]))
+    np.testing.assert_allclose(found.numpy(), [[row["score no"], row["score yes"]] for row in rows], atol=1e-6)
+    with pytest.raises(RunDirError, match=r"is a deployed client's.*polyfed\.trained_model"):
+        load_run(own)

@@ -17,6 +17,7 @@ import torch
 
 from polyfed.base.errors import CheckpointError
 from polyfed.config import Config, load_algorithm
+from polyfed.report.results import load_run
 from polyfed.rounds.callbacks import Quiet
 from polyfed.rounds.federation import deal, prepare
 from polyfed.simulation.simulate import resume, simulate
@@ -254,3 +255,28 @@ def test_higher_or_lower_is_better_by_the_catalogue(tmp_path: Path, monitor: str
     rows = running.lines(tmp_path / "rounds.jsonl")
     values = [row["metrics"][monitor]["mean"] for row in rows]
     assert summary["selection"]["best"]["round"] == int((np.argmax if monitor == "accuracy" else np.argmin)(values))
+
+
+def test_the_result_in_python_is_of_the_kept_model(finished: tuple[Path, dict[str, Any]]) -> None:
+    """Catches validation rows of the last round under the headline of the best, and a table without the choice."""
+    folder, summary = finished
+    result = load_run(folder)
+    tests = [row for row in running.lines(folder / "tests.jsonl") if row["kept"] == "best"]
+    assert result.clients["accuracy"] == [row["accuracy"] for row in tests]
+    assert result.clients["examples"] == [row["examples"] for row in tests]
+    assert np.mean(result.clients["accuracy"]) == pytest.approx(result.accuracy)
+    assert "test rows chose nothing" in str(result)
+    assert result.model(client=0).about["round"] == summary["selection"]["best"]["round"]
+
+
+def test_a_metric_that_no_evaluation_defines_chooses_nothing(tmp_path: Path) -> None:
+    """Catches a run that ends in a traceback, or without a model, as no round was the best."""
+    settings = config(
+        2,
+        run={"monitor": "auroc", "metrics": ["auroc", "accuracy"]},
+        partition={"kind": "classes", "classes_per_client": 1},
+    )
+    result = simulate(settings, out=tmp_path)
+    assert result.summary["selection"]["kept"] == "last"
+    assert result.model(client=0).about["round"] == 2
+    assert "auroc was not defined in any evaluation, so the last round is kept" in str(result)

@@ -19,7 +19,7 @@ from polyfed.config import Config
 from polyfed.metrics.catalogue import headline
 from polyfed.report.consoles import text
 from polyfed.report.curves import Curve, drawn
-from polyfed.report.tables import client_table, closing_table
+from polyfed.report.tables import show, tested_clients
 from polyfed.report.units import measured
 
 if TYPE_CHECKING:
@@ -90,13 +90,12 @@ class RunResult:
 
     @cached_property
     def clients(self) -> dict[str, list[Any]]:
-        """What clients.jsonl says of the clients that the last evaluation tested, as columns; one entry per client.
+        """The tests of the clients that the run reports, as columns; one entry per client.
 
-        Such as ``client``, ``model``, ``examples`` and ``accuracy``, ``metrics.auroc`` with ``run.metrics``, and
-        ``name`` where clients have names.
+        They are of the round that the run keeps, on test rows. Columns are ``client``, ``model``, ``examples``,
+        ``accuracy``, ``metrics.auroc`` with ``run.metrics`` and others, and ``name`` where clients have names.
         """
-        last = self.summary["rounds"]
-        return _columns([row for row in self.records() if row["round"] == last and "examples" in row])
+        return _columns([_flat(row) for row in tested_clients(self.run_dir, self.summary).values()])
 
     def records(self) -> list[dict[str, Any]]:
         """Return the lines of clients.jsonl, for ``pandas.DataFrame(result.records())``.
@@ -118,7 +117,7 @@ class RunResult:
     def model(
         self, client: int | str | None = None, *, predictor: str | None = None, capacity: float | None = None
     ) -> TrainedModel:
-        """Return a trained model as an ``nn.Module``, as `polyfed.trained.load.trained_model` does."""
+        """Return a trained model as an ``nn.Module``, as `polyfed.trained_model` does."""
         from polyfed.trained.load import trained_model  # torch is loaded for a model, not for a result
 
         return trained_model(self.run_dir, client, predictor=predictor, capacity=capacity)
@@ -132,12 +131,7 @@ class RunResult:
 
     def _show(self, console: Console) -> None:
         summary = {**self.summary, "run_dir": str(self.run_dir)}
-        if "mean" in headline(summary)[1]:
-            closing_table(console, {summary["algorithm"]: summary})
-            client_table(console, summary)
-        else:
-            console.print(f"{summary['algorithm']}: no client was tested", markup=False, highlight=False)
-        console.print(f"The run lies in {self.run_dir.absolute()}", soft_wrap=True, markup=False, highlight=False)
+        show(console, {summary["algorithm"]: summary})
 
     def __str__(self) -> str:
         """The closing table of the run."""
@@ -163,6 +157,12 @@ def load_run(path: Path | str) -> RunResult:
         RunDirError: the folder holds no run, the run is not complete, or its summary cannot be read.
     """
     folder = Path(path)
+    own = (next(folder.glob(f"{depth}trained.json"), None) for depth in ("", "*/", "*/*/"))
+    if any(own) and not (folder / "rounds.jsonl").exists():
+        raise RunDirError(
+            f"{folder} is a deployed client's: it holds a model and no results; open it with "
+            f"polyfed.trained_model({str(folder)!r}), or the server's run directory with load_run"
+        )
     if not (folder / "config.toml").exists():
         raise RunDirError(f"{folder} holds no run: it has no config.toml; give the run directory of a run")
     if (summary := summary_of(folder)) is None:

@@ -236,12 +236,12 @@ def remarks(summaries: Mapping[str, Summary]) -> list[str]:
     """
     (main, first), *others = summaries.items()
     metric, found = headline(first)
-    mean = found["mean"]
+    mean = found.get("mean")
     said = [
         f"{label} leads {main}: {measured(metric, lead, 2)} against {measured(metric, mean, 2)} in the mean over "
         "clients."
         for label, summary in others
-        if (lead := headline(summary)[1]["mean"]) not in (None, mean) and mean is not None
+        if (lead := headline(summary)[1].get("mean")) not in (None, mean) and mean is not None
         if reaches(metric, lead, mean)
     ]
     said += [*second_class([first]), *left_out([first])]
@@ -255,6 +255,11 @@ def remarks(summaries: Mapping[str, Summary]) -> list[str]:
     for label, summary in summaries.items():
         if stopped := summary.get("selection", {}).get("stopped"):
             said.append(f"{label} ended at round {stopped['round']} of {summary['rounds']}: {stopped['reason']}.")
+        if "asked" in summary.get("selection", {}):
+            metric = summary["selection"]["metric"]
+            said.append(
+                f"{label}: {metric} was not defined in any evaluation, so the last round is kept, not the best."
+            )
     if any("selection" in summary for summary in summaries.values()):
         said.append(SELECTED)
     clocks = {label: summary["simulated"] for label, summary in summaries.items() if "simulated" in summary}

@@ -254,8 +254,9 @@ class Ledger:
             p["seconds_evaluation"] += found.seconds
         p["best"] = p["last"] = None
         p.pop("metrics", None)
-        if config.run.keep in tests:
-            found = tests[config.run.keep][1]
+        kept = config.run.keep if config.run.keep in tests else "last"  # a metric that no round defined chose none
+        if kept in tests:
+            found = tests[kept][1]
             p["last"] = self._block(found, "accuracy") if config.data.task == "classification" else None
             if more := {name: self._more(found, name) for name in beyond_accuracy(config.metrics)}:
                 p["metrics"] = more
@@ -264,7 +265,8 @@ class Ledger:
         kinds = ("best", "last") if config.run.keep == "best" else ("last",)
         return p, {
             "metric": config.monitor,
-            "kept": config.run.keep,
+            "kept": kept,
+            **({} if kept == config.run.keep else {"asked": config.run.keep}),
             "stopped": s["stopped"],
             **{
                 kind: {

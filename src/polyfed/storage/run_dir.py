@@ -316,14 +316,17 @@ class SavedRun:
     Args:
         path: the run directory.
         states: the state classes of the algorithm.
-        which: "last" is the last checkpoint; "best" is the round that ``run.keep = "best"`` kept beside it.
+        which: "last" is the last checkpoint; "best" is the round that ``run.keep = "best"`` kept beside it; "kept" is
+            the best if there is one, else the last.
 
     Raises:
         RunDirInUseError: a run is in progress there.
         CheckpointError: there is no checkpoint, it is damaged, or the run keeps no best round.
     """
 
-    def __init__(self, path: Path, states: tuple[type[State], ...], which: Literal["last", "best"] = "last") -> None:
+    def __init__(
+        self, path: Path, states: tuple[type[State], ...], which: Literal["last", "best", "kept"] = "last"
+    ) -> None:
         self.path = path
         self._lock = None
         with contextlib.suppress(FileNotFoundError):  # a copy of the directory may lack it
@@ -335,7 +338,8 @@ class SavedRun:
             if not manifest.exists():
                 raise CheckpointError(f"{path} has no checkpoint yet; let the run go on with `polyfed resume {path}`")
             last = _manifest(manifest)
-            found = last if which == "last" else last.get("best")
+            best = last.get("best")
+            found = last if which == "last" or (which == "kept" and best is None) else best
             if found is None:
                 raise CheckpointError(f'{path} keeps no best round; expected a run with run.keep = "best"')
             self.round: int = found["round"]

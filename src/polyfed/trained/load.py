@@ -173,7 +173,7 @@ class _Loader:
         whose: dict[str, Any] = {"client": number}
         if number is not None and self.about.clients:
             whose["name"] = self.about.clients[number]
-        with closing(SavedRun(self.folder, self.algorithm.states, self.config.run.keep)) as saved:
+        with closing(SavedRun(self.folder, self.algorithm.states, "kept")) as saved:
             self._check(saved)
             if number is None and capacity is None:
                 parts, models, whose["server_model"] = self._global(saved, predictor)

@@ -23,7 +23,7 @@ from polyfed.rounds.federation import Federation
 
 NAME = "preprocessing.json"
 #: Options of a reader that new rows are read by, too; the others say which column is what.
-_OF_READING = ("delimiter", "encoding", "decimal", "thousands", "missing", "layout", "channels")
+_OF_READING = ("delimiter", "encoding", "decimal", "thousands", "missing", "also_missing", "layout", "channels")
 #: Beside it, for data that each client standardises.
 STATISTICS = "preprocessing.safetensors"
 

@@ -264,8 +264,10 @@ class LocalSetup:
         """What turns new rows of this client into inputs, and how its own file was read."""
         own, data = self.settings.data, self.config.data
         kind = data.dataset if own is None else _kind(Path(own).expanduser())
-        options = data.options if own is None else self.settings.data_options
-        return Preprocessing.of(self.dataset, kind, options, image_size=data.image_size)
+        options = data.options if own is None else _options(self.settings, self.config, kind)
+        return Preprocessing.of(
+            self.dataset, kind, options, image_size=data.image_size, clients=self.config.clients.names or ()
+        )
 
     @property
     def data(self) -> FederatedData:

@@ -195,14 +195,16 @@ class ClientStateDir:
         self._write("pointer.json", json.dumps(told, indent=1).encode())
 
     def record(self, config: str, about: Mapping[str, Any]) -> None:
-        """Write which run this folder belongs to, for people and for `predictor`, unless it is written.
+        """Write which run this folder belongs to, for people; a run that goes on after its end has another config.
 
         Args:
             config: the configuration, as TOML.
             about: what client.json holds: the algorithm, the client, its network and its data.
         """
-        if not (self.folder / "client.json").exists():
+        path = self.folder / "config.toml"
+        if not path.exists() or path.read_text("utf-8") != config:
             self._write("config.toml", config.encode())
+        if not (self.folder / "client.json").exists():
             self._write("client.json", (json.dumps(about, indent=2) + "\n").encode())
 
     def _write(self, name: str, data: bytes) -> tuple[str, str]:

@@ -151,7 +151,7 @@ def create(folder: Path, config: Config, deployment: Deployment, nodes: Path | N
     if nodes is not None:
         about["nodes"] = str(nodes.absolute())
     files.write_json(folder / "deployed.json", about)
-    Content.of(config, {}, weights=()).write(folder)  # each client binds itself to its data and weights
+    _content(config).write(folder)
     files.write(folder / "config.toml", config.to_toml().encode())
     return experiment
 
@@ -171,7 +171,7 @@ def go_on(folder: Path, rounds: int) -> None:
         before = Config.load(folder / "config.toml")
         config = before.extended(rounds)
         if config.run.rounds != before.run.rounds:
-            Content.of(config, {}).write(folder)
+            _content(config).write(folder)
             extend(folder, config)
 
 
@@ -202,6 +202,11 @@ def serve(folder: Path, transport: Transport) -> dict[str, Any]:
             raise
 
 
+def _content(config: Config) -> Content:
+    """What the server's run is bound to; each client binds itself to its own data and weights."""
+    return Content.of(config, {}, weights=())
+
+
 @dataclass(frozen=True)
 class Status:
     """status.json: the current state of the run, for `polyfed deploy status`."""
@@ -222,7 +227,7 @@ class _Served(RoundLoop):
         experiment, nodes = about["experiment"], about.get("nodes")
         self.rules, self.status = deployment.rounds, status
         config = Config.load(run_dir.path / "config.toml")
-        Content.of(config, {}, weights=()).check(run_dir.path)
+        _content(config).check(run_dir.path)
         algorithm = load_algorithm(config.algorithm.name, config.algorithm.keys)
         self.journal = Journal(run_dir.path / "events.jsonl")
         self.registry = ClientRegistry(
