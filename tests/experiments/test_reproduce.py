@@ -111,8 +111,12 @@ def test_the_better_of_two_errors_is_the_lower(tmp_path: Path) -> None:
     cells = job.study.cells()
     for cell in cells:
         cell.run_dir(tmp_path).mkdir(parents=True)
-        (cell.run_dir(tmp_path) / "summary.json").write_text(json.dumps({"metrics": {"brier": {"mean": 0.2}}}))
-        rows = [{"round": 2, "client": k, "metrics": {"brier": e}} for k, e in enumerate(errors[cell.label])]
+        (cell.run_dir(tmp_path) / "summary.json").write_text(
+            json.dumps({"rounds": 2, "metrics": {"brier": {"mean": 0.2}}})
+        )
+        rows = [
+            {"round": 2, "client": k, "examples": 4, "metrics": {"brier": e}} for k, e in enumerate(errors[cell.label])
+        ]
         (cell.run_dir(tmp_path) / "clients.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     view = views.clients(views.Results(job.study, cells, tmp_path))
     assert view.cells is not None

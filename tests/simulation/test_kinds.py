@@ -76,13 +76,13 @@ def test_series_and_tokens_are_learnt(make: Any, model: Any, tmp_path: Path) -> 
 def test_networks_that_read_the_padding_train(net: str, tmp_path: Path) -> None:
     """Catches a refusal for rows of padding that no client has, and a stack that cannot read lengths."""
     told = config("fedavg", f"sequence_nets:{net}", run={"rounds": 12, "eval_every": 12}, train={"lr": 0.5})
-    assert simulate(told, data=tokens(), out=tmp_path / "run")["accuracy"]["mean"] > 0.8
+    assert simulate(told, dataset=tokens(), out=tmp_path / "run").accuracy > 0.8
 
 
 def test_state_that_only_the_data_show_is_refused_before_a_run(tmp_path: Path) -> None:
     """Catches a leak by tokens that no test of a new network draws."""
     with pytest.raises(ModelError, match="changes 'top' in its forward"):
-        simulate(config("fedavg", "sequence_nets:TopKept"), data=tokens(), out=tmp_path / "run")
+        simulate(config("fedavg", "sequence_nets:TopKept"), dataset=tokens(), out=tmp_path / "run")
 
 
 def test_a_series_with_channels_first(tmp_path: Path) -> None:
