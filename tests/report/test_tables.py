@@ -149,3 +149,15 @@ def test_the_class_is_named_whose_metrics_stand_in_the_table():
     assert named(auroc=two, specificity=two, auprc=two) == [f"specificity, auprc: {order}"]
     assert named(brier=plain, sensitivity=two) == [f"sensitivity: {order}"]
     assert named(auroc=two) == named(sensitivity=several, auprc=several) == named(brier=plain) == []
+
+
+def test_clients_that_were_away_are_named_under_the_table():
+    """Catches a mean over two of three hospitals that looks like one over three."""
+
+    def said(begin, end):
+        deployed = {"missing": {"begin": begin, "end": end}}
+        return [text for text in remarks({"fedavg": {**summary(0.8), "deployed": deployed}}) if "connected" in text]
+
+    assert said([], []) == []
+    assert said([1], []) == ["Not connected: client 1 when the run began."]
+    assert said([1, 2], [2]) == ["Not connected: clients 1, 2 when the run began; client 2 when the run ended."]

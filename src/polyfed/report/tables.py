@@ -257,6 +257,7 @@ def remarks(summaries: Mapping[str, Summary]) -> list[str]:
             said.append(f"{label} ended at round {stopped['round']} of {summary['rounds']}: {stopped['reason']}.")
     if any("selection" in summary for summary in summaries.values()):
         said.append(SELECTED)
+    said += [missing for summary in summaries.values() if (missing := _missing(summary))]
     clocks = {label: summary["simulated"] for label, summary in summaries.items() if "simulated" in summary}
     peak = "Peak memory is that of the process and its workers so far, for all rows; they share part of it."
     return [
@@ -290,6 +291,18 @@ def left_out(summaries: Sequence[Summary], whose: str = "clients") -> list[str]:
             total = sum(part["clients"] for part in parts)
             said.append(f"{name}: {count} of {total} {whose} are left out of the mean; it is not defined there.")
     return said
+
+
+def _missing(summary: Summary) -> str:
+    """Return which clients of a deployed run were not connected; "" if all were."""
+    missing = summary.get("deployed", {}).get("missing", {})
+    moments = (("begin", "began"), ("end", "ended"))
+    parts = [
+        f"client{'s' * (len(clients) > 1)} {', '.join(map(str, clients))} when the run {moment}"
+        for key, moment in moments
+        if (clients := missing.get(key))
+    ]
+    return f"Not connected: {'; '.join(parts)}." if parts else ""
 
 
 def _in_vain(simulated: Summary) -> str:
