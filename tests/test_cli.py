@@ -313,6 +313,23 @@ def test_partition_overwrites_nothing_and_builds_no_network(tiny, tmp_path):
     assert polyfed("partition", tiny, *mixed, "--out", tmp_path / "p").exit_code == 0
 
 
+def test_plot_draws_a_complete_run_and_overwrites_nothing(tiny, tmp_path):
+    """Catches a picture of another form than its name says, and a command in the closing lines that does not work."""
+    done = polyfed("run", tiny, "--out", tmp_path / "r")
+    assert done.exit_code == 0, done.output
+    (command,) = [line for line in done.stdout.splitlines() if line.startswith("To draw its curves: polyfed ")]
+    words = command.split()[5:]
+    assert polyfed(*words).stdout == f"picture in {tmp_path / 'r' / 'plot.png'}\n"
+    assert (tmp_path / "r" / "plot.png").read_bytes().startswith(b"\x89PNG")
+    again = polyfed(*words)
+    assert (again.exit_code, "exists already" in again.stderr) == (9, True)
+    assert polyfed(*words, "--out", tmp_path / "pictures" / "r.pdf").exit_code == 0
+    assert (tmp_path / "pictures" / "r.pdf").read_bytes().startswith(b"%PDF")
+    odd = polyfed(*words, "--out", tmp_path / "r.xyz")
+    assert (odd.exit_code, "got r.xyz; expected a file that ends in" in odd.stderr) == (2, True)
+    assert (polyfed("plot", tmp_path).exit_code, list(tmp_path.glob("*.png"))) == (7, [])
+
+
 def test_compare_prints_the_table(tiny, tmp_path):
     arguments = ("--algorithms", "fedavg, standalone", "--seeds", "0,1", "--out", tmp_path / "c")
     done = polyfed("compare", tiny, "--set", "run.rounds=1", *arguments)

@@ -236,6 +236,37 @@ def export(
 
 
 @app.command()
+def plot(
+    run_dir: _RunDir,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The picture to write, such as run.png or run.pdf. polyfed does not overwrite an existing file. "
+            "Default: plot.png in the run directory."
+        ),
+    ] = None,
+) -> None:
+    """Draw the first metric of a complete run over its rounds and over its bytes."""
+    with _reported():
+        from io import BytesIO
+
+        from polyfed.base.files import write
+        from polyfed.report.results import load_run
+
+        path = (run_dir / "plot.png" if out is None else out).absolute()
+        figure = load_run(run_dir).plot()
+        form, known = path.suffix.removeprefix(".").lower(), figure.canvas.get_supported_filetypes()
+        if form not in known:
+            raise ConfigError(f"--out: got {path.name}; expected a file that ends in {', '.join(sorted(known))}")
+        if path.exists():
+            raise StorageError(f"{path} exists already; remove it, or choose another --out")
+        picture = BytesIO()
+        figure.savefig(picture, format=form)
+        write(path, picture.getvalue())
+        typer.echo(f"picture in {path}")
+
+
+@app.command()
 def validate(config: _Config, overrides: _Set = None) -> None:
     """Check a configuration, its algorithm's keys, and whether the algorithm can train the networks together.
 

@@ -157,6 +157,18 @@ def test_a_syntax_error_names_line_and_column(tmp_path):
     only(refused("[run]\nrounds = = 3", tmp_path), "a.toml", "not valid TOML", "line 2, column 10")
 
 
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("csv", 'got csv without quotes; a text needs quotes: "csv"'),
+        ("/data/a.csv # all", 'got /data/a.csv without quotes; a text needs quotes: "/data/a.csv"'),
+        ("True", "got True; expected true"),
+    ],
+)
+def test_a_text_without_quotes_is_named(value, told, tmp_path):
+    only(refused(f"[data]\ndataset = {value}", tmp_path), "line 2, column 11", told)
+
+
 def test_files_that_are_none(tmp_path):
     (tmp_path / "b.toml").write_bytes(b"\xff\xfe")
     for path, what in ((tmp_path / "no", "no such file"), (tmp_path, "a folder"), (tmp_path / "b.toml", "UTF-8")):

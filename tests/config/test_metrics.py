@@ -13,6 +13,8 @@ FEDAVG = '[algorithm]\nname = "fedavg"\n'
     ("text", "parts"),
     [
         ('[run]\nmetrics = ["auroc", "auc"]', ("run.metrics[1]: unknown metric 'auc'", "known: accuracy")),
+        ('[run]\nmetrics = ["ECE"]', ("run.metrics[0]: unknown metric 'ECE'; did you mean 'ece'?",)),
+        ('[run]\nmetrics = ["acc"]', ("run.metrics[0]: unknown metric 'acc'; did you mean 'accuracy'?",)),
         ("[run]\nmetrics = []", ("run.metrics: got []", "at least one")),
         ('[run]\nmetrics = ["ece", "ece"]', ("run.metrics: got ['ece', 'ece']", "different names")),
         ('[run]\nmetrics = ["rmse"]', ("run.metrics[0]: got 'rmse'", "a classification has the metrics accuracy")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -66,3 +67,42 @@ def test_what_is_missing_is_said(words: list[str], code: int, says: str, tmp_pat
     done = runner.invoke(app, ["deploy", *words])
     assert done.exit_code == code, done.output
     assert says in done.output
+
+
+def test_a_port_in_use_is_named_before_anything_starts(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        words = ["--server", "127.0.0.1:1", "--client", "0", "--state", str(tmp_path / "s"), "--port", port]
+        done = runner.invoke(app, ["deploy", "client", *words])
+    assert done.exit_code == 2, done.output
+    assert f"port {port} of 127.0.0.1 is in use; give another with --port" in done.output
+
+
+def test_local_deals_the_data_before_it_starts_a_process(tmp_path: Path, monkeypatch) -> None:
+    """Catches a server that waits for clients of which each refuses the same data."""
+    (tmp_path / "a.csv").write_text(
+        "age,site,ill\n" + "".join(f"{k},{'ab'[k % 2]},{'yn'[k % 3 == 0]}\n" for k in range(40))
+    )
+    (tmp_path / "a.toml").write_text(
+        '[data]\ndataset = "csv"\npath = "a.csv"\noptions = { label = "ill", group = "site" }\n'
+        '[partition]\nkind = "natural"\n[clients]\ncount = 2\nmodels = ["mlp"]\n[algorithm]\nname = "fedavg"\n'
+    )
+    started: list[int] = []
+    monkeypatch.setattr(commands, "_play_locally", lambda run_dir, clients, tls: started.append(clients))
+    words = ["deploy", "local", str(tmp_path / "a.toml"), "--out", str(tmp_path / "run"), "--clients"]
+    done = runner.invoke(app, [*words, "3"])
+    assert (done.exit_code, started) == (2, []), done.output
+    assert "2" in done.output
+    assert not (tmp_path / "run").exists()
+    done = runner.invoke(app, [*words, "2"])
+    assert (done.exit_code, started) == (0, [2]), done.output
+
+
+def test_options_of_the_reader_are_lists_too(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "a.csv").write_text("age,ill\n1,y\n")
+    monkeypatch.setattr("polyfed.deploy.host.processes.free_port", lambda port: False)  # ends before a process starts
+    words = ["deploy", "client", "--server", "a:1", "--client", "0", "--state", str(tmp_path / "s")]
+    done = runner.invoke(app, [*words, "--data-option", "label"])
+    assert "--data-option 'label': expected key=value, such as label=ill" in done.output

@@ -62,6 +62,23 @@ def test_faults_of_deploy_toml_are_all_told_with_the_nearest_key(tmp_path: Path)
     assert "'server'" in told
 
 
+def test_faults_of_rules_name_the_option_and_the_section(tmp_path: Path) -> None:
+    """Catches a fault of the command line that a file without faults is blamed for."""
+    (tmp_path / "deploy.toml").write_text("[rounds]\npoll = 0\n")
+    with pytest.raises(ConfigError) as found:
+        Deployment.load(
+            tmp_path / "deploy.toml", ["start_timeout=45", "rounds.dedline=3", "rounds", "rounds.max_void=0"]
+        )
+    for said in (
+        "--rule: start_timeout: unknown key; did you mean 'rounds.start_timeout'? known: server, rounds",
+        "--rule 'rounds': expected section.key=value, such as rounds.deadline=60",
+        "--rule: rounds.dedline: unknown key; did you mean 'deadline'?",
+        "--rule: rounds.max_void: got 0",
+        f"{tmp_path / 'deploy.toml'}: rounds.poll: got 0",
+    ):
+        assert len([fault for fault in found.value.faults if fault.startswith(said)]) == 1, found.value.faults
+
+
 def test_node_keys_need_tls() -> None:
     with pytest.raises(ConfigError, match=r"server\.node_keys: got true without TLS"):
         Deployment.load(None, ["server.node_keys=true"])

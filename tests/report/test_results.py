@@ -72,7 +72,7 @@ def test_it_prints_the_closing_table_and_the_clients(run: RunResult) -> None:
     assert f"{100 * run.accuracy:.1f} %" in text  # type: ignore[operator]
     assert all(re.search(rf"^{name} +mlp", text, re.MULTILINE) for name in NAMES)
     assert text.splitlines()[-1] == f"The run lies in {run.run_dir}"
-    assert repr(run) == f"RunResult({str(run.run_dir)!r}: fedmrl, auroc {run.metrics['auroc']:.3g})"
+    assert repr(run) == f"RunResult({str(run.run_dir)!r}: fedmrl, auroc {run.metrics['auroc']:.3f})"
     assert run._repr_html_() == f"<pre>{text}</pre>"
 
 

@@ -121,7 +121,7 @@ def test_the_choice_of_a_round_stands_in_a_table_of_its_own(tmp_path: Path) -> N
     rows = [
         line.split() for line in text.splitlines() if line.startswith("fedmrl ") and ("best" in line or "last" in line)
     ]
-    assert rows[0] == ["fedmrl", "best", "4", "0.75", "0.5", "50.0", "%", "25.0", "%"]
+    assert rows[0] == ["fedmrl", "best", "4", "0.750", "0.500", "50.0", "%", "25.0", "%"]
     assert rows[1] == ["fedmrl", "last", "6", "0.625", "-", "50.0", "%", "-"]
     assert "fedmrl ended at round 6 of 9: auroc on validation rows did not improve in 2 evaluations." in text
     assert "test rows chose nothing" in text
@@ -149,3 +149,38 @@ def test_the_class_is_named_whose_metrics_stand_in_the_table():
     assert named(auroc=two, specificity=two, auprc=two) == [f"specificity, auprc: {order}"]
     assert named(brier=plain, sensitivity=two) == [f"sensitivity: {order}"]
     assert named(auroc=two) == named(sensitivity=several, auprc=several) == named(brier=plain) == []
+
+
+def test_clients_that_were_away_are_named_under_the_table():
+    """Catches a mean over two of three hospitals that looks like one over three."""
+
+    def said(begin, end):
+        deployed = {"missing": {"begin": begin, "end": end}}
+        return [text for text in remarks({"fedavg": {**summary(0.8), "deployed": deployed}}) if "connected" in text]
+
+    assert said([], []) == []
+    assert said([1], []) == ["Not connected: client 1 when the run began."]
+    assert said([1, 2], [2]) == ["Not connected: clients 1, 2 when the run began; client 2 when the run ended."]
+
+
+def test_every_metric_has_its_pooled_value_in_the_table_where_there_is_one():
+    """Catches a mean over small clients without the value of all rows, and a column that nothing fills."""
+    block = {"mean": 0.8, "worst_decile": 0.7, "clients": 3, "pooled": 0.75}
+    metrics = {"accuracy": block, "ece": {**block, "mean": 0.31, "pooled": 0.042}, "brier": {**block, "pooled": None}}
+    majority = {name: {"mean": 0.5, "worst_decile": 0.4} for name in metrics}
+    console = pipe()
+    closing_table(console, {"fedavg": summary(0.8, metrics=metrics, majority=majority)})
+    head, below, row, counted = written(console).splitlines()[-4:]
+    assert row.split()[:10] == ["fedavg", "80.0", "%", "70.0", "%", "75.0", "%", "31.0", "%", "4.2"]
+    assert row.split()[11] == "0.800"
+    assert counted.split()[:9] == ["majority", "class", "50.0", "%", "40.0", "%", "-", "50.0", "%"]
+    assert (head + below).count("pooled") == 2
+
+
+def test_the_closing_lines_say_how_to_draw_the_run():
+    console = pipe()
+    show(console, {"fedavg": summary(0.8)})
+    assert written(console).splitlines()[-2:] == [
+        "To draw its curves: polyfed plot /runs/here",
+        "The run lies in /runs/here",
+    ]

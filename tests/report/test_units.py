@@ -34,7 +34,9 @@ def test_metrics_are_percent_or_numbers():
         "0.988",
         "12,346",
     ]
-    assert (measured("rmse", 3.14159, 2), measured("rmse", None), measured("r2", -0.5)) == ("3.142", "-", "-0.5")
+    assert (measured("rmse", 3.14159, 2), measured("rmse", None), measured("r2", -0.5)) == ("3.142", "-", "-0.500")
+    assert [measured("auroc", value) for value in (0.875, 0.9, 1.0)] == ["0.875", "0.900", "1.000"]
+    assert (measured("brier", 0.0625), measured("mae", 0.5), measured("auroc", 0.9, 2)) == ("0.062", "0.5", "0.9000")
     assert spread([1200.0, 1300.0], "mae") == "1,250 ± 71"
-    assert spread([0.5, 0.6], "auroc") == "0.55 ± 0.071"
+    assert spread([0.5, 0.6], "auroc") == "0.550 ± 0.071"
     assert spread([0.5, 0.6]) == "55.0 ± 7.1 %"

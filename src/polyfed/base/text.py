@@ -8,16 +8,20 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
 
+_BEGINNING = 3  # letters of a word from which its beginning names it
+
 
 def nearest(word: str, known: Iterable[str], most: int = 1) -> str:
     """Return ``"; did you mean 'x'?"`` for a near known word, ``"; did you mean 'x' or 'y'?"`` for two, else ``""``.
+
+    Capitals do not count. Without a near word, a known word that begins with the given word is meant.
 
     Args:
         word: the given word.
         known: the known words.
         most: the largest number of suggestions.
     """
-    near = get_close_matches(word, list(known), n=most)
+    near = _near(word, list(known), most, 0.6)
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
@@ -29,7 +33,16 @@ def hint(word: str, known: Iterable[str], most: int = 1) -> str:
 def alternatives(word: str, known: Iterable[str]) -> str:
     """Return the three known words nearest to ``word``, else the first eight; ``""`` if there are no known words."""
     names = list(known)
-    return ", ".join(map(repr, get_close_matches(word, names, n=3, cutoff=0.4) or names[:8]))
+    return ", ".join(map(repr, _near(word, names, 3, 0.4) or names[:8]))
+
+
+def _near(word: str, known: Sequence[str], most: int, cutoff: float) -> list[str]:
+    """Return the known words nearest to ``word``, or else those that begin with it, whatever their capitals."""
+    small = word.lower()
+    lowered = dict.fromkeys(name.lower() for name in known)
+    near = get_close_matches(small, lowered, n=most, cutoff=cutoff)
+    near = near or [name for name in lowered if len(small) >= _BEGINNING and name.startswith(small)]
+    return [name for low in near for name in known if name.lower() == low][:most]
 
 
 def csv_text(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

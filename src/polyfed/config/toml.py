@@ -13,6 +13,9 @@ from polyfed.base.errors import ConfigError
 
 Table = dict[str, Any]
 
+#: Option -> what it takes, where that is not the usual.
+_FORMS = {"--rule": "section.key=value, such as rounds.deadline=60", "--data-option": "key=value, such as label=ill"}
+
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -33,18 +36,39 @@ def read_toml(path: Path) -> Table:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: byte {error.start} is not UTF-8; expected a TOML file; convert it") from error
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+        raise ConfigError(f"{path}: not valid TOML: {error}{_unquoted(path, str(error))}") from error
 
 
-def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
+def _unquoted(path: Path, error: str) -> str:
+    """Return what to write for a value that is a text without quotes; "" for another error of syntax."""
+    place = re.fullmatch(r"Invalid value \(at line (\d+), column (\d+)\)", error)
+    if place is None:
+        return ""
+    line, column = map(int, place.groups())
+    word = re.match(
+        r"[^\W\d][^\s,#\]}\"']*|[./~][^\s,#\]}\"']+", path.read_text("utf-8").splitlines()[line - 1][column - 1 :]
+    )
+    if word is None:
+        return ""
+    given = word[0]
+    if given.lower() in ("true", "false"):
+        return f"; got {given}; expected {given.lower()}"
+    return f"; got {given} without quotes; a text needs quotes: {_text(given)}"
+
+
+def parse_override(text: str, option: str = "--set") -> tuple[tuple[str, ...], Any]:
     """``"run.rounds=5"`` -> ``(("run", "rounds"), 5)``.
 
     The value is TOML; text that is not TOML is a string, also inside a list; ``none`` means "not given".
 
+    Args:
+        text: the override.
+        option: the option of the command line that an error names.
+
     Raises:
         ConfigError: the text has no equals sign, or the key is no dotted key.
     """
-    path, value = _halves(text, "--set")
+    path, value = _halves(text, option)
     return path, _value(value)
 
 
@@ -61,7 +85,7 @@ def parse_values(text: str, option: str) -> tuple[tuple[str, ...], list[Any]]:
 def _halves(text: str, option: str) -> tuple[tuple[str, ...], str]:
     """Return the dotted key, and the value as text."""
     key, equals, value = (part.strip() for part in text.partition("="))
-    fault = f"{option} {text!r}: expected section.key=value, such as run.rounds=5"
+    fault = f"{option} {text!r}: expected {_FORMS.get(option, 'section.key=value, such as run.rounds=5')}"
     if not equals:
         raise ConfigError(fault)
     try:
@@ -106,8 +130,8 @@ def items(text: str) -> list[str]:
     return [item.strip() for item in items if item.strip()]
 
 
-def apply(tables: Table, path: Sequence[str], value: Any) -> None:
-    """Put ``value`` at ``path``; None removes the key. Changes ``tables``.
+def apply(tables: Table, path: Sequence[str], value: Any, option: str = "--set") -> None:
+    """Put ``value`` at ``path``; None removes the key. Changes ``tables``. An error names ``option``.
 
     Raises:
         ConfigError: a key on the path is not a table.
@@ -117,7 +141,7 @@ def apply(tables: Table, path: Sequence[str], value: Any) -> None:
     for part in way:
         below = node.setdefault(part, {})
         if not isinstance(below, dict):
-            raise ConfigError(f"--set {'.'.join(path)}: {part} is not a table")
+            raise ConfigError(f"{option} {'.'.join(path)}: {part} is not a table")
         node = cast(Table, below)
     if value is None:
         node.pop(last, None)

@@ -73,7 +73,7 @@ node_keys = {node_keys}  # true: only nodes with a registered public key may joi
 
 [rounds]
 # min_clients = 3        # clients that must be connected before round 1; by default clients.count
-start_timeout = 600.0    # seconds to wait for these clients
+start_timeout = 600.0    # seconds to wait for these clients; then a new run ends with an error
 min_replies = 1          # with fewer good replies a round is void, and the server's state does not change
 deadline = 600.0         # seconds after which a round ends with the replies so far
 oversample = 0.0         # share of clients that a round asks in addition; it ends when enough have answered
@@ -217,17 +217,17 @@ def client(
         from polyfed.deploy.client.state_dir import private_folder
         from polyfed.deploy.host import commands
         from polyfed.deploy.host.errors import ErrorLog
-        from polyfed.deploy.host.processes import Processes
+        from polyfed.deploy.host.processes import Processes, free_port
         from polyfed.deploy.settings import NodeSettings, parsed
 
         options: dict[str, Any] = {}
         for one in data_option or ():
-            apply(options, *parse_override(f"options.{one}"))
+            apply(options, *parse_override(one, "--data-option"), "--data-option")
         told: dict[str, Any] = {
             "client": number,
             "state_dir": str(state.absolute()),
             "data": None if data is None else str(data.absolute()),
-            "data_options": options.get("options", {}),
+            "data_options": options,
             "path": None if path is None else str(path.absolute()),
             "model": model,
             "weights": None if weights is None else str(weights.absolute()),
@@ -242,6 +242,8 @@ def client(
         private_folder(state)
         with in_use(state.absolute()):  # refuses a second client at once; the worker then holds it
             pass
+        if not free_port(local_port := port or 9094 + number):
+            raise ConfigError(f"port {local_port} of 127.0.0.1 is in use; give another with --port")
         file = state.absolute() / "node.toml"
         files.write(file, settings.to_toml().encode())
         with (
@@ -251,7 +253,7 @@ def client(
         ):
             socket = Path(sockets) / "worker.sock"
             node = commands.supernode(
-                state.absolute() / "flwr", server_, file, port=port or 9094 + number, ca=ca, key=key, worker=socket
+                state.absolute() / "flwr", server_, file, port=local_port, ca=ca, key=key, worker=socket
             )
             for name, command in (("worker", commands.worker(socket, file)), ("node", node)):
                 _say(command)
@@ -381,11 +383,15 @@ def local(
         from polyfed.config import Config
         from polyfed.deploy.server.loop import create
         from polyfed.deploy.settings import NODES, Deployment
+        from polyfed.rounds.federation import deal
 
+        settings = Config.load(config, [*(overrides or ()), f"clients.count={clients}"])
+        deployment = Deployment.load(None, rules or ())
+        deal(settings)  # each client would refuse data that cannot be dealt, and the server would wait for them
         create(
             run_dir,
-            Config.load(config, [*(overrides or ()), f"clients.count={clients}"]),
-            Deployment.load(None, rules or ()),
+            settings,
+            deployment,
             run_dir / "deployment" / NODES if tls else None,
         )
         about = json.loads((run_dir / "deployed.json").read_text())

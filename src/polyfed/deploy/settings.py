@@ -24,8 +24,10 @@ class Rounds(BaseModel, frozen=True, extra="forbid"):
     """Section ``[rounds]`` of deploy.toml: when a round ends, and what happens when clients fail.
 
     Args:
-        min_clients: clients that must be connected before round 1; None is ``clients.count``.
-        start_timeout: seconds to wait for these clients.
+        min_clients: clients that must be connected before round 1, which begins as soon as they are; None is
+            ``clients.count``.
+        start_timeout: seconds to wait for these clients. Then a new run ends with an error that names the missing
+            clients; a run that is resumed goes on if ``min_replies`` clients are connected.
         min_replies: with fewer good replies a round is void: the server's state stays what it was.
         deadline: seconds after which a round ends with the replies that came.
         oversample: share of further clients asked in a round, which ends when enough have answered.
@@ -72,12 +74,23 @@ class Deployment(BaseModel, frozen=True, extra="forbid"):
         """Read deploy.toml with overrides such as ``"rounds.deadline=60"`` on top; None takes the defaults.
 
         Raises:
-            ConfigError: all faults at once.
+            ConfigError: all faults at once; those of overrides name the option ``--rule``.
         """
         tables: dict[str, Any] = {} if path is None else read_toml(path)
+        faults, overridden = list[str](), list[tuple[str, ...]]()
         for override in overrides:
-            apply(tables, *parse_override(override))
-        found = parsed(cls, tables, str(path or "deploy"))
+            try:
+                key, value = parse_override(override, "--rule")
+                apply(tables, key, value, "--rule")
+                overridden.append(key)
+            except ConfigError as error:
+                faults += error.faults
+        try:
+            found = parsed(cls, tables, str(path or "deploy"), overridden)
+        except ConfigError as error:
+            raise ConfigError(*faults, *error.faults) from error
+        if faults:
+            raise ConfigError(*faults)
         if found.server.node_keys and found.server.certificates is None:
             raise ConfigError(
                 f"{path}: server.node_keys: got true without TLS; set server.certificates, or run with --tls"
@@ -165,8 +178,14 @@ class NodeSettings(BaseModel, frozen=True, extra="forbid"):
         return to_toml({"node": self.model_dump(exclude_none=True, exclude_defaults=True)})
 
 
-def parsed(cls: type[_T], tables: Mapping[str, Any], source: str) -> _T:
+def parsed(cls: type[_T], tables: Mapping[str, Any], source: str, overridden: Sequence[tuple[str, ...]] = ()) -> _T:
     """``tables`` as a ``cls``.
+
+    Args:
+        cls: the class.
+        tables: its keys.
+        source: where the keys come from.
+        overridden: keys that come from the option ``--rule`` instead.
 
     Raises:
         ConfigError: all faults at once, each with the nearest valid key.
@@ -176,14 +195,22 @@ def parsed(cls: type[_T], tables: Mapping[str, Any], source: str) -> _T:
     except ValidationError as error:
         faults: list[str] = []
         for where, details in by_key(error).items():
-            known = cls.model_fields
+            key, known = str(where[-1]), cls.model_fields
+            inside = [f"{name}.{key}" for name in known if key in _below(cls, name)]
             for part in where[:-1]:
-                inner = known[str(part)].annotation if str(part) in known else None
-                known = inner.model_fields if isinstance(inner, type) and issubclass(inner, BaseModel) else {}
+                known = _below(cls, str(part))
+            near = f"; did you mean {inside[0]!r}?" if inside and len(where) == 1 else hint(key, known)
             text = (
-                f"unknown key{hint(str(where[-1]), known)} known: {', '.join(known)}"
+                f"unknown key{near} known: {', '.join(known)}"
                 if details[0]["type"] == "extra_forbidden"
                 else sentence(details)
             )
-            faults.append(f"{source}: {dotted(*where)}: {text}")
+            ruled = any(key == where[: len(key)] for key in overridden)
+            faults.append(f"{'--rule' if ruled else source}: {dotted(*where)}: {text}")
         raise ConfigError(*faults) from error
+
+
+def _below(cls: type[BaseModel], name: str) -> Mapping[str, Any]:
+    """Return the keys of a section of ``cls``; none if ``name`` is no section."""
+    inner = cls.model_fields[name].annotation if name in cls.model_fields else None
+    return inner.model_fields if isinstance(inner, type) and issubclass(inner, BaseModel) else {}

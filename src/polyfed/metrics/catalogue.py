@@ -20,6 +20,7 @@ class About:
         higher: whether a higher value is better.
         percent: whether it is printed in percent.
         fraction: whether it lies between 0 and 1.
+        unit: whether it is in the target's unit.
     """
 
     summary: str
@@ -27,6 +28,7 @@ class About:
     higher: bool = True
     percent: bool = False
     fraction: bool = True
+    unit: bool = False
 
 
 #: Name of a metric -> what it is; docs/metrics.md has the equations.
@@ -41,8 +43,12 @@ METRICS: Mapping[str, About] = MappingProxyType(
         "auprc": About("average precision, one class against the rest"),
         "brier": About("mean squared error of the predicted probabilities", higher=False, fraction=False),
         "ece": About("expected calibration error in 15 bins of confidence", higher=False, percent=True),
-        "rmse": About("root mean squared error, in the target's unit", "regression", higher=False, fraction=False),
-        "mae": About("mean absolute error, in the target's unit", "regression", higher=False, fraction=False),
+        "rmse": About(
+            "root mean squared error, in the target's unit", "regression", higher=False, fraction=False, unit=True
+        ),
+        "mae": About(
+            "mean absolute error, in the target's unit", "regression", higher=False, fraction=False, unit=True
+        ),
         "r2": About("share of the target's variance that is predicted", "regression", fraction=False),
     }
 )

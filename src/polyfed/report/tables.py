@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,8 @@ def closing_table(console: Console, summaries: Mapping[str, Summary]) -> None:
     more = [name for name in first.get("metrics", {}) if name != metric]
     pool = "metrics" in first
     means = ("mean" if metric == "accuracy" else heading(metric), "worst\ntenth", *(["pooled"] if pool else []))
-    means += tuple(map(heading, more))
+    alike = [(name, kind) for name in more for kind in ("mean", "pooled") if kind == "mean" or _pooled(summaries, name)]
+    means += tuple(heading(name) if kind == "mean" else f"{heading(name)}\n{kind}" for name, kind in alike)
     simulated = any("simulated" in summary for summary in summaries.values())
     aims = ((heading(name) if name != "accuracy" else "", measured(name, value)) for name, value in targets)
     times = ("simulated\ntime", *("\n".join(filter(None, ("to", *aim))) for aim in aims)) if simulated else ()
@@ -111,7 +113,7 @@ def closing_table(console: Console, summaries: Mapping[str, Summary]) -> None:
         (
             label,
             *(_mean(summary, metric, kind) for kind in ("mean", "worst_decile", *(["pooled"] if pool else []))),
-            *(_mean(summary, name, "mean") for name in more),
+            *(_mean(summary, name, kind) for name, kind in alike),
             size(summary["bytes"]["up"]),
             size(summary["bytes"]["down"]),
             flops(summary["flops"]),
@@ -123,7 +125,7 @@ def closing_table(console: Console, summaries: Mapping[str, Summary]) -> None:
     ]
     if found := first.get("majority"):
         shown = (measured(metric, found[metric]["mean"]), measured(metric, found[metric]["worst_decile"]))
-        rest = (measured(name, found[name]["mean"]) for name in more)
+        rest = (measured(name, found[name]["mean"]) if kind == "mean" else "-" for name, kind in alike)
         rows.append((baseline(first), *shown, *(["-"] if pool else []), *rest, *["-"] * len(costs)))
     print_table(console, ("algorithm", *means, *costs), rows, left=("algorithm",), costs=costs)
 
@@ -131,6 +133,11 @@ def closing_table(console: Console, summaries: Mapping[str, Summary]) -> None:
 def metric_of(summary: Summary, metric: str) -> Mapping[str, Any]:
     """Return the means of a metric of a run; empty if the run does not have it."""
     return summary.get("metrics", {}).get(metric) or summary.get(metric, {})
+
+
+def _pooled(summaries: Mapping[str, Summary], metric: str) -> bool:
+    """Return whether a run has the metric of all test rows together."""
+    return any(metric_of(summary, metric).get("pooled") is not None for summary in summaries.values())
 
 
 def _mean(summary: Summary, metric: str, which: str) -> str:
@@ -262,6 +269,7 @@ def remarks(summaries: Mapping[str, Summary]) -> list[str]:
             )
     if any("selection" in summary for summary in summaries.values()):
         said.append(SELECTED)
+    said += [missing for summary in summaries.values() if (missing := _missing(summary))]
     clocks = {label: summary["simulated"] for label, summary in summaries.items() if "simulated" in summary}
     peak = "Peak memory is that of the process and its workers so far, for all rows; they share part of it."
     return [
@@ -297,6 +305,18 @@ def left_out(summaries: Sequence[Summary], whose: str = "clients") -> list[str]:
     return said
 
 
+def _missing(summary: Summary) -> str:
+    """Return which clients of a deployed run were not connected; "" if all were."""
+    missing = summary.get("deployed", {}).get("missing", {})
+    moments = (("begin", "began"), ("end", "ended"))
+    parts = [
+        f"client{'s' * (len(clients) > 1)} {', '.join(map(str, clients))} when the run {moment}"
+        for key, moment in moments
+        if (clients := missing.get(key))
+    ]
+    return f"Not connected: {'; '.join(parts)}." if parts else ""
+
+
 def _in_vain(simulated: Summary) -> str:
     """Return the clients whose replies did not count, by reason, and their costs; "" if all counted."""
     failed = {reason: count for reason, count in simulated["failed"].items() if count}
@@ -325,4 +345,6 @@ def show(console: Console, summaries: Mapping[str, Summary], notes: Sequence[str
     for remark in (*notes, *remarks(summaries)):
         console.print(remark, soft_wrap=True, markup=False, highlight=False)
     first = next(iter(summaries.values()))
+    drawing = f"To draw its curves: polyfed plot {shlex.quote(str(first['run_dir']))}"
+    console.print(drawing, soft_wrap=True, markup=False, highlight=False)
     console.print(f"The run lies in {Path(first['run_dir']).absolute()}", soft_wrap=True, markup=False, highlight=False)

@@ -14,13 +14,21 @@ def percent(fraction: float | None, digits: int = 1) -> str:
 
 
 def measured(metric: str, value: float | None, digits: int = 1) -> str:
-    """Return a metric as text: in percent, or as a number; None, for a value that is not defined, is "-"."""
-    return percent(value, digits) if value is None or METRICS[metric].percent else _number(value, digits + 2)
+    """Return a metric as text; None, for a value that is not defined, is "-".
+
+    A share is in percent with ``digits`` decimals; what has no unit, such as an AUROC, has two decimals more; what is
+    in the unit of the data has so many significant digits.
+    """
+    if value is None or METRICS[metric].percent:
+        return percent(value, digits)
+    return _number(value, digits + 2, METRICS[metric].unit)
 
 
-def _number(value: float, digits: int) -> str:
-    """12345.6 -> "12,346"; 0.12345 and 3 digits -> "0.123"."""
-    return f"{value:,.0f}" if 1000 <= abs(value) < 1e12 else f"{value:.{digits}g}"
+def _number(value: float, digits: int, significant: bool) -> str:
+    """12345.6 -> "12,346"; 3 digits: 0.1 -> "0.100", or if significant -> "0.1"."""
+    if 1000 <= abs(value) < 1e12:
+        return f"{value:,.0f}"
+    return f"{value:.{digits}g}" if significant or abs(value) >= 1e12 else f"{value:.{digits}f}"
 
 
 def heading(metric: str) -> str:
@@ -76,4 +84,5 @@ def spread_text(metric: str, mean: float, deviation: float | None) -> str:
         return measured(metric, mean)
     if METRICS[metric].percent:
         return f"{100 * mean:.1f} ± {100 * deviation:.1f} %"
-    return f"{_number(mean, 3)} ± {_number(deviation, 2)}"
+    unit = METRICS[metric].unit
+    return f"{_number(mean, 3, unit)} ± {_number(deviation, 2 if unit else 3, unit)}"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from polyfed.base.errors import ConfigError, DataError
+from polyfed.data.schema import Schema
 from polyfed.data.sources import load_dataset
 
 
@@ -39,6 +40,23 @@ def test_npz_features(tmp_path: Path) -> None:
         load_dataset("npz", path=path, image_size=32)
 
 
+def test_npz_labels_may_be_texts(tmp_path: Path) -> None:
+    """Catches classes in another order than that of `federated_data`, and labels that classes of the file misname."""
+    path, x = tmp_path / "t.npz", np.zeros((4, 3))
+    y = np.array(["ill", "well", "ill", "cured"])
+    np.savez(path, x=x, y=y)
+    dataset = load_dataset("npz", path=path)
+    assert (dataset.classes, dataset.y.tolist()) == (("cured", "ill", "well"), [1, 2, 1, 0])
+    np.savez(path, x=x, y=np.array(["10", "9", "10", "1"]))
+    assert load_dataset("npz", path=path).classes == ("1", "9", "10")
+    np.savez(path, x=x, y=y, classes=np.array(["well", "cured", "ill", "dead"]))
+    dataset = load_dataset("npz", path=path)
+    assert (dataset.classes, dataset.y.tolist()) == (("well", "cured", "ill", "dead"), [2, 0, 2, 1])
+    np.savez(path, x=x, y=y)
+    agreed = Schema(classes=("well", "ill", "cured", "dead"))
+    assert load_dataset("npz", path=path, agreed=agreed).y.tolist() == [1, 0, 1, 2]
+
+
 @pytest.mark.parametrize(
     ("arrays", "says"),
     [
@@ -47,6 +65,7 @@ def test_npz_features(tmp_path: Path) -> None:
         ({"x": np.zeros((2, 3, 3)), "y": np.array([0, 1])}, "expected uint8 images"),
         ({"x": np.zeros((2, 8, 8, 3), np.uint8), "y": np.array([0, 1])}, "channels first"),
         ({"x": np.zeros((2, 3)), "y": np.array([0.0, 1.0])}, "whole numbers"),
+        ({"x": np.zeros((2, 3)), "y": np.array(["a", "c"]), "classes": np.array(["a", "b"])}, "y holds 'c'"),
         ({"x": np.zeros((2, 3)), "y": np.array([0, 1, 1])}, "one label for each row"),
         ({"x": np.zeros((2, 3)), "y": np.array([-1, 1])}, "labels run from -1"),
         ({"x": np.zeros((2, 3)), "y": np.array([0, 1]), "test": np.array([0, 1])}, "bool"),

@@ -202,6 +202,13 @@ def test_numeric_holds_numbers_and_nothing_else(tmp_path: Path) -> None:
 def test_a_number_for_each_row_is_no_class(tmp_path: Path) -> None:
     """Catches a small table whose targets become a class each."""
     text = "a,y\n" + "".join(f"{k},{1000 + 37 * k}\n" for k in range(8))
+    with pytest.raises(
+        DataError, match=r"got 'ill' in column 'y'; expected a number.*another `label`.*classes"
+    ) as said:
+        read(tmp_path, "c,y\n1,5\n2,ill\n", task="regression")
+    assert "ignore" not in str(said.value)
+    with pytest.raises(DataError, match=r"holds '05'.*`numeric`, or choose another label"):
+        read(tmp_path, "c,y\n1,05\n2,6\n", task="regression")
     with pytest.raises(DataError, match=r'8 different values in 8 rows.*`?task = "regression"'):
         read(tmp_path, text)
 

@@ -362,6 +362,46 @@ def test_too_few_clients_at_the_start_is_an_error_that_says_so(tmp_path: Path) -
         run.serve()
 
 
+def test_a_run_begins_with_all_clients_unless_fewer_are_permitted(tmp_path: Path) -> None:
+    """Catches a run that begins without a hospital because one reply is enough for a round."""
+    run = Run(tmp_path, config("fedavg", 'clients.names=["Ulm", "Bonn", "Jena"]'))
+    run.memory.online = {100, 102}
+    with pytest.raises(TooFewClientsError, match=r"2 of 3 clients.*missing: client 1 \(Bonn\).*rounds\.min_clients"):
+        run.serve()
+    assert run.rows == []
+    path = run.folder / "deploy.toml"
+    path.write_text(path.read_text().replace("[rounds]", "[rounds]\nmin_clients = 2"))
+    found = run.serve()
+    assert run.rows[-1]["cohort"] == [0, 2]
+    assert found["deployed"]["missing"] == {"begin": [1], "end": [1]}
+
+
+def test_a_run_that_goes_on_needs_as_many_clients_as_a_round(tmp_path: Path) -> None:
+    run = Run(tmp_path, config("fedavg", "run.rounds=3"), ["rounds.min_replies=2"])
+
+    def killed(message: Outgoing, go: Go) -> Frame:
+        if round_of(message) == 2:
+            raise KeyboardInterrupt
+        return go()
+
+    run.memory.instead = killed
+    with pytest.raises(KeyboardInterrupt):
+        run.serve()
+    run.memory.instead = lambda message, go: go()
+    run.memory.online = {100}
+    with pytest.raises(TooFewClientsError, match=r"1 of 3 clients.*missing: client 1, client 2.*min_replies = 2"):
+        run.serve()
+    run.memory.online = {100, 102}
+    found = run.serve()
+    assert run.event("incomplete")["missing"] == [1]
+    assert found["deployed"]["missing"] == {"begin": [], "end": [1]}
+
+
+def test_more_clients_than_there_are_cannot_be_waited_for(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"rounds\.min_clients: got 4; expected at most clients\.count = 3"):
+        Run(tmp_path, config("fedavg"), ["rounds.min_clients=4"])
+
+
 def test_a_client_that_is_mended_is_asked_again_and_takes_part(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("polyfed.deploy.server.registry._AGAIN", 0.0)
     run = Run(tmp_path, config("fedmrl", "run.rounds=6"), ["rounds.min_clients=2"])

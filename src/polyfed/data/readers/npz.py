@@ -1,7 +1,7 @@
 """A user's own arrays in one .npz file.
 
-Arrays: ``x`` and ``y``; optionally ``test`` (N,) bool, ``groups`` and ``units`` (N,) whole numbers or strings,
-``times`` (N,) numbers or dates, ``classes`` names.
+Arrays: ``x`` and ``y``, whole numbers or names of classes; optionally ``test`` (N,) bool, ``groups`` and ``units`` (N,)
+whole numbers or strings, ``times`` (N,) numbers or dates, ``classes`` names.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from polyfed.base.errors import DataError
-from polyfed.data.arrays import numbered, ranked, read_rows
+from polyfed.data.arrays import coded, numbered, ranked, read_rows
 from polyfed.data.dataset import Dataset, Kind
 from polyfed.data.readers.cache import read_npz
 from polyfed.metrics.catalogue import TaskKind
@@ -46,7 +46,7 @@ def load_npz(
         task: with "regression" ``y`` is any numbers, and there are no ``classes``.
         kind: what ``x`` holds, as in `read_rows`.
         layout: the order of the axes of ``x``, as in `read_rows`.
-        known: classes that other sites have; without names in the file these are numbers.
+        known: classes that other sites have; of labels that are numbers without names, the highest of all sites counts.
 
     Raises:
         DataError: the file is damaged, or an array is missing or of a wrong shape or type.
@@ -58,20 +58,20 @@ def load_npz(
             f"{path}: holds the arrays {', '.join(sorted(arrays)) or 'none'}; expected x and y, and no others "
             f"but {', '.join(_KNOWN[2:])}; rename or remove the others"
         )
-    rows, y = read_rows(arrays["x"], path, kind=kind, layout=layout), _read_y(arrays["y"], path, task)
-    groups, group_names = numbered(arrays["groups"], len(y), f"{path}: groups") if "groups" in arrays else (None, ())
+    rows = read_rows(arrays["x"], path, kind=kind, layout=layout)
     classes = tuple(str(name) for name in arrays["classes"].ravel()) if "classes" in arrays else None
     if task == "regression":
         if classes is not None:
             raise DataError(f"{path}: holds classes; a regression has none: remove the array, or correct data.task")
         classes = ()
-    numbers = [int(name) for name in known if name.isascii() and name.isdigit()]
+    y, classes = _read_y(arrays["y"], path, task, classes, known)
+    groups, group_names = numbered(arrays["groups"], len(y), f"{path}: groups") if "groups" in arrays else (None, ())
     return rows.dataset(
         path.stem,
         path,
         image_size=image_size,
         y=torch.from_numpy(y),
-        classes=tuple(map(str, range(max([int(y.max(initial=-1)), *numbers]) + 1))) if classes is None else classes,
+        classes=classes,
         test_rows=_read_test(arrays["test"], len(y), path) if "test" in arrays else None,
         groups=groups,
         group_names=group_names,
@@ -81,19 +81,33 @@ def load_npz(
     )
 
 
-def _read_y(y: NDArray[Any], path: Path, task: TaskKind) -> NDArray[Any]:
+def _read_y(
+    y: NDArray[Any], path: Path, task: TaskKind, classes: tuple[str, ...] | None, known: Sequence[str]
+) -> tuple[NDArray[Any], tuple[str, ...]]:
+    """Return the numbers of the labels, and the names of the classes: the given, those in y, or the numbers."""
     if task == "regression":
         if y.ndim != 1 or y.dtype.kind not in "fiu" or len(y) == 0:
             raise DataError(f"{path}: y has shape {y.shape} and type {y.dtype}; expected (N,) numbers, N above 0")
-        return y.astype(np.float64)
+        return y.astype(np.float64), ()
     if y.ndim == 1 and y.dtype.kind == "f":
         raise DataError(
-            f"{path}: y has type {y.dtype}; expected whole numbers, the classes; for numbers to predict set "
+            f"{path}: y has type {y.dtype}; expected whole numbers or texts, the classes; for numbers to predict set "
             'data.task = "regression"'
         )
-    if y.ndim != 1 or y.dtype.kind not in "iu" or len(y) == 0:
-        raise DataError(f"{path}: y has shape {y.shape} and type {y.dtype}; expected (N,) whole numbers, N above 0")
-    return y.astype(np.int64)
+    if y.ndim != 1 or y.dtype.kind not in "iuU" or len(y) == 0:
+        raise DataError(
+            f"{path}: y has shape {y.shape} and type {y.dtype}; expected (N,) whole numbers or texts, N above 0"
+        )
+    if y.dtype.kind == "U":
+        code, names = coded(y.tolist())
+        if classes is None:
+            return code, names
+        if unknown := sorted(set(names) - set(classes)):
+            raise DataError(f"{path}: y holds {unknown[0]!r}; expected one of its classes {', '.join(classes)}")
+        return np.array([classes.index(name) for name in names])[code].astype(np.int64), classes
+    numbers = [int(name) for name in known if name.isascii() and name.isdigit()]
+    highest = max([int(y.max()), *numbers])
+    return y.astype(np.int64), tuple(map(str, range(highest + 1))) if classes is None else classes
 
 
 def _read_test(test: NDArray[Any], rows: int, path: Path) -> NDArray[np.int64]:

@@ -260,7 +260,8 @@ def _label(
     """The record of the label, y and the names of the classes."""
     rules, name = table.rules, table.names[at]
     if rules.task == "regression":
-        column, values = _number_column(table, at, sure=at in rules.numeric or name in rules.numeric)
+        sure = at in rules.numeric or name in rules.numeric
+        column, values = _number_column(table, at, sure=sure, label=True)
         if column.missing:
             bad = int(np.flatnonzero(np.isnan(values))[0])
             raise DataError(f"{table.place(bad)}: the label {name!r} is missing; fill it or drop the row")
@@ -335,8 +336,8 @@ def _nothing(table: Table, at: int) -> bool:
     return table.cells[at].text and set(table.cells[at].texts) <= set(table.rules.missing)
 
 
-def number_cells(table: Table, at: int) -> NDArray[np.float64]:
-    """The cells of a column of numbers, ``(N,)``, NaN where missing.
+def number_cells(table: Table, at: int, *, label: bool = False) -> NDArray[np.float64]:
+    """The cells of a column of numbers, ``(N,)``, NaN where missing; ``label`` says that it is to be predicted.
 
     Raises:
         DataError: a text, or a number that float32 does not hold; the text names its line.
@@ -345,7 +346,7 @@ def number_cells(table: Table, at: int) -> NDArray[np.float64]:
     if _nothing(table, at):
         return np.full(table.starts[-1], math.nan)
     if cells.text:
-        _refuse_text(table, at)
+        _refuse_text(table, at, label=label)
     values = cells.joined()
     bad = np.flatnonzero(np.abs(values) > np.finfo(np.float32).max)
     if len(bad):
@@ -356,13 +357,15 @@ def number_cells(table: Table, at: int) -> NDArray[np.float64]:
     return values
 
 
-def _number_column(table: Table, at: int, *, sure: bool = False) -> tuple[Column, NDArray[np.float64]]:
+def _number_column(
+    table: Table, at: int, *, sure: bool = False, label: bool = False
+) -> tuple[Column, NDArray[np.float64]]:
     """The record and the cells of a column of numbers; refuse texts, and codes unless it is ``sure`` of numbers."""
-    name, values, code = table.names[at], number_cells(table, at), table.cells[at].code
+    name, values, code = table.names[at], number_cells(table, at, label=label), table.cells[at].code
     if code is not None and not sure:
         raise DataError(
             f"{table.path}: column {name!r} holds {code!r}, which may be a number or a code; name the column in "
-            "`numeric` or in `categorical`"
+            + ("`numeric`, or choose another label column" if label else "`numeric` or in `categorical`")
         )
     check_digits(values, f"{table.path}: column {name!r}")
     there = values[~np.isnan(values)]
@@ -380,7 +383,7 @@ def _sentinel(values: NDArray[np.float64]) -> float | None:
     return None
 
 
-def _refuse_text(table: Table, at: int, *, unless: bool = False) -> None:
+def _refuse_text(table: Table, at: int, *, unless: bool = False, label: bool = False) -> None:
     """Refuse a column for its first text; with ``unless`` only if half of its cells, or of its values, are numbers."""
     rules, cells, name = table.rules, table.cells[at], table.names[at]
     codes, texts = cells.joined(), list(cells.texts)
@@ -410,8 +413,13 @@ def _refuse_text(table: Table, at: int, *, unless: bool = False) -> None:
             if texts[odd] in MISSING
             else ""
         )
-        + "; correct the cell, name it in `missing` or `also_missing` if it stands for a missing value, or name the "
-        "column in `categorical` or `ignore`"
+        + (
+            "; a regression predicts this column: correct the cell or drop the row, name another `label`, or set "
+            'data.task = "classification" if the texts are classes'
+            if label
+            else "; correct the cell, name it in `missing` or `also_missing` if it stands for a missing value, or name "
+            "the column in `categorical` or `ignore`"
+        )
     )
 
 

@@ -35,6 +35,16 @@ def free_ports(count: int) -> list[int]:
         return [one.getsockname()[1] for one in held]
 
 
+def free_port(port: int) -> bool:
+    """Return whether a process could listen at this port of loopback."""
+    with socket.socket() as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that linger do not hold the port
+        with contextlib.suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            return True
+    return False
+
+
 def listening(address: str, seconds: float = 0.5) -> bool:
     """Return whether a process listens at host:port."""
     host, _, port = address.rpartition(":")

@@ -126,9 +126,15 @@ def create(folder: Path, config: Config, deployment: Deployment, nodes: Path | N
 
     Raises:
         RunDirError: the directory already holds a run.
-        ConfigError: the configuration sets keys that only a simulation has.
+        ConfigError: the configuration sets keys that only a simulation has, or the deployment waits for more clients
+            than the configuration has.
     """
     config = config.resolved()
+    if (deployment.rounds.min_clients or 0) > config.clients.count:
+        raise ConfigError(
+            f"rounds.min_clients: got {deployment.rounds.min_clients}; expected at most clients.count = "
+            f"{config.clients.count}, as the run could not begin"
+        )
     if config.run.gradient_clients is not None:
         raise ConfigError("run.gradient_clients is for simulated runs; to deploy, remove it")
     if config.devices is not None:
@@ -245,6 +251,7 @@ class _Served(RoundLoop):
         )
         self.evaluator = Evaluator(self.view, self.driver.placement, self.driver.costs)
         self.void = 0
+        self.absent: list[ClientId] = []  # not connected when the run began
 
     def run(self) -> dict[str, Any]:
         """Play the run to its end and return its summary."""
@@ -258,6 +265,7 @@ class _Served(RoundLoop):
                 self.remote.best = {int(k): (key[0], key[1], key[2]) for k, key in progress.get("best", {}).items()}
                 self.journal("resumed", round=self.round)
             self._gather()
+            self.absent = progress.get("absent", []) if progress else self._missing()
             self.registry.task = self.registry.task or self.registry.facts()
             self.view.algorithm.check(self.view.task)
             self.ledger = Ledger(self.view, progress.get("ledger"))
@@ -271,6 +279,7 @@ class _Served(RoundLoop):
                 "traffic": asdict(self.remote.traffic),
                 "events": self.journal.counts,
                 "kept": kept,
+                "missing": {"begin": self.absent, "end": self._missing()},
             },
         }
         files.write_json(self.run_dir.path / "summary.json", summary)
@@ -373,27 +382,44 @@ class _Served(RoundLoop):
             "settled": {str(client): key for client, key in self.remote.settled.items()},
             **({} if self.pinned is None else {"best": {str(k): key for k, key in self.remote.best.items()}}),
             "task": self.registry.task.model_dump(mode="json"),
+            "absent": self.absent,
         }
 
     # ---------------------------------------------------------------------------------------------- clients
 
     def _gather(self) -> None:
-        """Wait until ``min_clients`` clients are connected.
+        """Wait until ``min_clients`` clients are connected; a run that goes on needs ``min_replies`` of them.
 
         Raises:
-            TooFewClientsError: not even ``min_replies`` clients connected in time.
+            TooFewClientsError: too few clients connected within ``start_timeout``.
         """
         needed = self.rules.min_clients or self.view.config.clients.count
         self.status("waiting", needed=needed)
-        if not self._await(needed, self.rules.start_timeout):
-            there, least = len(self.registry.present), self.rules.min_replies
-            if there < least:
-                raise TooFewClientsError(
-                    f"{there} of {needed} clients connected within {self.rules.start_timeout:g} s, and "
-                    f"rounds.min_replies is {least}; check that the nodes run, and read {self.journal.path} "
-                    "for refusals"
+        complete, there = self._await(needed, self.rules.start_timeout), len(self.registry.present)
+        begun = self.registry.task is not None
+        if there < (self.rules.min_replies if begun else needed):
+            raise TooFewClientsError(
+                f"{there} of {needed} clients connected within rounds.start_timeout = {self.rules.start_timeout:g} s; "
+                f"missing: {', '.join(map(self._title, self._missing()))}; check that their nodes run, and read "
+                f"{self.journal.path} for refusals; "
+                + (
+                    f"rounds.min_replies = {self.rules.min_replies} is the least"
+                    if begun
+                    else f"to begin with fewer clients, set rounds.min_clients in {self.run_dir.path / 'deploy.toml'}"
+                    " and resume, or give --rule rounds.min_clients=N to a new run"
                 )
-            self.journal("incomplete", there=there, expected=needed)
+            )
+        if not complete:
+            self.journal("incomplete", there=there, expected=needed, missing=self._missing())
+
+    def _missing(self) -> list[ClientId]:
+        """Return the clients of the configuration that are not connected."""
+        return sorted(set(range(self.view.config.clients.count)) - set(self.registry.present))
+
+    def _title(self, client: ClientId) -> str:
+        """Return a client's number, and its name if the configuration has names."""
+        names = self.view.config.clients.names
+        return f"client {client}" + (f" ({names[client]})" if names else "")
 
     def _await(self, needed: int, seconds: float) -> bool:
         end = time.monotonic() + seconds
