@@ -199,9 +199,8 @@ def test_numeric_holds_numbers_and_nothing_else(tmp_path: Path) -> None:
     assert (found.y.tolist(), found.x.tolist()) == ([5, 6.5], [[1], [2]])
 
 
-def test_a_number_for_each_row_is_no_class(tmp_path: Path) -> None:
-    """Catches a small table whose targets become a class each."""
-    text = "a,y\n" + "".join(f"{k},{1000 + 37 * k}\n" for k in range(8))
+def test_a_text_in_the_label_of_a_regression_is_no_feature(tmp_path: Path) -> None:
+    """Catches advice that is of a feature."""
     with pytest.raises(
         DataError, match=r"got 'ill' in column 'y'; expected a number.*another `label`.*classes"
     ) as said:
@@ -209,6 +208,11 @@ def test_a_number_for_each_row_is_no_class(tmp_path: Path) -> None:
     assert "ignore" not in str(said.value)
     with pytest.raises(DataError, match=r"holds '05'.*`numeric`, or choose another label"):
         read(tmp_path, "c,y\n1,05\n2,6\n", task="regression")
+
+
+def test_a_number_for_each_row_is_no_class(tmp_path: Path) -> None:
+    """Catches a small table whose targets become a class each."""
+    text = "a,y\n" + "".join(f"{k},{1000 + 37 * k}\n" for k in range(8))
     with pytest.raises(DataError, match=r'8 different values in 8 rows.*`?task = "regression"'):
         read(tmp_path, text)
 
