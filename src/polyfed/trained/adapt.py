@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -336,7 +337,8 @@ class _Site:
             stats = self.data.stats(0) if dataset.is_standardised else None
             whose: dict[str, Any] = {"client": self.info.id, "round_": last, "model": self.spec}
             SingleClient.keep(out, config, self.task, self.about, stats, parts, **whose)
-            files.write_json(out / NAME, {key: value for key, value in asdict(found).items() if key != "folder"})
+            told = files.nulled({key: value for key, value in asdict(found).items() if key != "folder"})
+            files.write(out / NAME, (json.dumps(told, indent=2) + "\n").encode(), mode=0o600)  # as what `keep` wrote
         return found
 
     @property
