@@ -267,6 +267,70 @@ def plot(
 
 
 @app.command()
+def adapt(
+    run_dir: _RunDir,
+    data: Annotated[
+        Path, typer.Option(help="The new client's rows: a .csv, .parquet or .npz file, or a folder of images by class.")
+    ],
+    rounds: Annotated[
+        int | None,
+        typer.Option(min=1, help="Rounds of training. Default: as many as a client of the run took part in."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help='Its network, such as "mlp(hidden=(8,))". Default: the first client\'s.')
+    ] = None,
+    capacity: Annotated[
+        float | None, typer.Option(help="The size of its submodel, in (0, 1]. Default: the first client's.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for its model, new or empty. Default: runs/RUN-DATA, by both names.")
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Option of the reader of --data, such as label=diagnosis; repeatable."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or auto.")] = "cpu",
+) -> None:
+    """Adapt a client that was never trained: train its private part with what the run shares, on its own data.
+
+    polyfed tests the client beside training alone, and keeps its model for predict and export. The run does not change.
+    """
+    from polyfed.config.toml import apply, parse_override
+
+    with _reported():
+        from polyfed.report.consoles import console
+        from polyfed.report.tables import adapted_table
+        from polyfed.trained.adapt import adapt as adapt_client
+
+        options: dict[str, Any] = {}
+        for one in option or ():
+            (_, *key), value = parse_override(f"options.{one}")
+            if value is None:
+                options[".".join(key)] = None  # removes an option of the run
+            else:
+                apply(options, key, value)
+        folder = out or Path("runs") / f"{run_dir.resolve().name}-{data.stem}"
+        found = adapt_client(
+            run_dir,
+            data,
+            rounds=rounds,
+            model=model,
+            capacity=capacity,
+            out=folder,
+            options=options,
+            device=device,
+        )
+        typer.echo(
+            f"{found.algorithm}, {found.model}: {found.train_rows} training rows, {found.test_rows} test rows, "
+            f"{found.rounds} round{'s' * (found.rounds > 1)} after round {found.round} of the run"
+        )
+        adapted_table(console(), found)
+        if found.note:
+            typer.echo(f"note: {found.note}")
+        typer.echo(f"The model lies in {folder.absolute()}; polyfed predict and export take this folder")
+
+
+@app.command()
 def validate(config: _Config, overrides: _Set = None) -> None:
     """Check a configuration, its algorithm's keys, and whether the algorithm can train the networks together.
 

@@ -16,6 +16,8 @@ from deploy_toy import Run, config, with_tables
 from polyfed.base.errors import CheckpointError, ConfigError, RunDirError
 from polyfed.report.results import load_run
 from polyfed.rounds.federation import deal
+from polyfed.simulation.simulate import simulate
+from polyfed.trained.adapt import adapt
 from polyfed.trained.export import export
 from polyfed.trained.load import trained_model
 from polyfed.trained.predict import predicted, read_rows_to_predict
@@ -147,3 +149,26 @@ def test_a_site_reads_new_rows_by_the_options_of_the_configuration_too(tmp_path:
     np.testing.assert_allclose(found.numpy(), [[row["score no"], row["score yes"]] for row in rows], atol=1e-6)
     with pytest.raises(RunDirError, match=r"is a deployed client's.*polyfed\.trained_model"):
         load_run(own)
+
+
+@pytest.mark.parametrize("tell", [("names",), ()])
+def test_a_new_site_adapts_to_the_servers_directory_as_to_a_simulation(tell: tuple[str, ...], tmp_path: Path) -> None:
+    draw, texts = np.random.default_rng(0), list[str]()
+    for _ in range(4):
+        x = draw.normal(size=(40, 2))
+        texts.append("a,b,y\n" + "".join(f"{a:.4f},{b:.4f},{('no', 'yes')[int(a > b)]}\n" for a, b in x))
+    keys = ("algorithm.name=fml", "algorithm.auxiliary=mlp(hidden=(6,))", 'clients.models=["mlp(hidden=(9,))"]')
+    settings, run = with_tables(tmp_path, texts[:3], *keys)
+    run.memory.settings = {node: known.model_copy(update={"tell": tell}) for node, known in run.memory.settings.items()}
+    run.serve()
+    lines = [",".join(line.split(",")[each] for each in (1, 2, 0)) for line in texts[3].splitlines()]
+    (tmp_path / "new.csv").write_text("\n".join(lines))
+    options = {"label": "y"}
+    if not tell:
+        with pytest.raises(CheckpointError, match="does not name the classes and columns, as its sites kept them"):
+            adapt(run.folder, tmp_path / "new.csv", options=options)
+        return
+    simulate(settings, out=tmp_path / "here")
+    there = adapt(run.folder, tmp_path / "new.csv", options=options)
+    assert there == adapt(tmp_path / "here", tmp_path / "new.csv", options=options)
+    assert there.rounds == 2

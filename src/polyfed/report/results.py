@@ -25,6 +25,7 @@ from polyfed.report.units import measured
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from polyfed.trained.adapt import Adapted
     from polyfed.trained.model import TrainedModel
 
 
@@ -121,6 +122,31 @@ class RunResult:
         from polyfed.trained.load import trained_model  # torch is loaded for a model, not for a result
 
         return trained_model(self.run_dir, client, predictor=predictor, capacity=capacity)
+
+    def adapt(
+        self,
+        data: Path | str,
+        *,
+        rounds: int | None = None,
+        model: str | None = None,
+        capacity: float | None = None,
+        out: Path | str | None = None,
+        options: Mapping[str, Any] | None = None,
+        device: str = "cpu",
+    ) -> Adapted:
+        """Let a client that was never trained adapt to this run, as `polyfed.trained.adapt.adapt` does."""
+        from polyfed.trained.adapt import adapt
+
+        return adapt(
+            self.run_dir,
+            data,
+            rounds=rounds,
+            model=model,
+            capacity=capacity,
+            out=out,
+            options=options,
+            device=device,
+        )
 
     def _lines(self, name: str) -> list[dict[str, Any]]:
         path = self.run_dir / name

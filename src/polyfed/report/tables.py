@@ -6,7 +6,7 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -15,6 +15,9 @@ from rich.table import Column, Table
 from polyfed.metrics.catalogue import METRICS, aimed, headline, reaches
 from polyfed.report.progress import Summary
 from polyfed.report.units import duration, flops, heading, measured, size
+
+if TYPE_CHECKING:
+    from polyfed.trained.adapt import Adapted
 
 TRAINING_TIME = "Training time is wall clock without evaluation, and FLOPs are those of training alone."
 
@@ -147,7 +150,24 @@ def _mean(summary: Summary, metric: str, which: str) -> str:
 
 def baseline(summary: Summary) -> str:
     """Return the name of the row of a prediction that is computed by counting."""
-    return "training mean" if METRICS[headline(summary)[0]].task == "regression" else "majority class"
+    return _counted(headline(summary)[0])
+
+
+def adapted_table(console: Console, found: Adapted) -> None:
+    """Print a row for each predictor of a client that adapted, of its training alone, and of no training."""
+    metrics = list(found.baseline)
+    labels = {"adapted": "adapted", "alone": "trained alone", "baseline": _counted(metrics[0])}
+    rows = [
+        (labels[row["way"]], row["predictor"] or "-", *(measured(name, row[name]) for name in metrics))
+        for row in found.records()
+    ]
+    left = ("way", "predictor")
+    print_table(console, (*left, *map(heading, metrics)), rows, left=left)
+
+
+def _counted(metric: str) -> str:
+    """Return the name of a prediction that is computed by counting, by a metric of the task."""
+    return "training mean" if METRICS[metric].task == "regression" else "majority class"
 
 
 def client_table(console: Console, summary: Summary) -> None:

@@ -344,6 +344,7 @@ class SavedRun:
                 raise CheckpointError(f'{path} keeps no best round; expected a run with run.keep = "best"')
             self.round: int = found["round"]
             self.identity: str = last["identity"]
+            self.progress: Mapping[str, Any] = last["progress"]
             self.server: State = _server(path, found, states)
             self._states = Store(path / "states", states, resident=False, read_only=True).at(self.round)
         except BlockingIOError as error:

@@ -157,6 +157,48 @@ def _made(
     )
 
 
+def check_saved(folder: Path, config: Config, task: Task, saved: SavedRun) -> None:
+    """Refuse weights that belong to another configuration, or to frozen weights that changed.
+
+    Args:
+        folder: the run directory.
+        config: its configuration.
+        task: the common knowledge of server and clients.
+        saved: its checkpoint.
+
+    Raises:
+        ModelError: a network cannot be built.
+        CheckpointError: the configuration, code or frozen weights changed.
+    """
+    settings, _, *frozen = saved.identity.split("-")
+    try:
+        family = task.family()
+    except ModelError as error:
+        if any(spec.own for spec in task.architectures):
+            raise ModelError(
+                f"{error}. {folder} holds weights, not the code of your own network: put its module where "
+                "Python finds it; an export as pt2 or onnx, made where the code is, needs none"
+            ) from error
+        raise
+    digests = [d[:16] for model in family.values() if (d := model.constants_digest)]
+    before = Content.read(folder)
+    now = Content.of(config, before.data)
+    if changed := replace(before, source=now.source).changes(before):
+        raise CheckpointError(
+            f"your own code changed since {folder} was written: {'; '.join(changed)}; restore it, as other "
+            "code may compute other numbers with the same weights"
+        )
+    if settings != config.hash()[:16]:
+        raise CheckpointError(
+            f"{folder / 'config.toml'} is not the configuration of the checkpoint beside it; restore it"
+        )
+    if frozen != digests:
+        raise CheckpointError(
+            f"the frozen weights of a network changed since {folder} was written; restore the files that "
+            "your network reads them from"
+        )
+
+
 class _Loader:
     """The content of a run directory."""
 
@@ -174,7 +216,7 @@ class _Loader:
         if number is not None and self.about.clients:
             whose["name"] = self.about.clients[number]
         with closing(SavedRun(self.folder, self.algorithm.states, "kept")) as saved:
-            self._check(saved)
+            check_saved(self.folder, self.config, self.task, saved)
             if number is None and capacity is None:
                 parts, models, whose["server_model"] = self._global(saved, predictor)
                 predictor = None
@@ -188,36 +230,6 @@ class _Loader:
     def _number(self, client: ClientId | str) -> ClientId:
         names = self.about.clients if isinstance(client, str) else ()  # a number is no name, though a name may be "2"
         return client_number(str(client), self.config.clients.count, names)
-
-    def _check(self, saved: SavedRun) -> None:
-        """Refuse weights that belong to another configuration, or to frozen weights that changed."""
-        settings, _, *frozen = saved.identity.split("-")
-        try:
-            family = self.task.family()
-        except ModelError as error:
-            if any(spec.own for spec in self.task.architectures):
-                raise ModelError(
-                    f"{error}. {self.folder} holds weights, not the code of your own network: put its module where "
-                    "Python finds it; an export as pt2 or onnx, made where the code is, needs none"
-                ) from error
-            raise
-        digests = [d[:16] for model in family.values() if (d := model.constants_digest)]
-        before = Content.read(self.folder)
-        now = Content.of(self.config, before.data)
-        if changed := replace(before, source=now.source).changes(before):
-            raise CheckpointError(
-                f"your own code changed since {self.folder} was written: {'; '.join(changed)}; restore it, as other "
-                "code may compute other numbers with the same weights"
-            )
-        if settings != self.config.hash()[:16]:
-            raise CheckpointError(
-                f"{self.folder / 'config.toml'} is not the configuration of the checkpoint beside it; restore it"
-            )
-        if frozen != digests:
-            raise CheckpointError(
-                f"the frozen weights of a network changed since {self.folder} was written; restore the files that "
-                "your network reads them from"
-            )
 
     def _global(self, saved: SavedRun, name: str | None) -> tuple[Parts, Mapping[str, SplitModel], str]:
         named = self.algorithm.global_nets(saved.server, self.task)

@@ -17,13 +17,12 @@ from polyfed.base.errors import ConfigError, DataError
 from polyfed.config import Config, load_algorithm
 from polyfed.core.algorithm import Algorithm, Task
 from polyfed.core.clients import ClientInfo, LocalClient
-from polyfed.data.catalogue import DATASET_OPTIONS, TABLES
 from polyfed.data.client import FederatedData
 from polyfed.data.conform import schema_of
 from polyfed.data.dataset import Dataset
 from polyfed.data.partition.partition import Partition
 from polyfed.data.schema import Schema
-from polyfed.data.sources import file_digests, load_dataset
+from polyfed.data.sources import file_digests
 from polyfed.deploy.settings import NodeSettings
 from polyfed.deploy.wire.headers import Agreement, TaskFacts
 from polyfed.models.catalogue import ModelSpec
@@ -36,8 +35,8 @@ from polyfed.rounds.federation import (
     deal,
     deal_own,
     refuse_weights,
-    with_units,
 )
+from polyfed.rounds.own_file import kind_of_file, options_of_file, read_own
 from polyfed.trained.preprocessing import Preprocessing
 
 
@@ -78,33 +77,8 @@ def _shared(config: str) -> tuple[Dataset, Partition]:
 def _own(path: Path, digest: str, options: str, client: int, text: str) -> tuple[Dataset, Partition]:
     """Return a client's own file and its rows for training and testing; ``digest`` changes with the content."""
     config = Config.parse(tomllib.loads(text))
-    kind = _kind(path)
-    read = load_dataset(
-        kind,
-        path=path,
-        image_size=config.data.image_size if kind in ("npz", "images") else None,
-        task=config.data.task,
-        agreed=config.data.agreed,
-        **json.loads(options),
-    )
-    dataset = with_units(read, config)
+    dataset = read_own(config, path, json.loads(options))
     return dataset, deal_own(config, dataset, client)
-
-
-def _options(settings: NodeSettings, config: Config, kind: str) -> dict[str, Any]:
-    """Return the options of the reader of the client's own file: the configuration's, and its own before them.
-
-    The configuration's are for files of its own kind, or for any table if that kind is a table.
-    """
-    told = config.data
-    alike = kind == told.dataset or {kind, told.dataset} <= TABLES.keys()
-    common = {name: value for name, value in told.options.items() if alike and name in DATASET_OPTIONS[kind]}
-    return common | settings.data_options
-
-
-def _kind(path: Path) -> str:
-    """Return the kind of data set of a client's own file; a folder holds images by class."""
-    return "images" if path.is_dir() else path.suffix.removeprefix(".").lower()
 
 
 @dataclass(frozen=True)
@@ -144,13 +118,9 @@ class LocalSetup:
             at_home = config if settings.path is None else config.replace("data", path=settings.path)
             return cls(settings, config, *_shared(at_home.to_toml()), settings.client, algorithm)
         path = Path(settings.data).expanduser()
-        if _kind(path) not in ("csv", "npz", "parquet", "images"):
-            raise DataError(
-                f"{path}: expected a .csv, .parquet or .npz file, or a folder of images by class; see `polyfed list "
-                "datasets`"
-            )
-        options = _options(settings, config, _kind(path))
-        digest = "".join(file_digests(_kind(path), path=path, options=options).values())
+        kind = kind_of_file(path)
+        options = options_of_file(config, kind, settings.data_options)
+        digest = "".join(file_digests(kind, path=path, options=options).values())
         own = _own(path, digest, json.dumps(options), settings.client, config.to_toml())
         return cls(settings, config, *own, 0, algorithm)
 
@@ -263,8 +233,8 @@ class LocalSetup:
     def preprocessing(self) -> Preprocessing:
         """What turns new rows of this client into inputs, and how its own file was read."""
         own, data = self.settings.data, self.config.data
-        kind = data.dataset if own is None else _kind(Path(own).expanduser())
-        options = data.options if own is None else _options(self.settings, self.config, kind)
+        kind = data.dataset if own is None else kind_of_file(Path(own).expanduser())
+        options = data.options if own is None else options_of_file(self.config, kind, self.settings.data_options)
         return Preprocessing.of(
             self.dataset, kind, options, image_size=data.image_size, clients=self.config.clients.names or ()
         )
