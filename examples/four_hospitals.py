@@ -36,6 +36,7 @@ kind = "natural"
 
 [clients]
 count = 4
+names = ["east", "north", "south", "west"]
 models = ["mlp(hidden=(32, 16))", "mlp(hidden=(16,))", "mlp(hidden=(64, 32))", "mlp(hidden=(8,))"]
 
 [run]
