@@ -10,9 +10,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import running
+import torch
 from consoles import pipe, written
 
 from polyfed.base.errors import ConfigError, DataError, DivergedError, StorageError
+from polyfed.blocks.losses import probabilities
 from polyfed.config import Config
 from polyfed.data.sources import load_dataset
 from polyfed.metrics.metrics import tallies, value
@@ -296,3 +298,25 @@ def test_predictions_are_whole_or_absent(
     summary = resume(tmp_path / "run").summary
     assert {key: summary[key] for key in ("metrics", "majority")} == {k: done[1][k] for k in ("metrics", "majority")}
     assert rows_of(tmp_path / "run") == rows_of(done[0])
+
+
+@pytest.mark.parametrize("algorithm", ["fedproto", "fedtgp"])
+def test_classes_without_a_prototype_have_the_probability_zero(algorithm: str, tmp_path: Path) -> None:
+    """Catches a run that stops, or a metric that is NaN, as a client has not seen every class."""
+    settings = running.config(
+        run={"metrics": ["accuracy", "auroc", "brier", "ece"], "predictions": True, "rounds": 2},
+        algorithm={"name": algorithm},
+        clients={"count": 4, "models": ["mlp(hidden=(12, 8))"]},
+        partition={"kind": "classes", "classes_per_client": 3},
+    )
+    result = simulate(settings, out=tmp_path)
+    rows = rows_of(tmp_path)
+    scores = np.array([[row[f"score {c}"] for c in range(10)] for row in rows])
+    np.testing.assert_allclose(scores.sum(axis=1), 1, atol=1e-9)
+    assert (scores == 0).any()
+    assert result.metrics["brier"] is not None
+
+
+def test_a_row_without_a_candidate_is_as_likely_of_any_class() -> None:
+    logits = torch.tensor([[0.0, -torch.inf, 0.0, 0.0], [-torch.inf] * 4])
+    assert probabilities(logits).tolist() == [[1 / 3, 0, 1 / 3, 1 / 3], [0.25] * 4]

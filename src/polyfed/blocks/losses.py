@@ -63,6 +63,17 @@ def soft_labels(batch: Batch, like: Tensor) -> Tensor:
     return ((1 - batch.smoothing) * right + batch.smoothing / like.shape[1]) * weights
 
 
+def probabilities(logits: Tensor) -> Tensor:
+    """Softmax over classes, (B, L) float64, of ``logits`` (B, L).
+
+    A class with the logit -inf, such as one without a prototype, has the probability 0. An example for which no class is a
+    candidate, as before any prototype is made, gets 1/L for each.
+    """
+    exact = logits.double()
+    none = (exact == -torch.inf).all(dim=1, keepdim=True)
+    return exact.masked_fill(none, 0.0).softmax(dim=1)
+
+
 def mean_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean over all elements of (prediction - target)^2; both of the same shape."""
     return functional.mse_loss(prediction, target)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from polyfed.base.errors import DivergedError
+from polyfed.blocks.losses import probabilities
 from polyfed.config import Config
 from polyfed.core.algorithm import Algorithm
 from polyfed.core.clients import Examples
@@ -148,11 +149,12 @@ class Scorer:
         """Return probabilities, or the predictions of a regression in the unit of the data.
 
         Raises:
-            DivergedError: an output is NaN or infinite.
+            DivergedError: an output is NaN or infinite, but for the logit -inf of a class that is no candidate.
         """
-        if not bool(outputs.isfinite().all()):
+        regression = self.data.task == "regression"
+        if not bool((outputs.isfinite() | ((outputs == -torch.inf) & (not regression))).all()):
             raise DivergedError("an output on test data is not finite; lower train.lr or set train.clip")
         exact, y = outputs.double(), labels.cpu().numpy()
-        if self.data.task == "regression":
+        if regression:
             return Predictions(y, (exact * self.data.target_scale + self.data.target_offset).cpu().numpy())
-        return Predictions(y, exact.softmax(dim=1).cpu().numpy(), outputs.argmax(dim=1).cpu().numpy())
+        return Predictions(y, probabilities(outputs).cpu().numpy(), outputs.argmax(dim=1).cpu().numpy())

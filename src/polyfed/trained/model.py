@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from polyfed.base.errors import ConfigError
 from polyfed.base.text import hint
 from polyfed.base.types import Params, Parts
+from polyfed.blocks.losses import probabilities
 from polyfed.core.algorithm import Algorithm
 from polyfed.core.net import Net
 from polyfed.models.split import SplitModel
@@ -154,7 +155,7 @@ class TrainedModel(nn.Module):
             inputs: as `inputs` lists them.
         """
         found = self.outputs(*inputs)[self.predictor].double()
-        return found.softmax(dim=1) if self.classes else found * self.scale + self.offset
+        return probabilities(found) if self.classes else found * self.scale + self.offset
 
     def named_tensors(self) -> dict[str, Tensor]:
         """Return all tensors: a network's by its own names, behind the part's name where there are several parts.
