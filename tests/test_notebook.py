@@ -33,7 +33,7 @@ def test_the_cells_run_in_order(
     printed = capsys.readouterr().out
     assert "only this Python process can resume the run, since no module file holds Convolutions" in printed
     html = [value._repr_html_() for value in values if hasattr(value, "_repr_html_") and not isinstance(value, Figure)]
-    assert ["fedmrl:" in one for one in html] == [False, True, False]  # a run, a comparison, a run
+    assert ["The run lies in" in one for one in html] == [True, False, True]  # a run, a comparison, a run
     assert sum(isinstance(value, Figure) for value in values) == 2
     result, hospitals = namespace["result"], namespace["hospitals"]
     assert result.accuracy > result.rounds["accuracy.mean"][0]

@@ -137,7 +137,7 @@ def test_tables_show_metrics_names_and_the_majority_class(done: tuple[Path, dict
     text = written(console)
     lines = text.splitlines()
     head = next(i for i, line in enumerate(lines) if line.startswith("algorithm"))
-    assert lines[head].split()[:6] == ["algorithm", "auroc", "tenth", "pooled", "accuracy", "f1"]
+    assert lines[head].split()[:7] == ["algorithm", "auroc", "tenth", "pooled", "accuracy", "pooled", "f1"]
     assert [line.split("  ")[0] for line in lines[head + 1 : head + 3]] == ["fedmrl", "majority class"]
     for name in NAMES:
         assert sum(line.startswith(name) for line in lines) == 1
@@ -313,7 +313,7 @@ def test_classes_without_a_prototype_have_the_probability_zero(algorithm: str, t
     rows = rows_of(tmp_path)
     scores = np.array([[row[f"score {c}"] for c in range(10)] for row in rows])
     np.testing.assert_allclose(scores.sum(axis=1), 1, atol=1e-9)
-    assert (scores == 0).any()
+    assert bool((scores == 0).any()) is (algorithm == "fedproto")  # FedTGP's server has a prototype for each by then
     assert result.metrics["brier"] is not None
 
 
