@@ -313,7 +313,7 @@ def test_classes_without_a_prototype_have_the_probability_zero(algorithm: str, t
     rows = rows_of(tmp_path)
     scores = np.array([[row[f"score {c}"] for c in range(10)] for row in rows])
     np.testing.assert_allclose(scores.sum(axis=1), 1, atol=1e-9)
-    assert bool((scores == 0).any()) is (algorithm == "fedproto")  # FedTGP's server has a prototype for each by then
+    assert bool((scores == 0).any()) is (algorithm == "fedproto")  # FedTGP's server has all by then
     assert result.metrics["brier"] is not None
 
 
