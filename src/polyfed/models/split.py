@@ -62,6 +62,7 @@ class SplitModel:
     and which stays in evaluation mode in training.
 
     Attributes:
+        cuts: the names of the classifier and of the extractor.
         notes: sentences that a user should read once.
         random: whether a training forward draws random numbers.
         caches: whether a forward fills plain attributes, with values that depend on nothing but shapes.
@@ -100,6 +101,7 @@ class SplitModel:
             signature if signature is not None else (name, factory, self.input_shape, classifier, extractor)
         )
         self.dtype = dtype
+        self.cuts = (classifier, extractor)
         self._factory = factory
         self._module = self._new(_PROBE)
         self._module.eval()
@@ -337,14 +339,18 @@ class SplitModel:
     def _new(self, rng: Rng) -> nn.Module:
         """Build the module under ``rng``, with all its lazy layers."""
         with rng.fork():
-            module = self._build()
-            try:
-                complete(module, self._inputs(0))
-            except Exception as error:  # user code
-                raise ModelError(
-                    f"model {self.name!r} has lazy layers, and the forward pass that would give them shapes fails on "
-                    f"an input of shape {(2, *self.input_shape)}: {fault(error)}"
-                ) from error
+            return self.new_module()
+
+    def new_module(self) -> nn.Module:
+        """Return a new module with all its lazy layers, drawn by torch's generator as it stands."""
+        module = self._build()
+        try:
+            complete(module, self._inputs(0))
+        except Exception as error:  # user code
+            raise ModelError(
+                f"model {self.name!r} has lazy layers, and the forward pass that would give them shapes fails on "
+                f"an input of shape {(2, *self.input_shape)}: {fault(error)}"
+            ) from error
         return module
 
     def _build(self) -> nn.Module:
