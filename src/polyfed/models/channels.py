@@ -190,6 +190,8 @@ def _follow(model: SplitModel) -> Channels:
             weight = next((axes[name] for name, value in tensors.items() if value is child.out_proj.weight), None)
             if weight is not None:
                 follower.unite(weight[0], weight[1])
+                heads = weight[1].reshape(child.num_heads, -1)
+                follower.unite(heads, heads[:, :1])
     with _run_whole(named, whole, follower), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _plainly(), follower:
         follower.fix(module(_example(model)))
     for name, value in tensors.items():

@@ -40,8 +40,8 @@ _POOLS = (
 ).split()
 #: Elementwise as far as labels go, though not tagged so: a normalisation reads its neighbours, and keeps its shape.
 _ELEMENTWISE = frozenset(
-    "_softmax _log_softmax softmax log_softmax native_layer_norm _fused_rms_norm rms_norm copy_ cumsum native_dropout "
-    "dropout fill zero".split()
+    "_softmax _safe_softmax _log_softmax softmax log_softmax native_layer_norm _fused_rms_norm rms_norm copy_ cumsum native_dropout "
+    "dropout fill zero hardswish hardtanh leaky_relu elu silu mish gelu softplus hardsigmoid _prelu_kernel".split()
 )
 _PRODUCTS = frozenset("mm bmm addmm baddbmm addbmm matmul linear mv dot".split())
 
@@ -226,7 +226,12 @@ class Follower(TorchDispatchMode):
         return (lambda *_: None) if name == "_local_scalar_dense" else None  # a number for Python
 
     def _move(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-        inputs = [value for value in _tensors((args, kwargs))]
+        inputs = _tensors((args, kwargs))
+        if func._schema.name in ("aten::cat", "aten::stack"):  # pieces are of one size along all other dimensions
+            along = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % inputs[0].dim() if "cat" in func._schema.name else -1
+            apart = [[label for label in self.labels(value) if along not in _varying(label)] for value in inputs]
+            shapes = [tuple(1 if dim == along else size for dim, size in enumerate(value.shape)) for value in inputs]
+            self._joined(list(zip(shapes, apart, strict=True)), inputs[0].dim())
         found = {id(value): self.labels(value) for value in inputs}
         results = _tensors(out)
         made: list[Labels] = [[] for _ in results]
