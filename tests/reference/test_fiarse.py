@@ -42,7 +42,7 @@ class Movements(CoverageMean):
     """Counts the clients whose change is not zero."""
 
     def add(self, total: Any, client: Any, value: Any, upload: Any) -> Any:
-        moved = {name: m.masked_scatter(m, value[name] != 0) for name, m in self.mask(client).items()}
+        moved = {name: m.masked_scatter(m, value[name] != 0) for name, m in self.part(client).items()}
         kept = {name: v[v != 0] if name in moved else v for name, v in value.items()}
         return CoverageMean(lambda _: moved).add(total, client, kept, upload)
 

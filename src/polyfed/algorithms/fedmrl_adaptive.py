@@ -1,8 +1,6 @@
 """FedMRL with an adaptive d1: each client takes as much of the small model as its held-out examples show it needs.
 
-    Beyond L. Yi et al.: FedMRL, NeurIPS 2024, https://arxiv.org/abs/2406.00488, and A. Kusupati et al.: Matryoshka
-    Representation Learning, NeurIPS 2022, https://arxiv.org/abs/2205.13147.
-
+Beyond FedMRL (L. Yi et al., NeurIPS 2024, arXiv 2406.00488) and MRL (A. Kusupati et al., NeurIPS 2022, 2205.13147).
 A client at width d, a step of the ladder d_1 < ... < d_J = D, holds G up to the d-th coordinate of its representation:
 the first d rows of the layer that makes it, the first d columns of the header. It trains at all m <= d at once.
 """
@@ -17,9 +15,9 @@ from polyfed.base.errors import MessageError
 from polyfed.base.ranges import NonNegative, Positive, Share
 from polyfed.base.rng import Rng
 from polyfed.base.types import Params
-from polyfed.blocks.aggregate import NestedMean
+from polyfed.blocks.aggregate import CoverageMean
 from polyfed.blocks.matryoshka import at_width, losses_at_widths, networks, ones_up_to, sums_at_widths, widths_up_to
-from polyfed.blocks.submodel import leading, padded
+from polyfed.blocks.submodel import leading, put, take
 from polyfed.core.algorithm import Algorithm, Task
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
 from polyfed.core.message import Message, State
@@ -98,8 +96,9 @@ class FedMRLAdaptive(Algorithm):
 
     def server_round(self, server: Server, cohort: Cohort) -> Steps[State]:
         """Each client its width; each coordinate averaged by n_k over the clients that hold it; nobody's stay."""
-        gather = {"G": NestedMean("num_examples", default=server.G), "width": each}
-        got = yield from exchange(cohort, lambda client: self.message_for(server, client), gather=gather)
+        wide = {client.id: server.widths.get(client.id, self.rep_dim) for client in cohort}
+        mean = CoverageMean(lambda client: leading(server.shapes[wide[client.id]]), "num_examples", default=server.G)
+        got = yield from exchange(cohort, lambda k: self.message_for(server, k), gather={"G": mean, "width": each})
         return self.Server(got["G"], server.shapes, {**server.widths, **got["width"]})
 
     def check_upload(self, task: Task, client: ClientInfo, down: Broadcast, up: Upload) -> None:
@@ -116,7 +115,7 @@ class FedMRLAdaptive(Algorithm):
         F, P, G = (fitted.parts[part] for part in ("F", "P", "G"))
         seen = yield from reduce(client, {**fitted.parts, **widths}, self.validation, held_out=True)
         width, needed = self.next_width(seen["V"].tolist(), private.needed)
-        return self.Private(F, P, needed), self.Upload(leading(G, tree.shapes(msg.G)), len(client.train), width)
+        return self.Private(F, P, needed), self.Upload(take(G, leading(tree.shapes(msg.G))), len(client.train), width)
 
     def loss(self, nets: Nets, batch: Batch) -> Tensor:
         """The mean over the widths m <= d of CE(y_G, y) + CE(y_F, y): with a ladder of one width, FedMRL's loss."""
@@ -137,12 +136,13 @@ class FedMRLAdaptive(Algorithm):
     def message_for(self, server: Server, client: ClientInfo) -> Broadcast:
         """G up to the width that the client asked for."""
         width = server.widths.get(client.id, self.rep_dim)
-        return self.Broadcast(leading(server.G, server.shapes[width]), width)
+        return self.Broadcast(take(server.G, leading(server.shapes[width])), width)
 
     def predictor_parts(self, private: Private, msg: Broadcast, client: LocalClient) -> dict[str, Params]:
         """G with zeros behind the width, the client's own F and P, and the widths that it can be used at."""
         widths = {"masks": ones_up_to([m for m in self.ladder if m <= msg.width], self.rep_dim)}
-        return {"G": padded(msg.G, client.models["G"].shapes), "F": private.F, "P": private.P, "widths": widths}
+        G = put(msg.G, leading(tree.shapes(msg.G)), client.models["G"].shapes)
+        return {"G": G, "F": private.F, "P": private.P, "widths": widths}
 
     def predict(self, nets: Nets, x: Tensor) -> Mapping[str, Tensor]:
         """FedMRL's fused inference modes at the client's width."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -93,7 +93,11 @@ class Channels:
         for name, value in values.items():
             axis = self.positions[name][dim] if value.dim() > dim else None
             if axis is not None:
-                each = value.detach().double().cpu().transpose(0, dim).flatten(1).sum(1) if value.dim() > 1 else value.double().cpu()
+                each = (
+                    value.detach().double().cpu().transpose(0, dim).flatten(1).sum(1)
+                    if value.dim() > 1
+                    else value.double().cpu()
+                )
                 sums.index_add_(0, axis[axis >= 0], each[axis >= 0])
         return dict(zip(self.groups, sums.split(list(self.groups.values())), strict=True))
 
@@ -111,9 +115,9 @@ def channels(model: SplitModel) -> Channels:
     found = _follow(model)
     if not found.groups:
         raise ModelError(
-            f"model {model.name!r} cannot be sliced: none of its channels can be left out. Its inputs and its outputs always "
-            f"stay, frozen layers do, and so do the submodules that it names in {_WHOLE}; a hidden layer between two others "
-            "is what a slice makes smaller"
+            f"model {model.name!r} cannot be sliced: none of its channels can be left out. Its inputs and its outputs "
+            f"always stay, frozen layers do, and so do the submodules that it names in {_WHOLE}; what a slice makes "
+            "smaller is a hidden layer between two others"
         )
     return found
 
@@ -149,15 +153,16 @@ def narrowed(model: SplitModel, sizes: tuple[tuple[str, int], ...]) -> SplitMode
         )
     except ModelError as error:
         raise ModelError(
-            f"model {text} does not run: {error}. Does its forward use a number of channels, such as that of a view, that "
-            f"__init__ stored? Read it from a tensor's shape, or name the submodule in the network's attribute {_WHOLE}"
+            f"model {text} does not run: {error}. Does its forward use a number of channels, such as that of a view, "
+            "that __init__ stored? Read it from a tensor's shape, or name the submodule in the network's attribute "
+            f"{_WHOLE}"
         ) from error
     fault = _difference(known, chosen, kept, _follow(small))
     if fault:
         raise ModelError(
             f"model {text} runs, but groups the channels of {fault} in another way than the full network does; does its "
-            "forward use a number, such as that of heads, that __init__ stored? Read it from a tensor's shape (-1 in a "
-            f"view), or name the submodule in the network's attribute {_WHOLE}"
+            "forward use a number, such as that of heads, that __init__ stored? Read it from a tensor's shape (-1 in "
+            f"a view), or name the submodule in the network's attribute {_WHOLE}"
         )
     return small
 
@@ -174,9 +179,9 @@ def _follow(model: SplitModel) -> Channels:
     for path, child in named.items():
         if isinstance(child, nn.RNNBase | nn.RNNCellBase) and not any(_inside(path, one) for one in whole):
             raise ModelError(
-                f"model {model.name!r} cannot be sliced: {path or 'it'!r} is recurrent ({type(child).__name__}), and its "
-                f"gates and its state share channels in ways that polyfed does not follow; keep it whole by the network's "
-                f"attribute {_WHOLE} = ({path!r},), or choose another network"
+                f"model {model.name!r} cannot be sliced: {path or 'it'!r} is recurrent ({type(child).__name__}), and "
+                "its gates and its state share channels in ways that polyfed does not follow; keep it whole by the "
+                f"network's attribute {_WHOLE} = ({path!r},), or choose another network"
             )
     follower = Follower(model.name)
     axes: dict[str, list[Tensor]] = {}
@@ -224,7 +229,10 @@ def _grouped(model: SplitModel, axes: Mapping[str, list[Tensor]]) -> Channels:
             number[roots] = range(start, start + len(roots))
             start += len(roots)
     positions = {
-        name: tuple(axis if bool((axis >= 0).any()) else None for axis in (torch.from_numpy(number[a.numpy()]) for a in axes[name]))
+        name: tuple(
+            axis if bool((axis >= 0).any()) else None
+            for axis in (torch.from_numpy(number[a.numpy()]) for a in axes[name])
+        )
         if name in axes
         else (None,) * len(shape)
         for name, shape in model.shapes.items()
@@ -258,14 +266,15 @@ def _whole(named: Mapping[str, nn.Module], model: str) -> list[str]:
             full = f"{path}.{name}" if path else name
             if full not in named:
                 raise ModelError(
-                    f"model {model!r}: {_WHOLE} names {name!r}, which is no submodule; nearest: {alternatives(full, named)}"
+                    f"model {model!r}: {_WHOLE} names {name!r}, which is no submodule; nearest: "
+                    f"{alternatives(full, named)}"
                 )
             found.append(full)
     return found
 
 
 @contextmanager
-def _run_whole(named: Mapping[str, nn.Module], whole: list[str], follower: Follower) -> Iterator[None]:
+def _run_whole(named: Mapping[str, nn.Module], whole: list[str], follower: Follower) -> Generator[None]:
     """Do not look into some submodules, and keep all channels that these read."""
 
     def enter(_: nn.Module, args: Any, kwargs: Any) -> None:
@@ -283,7 +292,7 @@ def _run_whole(named: Mapping[str, nn.Module], whole: list[str], follower: Follo
 
 
 @contextmanager
-def _plainly() -> Iterator[None]:
+def _plainly() -> Generator[None]:
     """Have attention layers run step by step, not as one call."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

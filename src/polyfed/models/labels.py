@@ -2,8 +2,8 @@
 
 Each position along a dimension of a weight or buffer is an element. A label of a tensor says which element a number of
 it belongs to, such as the output channel that made it; label 0 stands for what is always there. Operations unite
-elements: an addition those of its two terms, a product of matrices the columns of the one and the rows of the other. What
-is united can only be kept or left out together.
+elements: an addition those of its two terms, a matrix product the columns of the one and the rows of the other. What is
+united can only be kept or left out together.
 
 Views need no rules, as they move labels as they move numbers. A matrix product is an elementwise product and a sum. So
 few rules cover attention, residual streams, concatenations and flattened maps.
@@ -26,24 +26,112 @@ from polyfed.base.errors import ModelError
 
 #: Operations that move numbers and compute none: they are run on labels as they are.
 _MOVES = frozenset(
-    "view _unsafe_view reshape _reshape_alias permute transpose t numpy_T expand slice select unsqueeze squeeze cat stack "
-    "split split_with_sizes unsafe_split unsafe_split_with_sizes chunk unsafe_chunk unbind clone detach alias contiguous "
-    "flip roll repeat index index_select constant_pad_nd _to_copy lift_fresh lift_fresh_copy diagonal unfold narrow "
-    "movedim unflatten".split()
+    [
+        "view",
+        "_unsafe_view",
+        "reshape",
+        "_reshape_alias",
+        "permute",
+        "transpose",
+        "t",
+        "numpy_T",
+        "expand",
+        "slice",
+        "select",
+        "unsqueeze",
+        "squeeze",
+        "cat",
+        "stack",
+        "split",
+        "split_with_sizes",
+        "unsafe_split",
+        "unsafe_split_with_sizes",
+        "chunk",
+        "unsafe_chunk",
+        "unbind",
+        "clone",
+        "detach",
+        "alias",
+        "contiguous",
+        "flip",
+        "roll",
+        "repeat",
+        "index",
+        "index_select",
+        "constant_pad_nd",
+        "_to_copy",
+        "lift_fresh",
+        "lift_fresh_copy",
+        "diagonal",
+        "unfold",
+        "narrow",
+        "movedim",
+        "unflatten",
+    ]
 )
 #: Sums and the like over some dimensions.
-_REDUCTIONS = frozenset("mean sum amax amin max min var std var_mean std_mean logsumexp linalg_vector_norm norm".split())
+_REDUCTIONS = frozenset(
+    [
+        "mean",
+        "sum",
+        "amax",
+        "amin",
+        "max",
+        "min",
+        "var",
+        "std",
+        "var_mean",
+        "std_mean",
+        "logsumexp",
+        "linalg_vector_norm",
+        "norm",
+    ]
+)
 #: Operations along the places of a map, one channel at a time.
-_POOLS = (
-    "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool adaptive_max_pool upsample "
-    "reflection_pad replication_pad mkldnn_adaptive_avg_pool"
-).split()
+_POOLS = [
+    "max_pool1d",
+    "max_pool2d",
+    "max_pool3d",
+    "avg_pool1d",
+    "avg_pool2d",
+    "avg_pool3d",
+    "adaptive_avg_pool",
+    "adaptive_max_pool",
+    "upsample",
+    "reflection_pad",
+    "replication_pad",
+    "mkldnn_adaptive_avg_pool",
+]
 #: Elementwise as far as labels go, though not tagged so: a normalisation reads its neighbours, and keeps its shape.
 _ELEMENTWISE = frozenset(
-    "_softmax _safe_softmax _log_softmax softmax log_softmax native_layer_norm _fused_rms_norm rms_norm copy_ cumsum native_dropout "
-    "dropout fill zero hardswish hardtanh leaky_relu elu silu mish gelu softplus hardsigmoid _prelu_kernel".split()
+    [
+        "_softmax",
+        "_safe_softmax",
+        "_log_softmax",
+        "softmax",
+        "log_softmax",
+        "native_layer_norm",
+        "_fused_rms_norm",
+        "rms_norm",
+        "copy_",
+        "cumsum",
+        "native_dropout",
+        "dropout",
+        "fill",
+        "zero",
+        "hardswish",
+        "hardtanh",
+        "leaky_relu",
+        "elu",
+        "silu",
+        "mish",
+        "gelu",
+        "softplus",
+        "hardsigmoid",
+        "_prelu_kernel",
+    ]
 )
-_PRODUCTS = frozenset("mm bmm addmm baddbmm addbmm matmul linear mv dot".split())
+_PRODUCTS = frozenset(["mm", "bmm", "addmm", "baddbmm", "addbmm", "matmul", "linear", "mv", "dot"])
 
 Labels = list[Tensor]  # each broadcasts to the shape of its tensor; dimensions along which it does not vary have size 1
 
@@ -91,7 +179,9 @@ class Follower(TorchDispatchMode):
     def unite(self, a: Tensor, b: Tensor | int = 0) -> None:
         """Unite the elements of ``a`` with those of ``b``, which broadcast; by default with what is always there."""
         left, right = torch.broadcast_tensors(a, torch.as_tensor(b))
-        few = tuple(slice(0, 1) if s == t == 0 else slice(None) for s, t in zip(left.stride(), right.stride(), strict=True))
+        few = tuple(
+            slice(0, 1) if s == t == 0 else slice(None) for s, t in zip(left.stride(), right.stride(), strict=True)
+        )
         left, right = self.roots(left[few]), self.roots(right[few])
         count = len(self._parent)
         pairs = torch.unique((left * count + right)[left != right])
@@ -131,7 +221,7 @@ class Follower(TorchDispatchMode):
         return label
 
     def _entire(self, label: Tensor, dims: Iterable[int]) -> Tensor:
-        """Unite a label along ``dims``, where all or nothing is kept; where nothing else selects, it is always there."""
+        """Unite a label along ``dims``, where all or nothing is kept: all, where it varies along no other dimension."""
         dims = tuple(dims)
         rest = label
         for dim in dims:
@@ -169,10 +259,13 @@ class Follower(TorchDispatchMode):
                 merged = [other for other in merged if not any(other is one for one in meets)]
                 for other in meets:
                     self.unite(label, other)
-                    label = self._thin(self.roots(torch.broadcast_tensors(label, other)[0]))  # noqa: PLW2901
+                    label = self._thin(self.roots(torch.broadcast_tensors(label, other)[0]))
                 merged.append(label)
         merged = [self._thin(self.roots(label)) for label in merged]
-        for shape, labels in aligned:  # a term with a value of its own for each channel, but no label, needs all of them
+        for (
+            shape,
+            labels,
+        ) in aligned:  # a term with a value of its own for each channel, but no label, needs all of them
             for index, label in enumerate(merged):
                 varying = _varying(label)
                 if not any(_varying(own) & varying for own in labels):
@@ -198,9 +291,9 @@ class Follower(TorchDispatchMode):
         rule = self._rule(func, plain)
         if rule is None:
             raise ModelError(
-                f"model {self.model!r} cannot be sliced: its forward calls {name!r} on channels, and polyfed does not know "
-                "which channels that needs together; put the call into a submodule and name that submodule in the "
-                "network's attribute unsliced, such as unsliced = (\"block\",)"
+                f"model {self.model!r} cannot be sliced: its forward calls {name!r} on channels, and polyfed does not "
+                "know which channels that needs together; put the call into a submodule and name that submodule in "
+                'the network\'s attribute unsliced, such as unsliced = ("block",)'
             )
         rule(func, args, kwargs, out)
         return out
@@ -228,7 +321,11 @@ class Follower(TorchDispatchMode):
     def _move(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         inputs = _tensors((args, kwargs))
         if func._schema.name in ("aten::cat", "aten::stack"):  # pieces are of one size along all other dimensions
-            along = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % inputs[0].dim() if "cat" in func._schema.name else -1
+            along = (
+                (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % inputs[0].dim()
+                if "cat" in func._schema.name
+                else -1
+            )
             apart = [[label for label in self.labels(value) if along not in _varying(label)] for value in inputs]
             shapes = [tuple(1 if dim == along else size for dim, size in enumerate(value.shape)) for value in inputs]
             self._joined(list(zip(shapes, apart, strict=True)), inputs[0].dim())
@@ -249,7 +346,9 @@ class Follower(TorchDispatchMode):
                     return [swap(item) for item in items]
                 return None if isinstance(value, torch.dtype | torch.device | torch.layout) else value
 
-            keys = {key: value for key, value in kwargs.items() if key not in ("dtype", "device", "layout", "pin_memory")}
+            keys = {
+                key: value for key, value in kwargs.items() if key not in ("dtype", "device", "layout", "pin_memory")
+            }
             # A repeated label has no view of every shape; and what is padded is always there, whatever its value.
             how = torch.reshape if func._schema.name in ("aten::view", "aten::_unsafe_view") else func
             given = args[:2] if func._schema.name == "aten::constant_pad_nd" else args
@@ -281,11 +380,15 @@ class Follower(TorchDispatchMode):
     def _product(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         name = func._schema.name
         tensors = _tensors(args)
-        added, (a, b) = (tensors[0], tensors[1:3]) if name.startswith(("aten::addmm", "aten::baddbmm")) else (None, tensors[:2])
+        added, (a, b) = (
+            (tensors[0], tensors[1:3]) if name.startswith(("aten::addmm", "aten::baddbmm")) else (None, tensors[:2])
+        )
         if "linear" in name:
             added, b = (tensors[2] if len(tensors) > 2 else None), b.t()
         if a.dim() < 2 or b.dim() < 2:
-            raise ModelError(f"model {self.model!r} cannot be sliced: it multiplies a matrix and a vector; use nn.Linear")
+            raise ModelError(
+                f"model {self.model!r} cannot be sliced: it multiplies a matrix and a vector; use nn.Linear"
+            )
 
         def left(shape: Sequence[int]) -> tuple[int, ...]:  # (.., n, k) -> (.., n, 1, k)
             return (*shape[:-1], 1, shape[-1])

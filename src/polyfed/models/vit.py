@@ -1,8 +1,8 @@
 """A small vision transformer.
 
 References:
-    Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, https://arxiv.org/abs/2010.11929; with the mean of the
-    tokens in place of a class token.
+    Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, https://arxiv.org/abs/2010.11929; here
+    the mean of the tokens is classified, in place of a class token.
 """
 
 from __future__ import annotations
