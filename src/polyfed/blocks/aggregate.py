@@ -156,7 +156,7 @@ class CoverageMean(Gather):
 
     Args:
         part: what a client holds: a mask, a `polyfed.blocks.submodel.Slice`, or leading blocks. An upload holds what
-            `polyfed.blocks.submodel.take` takes; a tensor that the part does not name comes whole, and counts everywhere.
+            `polyfed.blocks.submodel.take` takes; a tensor that the part does not name comes whole.
         weight: as of `MeanByName`.
         default: tensors at full shape, whose values stay, bit by bit, where no client covers a coordinate. Without them
             the mean is 0 there, as is right for changes; leading blocks need them, as they do not say their full shape.

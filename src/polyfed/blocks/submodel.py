@@ -18,7 +18,7 @@ from polyfed.base.errors import MessageError, ModelError
 from polyfed.base.rng import Rng
 from polyfed.base.types import Params
 from polyfed.core.message import INDICES, Record
-from polyfed.models.channels import Channels, narrowed
+from polyfed.models.channels import Channels, channels, narrowed
 from polyfed.models.split import SplitModel
 
 #: The places that are held of a tensor, as an index: one bool per weight; or for each dimension ``slice(0, n)`` or the
@@ -164,6 +164,48 @@ def check_fits(name: str, value: Tensor, part: Part, shape: tuple[int, ...] | No
         )
 
 
+class Layout(Record):
+    """The channels of a network, as a state keeps them: a server has no networks between its messages.
+
+    Args:
+        groups: as of `polyfed.models.channels.Channels`.
+        positions: likewise.
+        shapes: those of all tensors at full size.
+    """
+
+    groups: Mapping[str, int]
+    positions: Mapping[str, tuple[Tensor, ...]]
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @classmethod
+    def of(cls, model: SplitModel) -> "Layout":
+        """That of a network.
+
+        Raises:
+            ModelError: none of its channels can be left out, or polyfed cannot follow its forward.
+        """
+        found = channels(model)
+        return cls(found.groups, found.positions, {name: tuple(shape) for name, shape in model.shapes.items()})
+
+    def totals(self, values: Params, *, dim: int = 0) -> dict[str, Tensor]:
+        """Sum ``values`` over what belongs to each channel along one dimension: 0 has the outputs of every layer.
+
+        Args:
+            values: tensors at full shape, such as squared weights; not all need be there.
+            dim: the dimension whose positions are assigned to channels.
+
+        Returns:
+            of each group the sums, (n,) float64.
+        """
+        sums = torch.zeros(sum(self.groups.values()), dtype=torch.float64)
+        for name, value in values.items():
+            axis = self.positions[name][dim] if value.dim() > dim else torch.zeros(0)
+            if axis.numel():
+                each = value.detach().double().cpu().movedim(dim, 0).reshape(len(axis), -1).sum(1)
+                sums.index_add_(0, axis[axis >= 0], each[axis >= 0])
+        return dict(zip(self.groups, sums.split(list(self.groups.values())), strict=True))
+
+
 @dataclass(frozen=True, eq=False)
 class Slice(Mapping[str, Index]):
     """Some channels of a network, as a part of its tensors that are small tensors of their own.
@@ -172,70 +214,77 @@ class Slice(Mapping[str, Index]):
     from a share and a number, so that it never travels.
 
     Args:
-        channels: those of the full network.
+        layout: that of the full network.
         chosen: the numbers of the channels that are held of each group, (m,) int64 ascending; a group that is not named
             is held whole.
 
     Example:
-        >>> known = channels(build("mlp(hidden=(6, 4))", input_shape=(5,), num_classes=3))
-        >>> half = Slice.prefix(known, 0.5)
-        >>> half.network.shapes["fc2.weight"], half["fc2.weight"]
+        >>> from polyfed import build
+        >>> model = build("mlp(hidden=(6, 4))", input_shape=(5,), num_classes=3)
+        >>> half = Slice.prefix(Layout.of(model), 0.5)
+        >>> half.network(model).shapes["fc2.weight"], half["fc2.weight"]
         (torch.Size([2, 3]), (slice(0, 2, None), slice(0, 3, None)))
     """
 
-    channels: Channels
+    layout: Layout
     chosen: Mapping[str, Tensor]
 
     @classmethod
-    def prefix(cls, channels: Channels, share: float) -> "Slice":
+    def prefix(cls, layout: Layout, share: float) -> "Slice":
         """The first ``ceil(share * n)`` channels of every group of n: nested over shares (HeteroFL, FjORD)."""
-        return cls.window(channels, share, 0)
+        return cls.window(layout, share, 0)
 
     @classmethod
-    def window(cls, channels: Channels, share: float, offset: int) -> "Slice":
+    def window(cls, layout: Layout, share: float, offset: int) -> "Slice":
         """The ``ceil(share * n)`` channels from number ``offset`` on, modulo n; nested over shares (FedRolex).
 
         Every tensor of a group has the same window, and groups of equal size have equal ones.
         """
         return cls(
-            channels,
-            {g: ((torch.arange(portion(share, n)) + offset) % n).sort().values for g, n in channels.groups.items()},
+            layout,
+            {g: ((torch.arange(portion(share, n)) + offset) % n).sort().values for g, n in layout.groups.items()},
         )
 
     @classmethod
-    def random(cls, channels: Channels, share: float, rng: Rng) -> "Slice":
+    def random(cls, layout: Layout, share: float, rng: Rng) -> "Slice":
         """``ceil(share * n)`` channels of every group, drawn by ``rng``; nested over shares (federated dropout)."""
         return cls(
-            channels,
+            layout,
             {
                 g: torch.randperm(n, generator=rng.at(g).torch())[: portion(share, n)].sort().values
-                for g, n in channels.groups.items()
+                for g, n in layout.groups.items()
             },
         )
 
     @cached_property
     def kept(self) -> Mapping[str, tuple[Tensor | None, ...]]:
         """The positions that are held of each dimension of each tensor, ascending; None for all."""
-        return self.channels.kept(self.chosen)
+        return Channels(self.layout.groups, self.layout.positions).kept(self.chosen)
 
     @cached_property
     def _index(self) -> dict[str, Index]:
-        shapes = self.channels.model.shapes
+        shapes = self.layout.shapes
         return {
             name: _mesh(axes, shapes[name])
             for name, axes in self.kept.items()
             if any(axis is not None for axis in axes)
         }
 
-    @property
-    def network(self) -> SplitModel:
-        """The network that runs on the small tensors; the same object for all slices of these sizes."""
-        return narrowed(self.channels.model, tuple((g, len(n)) for g, n in self.chosen.items()))
+    def network(self, model: SplitModel) -> SplitModel:
+        """The network that runs on the small tensors; the same object for all slices of these sizes.
+
+        Args:
+            model: the full network.
+
+        Raises:
+            ModelError: it does not run with fewer channels, or computes something else then.
+        """
+        return narrowed(model, tuple((g, len(n)) for g, n in self.chosen.items()))
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """The shapes at full size."""
-        return {name: tuple(shape) for name, shape in self.channels.model.shapes.items()}
+        return self.layout.shapes
 
     def take(self, params: Params) -> dict[str, Tensor]:
         """The small tensors; of tensors that the network does not have, the whole."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -27,8 +26,7 @@ _RNG = Rng(("polyfed.models", "channels"))
 _WHOLE = "unsliced"
 
 
-@dataclass(frozen=True, eq=False)
-class Channels:
+class Channels(NamedTuple):
     """The channels of one network.
 
     A channel is what can be left out of a network by itself: one output of a layer, with its bias, its share of the
@@ -37,16 +35,14 @@ class Channels:
     takes a share; channels that are added to one another, as in a residual stream, are one.
 
     Args:
-        model: the network.
         groups: the number of channels of each group, at least 2, by the name of the tensor and the dimension where the
             group first occurs, such as ``"conv1.weight[0]"``.
         positions: of each tensor and dimension the number of the channel at each position, (n,) int64; -1 where the
-            position always stays; None where all do. Groups number their channels one after another, in order.
+            position always stays; (0,) where all do. Groups number their channels one after another, in order.
     """
 
-    model: SplitModel
     groups: Mapping[str, int]
-    positions: Mapping[str, tuple[Tensor | None, ...]]
+    positions: Mapping[str, tuple[Tensor, ...]]
 
     def kept(self, chosen: Mapping[str, Tensor]) -> dict[str, tuple[Tensor | None, ...]]:
         """Return the positions that stay of each dimension of each tensor, ascending; None where all do.
@@ -59,13 +55,12 @@ class Channels:
         """
         unknown = [name for name in chosen if name not in self.groups]
         if unknown:
-            near = alternatives(unknown[0], self.groups)
-            raise ModelError(f"model {self.model.name!r} has no group of channels {unknown[0]!r}; nearest: {near}")
+            raise ModelError(f"no group of channels {unknown[0]!r}; nearest: {alternatives(unknown[0], self.groups)}")
         stays = torch.ones(sum(self.groups.values()) + 1, dtype=torch.bool)  # the last is that of -1
         start = 0
         for name, size in self.groups.items():
             if name in chosen:
-                numbers = torch.as_tensor(chosen[name])
+                numbers = chosen[name]
                 if not numbers.numel() or numbers.unique().numel() != numbers.numel():
                     raise ModelError(f"{name!r}: {numbers.tolist()} chooses no channel, or one twice")
                 if not 0 <= int(numbers.min()) <= int(numbers.max()) < size:
@@ -75,31 +70,9 @@ class Channels:
             start += size
         out: dict[str, tuple[Tensor | None, ...]] = {}
         for tensor, axes in self.positions.items():
-            staying = [None if axis is None else stays[axis] for axis in axes]
-            out[tensor] = tuple(None if some is None or bool(some.all()) else some.nonzero()[:, 0] for some in staying)
+            staying = [stays[axis] for axis in axes]
+            out[tensor] = tuple(None if bool(some.all()) else some.nonzero()[:, 0] for some in staying)
         return out
-
-    def totals(self, values: Mapping[str, Tensor], *, dim: int = 0) -> dict[str, Tensor]:
-        """Sum ``values`` over what belongs to each channel along one dimension: 0 has the outputs of every layer.
-
-        Args:
-            values: tensors at full shape, such as squared weights; not all need be there.
-            dim: the dimension of each tensor whose positions are assigned to channels.
-
-        Returns:
-            of each group the sums, (n,) float64.
-        """
-        sums = torch.zeros(sum(self.groups.values()), dtype=torch.float64)
-        for name, value in values.items():
-            axis = self.positions[name][dim] if value.dim() > dim else None
-            if axis is not None:
-                each = (
-                    value.detach().double().cpu().transpose(0, dim).flatten(1).sum(1)
-                    if value.dim() > 1
-                    else value.double().cpu()
-                )
-                sums.index_add_(0, axis[axis >= 0], each[axis >= 0])
-        return dict(zip(self.groups, sums.split(list(self.groups.values())), strict=True))
 
 
 @lru_cache(maxsize=256)
@@ -139,7 +112,8 @@ def narrowed(model: SplitModel, sizes: tuple[tuple[str, int], ...]) -> SplitMode
         known.kept({name: torch.arange(size) for name, size in sizes})  # its checks
         return model
     kept = known.kept(chosen)
-    text = f"{model.name} with {', '.join(f'{len(n)} of {known.groups[g]} channels of {g}' for g, n in chosen.items())}"
+    shares = ", ".join(f"{len(n)} of {known.groups[group]} channels of {group}" for group, n in chosen.items())
+    text = f"{model.name} with {shares}"
     short = f"{model.name} cut to {sum(len(n) for n in chosen.values())} channels in {len(chosen)} groups"
     try:
         small = SplitModel(
@@ -153,15 +127,15 @@ def narrowed(model: SplitModel, sizes: tuple[tuple[str, int], ...]) -> SplitMode
         )
     except ModelError as error:
         raise ModelError(
-            f"model {text} does not run: {error}. Does its forward use a number of channels, such as that of a view, "
-            "that __init__ stored? Read it from a tensor's shape, or name the submodule in the network's attribute "
-            f"{_WHOLE}"
+            f"model {text} does not run: {error}. Does its forward use a number of channels, such as that of a "
+            "view, that __init__ stored? Read it from a tensor's shape, or name the submodule in the network's "
+            f"attribute {_WHOLE}"
         ) from error
     fault = _difference(known, chosen, kept, _follow(small))
     if fault:
         raise ModelError(
-            f"model {text} runs, but groups the channels of {fault} in another way than the full network does; does its "
-            "forward use a number, such as that of heads, that __init__ stored? Read it from a tensor's shape (-1 in "
+            f"model {text} runs, but groups the channels of {fault} in another way than the full network does; does "
+            "its forward use a number, such as that of heads, that __init__ stored? Read it from a tensor's shape (-1 in "
             f"a view), or name the submodule in the network's attribute {_WHOLE}"
         )
     return small
@@ -190,13 +164,17 @@ def _follow(model: SplitModel) -> Channels:
         if place.name in model.shapes and place.name not in axes and not any(_inside(place.name, one) for one in whole):
             tensors[place.name] = place.tensor
             axes[place.name] = follower.element(place.tensor)
-    for child in named.values():  # its stream is as wide as its heads together: a head goes with its part of the stream
-        if isinstance(child, nn.MultiheadAttention):
-            weight = next((axes[name] for name, value in tensors.items() if value is child.out_proj.weight), None)
-            if weight is not None:
-                follower.unite(weight[0], weight[1])
-                heads = weight[1].reshape(child.num_heads, -1)
-                follower.unite(heads, heads[:, :1])
+    by_tensor = {id(value): axes[name] for name, value in tensors.items()}
+    for child in named.values():
+        if isinstance(child, nn.MultiheadAttention) and id(child.out_proj.weight) in by_tensor:
+            # Its stream is as wide as its heads together, so that a head goes with its part of the stream.
+            rows, columns = by_tensor[id(child.out_proj.weight)]
+            follower.unite(rows, columns)
+            heads = columns.reshape(child.num_heads, -1)
+            for weight in (child.in_proj_weight, child.q_proj_weight, child.k_proj_weight, child.v_proj_weight):
+                if id(weight) in by_tensor:
+                    follower.unite(by_tensor[id(weight)][0].reshape(-1, *heads.shape), heads[:, :1])
+            follower.unite(heads, heads[:, :1])
     with _run_whole(named, whole, follower), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _plainly(), follower:
         follower.fix(module(_example(model)))
     for name, value in tensors.items():
@@ -228,16 +206,12 @@ def _grouped(model: SplitModel, axes: Mapping[str, list[Tensor]]) -> Channels:
             names[name] = len(roots)
             number[roots] = range(start, start + len(roots))
             start += len(roots)
-    positions = {
-        name: tuple(
-            axis if bool((axis >= 0).any()) else None
-            for axis in (torch.from_numpy(number[a.numpy()]) for a in axes[name])
-        )
-        if name in axes
-        else (None,) * len(shape)
-        for name, shape in model.shapes.items()
-    }
-    return Channels(model, MappingProxyType(names), MappingProxyType(positions))
+    positions: dict[str, tuple[Tensor, ...]] = {}
+    for name, shape in model.shapes.items():
+        numbers = [torch.from_numpy(number[axis.numpy()]) for axis in axes.get(name, ())]
+        none = torch.zeros(0, dtype=torch.int64)
+        positions[name] = tuple(a if bool((a >= 0).any()) else none for a in numbers or [none] * len(shape))
+    return Channels(MappingProxyType(names), MappingProxyType(positions))
 
 
 def _example(model: SplitModel) -> Tensor:
@@ -358,12 +332,12 @@ def _resize(layer: Any, path: str, old: Mapping[str, torch.Size]) -> None:
         layer.num_features = len(weight)
 
 
-def _occurrences(positions: Mapping[str, tuple[Tensor | None, ...]]) -> dict[int, frozenset[tuple[str, int, int]]]:
+def _occurrences(positions: Mapping[str, tuple[Tensor, ...]]) -> dict[int, frozenset[tuple[str, int, int]]]:
     """Return where each channel is: tensor, dimension and position."""
     found: defaultdict[int, list[tuple[str, int, int]]] = defaultdict(list)
     for name, axes in positions.items():
         for dim, axis in enumerate(axes):
-            for position, channel in enumerate([] if axis is None else axis.tolist()):
+            for position, channel in enumerate(axis.tolist()):
                 if channel >= 0:
                     found[channel].append((name, dim, position))
     return {channel: frozenset(where) for channel, where in found.items()}
@@ -379,7 +353,7 @@ def _difference(
     """
     expected = {
         name: tuple(
-            axis if axis is None or stays is None else axis[stays]
+            axis[stays] if len(axis) and stays is not None else axis
             for axis, stays in zip(full.positions[name], kept[name], strict=True)
         )
         for name in full.positions
