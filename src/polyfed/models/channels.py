@@ -135,8 +135,8 @@ def narrowed(model: SplitModel, sizes: tuple[tuple[str, int], ...]) -> SplitMode
     if fault:
         raise ModelError(
             f"model {text} runs, but groups the channels of {fault} in another way than the full network does; does "
-            "its forward use a number, such as that of heads, that __init__ stored? Read it from a tensor's shape (-1 in "
-            f"a view), or name the submodule in the network's attribute {_WHOLE}"
+            "its forward use a number, such as that of heads, that __init__ stored? Read it from a tensor's shape (-1 "
+            f"in a view), or name the submodule in the network's attribute {_WHOLE}"
         )
     return small
 
