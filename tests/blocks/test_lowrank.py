@@ -177,23 +177,25 @@ def test_leading_blocks_are_put_back() -> None:
     for wrong in ({"w": draw(4, 4)}, {"w": draw(4)}, {"c": draw(4)}):
         with pytest.raises(MessageError, match="came with shape"):
             put(wrong, part, tree.shapes(params))
+    assert tree.same(put(block, None, params), put(block, part, params))
+    with pytest.raises(MessageError, match=r"'w' came with shape \(5, 3\); expected a block of \(4, 3\)"):
+        put({"w": draw(5, 3)}, None, tree.shapes(params))
 
 
 def test_each_coordinate_is_averaged_over_who_holds_it() -> None:
     """Catches zeros averaged in, counts instead of weights, and coordinates of nobody's that move."""
     default = {"w": draw(4, 2), "n": torch.tensor(7)}
     models = [{"w": draw(k, 2, seed=k), "n": torch.tensor(k)} for k in (1, 3)]
-    held = [leading(tree.shapes(model)) for model in models]
-    mean = gathered(CoverageMean(lambda client: held[client.id], "n", default), models, [1, 3])
+    mean = gathered(CoverageMean(None, "n", default), models, [1, 3])
     expected = default["w"].clone()
     expected[0] = (models[0]["w"][0] + 3 * models[1]["w"][0]) / 4
     expected[1:3] = models[1]["w"][1:3]
     assert torch.allclose(mean["w"], expected, rtol=1e-15)
     assert torch.equal(mean["w"][3], default["w"][3])
     assert int(mean["n"]) == round((1 + 9) / 4)
-    zeros = gathered(Mean("n", of=lambda m: put(m, leading(tree.shapes(m)), tree.shapes(default))), models, [1, 3])
+    zeros = gathered(Mean("n", of=lambda m: put(m, None, tree.shapes(default))), models, [1, 3])
     assert not torch.allclose(zeros["w"], expected)
     whole = [{"w": draw(4, 2, seed=k)} for k in (1, 2)]
-    nested = gathered(CoverageMean(lambda _: {}, "n", default), whole, [2, 5])
+    nested = gathered(CoverageMean(None, "n", default), whole, [2, 5])
     assert torch.allclose(nested["w"], gathered(Mean("n"), whole, [2, 5])["w"])
     assert int(nested["n"]) == int(default["n"]) == 7

@@ -115,7 +115,7 @@ FULL = {"w": torch.zeros(2, 3)}
 SUMS: dict[str, Gather] = {
     "mean": Mean("n"),
     "by name": MeanByName("n"),
-    "nested": CoverageMean(lambda client: {"w": (slice(0, 2), slice(0, 3))}, "n", FULL),
+    "nested": CoverageMean(None, "n", FULL),
     "coverage": CoverageMean(lambda client: {"w": torch.ones(2, 3, dtype=torch.bool)}),
     "part": Each(lambda model: float(model["w"].sum())),
 }

@@ -53,7 +53,7 @@ class CountsMovements(FIARSE):
     def server_round(self, server: Any, cohort: Any) -> Any:
         steps = super().server_round(server, cohort)
         request: Any = next(steps)
-        got = yield replace(request, gather={"delta": Movements(request.gather["delta"].mask)})
+        got = yield replace(request, gather={"delta": Movements(request.gather["delta"].part)})
         try:
             steps.send(got)
         except StopIteration as stop:

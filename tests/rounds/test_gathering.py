@@ -45,7 +45,7 @@ GATHER: dict[str, Declared] = {
     "model": (
         Mean("n"),
         MeanByName("n"),
-        CoverageMean(lambda _: {"w": (slice(0, 5), slice(0, 4))}, "n", {"w": torch.zeros(7, 4, dtype=torch.float64)}),
+        CoverageMean(None, "n", {"w": torch.zeros(7, 4, dtype=torch.float64)}),
         each,
     ),
     "delta": CoverageMean(mask),

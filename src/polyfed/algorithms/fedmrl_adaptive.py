@@ -1,6 +1,8 @@
 """FedMRL with an adaptive d1: each client takes as much of the small model as its held-out examples show it needs.
 
-Beyond FedMRL (L. Yi et al., NeurIPS 2024, arXiv 2406.00488) and MRL (A. Kusupati et al., NeurIPS 2022, 2205.13147).
+    Beyond L. Yi et al.: FedMRL, NeurIPS 2024, https://arxiv.org/abs/2406.00488, and A. Kusupati et al.: Matryoshka
+    Representation Learning, NeurIPS 2022, https://arxiv.org/abs/2205.13147.
+
 A client at width d, a step of the ladder d_1 < ... < d_J = D, holds G up to the d-th coordinate of its representation:
 the first d rows of the layer that makes it, the first d columns of the header. It trains at all m <= d at once.
 """
@@ -96,9 +98,8 @@ class FedMRLAdaptive(Algorithm):
 
     def server_round(self, server: Server, cohort: Cohort) -> Steps[State]:
         """Each client its width; each coordinate averaged by n_k over the clients that hold it; nobody's stay."""
-        wide = {client.id: server.widths.get(client.id, self.rep_dim) for client in cohort}
-        mean = CoverageMean(lambda client: leading(server.shapes[wide[client.id]]), "num_examples", default=server.G)
-        got = yield from exchange(cohort, lambda k: self.message_for(server, k), gather={"G": mean, "width": each})
+        gather = {"G": CoverageMean(None, "num_examples", default=server.G), "width": each}
+        got = yield from exchange(cohort, lambda client: self.message_for(server, client), gather=gather)
         return self.Server(got["G"], server.shapes, {**server.widths, **got["width"]})
 
     def check_upload(self, task: Task, client: ClientInfo, down: Broadcast, up: Upload) -> None:
@@ -141,8 +142,7 @@ class FedMRLAdaptive(Algorithm):
     def predictor_parts(self, private: Private, msg: Broadcast, client: LocalClient) -> dict[str, Params]:
         """G with zeros behind the width, the client's own F and P, and the widths that it can be used at."""
         widths = {"masks": ones_up_to([m for m in self.ladder if m <= msg.width], self.rep_dim)}
-        G = put(msg.G, leading(tree.shapes(msg.G)), client.models["G"].shapes)
-        return {"G": G, "F": private.F, "P": private.P, "widths": widths}
+        return {"G": put(msg.G, None, client.models["G"].shapes), "F": private.F, "P": private.P, "widths": widths}
 
     def predict(self, nets: Nets, x: Tensor) -> Mapping[str, Tensor]:
         """FedMRL's fused inference modes at the client's width."""

@@ -137,7 +137,7 @@ class FedMRLE(Algorithm):
         G = client.models["G"]
         header = {name: torch.zeros(G.shapes[name]) for name in G.shapes if name in G.classifier_names}
         F = client.models["F"]
-        head = put(msg.H, leading(tree.shapes(msg.H)), F.head(private.F))
+        head = put(msg.H, None, F.head(private.F))
         return {"G": {**msg.G, **header}, "F": F.with_head(private.F, head), "P": private.P}
 
     def predict(self, nets: Nets, x: Tensor) -> Mapping[str, Tensor]:

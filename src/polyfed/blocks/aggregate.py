@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polyfed.base import tree
 from polyfed.base.errors import ModelError
 from polyfed.base.types import Params
-from polyfed.blocks.submodel import Part, Slice, check_fits
+from polyfed.blocks.submodel import Part, Slice, check_fits, leading
 from polyfed.core.clients import ClientInfo
 from polyfed.core.gather import Gather
 from polyfed.core.message import Message
@@ -155,14 +156,15 @@ class CoverageMean(Gather):
     What counts is what a part covers, never what is not zero: a covered weight that did not move still counts.
 
     Args:
-        part: what a client holds: a mask, a `polyfed.blocks.submodel.Slice`, or leading blocks. An upload holds what
-            `polyfed.blocks.submodel.take` takes; a tensor that the part does not name comes whole.
+        part: what a client holds, such as a mask or a `polyfed.blocks.submodel.Slice`. An upload holds what
+            `polyfed.blocks.submodel.take` takes; a tensor that the part does not name comes whole. None: of each tensor
+            the leading block of the shape that comes: the first rows, columns and so on.
         weight: as of `MeanByName`.
         default: tensors at full shape, whose values stay, bit by bit, where no client covers a coordinate. Without them
-            the mean is 0 there, as is right for changes; leading blocks need them, as they do not say their full shape.
+            the mean is 0 there, as is right for changes; leading blocks need them, as they do not say the full shapes.
     """
 
-    part: Callable[[ClientInfo], Part]
+    part: Callable[[ClientInfo], Part] | None
     weight: str | None = None
     default: Params | None = None
 
@@ -176,7 +178,8 @@ class CoverageMean(Gather):
         Raises:
             MessageError: a tensor is none of ``default``, or has not the shape of what the part holds of it.
         """
-        part, weight = self.part(client), _weight(upload, self.weight)
+        part = leading(tree.shapes(value)) if self.part is None else self.part(client)
+        weight = _weight(upload, self.weight)
         for name, held in value.items():
             where = part.get(name, ...)
             if isinstance(where, Tensor):

@@ -94,18 +94,19 @@ def take(params: Params, part: Part) -> dict[str, Tensor]:
     return {name: _taken(name, value, part[name]) if name in part else value for name, value in params.items()}
 
 
-def put(values: Params, part: Part, elsewhere: Mapping[str, Tensor | Sequence[int]]) -> dict[str, Tensor]:
+def put(values: Params, part: Part | None, elsewhere: Mapping[str, Tensor | Sequence[int]]) -> dict[str, Tensor]:
     """The inverse of `take`: the values in their places.
 
     Args:
         values: what is held of each tensor; not all tensors need be there.
-        part: what that is.
+        part: what that is; None: leading blocks, as large as the values.
         elsewhere: tensors at full shape, whose values stay where the part has none; or their shapes, for zeros there. A
             tensor that ``values`` does not name stays, too.
 
     Raises:
         MessageError: a tensor is unknown, or has not the shape of what is held of it.
     """
+    part = leading({name: value.shape for name, value in values.items()}) if part is None else part
     out = {name: value for name, value in elsewhere.items() if isinstance(value, Tensor)}
     for name, value in values.items():
         base = elsewhere.get(name, ())
@@ -158,6 +159,8 @@ def check_fits(name: str, value: Tensor, part: Part, shape: tuple[int, ...] | No
     expected = shape if shape is None or name not in part else held_shape(part[name], shape)
     if shape is None:
         raise MessageError(f"{name!r} came with shape {tuple(value.shape)}; there is no tensor of this name")
+    if expected is None:
+        raise MessageError(f"{name!r} came with shape {tuple(value.shape)}; expected a block of {shape}")
     if tuple(value.shape) != expected:
         raise MessageError(
             f"{name!r} came with shape {tuple(value.shape)}; expected {expected}, what is held of {shape} here"

@@ -35,7 +35,7 @@ MODELS: Mapping[str, str] = MappingProxyType(
         "in-resnet10-small": "small relative of in-resnet10, same stem and head: 308,826 parameters",
         "in-resnet14-small": "small relative of in-resnet14, same stem and head: 678,234 parameters",
         "in-resnet18-small": "small relative of in-resnet18, same stem and head: 701,466 parameters",
-        "vit": "small vision transformer: patches of 4x4, width 64, 4 blocks of 4 heads, 142,090 parameters",
+        "vit": "small vision transformer: patches of 4x4, width 64, 4 blocks of 4 heads, 141,898 parameters",
         "mlp": "dense layers with ReLU, for images or plain features",
     }
 )
