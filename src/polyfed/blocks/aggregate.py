@@ -221,3 +221,28 @@ class CoverageMean(Gather):
             else value
             for name, value in self.default.items()
         }
+
+
+@dataclass(frozen=True)
+class OwnRows(CoverageMean):
+    """`CoverageMean` in which a client covers, of the tensors ``head``, the rows of its own classes alone.
+
+    An upload has all rows, and a field ``classes``, (L,) bool, that says which count.
+
+    Args:
+        head: names of tensors whose first dimension has the classes.
+    """
+
+    head: tuple[str, ...] = ()
+
+    def add(self, total: Any, client: ClientInfo, value: Params, upload: Any) -> Any:
+        """One more upload; errors as of `CoverageMean`."""
+        assert self.part is not None
+        part, rows = dict(self.part(client)), upload.classes.nonzero()[:, 0]
+        for name in self.head:
+            axes = list(part.get(name, tuple(map(slice, value[name].shape))))
+            axes = [rows, *(torch.arange(axis.stop) if isinstance(axis, slice) else axis for axis in axes[1:])]
+            ones = [1] * len(axes)
+            part[name] = tuple(a.reshape(*ones[:d], -1, *ones[d + 1 :]) for d, a in enumerate(axes))
+        own = {name: held[rows] if name in self.head else held for name, held in value.items()}
+        return CoverageMean(lambda _: part, self.weight, self.default).add(total, client, own, upload)

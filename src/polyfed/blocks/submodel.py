@@ -5,7 +5,7 @@ puts values back, `coverage` says where. `polyfed.blocks.aggregate.CoverageMean`
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, TypeAlias
@@ -189,6 +189,10 @@ class Layout(Record):
         """
         found = channels(model)
         return cls(found.groups, found.positions, {name: tuple(shape) for name, shape in model.shapes.items()})
+
+    def scaling(self, names: Iterable[str]) -> tuple[str, ...]:
+        """The names, sorted, of tensors whose first dimension has channels: weights and biases that a width scales."""
+        return tuple(sorted(n for n in names if self.positions[n] and bool((self.positions[n][0] >= 0).any())))
 
     def totals(self, values: Params, *, dim: int = 0) -> dict[str, Tensor]:
         """Sum ``values`` over what belongs to each channel along one dimension: 0 has the outputs of every layer.
