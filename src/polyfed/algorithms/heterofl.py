@@ -26,7 +26,7 @@ from polyfed.base.rng import Rng
 from polyfed.base.types import Params, Parts
 from polyfed.blocks.aggregate import OwnRows
 from polyfed.blocks.losses import cross_entropy_among, without
-from polyfed.blocks.static_norm import MeanByCapacity, Statistics, check_statistics, measured, statistics_at
+from polyfed.blocks.static_norm import MeanByCapacity, Statistics, check_statistics, measured
 from polyfed.blocks.submodel import Layout, Slice
 from polyfed.blocks.widths import Widths
 from polyfed.core.algorithm import Task
