@@ -112,11 +112,11 @@ class HeteroFL(Widths):
 
     def client_round(self, private: Nothing, msg: Broadcast, client: LocalClient) -> Steps[ClientResult]:
         """Train the slice; or, asked for statistics, take their mean over the client's examples."""
-        parts, model = self.predictor_parts(private, msg, client), client.models["model"]
+        parts, full = self.predictor_parts(private, msg, client), client.models["full"]
         if isinstance(msg, self.Query):
             return private, (yield from measured(client, parts, msg.statistics))
         rho = self.share(client.info.capacity) if self.scaler else 1.0
-        names = Layout.of(model).scaling(model.parameter_names - model.norm_names)
+        names = Layout.of(full).scaling(full.parameter_names - full.norm_names)
         frozen = {"rho": {n: torch.tensor(rho, dtype=msg.model[n].dtype) for n in names}, "own": parts["own"]}
         fitted = yield from fit(client, {"model": parts["model"]}, loss=self.loss, frozen=frozen)
         return private, self.Upload(tree.drop(fitted.parts["model"], msg.statistics), parts["own"]["classes"])

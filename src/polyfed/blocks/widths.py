@@ -40,8 +40,8 @@ class Widths(Algorithm):
         Layout.of(task.common(self.name))
 
     def models_at(self, task: Task, own: SplitModel, capacity: float) -> Mapping[str, SplitModel]:
-        """The small network."""
-        return {"model": self.prefix(Layout.of(own), capacity).network(own)}
+        """The small network; and the full one, which nothing runs: a small one does not say what was narrowed."""
+        return {"model": self.prefix(Layout.of(own), capacity).network(own), "full": own}
 
     def slices(self, layout: Layout, cohort: Cohort) -> Mapping[ClientId, Slice]:
         """The slices that clients train in a round, by client; one object for all clients with the same."""
