@@ -17,20 +17,20 @@ AIoT-MLSys-Lab/FedRolex: docs/algorithms/fedrolex.md.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Literal
 
-from polyfed.algorithms.heterofl import HeteroFL
 from polyfed.base.ranges import Count
 from polyfed.base.types import ClientId
 from polyfed.blocks.submodel import Layout, Slice
+from polyfed.blocks.widths import Widths
 from polyfed.core.algorithm import Task
 from polyfed.core.clients import Cohort
 from polyfed.core.net import Nets
 
 
 @dataclass(frozen=True, kw_only=True)
-class FedRolex(HeteroFL):
-    """Hyper-parameters of FedRolex; those of `HeteroFL` come first, with ``calibrate`` off.
+class FedRolex(Widths):
+    """Hyper-parameters of FedRolex; those of `Widths` come first, with ``calibrate`` off.
 
     Args:
         window: the channels of a round: ``"rolling"``; ``"random"``, of each client others; or ``"static"``, the first.
@@ -38,7 +38,6 @@ class FedRolex(HeteroFL):
     """
 
     name = "fedrolex"
-    exempt: ClassVar[Mapping[str, str]] = {}
 
     calibrate: bool = False
     window: Literal["rolling", "random", "static"] = "rolling"
@@ -57,7 +56,7 @@ class FedRolex(HeteroFL):
         made = {capacity: Slice.window(layout, share, cohort.round - 1) for capacity, share in shares.items()}
         return {client.id: made[client.capacity] for client in cohort}
 
-    def global_nets(self, server: HeteroFL.Server, task: Task) -> Mapping[str, Nets]:
+    def global_nets(self, server: Widths.Server, task: Task) -> Mapping[str, Nets]:
         """The prefix of every capacity; and, where statistics are averaged with the weights, other windows."""
         found = dict(super().global_nets(server, task))
         for offset in self.test_offsets if not server.statistics else ():
