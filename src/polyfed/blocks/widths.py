@@ -1,4 +1,4 @@
-"""Algorithms whose clients train one network at unlike widths (HeteroFL, FedRolex): rounds, masks, Scaler, statistics."""
+"""Algorithms whose clients train one network at unlike widths: rounds, label masks, Scaler, statistics."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
