@@ -159,6 +159,10 @@ class Algorithm(ABC):
         """Return the networks of a client's parts; ``own`` is its private network."""
         return {"model": own}
 
+    def models_at(self, task: Task, own: SplitModel, capacity: float) -> Mapping[str, SplitModel]:
+        """Return the networks of the parts of a client of some capacity, where these are smaller at smaller ones."""
+        return self.models(task, own)
+
     @abstractmethod
     def init_server(self, task: Task, rng: Rng) -> State:
         """Return the server's state before round 1."""

@@ -76,6 +76,10 @@ class Net:
         """The same weights, with running statistics of its own: a training-mode forward moves nobody else's."""
         return Net(self.model, keep_statistics(self._model(), self.params))
 
+    def batch_statistics(self, x: Tensor) -> dict[str, Tensor]:
+        """The statistics of the normalisation layers on (B, ...) alone: `SplitModel.batch_statistics`."""
+        return self._model().batch_statistics(self.params, x)
+
     def extract(self, x: Tensor) -> Tensor:
         """The extractor: (B, ...) -> s_in (B, ...)."""
         return self._model().extract(self.params, x)
