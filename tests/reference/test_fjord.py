@@ -101,8 +101,6 @@ def follow(cls: type[FjORD], net: str, distill: bool, training: str, precision: 
 )
 def test_fjord(net: str, distill: bool, training: str, precision: Any, driver: str) -> None:
     """Catches a wrong width, draw, slice or loss, shared statistics, and zeros averaged in."""
-    if training != "sgd" and driver == "batched":
-        pytest.skip("clipping is followed one by one")
     follow(FjORD, net, distill, training, precision, driver)
 
 

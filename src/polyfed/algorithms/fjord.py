@@ -72,9 +72,7 @@ class FjORD(Algorithm):
         """One architecture for all clients, and a width for each capacity."""
         task.common(self.name)
         if poor := [c for c in task.capacities if not self.held(c)]:
-            raise ModelError(
-                f"capacity {poor[-1]:g} allows no p of algorithm.widths; add one below {poor[-1] ** 0.5:g}"
-            )
+            raise ModelError(f"capacity {poor[-1]:g} is below p^2 for all p of algorithm.widths; add a smaller width")
 
     def models_at(self, task: Task, own: SplitModel, capacity: float) -> Mapping[str, SplitModel]:
         """The client's network, those of all its widths, and the full one, of which they are slices."""
