@@ -64,6 +64,10 @@ ALGORITHMS: dict[str, tuple[str, str]] = {
         "polyfed.algorithms.fiarse:FIARSE",
         "each client trains the largest weights that its capacity allows (Wu et al. 2024)",
     ),
+    "fjord": (
+        "polyfed.algorithms.fjord:FjORD",
+        "each client trains the first channels of every layer, at widths drawn up to its own (Horváth et al. 2021)",
+    ),
     "fml": (
         "polyfed.algorithms.fml:FML",
         "a private and a shared model teach each other, the shared one is averaged (Shen et al. 2020)",

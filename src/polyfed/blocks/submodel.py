@@ -7,7 +7,7 @@ puts values back, `coverage` says where. `polyfed.blocks.aggregate.CoverageMean`
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Annotated, TypeAlias
 
 import numpy as np
@@ -341,6 +341,24 @@ class Slice(Mapping[str, Index]):
 
     def __len__(self) -> int:
         return len(self._index)
+
+
+@lru_cache(maxsize=256)
+def prefix_inside(full: SplitModel | None, inner: float, outer: float) -> Part:
+    """`Slice.inside` of two prefixes, kept: to find the places takes as long as some steps of training.
+
+    Args:
+        full: the full network.
+        inner: the share of the channels that the smaller slice holds.
+        outer: the share that the larger slice holds.
+
+    Raises:
+        TypeError: a part without a network, whose model is None.
+    """
+    if full is None:
+        raise TypeError("this part has no network, of which there could be slices")
+    layout = Layout.of(full)
+    return Slice.prefix(layout, inner).inside(Slice.prefix(layout, outer))
 
 
 def portion(share: float, size: int) -> int:

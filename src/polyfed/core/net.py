@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -120,5 +120,6 @@ class Grad(Protocol):
         ...
 
 
-#: ``gradient(grad, nets, batch, due)`` -> the gradients to step with. Pure, like a loss.
-Gradient: TypeAlias = Callable[[Grad, Nets, Batch, bool], Parts]
+#: ``gradient(grad, nets, batch, due)`` -> the gradients to step with. Pure, like a loss; ``due`` is a bool, or a whole
+#: number where `polyfed.core.requests.fit` has a function for ``every``.
+Gradient: TypeAlias = Callable[[Grad, Nets, Batch, Any], Parts]
