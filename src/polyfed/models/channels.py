@@ -167,13 +167,16 @@ def _follow(model: SplitModel) -> Channels:
     by_tensor = {id(value): axes[name] for name, value in tensors.items()}
     for child in named.values():
         if isinstance(child, nn.MultiheadAttention) and id(child.out_proj.weight) in by_tensor:
-            # Its stream is as wide as its heads together, so that a head goes with its part of the stream.
+            # What it reads and gives is as wide as its heads together, so a head goes with its part of these.
             rows, columns = by_tensor[id(child.out_proj.weight)]
             follower.unite(rows, columns)
             heads = columns.reshape(child.num_heads, -1)
             for weight in (child.in_proj_weight, child.q_proj_weight, child.k_proj_weight, child.v_proj_weight):
                 if id(weight) in by_tensor:
-                    follower.unite(by_tensor[id(weight)][0].reshape(-1, *heads.shape), heads[:, :1])
+                    made, read = by_tensor[id(weight)]
+                    follower.unite(made.reshape(-1, *heads.shape), heads[:, :1])
+                    if len(read) == len(rows):
+                        follower.unite(read, rows)
             follower.unite(heads, heads[:, :1])
     with _run_whole(named, whole, follower), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _plainly(), follower:
         follower.fix(module(_example(model)))

@@ -200,6 +200,9 @@ class Follower(TorchDispatchMode):
         """Return the labels of a tensor that vary, by the elements that stand for them now."""
         found = self._labels.get(id(tensor), (None, cast("Labels", [])))[1]
         thin = [self._thin(self.roots(label)) for label in found]
+        for label in thin:
+            if not _varying(label):
+                self.unite(label)  # all that is there is one channel, so it cannot go
         return [label for label in thin if _varying(label)]
 
     def fix(self, values: object) -> None:
@@ -262,13 +265,13 @@ class Follower(TorchDispatchMode):
                     label = self._thin(self.roots(torch.broadcast_tensors(label, other)[0]))
                 merged.append(label)
         merged = [self._thin(self.roots(label)) for label in merged]
-        for (
-            shape,
-            labels,
-        ) in aligned:  # a term with a value of its own for each channel, but no label, needs all of them
+        for label in merged:
+            if not _varying(label):
+                self.unite(label)
+        for shape, labels in aligned:  # a term that has a number for each channel, but no label, needs all channels
             for index, label in enumerate(merged):
                 varying = _varying(label)
-                if not any(_varying(own) & varying for own in labels):
+                if not any(_varying(self._thin(self.roots(own))) & varying for own in labels):
                     merged[index] = self._entire(label, [dim for dim in varying if shape[dim] > 1])
         return merged
 
