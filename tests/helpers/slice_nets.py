@@ -222,3 +222,15 @@ class Grown(nn.Module):
         h = self.one(self.b(h) + functional.pad(h, (0, 0, 0, 0, 0, 4)))
         h = self.c(h)
         return self.head((h - h.mean(1, keepdim=True)).amax((2, 3)))
+
+
+class Gate(nn.Module):
+    """The first channel opens and shuts the others, so it always stays."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head = nn.Linear(6, 12), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        return self.head(h * h[:, :1].sigmoid())
