@@ -144,14 +144,12 @@ class Follower(TorchDispatchMode):
 
     Attributes:
         used: the tensors of `element` that an operation read.
-        ignore: whether operations are not followed now: their results have no labels.
     """
 
     def __init__(self, model: str) -> None:
         super().__init__()
         self.model = model
         self.used: set[int] = set()
-        self.ignore = False
         self._parent = np.zeros(1, dtype=np.int64)
         self._labels: dict[int, tuple[Tensor, Labels]] = {}  # holds the tensor too, so that its id stays its own
 
@@ -283,9 +281,7 @@ class Follower(TorchDispatchMode):
         out = func(*args, **kwargs)
         inputs = _tensors((args, kwargs))
         self.used |= {id(value) for value in inputs}
-        if self.ignore or not any(self.labels(value) for value in inputs):
-            if not self.ignore and func._schema.is_mutable:
-                return out  # a tensor without labels was written in place
+        if not any(self.labels(value) for value in inputs):
             for value in _tensors(out):
                 self._labels.pop(id(value), None)
             return out
@@ -359,7 +355,7 @@ class Follower(TorchDispatchMode):
             for labels, label in zip(made, _tensors(moved), strict=True):
                 labels.append(self._thin(label))
         for value, labels in zip(results, made, strict=True):
-            self._set(value, [label for label in labels if _varying(label)])
+            self._set(value, labels)
 
     def _elementwise(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         inputs = _tensors((args, kwargs))
