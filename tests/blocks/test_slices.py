@@ -99,6 +99,7 @@ def test_what_is_put_back_is_what_was_taken_and_nothing_else_moves(
     part = sliced(name, kind, share, seed)
     small, held = part.take(own), part.coverage()
     back, zeros = part.put(small, other), part.put(small)
+    assert tree.same(other, params(name, 2))
     assert tree.shapes(small) == {n: tuple(s) for n, s in part.network(model(name)).shapes.items()}
     for n, where in held.items():
         assert torch.equal(back[n], torch.where(where, own[n], other[n]))
