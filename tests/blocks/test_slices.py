@@ -49,6 +49,7 @@ MODELS: dict[str, Callable[[], SplitModel]] = {
     "dense": lambda: nets.net(nets.Dense, nets.IMAGE),
     "mobile": lambda: nets.net(nets.Mobile, nets.IMAGE),
     "up": lambda: nets.net(nets.Up, nets.IMAGE),
+    "gate": lambda: nets.net(nets.Gate, nets.ROW),
 }
 FEW = st.sampled_from(["mlp", "resnet", "vit", "dense"])
 
@@ -98,6 +99,7 @@ def test_what_is_put_back_is_what_was_taken_and_nothing_else_moves(
     part = sliced(name, kind, share, seed)
     small, held = part.take(own), part.coverage()
     back, zeros = part.put(small, other), part.put(small)
+    assert tree.same(other, params(name, 2))
     assert tree.shapes(small) == {n: tuple(s) for n, s in part.network(model(name)).shapes.items()}
     for n, where in held.items():
         assert torch.equal(back[n], torch.where(where, own[n], other[n]))
@@ -211,7 +213,7 @@ def test_a_slice_can_be_differentiated_and_stacked() -> None:
 
 
 @pytest.mark.parametrize("kind", ["prefix", "window", "random"])
-@pytest.mark.parametrize("name", ["mlp", "resnet", "group", "static", "cnn", "dense", "mobile", "up"])
+@pytest.mark.parametrize("name", ["mlp", "resnet", "group", "static", "cnn", "dense", "mobile", "up", "gate"])
 def test_a_slice_computes_what_the_full_network_does_without_the_other_channels(name: str, kind: str) -> None:
     """Catches columns or statistics of another channel: in these networks zeros are as good as nothing."""
     own, held = params(name), sliced(name, kind, 0.5, 5)

@@ -187,3 +187,50 @@ def net(
 ) -> SplitModel:
     """A network of this file."""
     return SplitModel(factory.__name__, partial(factory, **keys), input_shape=shape, classifier="head", dtype=dtype)
+
+
+class Queries(nn.Module):
+    """Learned queries attend to a series by PyTorch's attention; what they find is flattened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(6, 8)
+        self.query = nn.Parameter(torch.randn(1, 2, 8))
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.hidden = nn.Linear(16, 7)
+        self.head = nn.Linear(7, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        series = self.embed(x)
+        found = self.attention(self.query.expand(x.shape[0], -1, -1), series, series, need_weights=False)[0]
+        return self.head(self.hidden(found.flatten(1)).relu())
+
+
+class Grown(nn.Module):
+    """Zeros beside the channels of a shortcut, a number of groups of 1, and a series that is normalised by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 4, 3, padding=1)
+        self.b = nn.Conv2d(4, 8, 3, padding=1)
+        self.one = nn.GroupNorm(1, 8)
+        self.c = nn.Conv2d(8, 6, 1)
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        h = self.one(self.b(h) + functional.pad(h, (0, 0, 0, 0, 0, 4)))
+        h = self.c(h)
+        return self.head((h - h.mean(1, keepdim=True)).amax((2, 3)))
+
+
+class Gate(nn.Module):
+    """The first channel opens and shuts the others, so it always stays."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head = nn.Linear(6, 12), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        return self.head(h * h[:, :1].sigmoid())

@@ -167,15 +167,20 @@ def _follow(model: SplitModel) -> Channels:
     by_tensor = {id(value): axes[name] for name, value in tensors.items()}
     for child in named.values():
         if isinstance(child, nn.MultiheadAttention) and id(child.out_proj.weight) in by_tensor:
-            # Its stream is as wide as its heads together, so that a head goes with its part of the stream.
+            # What it reads and gives is as wide as its heads together, so a head goes with its part of these.
             rows, columns = by_tensor[id(child.out_proj.weight)]
             follower.unite(rows, columns)
             heads = columns.reshape(child.num_heads, -1)
             for weight in (child.in_proj_weight, child.q_proj_weight, child.k_proj_weight, child.v_proj_weight):
                 if id(weight) in by_tensor:
-                    follower.unite(by_tensor[id(weight)][0].reshape(-1, *heads.shape), heads[:, :1])
+                    made, read = by_tensor[id(weight)]
+                    follower.unite(made.reshape(-1, *heads.shape), heads[:, :1])
+                    if len(read) == len(rows):
+                        follower.unite(read, rows)
             follower.unite(heads, heads[:, :1])
-    with _run_whole(named, whole, follower), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _plainly(), follower:
+    for path in whole:
+        _keep_what_is_read(follower, named[path])
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _plainly(), follower:
         follower.fix(module(_example(model)))
     for name, value in tensors.items():
         if id(value) not in follower.used:
@@ -247,22 +252,13 @@ def _whole(named: Mapping[str, nn.Module], model: str) -> list[str]:
     return found
 
 
-@contextmanager
-def _run_whole(named: Mapping[str, nn.Module], whole: list[str], follower: Follower) -> Generator[None]:
-    """Do not look into some submodules, and keep all channels that these read."""
+def _keep_what_is_read(follower: Follower, module: nn.Module) -> None:
+    """Keep all channels that a submodule reads; as its own tensors have no labels, what it gives has none either."""
 
     def enter(_: nn.Module, args: Any, kwargs: Any) -> None:
         follower.fix((args, kwargs))
-        follower.ignore = True
 
-    def leave(*_: object) -> None:
-        follower.ignore = False
-
-    outer = [path for path in whole if not any(path != other and _inside(path, other) for other in whole)]
-    for path in outer:
-        named[path].register_forward_pre_hook(enter, with_kwargs=True)
-        named[path].register_forward_hook(leave)
-    yield
+    module.register_forward_pre_hook(enter, with_kwargs=True)
 
 
 @contextmanager

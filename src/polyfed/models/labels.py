@@ -144,14 +144,12 @@ class Follower(TorchDispatchMode):
 
     Attributes:
         used: the tensors of `element` that an operation read.
-        ignore: whether operations are not followed now: their results have no labels.
     """
 
     def __init__(self, model: str) -> None:
         super().__init__()
         self.model = model
         self.used: set[int] = set()
-        self.ignore = False
         self._parent = np.zeros(1, dtype=np.int64)
         self._labels: dict[int, tuple[Tensor, Labels]] = {}  # holds the tensor too, so that its id stays its own
 
@@ -200,6 +198,9 @@ class Follower(TorchDispatchMode):
         """Return the labels of a tensor that vary, by the elements that stand for them now."""
         found = self._labels.get(id(tensor), (None, cast("Labels", [])))[1]
         thin = [self._thin(self.roots(label)) for label in found]
+        for label in thin:
+            if not _varying(label):
+                self.unite(label)  # all that is there is one channel, so it cannot go
         return [label for label in thin if _varying(label)]
 
     def fix(self, values: object) -> None:
@@ -262,13 +263,13 @@ class Follower(TorchDispatchMode):
                     label = self._thin(self.roots(torch.broadcast_tensors(label, other)[0]))
                 merged.append(label)
         merged = [self._thin(self.roots(label)) for label in merged]
-        for (
-            shape,
-            labels,
-        ) in aligned:  # a term with a value of its own for each channel, but no label, needs all of them
+        for label in merged:
+            if not _varying(label):
+                self.unite(label)
+        for shape, labels in aligned:  # a term that has a number for each channel, but no label, needs all channels
             for index, label in enumerate(merged):
                 varying = _varying(label)
-                if not any(_varying(own) & varying for own in labels):
+                if not any(_varying(self._thin(self.roots(own))) & varying for own in labels):
                     merged[index] = self._entire(label, [dim for dim in varying if shape[dim] > 1])
         return merged
 
@@ -280,9 +281,7 @@ class Follower(TorchDispatchMode):
         out = func(*args, **kwargs)
         inputs = _tensors((args, kwargs))
         self.used |= {id(value) for value in inputs}
-        if self.ignore or not any(self.labels(value) for value in inputs):
-            if not self.ignore and func._schema.is_mutable:
-                return out  # a tensor without labels was written in place
+        if not any(self.labels(value) for value in inputs):
             for value in _tensors(out):
                 self._labels.pop(id(value), None)
             return out
@@ -356,7 +355,7 @@ class Follower(TorchDispatchMode):
             for labels, label in zip(made, _tensors(moved), strict=True):
                 labels.append(self._thin(label))
         for value, labels in zip(results, made, strict=True):
-            self._set(value, [label for label in labels if _varying(label)])
+            self._set(value, labels)
 
     def _elementwise(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         inputs = _tensors((args, kwargs))
