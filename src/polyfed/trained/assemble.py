@@ -94,7 +94,7 @@ def without_data(
     Raises:
         NeedsDataError: that takes the client's data.
     """
-    models = algorithm.models(task, task.build(config.clients.model(info.id)))
+    models = algorithm.models_at(task, task.build(config.clients.model(info.id)), info.capacity)
 
     def at_work(now: int) -> LocalClient:
         return client_at_work(info, models, cast(ClientData, NoData()), algorithm, config, now)

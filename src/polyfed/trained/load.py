@@ -124,7 +124,7 @@ def _of_folder(
         raise ConfigError(f"{what}; {folder} holds the model of client {own.client} alone; leave the option out")
     algorithm = load_algorithm(config.algorithm.name, config.algorithm.keys)
     task = own.task(config, about)
-    models = algorithm.models(task, task.build(own.model))
+    models = algorithm.models_at(task, task.build(own.model), own.capacity)
     whose: dict[str, Any] = {"client": own.client, "round": own.round}
     return _made(folder, config, about, algorithm, models, own.parts(folder), 0, predictor, whose)
 
@@ -248,10 +248,11 @@ class _Loader:
         self, saved: SavedRun, client: ClientId | None, capacity: float | None
     ) -> tuple[Parts, Mapping[str, SplitModel]]:
         info = configured_info(self.config, client or 0)
-        models = self.algorithm.models(self.task, self.task.build(self.config.clients.model(info.id)))
         message = self.algorithm.message_for(saved.server, info)
         if capacity is not None:
             info, message = self._resized(saved, info, capacity)
+        whole = self.task.build(self.config.clients.model(info.id))
+        models = self.algorithm.models_at(self.task, whole, info.capacity)
         private = None if client is None else saved.private(info.id)
         try:
             parts = without_data(self.algorithm, self.task, self.config, info, private, message, saved.round)
