@@ -234,3 +234,23 @@ class Gate(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.a(x)
         return self.head(h * h[:, :1].sigmoid())
+
+
+class Sorting(nn.Module):
+    """An operation of which nobody knows what it couples, in a submodule."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sort(1)[0]
+
+
+class Kept(nn.Module):
+    """The same, named as whole; what it reads stays, and what follows can be sliced."""
+
+    unsliced = ("block",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.block, self.b, self.head = nn.Linear(6, 12), Sorting(), nn.Linear(12, 7), nn.Linear(7, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.b(self.block(self.a(x))).relu())

@@ -125,6 +125,7 @@ def test_groups_of_convolutions_stand_and_fall_together() -> None:
         (nets.net(nets.Encoder, nets.SERIES), {"token[2]": 4, "block.linear1.weight[0]": 48}),
         (nets.net(nets.Encoder, nets.SERIES, heads=1), {"block.linear1.weight[0]": 48}),
         (nets.net(nets.Gate, nets.ROW), {"a.weight[0]": 11}),
+        (nets.net(nets.Kept, nets.ROW), {"b.weight[0]": 7}),
         (nets.net(nets.Queries, nets.SERIES), {"hidden.weight[0]": 7}),
         (nets.net(nets.Grown, nets.IMAGE), {"c.weight[0]": 6}),
         (nets.net(nets.Tokens, (5,), torch.int64), {"embed.weight[1]": 16, "hidden.weight[0]": 8}),
