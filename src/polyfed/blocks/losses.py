@@ -66,8 +66,8 @@ def soft_labels(batch: Batch, like: Tensor) -> Tensor:
 def probabilities(logits: Tensor) -> Tensor:
     """Softmax over classes, (B, L) float64, of ``logits`` (B, L).
 
-    A class with the logit -inf, such as one without a prototype, has the probability 0. Without any candidate, as before
-    prototypes are made, each class has 1/L.
+    A class with the logit -inf, such as one without a prototype, has the probability 0. Without any candidate, as
+    before prototypes are made, each class has 1/L.
     """
     exact = logits.double()
     none = (exact == -torch.inf).all(dim=1, keepdim=True)
