@@ -274,3 +274,12 @@ def test_targets_that_are_far_from_the_size_of_one_are_noted(tmp_path: Path) -> 
     found = read(tmp_path, text, task="regression")
     assert [note for note in doubts(found) if "data.target_offset = 5e+03 and data.target_scale = 1.4e+03" in note]
     assert not doubts(replace(found, target_offset=5000, target_scale=1000))
+
+
+@pytest.mark.parametrize("cells", [("1", "x", "x", "x"), ("1", "1", "x", "y")])
+def test_half_of_the_values_or_of_the_cells_are_enough_to_ask(cells: tuple[str, ...], tmp_path: Path) -> None:
+    """Catches a column that becomes a category in silence where half of its values, or of its cells, are numbers."""
+    text = "a,b,y\n" + "".join(f"{cell},{k},{k % 2}\n" for k, cell in enumerate(cells))
+    with pytest.raises(DataError, match="got 'x' in column 'a'; expected a number"):
+        read(tmp_path, text)
+    assert read(tmp_path, text, categorical=["a"]).columns[0].categories == tuple(sorted({*cells}))
