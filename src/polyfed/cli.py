@@ -303,12 +303,12 @@ def adapt(
         from polyfed.trained.adapt import adapt as adapt_client
 
         options: dict[str, Any] = {}
-        for one in option or ():
-            (_, *key), value = parse_override(f"options.{one}")
+        for text in option or ():
+            key, value = parse_override(text, "--option")
             if value is None:
                 options[".".join(key)] = None  # removes an option of the run
             else:
-                apply(options, key, value)
+                apply(options, key, value, "--option")
         folder = out or Path("runs") / f"{run_dir.resolve().name}-{data.stem}"
         found = adapt_client(
             run_dir,
