@@ -215,7 +215,9 @@ class ExportFormat(StrEnum):
 def export(
     run_dir: _RunDir,
     out: Annotated[Path, typer.Option(help="The file to write. polyfed does not overwrite an existing file.")],
-    form: Annotated[ExportFormat, typer.Option("--format", help="What the file is to be.")] = ExportFormat.pt2,
+    form: Annotated[
+        ExportFormat | None, typer.Option("--format", help="What the file is to be. Default: as the ending of --out.")
+    ] = None,
     client: _Client = None,
     predictor: _Predictor = None,
     capacity: _Capacity = None,
@@ -230,8 +232,11 @@ def export(
 
         if out.exists():
             raise StorageError(f"{out} exists already; remove it, or choose another --out")
+        ending, known = out.suffix.removeprefix(".").lower(), [each.value for each in ExportFormat]
+        if form is None and ending not in known:
+            raise ConfigError(f"--out: got {out.name}; expected a file that ends in {', '.join(known)}, or --format")
         model = trained_model(run_dir, client, predictor=predictor, capacity=capacity)
-        write_file(model, out, form.value)
+        write_file(model, out, ExportFormat(ending).value if form is None else form.value)
         typer.echo(f"{model.predictor} in {out.absolute()} ({out.stat().st_size:,} bytes)")
 
 
@@ -303,12 +308,12 @@ def adapt(
         from polyfed.trained.adapt import adapt as adapt_client
 
         options: dict[str, Any] = {}
-        for one in option or ():
-            (_, *key), value = parse_override(f"options.{one}")
+        for text in option or ():
+            key, value = parse_override(text, "--option")
             if value is None:
                 options[".".join(key)] = None  # removes an option of the run
             else:
-                apply(options, key, value)
+                apply(options, key, value, "--option")
         folder = out or Path("runs") / f"{run_dir.resolve().name}-{data.stem}"
         found = adapt_client(
             run_dir,

@@ -130,7 +130,8 @@ def test_bytes_are_those_of_the_formula() -> None:
 def test_fedapen_weighs_what_it_learns_lambda_by() -> None:
     """Catches a lambda that descends another loss than torch's weighted and smoothed cross-entropy."""
     fed = toy.federation(FedAPEN(auxiliary=toy.MLP), models=(toy.MLP,), train={"label_smoothing": 0.2})
-    client = replace(fed.local(0, 1), weights=torch.tensor([0.5, 2.0, 1.0, 3.0], dtype=torch.float64))
+    weights = torch.tensor([0.5, 2.0, 1.0, 3.0], dtype=torch.float64)
+    client = replace(fed.local(0, 1), class_weights=lambda: weights)
     generator = torch.Generator().manual_seed(0)
     z, g = (torch.randn(6, 4, generator=generator, dtype=torch.float64) for _ in range(2))
     y = torch.tensor([0, 1, 1, 3, 2, 3])

@@ -121,3 +121,39 @@ def test_weights_are_relative_to_the_file_and_no_part_of_the_architecture(tmp_pa
     assert [str(spec) for spec in clients.architectures] == ["cnn1"]
     with pytest.raises(ConfigError, match=r"'weights' is 'w\.pt', expected the path of a \.safetensors file"):
         Config.parse({"clients": {"models": [{"name": "cnn1", "weights": "w.pt"}]}})
+
+
+def test_a_table_of_a_client_counts_also_where_it_gives_a_default() -> None:
+    """Catches runs of unlike clients that share a hash, so that one is taken for the other."""
+    base = {"lr": 0.1, "batch_size": 8, "momentum": 0.9}
+    tables = [
+        {"lr": 0.01},
+        {"batch_size": 64},
+        {"lr": 0.01, "batch_size": 64},
+        {"momentum": 0.0},
+        {"schedule": "constant"},
+    ]
+    for section, name in (("clients", "0"), ("models", "cnn1")):
+        found = [config({**base, section: {name: table}}) for table in tables]
+        assert len({one.hash() for one in [config(base), *found]}) == len(tables) + 1
+        assert [Config.parse(tomllib.loads(one.to_toml())).hash() for one in found] == [one.hash() for one in found]
+
+
+@pytest.mark.parametrize("table", [{"class_weights": None}, {"schedule": None}, {"parts": {}}])
+def test_a_table_of_a_client_takes_nothing_away(table: dict[str, Any]) -> None:
+    """Catches a setting that holds in memory and that config.toml cannot say, so that a resumed run is another."""
+    with pytest.raises(ConfigError, match=rf"train.clients.0.*got nothing for {next(iter(table))}"):
+        config({"class_weights": "balanced", "clients": {"0": table}})
+
+
+def test_a_network_and_a_client_that_do_not_go_together_are_a_fault() -> None:
+    """Catches a momentum that is ignored, as one table gives Adam and another the momentum."""
+    tables = {
+        "models": {"mlp": {"optimizer": "adam"}},
+        "clients": {"south": {"momentum": 0.9}, "north": {"momentum": 0.9}},
+    }
+    with pytest.raises(ConfigError) as error:
+        config(tables)
+    (fault,) = error.value.faults
+    assert fault.startswith("config: train.clients.south.momentum: got 0.9; it belongs to optimizer")
+    assert fault.endswith("(with train.models.mlp)")

@@ -345,3 +345,14 @@ def test_a_run_whose_networks_start_with_weights_goes_on(tmp_path: Path) -> None
     run.serve()
     go_on(run.folder, 3)
     assert run.serve()["rounds"] == 3
+
+
+def test_flops_that_clients_keep_to_themselves_are_unknown(tmp_path: Path) -> None:
+    """Catches a total that is too low as clients with private networks count as 0."""
+    run = Run(tmp_path, config("fedmrl"))
+    run.memory.settings[101] = run.memory.settings[101].model_copy(update={"model": "mlp(hidden=(9,))"})
+    run.serve()
+    found = json.loads((run.folder / "summary.json").read_text())
+    assert (found["flops"], found["flops_evaluation"], found["flops_per_example"]) == (None, None, None)
+    assert (found["by_model"][""]["flops"], found["by_model"]["mlp(hidden=(24, 20))"]["flops"] > 0) == (None, True)
+    assert [row["flops"] for row in run.rows[1:]] == [None, None]

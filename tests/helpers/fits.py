@@ -98,7 +98,8 @@ def request(
     net = net or model()
     models = {"model": net, "other": net} if parts == 2 else {"model": net}
     rng = Rng((0, "client", k))
-    client = LocalClient(ClientInfo(k), models, Data(n, k), plan, rng, 1, weights=weights)  # type: ignore[arg-type]
+    asked = None if weights is None else lambda: weights
+    client = LocalClient(ClientInfo(k), models, Data(n, k), plan, rng, 1, class_weights=asked)  # type: ignore[arg-type]
     start = {
         part: {
             name: v.to(dtype) if dtype and v.is_floating_point() else v for name, v in net.init(Rng((k, part))).items()

@@ -120,6 +120,15 @@ def test_weights_for_other_classes_are_refused() -> None:
     check_training(kd.config, kd.algorithm, ["F", "G"], kd.data.train(0))
 
 
+def test_a_fault_of_all_clients_is_told_once() -> None:
+    fed = toy.federation(
+        Standalone(), train={"class_weights": [1.0, 2.0], "clients": {"0": {"lr": 0.1}, "1": {"lr": 0.2}}}
+    )
+    with pytest.raises(ConfigError) as error:
+        check_training(fed.config, fed.algorithm, ["model"], fed.data.train(0))
+    assert [fault.partition(":")[0] for fault in error.value.faults] == ["train.class_weights"]
+
+
 @pytest.mark.parametrize("keys", [{"class_weights": "balanced"}, {"label_smoothing": 0.2}])
 def test_one_client_trains_as_torch_does(keys: dict[str, Any]) -> None:
     """Catches weights or smoothing that come to the optimizer otherwise than torch's loss has them."""
@@ -230,4 +239,4 @@ def test_a_batch_without_settings_is_a_plain_pair() -> None:
     local = toy.federation(Standalone()).local(0, 1)
     batch = local.train.batch(torch.arange(3))
     assert local.weigh(batch) is batch
-    assert isinstance(replace(local, weights=torch.ones(4)).weigh(batch), WeightedBatch)
+    assert isinstance(replace(local, class_weights=lambda: torch.ones(4)).weigh(batch), WeightedBatch)

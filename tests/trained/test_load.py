@@ -116,8 +116,10 @@ def test_parts_of_another_round_are_not_taken(tmp_path: Path) -> None:
         trained_model(two.folder, 0)
 
 
-def test_no_file_is_kept_where_no_data_are_needed(tmp_path: Path) -> None:
-    run = trained(tmp_path, "table", algorithm={"name": "fedmrl", "auxiliary": "mlp(hidden=(6,))", "rep_dim": 4})
+@pytest.mark.parametrize("weights", [{}, {"class_weights": "balanced"}])
+def test_no_file_is_kept_where_no_data_are_needed(weights: dict[str, str], tmp_path: Path) -> None:
+    algorithm = {"name": "fedmrl", "auxiliary": "mlp(hidden=(6,))", "rep_dim": 4}
+    run = trained(tmp_path, "table", algorithm=algorithm, train=weights)
     assert not (run.folder / "assembled").exists()
 
 

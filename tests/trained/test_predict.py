@@ -216,6 +216,11 @@ def test_the_command_export(tmp_path: Path) -> None:
     np.testing.assert_allclose(model(*given).numpy(), run.said(1), atol=1e-5)
     polyfed("export", run.folder, "--client", "1", "--format", "safetensors", "--out", tmp_path / "w.safetensors")
     assert "name a client" in refused(4, "export", run.folder, "--out", tmp_path / "no.pt2")
+    polyfed("export", run.folder, "--client", "1", "--out", tmp_path / "v.safetensors")  # the ending says the format
+    assert (tmp_path / "v.safetensors").read_bytes() == (tmp_path / "w.safetensors").read_bytes()
+    assert "ends in pt2, onnx, safetensors" in refused(
+        2, "export", run.folder, "--client", "1", "--out", tmp_path / "x"
+    )
     assert not (tmp_path / "no.pt2").exists()
 
 

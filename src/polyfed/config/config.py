@@ -384,7 +384,9 @@ def _misfits(sections: Mapping[str, Any]) -> Iterator[str]:
     if train is not None:
         found = train.misfits(run.rounds if run else None, data.task if data else None)
         yield from (f"train.{key}: {text}" for key, text in found)
-        yield from (f"train.{key}: {text}" for key, text in (train.strangers(clients) if clients else ()))
+        if clients:
+            both = train.combined(clients, run.rounds if run else None, data.task if data else None)
+            yield from (f"train.{key}: {text}" for key, text in (*train.strangers(clients), *both))
     if run and data:
         yield from (f"run.{key}: {text}" for key, text in run.misfits(data.task))
         chosen = run.selection_misfits(data.task, data.validation_fraction)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import (
     AfterValidator,
@@ -12,7 +12,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    SerializerFunctionWrapHandler,
     model_validator,
 )
 from pydantic.functional_serializers import model_serializer
@@ -565,14 +564,33 @@ class TrainKeys(Section):
 class TrainOverride(TrainKeys):
     """Section ``[train.clients.NAME]`` or ``[train.models.NAME]``: the keys of ``[train]`` that differ there."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_is_taken_away(cls, value: Any) -> Any:
+        given = facts(value) if isinstance(value, Mapping) else {}
+        empty = [key for key, found in given.items() if found is None or (key == "parts" and not found)]
+        if empty:  # config.toml could not say so
+            raise ValueError(
+                f"got nothing for {', '.join(empty)}; a table of some clients takes no key away: give the value that "
+                'holds there, such as schedule = "constant"'
+            )
+        return value  # pyright: ignore[reportUnknownVariableType]
+
     @property
     def given(self) -> dict[str, Any]:
         """The keys that were given, with their values."""
         return {key: getattr(self, key) for key in type(self).model_fields if key in self.model_fields_set}
 
-    @model_serializer(mode="wrap")
-    def _given_alone(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {key: value for key, value in handler(self).items() if key in self.model_fields_set}
+    @model_serializer
+    def _given_alone(self) -> dict[str, Any]:
+        # All that is given counts, defaults too: [train] may have another value, and the hash must tell the two apart.
+        return {key: _plain(value) for key, value in self.given.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in cast("Mapping[str, Any]", value).items()}
+    return value.model_dump(exclude_none=True) if isinstance(value, Section) else value
 
 
 class TrainSection(TrainKeys):
@@ -633,6 +651,20 @@ class TrainSection(TrainKeys):
                 known = dict(self.clashes(rounds, task))
                 faults = self.of([f"{section}.{name}"]).clashes(rounds, task)
                 yield from ((f"{section}.{dotted(name)}.{key}", text) for key, text in faults if known.get(key) != text)
+
+    def combined(self, clients: ClientsSection, rounds: int | None, task: str | None) -> Iterator[tuple[str, str]]:
+        """Yield (key, fault) for what does not go together only at a client with a table beside that of its network."""
+        names = clients.names or ()
+        for key in self.clients:
+            client = names.index(key) if key in names else int(key) if key.isdecimal() else clients.count
+            if client >= clients.count:
+                continue
+            tables = self.differing(client, names[client] if names else None, str(clients.model(client).architecture))
+            known = {text for table in tables for _, text in self.of([table]).clashes(rounds, task)}
+            for fault, text in self.of(tables).clashes(rounds, task) if len(tables) > 1 else ():
+                if text not in known:
+                    beside = ", ".join(f"train.{table}" for table in tables[:-1])
+                    yield f"clients.{dotted(key)}.{fault}", f"{text} (with {beside})"
 
     def strangers(self, clients: ClientsSection) -> Iterator[tuple[str, str]]:
         """Yield (key, fault) for tables of clients and networks that there are not."""

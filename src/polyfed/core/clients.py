@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -61,7 +62,7 @@ class LocalClient:
         round: the number of the round, from 1.
         held_out: the examples that `Algorithm.holdout` takes out of its training data, the same in every round; None if
             there are none.
-        weights: the weight of each class in its supervised losses, (L,) float64; None weighs all alike.
+        class_weights: returns the weight of each class in its supervised losses, (L,) float64; None weighs all alike.
     """
 
     info: ClientInfo
@@ -71,15 +72,26 @@ class LocalClient:
     rng: Rng
     round: int = 0
     held_out: Examples | None = None
-    weights: Tensor | None = None
+    class_weights: Callable[[], Tensor] | None = None
 
-    def weigh(self, batch: Batch) -> Batch:
-        """Return a batch of this client's examples with its class weights and label smoothing, if it has any."""
-        if self.weights is None and not self.plan.label_smoothing:
+    @cached_property
+    def weights(self) -> Tensor | None:
+        """The weight of each class, (L,) float64, made when it is first used; None weighs all alike."""
+        return None if self.class_weights is None else self.class_weights()
+
+    def weigh(self, batch: Batch, weights: Tensor | None = None) -> Batch:
+        """Return a batch of this client's examples with its class weights and label smoothing, if it has any.
+
+        Args:
+            batch: inputs, and labels (B,).
+            weights: the weights, (L,), if they are at hand on the device; None takes the client's.
+        """
+        weights = self.weights if weights is None else weights
+        if weights is None and not self.plan.label_smoothing:
             return batch
         x, y = batch
         like = x.dtype if x.is_floating_point() else torch.get_default_dtype()
-        weights = None if self.weights is None else self.weights.to(y.device, like)
+        weights = None if weights is None else weights.to(y.device, like)
         return WeightedBatch(x, y, weights, self.plan.label_smoothing)
 
 

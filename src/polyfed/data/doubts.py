@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from polyfed.data.dataset import Dataset
 
 
@@ -13,12 +15,14 @@ def doubts(dataset: Dataset) -> list[str]:
         if column.doubt is not None
     ]
     if dataset.task == "regression":
-        scaled = (dataset.y - dataset.target_offset) / dataset.target_scale
-        if not (scaled.mean().abs() <= 3 and 0.1 <= scaled.std() <= 10):
-            offset, scale = dataset.y.mean(), dataset.y.std()
+        offset, scale = float(dataset.y.mean()), float(dataset.y.std(correction=0))
+        mean, spread = (offset - dataset.target_offset) / dataset.target_scale, scale / dataset.target_scale
+        if scale == 0:
+            out.append(f"all targets are {offset:.12g}, so there is nothing to predict; check the column of the label")
+        elif not (abs(mean) <= 3 and 0.1 <= spread <= 10):
+            about = round(offset, 1 - math.floor(math.log10(scale)))
             out.append(
-                f"targets as they are trained have mean {scaled.mean():.3g} and deviation {scaled.std():.3g}, with "
-                f"which training may diverge; data.target_offset = {offset:.2g} and data.target_scale = {scale:.2g} "
-                "give 0 and 1"
+                f"targets as they are trained have mean {mean:.3g} and deviation {spread:.3g}, with which training may "
+                f"diverge; data.target_offset = {about:.12g} and data.target_scale = {scale:.2g} give 0 and 1"
             )
     return out

@@ -311,11 +311,11 @@ def resume(
         if not (run_dir / "deployed.json").exists():
             raise RunDirError(f"{run_dir} holds no deployed run: there is no deployed.json in it")
         told = json.loads((run_dir / "deployed.json").read_text())
+        if folder is None and "local" not in told:
+            raise ConfigError("--dir: missing; give the folder of the deployment, which holds deploy.toml")
         if rounds is not None:
             from polyfed.deploy.server.loop import go_on
 
-            if folder is None and "local" not in told:
-                raise ConfigError("--dir: missing; give the folder of the deployment, which holds deploy.toml")
             go_on(run_dir, rounds)
         if folder is not None:
             from polyfed.deploy.settings import NODES
@@ -323,10 +323,8 @@ def resume(
             if "nodes" in told:  # the folder may have moved
                 files.write_json(run_dir / "deployed.json", told | {"nodes": str((folder / NODES).absolute())})
             _submit(folder, run_dir)
-            return
-        if "local" not in told:
-            raise ConfigError("--dir: missing; give the folder of the deployment, which holds deploy.toml")
-        _play_locally(run_dir, told["local"]["clients"], told["local"]["tls"])
+        else:
+            _play_locally(run_dir, told["local"]["clients"], told["local"]["tls"])
 
 
 @app.command()

@@ -170,9 +170,10 @@ def run_fit(fit: Fit, placement: Placement) -> Fitted:
     set_training(client.models, True)
     local = Local(fit, placement)
     augment = client.rng.at("augment").torch()
+    weights = None if client.weights is None else placement.put(client.weights)  # a copy for each batch would wait
     with client.rng.at("layers").fork() if any(model.random for model in client.models.values()) else nullcontext():
         for step in client.plan.schedule(len(client.train), client.rng.at("batches")):
-            batch = client.weigh(placement.batch(client.train, step.rows, augment))
+            batch = client.weigh(placement.batch(client.train, step.rows, augment), weights)
             with reported(f"client {client.info.id}, round {client.round}, a batch of {len(step.rows)}"):
                 local.step(batch, fit.due(step.index, step.in_epoch), fit.drawn(step))
     return finish(fit, tree.map_parts(Tensor.detach, local.parts), local.losses)

@@ -232,7 +232,7 @@ class Stack:
         """
         client = self.fits[0].client
         x, y, *own = given
-        batch = replace(client, weights=own[0] if own else None).weigh((x, y))
+        batch = client.weigh((x, y), *own)
         fixed = tree.map_parts(torch.clone, fixed)
         losses: list[Tensor] = []
 

@@ -311,18 +311,18 @@ class Prober:
                 self.remarks = [f"model {self.model!r} fails on a training batch of two examples ({fault(error)})"]
             if out is None:
                 raise
-        leaves = {name: leaf for name, leaf in given.items() if leaf.requires_grad}
+        trained = {name: leaf for name, leaf in given.items() if leaf.requires_grad}
         if not isinstance(out, Tensor):
             return out
         if not out.requires_grad:
             raise ModelError(
                 f"model {self.model!r}: its output depends on no parameter that could be trained (it has "
-                f"{len(leaves)}); does it freeze all, or run under torch.no_grad() or detach()?"
+                f"{len(trained)}); does it freeze all, or run under torch.no_grad() or detach()?"
             )
         self._check_leaves(binding, out, given)
-        gradients: Any = torch.autograd.grad(out.square().sum(), list(leaves.values()), allow_unused=True)
-        self.unused = {name for name, g in zip(leaves, gradients, strict=True) if g is None}
-        for name, g in zip(leaves, gradients, strict=True):
+        gradients: Any = torch.autograd.grad(out.square().sum(), list(trained.values()), allow_unused=True)
+        self.unused = {name for name, g in zip(trained, gradients, strict=True) if g is None}
+        for name, g in zip(trained, gradients, strict=True):
             if g is not None and g.layout != torch.strided:
                 raise ModelError(
                     f"model {self.model!r}: the gradient of {name!r} is sparse, which polyfed's optimizers do not "

@@ -8,6 +8,7 @@ import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from hashlib import blake2b
+from io import IOBase
 from logging import Logger
 from random import Random
 from types import FunctionType, ModuleType
@@ -58,7 +59,7 @@ def _value(value: Any, depth: int, seen: set[int]) -> object:
             return value.getstate()
         case set() | frozenset():
             return sorted(map(repr, cast("set[Any]", value)))
-        case nn.Module() | Logger() | type() | FunctionType() | ModuleType():
+        case nn.Module() | Logger() | IOBase() | type() | FunctionType() | ModuleType():
             return repr(type(value))
         case Mapping() if depth and id(value) not in seen:
             seen.add(id(value))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +18,7 @@ from polyfed.base.memory import give_back
 from polyfed.base.rng import Rng
 from polyfed.base.types import ClientId
 from polyfed.config import Config, load_algorithm
+from polyfed.config.faults import dotted
 from polyfed.config.profiles import load_profiles
 from polyfed.config.sections import TrainKeys
 from polyfed.core.algorithm import Algorithm, Task
@@ -198,7 +199,8 @@ def client_at_work(
     train, held_out = data.hold_out(algorithm.holdout, root.at("client", info.id, "held"))
     keys = configured_training(config, info)
     plan = plan_of(keys, round_, config.run.rounds)
-    return LocalClient(info, models, train, plan, rng, round_, held_out, class_weights(keys.class_weights, train))
+    weights = None if keys.class_weights is None else partial(class_weights, keys.class_weights, train)
+    return LocalClient(info, models, train, plan, rng, round_, held_out, weights)
 
 
 def _differing(config: Config, info: ClientInfo) -> tuple[str, ...]:
@@ -229,22 +231,20 @@ def plan_of(keys: TrainKeys, round_: int, rounds: int) -> LocalSGD:
     return LocalSGD(**others, factor=common, parts=parts)
 
 
-def class_weights(asked: Any, train: ClientData) -> Tensor | None:
-    """Return the weight of each class at a client, (L,) float64; None if all weigh alike.
+def class_weights(asked: Any, train: ClientData) -> Tensor:
+    """Return the weight of each class at a client, (L,) float64.
 
     "balanced" gives class c the weight n / (m n_c): n training rows, n_c of class c, m classes that the client has. So
     each of these classes has the same total weight, and the mean weight of the rows is 1. A class that the client lacks
     has weight 1, which counts in smoothed labels only.
 
     Args:
-        asked: ``train.class_weights``.
+        asked: ``train.class_weights``, which is given.
         train: the client's training examples, without those that are held out.
 
     Raises:
         ConfigError: the weights do not fit the classes.
     """
-    if asked is None:
-        return None
     names, classes = train.dataset.classes, train.dataset.num_classes
     if asked == "balanced":
         counts = train.labels.cpu().bincount(minlength=classes).double()
@@ -282,25 +282,22 @@ def check_training(config: Config, algorithm: Algorithm, networks: Iterable[str]
         ConfigError: all faults at once.
     """
     faults: list[str] = []
-    tables = [
-        "",
-        *(f"models.{name}" for name in config.train.models),
-        *(f"clients.{name}" for name in config.train.clients),
-    ]
+    tables: dict[str, TrainKeys] = {"train.": config.train}
+    for section in ("models", "clients"):
+        tables |= {f"train.{section}.{dotted(name)}.": keys for name, keys in getattr(config.train, section).items()}
     parts = dict.fromkeys((*networks, *algorithm.trains))
-    for table in tables:
-        keys = config.train.of([table] if table else ())
-        where = f"train.{table}." if table else "train."
+    for where, keys in tables.items():
         if strangers := [name for name in keys.parts if name not in parts]:
             faults.append(
                 f"{where}parts: {algorithm.name} has no part{'s' * (len(strangers) > 1)} {', '.join(strangers)}; it "
                 f"trains {', '.join(parts)}"
             )
         try:
-            class_weights(keys.class_weights, train)
+            if keys.class_weights is not None:
+                class_weights(keys.class_weights, train)
         except ConfigError as error:
             faults += [fault.replace("train.", where, 1) for fault in error.faults]
-    if faults := list(dict.fromkeys(faults)):
+    if faults:
         raise ConfigError(*faults)
 
 
@@ -573,10 +570,9 @@ def _load(config: Config) -> Dataset:
             **data.options,
         )
     except ConfigError as error:  # a reader names its option, a configuration the whole key
-        faults = str(error).splitlines()
         options = DATASET_OPTIONS[data.dataset]
         raise ConfigError(
-            *(f"data.options.{text}" if text.partition(":")[0] in options else text for text in faults)
+            *(f"data.options.{text}" if text.partition(":")[0] in options else text for text in error.faults)
         ) from error
     return with_units(dataset, config)
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from polyfed.base import files
-from polyfed.base.errors import CheckpointError, ConfigError, DataError, StorageError
+from polyfed.base.errors import CheckpointError, ConfigError, DataError, RunDirError, StorageError
 from polyfed.base.rng import Rng
 from polyfed.base.types import Parts
 from polyfed.config import Config, load_algorithm
@@ -142,6 +142,8 @@ def adapt(
         StorageError: ``out`` is not empty, or cannot be written.
     """
     folder, path = Path(run_dir), Path(data)
+    if not (folder / "config.toml").exists():
+        raise RunDirError(f"{folder} holds no run: it has no config.toml; give the run directory of a run")
     config = Config.load(folder / "config.toml")
     if rounds is not None and rounds < 1:
         raise ConfigError(f"rounds: got {rounds}; expected at least 1")

@@ -37,11 +37,6 @@ class NoData:
         raise NeedsDataError("the number of a client's examples was asked for")
 
     @property
-    def dataset(self) -> Any:
-        """Refuse; class weights are made of it."""
-        raise NeedsDataError("the classes of a client's data were asked for")
-
-    @property
     def labels(self) -> Tensor:
         """Refuse."""
         raise NeedsDataError("a client's labels were asked for")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +46,7 @@ class Input:
         return about
 
 
-class Prepared(nn.Module):
+class Prepared(nn.Module, ABC):
     """Turns inputs into the input of a network, (B, ...) of ``dtype``.
 
     Args:
@@ -57,9 +58,9 @@ class Prepared(nn.Module):
         super().__init__()
         self.inputs, self.dtype = tuple(inputs), dtype
 
+    @abstractmethod
     def example(self, rows: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Return inputs of some rows that are made up: they are nobody's data."""
-        raise NotImplementedError
 
     def of_rows(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return the inputs of rows as a data set holds them, (B, ...)."""

@@ -212,9 +212,11 @@ class _Loader:
         if capacity is not None and not 0 < capacity <= 1:
             raise ConfigError(f"capacity: got {capacity}; expected a number above 0 and at most 1")
         number = None if client is None else self._number(client)
-        whose: dict[str, Any] = {"client": number}
+        whose: dict[str, Any] = {} if number is None else {"client": number}
         if number is not None and self.about.clients:
             whose["name"] = self.about.clients[number]
+        if number is not None and len(self.task.capacities) > 1:
+            whose["capacity"] = self.config.clients.capacity(number)
         with closing(SavedRun(self.folder, self.algorithm.states, "kept")) as saved:
             check_saved(self.folder, self.config, self.task, saved)
             if number is None and capacity is None:

@@ -210,6 +210,13 @@ def test_a_text_in_the_label_of_a_regression_is_no_feature(tmp_path: Path) -> No
         read(tmp_path, "c,y\n1,05\n2,6\n", task="regression")
 
 
+def test_numbers_that_hardly_repeat_are_no_classes(tmp_path: Path) -> None:
+    """Catches a quantity with two rows of each value, which becomes a class for each."""
+    text = "a,y\n" + "".join(f"{k},{10 + k % 12}\n" for k in range(24))
+    with pytest.raises(DataError, match=r'12 different values in 24 rows.*task = "regression"'):
+        read(tmp_path, text)
+
+
 def test_a_number_for_each_row_is_no_class(tmp_path: Path) -> None:
     """Catches a small table whose targets become a class each."""
     text = "a,y\n" + "".join(f"{k},{1000 + 37 * k}\n" for k in range(8))
@@ -260,7 +267,13 @@ def test_dates_are_no_categories(form: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("cells", "doubt"),
-    [((-999, 104.3, 37, 40), -999), ((999, 1, 5, 2), 999), ((-9, 0, 3, 2), -9), ((-9, -8, 3, 2), None)],
+    [
+        ((-999, 104.3, 37, 40), -999),
+        ((999, 1, 5, 2), 999),
+        ((999, 500, 5, 2), None),
+        ((-9, 0, 3, 2), -9),
+        ((-9, -8, 3, 2), None),
+    ],
 )
 def test_a_number_far_from_the_others_is_noted(cells: tuple[float, ...], doubt: float | None, tmp_path: Path) -> None:
     """Catches -999 that becomes a measurement without a word."""
@@ -272,5 +285,20 @@ def test_targets_that_are_far_from_the_size_of_one_are_noted(tmp_path: Path) -> 
     """Catches a training that diverges without a word of the two keys that mend it."""
     text = "a,y\n" + "".join(f"{k},{3000 + 500 * k}\n" for k in range(9))
     found = read(tmp_path, text, task="regression")
-    assert [note for note in doubts(found) if "data.target_offset = 5e+03 and data.target_scale = 1.4e+03" in note]
+    assert [note for note in doubts(found) if "data.target_offset = 5000 and data.target_scale = 1.3e+03" in note]
     assert not doubts(replace(found, target_offset=5000, target_scale=1000))
+    narrow = read(tmp_path, "a,y\n" + "".join(f"{k},{1234 + k / 4}\n" for k in range(9)), task="regression")
+    (note,) = doubts(narrow)
+    assert "data.target_offset = 1235 and data.target_scale = 0.65" in note  # as exact as the scale needs
+    assert not doubts(replace(narrow, target_offset=1235, target_scale=0.65))
+    (note,) = doubts(read(tmp_path, "a,y\n1,7.5\n2,7.5\n", task="regression"))
+    assert note.startswith("all targets are 7.5")
+
+
+@pytest.mark.parametrize("cells", [("1", "x", "x", "x"), ("1", "1", "x", "y")])
+def test_half_of_the_values_or_of_the_cells_are_enough_to_ask(cells: tuple[str, ...], tmp_path: Path) -> None:
+    """Catches a column that becomes a category in silence where half of its values, or of its cells, are numbers."""
+    text = "a,b,y\n" + "".join(f"{cell},{k},{k % 2}\n" for k, cell in enumerate(cells))
+    with pytest.raises(DataError, match="got 'x' in column 'a'; expected a number"):
+        read(tmp_path, text)
+    assert read(tmp_path, text, categorical=["a"]).columns[0].categories == tuple(sorted({*cells}))

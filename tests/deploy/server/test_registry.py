@@ -101,7 +101,7 @@ def test_a_key_that_is_replaced_while_the_run_goes_on_changes_the_node(tmp_path:
 
 def test_what_stops_a_client_is_short_at_the_server_and_names_client_and_remedy(tmp_path: Path) -> None:
     """Catches a refusal without the number of the client, and one that says where the text is but not what to do."""
-    run = Run(tmp_path, config("fedmrl"), ["rounds.min_clients=2"])
+    run = Run(tmp_path, config("fedmrl"), ["rounds.min_clients=1"])
     missing = run.memory.settings[102].model_copy(update={"data": str(tmp_path / "secret-name.csv")})
     nowhere = run.memory.settings[101].model_copy(update={"model": "nowhere_nets:Net"})
     run.memory.settings |= {102: missing, 101: nowhere}

@@ -135,7 +135,7 @@ class RemoteClients:
         self._kept |= dict.fromkeys(answers, key)
         return gathered, {
             client: Report(
-                Work(**headers.fields(answer.work)) if answer.work else Work(),
+                Work(**headers.fields(answer.work or headers.WorkReport())),
                 measure(request.down[client]),
                 found.sizes[client],
                 found.scores.get(client),

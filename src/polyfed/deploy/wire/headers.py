@@ -111,9 +111,9 @@ class RequestHeader(_Header, frozen=True):
 
 
 class WorkReport(BaseModel, frozen=True, extra="forbid"):
-    """Costs of a client's work, as far as the client reports them; see `polyfed.execute.drivers.Work`."""
+    """Costs of a client's work; see `polyfed.execute.drivers.Work`. FLOPs that a client does not report are unknown."""
 
-    flops: _Flops = 0
+    flops: _Flops = "unknown"
     seconds: _Seconds = 0.0
     peak_bytes: _Count = 0
     steps: _Count = 0
@@ -138,8 +138,8 @@ class Counts(BaseModel, frozen=True, extra="forbid"):
     values: Annotated[dict[str, _Values], Field(max_length=1000)] = Field(default_factory=dict)
     sums: Annotated[dict[str, list[_Finite]], Field(max_length=10)] = Field(default_factory=dict)
     majority: _Values = Field(default_factory=dict)
-    flops: _Flops = 0
-    flops_parts: _Flops = 0
+    flops: _Flops = "unknown"
+    flops_parts: _Flops = "unknown"
 
     @model_validator(mode="after")
     def _no_more_than_all(self) -> Counts:
