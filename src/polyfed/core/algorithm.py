@@ -187,7 +187,8 @@ class Algorithm(ABC):
     def predictor_parts(self, private: Any, msg: Any, client: LocalClient) -> Parts | Steps[Parts]:
         """Return the parts with which a client predicts, from its private state and the message that it received.
 
-        This is a coroutine if it needs the client's data; it may request `reduce`, and keeps no state.
+        It may use the client's data: as a coroutine it may request `reduce`. It keeps no state. Clients without state
+        that receive the same message are tested with the same parts if they can be made without data.
         """
 
     def predict(self, nets: Nets, x: Tensor) -> Mapping[str, Tensor]:

@@ -16,14 +16,14 @@ from polyfed.base.text import hint
 from polyfed.base.types import ClientId, Parts
 from polyfed.config import Config, load_algorithm
 from polyfed.core.algorithm import Algorithm, Task
-from polyfed.core.clients import ClientInfo
+from polyfed.core.clients import ClientInfo, NeedsDataError
 from polyfed.core.message import Message, size
 from polyfed.execute.placement import Placement
 from polyfed.models.split import SplitModel
 from polyfed.rounds.federation import configured_info, configured_task
 from polyfed.rounds.identity import Content
 from polyfed.storage.run_dir import SavedRun
-from polyfed.trained.assemble import AssembledParts, NeedsDataError, without_data
+from polyfed.trained.assemble import AssembledParts, without_data
 from polyfed.trained.inputs import prepared
 from polyfed.trained.model import TrainedModel
 from polyfed.trained.preprocessing import Preprocessing, statistics
