@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from polyfed.base import tree
 from polyfed.base.errors import MessageError, ModelError
-from polyfed.blocks.aggregate import CoverageMean, Mean, MeanByName, NestedMean, by_name_mean
+from polyfed.blocks.aggregate import CoverageMean, Mean, MeanByName, by_name_mean
 from polyfed.core.clients import ClientInfo
 from polyfed.core.gather import Gather
 from polyfed.testing.compare import digest
@@ -157,7 +157,7 @@ def test_numbers_of_models_and_weights_must_agree() -> None:
         by_name_mean(models(0, 2), [1], default={})
 
 
-# --------------------------------------------------------------------------------------------------------- NestedMean
+# -------------------------------------------------------------------------------------- CoverageMean, leading blocks
 
 
 def full(seed: int = 0) -> dict[str, Tensor]:
@@ -172,7 +172,7 @@ def test_the_nested_mean_is_a_mean_over_holders(seed: int, clients: list[tuple[i
     default, sent = full(seed), []
     for model, (_, rows, columns) in zip(models(seed + 1, len(clients), torch.float64), clients, strict=True):
         sent.append({"w": model["w"][:rows, :columns]})
-    out = gathered(NestedMean("n", default), sent, [weight for weight, _, _ in clients])
+    out = gathered(CoverageMean(None, "n", default), sent, [weight for weight, _, _ in clients])
     assert torch.equal(out["b"], default["b"])
     for i in range(3):
         for j in range(2):
@@ -181,7 +181,7 @@ def test_the_nested_mean_is_a_mean_over_holders(seed: int, clients: list[tuple[i
             assert float(out["w"][i, j]) == pytest.approx(float(expected), rel=1e-12, abs=1e-13)
 
 
-# ------------------------------------------------------------------------------------------------------- CoverageMean
+# ----------------------------------------------------------------------------------------------- CoverageMean, masks
 
 
 def covered(seed: int, count: int) -> tuple[list[dict[str, Tensor]], list[dict[str, Tensor]]]:
@@ -250,7 +250,7 @@ MASK = {"w": torch.tensor([[True, False], [True, True], [False, False]])}
 SUMS: dict[str, tuple[Gather, tuple[int, ...]]] = {
     "mean": (Mean("n"), (3, 2)),
     "by name": (MeanByName("n"), (3, 2)),
-    "nested": (NestedMean("n", full()), (2, 1)),
+    "nested": (CoverageMean(None, "n", full()), (2, 1)),
     "coverage": (CoverageMean(lambda client: MASK), (3,)),
 }
 BY_NAME = pytest.mark.parametrize("name", SUMS)
@@ -278,7 +278,7 @@ def test_what_comes_in_is_not_written(name: str) -> None:
 def test_what_comes_out_is_not_the_default(name: str) -> None:
     """Catches a total that is written into what clients were sent."""
     default = full()
-    gather = NestedMean("n", default) if name == "nested" else MeanByName("n", default)
+    gather = CoverageMean(None, "n", default) if name == "nested" else MeanByName("n", default)
     before = tree.map_leaves(torch.clone, default)
     gathered(gather, [{"w": default["w"][:2]} if name == "nested" else {"w": default["w"]}] * 2, [1, 2])["w"].zero_()
     assert tree.same(default, before)
@@ -301,11 +301,26 @@ def test_clients_may_change_places(name: str) -> None:
         ("mean", {"v": torch.zeros(3, 2)}, ValueError, "client 1 sent other names"),
         ("by name", {"w": torch.zeros(3)}, ModelError, r"'w' came with the shapes \[\(3,\), \(3, 2\)\]"),
         ("by name", {"w": torch.zeros(3, 1)}, ModelError, r"shapes \[\(3, 1\), \(3, 2\)\]"),
-        ("nested", {"w": torch.zeros(4, 2)}, MessageError, r"'w' came with shape \(4, 2\); .* block of \(3, 2\)"),
+        (
+            "nested",
+            {"w": torch.zeros(4, 2)},
+            MessageError,
+            r"'w' came with shape \(4, 2\); .* block of \(3, 2\)",
+        ),
         ("nested", {"w": torch.zeros(3)}, MessageError, r"'w' came with shape \(3,\)"),
         ("nested", {"v": torch.zeros(3)}, MessageError, r"'v' came with shape \(3,\)"),
-        ("coverage", {"w": torch.zeros(4)}, MessageError, "4 values of 'w' came; its mask keeps 3"),
-        ("coverage", {"w": torch.zeros(3, 2)}, MessageError, "6 values of 'w' came; its mask keeps 3"),
+        (
+            "coverage",
+            {"w": torch.zeros(4)},
+            MessageError,
+            r"'w' came with shape \(4,\); expected \(3,\), .* of \(3, 2\)",
+        ),
+        (
+            "coverage",
+            {"w": torch.zeros(3, 2)},
+            MessageError,
+            r"'w' came with shape \(6,\); expected \(3,\), .* of \(3, 2\)",
+        ),
         ("whole", {"w": torch.zeros(())}, MessageError, r"'w' came with shape \(\); expected \(3, 2\)"),
         ("whole", {"w": torch.zeros(3)}, MessageError, r"'w' came with shape \(3,\)"),
     ],
@@ -343,10 +358,10 @@ def nothing_larger_than(numbers: int, *known: Tensor) -> Iterator[None]:
 
 def test_a_nested_upload_is_never_made_dense() -> None:
     """Catches blocks that are padded to the full shape, one full model for every client."""
-    gather = NestedMean("n", {"w": torch.zeros(300, 200)})
-    total = gather.init()
-    with nothing_larger_than(12, *total["w"]):
-        gather.add(total, ClientInfo(0), {"w": torch.ones(4, 3)}, Upload({}, 1))
+    gather = CoverageMean(None, "n", {"w": torch.zeros(300, 200)})
+    total = gather.add(gather.init(), ClientInfo(0), {"w": torch.ones(4, 3)}, Upload({}, 1))
+    with nothing_larger_than(12, *total["w"][:2]):
+        gather.add(total, ClientInfo(1), {"w": torch.ones(4, 3)}, Upload({}, 1))
 
 
 def test_a_masked_upload_is_never_made_dense() -> None:

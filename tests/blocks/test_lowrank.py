@@ -12,9 +12,9 @@ from torch import Tensor
 from polyfed.base import tree
 from polyfed.base.errors import MessageError, ModelError
 from polyfed.base.rng import Rng
-from polyfed.blocks.aggregate import Mean, NestedMean
+from polyfed.blocks.aggregate import CoverageMean, Mean
 from polyfed.blocks.lowrank import LowRank, canonical, rank
-from polyfed.blocks.submodel import leading, padded
+from polyfed.blocks.submodel import leading, put, take
 from polyfed.core.message import Message, size
 
 
@@ -162,36 +162,40 @@ def test_factors_that_do_not_fit_are_refused(change: dict[str, Any], message: st
 # ------------------------------------------------------------------------------------------------------- nested blocks
 
 
-def test_leading_and_padded_are_inverse() -> None:
+def test_leading_blocks_are_put_back() -> None:
     params = {"w": draw(4, 3), "b": draw(4)}
-    block = leading(params, {"w": (2, 3), "b": (2,)})
+    part = leading({"w": (2, 3), "b": (2,)})
+    block = take(params, part)
     assert torch.equal(block["w"], params["w"][:2])
     block["b"] += 1  # a tensor of its own
     assert not torch.equal(block["b"], params["b"][:2])
-    back = padded({"w": block["w"]}, tree.shapes(params))["w"]
+    back = put({"w": block["w"]}, part, tree.shapes(params))["w"]
     assert torch.equal(back[:2], params["w"][:2])
     assert not back[2:].any()
-    with pytest.raises(ModelError, match=r"'w' has shape \(4, 3\), which has no leading block \(5, 3\)"):
-        leading(params, {"w": (5, 3)})
+    with pytest.raises(ModelError, match=r"'w' has shape \(4, 3\), in which there are no places up to \(5, 3\)"):
+        take(params, leading({"w": (5, 3)}))
     for wrong in ({"w": draw(4, 4)}, {"w": draw(4)}, {"c": draw(4)}):
-        with pytest.raises(MessageError, match="leading block"):
-            padded(wrong, tree.shapes(params))
+        with pytest.raises(MessageError, match="came with shape"):
+            put(wrong, part, tree.shapes(params))
+    assert tree.same(put(block, None, params), put(block, part, params))
+    with pytest.raises(MessageError, match=r"'w' came with shape \(5, 3\); expected a block of \(4, 3\)"):
+        put({"w": draw(5, 3)}, None, tree.shapes(params))
 
 
 def test_each_coordinate_is_averaged_over_who_holds_it() -> None:
     """Catches zeros averaged in, counts instead of weights, and coordinates of nobody's that move."""
     default = {"w": draw(4, 2), "n": torch.tensor(7)}
     models = [{"w": draw(k, 2, seed=k), "n": torch.tensor(k)} for k in (1, 3)]
-    mean = gathered(NestedMean("n", default), models, [1, 3])
+    mean = gathered(CoverageMean(None, "n", default), models, [1, 3])
     expected = default["w"].clone()
     expected[0] = (models[0]["w"][0] + 3 * models[1]["w"][0]) / 4
     expected[1:3] = models[1]["w"][1:3]
     assert torch.allclose(mean["w"], expected, rtol=1e-15)
     assert torch.equal(mean["w"][3], default["w"][3])
     assert int(mean["n"]) == round((1 + 9) / 4)
-    zeros = gathered(Mean("n", of=lambda model: padded(model, tree.shapes(default))), models, [1, 3])
+    zeros = gathered(Mean("n", of=lambda m: put(m, None, tree.shapes(default))), models, [1, 3])
     assert not torch.allclose(zeros["w"], expected)
     whole = [{"w": draw(4, 2, seed=k)} for k in (1, 2)]
-    nested = gathered(NestedMean("n", default), whole, [2, 5])
+    nested = gathered(CoverageMean(None, "n", default), whole, [2, 5])
     assert torch.allclose(nested["w"], gathered(Mean("n"), whole, [2, 5])["w"])
     assert int(nested["n"]) == int(default["n"]) == 7

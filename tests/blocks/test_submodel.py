@@ -12,7 +12,7 @@ from torch import Tensor
 
 from polyfed.base import tree
 from polyfed.base.errors import MessageError
-from polyfed.blocks.submodel import Sparse, above, bias_factor, gates, put_kept, take_kept, top_k_threshold
+from polyfed.blocks.submodel import Sparse, above, bias_factor, gates, put, take, top_k_threshold
 from polyfed.core.message import Message, decode, encode, size
 
 
@@ -38,10 +38,10 @@ def masked_params(draw: st.DrawFn) -> tuple[dict[str, Tensor], dict[str, Tensor]
 @settings(max_examples=60, deadline=None)
 @given(masked_params())
 def test_what_is_spread_is_what_was_kept(case: tuple[dict[str, Tensor], dict[str, Tensor]]) -> None:
-    """Catches values in wrong places, lost or doubled: put_kept(take_kept(p)) = p * mask."""
+    """Catches values in wrong places, lost or doubled: put(take(p)) = p * mask."""
     params, mask = case
     expected = {name: value * mask[name] if name in mask else value for name, value in params.items()}
-    assert tree.same(put_kept(take_kept(params, mask), mask), expected)
+    assert tree.same(put(take(params, mask), mask, tree.shapes(params)), expected)
 
 
 @settings(max_examples=60, deadline=None)
@@ -53,7 +53,7 @@ def test_a_submodel_survives_the_wire(case: tuple[dict[str, Tensor], dict[str, T
     got = decode(encode(Carrier(sent)), Carrier).submodel  # type: ignore[attr-defined]
     shapes = {name: value.shape for name, value in params.items()}
     assert tree.same(got.mask(shapes), {name: mask[name] for name in params if name in mask})
-    assert tree.same(got.dense(shapes), put_kept(take_kept(params, mask), mask))
+    assert tree.same(got.dense(shapes), put(take(params, mask), mask, shapes))
 
 
 @pytest.mark.parametrize(("kept_", "as_indices"), [(0, True), (31, True), (32, False), (33, False), (1024, False)])
@@ -170,10 +170,10 @@ def test_values_that_do_not_fit_their_mask_are_a_message_error() -> None:
     """Catches a client that uploads another number of values than its mask holds."""
     mask = {"w": torch.tensor([True, False, True])}
     for count in (1, 3):
-        with pytest.raises(MessageError, match="its mask keeps 2 weights"):
-            put_kept({"w": torch.ones(count)}, mask)
-    with pytest.raises(MessageError, match="its mask keeps 2 weights"):
-        put_kept({"w": torch.ones(2, 1)}, mask)
+        with pytest.raises(MessageError, match=rf"'w' came with shape \({count},\); expected \(2,\)"):
+            put({"w": torch.ones(count)}, mask, {"w": (3,)})
+    with pytest.raises(MessageError, match=r"'w' came with shape \(2, 1\); expected \(2,\)"):
+        put({"w": torch.ones(2, 1)}, mask, {"w": (3,)})
 
 
 @settings(max_examples=60, deadline=None)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from polyfed.blocks.aggregate import CoverageMean, Mean, MeanByName, NestedMean
+from polyfed.blocks.aggregate import CoverageMean, Mean, MeanByName
 from polyfed.core.clients import ClientInfo
 from polyfed.core.gather import Declared, Each, Fold, Gather, each
 from polyfed.core.message import Message
@@ -115,7 +115,7 @@ FULL = {"w": torch.zeros(2, 3)}
 SUMS: dict[str, Gather] = {
     "mean": Mean("n"),
     "by name": MeanByName("n"),
-    "nested": NestedMean("n", FULL),
+    "nested": CoverageMean(None, "n", FULL),
     "coverage": CoverageMean(lambda client: {"w": torch.ones(2, 3, dtype=torch.bool)}),
     "part": Each(lambda model: float(model["w"].sum())),
 }

@@ -1,13 +1,14 @@
 """Which clients share a stack, which run alone, and who is told why."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import toy
-from fits import FP32, FP64, PLANS, check, dropping, model, normed, request
+from fits import FP32, FP64, PLANS, a_loss, check, dropping, model, normed, request
 
 from polyfed.algorithms.fedavg import FedAvg
 from polyfed.core.clients import ClientInfo
@@ -16,7 +17,8 @@ from polyfed.execute import drivers
 from polyfed.execute.choice import Chosen, ExecutionChoice, ExecutionName
 from polyfed.execute.drivers import Batched, make_driver
 from polyfed.execute.local_training import run_fit
-from polyfed.execute.stacked import run_stacked, why_not
+from polyfed.execute.replay import Replays
+from polyfed.execute.stacked import run_stacked, signature, why_not
 from polyfed.rounds.clients import LocalClients
 from polyfed.rounds.round import play_round
 from polyfed.rounds.selection import draw_cohort
@@ -119,3 +121,27 @@ def test_a_stack_takes_no_more_than_its_memory_and_computes_the_same() -> None:
     assert tight is not None
     for one, other in zip(alone, tight, strict=True):
         check(one.parts, other.parts, 1e-12)
+
+
+def scaled(grad: Any, nets: Any, batch: Any, due: int) -> Any:
+    """A step whose size is its number."""
+    return {part: {name: due * g for name, g in found.items()} for part, found in grad(a_loss).items()}
+
+
+def test_steps_of_unlike_numbers_are_stacked_and_counted_apart() -> None:
+    """Catches clients that step by another's number, a trace of one number that serves all, and fits that run alone."""
+    net = model()
+
+    def asked(k: int) -> Fit:
+        numbers = torch.randint(3, (6,), generator=torch.Generator().manual_seed(k)).tolist()
+        made = request(PLANS["plain"], k=k, net=net, dtype=torch.float64)
+        return replace(made, loss=None, gradient=scaled, every=numbers.__getitem__)
+
+    fits = [asked(k) for k in range(3)]
+    assert signature(fits[0]) == signature(fits[1])
+    stacked = run_stacked(fits, FP64, Replays(after=0))
+    for fit, got in zip(fits, stacked, strict=True):
+        check(got.parts, run_fit(fit, FP64).parts, 1e-12)
+    kinds = drivers._steps(fits[0])  # pyright: ignore[reportPrivateUsage]
+    assert len({due for _, due in kinds}) > 1
+    assert sum(kinds.values()) == 6

@@ -7,11 +7,14 @@ a unit in the last place of 1e-16 each, which three rounds of training enlarge. 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from small import config
 from torch import Tensor
 from torch.nn import functional
@@ -21,6 +24,7 @@ from polyfed.base import tree
 from polyfed.core.message import State, assemble, decode, disassemble, encode, flatten
 from polyfed.execute.drivers import make_driver
 from polyfed.execute.placement import Placement
+from polyfed.metrics.catalogue import TaskKind, of_task
 from polyfed.parallel.clients import resident
 from polyfed.rounds.callbacks import Interrupted, Quiet
 from polyfed.rounds.clients import LocalClients
@@ -159,3 +163,59 @@ def test_workers_beside_a_gpu_do_what_one_process_does(device: str, tmp_path: Pa
     }
     assert accuracies(tmp_path / "2") == accuracies(tmp_path / "1")
     assert found[1]["bytes"] == found[2]["bytes"]
+
+
+def noise(path: Path, y: NDArray[Any]) -> str:
+    """A file of grey images with these labels."""
+    x = np.random.default_rng(0).integers(0, 256, (len(y), 1, 16, 16), dtype=np.uint8)
+    classes = {"classes": np.array([str(c) for c in range(10)])} if y.dtype == np.int64 else {}
+    np.savez(path, x=x, y=y, **classes)
+    return str(path)
+
+
+def metrics(folder: Path, **sections: Mapping[str, Any]) -> list[float]:
+    """All metrics of all evaluations of a run, by client."""
+    simulate(config(**sections), out=folder, progress=False)
+    rows = [json.loads(line) for line in (folder / "clients.jsonl").read_text().splitlines()]
+    return [value for row in rows for value in row.get("metrics", {}).values() if value is not None]
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_every_metric_is_that_of_the_cpu(device: str, task: TaskKind, tmp_path: Path) -> None:
+    """Catches a tally that mixes up rows there, and class weights or smoothing that stay behind."""
+    sections: dict[str, dict[str, Any]] = {"train": {"class_weights": "balanced", "label_smoothing": 0.1, "clip": 1.0}}
+    if task == "regression":
+        path = noise(tmp_path / "all.npz", np.arange(240) % 10 + 0.5)
+        data = {"dataset": "npz", "path": path, "options": {"layout": "NCHW"}, "task": task}
+        sections = {
+            "data": {**data, "target_offset": 4.5, "target_scale": 3.0},
+            "partition": {"kind": "iid", "alpha": None},
+            "clients": {"models": ["resnet8(width=5)"]},
+            "algorithm": {"name": "fedavg"},
+        }
+    run = {"precision": "fp64", "metrics": list(of_task(task))}
+    here = metrics(tmp_path / "here", **sections, run=run)
+    assert len(here) >= 36
+    assert metrics(tmp_path / "there", **sections, run={**run, "device": device}) == pytest.approx(here, rel=1e-6)
+
+
+def test_a_trained_model_says_there_what_it_says_here(fp32: Placement, tmp_path: Path) -> None:
+    run = simulate(config(run={"device": str(fp32.device), "rounds": 1}), out=tmp_path / "run", progress=False)
+    x, _ = prepare(config()).data.train(0).batch(torch.arange(5), dtype=torch.float32)
+    model = run.model(0)
+    here = model(x)
+    there = model.to(fp32.device)(fp32.put(x))
+    assert there.device.type == fp32.device.type
+    assert torch.allclose(there.cpu(), here, rtol=1e-4, atol=1e-5)
+
+
+def test_a_client_adapts_there_as_here(device: str, tmp_path: Path) -> None:
+    run = simulate(
+        config(run={"precision": "fp64", "rounds": 1, "eval_every": 1}), out=tmp_path / "run", progress=False
+    )
+    new = noise(tmp_path / "new.npz", np.arange(30) % 10)
+    found = [run.adapt(new, options={"layout": "NCHW"}, device=where) for where in ("cpu", device)]
+    for way in ("adapted", "alone"):
+        here, there = (getattr(each, way) for each in found)
+        assert here.keys() == there.keys()
+        assert all(there[name] == pytest.approx(here[name], rel=1e-6) for name in here)

@@ -33,6 +33,7 @@ def size(model: SplitModel) -> int:
         ("cnn4", 1_060_358, 1_105_448),
         ("cnn5", 670_058, 715_148),
         ("cnn5(rep_dim=100)", 465_658, 474_748),
+        ("vit", 141_898, 147_748),
         ("resnet18", 11_173_962, 11_220_132),
         ("resnet8", 78_042, 83_892),
         ("in-resnet10-small", 308_826, 320_436),
@@ -205,6 +206,37 @@ def test_projector() -> None:
         projector(6, 5, "cubic")
 
 
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28)])
+def test_a_vision_transformer(shape: tuple[int, ...]) -> None:
+    """Catches a cut in another place, tokens that are mixed up, and sides that leave a part of the image out."""
+    model = image("vit(depth=1)", shape=shape)
+    params = model.init(Rng((0,)))
+    x = torch.randn(2, *shape)
+    tokens = (shape[1] // 4) ** 2
+    assert (model.s_in_shape, model.rep_dim) == ((tokens, 64), 64)
+    assert model.classifier_names == {"fc.weight", "fc.bias"}
+    places = params["patches.places"]
+    moved = x.clone()
+    moved[..., :4, :4], moved[..., :4, 4:8] = x[..., :4, 4:8], x[..., :4, :4]  # two patches change places, and
+    swapped = {**params, "patches.places": places[:, [1, 0, *range(2, tokens)]]}  # so do their vectors
+    assert torch.allclose(model(params, x), model(swapped, moved), atol=1e-5)
+    assert not torch.allclose(model(params, x), model(params, moved), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("spec", "shape", "message"),
+    [
+        ("vit", (3, 30, 32), r"multiples of 4, got samples of shape \(3, 30, 32\); set data.image_size"),
+        ("vit", (7,), "takes images"),
+        ("vit(heads=5)", (3, 32, 32), "set heads to a divisor of width"),
+    ],
+)
+def test_images_that_a_vision_transformer_does_not_take(spec: str, shape: tuple[int, ...], message: str) -> None:
+    """Catches pixels that are left out in silence."""
+    with pytest.raises(ModelError, match=message):
+        image(spec, shape=shape)
+
+
 def test_every_model_of_the_catalogue_is_tested_above() -> None:
-    tested = {"cnn1", "cnn3", "cnn4", "resnet18", *(f"in-resnet{depth}" for depth in (10, 14, 18, 22, 26))}
+    tested = {"cnn1", "cnn3", "cnn4", "resnet18", "vit", *(f"in-resnet{depth}" for depth in (10, 14, 18, 22, 26))}
     assert tested | set(SMALL) == set(MODELS)

@@ -25,7 +25,7 @@ from torch import Tensor
 from polyfed.algorithms.fedmrl import FedMRL
 from polyfed.algorithms.fedmrl_adaptive import FedMRLAdaptive
 from polyfed.base import tree
-from polyfed.blocks.submodel import padded
+from polyfed.blocks.submodel import put
 from polyfed.core.requests import each, exchange
 
 
@@ -89,7 +89,7 @@ class ZerosCount(FedMRLAdaptive):
     def server_round(self, server: Any, cohort: Any) -> Any:
         gather = {"G": each, "num_examples": each, "width": each}
         got = yield from exchange(cohort, lambda client: self.message_for(server, client), gather=gather)
-        models = [padded(model, tree.shapes(server.G)) for model in got["G"].values()]
+        models = [put(model, None, tree.shapes(server.G)) for model in got["G"].values()]
         return self.Server(plain.mean(models, [*got["num_examples"].values()]), server.shapes, got["width"])
 
 

@@ -42,7 +42,7 @@ class Movements(CoverageMean):
     """Counts the clients whose change is not zero."""
 
     def add(self, total: Any, client: Any, value: Any, upload: Any) -> Any:
-        moved = {name: m.masked_scatter(m, value[name] != 0) for name, m in self.mask(client).items()}
+        moved = {name: m.masked_scatter(m, value[name] != 0) for name, m in self.part(client).items()}
         kept = {name: v[v != 0] if name in moved else v for name, v in value.items()}
         return CoverageMean(lambda _: moved).add(total, client, kept, upload)
 
@@ -53,7 +53,7 @@ class CountsMovements(FIARSE):
     def server_round(self, server: Any, cohort: Any) -> Any:
         steps = super().server_round(server, cohort)
         request: Any = next(steps)
-        got = yield replace(request, gather={"delta": Movements(request.gather["delta"].mask)})
+        got = yield replace(request, gather={"delta": Movements(request.gather["delta"].part)})
         try:
             steps.send(got)
         except StopIteration as stop:

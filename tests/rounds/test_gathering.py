@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from polyfed.base.rng import Rng
-from polyfed.blocks.aggregate import CoverageMean, Mean, MeanByName, NestedMean
+from polyfed.blocks.aggregate import CoverageMean, Mean, MeanByName
 from polyfed.core.clients import ClientInfo
 from polyfed.core.gather import Declared, Gathered, each
 from polyfed.core.message import Message
@@ -42,7 +42,12 @@ def up(client: int) -> Up:
 
 
 GATHER: dict[str, Declared] = {
-    "model": (Mean("n"), MeanByName("n"), NestedMean("n", {"w": torch.zeros(7, 4, dtype=torch.float64)}), each),
+    "model": (
+        Mean("n"),
+        MeanByName("n"),
+        CoverageMean(None, "n", {"w": torch.zeros(7, 4, dtype=torch.float64)}),
+        each,
+    ),
     "delta": CoverageMean(mask),
     "n": each,
 }

@@ -155,12 +155,16 @@ def test_every_supervised_term_of_every_algorithm_is_weighed(name: str, tmp_path
     """Catches one cross-entropy of several that ignores the weights; FedGen's made representations have none."""
     weighed: list[bool] = []
     at_clients: list[bool] = []
-    real = functional.cross_entropy
+    real, total = functional.cross_entropy, losses.total_weight
 
     def watched(logits: Any, y: Any, **keys: Any) -> Any:
         if y.dim() == 1:  # not of a distillation, whose targets are distributions
             weighed.append(keys.get("weight") is not None)
         return real(logits, y, **keys)
+
+    def watched_total(batch: Any) -> Any:  # of a cross-entropy among the client's classes, which is written out
+        weighed.append(isinstance(batch, WeightedBatch) and batch.weights is not None)
+        return total(batch)
 
     fed = Subject(name, tmp_path).federation({"train": {"class_weights": "balanced", "epochs": None, "steps": 1}})
     game = toy.play(fed)
@@ -175,6 +179,7 @@ def test_every_supervised_term_of_every_algorithm_is_weighed(name: str, tmp_path
 
     monkeypatch.setattr(game.clients, "_train", without_the_server)
     monkeypatch.setattr(losses.functional, "cross_entropy", watched)
+    monkeypatch.setattr(losses, "total_weight", watched_total)
     game.round().round()  # FedL2G trains no network in the laws' first round
     assert len(at_clients) >= 12
     assert at_clients.count(False) == (len(at_clients) / 2 if name == "fedgen" else 0)

@@ -27,7 +27,7 @@ from polyfed.config import Config, algorithm_class, load_algorithm
 from polyfed.core.algorithm import Algorithm
 from polyfed.core.clients import ClientInfo, LocalClient
 from polyfed.core.requests import drive
-from polyfed.data.client import FederatedData
+from polyfed.data.client import ClientData, FederatedData
 from polyfed.data.dataset import Dataset
 from polyfed.data.partition.partition import Partition
 from polyfed.data.sources import load_dataset
@@ -120,19 +120,20 @@ def test_every_algorithm_adapts_a_client_and_keeps_its_model(name: str, tmp_path
         else f"{name} {silent or 'has no private part: the adapted model is the server' + chr(39) + 's, as it is'}"
     )
     if not private:
-        assert same(parts_of(tmp_path / "fifth"), server_parts(run))
+        train = ClientData(dataset, partition.train(0), augment=False)
+        assert same(parts_of(tmp_path / "fifth"), server_parts(run, train))
 
 
-def server_parts(run: Trained) -> Parts:
-    """What a client of the first kind predicts with, where nothing is private."""
+def server_parts(run: Trained, train: ClientData) -> Parts:
+    """What a client of the first kind with these rows predicts with, where nothing is private."""
     algorithm = load_algorithm(run.config.algorithm.name, run.config.algorithm.keys)
     about = Preprocessing.read(run.folder)
     task = configured_task(run.config, about.input_shape, about.num_classes)
     info: Any = ClientInfo(0, 1.0, str(run.config.clients.model(0)))
     with closing(SavedRun(run.folder, algorithm.states)) as saved:
         message = algorithm.message_for(saved.server, info)
-    models = algorithm.models(task, task.build(run.config.clients.model(0)))
-    client = LocalClient(info, models, None, plan_of(run.config.train, 1, 2), Rng((0,)))  # pyright: ignore[reportArgumentType]
+    models = algorithm.models_at(task, task.build(run.config.clients.model(0)), info.capacity)
+    client = LocalClient(info, models, train, plan_of(run.config.train, 1, 2), Rng((0,)))
     return drive(algorithm.predictor_parts(algorithm.init_client(client), message, client), lambda request: None)
 
 

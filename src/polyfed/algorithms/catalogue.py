@@ -52,6 +52,10 @@ ALGORITHMS: dict[str, tuple[str, str]] = {
         "polyfed.algorithms.fedproto:FedProto",
         "mean representations by class, which every client's own are pulled to (Tan et al. 2022)",
     ),
+    "fedrolex": (
+        "polyfed.algorithms.fedrolex:FedRolex",
+        "each client trains a window of channels that moves on every round (Alam et al. 2022)",
+    ),
     "fedtgp": (
         "polyfed.algorithms.fedtgp:FedTGP",
         "prototypes that the server trains to keep apart, which clients are pulled to (Zhang et al. 2024)",
@@ -60,9 +64,17 @@ ALGORITHMS: dict[str, tuple[str, str]] = {
         "polyfed.algorithms.fiarse:FIARSE",
         "each client trains the largest weights that its capacity allows (Wu et al. 2024)",
     ),
+    "fjord": (
+        "polyfed.algorithms.fjord:FjORD",
+        "each client trains the first channels of every layer, at widths drawn up to its own (Horváth et al. 2021)",
+    ),
     "fml": (
         "polyfed.algorithms.fml:FML",
         "a private and a shared model teach each other, the shared one is averaged (Shen et al. 2020)",
+    ),
+    "heterofl": (
+        "polyfed.algorithms.heterofl:HeteroFL",
+        "each client trains the first channels of every layer that its capacity allows (Diao et al. 2021)",
     ),
     "lg-fedavg": (
         "polyfed.algorithms.lg_fedavg:LGFedAvg",

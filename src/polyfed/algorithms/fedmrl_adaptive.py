@@ -17,9 +17,9 @@ from polyfed.base.errors import MessageError
 from polyfed.base.ranges import NonNegative, Positive, Share
 from polyfed.base.rng import Rng
 from polyfed.base.types import Params
-from polyfed.blocks.aggregate import NestedMean
+from polyfed.blocks.aggregate import CoverageMean
 from polyfed.blocks.matryoshka import at_width, losses_at_widths, networks, ones_up_to, sums_at_widths, widths_up_to
-from polyfed.blocks.submodel import leading, padded
+from polyfed.blocks.submodel import leading, put, take
 from polyfed.core.algorithm import Algorithm, Task
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
 from polyfed.core.message import Message, State
@@ -98,7 +98,7 @@ class FedMRLAdaptive(Algorithm):
 
     def server_round(self, server: Server, cohort: Cohort) -> Steps[State]:
         """Each client its width; each coordinate averaged by n_k over the clients that hold it; nobody's stay."""
-        gather = {"G": NestedMean("num_examples", default=server.G), "width": each}
+        gather = {"G": CoverageMean(None, "num_examples", default=server.G), "width": each}
         got = yield from exchange(cohort, lambda client: self.message_for(server, client), gather=gather)
         return self.Server(got["G"], server.shapes, {**server.widths, **got["width"]})
 
@@ -116,7 +116,7 @@ class FedMRLAdaptive(Algorithm):
         F, P, G = (fitted.parts[part] for part in ("F", "P", "G"))
         seen = yield from reduce(client, {**fitted.parts, **widths}, self.validation, held_out=True)
         width, needed = self.next_width(seen["V"].tolist(), private.needed)
-        return self.Private(F, P, needed), self.Upload(leading(G, tree.shapes(msg.G)), len(client.train), width)
+        return self.Private(F, P, needed), self.Upload(take(G, leading(tree.shapes(msg.G))), len(client.train), width)
 
     def loss(self, nets: Nets, batch: Batch) -> Tensor:
         """The mean over the widths m <= d of CE(y_G, y) + CE(y_F, y): with a ladder of one width, FedMRL's loss."""
@@ -137,12 +137,12 @@ class FedMRLAdaptive(Algorithm):
     def message_for(self, server: Server, client: ClientInfo) -> Broadcast:
         """G up to the width that the client asked for."""
         width = server.widths.get(client.id, self.rep_dim)
-        return self.Broadcast(leading(server.G, server.shapes[width]), width)
+        return self.Broadcast(take(server.G, leading(server.shapes[width])), width)
 
     def predictor_parts(self, private: Private, msg: Broadcast, client: LocalClient) -> dict[str, Params]:
         """G with zeros behind the width, the client's own F and P, and the widths that it can be used at."""
         widths = {"masks": ones_up_to([m for m in self.ladder if m <= msg.width], self.rep_dim)}
-        return {"G": padded(msg.G, client.models["G"].shapes), "F": private.F, "P": private.P, "widths": widths}
+        return {"G": put(msg.G, None, client.models["G"].shapes), "F": private.F, "P": private.P, "widths": widths}
 
     def predict(self, nets: Nets, x: Tensor) -> Mapping[str, Tensor]:
         """FedMRL's fused inference modes at the client's width."""

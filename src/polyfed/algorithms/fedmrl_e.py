@@ -23,7 +23,7 @@ from polyfed.base.types import Params, Parts
 from polyfed.blocks.aggregate import Mean
 from polyfed.blocks.losses import task_loss
 from polyfed.blocks.matryoshka import fuse, networks, prefix
-from polyfed.blocks.submodel import leading, overlaid
+from polyfed.blocks.submodel import leading, put, take
 from polyfed.core.algorithm import Algorithm, Task
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
 from polyfed.core.message import Message, State
@@ -115,7 +115,7 @@ class FedMRLE(Algorithm):
         """Train G, F_k and P_k together; keep F_k and P_k, send G."""
         fitted = yield from fit(client, self.predictor_parts(private, msg, client), loss=self.loss)
         F, P, G = (fitted.parts[part] for part in ("F", "P", "G"))
-        H = leading(client.models["F"].head(F), tree.shapes(msg.H))
+        H = take(tree.pick(client.models["F"].head(F), msg.H), leading(tree.shapes(msg.H)))
         return self.Private(F, P), self.Upload(tree.pick(G, msg.G), H, len(client.train))
 
     def loss(self, nets: Nets, batch: Batch) -> Tensor:
@@ -137,8 +137,7 @@ class FedMRLE(Algorithm):
         G = client.models["G"]
         header = {name: torch.zeros(G.shapes[name]) for name in G.shapes if name in G.classifier_names}
         F = client.models["F"]
-        own = F.head(private.F)
-        head = {**own, **{name: overlaid(own[name], block) for name, block in msg.H.items()}}
+        head = put(msg.H, None, F.head(private.F))
         return {"G": {**msg.G, **header}, "F": F.with_head(private.F, head), "P": private.P}
 
     def predict(self, nets: Nets, x: Tensor) -> Mapping[str, Tensor]:

@@ -23,7 +23,7 @@ from polyfed.base.rng import Rng
 from polyfed.base.types import Params, Parts
 from polyfed.blocks.aggregate import CoverageMean
 from polyfed.blocks.losses import supervised
-from polyfed.blocks.submodel import Sparse, above, apply_mask, bias_factor, gates, take_kept, top_k_threshold
+from polyfed.blocks.submodel import Sparse, above, apply_mask, bias_factor, gates, take, top_k_threshold
 from polyfed.core.algorithm import Algorithm, Task
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
 from polyfed.core.message import Message, Nothing, State
@@ -113,7 +113,7 @@ class FIARSE(Algorithm):
         frozen = {"gate": parts["gate"], "mask": mask}
         fitted = yield from fit(client, {"model": parts["model"]}, gradient=self.gradient, frozen=frozen)
         delta = tree.sub(fitted.parts["model"], parts["model"])  # lines 10-11, with the opposite sign
-        return private, self.Upload(take_kept(delta, mask))
+        return private, self.Upload(take(delta, mask))
 
     def gradient(self, grad: Grad, nets: Nets, batch: Batch, due: bool) -> Parts:
         """g(x) = dF/dw * M(x) * (1 + 2 |x| theta / (|x| + theta)^2) at w = x * M(x).                Eq. 3."""

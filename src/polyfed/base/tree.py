@@ -57,6 +57,11 @@ def drop(params: Params, names: Iterable[str]) -> dict[str, Tensor]:
     return {name: value for name, value in params.items() if name not in unwanted}
 
 
+def under(params: Params, prefix: str) -> dict[str, Tensor]:
+    """Return the entries whose names begin with ``prefix``, under the rest of their names."""
+    return {name.removeprefix(prefix): value for name, value in params.items() if name.startswith(prefix)}
+
+
 def shapes(params: Params) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor."""
     return {name: tuple(value.shape) for name, value in params.items()}

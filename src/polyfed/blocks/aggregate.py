@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polyfed.base.errors import MessageError, ModelError
+from polyfed.base import tree
+from polyfed.base.errors import ModelError
 from polyfed.base.types import Params
-from polyfed.blocks.submodel import Mask
+from polyfed.blocks.submodel import Part, Slice, check_fits, leading
 from polyfed.core.clients import ClientInfo
 from polyfed.core.gather import Gather
 from polyfed.core.message import Message
@@ -149,64 +150,23 @@ class Mean(Gather):
 
 
 @dataclass(frozen=True)
-class NestedMean(Gather):
-    """For each coordinate the weighted mean over the uploads that hold it; ``default`` where none does.
-
-    Args:
-        weight: as of `MeanByName`.
-        default: what is averaged, at full shape; an upload has leading blocks of its tensors: the first rows, columns
-            and so on.
-    """
-
-    weight: str | None
-    default: Params
-
-    def init(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Zeros for sums and weights, at full shape."""
-        return {
-            name: (torch.zeros_like(value, dtype=torch.float64), torch.zeros_like(value, dtype=torch.float64))
-            for name, value in self.default.items()
-        }
-
-    def add(self, total: Any, client: ClientInfo, value: Params, upload: Message) -> Any:
-        """One more upload.
-
-        Raises:
-            MessageError: a name that ``default`` lacks, or a block that does not fit.
-        """
-        weight = _weight(upload, self.weight)
-        for name, block in value.items():
-            shape = tuple(self.default[name].shape) if name in self.default else ()
-            if block.dim() != len(shape) or any(a > b for a, b in zip(block.shape, shape, strict=True)):
-                raise MessageError(
-                    f"{name!r} came with shape {tuple(block.shape)}; expected a leading block of {shape}"
-                )
-            corner = tuple(map(slice, block.shape))
-            total[name][0][corner].add_(block, alpha=weight)
-            total[name][1][corner].add_(weight)
-        return total
-
-    def finish(self, total: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-        """The means."""
-        tiny = torch.finfo(torch.float64).tiny
-        return {
-            name: _like(torch.where(weight > 0, sums / weight.clamp_min(tiny), self.default[name].double()), like.dtype)
-            for (name, (sums, weight)), like in zip(total.items(), self.default.values(), strict=True)
-        }
-
-
-@dataclass(frozen=True)
 class CoverageMean(Gather):
-    """Per coordinate the unweighted mean over the clients whose mask covers it; 0 where none does.
+    """For each coordinate the weighted mean over the clients whose part covers it.
 
-    The count is of masks, never of non-zero values: a covered weight that did not move still counts.
+    What counts is what a part covers, never what is not zero: a covered weight that did not move still counts.
 
     Args:
-        mask: of a client. An upload holds, of each tensor that the mask names, the values that it keeps, flat and in
-            order; a tensor that it does not name comes whole and counts everywhere.
+        part: what a client holds, such as a mask or a `polyfed.blocks.submodel.Slice`. An upload holds what
+            `polyfed.blocks.submodel.take` takes; a tensor that the part does not name comes whole. None: of each tensor
+            the leading block of the shape that comes: the first rows, columns and so on.
+        weight: as of `MeanByName`.
+        default: tensors at full shape, whose values stay, bit by bit, where no client covers a coordinate. Without them
+            the mean is 0 there, as is right for changes; leading blocks need them, as they do not say the full shapes.
     """
 
-    mask: Callable[[ClientInfo], Mask]
+    part: Callable[[ClientInfo], Part] | None
+    weight: str | None = None
+    default: Params | None = None
 
     def init(self) -> dict[str, tuple[Tensor, Tensor, torch.dtype]]:
         """No names."""
@@ -216,29 +176,73 @@ class CoverageMean(Gather):
         """One more upload.
 
         Raises:
-            MessageError: a tensor does not hold as many values as the mask keeps, or has another shape than before.
+            MessageError: a tensor is none of ``default``, or has not the shape of what the part holds of it.
         """
-        mask = self.mask(client)
-        for name, kept in value.items():
-            whole = mask[name].to(kept.device) if name in mask else torch.ones_like(kept, dtype=torch.bool)
+        part = leading(tree.shapes(value)) if self.part is None else self.part(client)
+        weight = _weight(upload, self.weight)
+        for name, held in value.items():
+            where = part.get(name, ...)
+            if isinstance(where, Tensor):
+                where, held = where.to(held.device), held.reshape(-1)
             if name not in total:
-                total[name] = (
-                    torch.zeros(whole.shape, dtype=torch.float64, device=kept.device),
-                    torch.zeros(whole.shape, dtype=torch.int64, device=kept.device),
-                    kept.dtype,
-                )
-            sums, count, _ = total[name]
-            if whole.shape != sums.shape:
-                raise MessageError(f"{name!r} came with shape {tuple(whole.shape)}; expected {tuple(sums.shape)}")
-            if kept.numel() != int(whole.sum()):
-                raise MessageError(f"{kept.numel()} values of {name!r} came; its mask keeps {int(whole.sum())}")
-            sums[whole] += kept.reshape(-1)
-            count += whole
+                shape = self._shape(part, name, held)
+                zeros = torch.zeros(shape or (), dtype=torch.float64, device=held.device)
+                check_fits(name, held, part, shape)
+                total[name] = (zeros, zeros.clone(), held.dtype)
+            else:
+                check_fits(name, held, part, tuple(total[name][0].shape))
+            sums, weights, _ = total[name]
+            sums[where] = sums[where].add(held, alpha=weight)
+            weights[where] += weight
         return total
 
+    def _shape(self, part: Part, name: str, held: Tensor) -> tuple[int, ...] | None:
+        """The full shape of a tensor; None for one that there is not."""
+        if self.default is not None:
+            return tuple(self.default[name].shape) if name in self.default else None
+        if isinstance(part, Slice):
+            return part.shapes.get(name, tuple(held.shape))
+        where = part.get(name, held)
+        if not isinstance(where, Tensor):
+            raise TypeError("a mean over leading blocks needs their full shapes; give CoverageMean a default")
+        return tuple(where.shape)
+
     def finish(self, total: Mapping[str, tuple[Tensor, Tensor, torch.dtype]]) -> dict[str, Tensor]:
-        """The means; of integers in float64, as a mean change of a counter need not be whole."""
+        """The means; without ``default`` those of integers in float64, as a counter's mean change need not be whole."""
+        tiny = torch.finfo(torch.float64).tiny
+        means = {name: sums / weights.clamp_min(tiny) for name, (sums, weights, _) in total.items()}
+        if self.default is None:
+            types = {name: dtype if dtype.is_floating_point else torch.float64 for name, (_, _, dtype) in total.items()}
+            return {name: mean.to(types[name]) for name, mean in means.items()}
+        covered = {name: weights > 0 for name, (_, weights, _) in total.items()}
         return {
-            name: (sums / count.clamp(min=1)).to(dtype if dtype.is_floating_point else torch.float64)
-            for name, (sums, count, dtype) in total.items()
+            name: _like(torch.where(covered[name], means[name], value.double()), value.dtype)
+            if name in means
+            else value
+            for name, value in self.default.items()
         }
+
+
+@dataclass(frozen=True)
+class OwnRows(CoverageMean):
+    """`CoverageMean` in which a client covers, of the tensors ``head``, the rows of its own classes alone.
+
+    An upload has all rows, and a field ``classes``, (L,) bool, that says which count.
+
+    Args:
+        head: names of tensors whose first dimension has the classes.
+    """
+
+    head: tuple[str, ...] = ()
+
+    def add(self, total: Any, client: ClientInfo, value: Params, upload: Any) -> Any:
+        """One more upload; errors as of `CoverageMean`."""
+        assert self.part is not None
+        part, rows = dict(self.part(client)), upload.classes.nonzero()[:, 0]
+        for name in self.head:
+            axes = list(part.get(name, tuple(map(slice, value[name].shape))))
+            axes = [rows, *(torch.arange(axis.stop) if isinstance(axis, slice) else axis for axis in axes[1:])]
+            ones = [1] * len(axes)
+            part[name] = tuple(a.reshape(*ones[:d], -1, *ones[d + 1 :]) for d, a in enumerate(axes))
+        own = {name: held[rows] if name in self.head else held for name, held in value.items()}
+        return CoverageMean(lambda _: part, self.weight, self.default).add(total, client, own, upload)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -72,6 +74,32 @@ def probabilities(logits: Tensor) -> Tensor:
     exact = logits.double()
     none = (exact == -torch.inf).all(dim=1, keepdim=True)
     return exact.masked_fill(none, 0.0).softmax(dim=1)
+
+
+def without(logits: Tensor, present: Tensor, value: float | None = None) -> Tensor:
+    """Logits (B, L) in which classes that are not ``present``, (L,) bool, have ``value``.
+
+    None is the lowest finite number, with which a class has the probability 0.
+    """
+    return logits.masked_fill(~present, torch.finfo(logits.dtype).min if value is None else value)
+
+
+def cross_entropy_among(
+    logits: Tensor, batch: Batch, present: Tensor, absent: Literal["excluded", "zero", "kept"] = "excluded"
+) -> Tensor:
+    """`cross_entropy` for a client that has some classes only.
+
+    Args:
+        logits: (B, L).
+        batch: inputs and labels (B,), which are among the classes present.
+        present: (L,) bool.
+        absent: how the other classes count: not at all, so that what label smoothing gives to them is dropped;
+            ``"zero"``, with the logit 0, which takes probability; ``"kept"``, with their own logits.
+    """
+    if absent != "excluded":
+        return cross_entropy(without(logits, present, 0.0) if absent == "zero" else logits, batch)
+    log_p = functional.log_softmax(without(logits, present), dim=1).masked_fill(~present, 0)
+    return -(soft_labels(batch, log_p) * log_p).sum() / total_weight(batch)
 
 
 def mean_squared_error(prediction: Tensor, target: Tensor) -> Tensor:

@@ -1,7 +1,13 @@
-"""Submodels chosen weight by weight: masks, and the sparse form in which they travel."""
+"""Parts of a model: weights chosen one by one (`Mask`) or by channel (`Slice`), and the form in which masks travel.
+
+A part says of each tensor which places it holds. Three functions serve all parts: `take` gives the values there, `put`
+puts values back, `coverage` says where. `polyfed.blocks.aggregate.CoverageMean` averages what parts cover.
+"""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Annotated, TypeAlias
 
 import numpy as np
@@ -9,10 +15,18 @@ import torch
 from torch import Tensor
 
 from polyfed.base.errors import MessageError, ModelError
+from polyfed.base.rng import Rng
 from polyfed.base.types import Params
 from polyfed.core.message import INDICES, Record
+from polyfed.models.channels import Channels, channels, narrowed
+from polyfed.models.split import SplitModel
 
-#: One bool per weight for the tensors that are masked; a tensor that is not named is held whole.
+#: The places that are held of a tensor, as an index: one bool per weight; or for each dimension ``slice(0, n)`` or the
+#: positions, reshaped so that they broadcast.
+Index: TypeAlias = "Tensor | tuple[Tensor | slice, ...]"
+#: What is held of a model, by tensor; a tensor that is not named is held whole.
+Part: TypeAlias = Mapping[str, Index]
+#: A part with one bool per weight of each tensor that it names.
 Mask: TypeAlias = Mapping[str, Tensor]
 
 
@@ -69,64 +83,313 @@ def bias_factor(x: Tensor, theta: Tensor, bias: bool) -> Tensor | float:
     return 1.0 + 2.0 * x.abs() * theta / (x.abs() + theta).square().clamp_min(torch.finfo(x.dtype).tiny)
 
 
-def leading(params: Params, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Of every tensor the leading block of that shape: ``value[:a, :b, ...]``, as a tensor of its own.
+def take(params: Params, part: Part) -> dict[str, Tensor]:
+    """The values that are held of each tensor, in a tensor of their own; what ``part`` does not name, as it is.
+
+    It is differentiable, and may run under vmap where the part is not a mask.
 
     Raises:
-        ModelError: a block is larger than its tensor, or has another number of dimensions.
+        ModelError: a tensor does not have the places.
     """
+    return {name: _taken(name, value, part[name]) if name in part else value for name, value in params.items()}
+
+
+def put(values: Params, part: Part | None, elsewhere: Mapping[str, Tensor | Sequence[int]]) -> dict[str, Tensor]:
+    """The inverse of `take`: the values in their places.
+
+    Args:
+        values: what is held of each tensor; not all tensors need be there.
+        part: what that is; None: leading blocks, as large as the values.
+        elsewhere: tensors at full shape, whose values stay where the part has none; or their shapes, for zeros there. A
+            tensor that ``values`` does not name stays, too.
+
+    Raises:
+        MessageError: a tensor is unknown, or has not the shape of what is held of it.
+    """
+    part = leading({name: value.shape for name, value in values.items()}) if part is None else part
+    out = {name: value for name, value in elsewhere.items() if isinstance(value, Tensor)}
+    for name, value in values.items():
+        base = elsewhere.get(name, ())
+        shape = tuple(base.shape if isinstance(base, Tensor) else base)
+        check_fits(name, value, part, shape if name in elsewhere else None)
+        out[name] = value
+        if name in part:
+            out[name] = base.clone() if isinstance(base, Tensor) else value.new_zeros(shape)
+            out[name][part[name]] = value
+    return out
+
+
+def coverage(part: Part, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+    """One bool per weight, at full shape: whether the part holds it. It is a `Mask` of the same part."""
     out: dict[str, Tensor] = {}
     for name, shape in shapes.items():
-        value = params[name]
-        if value.dim() != len(shape) or any(a > b for a, b in zip(shape, value.shape, strict=True)):
-            raise ModelError(f"{name!r} has shape {tuple(value.shape)}, which has no leading block {tuple(shape)}")
-        out[name] = value[tuple(map(slice, shape))].clone()
+        out[name] = torch.full(tuple(shape), name not in part)
+        if name in part:
+            out[name][part[name]] = True
     return out
 
 
-def padded(params: Params, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """The inverse of `leading`: every tensor as the leading block of one of that shape, zero elsewhere.
+def leading(shapes: Mapping[str, Sequence[int]]) -> dict[str, Index]:
+    """The part that holds of every tensor the leading block of that shape: ``value[:a, :b, ...]``."""
+    return {name: tuple(map(slice, shape)) for name, shape in shapes.items()}
+
+
+def held_shape(where: Index, shape: Sequence[int]) -> tuple[int, ...] | None:
+    """The shape of what is held of a tensor of that shape; None if the tensor does not have these places."""
+    if isinstance(where, Tensor):
+        return (int(where.sum()),) if where.shape == tuple(shape) else None
+    if len(where) != len(shape):
+        return None
+    sizes = [index.stop if isinstance(index, slice) else index.numel() for index in where]
+    ends = [index.stop if isinstance(index, slice) else int(index.max()) + 1 for index in where]
+    return tuple(sizes) if all(end <= size for end, size in zip(ends, shape, strict=True)) else None
+
+
+def _taken(name: str, value: Tensor, where: Index) -> Tensor:
+    if isinstance(where, Tensor):
+        return value[where]
+    if held_shape(where, value.shape) is None:
+        ends = tuple(index.stop if isinstance(index, slice) else int(index.max()) + 1 for index in where)
+        raise ModelError(f"{name!r} has shape {tuple(value.shape)}, in which there are no places up to {ends}")
+    return value[where].clone()  # a view would keep the whole alive
+
+
+def check_fits(name: str, value: Tensor, part: Part, shape: tuple[int, ...] | None) -> None:
+    """Raise MessageError unless a tensor is what a part holds of one of that shape; None: there is no such tensor."""
+    expected = shape if shape is None or name not in part else held_shape(part[name], shape)
+    if shape is None:
+        raise MessageError(f"{name!r} came with shape {tuple(value.shape)}; there is no tensor of this name")
+    if expected is None:
+        raise MessageError(f"{name!r} came with shape {tuple(value.shape)}; expected a block of {shape}")
+    if tuple(value.shape) != expected:
+        raise MessageError(
+            f"{name!r} came with shape {tuple(value.shape)}; expected {expected}, what is held of {shape} here"
+        )
+
+
+class Layout(Record):
+    """The channels of a network, as a state keeps them: a server has no networks between its messages.
+
+    Args:
+        groups: as of `polyfed.models.channels.Channels`.
+        positions: likewise.
+        shapes: those of all tensors at full size.
+    """
+
+    groups: Mapping[str, int]
+    positions: Mapping[str, tuple[Tensor, ...]]
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @classmethod
+    def of(cls, model: SplitModel) -> "Layout":
+        """That of a network.
+
+        Raises:
+            ModelError: none of its channels can be left out, or polyfed cannot follow its forward.
+        """
+        found = channels(model)
+        return cls(found.groups, found.positions, {name: tuple(shape) for name, shape in model.shapes.items()})
+
+    def scaling(self, names: Iterable[str]) -> tuple[str, ...]:
+        """The names, sorted, of tensors whose first dimension has channels: weights and biases that a width scales."""
+        return tuple(sorted(n for n in names if self.positions[n] and bool((self.positions[n][0] >= 0).any())))
+
+    def totals(self, values: Params, *, dim: int = 0) -> dict[str, Tensor]:
+        """Sum ``values`` over what belongs to each channel along one dimension: 0 has the outputs of every layer.
+
+        Args:
+            values: tensors at full shape, such as squared weights; not all need be there.
+            dim: the dimension whose positions are assigned to channels.
+
+        Returns:
+            of each group the sums, (n,) float64.
+        """
+        sums = torch.zeros(sum(self.groups.values()), dtype=torch.float64)
+        for name, value in values.items():
+            axis = self.positions[name][dim] if value.dim() > dim else torch.zeros(0)
+            if axis.numel():
+                each = value.detach().double().cpu().movedim(dim, 0).reshape(len(axis), -1).sum(1)
+                sums.index_add_(0, axis[axis >= 0], each[axis >= 0])
+        return dict(zip(self.groups, sums.split(list(self.groups.values())), strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class Slice(Mapping[str, Index]):
+    """Some channels of a network, as a part of its tensors that are small tensors of their own.
+
+    It is a mapping from names to places, as any `Part`; a tensor that loses nothing is not in it. Both ends compute it
+    from a share and a number, so that it never travels.
+
+    Args:
+        layout: that of the full network.
+        chosen: the numbers of the channels that are held of each group, (m,) int64 ascending; a group that is not named
+            is held whole.
+
+    Example:
+        >>> from polyfed import build
+        >>> model = build("mlp(hidden=(6, 4))", input_shape=(5,), num_classes=3)
+        >>> half = Slice.prefix(Layout.of(model), 0.5)
+        >>> half.network(model).shapes["fc2.weight"], half["fc2.weight"]
+        (torch.Size([2, 3]), (slice(0, 2, None), slice(0, 3, None)))
+    """
+
+    layout: Layout
+    chosen: Mapping[str, Tensor]
+
+    @classmethod
+    def prefix(cls, layout: Layout, share: float) -> "Slice":
+        """The first ``ceil(share * n)`` channels of every group of n: nested over shares (HeteroFL, FjORD)."""
+        return cls.window(layout, share, 0)
+
+    @classmethod
+    def window(cls, layout: Layout, share: float, offset: int) -> "Slice":
+        """The ``ceil(share * n)`` channels from number ``offset`` on, modulo n; nested over shares (FedRolex).
+
+        Every tensor of a group has the same window, and groups of equal size have equal ones.
+        """
+        return cls(
+            layout,
+            {g: ((torch.arange(portion(share, n)) + offset) % n).sort().values for g, n in layout.groups.items()},
+        )
+
+    @classmethod
+    def random(cls, layout: Layout, share: float, rng: Rng) -> "Slice":
+        """``ceil(share * n)`` channels of every group, drawn by ``rng``; nested over shares (federated dropout)."""
+        return cls(
+            layout,
+            {
+                g: torch.randperm(n, generator=rng.at(g).torch())[: portion(share, n)].sort().values
+                for g, n in layout.groups.items()
+            },
+        )
+
+    @cached_property
+    def kept(self) -> Mapping[str, tuple[Tensor | None, ...]]:
+        """The positions that are held of each dimension of each tensor, ascending; None for all."""
+        return Channels(self.layout.groups, self.layout.positions).kept(self.chosen)
+
+    @cached_property
+    def _index(self) -> dict[str, Index]:
+        shapes = self.layout.shapes
+        return {
+            name: _mesh(axes, shapes[name])
+            for name, axes in self.kept.items()
+            if any(axis is not None for axis in axes)
+        }
+
+    def network(self, model: SplitModel) -> SplitModel:
+        """The network that runs on the small tensors; the same object for all slices of these sizes.
+
+        Args:
+            model: the full network.
+
+        Raises:
+            ModelError: it does not run with fewer channels, or computes something else then.
+        """
+        return narrowed(model, tuple((g, len(n)) for g, n in self.chosen.items()))
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The shapes at full size."""
+        return self.layout.shapes
+
+    def take(self, params: Params) -> dict[str, Tensor]:
+        """The small tensors; of tensors that the network does not have, the whole."""
+        return take(params, self)
+
+    def put(self, values: Params, onto: Params | None = None) -> dict[str, Tensor]:
+        """Tensors at full size, with the values in their places and those of ``onto`` elsewhere; without it, zeros.
+
+        Raises:
+            MessageError: a tensor is unknown, or has not the shape of what is held of it.
+        """
+        return put(values, self, self.shapes if onto is None else onto)
+
+    def coverage(self) -> dict[str, Tensor]:
+        """One bool per weight at full size: whether the slice holds it."""
+        return coverage(self, self.shapes)
+
+    def inside(self, outer: "Slice") -> dict[str, Index]:
+        """This slice as a part of the small tensors of a larger one, for a client that trains several widths.
+
+        Raises:
+            ModelError: the larger slice does not hold all of this one.
+        """
+        found: dict[str, Index] = {}
+        for name, axes in self.kept.items():
+            places: list[Tensor | None] = []
+            for own, theirs, size in zip(axes, outer.kept[name], self.shapes[name], strict=True):
+                mine = torch.arange(size) if own is None else own
+                whole = torch.arange(size) if theirs is None else theirs
+                if not bool(torch.isin(mine, whole).all()):
+                    raise ModelError(
+                        f"a slice holds channels of {name!r} that the other does not; expected nested slices"
+                    )
+                places.append(torch.searchsorted(whole, mine) if len(mine) < len(whole) else None)
+            if any(place is not None for place in places):
+                found[name] = _mesh(
+                    places,
+                    [s if a is None else len(a) for s, a in zip(self.shapes[name], outer.kept[name], strict=True)],
+                )
+        return found
+
+    def __getitem__(self, name: str) -> Index:
+        return self._index[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._index)
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+
+@lru_cache(maxsize=256)
+def prefix_inside(full: SplitModel | None, inner: float, outer: float) -> Part:
+    """`Slice.inside` of two prefixes, kept: to find the places takes as long as some steps of training.
+
+    Args:
+        full: the full network.
+        inner: the share of the channels that the smaller slice holds.
+        outer: the share that the larger slice holds.
 
     Raises:
-        MessageError: a tensor does not fit into its shape.
+        TypeError: a part without a network, whose model is None.
     """
-    out: dict[str, Tensor] = {}
-    for name, value in params.items():
-        shape = tuple(shapes[name]) if name in shapes else ()
-        if value.dim() != len(shape) or any(a > b for a, b in zip(value.shape, shape, strict=True)):
-            raise MessageError(f"{name!r} came with shape {tuple(value.shape)}; expected a leading block of {shape}")
-        out[name] = value.new_zeros(shape)
-        out[name][tuple(map(slice, value.shape))] = value
-    return out
+    if full is None:
+        raise TypeError("this part has no network, of which there could be slices")
+    layout = Layout.of(full)
+    return Slice.prefix(layout, inner).inside(Slice.prefix(layout, outer))
 
 
-def overlaid(value: Tensor, block: Tensor) -> Tensor:
-    """``value`` with ``block`` in the place of its leading block of that shape."""
-    out = value.clone()
-    out[tuple(map(slice, block.shape))] = block
-    return out
-
-
-def take_kept(params: Params, mask: Mask) -> dict[str, Tensor]:
-    """The values that the mask keeps, one flat tensor per name; what is not masked, whole."""
-    return {name: value[mask[name]] if name in mask else value for name, value in params.items()}
-
-
-def put_kept(values: Params, mask: Mask) -> dict[str, Tensor]:
-    """The inverse of `take_kept`: the values in their places, zero elsewhere.
+def portion(share: float, size: int) -> int:
+    """``ceil(share * size)``, at least 1; a product that rounding puts just above a whole number is that number.
 
     Raises:
-        MessageError: a tensor does not hold as many values as the mask keeps.
+        ValueError: share outside (0, 1].
     """
-    out = dict(values)
-    for name, value in values.items():
-        if name in mask:
-            where, count = mask[name], int(mask[name].sum())
-            if value.shape != (count,):
-                raise MessageError(f"{name!r} came with shape {tuple(value.shape)}; its mask keeps {count} weights")
-            out[name] = torch.zeros(where.shape, dtype=value.dtype, device=value.device)
-            out[name][where] = value
-    return out
+    if not 0.0 < share <= 1.0:
+        raise ValueError(f"share is {share}; expected a fraction in (0, 1]")
+    return max(1, math.ceil(share * size - 1e-9))
+
+
+def _mesh(axes: Sequence[Tensor | None], shape: Sequence[int]) -> tuple[Tensor | slice, ...]:
+    """The index of some positions of each dimension; None for all.
+
+    Slices where all positions are leading ones, as these copy faster; else index tensors from the first to the last
+    dimension that loses something, as torch would move dimensions that a slice separates.
+    """
+    if all(axis is None or int(axis[-1]) == len(axis) - 1 for axis in axes):
+        return tuple(slice(0, n if axis is None else len(axis)) for axis, n in zip(axes, shape, strict=True))
+    some = [dim for dim, axis in enumerate(axes) if axis is not None]
+    first, last = some[0], some[-1]
+    out: list[Tensor | slice] = []
+    for dim, (axis, size) in enumerate(zip(axes, shape, strict=True)):
+        if first <= dim <= last:
+            positions = torch.arange(size) if axis is None else axis
+            out.append(positions.reshape([-1 if dim == place else 1 for place in range(first, last + 1)]))
+        else:
+            out.append(slice(0, size))
+    return tuple(out)
 
 
 class Sparse(Record):
@@ -155,7 +418,7 @@ class Sparse(Record):
             positions = flat.nonzero().reshape(-1).to(torch.int32)
         else:
             positions = torch.from_numpy(np.packbits(flat.numpy()))
-        return cls(take_kept(params, mask), positions, masked, tuple(tuple(params[name].shape) for name in masked))
+        return cls(take(params, mask), positions, masked, tuple(tuple(params[name].shape) for name in masked))
 
     def mask(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
         """One bool per weight of the masked tensors.
@@ -197,4 +460,4 @@ class Sparse(Record):
     def dense(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
         """All tensors at full shape, zero where nothing was sent; arguments and errors as for `mask`."""
         device = next(iter(self.values.values())).device if self.values else torch.device("cpu")
-        return put_kept(self.values, {name: where.to(device) for name, where in self.mask(shapes).items()})
+        return put(self.values, {name: where.to(device) for name, where in self.mask(shapes).items()}, shapes)

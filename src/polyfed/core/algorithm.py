@@ -159,6 +159,10 @@ class Algorithm(ABC):
         """Return the networks of a client's parts; ``own`` is its private network."""
         return {"model": own}
 
+    def models_at(self, task: Task, own: SplitModel, capacity: float) -> Mapping[str, SplitModel]:
+        """Return the networks of the parts of a client of some capacity, where these are smaller at smaller ones."""
+        return self.models(task, own)
+
     @abstractmethod
     def init_server(self, task: Task, rng: Rng) -> State:
         """Return the server's state before round 1."""
@@ -183,7 +187,8 @@ class Algorithm(ABC):
     def predictor_parts(self, private: Any, msg: Any, client: LocalClient) -> Parts | Steps[Parts]:
         """Return the parts with which a client predicts, from its private state and the message that it received.
 
-        This is a coroutine if it needs the client's data; it may request `reduce`, and keeps no state.
+        It may use the client's data: as a coroutine it may request `reduce`. It keeps no state. Clients without state
+        that receive the same message are tested with the same parts if they can be made without data.
         """
 
     def predict(self, nets: Nets, x: Tensor) -> Mapping[str, Tensor]:

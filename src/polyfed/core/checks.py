@@ -107,6 +107,17 @@ def check_counts(where: str, counts: Tensor, num_classes: int) -> None:
         raise MessageError(f"{where} are {counts.tolist()}; expected numbers of examples, at least one above 0")
 
 
+def check_classes(where: str, classes: Tensor, num_classes: int) -> None:
+    """Check that ``classes`` (num_classes,), bool, says which classes a client has, at least one.
+
+    Raises:
+        MessageError: the shape or the type differs, or there is none.
+    """
+    check_tensor(where, classes, num_classes, dtype=torch.bool)
+    if not bool(classes.any()):
+        raise MessageError(f"{where} names no class; expected at least one")
+
+
 def check_features(model: SplitModel, pairs: Iterable[tuple[Tensor, Tensor]], most: int) -> None:
     """Check that each pair is a batch of the extractor's outputs and the classifier's inputs of ``model``.
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from polyfed.base.errors import PolyfedError
 from polyfed.base.rng import Rng
 from polyfed.base.types import ClientId
 from polyfed.core.net import Batch, WeightedBatch
@@ -32,6 +33,31 @@ class Examples(Protocol):
     def batch(self, positions: Tensor, *, generator: Any = None, dtype: Any = ..., device: Any = ...) -> Batch:
         """Return the examples at ``positions``; with a generator, augmented."""
         ...
+
+
+class NeedsDataError(PolyfedError):
+    """A client's data would be needed, where they are not at hand."""
+
+
+class NoData:
+    """A client's examples where they are not at hand: each use of them raises NeedsDataError."""
+
+    def __len__(self) -> int:
+        """Refuse."""
+        raise NeedsDataError("the number of a client's examples was asked for")
+
+    @property
+    def labels(self) -> Tensor:
+        """Refuse."""
+        raise NeedsDataError("a client's labels were asked for")
+
+    def batch(self, positions: Tensor, *, generator: Any = None, dtype: Any = None, device: Any = None) -> Batch:
+        """Refuse."""
+        raise NeedsDataError("a client's examples were asked for")
+
+    def hold_out(self, share: float, rng: Rng) -> tuple[NoData, NoData | None]:
+        """Split nothing in two."""
+        return self, self if share else None
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -76,6 +76,10 @@ class Net:
         """The same weights, with running statistics of its own: a training-mode forward moves nobody else's."""
         return Net(self.model, keep_statistics(self._model(), self.params))
 
+    def batch_statistics(self, x: Tensor) -> dict[str, Tensor]:
+        """The statistics of the normalisation layers on (B, ...) alone: `SplitModel.batch_statistics`."""
+        return self._model().batch_statistics(self.params, x)
+
     def extract(self, x: Tensor) -> Tensor:
         """The extractor: (B, ...) -> s_in (B, ...)."""
         return self._model().extract(self.params, x)
@@ -116,5 +120,6 @@ class Grad(Protocol):
         ...
 
 
-#: ``gradient(grad, nets, batch, due)`` -> the gradients to step with. Pure, like a loss.
-Gradient: TypeAlias = Callable[[Grad, Nets, Batch, bool], Parts]
+#: ``gradient(grad, nets, batch, due)`` -> the gradients to step with. Pure, like a loss; ``due`` is a bool, or a whole
+#: number where `polyfed.core.requests.fit` has a function for ``every``.
+Gradient: TypeAlias = Callable[[Grad, Nets, Batch, Any], Parts]

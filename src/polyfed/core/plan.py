@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -13,8 +13,9 @@ from polyfed.base.errors import ConfigError
 from polyfed.base.rng import Rng
 from polyfed.core.schedule import OptimizerName
 
-#: At which steps of a local training something extra is due.
-Every: TypeAlias = Literal["never", "step", "epoch", "round"]
+#: At which steps of a local training something extra is due; or what is due at a step, a whole number, by the number
+#: of the step.
+Every: TypeAlias = Literal["never", "step", "epoch", "round"] | Callable[[int], int]
 
 
 @dataclass(frozen=True)

@@ -83,8 +83,10 @@ class Fit:
         source = self.loss if self.loss is not None else self.gradient
         return (getattr(source, "__func__", source), id(getattr(source, "__self__", None)))
 
-    def due(self, index: int, in_epoch: int) -> bool:
-        """Return whether ``every`` selects the step."""
+    def due(self, index: int, in_epoch: int) -> int:
+        """Return whether ``every`` selects the step; where it is a function, what it returns."""
+        if callable(self.every):
+            return self.every(index)
         return {"never": False, "step": True, "epoch": in_epoch == 0, "round": index == 0}[self.every]
 
     def drawn(self, step: Step) -> Params:
@@ -148,7 +150,9 @@ def fit(
             A tensor that it leaves out does not move in that step.
         frozen: further parts that the loss reads and that are not trained.
         lr: learning rates of single parts, instead of the plan's.
-        every: the steps at which ``gradient`` receives ``due = True``.
+        every: the steps at which ``gradient`` receives ``due = True``; or a function of the number of the step, whose
+            whole number ``gradient`` receives as ``due``. Unlike a drawn tensor that may choose what is computed: steps
+            of different numbers are stacked, traced and counted apart. It is called several times for a step.
         draw: ``draw(step)`` -> tensors that the loss sees at that step as the part ``drawn``. It runs outside vmap, so
             it may use a generator: of ``client.rng`` keyed by ``step.index``, as a step may be drawn twice.
 

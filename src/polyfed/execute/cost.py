@@ -199,14 +199,14 @@ class CostCounter:
     peaks: dict[object, int] = field(default_factory=dict[object, int])
     seconds: float = 0.0
 
-    def step(self, key: object, fit: Fit, examples: int, due: bool) -> float:
+    def step(self, key: object, fit: Fit, examples: int, due: int) -> float:
         """Return the FLOPs of a training step at that batch size; NaN if they cannot be counted.
 
         They are those of products and convolutions, forward and backward: torch's counter counts no others.
         """
         return self.counts.setdefault((key, due), Counts()).at(examples, lambda: self._measure(fit, examples, due)[0])
 
-    def peak(self, key: object, fit: Fit, examples: int, due: bool) -> int:
+    def peak(self, key: object, fit: Fit, examples: int, due: int) -> int:
         """Return the largest sum of live tensors, in bytes, of a whole step at that batch size, optimizer included."""
         if (key, due, examples) not in self.peaks:
             flops, self.peaks[key, due, examples] = self._measure(fit, examples, due)
@@ -225,7 +225,7 @@ class CostCounter:
         yield
         self.seconds += time.perf_counter() - started
 
-    def _measure(self, fit: Fit, examples: int, due: bool) -> tuple[float, int]:
+    def _measure(self, fit: Fit, examples: int, due: int) -> tuple[float, int]:
         """Return the FLOPs and the peak of a step of the counter's own, which moves no random stream of the run.
 
         A step that fails here, and not in training, has unknown FLOPs, and the peak up to its failure.

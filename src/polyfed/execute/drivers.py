@@ -140,7 +140,7 @@ class Sequential:
         log.debug("client %d: %d steps, loss %.4f", fit.client.info.id, fitted.steps, fitted.loss)
 
 
-def _steps(fit: Fit) -> Counter[tuple[int, bool]]:
+def _steps(fit: Fit) -> Counter[tuple[int, int]]:
     """Return the number of a fit's steps by (batch size, due); the largest batch first."""
     found = Counter(
         (examples, fit.due(index, in_epoch))

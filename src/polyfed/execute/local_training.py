@@ -117,7 +117,7 @@ class Local:
         if drawn:
             self.nets["drawn"] = Net(None, tree.map_leaves(self.placement.put, drawn))
 
-    def step(self, batch: Batch, due: bool, drawn: Params) -> None:
+    def step(self, batch: Batch, due: int, drawn: Params) -> None:
         """Take one gradient and one optimizer step."""
         self.see(drawn)
         count = len(self.losses)

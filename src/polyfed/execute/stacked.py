@@ -78,7 +78,7 @@ def kind_of(fit: Fit) -> object:
         *(fit.identity, tuple((part, model.signature) for part, model in fit.client.models.items())),
         *(shapes(fit.parts), shapes(fit.frozen)),
         *(replace(fit.client.plan, lr=0.0, factor=1.0, parts=()), fit.client.weights is None),
-        *(fit.every, fit.draw is not None),
+        *("by step" if callable(fit.every) else fit.every, fit.draw is not None),
     )
 
 
@@ -145,7 +145,7 @@ def _run(fits: Sequence[Fit], placement: Placement, replays: Replays | None, rul
     schedules = [fit.client.plan.schedule(len(fit.client.train), fit.client.rng.at("batches")) for fit in fits]
     augment = [fit.client.rng.at("augment").torch() for fit in fits]
     for steps in zip_longest(*schedules):
-        groups: dict[tuple[int, bool], list[tuple[int, Step]]] = {}
+        groups: dict[tuple[int, int], list[tuple[int, Step]]] = {}
         for k, step in enumerate(steps):
             if step is not None:
                 kind = (len(step.rows), fits[k].due(step.index, step.in_epoch))
@@ -200,7 +200,7 @@ class Stack:
         self.update = Update(fits[0].client.plan, self.weights, fits[0].lr, len(fits))
         self.losses: list[list[Tensor]] = [[] for _ in fits]
 
-    def step(self, members: list[int], batch: Batch, due: bool, drawn: Params, weights: Tensor | None = None) -> None:
+    def step(self, members: list[int], batch: Batch, due: int, drawn: Params, weights: Tensor | None = None) -> None:
         """Take one gradient and one update of the clients ``members``, whose class weights are ``weights`` (K, L)."""
         rows = None if len(members) == len(self.fits) else send(torch.tensor(members), self.placement.device)
         whole = (self.weights, self.fixed, self.frozen)
@@ -224,7 +224,7 @@ class Stack:
             self.losses[k].append(loss)
 
     def _one(
-        self, due: bool, weights: Grads, fixed: Grads, frozen: Grads, given: Sequence[Tensor], drawn: Params
+        self, due: int, weights: Grads, fixed: Grads, frozen: Grads, given: Sequence[Tensor], drawn: Params
     ) -> Any:
         """Return the step of one client, as vmap sees it: its gradients, its new buffers, its loss.
 

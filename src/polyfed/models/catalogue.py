@@ -35,6 +35,7 @@ MODELS: Mapping[str, str] = MappingProxyType(
         "in-resnet10-small": "small relative of in-resnet10, same stem and head: 308,826 parameters",
         "in-resnet14-small": "small relative of in-resnet14, same stem and head: 678,234 parameters",
         "in-resnet18-small": "small relative of in-resnet18, same stem and head: 701,466 parameters",
+        "vit": "small vision transformer: patches of 4x4, width 64, 4 blocks of 4 heads, 141,898 parameters",
         "mlp": "dense layers with ReLU, for images or plain features",
     }
 )
@@ -45,6 +46,8 @@ def _defaults(name: str) -> Mapping[str, Option]:
         return {"rep_dim": 500}
     if name == "mlp":
         return {"hidden": (200, 100), "rep_dim": None}
+    if name == "vit":
+        return {"patch": 4, "width": 64, "depth": 4, "heads": 4}
     return {"norm": "batch", "width": 16 if name == "resnet8" or name.endswith("-small") else 64, "cut": "stem"}
 
 

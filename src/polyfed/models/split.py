@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from copy import copy
 from functools import cached_property
 from hashlib import sha256
 from itertools import takewhile
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase as Normalisation  # pyright: ignore[reportPrivateUsage]
 
 from polyfed.base.errors import ModelError
 from polyfed.base.rng import Rng
@@ -63,6 +64,7 @@ class SplitModel:
     and which stays in evaluation mode in training.
 
     Attributes:
+        cuts: the names of the classifier and of the extractor.
         notes: sentences that a user should read once.
         random: whether a training forward draws random numbers.
         caches: whether a forward fills plain attributes, with values that depend on nothing but shapes.
@@ -101,6 +103,7 @@ class SplitModel:
             signature if signature is not None else (name, factory, self.input_shape, classifier, extractor)
         )
         self.dtype = dtype
+        self.cuts = (classifier, extractor)
         self._factory = factory
         self._cut_names = (classifier, extractor)
         self._module = self._new(_PROBE)
@@ -222,6 +225,46 @@ class SplitModel:
         if params is not self._binding.bound:
             self._binding.bind(params)
         return self._module(x.clone() if "whole" in self._clobbers else x)
+
+    @property
+    def statistic_names(self) -> frozenset[str]:
+        """Names of the running means and variances of normalisation layers."""
+        return frozenset(
+            f"{path}.{kind}".lstrip(".") for path, _ in self._counting() for kind in ("running_mean", "running_var")
+        ).intersection(self.buffer_names)
+
+    def batch_statistics(self, params: Params, x: Tensor) -> dict[str, Tensor]:
+        """Return the statistics of the normalisation layers on ``x`` alone: its means and its unbiased variances.
+
+        Every other layer behaves as in the mode that `train` set. Neither ``params`` nor the mode changes.
+
+        Args:
+            params: all tensors.
+            x: ``(B, *input_shape)``, with B of at least 2.
+
+        Returns:
+            the tensors called `statistic_names`.
+        """
+        found = keep_statistics(self, params)
+        layers = [layer for _, layer in self._counting()]
+        before = [(layer.training, layer.momentum) for layer in layers]
+        for layer in layers:
+            layer.training, layer.momentum = True, 1.0  # at momentum 1 the batch's statistics replace the running ones
+        try:
+            self(found, x)
+        finally:
+            for layer, (mode, momentum) in zip(layers, before, strict=True):
+                layer.training, layer.momentum = mode, momentum
+        return {name: found[name] for name in sorted(self.statistic_names)}
+
+    def _counting(self) -> list[tuple[str, Normalisation]]:
+        """The normalisation layers that keep running statistics which `shapes` has, by place."""
+        named = cast("Iterable[tuple[str, nn.Module]]", self._module.named_modules())
+        return [
+            (path, layer)
+            for path, layer in named
+            if isinstance(layer, Normalisation) and f"{path}.running_mean".lstrip(".") in self.buffer_names
+        ]
 
     def represent(self, params: Params, x: Tensor) -> Tensor:
         """Return the representation ``(B, rep_dim)``, the input of the classifier."""
@@ -375,14 +418,18 @@ class SplitModel:
     def _new(self, rng: Rng) -> nn.Module:
         """Build the module under ``rng``, with all its lazy layers."""
         with rng.fork():
-            module = self._build()
-            try:
-                complete(module, self.inputs(0))
-            except Exception as error:  # user code
-                raise ModelError(
-                    f"model {self.name!r} has lazy layers, and the forward pass that would give them shapes fails on "
-                    f"an input of shape {(2, *self.input_shape)}: {fault(error)}"
-                ) from error
+            return self.new_module()
+
+    def new_module(self) -> nn.Module:
+        """Return a new module with all its lazy layers, drawn by torch's generator as it stands."""
+        module = self._build()
+        try:
+            complete(module, self.inputs(0))
+        except Exception as error:  # user code
+            raise ModelError(
+                f"model {self.name!r} has lazy layers, and the forward pass that would give them shapes fails on "
+                f"an input of shape {(2, *self.input_shape)}: {fault(error)}"
+            ) from error
         return module
 
     def _build(self) -> nn.Module:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from polyfed.base.errors import ModelError
-from polyfed.models import cnn, custom, mlp, resnet
+from polyfed.models import cnn, custom, mlp, resnet, vit
 from polyfed.models.catalogue import OPTIONS, ModelSpec, Option
 from polyfed.models.split import SplitModel
 
@@ -83,6 +83,9 @@ def _build(
         ends = {"stem": "relu" if stem == "plain" else "maxpool", "stage1": "layer1"}
         classifier, extractor = "fc", ends[given.pop("cut")]
         factory = partial(resnet.ResNet, input_shape, stem=stem, blocks=blocks, num_classes=num_classes, **given)
+    elif name == "vit":
+        factory = partial(vit.ViT, input_shape, num_classes=num_classes, **given)
+        classifier, extractor = "fc", "patches"
     else:
         rep_dim: int | None = given["rep_dim"]
         hidden = given["hidden"] if rep_dim is None else (*given["hidden"][:-1], rep_dim)

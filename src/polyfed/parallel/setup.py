@@ -155,7 +155,7 @@ def execution_choice(federation: Federation) -> ExecutionChoice:
 
     def decide(client: ClientInfo) -> Chosen:
         return choose(
-            federation.algorithm.models(federation.task, federation.own(client.id)),
+            federation.algorithm.models_at(federation.task, federation.own(client.id), client.capacity),
             plan_of(federation.keys(client.id), 1, run.rounds),
             federation.dataset.input_shape,
             together=clients.wanted * alike[federation.kind(client.id)] / period,

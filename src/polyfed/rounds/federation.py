@@ -150,7 +150,7 @@ class Federation(ServerView):
         """Return a client at work in a round; round 0 is its creation, before its first round."""
         return client_at_work(
             self.info(client),
-            self.algorithm.models(self.task, self.own(client, round_)),
+            self.algorithm.models_at(self.task, self.own(client, round_), self.info(client).capacity),
             self.data.train(client),
             self.algorithm,
             self.config,
@@ -362,9 +362,10 @@ def check_networks(algorithm: Algorithm, task: Task, dataset: Dataset | None = N
     """
     algorithm.check(task)
     for model in task.family().values():
-        for part in algorithm.models(task, model).values():
-            if dataset is not None and part.dtype is not None:
-                part.check_tokens(dataset.extremes)
+        for capacity in task.capacities:
+            for part in algorithm.models_at(task, model, capacity).values():
+                if dataset is not None and part.dtype is not None:
+                    part.check_tokens(dataset.extremes)
 
 
 def misfits(configs: Sequence[Config], given: Dataset | None = None) -> list[str]:

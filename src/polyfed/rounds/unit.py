@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from inspect import isgeneratorfunction
 from typing import Any
 
 import torch
 
 from polyfed.base.errors import DivergedError
 from polyfed.base.types import ClientId, Parts
+from polyfed.core.algorithm import Algorithm
+from polyfed.core.clients import LocalClient, NeedsDataError, NoData
 from polyfed.core.message import Message, Nothing, Size, State, compact, size
 from polyfed.core.requests import drive
 from polyfed.execute.drivers import Calls, Outcome, Sequential, Work
@@ -114,23 +115,20 @@ class UnitRunner:
         """
         federation = self.federation
         self.scorer.keep = final and federation.config.run.predictions
-        shared: dict[object, Parts] = {}
+        shared: dict[object, Parts | None] = {}
         scores: dict[ClientId, Score] = {}
         for client, message in down.items():
             private = self.federation.private(client, states(client))
-            local = self.federation.local(client, round_)
+            local, work = self.federation.local(client, round_), Work()
             # Clients without state that receive the same message have the same model, unless it depends on their data.
-            same = isinstance(private, Nothing) and not isgeneratorfunction(self.federation.algorithm.predictor_parts)
-            kind = (id(message), replace(local.info, id=0)) if same else client
-            work = Work()
-            if kind not in shared:
-                shared = {} if kind is client else shared
-                made: Parts = drive(
-                    self.federation.algorithm.predictor_parts(private, message, local),
-                    lambda request, work=work: self.driver.perform(request, work),
-                )
-                shared[kind] = tree_to(made, self.driver.testing(local.info))
-            found = scores[client] = self._score(client, round_, shared[kind], final=final)
+            kind = (id(message), replace(local.info, id=0))
+            if isinstance(private, Nothing) and kind not in shared:
+                shared[kind] = self._shared_parts(private, message, local)
+            parts = shared.get(kind)
+            if parts is None:
+                made = federation.algorithm.predictor_parts(private, message, local)
+                parts = self._placed(drive(made, lambda request, work=work: self.driver.perform(request, work)), local)
+            found = scores[client] = self._score(client, round_, parts, final=final)
             found.flops_parts = work.flops
             found.seconds += work.seconds
             if final:
@@ -138,6 +136,15 @@ class UnitRunner:
                 train, test = (federation.dataset.y[torch.tensor(some)] for some in rows)
                 found.majority = majority(train, test, federation.dataset.num_classes, federation.config.metrics)
         return scores
+
+    def _shared_parts(self, private: State, message: Message | None, local: LocalClient) -> Parts | None:
+        try:
+            return self._placed(parts_without_data(self.federation.algorithm, private, message, local), local)
+        except NeedsDataError:
+            return None
+
+    def _placed(self, parts: Parts, local: LocalClient) -> Parts:
+        return tree_to(parts, self.driver.testing(local.info))
 
     def _score(self, client: ClientId, round_: int, parts: Parts, *, final: bool = False) -> Score:
         local = self.federation.local(client, round_)
@@ -147,6 +154,27 @@ class UnitRunner:
             return self.scorer.score(nets, self.federation.data.evaluated(client, final=final), placement)
         except DivergedError as error:
             raise DivergedError(f"client {client}, round {round_}: {error}") from error
+
+
+def parts_without_data(algorithm: Algorithm, private: Any, message: Message | None, client: LocalClient) -> Parts:
+    """Return the parts with which a client predicts, without its data.
+
+    Args:
+        algorithm: the algorithm.
+        private: the client's private state.
+        message: the message from which it predicts.
+        client: the client; its data are not used.
+
+    Raises:
+        NeedsDataError: that takes the client's data.
+    """
+
+    def refuse(request: Any) -> Any:
+        raise NeedsDataError(f"{type(request).__name__.lower()} was requested")
+
+    return drive(
+        algorithm.predictor_parts(private, message, replace(client, train=NoData(), held_out=NoData())), refuse
+    )
 
 
 def worth_a_test(outcome: Outcome, message: Message | None) -> bool:

@@ -26,7 +26,7 @@ from polyfed.testing.compare import digest
 class Unpriced(CostCounter):
     """Everything costs nothing: finding out takes longer than the laws' few steps."""
 
-    def step(self, key: object, fit: Any, examples: int, due: bool) -> int:
+    def step(self, key: object, fit: Any, examples: int, due: int) -> int:
         """Nothing."""
         return 0
 

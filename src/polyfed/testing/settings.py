@@ -63,6 +63,8 @@ KEYS: Mapping[str, Mapping[str, Any]] = {
     "fedtgp": {"server_batch": 1000, "server_epochs": 20, "server_lr": 0.2},
     "fedgen": {"noise_dim": 7, "hidden": 13, "server_steps": 20, "server_batch": 9},
     "fedin": {"feature_batch": 8},
+    # A trace for each width takes seconds.
+    "fjord": {"widths": [0.5, 1.0]},
     "fml": {"auxiliary": "mlp(hidden=(11,))"},
 }
 

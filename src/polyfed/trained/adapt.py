@@ -337,8 +337,18 @@ class _Site:
         )
         if out is not None:
             stats = self.data.stats(0) if dataset.is_standardised else None
-            whose: dict[str, Any] = {"client": self.info.id, "round_": last, "model": self.spec}
-            SingleClient.keep(out, config, self.task, self.about, stats, parts, **whose)
+            SingleClient.keep(
+                out,
+                config,
+                self.task,
+                self.about,
+                stats,
+                parts,
+                client=self.info.id,
+                round_=last,
+                model=self.spec,
+                capacity=self.info.capacity,
+            )
             told = files.nulled({key: value for key, value in asdict(found).items() if key != "folder"})
             files.write(out / NAME, (json.dumps(told, indent=2) + "\n").encode(), mode=0o600)  # as what `keep` wrote
         return found
@@ -369,7 +379,7 @@ class _Way:
     @cached_property
     def models(self) -> Mapping[str, SplitModel]:
         """The networks of the client's parts."""
-        return self.algorithm.models(self.task, self.task.build(self.site.spec))
+        return self.algorithm.models_at(self.task, self.task.build(self.site.spec), self.site.info.capacity)
 
     @cached_property
     def driver(self) -> Sequential:

@@ -10,44 +10,18 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from polyfed.base.errors import PolyfedError
-from polyfed.base.rng import Rng
 from polyfed.base.types import ClientId, Parts
 from polyfed.config import Config
 from polyfed.core.algorithm import Algorithm, Task
-from polyfed.core.clients import ClientInfo, LocalClient
+from polyfed.core.clients import ClientInfo, LocalClient, NeedsDataError, NoData
 from polyfed.core.message import Message, Nothing, Record, State, flatten
 from polyfed.core.requests import drive
 from polyfed.data.client import ClientData
 from polyfed.rounds.federation import Federation, client_at_work
+from polyfed.rounds.unit import parts_without_data
 from polyfed.storage.state_store import Store
 
 NAME = "assembled"
-
-
-class NeedsDataError(PolyfedError):
-    """The client's data would be needed."""
-
-
-class NoData:
-    """A client's examples where they are not at hand: whatever is asked of them raises NeedsDataError."""
-
-    def __len__(self) -> int:
-        """Refuse."""
-        raise NeedsDataError("the number of a client's examples was asked for")
-
-    @property
-    def labels(self) -> Tensor:
-        """Refuse."""
-        raise NeedsDataError("a client's labels were asked for")
-
-    def batch(self, positions: Tensor, **_: Any) -> Any:
-        """Refuse."""
-        raise NeedsDataError("a client's examples were asked for")
-
-    def hold_out(self, share: float, rng: Rng) -> "tuple[NoData, NoData | None]":
-        """Split nothing in two."""
-        return self, self if share else None
 
 
 class Assembled(State):
@@ -89,16 +63,13 @@ def without_data(
     Raises:
         NeedsDataError: that takes the client's data.
     """
-    models = algorithm.models(task, task.build(config.clients.model(info.id)))
+    models = algorithm.models_at(task, task.build(config.clients.model(info.id)), info.capacity)
 
     def at_work(now: int) -> LocalClient:
         return client_at_work(info, models, cast(ClientData, NoData()), algorithm, config, now)
 
-    def refuse(request: Any) -> Any:
-        raise NeedsDataError(f"{type(request).__name__.lower()} was requested")
-
     state = first_state(algorithm, at_work) if private is None else private
-    return drive(algorithm.predictor_parts(state, message, at_work(round_)), refuse)
+    return parts_without_data(algorithm, state, message, at_work(round_))
 
 
 def first_state(algorithm: Algorithm, at_work: Callable[[int], LocalClient]) -> Any:

@@ -16,14 +16,14 @@ from polyfed.base.text import hint
 from polyfed.base.types import ClientId, Parts
 from polyfed.config import Config, load_algorithm
 from polyfed.core.algorithm import Algorithm, Task
-from polyfed.core.clients import ClientInfo
+from polyfed.core.clients import ClientInfo, NeedsDataError
 from polyfed.core.message import Message, size
 from polyfed.execute.placement import Placement
 from polyfed.models.split import SplitModel
 from polyfed.rounds.federation import configured_info, configured_task
 from polyfed.rounds.identity import Content
 from polyfed.storage.run_dir import SavedRun
-from polyfed.trained.assemble import AssembledParts, NeedsDataError, without_data
+from polyfed.trained.assemble import AssembledParts, without_data
 from polyfed.trained.inputs import prepared
 from polyfed.trained.model import TrainedModel
 from polyfed.trained.preprocessing import Preprocessing, statistics
@@ -124,7 +124,7 @@ def _of_folder(
         raise ConfigError(f"{what}; {folder} holds the model of client {own.client} alone; leave the option out")
     algorithm = load_algorithm(config.algorithm.name, config.algorithm.keys)
     task = own.task(config, about)
-    models = algorithm.models(task, task.build(own.model))
+    models = algorithm.models_at(task, task.build(own.model), own.capacity)
     whose: dict[str, Any] = {"client": own.client, "round": own.round}
     return _made(folder, config, about, algorithm, models, own.parts(folder), 0, predictor, whose)
 
@@ -250,10 +250,11 @@ class _Loader:
         self, saved: SavedRun, client: ClientId | None, capacity: float | None
     ) -> tuple[Parts, Mapping[str, SplitModel]]:
         info = configured_info(self.config, client or 0)
-        models = self.algorithm.models(self.task, self.task.build(self.config.clients.model(info.id)))
         message = self.algorithm.message_for(saved.server, info)
         if capacity is not None:
             info, message = self._resized(saved, info, capacity)
+        whole = self.task.build(self.config.clients.model(info.id))
+        models = self.algorithm.models_at(self.task, whole, info.capacity)
         private = None if client is None else saved.private(info.id)
         try:
             parts = without_data(self.algorithm, self.task, self.config, info, private, message, saved.round)

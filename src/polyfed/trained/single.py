@@ -38,6 +38,7 @@ class SingleClient(BaseModel, frozen=True, extra="forbid"):
         client: the number of the client.
         round: the round after which it predicts so.
         model: its network.
+        capacity: the fraction of a full-size network that it can hold.
         architectures: the networks of the clients as far as they are public.
         capacities: the capacities that occur.
         sha256: of the tensors beside it.
@@ -46,6 +47,7 @@ class SingleClient(BaseModel, frozen=True, extra="forbid"):
     client: ClientId
     round: int
     model: str
+    capacity: float
     architectures: tuple[str, ...]
     capacities: tuple[float, ...]
     sha256: str
@@ -63,6 +65,7 @@ class SingleClient(BaseModel, frozen=True, extra="forbid"):
         client: ClientId,
         round_: int,
         model: ModelSpec,
+        capacity: float,
     ) -> None:
         """Write a client's folder: configuration, preprocessing and parts, for its owner only.
 
@@ -78,6 +81,7 @@ class SingleClient(BaseModel, frozen=True, extra="forbid"):
             client=client,
             round=round_,
             model=str(model),
+            capacity=capacity,
             architectures=tuple(map(str, task.architectures)),
             capacities=task.capacities,
             sha256=files.write(folder / _TENSORS, state_files.dump(whole), mode=_OWNER_ONLY),

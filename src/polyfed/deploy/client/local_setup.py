@@ -249,6 +249,7 @@ class LocalSetup:
         own = task.build(self.spec)
         if self.weights is not None and round_ == 0:
             own = own.starting_with(load_weights(Path(self.weights), own))
-        models, data = self.algorithm.models(task, own), self.data.train(self.place)
+        models = self.algorithm.models_at(task, own, self.info.capacity)
+        data = self.data.train(self.place)
         check_training(self.config, self.algorithm, models, data)
         return client_at_work(self.info, models, data, self.algorithm, self.config, round_)

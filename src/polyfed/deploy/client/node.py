@@ -275,6 +275,7 @@ class _Node:
                     client=self.settings.client,
                     round_=self.request.key[0],
                     model=self.setup.spec,
+                    capacity=self.setup.info.capacity,
                 )
         return self._frame(lost=lost), None
 

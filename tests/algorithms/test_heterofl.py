@@ -1,0 +1,202 @@
+"""HeteroFL and FedRolex: bytes, widths, windows, label masks, the Scaler, statistics, and equality with FedAvg."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import toy
+
+from polyfed.algorithms.fedavg import FedAvg
+from polyfed.algorithms.fedrolex import FedRolex
+from polyfed.algorithms.heterofl import HeteroFL
+from polyfed.base import tree
+from polyfed.base.errors import MessageError, ModelError
+from polyfed.base.rng import Rng
+from polyfed.blocks.losses import cross_entropy, cross_entropy_among, without
+from polyfed.blocks.static_norm import Statistics, check_statistics, statistics_at
+from polyfed.blocks.submodel import Layout, Slice
+from polyfed.core.clients import ClientInfo, Cohort
+from polyfed.core.message import size
+from polyfed.execute.local_training import bind
+from polyfed.models.zoo import build
+
+RESNET = "resnet8(width=4)"
+ALL = tuple((0, 1, 2, 3) * 2 for _ in range(3))
+
+
+def federation(
+    algorithm: HeteroFL, sizes: tuple[float, ...] = (1.0, 0.25, 0.04), *, net: str = "mlp", **keys: Any
+) -> Any:
+    spec, shape = (toy.MLP, (7,)) if net == "mlp" else (net, (1, 8, 8))
+    return toy.federation(algorithm, models=(spec,), shape=shape, clients={"capacities": list(sizes)}, **keys)
+
+
+@pytest.mark.parametrize("algorithm", [HeteroFL(), FedRolex(), FedRolex(window="random")])
+def test_bytes_are_those_of_small_tensors(algorithm: HeteroFL) -> None:
+    """Catches index bytes, and full tensors for small clients."""
+    fed = federation(algorithm)
+    game = toy.play(fed, 1)
+    for client, capacity in enumerate((1.0, 0.25, 0.04)):
+        rho = math.sqrt(capacity)
+        a, b = math.ceil(rho * 12), math.ceil(rho * 6)
+        weights = 4 * (7 * a + a + a * b + b + b * 4 + 4)
+        down, up = size(game.sent[0][client]), size(game.got[0][client])
+        assert (down.indices, up.indices) == (0, 0)
+        assert down.values == weights
+        assert up.values == weights + 4  # a byte for each class
+
+
+@pytest.mark.parametrize("algorithm", [HeteroFL(), FedRolex()])
+def test_statistics_cost_an_exchange_of_their_own(algorithm: HeteroFL) -> None:
+    """Catches statistics that are not counted, and a question where nothing is asked."""
+    game = toy.play(federation(algorithm, net=RESNET), 1)
+    queries = [type(message).__name__ for sent in game.sent for message in sent.values()]
+    assert queries == ["Broadcast"] * 3 + ["Query"] * 3 * algorithm.calibrate
+    if algorithm.calibrate:
+        widths = [math.ceil(math.sqrt(0.25) * n) for n in (4, 4, 4, 8, 8, 8, 16, 16, 16)]
+        answer = game.got[1][1]
+        names = [n for n in answer.statistics if n.endswith("mean")]
+        assert sorted(len(answer.statistics[n]) for n in names) == sorted(widths)
+        assert size(answer).values == 4 * 2 * sum(widths)
+        assert not set(names) & set(game.got[0][1].model)
+
+
+@pytest.mark.parametrize("algorithm", [HeteroFL(calibrate=False), FedRolex(), FedRolex(window="random")])
+def test_at_full_capacity_it_is_fedavg_with_equal_weights(algorithm: HeteroFL) -> None:
+    """Catches anything that happens besides: at capacity 1, with all classes everywhere."""
+    for net in (toy.MLP, RESNET):
+        settings: dict[str, Any] = {"models": (net,), "labels": ALL, "shape": (7,) if net == toy.MLP else (1, 8, 8)}
+        one = toy.play(toy.federation(algorithm, clients={"capacities": [1.0]}, **settings))
+        two = toy.play(toy.federation(FedAvg(), **settings))
+        assert tree.same(one.server.model, two.server.model)
+        for _ in range(2):
+            toy.close(one.round().server.model, two.round().server.model, 1e-5)
+
+
+@pytest.mark.parametrize("window", ["rolling", "random", "static"])
+def test_what_no_client_holds_stays_bitwise(window: Any) -> None:
+    """Catches a mean over nobody, and windows that are not those of the round."""
+    game = toy.play(federation(FedRolex(window=window, own_rows=False), (0.25, 0.25, 0.25)))
+    for number in (1, 2, 3):
+        before = game.server.model
+        cohort = Cohort(
+            tuple(map(game.federation.info, range(3))), number, 3, game.federation.rng.at("round", number, "server")
+        )
+        held = game.federation.algorithm.slices(game.server.layout, cohort)
+        game.round()
+        covered = [part.coverage() for part in held.values()]
+        for name, value in game.server.model.items():
+            somewhere = torch.stack([one[name] for one in covered]).any(0)
+            assert torch.equal(value[~somewhere], before[name][~somewhere])
+            assert not torch.equal(value[somewhere], before[name][somewhere])
+
+
+def rounds(algorithm: HeteroFL, count: int, capacity: float = 0.25) -> list[Slice]:
+    layout = Layout.of(build(RESNET, input_shape=(1, 8, 8), num_classes=4))
+    clients = (ClientInfo(0, capacity), ClientInfo(1, capacity))
+    return [
+        algorithm.slices(layout, Cohort(clients, j + 1, count, Rng(("r", j))))[client.id]
+        for j in range(count)
+        for client in clients
+    ]
+
+
+def test_a_window_passes_over_every_channel_equally_often() -> None:
+    """Catches windows that do not wrap around, and offsets that differ between layers of one residual stream."""
+    found = rounds(FedRolex(), 16)
+    for group, n in found[0].layout.groups.items():
+        times = torch.zeros(n)
+        for part in found:
+            times[part.chosen[group]] += 1
+        assert len(set(times.tolist())) == 1
+    for part in found:
+        by_size: dict[int, list[int]] = {}
+        for group, n in part.layout.groups.items():
+            assert by_size.setdefault(n, part.chosen[group].tolist()) == part.chosen[group].tolist()
+
+
+def test_drawn_windows_differ_by_client_and_round_and_not_within_a_residual_stream() -> None:
+    """Catches one draw for all, and the released code's independent draws of layers whose outputs are added."""
+    found = rounds(FedRolex(window="random"), 3)
+    assert len({str({g: c.tolist() for g, c in part.chosen.items()}) for part in found}) == len(found)
+    for part in found:
+        rows = {name: axes[0] for name, axes in part.kept.items() if name.endswith("weight") and len(axes) == 4}
+        streams: dict[int, list[Any]] = {}
+        for name, axis in rows.items():
+            if "conv1" not in name or name == "conv1.weight":  # the stem, last convolutions, and shortcuts
+                assert axis is not None
+                streams.setdefault(len(axis), []).append(axis.tolist())
+        assert sum(len(stream) > 1 for stream in streams.values()) >= 2
+        assert all(one == stream[0] for stream in streams.values() for one in stream)
+
+
+def test_a_class_that_is_absent_never_wins() -> None:
+    """Catches logits that are filled with 0, as in the released code: above the negative ones of present classes."""
+    logits, present = torch.tensor([[-2.0, -1.0, -3.0, -3.0]]), torch.tensor([True, True, False, False])
+    batch = (torch.zeros(1, 1), torch.tensor([1]))
+    assert int(without(logits, present).argmax()) == 1
+    assert int(without(logits, present, 0.0).argmax()) == 2
+    excluded, zero, kept = (cross_entropy_among(logits, batch, present, how) for how in ("excluded", "zero", "kept"))
+    assert float(excluded) == pytest.approx(math.log(1 + math.exp(-1)))
+    assert float(zero) == pytest.approx(math.log(math.exp(-2) + math.exp(-1) + 2) + 1)
+    assert float(kept) == pytest.approx(float(cross_entropy(logits, batch)))
+
+
+def test_the_scaler_is_off_in_tests() -> None:
+    """Catches a Scaler that tests, too, divide by."""
+    game = toy.play(federation(HeteroFL()), 1)
+    local, message = game.local(1), game.federation.algorithm.message_for(game.server, game.federation.info(1))
+    nets = bind(local.models, game.federation.algorithm.predictor_parts(game.private(1), message, local))
+    x, _ = local.train.batch(torch.arange(3))
+    assert torch.equal(game.federation.algorithm.predict(nets, x)["submodel"], local.models["model"](message.model, x))
+
+
+def test_global_models_of_every_width_have_statistics_of_their_own() -> None:
+    """Catches statistics of the largest width for all, and a width above all clients' that is tested all the same."""
+    game = toy.play(federation(HeteroFL(unseen_capacities=(0.5, 0.1)), (0.25, 0.25, 0.04), net=RESNET), 1)
+    found = game.federation.algorithm.global_nets(game.server, game.federation.task)
+    assert list(found) == ["capacity 0.25", "capacity 0.1", "capacity 0.04"]
+    for capacity in ("0.25", "0.04"):
+        params = found[f"capacity {capacity}"]["model"].params
+        assert all(torch.equal(params[n], v) for n, v in game.server.statistics[capacity].items())
+    name = "bn1.running_mean"
+    assert torch.equal(found["capacity 0.1"]["model"].params[name], game.server.statistics["0.25"][name][:2])
+    assert statistics_at({}, 0.5, lambda _: Slice({}, {})) == {}  # type: ignore[arg-type]
+
+
+def test_windows_can_be_tested_elsewhere() -> None:
+    """Catches offsets that change nothing."""
+    game = toy.play(federation(FedRolex(test_offsets=(2,), unseen_capacities=()), (1.0, 0.25, 0.25)), 1)
+    found = game.federation.algorithm.global_nets(game.server, game.federation.task)
+    assert list(found) == ["capacity 1", "capacity 0.25", "capacity 1, offset 2", "capacity 0.25, offset 2"]
+    w = game.server.model["fc1.weight"]
+    assert torch.equal(found["capacity 0.25"]["model"].params["fc1.weight"], w[:6])
+    assert torch.equal(found["capacity 0.25, offset 2"]["model"].params["fc1.weight"], w[2:8])
+
+
+def test_width_can_be_the_capacity() -> None:
+    """Catches a switch that does nothing."""
+    game = toy.play(federation(HeteroFL(width="capacity"), (0.25, 1.0, 1.0)), 1)
+    assert game.sent[0][0].model["fc1.weight"].shape == (3, 7)
+
+
+def test_uploads_that_would_harm_are_refused() -> None:
+    """Catches classes of another number, none at all, and variances below 0."""
+    game = toy.play(federation(HeteroFL(), net=RESNET), 1)
+    fed, (down, query), (up, answer) = game.federation, (s[0] for s in game.sent), (g[0] for g in game.got)
+    fed.algorithm.check_upload(fed.task, fed.info(0), down, up)
+    fed.algorithm.check_upload(fed.task, fed.info(0), query, answer)
+    with pytest.raises(MessageError, match="names no class"):
+        fed.algorithm.check_upload(fed.task, fed.info(0), down, type(up)(up.model, torch.zeros(4, dtype=torch.bool)))
+    with pytest.raises(MessageError, match="where statistics were asked for"):
+        check_statistics(up, query.statistics)
+    with pytest.raises(MessageError, match="negative variance"):
+        check_statistics(Statistics({n: -v.abs() - 1 for n, v in answer.statistics.items()}, 3), query.statistics)
+
+
+def test_networks_that_differ_are_refused() -> None:
+    """Catches slices of two models."""
+    fed = toy.federation(HeteroFL(), models=(toy.MLP, "mlp(hidden=(5,))"))
+    with pytest.raises(ModelError, match="heterofl needs one architecture"):
+        fed.algorithm.check(fed.task)
