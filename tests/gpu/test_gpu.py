@@ -84,6 +84,7 @@ def test_what_is_resident_gives_the_batches_of_what_is_not(fp32: Placement) -> N
     ]
     for a, b in zip(*batches, strict=True):
         assert torch.equal(a.cpu(), b.cpu())
+    assert near.data.train(1).labels.device.type == "cpu"  # algorithms put what they count beside states
 
 
 def test_pixels_are_the_bits_of_the_cpu(fp32: Placement) -> None:
@@ -109,12 +110,14 @@ def test_single_precision_is_not_cut_to_a_tenth_of_it(fp32: Placement) -> None:
 
 
 @pytest.mark.parametrize("driver", ["sequential", "batched"])
-@pytest.mark.parametrize("algorithm", ["fedmrl", "fedproto"])
+@pytest.mark.parametrize("algorithm", ["fedmrl", "fedproto", "heterofl"])
 def test_training_there_is_training_here(fp64: Placement, driver: str, algorithm: str) -> None:
     sections = {
         "clients": {"models": ["mlp(hidden=(24, 20))", "resnet8(width=5)"]},
         "algorithm": {"name": algorithm, **KEYS.get(algorithm, {})},
     }
+    if algorithm == "heterofl":
+        sections["clients"] = {"models": ["resnet8(width=5)"], "capacities": [1.0, 0.3]}
     assert_close(played(fp64, driver, **sections), played(CPU, "sequential", **sections), 1e-9)
 
 

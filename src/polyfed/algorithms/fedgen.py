@@ -119,7 +119,7 @@ class FedGen(Algorithm):
         draw = partial(draw_classes, msg.classes, self.noise_dim, client.rng)
         parts = self.predictor_parts(private, msg, client)
         fitted = yield from fit(client, parts, loss=self.loss, frozen=frozen, draw=draw)
-        counts = client.train.labels.cpu().bincount(minlength=model.num_classes).to(decay.dtype)
+        counts = client.train.labels.bincount(minlength=model.num_classes).to(decay.dtype)
         return self.Private(model.body(fitted.parts["model"])), self.Upload(model.head(fitted.parts["model"]), counts)
 
     def loss(self, nets: Nets, batch: Batch) -> Tensor:

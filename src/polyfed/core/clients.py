@@ -27,7 +27,7 @@ class Examples(Protocol):
 
     @property
     def labels(self) -> Tensor:
-        """The labels, (n,) int64, or the targets of a regression, (n,) float64."""
+        """The labels, (n,) int64, or the targets of a regression, (n,) float64; on the CPU."""
         ...
 
     def batch(self, positions: Tensor, *, generator: Any = None, dtype: Any = ..., device: Any = ...) -> Batch:

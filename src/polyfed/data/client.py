@@ -115,8 +115,8 @@ class ClientData:
 
     @property
     def labels(self) -> Tensor:
-        """``(n,)`` class numbers, or targets in the unit of the data, in the order of the rows."""
-        return self.dataset.y[self.rows.to(self.dataset.y.device)]
+        """``(n,)`` class numbers, or targets in the unit of the data, in the order of the rows; on the CPU."""
+        return self.dataset.y[self.rows.to(self.dataset.y.device)].cpu()
 
     def normalised(self, x: Tensor) -> Tensor:
         """Pixels ``(B, C, H, W)`` with the data set's mean and deviation taken out."""

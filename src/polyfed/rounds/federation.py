@@ -247,7 +247,7 @@ def class_weights(asked: Any, train: ClientData) -> Tensor:
     """
     names, classes = train.dataset.classes, train.dataset.num_classes
     if asked == "balanced":
-        counts = train.labels.cpu().bincount(minlength=classes).double()
+        counts = train.labels.bincount(minlength=classes).double()
         has = counts > 0
         return torch.where(has, counts.sum() / (has.sum() * counts.clamp(min=1)), 1.0)
     if isinstance(asked, Mapping):
