@@ -55,7 +55,7 @@ def played(placement: Placement, driver: str, **sections: Any) -> list[State]:
 
 
 def numbers(states: list[State]) -> list[Tensor]:
-    return [tensor for state in states for _, tensor in flatten(state)[1]]
+    return [tensor for state in states for _, tensor in flatten(state)[1] if tensor.numel()]
 
 
 def assert_close(found: list[State], expected: list[State], tolerance: float) -> None:
