@@ -59,7 +59,8 @@ def staged(
         if len(table) != len(capacities) or list(table) != sorted(table, reverse=True) or table[0] > len(nets):
             raise ModelError(
                 f"algorithm.depths is {list(table)}; expected for each of the capacities "
-                f"{', '.join(f'{c:g}' for c in capacities)} one of the depths 1 to {len(nets)} of {own.name}, none above the one before it"
+                f"{', '.join(f'{c:g}' for c in capacities)} one of the "
+                f"depths 1 to {len(nets)} of {own.name}, none above the one before it"
             )
         pairs = list(zip(capacities, table, strict=True))
         least = [min([c for c, depth in pairs if depth > number], default=2.0) for number in range(1, len(nets))]
