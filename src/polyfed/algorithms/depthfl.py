@@ -8,8 +8,8 @@ A client of depth d has the logits z_1, ..., z_d of d classifiers, and in round 
     lambda_t = exp(-5 (1 - min(t, R) / R)^2).
 
 The server takes the plain mean of each tensor, by name, over the clients of the round that have it; with FedDyn
-(`polyfed.blocks.feddyn`) clients and server remember. The mean of all classifiers' logits predicts. What is known comes
-from a summary. Classifiers are smaller than the paper's; other differences: docs/algorithms/depthfl.md.
+(`polyfed.blocks.feddyn`) it and clients remember. The mean of the logits predicts. What is known comes from a summary;
+classifiers are smaller than the paper's. Other differences: docs/algorithms/depthfl.md.
 """
 
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ from polyfed.models.split import SplitModel
 
 @dataclass(frozen=True, kw_only=True)
 class DepthFL(Algorithm):
-    """Hyper-parameters of DepthFL.
+    """Hyper-parameters.
 
     Args:
         exits: submodules after which there is a classifier besides the network's own; by default see `stage_ends`.
@@ -49,6 +49,7 @@ class DepthFL(Algorithm):
     """
 
     name = "depthfl"
+    exempt = {"equal_answers_count_once": "FedDyn's h adds up over clients"}
     exits: tuple[str, ...] = ()
     head: str = ""
     depths: tuple[Positive, ...] = ()
@@ -100,8 +101,7 @@ class DepthFL(Algorithm):
     def init_client(self, client: LocalClient) -> Private:
         """g_k = 0."""
         model = client.models["model"]
-        names = sorted(model.parameter_names) if self.feddyn else ()
-        return self.Private({name: torch.zeros(model.shapes[name]) for name in names})
+        return self.Private({n: torch.zeros(model.shapes[n]) for n in sorted(model.parameter_names) if self.feddyn})
 
     def server_round(self, server: Server, cohort: Cohort) -> Steps[State]:
         """Average each tensor over the clients that have it; with FedDyn, then less h / alpha."""
@@ -121,8 +121,7 @@ class DepthFL(Algorithm):
         g, start = private.memory, tree.pick(msg.model, private.memory)
         frozen = {"memory": g, "start": start, "ramp": {"weight": torch.tensor(rampup(client.round, self.ramp))}}
         fitted = yield from fit(client, {"model": msg.model}, gradient=self.gradient, frozen=frozen)
-        trained = fitted.parts["model"]
-        return self.Private(remembered(g, trained, start, self.alpha)), self.Upload(trained)
+        return self.Private(remembered(g, fitted.parts["model"], start, self.alpha)), self.Upload(fitted.parts["model"])
 
     def gradient(self, grad: Grad, nets: Nets, batch: Batch, due: bool) -> Parts:
         """That of the loss; with FedDyn that of the regularised one."""
@@ -140,11 +139,13 @@ class DepthFL(Algorithm):
         return {"model": msg.model}
 
     def predict(self, nets: Nets, x: Tensor) -> Mapping[str, Tensor]:
-        """The mean of the logits of all classifiers, and each classifier."""
+        """The mean of the logits of all classifiers, the first classifier and the last; or the last alone."""
         z = each_logits(nets["model"], x)
-        return {"ensemble": torch.stack(z).mean(0), **{f"classifier {i}": own for i, own in enumerate(z, 1)}}
+        return {**({} if "alone" in nets else {"ensemble": torch.stack(z).mean(0), "first": z[0]}), "last": z[-1]}
 
     def global_nets(self, server: Server, task: Task) -> Mapping[str, Nets]:
-        """The network of every depth."""
+        """Of every depth the ensemble, and its last classifier alone."""
         nets, _ = self.networks(task, task.common(self.name))
-        return {f"depth {i}": {"model": Net(net, tree.pick(server.model, net.shapes))} for i, net in enumerate(nets, 1)}
+        made = [Net(net, tree.pick(server.model, net.shapes)) for net in nets]
+        alone = {f"classifier {i}": {"model": net, "alone": Net(None, {})} for i, net in enumerate(made, 1)}
+        return {**{f"depth {i}": {"model": net} for i, net in enumerate(made, 1)}, **alone}
