@@ -1,6 +1,5 @@
 """DepthFL: depths by capacity, bytes, the mean by name, FedAvg at one depth, FedDyn's memory, predictors."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from polyfed.algorithms.fedavg import FedAvg
 from polyfed.base import tree
 from polyfed.base.errors import ModelError
 from polyfed.blocks.aggregate import MeanByName
-from polyfed.blocks.depths import each_logits, mutual, rampup
+from polyfed.blocks.depths import each_logits
 from polyfed.core.message import size
 from polyfed.core.net import Net
 from polyfed.models.exits import stage_ends, with_exits
@@ -70,8 +69,6 @@ def test_networks_that_differ_or_cannot_be_cut_are_refused() -> None:
         fed.algorithm.check(fed.task)
     with pytest.raises(ModelError, match="no submodule 'act9' to be its exit"):
         DepthFL(exits=("act9",)).check(toy.federation(DepthFL()).task)
-    with pytest.raises(TypeError, match="no network, so it has no classifiers"):
-        each_logits(Net(None, {}), torch.zeros(1, 2))
 
 
 def test_bytes_are_those_of_the_stages() -> None:
@@ -159,22 +156,6 @@ def test_without_feddyn_no_law_is_exempt(law: str, tmp_path: Path, monkeypatch: 
 
 
 # ------------------------------------------------------------------------------------------------------- distillation
-
-
-def test_classifiers_move_towards_one_another_and_teach_unmoved() -> None:
-    """Catches a divergence the wrong way round, and a teacher that moves."""
-    a, b = (torch.randn(5, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    p, q = a.softmax(1), b.softmax(1)
-    expected = (q.detach() * (q.detach() / p).log() + p.detach() * (p.detach() / q).log()).sum() / 5
-    assert torch.allclose(mutual((a, b)), expected)
-    (slope,) = torch.autograd.grad(mutual((a, b)), a)
-    assert torch.allclose(slope, (p - q).detach() / 5)
-    assert mutual((a,)) == 0
-
-
-def test_the_ramp() -> None:
-    """Catches a weight that goes on rising after R rounds, or begins at 0."""
-    assert [rampup(t, 4) for t in (0, 2, 4, 9)] == [math.exp(-5), math.exp(-1.25), 1.0, 1.0]
 
 
 def test_a_shallow_client_has_one_classifier_and_teaches_none() -> None:

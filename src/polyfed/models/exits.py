@@ -68,6 +68,7 @@ class Exits(nn.Module):
         return torch.cat(logits, 1)
 
 
+@lru_cache(maxsize=256)
 def stage_ends(model: SplitModel, chosen: tuple[str, ...] = ()) -> tuple[str, ...]:
     """The submodules behind which a network has further classifiers; its depth is their number and 1.
 
