@@ -7,9 +7,8 @@ A client of depth d has the logits z_1, ..., z_d of d classifiers, and in round 
     sum_i CE(z_i, y) + lambda_t / (d - 1) sum_i sum_{j != i} KL(sg softmax(z_j) || softmax(z_i)),
     lambda_t = exp(-5 (1 - min(t, R) / R)^2).
 
-The server takes the plain mean of each tensor, by name, over the clients of the round that have it; with FedDyn
-(`polyfed.blocks.feddyn`) it and clients remember. The mean of the logits predicts. What is known comes from a summary;
-classifiers are smaller than the paper's. Other differences: docs/algorithms/depthfl.md.
+The server takes the plain mean of each tensor, by name, over the clients of the round that have it. The mean of the
+logits predicts. FedDyn: `polyfed.blocks.feddyn`. Known from a summary; differences: docs/algorithms/depthfl.md.
 """
 
 from collections.abc import Mapping
@@ -49,6 +48,7 @@ class DepthFL(Algorithm):
     """
 
     name = "depthfl"
+    own_networks = False
     exempt = dict.fromkeys(("equal_answers_count_once", "idle_rounds_change_nothing"), "FedDyn's h is a rounded sum")
     exits: tuple[str, ...] = ()
     head: str = ""

@@ -38,9 +38,9 @@ class Pooled(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, *shape)`` -> ``(B, num_classes)``."""
-        return self.fc(
-            x.flatten(1, -2).mean(1) if self.last and x.dim() > 2 else x if self.last else x.flatten(2).mean(2)
-        )
+        if x.dim() > 2:
+            x = x.flatten(1, -2).mean(1) if self.last else x.flatten(2).mean(2)
+        return self.fc(x)
 
 
 class Exits(nn.Module):
