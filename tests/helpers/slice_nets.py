@@ -182,6 +182,18 @@ class Straight(nn.Module):
 IMAGE, SERIES, ROW = (3, 8, 8), (7, 6), (6,)
 
 
+class Backwards(nn.Module):
+    """Layers of equal shapes that are made in another order than they run in: what runs first is in the middle."""
+
+    def __init__(self, num_classes: int = 3) -> None:
+        super().__init__()
+        self.third, self.second, self.first = (nn.Linear(6, 6) for _ in range(3))
+        self.fc = nn.Linear(6, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.third(self.second(self.first(x).tanh()).tanh()).tanh())
+
+
 def net(
     factory: Callable[..., nn.Module], shape: tuple[int, ...], dtype: torch.dtype | None = None, **keys: int
 ) -> SplitModel:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 #: name -> (module:class, one line)
 ALGORITHMS: dict[str, tuple[str, str]] = {
+    "depthfl": (
+        "polyfed.algorithms.depthfl:DepthFL",
+        "each client trains the first stages, with classifiers that teach one another (Kim et al. 2023)",
+    ),
     "fd": (
         "polyfed.algorithms.fd:FD",
         "mean softmax outputs by class, each client learning from the others' (Jeong et al. 2018)",

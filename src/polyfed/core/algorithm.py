@@ -128,6 +128,8 @@ class Algorithm(ABC):
     trains: ClassVar[tuple[str, ...]] = ()
     #: Laws of `polyfed.testing` that do not apply, each with the reason.
     exempt: ClassVar[Mapping[str, str]] = {}
+    #: Whether a client's private state, where it has one, has a network of its own, which may start with given weights.
+    own_networks: ClassVar[bool] = True
     #: Whether `message_for` depends on the client's id, not only on its capacity and architecture.
     personal_message: ClassVar[bool] = False
     #: The share of each client's training examples, in [0, 1), that it never trains on: its ``client.held_out``, for

@@ -13,6 +13,7 @@ import operator
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -87,11 +88,7 @@ def cut(module: nn.Module, *, classifier: str, extractor: str | None, model: str
     graph = _trace(module, [name for name in (classifier, extractor) if name is not None], model)
     writes = _lost_writes(graph, model)
     start = next(node for node in graph.nodes if node.op == "placeholder")
-    end = next(node for node in graph.nodes if node.op == "output").args[0]
-    if not isinstance(end, fx.Node):
-        raise ModelError(
-            f"model {model!r} returns {type(end).__name__}, expected one tensor (B, L); return the logits only"
-        )
+    end = _result(graph, model)
     head = _only_call(graph, classifier, "classifier", model)
     inputs = head.all_input_nodes
     if len(inputs) != 1:
@@ -115,6 +112,38 @@ def cut(module: nn.Module, *, classifier: str, extractor: str | None, model: str
     _must_separate(graph, start, s_in, r, f"the extractor cut (the output of {extractor!r})", model)
     intermediate = _piece(graph, s_in, r, writes)  # before the extractor, which takes all writes that are left
     return Pieces(_piece(graph, start, s_in, writes), intermediate, classify)
+
+
+def chain(module: nn.Module, after: tuple[str, ...], model: str) -> tuple[Piece, ...]:
+    """Cut the forward pass behind each of some submodules, in the mode (train or eval) the module is in.
+
+    Args:
+        module: its parameters are untouched.
+        after: names of submodules, in the order in which they run.
+        model: the model's name, for messages.
+
+    Returns:
+        the pieces, one more than names: to the output of the first submodule, from there to the second, and so on.
+
+    Raises:
+        ModelError: the module cannot be traced, or a cut does not separate the input from the output.
+    """
+    names = tuple(find_submodule(module, name, "exit", model) for name in after)
+    graph = _trace(module, list(names), model)
+    writes = _lost_writes(graph, model)
+    start = next(node for node in graph.nodes if node.op == "placeholder")
+    end = _result(graph, model)
+    points = [start, *(_only_call(graph, name, "exit", model) for name in names), end]
+    for number, name in enumerate(names, 1):
+        if points[number] is end or points[number - 1] not in _needed(points[number], None) - {points[number]}:
+            before = "its input" if number == 1 else repr(names[number - 2])
+            raise ModelError(
+                f"model {model!r}: the exit {name!r} does not come after {before} and before the output; name exits in "
+                "the order in which they run, each once, and not the last layer"
+            )
+        _must_separate(graph, start, points[number], end, f"the exit (the output of {name!r})", model)
+    last_first = [_piece(graph, *ends, writes) for ends in reversed(list(pairwise(points)))]
+    return tuple(reversed(last_first))  # the first piece takes all writes that are left
 
 
 class _AroundCuts(fx.Tracer):
@@ -163,6 +192,15 @@ def _trace(module: nn.Module, cuts: list[str], model: str) -> fx.Graph:
     if not any(node.op == "placeholder" for node in graph.nodes):
         raise ModelError(f"model {model!r}: its forward takes no input; expected forward(self, x)")
     return graph
+
+
+def _result(graph: fx.Graph, model: str) -> fx.Node:
+    end = next(node for node in graph.nodes if node.op == "output").args[0]
+    if not isinstance(end, fx.Node):
+        raise ModelError(
+            f"model {model!r} returns {type(end).__name__}, expected one tensor (B, L); return the logits only"
+        )
+    return end
 
 
 def _only_call(graph: fx.Graph, name: str, role: str, model: str) -> fx.Node:
