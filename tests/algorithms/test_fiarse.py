@@ -361,7 +361,7 @@ def test_plain_steps_are_the_same_with_and_without(sticky: bool) -> None:
 
 @pytest.mark.parametrize("capacity_in", ["parameters", "macs"])
 @pytest.mark.parametrize("scope", ["model", "layer", "stage", "groups"])
-def test_a_vision_transformer(scope: Any, capacity_in: Any) -> None:
+def test_a_vision_transformer_under_every_scope(scope: Any, capacity_in: Any) -> None:
     """Catches thresholds of other layers, tokens that compete as norms do, and budgets that are not kept."""
     groups = (("patches.places",), ("patches.map", "fc"), ("block",)) if scope == "groups" else ()
     keys: dict[str, Any] = {"scope": scope, "capacity_in": capacity_in, "groups": groups}
