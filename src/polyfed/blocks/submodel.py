@@ -6,7 +6,7 @@ puts values back, `coverage` says where. `polyfed.blocks.aggregate.CoverageMean`
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Annotated, TypeAlias
 
@@ -19,6 +19,7 @@ from polyfed.base.rng import Rng
 from polyfed.base.types import Params
 from polyfed.core.message import INDICES, Record
 from polyfed.models.channels import Channels, channels, narrowed
+from polyfed.models.flops import multiplications
 from polyfed.models.split import SplitModel
 
 #: The places that are held of a tensor, as an index: one bool per weight; or for each dimension ``slice(0, n)`` or the
@@ -174,21 +175,29 @@ class Layout(Record):
         groups: as of `polyfed.models.channels.Channels`.
         positions: likewise.
         shapes: those of all tensors at full size.
+        macs: multiply-accumulates of one example per weight, as of `polyfed.models.flops.multiplications`; empty if
+            nobody asked for them.
     """
 
     groups: Mapping[str, int]
     positions: Mapping[str, tuple[Tensor, ...]]
     shapes: Mapping[str, tuple[int, ...]]
+    macs: Mapping[str, float] = field(default_factory=dict[str, float])
 
     @classmethod
-    def of(cls, model: SplitModel) -> "Layout":
+    def of(cls, model: SplitModel, *, macs: bool = False) -> "Layout":
         """That of a network.
 
+        Args:
+            model: the network.
+            macs: whether it has the multiplications of each weight.
+
         Raises:
-            ModelError: none of its channels can be left out, or polyfed cannot follow its forward.
+            ModelError: none of its channels can be left out, or polyfed cannot follow its forward, or count in it.
         """
         found = channels(model)
-        return cls(found.groups, found.positions, {name: tuple(shape) for name, shape in model.shapes.items()})
+        shapes = {name: tuple(shape) for name, shape in model.shapes.items()}
+        return cls(found.groups, found.positions, shapes, multiplications(model) if macs else {})
 
     def scaling(self, names: Iterable[str]) -> tuple[str, ...]:
         """The names, sorted, of tensors whose first dimension has channels: weights and biases that a width scales."""

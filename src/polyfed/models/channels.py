@@ -181,7 +181,7 @@ def _follow(model: SplitModel) -> Channels:
     for path in whole:
         _keep_what_is_read(follower, named[path])
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _plainly(), follower:
-        follower.fix(module(_example(model)))
+        follower.fix(module(example(model)))
     for name, value in tensors.items():
         if id(value) not in follower.used:
             for axis in axes[name]:
@@ -219,7 +219,8 @@ def _grouped(model: SplitModel, axes: Mapping[str, list[Tensor]]) -> Channels:
     return Channels(MappingProxyType(names), MappingProxyType(positions))
 
 
-def _example(model: SplitModel) -> Tensor:
+def example(model: SplitModel) -> Tensor:
+    """Return an input of two examples, the same in every process."""
     shape = (2, *model.input_shape)
     if model.dtype is not None and not model.dtype.is_floating_point:
         return torch.zeros(shape, dtype=model.dtype)
