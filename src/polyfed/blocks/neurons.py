@@ -1,0 +1,296 @@
+"""Channels chosen by their weights: how many fit a capacity, which these are, and their gate while they train."""
+
+import math
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from polyfed.base.errors import ModelError
+from polyfed.base.text import alternatives
+from polyfed.base.types import Params
+from polyfed.blocks.submodel import Layout, Mask, Slice, apply_mask
+from polyfed.core.message import Record
+from polyfed.core.net import Nets
+from polyfed.models.flops import multiplications
+from polyfed.models.split import SplitModel
+
+#: How far a threshold is below the weakest channel's score: server and clients round scores in different ways.
+_BELOW = 1 - 1e-5
+
+
+class Neurons(Record):
+    """What a server knows of a network whose channels it chooses by their weights.
+
+    Args:
+        layout: the channels.
+        costs: the cost per weight, by tensor; what is not named costs nothing.
+        weights: the tensors whose first dimension has channels that they give scores: weights of layers, no biases.
+        normalise: whether scores weigh all layers of a group alike.
+    """
+
+    layout: Layout
+    costs: Mapping[str, float]
+    weights: tuple[str, ...]
+    normalise: bool
+
+    @classmethod
+    def of(cls, model: SplitModel, cost: str, table: Mapping[str, float], normalise: bool) -> "Neurons":
+        """Those of a network.
+
+        Args:
+            model: the full network.
+            cost: ``"parameters"``, ``"macs"`` (multiply-accumulates of an example) or ``"table"``.
+            table: for the latter, by layer, such as ``"layer1.0.conv1"``, the cost at full size in any unit, of which a
+                smaller layer has the kept share of inputs times outputs; other layers cost nothing.
+            normalise: as above.
+
+        Raises:
+            ModelError: the network cannot be sliced, or the table does not fit; all faults of the table at once.
+        """
+        layout = Layout.of(model)
+        faults: list[str] = []
+        if bool(table) != (cost == "table"):
+            faults.append(f"it has {len(table)} layers where algorithm.cost is {cost!r}; it is read with 'table' alone")
+        layers = [name.removesuffix(".weight") for name in model.shapes if name.endswith(".weight")]
+        unknown = [layer for layer in table if layer not in layers]
+        faults += [f"no layer {one!r} has a weight; nearest: {alternatives(one, layers)}" for one in unknown]
+        if table and not any(table.values()):
+            faults.append("no layer costs anything")
+        if faults:
+            raise ModelError("; ".join(f"algorithm.table: {fault}" for fault in faults))
+        costs = dict.fromkeys(sorted(model.parameter_names), 1.0) if cost == "parameters" else multiplications(model)
+        if table:
+            costs = {f"{one}.weight": own / model.shapes[f"{one}.weight"].numel() for one, own in table.items()}
+        names = layout.scaling(model.parameter_names - model.norm_names)
+        return cls(layout, costs, tuple(name for name in names if len(model.shapes[name]) > 1), normalise)
+
+    def sizes(self, capacity: float) -> dict[str, int]:
+        """How many channels of each group fit a capacity: about the same share of every group, at least one channel.
+
+        Channels are added one at a time, always to the group of which the smallest share would be there, as long as the
+        cost is at most ``capacity`` times that of all. So a smaller capacity has at most as many of each group.
+
+        Args:
+            capacity: the fraction of the cost that fits, in (0, 1].
+
+        Raises:
+            ModelError: one channel of each group costs more.
+        """
+        groups, steps = self.layout.groups, self._steps()
+        cost = self._cost()
+        budget = capacity * cost(groups) * (1 + 1e-9)
+        fitting = bisect_right(range(len(steps) + 1), budget, key=lambda number: cost(self._after(steps, number)))
+        if not fitting:
+            raise ModelError(
+                f"capacity {capacity:g} is too small for this network, of which one channel of each group costs "
+                f"{self.least():.4g}; raise it in clients.capacities"
+            )
+        return self._after(steps, fitting - 1)
+
+    def part(self, order: Mapping[str, Tensor], capacity: float) -> Slice:
+        """The channels that come first in an order of each group's, as many as fit; errors as of `sizes`."""
+        return Slice(self.layout, {g: order[g][:k].sort().values for g, k in self.sizes(capacity).items()})
+
+    def least(self) -> float:
+        """The smallest capacity: the share of the cost that one channel of each group has."""
+        cost = self._cost()
+        return cost(dict.fromkeys(self.layout.groups, 1)) / cost(self.layout.groups)
+
+    def _steps(self) -> list[str]:
+        """The groups, in the order in which each gets a second channel, a third and so on."""
+        groups = self.layout.groups.items()
+        return [
+            g for *_, g in sorted((k / n, place, g) for place, (g, n) in enumerate(groups) for k in range(2, n + 1))
+        ]
+
+    def _after(self, steps: list[str], number: int) -> dict[str, int]:
+        more = Counter(steps[:number])
+        return {g: 1 + more[g] for g in self.layout.groups}
+
+    def _cost(self) -> Callable[[Mapping[str, int]], float]:
+        """The cost by numbers of channels."""
+        sizes = torch.tensor(list(self.layout.groups.values()))
+        owner = torch.arange(len(sizes)).repeat_interleave(sizes)
+        terms: list[tuple[float, list[tuple[int, Tensor]]]] = []
+        for name, cost in self.costs.items():
+            axes: list[tuple[int, Tensor]] = []
+            for axis, size in zip(self.layout.positions[name], self.layout.shapes[name], strict=True):
+                each = torch.bincount(owner[axis[axis >= 0]], minlength=len(sizes))
+                axes.append((size - int(each.sum()), each / sizes))  # positions that stay; and those of each channel
+            terms.append((cost, axes))
+
+        def total(kept: Mapping[str, int]) -> float:
+            channels = torch.tensor([kept[g] for g in self.layout.groups], dtype=torch.float32)
+            return sum(
+                cost * math.prod(stay + round(float(each @ channels)) for stay, each in axes) for cost, axes in terms
+            )
+
+        return total
+
+    def scales(self, model: Params) -> dict[str, float]:
+        """1 / z_l of each tensor that gives scores, z_l the mean over its channels of their squared weights' sums.
+
+        Without ``normalise`` 1, so that layers with larger weights count more in a group of several layers.
+        """
+        out = dict.fromkeys(self.weights, 1.0)
+        for name in out if self.normalise else ():
+            axis = self.layout.positions[name][0]
+            total = float(model[name].detach().double()[axis >= 0].square().sum())
+            out[name] = len(axis[axis >= 0].unique()) / total if total else 0.0
+        return out
+
+    def scores(self, model: Params) -> dict[str, Tensor]:
+        """s_c = sqrt(sum_l ||W_lc||^2 / z_l), W_lc the weights of channel c's outputs in layer l; by group, float64.
+
+        A group that is the first dimension of no weight, such as the columns of an embedding, has scores 0.
+        """
+        squares = {name: model[name].detach().double().square() * value for name, value in self.scales(model).items()}
+        return {group: total.sqrt() for group, total in self.layout.totals(squares).items()}
+
+
+def ranked(
+    scores: Mapping[str, Tensor],
+    sizes: Iterable[Mapping[str, int]],
+    before: Mapping[str, Tensor] | None = None,
+    hysteresis: float = 1.0,
+) -> dict[str, Tensor]:
+    """An order of the channels of each group, whose first k are what a capacity with k of them holds: so these nest.
+
+    From the largest to the smallest capacity, the k strongest are taken of those that the next larger one holds, where
+    the score of a channel counts ``hysteresis`` times if the same capacity held it ``before``. A channel so displaces
+    one that stays in reach only if its score is above ``hysteresis`` times the other's. Ties go to the lower number.
+
+    Args:
+        scores: of each group, (n,).
+        sizes: the numbers of channels that capacities hold, by group.
+        before: the order until now.
+        hysteresis: 1 or more.
+    """
+    out: dict[str, Tensor] = {}
+    for group, score in scores.items():
+        s, number = score.numpy(), np.arange(len(score))
+        inside, level = np.ones(len(s), dtype=bool), np.zeros(len(s))
+        for k in sorted({held[group] for held in sizes}, reverse=True):
+            old = np.isin(number, [] if before is None else before[group][:k].numpy())
+            best = np.lexsort((number, ~old, -np.where(old, s * hysteresis, s), ~inside))[:k]
+            inside = np.isin(number, best)
+            level += inside
+        out[group] = torch.from_numpy(np.lexsort((number, -s, -level)))
+    return out
+
+
+def thresholds(scores: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> Tensor:
+    """Thresholds by group, (G,): just below the weakest score that is held; 0 where all channels are."""
+    weakest = [float(s[kept[g]].min()) if len(kept[g]) < len(s) else 0.0 for g, s in scores.items()]
+    return torch.tensor(weakest) * _BELOW
+
+
+def leading_channels(layout: Layout, sizes: Mapping[str, int]) -> Slice:
+    """The first channels of each group: a small network has the form of this slice, whichever channels it holds."""
+    return Slice(layout, {group: torch.arange(k) for group, k in sizes.items()})
+
+
+@lru_cache(maxsize=256)
+def _rows(full: SplitModel, sizes: tuple[tuple[str, int], ...]) -> tuple[dict[str, Tensor], Tensor]:
+    """The channel of each row of the small network's parameters; and of each channel the rows, all tensors in a row.
+
+    Channels have the numbers of the full network, and C, their number, is what rows have that always stay. The second
+    is (C + 1, most), filled up with the number of rows.
+    """
+    layout = Layout.of(full)
+    held = leading_channels(layout, dict(sizes))
+    last, rows = sum(layout.groups.values()), dict[str, Tensor]()
+    for name in layout.scaling(full.parameter_names):
+        axis, stays = layout.positions[name][0], held.kept[name][0]
+        axis = axis if stays is None else axis[stays]
+        rows[name] = torch.where(axis < 0, last, axis)
+    channel = torch.cat(list(rows.values()))
+    order, each = channel.argsort(stable=True), torch.bincount(channel, minlength=last + 1)
+    each[last] = 0  # these have no score
+    members = torch.full((last + 1, int(each.max())), len(channel))
+    for c, found in enumerate(order[: int(each.sum())].split(each[:last].tolist())):
+        members[c, : len(found)] = found
+    return rows, members
+
+
+def gate_parts(
+    full: SplitModel, sizes: Mapping[str, int], model: Params, threshold: Tensor, scale: Params
+) -> dict[str, Params]:
+    """What the gate of a small network needs beside its weights, as parts that a step reads.
+
+    Args:
+        full: the full network.
+        sizes: the number of channels that the small one has of each group.
+        model: the small network's tensors at the round's start.
+        threshold: that of each group, (G,).
+        scale: as of `Neurons.scales`, of shape ().
+
+    Returns:
+        ``"rows"``: the channel of each row, by tensor; ``"scale"``: by tensor, 0 for one that does not count in scores;
+        ``"gate"``: ``"members"``, the rows of each channel, and ``"threshold"``, that of each channel. The strongest
+        channel of each group has 0, so that no group empties.
+    """
+    rows, members = _rows(full, tuple(sizes.items()))
+    zero = threshold.new_zeros(())
+    parts: dict[str, Params] = {
+        "rows": rows,
+        "scale": {n: scale.get(n, zero) for n in rows},
+        "gate": {"members": members},
+    }
+    s, groups = _scores(model, parts), Layout.of(full).groups
+    each, start = torch.cat([threshold.repeat_interleave(torch.tensor(list(groups.values()))), zero[None]]), 0
+    for n in groups.values():
+        each[start + int(s[start : start + n].argmax())] = 0
+        start += n
+    return {**parts, "gate": {"members": members, "threshold": each}}
+
+
+def _gathered(values: Params, members: Tensor) -> Tensor:
+    """Sums over each channel's rows, (C + 1,), as a gather: sums by scattering are not repeatable on a GPU."""
+    flat = [value.reshape(len(value), -1).sum(1) for value in values.values()]
+    return torch.cat([*flat, flat[0].new_zeros(1)])[members].sum(1)
+
+
+def _scores(model: Params, parts: Mapping[str, Params]) -> Tensor:
+    """Scores of each channel at the current weights, (C + 1,)."""
+    squares = {n: scale * model[n].square() for n, scale in parts["scale"].items()}
+    return _gathered(squares, parts["gate"]["members"]).sqrt()
+
+
+def open_channels(model: Params, parts: Mapping[str, Params]) -> Mask:
+    """M of each tensor that has channels in its first dimension, of shape (rows, 1, ...): 1[s >= theta]."""
+    held = _scores(model, parts) >= parts["gate"]["threshold"]
+    return {n: held[axis].reshape(-1, *[1] * (model[n].dim() - 1)) for n, axis in parts["rows"].items()}
+
+
+def gated(nets: Nets) -> dict[str, Tensor]:
+    """W * M(w) of the part ``model``, with the parts of `gate_parts`."""
+    w, parts = nets["model"].params, {name: net.params for name, net in nets.items()}
+    return apply_mask(w, open_channels(w, parts))
+
+
+def through_gate(grad: Params, nets: Nets) -> dict[str, Tensor]:
+    """The gradient of F(w * M(s(w))) by w, from ``grad``, that by the product, with a surrogate for M's derivative.
+
+    With M taken as clip((s - theta) / (s + theta), 0, 1) where it is differentiated, dM/ds = 2 theta / (s + theta)^2
+    for s >= theta, and ds/dw = scale * w / s, a weight of an open channel has
+
+        g + <g, w>_c * 2 theta / (s + theta)^2 * scale * w / s,
+
+    where the product runs over everything that the channel's M multiplies. Weights of closed channels have 0.
+    """
+    model, parts = nets["model"].params, {name: net.params for name, net in nets.items()}
+    theta, s, rows = parts["gate"]["threshold"], _scores(model, parts), parts["rows"]
+    inner = _gathered({n: grad[n] * model[n] for n in rows}, parts["gate"]["members"])
+    tiny = torch.finfo(s.dtype).tiny
+    slope = inner * 2 * theta / (s + theta).square().clamp_min(tiny) / s.clamp_min(tiny)
+    held, out = open_channels(model, parts), dict(grad)
+    for n, axis in rows.items():
+        along = slope[axis].reshape(held[n].shape) * parts["scale"][n] * model[n]
+        out[n] = torch.where(held[n], grad[n] + along, 0)
+    return out
