@@ -7,7 +7,7 @@ s_c = sqrt(sum_l ||W_lc||^2 / z_l), z_l the mean of ||W_lc||^2 over the channels
 holds k_g channels of each group g, at about one share of all, so that cost <= gamma * cost of all: those first in the
 order of the server's scores, with hysteresis, nested over capacities. In the round these stay, and
 
-    e = w * M,   M_c = 1[s_c >= theta_g],   theta_g = the smallest score that was sent
+    e = w * M,   M_c = 1[s_c >= theta_g],   theta_g = the smallest s_c at the round's start
     g(w) = dF/de * M + <dF/de, w>_c * M * 2 theta / (s_c + theta)^2 * ds_c/dw
 
 The server averages each coordinate over the clients that hold it. docs/algorithms/fiarse-neuron.md derives g.
@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -26,8 +25,15 @@ from polyfed.base.rng import Rng
 from polyfed.base.types import Params, Parts
 from polyfed.blocks.aggregate import CoverageMean
 from polyfed.blocks.losses import supervised
-from polyfed.blocks.neurons import Neurons, gate_parts, gated, leading_channels, ranked, thresholds, through_gate
-from polyfed.blocks.submodel import Slice
+from polyfed.blocks.neurons import (
+    Neurons,
+    gate_parts,
+    gated,
+    leading_channels,
+    ranked,
+    settled,
+    through_gate,
+)
 from polyfed.core.algorithm import Algorithm, Task
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
 from polyfed.core.message import Message, Nothing, State
@@ -68,11 +74,9 @@ class FIARSENeuron(Algorithm):
         sizes: tuple[Mapping[str, int], ...]
 
     class Broadcast(Message):
-        """A slice; for a biased gate theta by group, (G,), and 1 / z_l by tensor."""
+        """The slice of a capacity."""
 
         model: Params
-        threshold: Tensor
-        scale: Params
 
     class Upload(Message):
         """The slice, trained."""
@@ -102,7 +106,7 @@ class FIARSENeuron(Algorithm):
     def server_round(self, server: Server, cohort: Cohort) -> Steps[State]:
         """Train slices, average each coordinate over those who hold it, and order the channels anew."""
         part = {c: server.neurons.part(server.order, c) for c in {client.capacity for client in cohort}}
-        down = {capacity: self.message(server, held) for capacity, held in part.items()}
+        down = {capacity: self.Broadcast(held.take(server.model)) for capacity, held in part.items()}
         gather = {"model": CoverageMean(lambda client: part[client.capacity], None, server.model)}
         w = (yield from exchange(cohort, lambda client: down[client.capacity], gather=gather))["model"]
         order = ranked(server.neurons.scores(w), server.sizes, server.order, self.hysteresis)
@@ -110,20 +114,14 @@ class FIARSENeuron(Algorithm):
 
     def message_for(self, server: Server, client: ClientInfo) -> Broadcast:
         """The strongest channels that a capacity allows."""
-        return self.message(server, server.neurons.part(server.order, client.capacity))
-
-    def message(self, server: Server, held: Slice) -> Broadcast:
-        """A slice, and where its channels close."""
-        if self.gate == "frozen":
-            return self.Broadcast(held.take(server.model), torch.zeros(0), {})
-        theta, scale = thresholds(server.neurons.scores(server.model), held.chosen), server.neurons.scales(server.model)
-        return self.Broadcast(held.take(server.model), theta, {n: torch.tensor(v) for n, v in scale.items()})
+        return self.Broadcast(server.neurons.part(server.order, client.capacity).take(server.model))
 
     def client_round(self, private: Nothing, msg: Broadcast, client: LocalClient) -> Steps[ClientResult]:
         """Train the slice, with a gate or without."""
         parts = self.predictor_parts(private, msg, client)
         fitted = yield from fit(client, {"model": parts.pop("model")}, gradient=self.gradient, frozen=parts)
-        return private, self.Upload(fitted.parts["model"])
+        w = fitted.parts["model"]
+        return private, self.Upload(settled(w, msg.model, parts) if parts else w)
 
     def gradient(self, grad: Grad, nets: Nets, batch: Batch, due: bool) -> Parts:
         """g(w), by way of the gradient at e = w * M(w); with a frozen gate the plain gradient."""
@@ -133,10 +131,10 @@ class FIARSENeuron(Algorithm):
 
     def predictor_parts(self, private: Nothing, msg: Broadcast, client: LocalClient) -> dict[str, Params]:
         """The slice, and what its gate needs."""
-        if not msg.scale:
+        if self.gate == "frozen":
             return {"model": msg.model}
-        sizes = self.neurons(full := client.models["full"]).sizes(client.info.capacity)
-        return {"model": msg.model, **gate_parts(full, sizes, msg.model, msg.threshold, msg.scale)}
+        neurons = self.neurons(full := client.models["full"])
+        return {"model": msg.model, **gate_parts(neurons, full, neurons.sizes(client.info.capacity), msg.model)}
 
     def predict(self, nets: Nets, x: Tensor) -> Mapping[str, Tensor]:
         """The logits of the slice; channels that closed in training take no part."""

@@ -19,7 +19,7 @@ from polyfed.core.net import Nets
 from polyfed.models.flops import multiplications
 from polyfed.models.split import SplitModel
 
-#: How far a threshold is below the weakest channel's score: server and clients round scores in different ways.
+#: How far a threshold is below the weakest channel's score: drivers round scores in different ways.
 _BELOW = 1 - 1e-5
 
 
@@ -132,25 +132,34 @@ class Neurons(Record):
 
         return total
 
-    def scales(self, model: Params) -> dict[str, float]:
-        """1 / z_l of each tensor that gives scores, z_l the mean over its channels of their squared weights' sums.
-
-        Without ``normalise`` 1, so that layers with larger weights count more in a group of several layers.
-        """
-        out = dict.fromkeys(self.weights, 1.0)
-        for name in out if self.normalise else ():
-            axis = self.layout.positions[name][0]
-            total = float(model[name].detach().double()[axis >= 0].square().sum())
-            out[name] = len(axis[axis >= 0].unique()) / total if total else 0.0
-        return out
-
     def scores(self, model: Params) -> dict[str, Tensor]:
         """s_c = sqrt(sum_l ||W_lc||^2 / z_l), W_lc the weights of channel c's outputs in layer l; by group, float64.
 
-        A group that is the first dimension of no weight, such as the columns of an embedding, has scores 0.
+        z_l is the mean of ||W_lc||^2 over the layer's channels; without ``normalise`` 1, so that layers with larger
+        weights count more in a group of several layers. A group that is the first dimension of no weight, such as the
+        columns of an embedding, has scores 0.
+
+        Args:
+            model: tensors at full size.
         """
-        squares = {name: model[name].detach().double().square() * value for name, value in self.scales(model).items()}
+        squares: dict[str, Tensor] = {}
+        for name in self.weights:
+            axis = self.layout.positions[name][0]
+            squares[name] = model[name].detach().double().square() * self.scale(model[name], axis, axis >= 0)
         return {group: total.sqrt() for group, total in self.layout.totals(squares).items()}
+
+    def scale(self, value: Tensor, axis: Tensor, counts: Tensor) -> float:
+        """1 / z_l, or 1 without ``normalise``; 0 where z_l is.
+
+        Args:
+            value: the layer's weights.
+            axis: the channel of each row.
+            counts: whether each row is of a channel that can be left out.
+        """
+        total = float(value.detach().double().cpu()[counts].square().sum())
+        if not self.normalise:
+            return 1.0
+        return len(axis[counts].unique()) / total if total else 0.0
 
 
 def ranked(
@@ -184,12 +193,6 @@ def ranked(
     return out
 
 
-def thresholds(scores: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> Tensor:
-    """Thresholds by group, (G,): just below the weakest score that is held; 0 where all channels are."""
-    weakest = [float(s[kept[g]].min()) if len(kept[g]) < len(s) else 0.0 for g, s in scores.items()]
-    return torch.tensor(weakest) * _BELOW
-
-
 def leading_channels(layout: Layout, sizes: Mapping[str, int]) -> Slice:
     """The first channels of each group: a small network has the form of this slice, whichever channels it holds."""
     return Slice(layout, {group: torch.arange(k) for group, k in sizes.items()})
@@ -197,7 +200,7 @@ def leading_channels(layout: Layout, sizes: Mapping[str, int]) -> Slice:
 
 @lru_cache(maxsize=256)
 def _rows(full: SplitModel, sizes: tuple[tuple[str, int], ...]) -> tuple[dict[str, Tensor], Tensor]:
-    """The channel of each row of the small network's parameters; and of each channel the rows, all tensors in a row.
+    """The channel of each row of the small network's tensors; and of each channel the rows, among all of parameters.
 
     Channels have the numbers of the full network, and C, their number, is what rows have that always stay. The second
     is (C + 1, most), filled up with the number of rows.
@@ -205,11 +208,11 @@ def _rows(full: SplitModel, sizes: tuple[tuple[str, int], ...]) -> tuple[dict[st
     layout = Layout.of(full)
     held = leading_channels(layout, dict(sizes))
     last, rows = sum(layout.groups.values()), dict[str, Tensor]()
-    for name in layout.scaling(full.parameter_names):
+    for name in layout.scaling(layout.shapes):
         axis, stays = layout.positions[name][0], held.kept[name][0]
         axis = axis if stays is None else axis[stays]
         rows[name] = torch.where(axis < 0, last, axis)
-    channel = torch.cat(list(rows.values()))
+    channel = torch.cat([axis for name, axis in rows.items() if name in full.parameter_names])
     order, each = channel.argsort(stable=True), torch.bincount(channel, minlength=last + 1)
     each[last] = 0  # these have no score
     members = torch.full((last + 1, int(each.max())), len(channel))
@@ -218,36 +221,38 @@ def _rows(full: SplitModel, sizes: tuple[tuple[str, int], ...]) -> tuple[dict[st
     return rows, members
 
 
-def gate_parts(
-    full: SplitModel, sizes: Mapping[str, int], model: Params, threshold: Tensor, scale: Params
-) -> dict[str, Params]:
+def gate_parts(neurons: Neurons, full: SplitModel, sizes: Mapping[str, int], model: Params) -> dict[str, Params]:
     """What the gate of a small network needs beside its weights, as parts that a step reads.
 
+    Scores, z_l included, are those of the small network at the round's start. theta of a group is just below the
+    smallest of them; it is 0 where all channels are held, and for the strongest of a group, so that no group empties.
+
     Args:
+        neurons: those of the full network.
         full: the full network.
         sizes: the number of channels that the small one has of each group.
-        model: the small network's tensors at the round's start.
-        threshold: that of each group, (G,).
-        scale: as of `Neurons.scales`, of shape ().
+        model: the small network's tensors.
 
     Returns:
-        ``"rows"``: the channel of each row, by tensor; ``"scale"``: by tensor, 0 for one that does not count in scores;
-        ``"gate"``: ``"members"``, the rows of each channel, and ``"threshold"``, that of each channel. The strongest
-        channel of each group has 0, so that no group empties.
+        ``"rows"``: the channel of each row, by tensor; ``"scale"``: 1 / z_l by parameter, 0 for one that gives no
+        scores; ``"gate"``: ``"members"``, the rows of each channel, and ``"threshold"``, that of each channel.
     """
     rows, members = _rows(full, tuple(sizes.items()))
-    zero = threshold.new_zeros(())
-    parts: dict[str, Params] = {
-        "rows": rows,
-        "scale": {n: scale.get(n, zero) for n in rows},
-        "gate": {"members": members},
-    }
-    s, groups = _scores(model, parts), Layout.of(full).groups
-    each, start = torch.cat([threshold.repeat_interleave(torch.tensor(list(groups.values()))), zero[None]]), 0
-    for n in groups.values():
-        each[start + int(s[start : start + n].argmax())] = 0
+    scale: dict[str, Tensor] = {}
+    for name in (name for name in rows if name in full.parameter_names):
+        counts, scored = rows[name] < len(members) - 1, name in neurons.weights
+        value = neurons.scale(model[name], rows[name], counts) if scored else 0.0
+        scale[name] = torch.tensor(value, dtype=model[name].dtype)
+    parts: dict[str, Params] = {"rows": rows, "scale": scale, "gate": {"members": members}}
+    s, start = _scores(model, parts), 0
+    threshold = torch.zeros_like(s)
+    for group, n in neurons.layout.groups.items():
+        own = s[start : start + sizes[group]]
+        if sizes[group] < n:
+            threshold[start : start + n] = own.min() * _BELOW
+            threshold[start + int(own.argmax())] = 0
         start += n
-    return {**parts, "gate": {"members": members, "threshold": each}}
+    return {**parts, "gate": {"members": members, "threshold": threshold}}
 
 
 def _gathered(values: Params, members: Tensor) -> Tensor:
@@ -268,10 +273,21 @@ def open_channels(model: Params, parts: Mapping[str, Params]) -> Mask:
     return {n: held[axis].reshape(-1, *[1] * (model[n].dim() - 1)) for n, axis in parts["rows"].items()}
 
 
+def settled(model: Params, before: Params, parts: Mapping[str, Params]) -> dict[str, Tensor]:
+    """``model`` with the running statistics of closed channels as they were ``before``.
+
+    A closed channel is 0, and its running variance goes to 0 with it. When its weights are back, after the round, they
+    would be divided by that.
+    """
+    held = {n: mask for n, mask in open_channels(model, parts).items() if n not in parts["scale"]}
+    return {n: torch.where(held[n], value, before[n]) if n in held else value for n, value in model.items()}
+
+
 def gated(nets: Nets) -> dict[str, Tensor]:
-    """W * M(w) of the part ``model``, with the parts of `gate_parts`."""
+    """W * M(w) of the parameters of the part ``model``, with the parts of `gate_parts`."""
     w, parts = nets["model"].params, {name: net.params for name, net in nets.items()}
-    return apply_mask(w, open_channels(w, parts))
+    held = open_channels(w, parts)
+    return apply_mask(w, {n: held[n] for n in parts["scale"]})
 
 
 def through_gate(grad: Params, nets: Nets) -> dict[str, Tensor]:
@@ -285,12 +301,12 @@ def through_gate(grad: Params, nets: Nets) -> dict[str, Tensor]:
     where the product runs over everything that the channel's M multiplies. Weights of closed channels have 0.
     """
     model, parts = nets["model"].params, {name: net.params for name, net in nets.items()}
-    theta, s, rows = parts["gate"]["threshold"], _scores(model, parts), parts["rows"]
-    inner = _gathered({n: grad[n] * model[n] for n in rows}, parts["gate"]["members"])
+    theta, s, held = parts["gate"]["threshold"], _scores(model, parts), open_channels(model, parts)
+    inner = _gathered({n: grad[n] * model[n] for n in parts["scale"]}, parts["gate"]["members"])
     tiny = torch.finfo(s.dtype).tiny
     slope = inner * 2 * theta / (s + theta).square().clamp_min(tiny) / s.clamp_min(tiny)
-    held, out = open_channels(model, parts), dict(grad)
-    for n, axis in rows.items():
-        along = slope[axis].reshape(held[n].shape) * parts["scale"][n] * model[n]
+    out = dict(grad)
+    for n, scale in parts["scale"].items():
+        along = slope[parts["rows"][n]].reshape(held[n].shape) * scale * model[n]
         out[n] = torch.where(held[n], grad[n] + along, 0)
     return out
