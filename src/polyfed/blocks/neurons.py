@@ -121,11 +121,13 @@ class Neurons(Record):
             axes: list[tuple[int, Tensor]] = []
             for axis, size in zip(self.layout.positions[name], self.layout.shapes[name], strict=True):
                 each = torch.bincount(owner[axis[axis >= 0]], minlength=len(sizes))
-                axes.append((size - int(each.sum()), each / sizes))  # positions that stay; and those of each channel
+                axes.append(
+                    (size - int(each.sum()), each.double() / sizes)
+                )  # positions that stay; and those of each channel
             terms.append((cost, axes))
 
         def total(kept: Mapping[str, int]) -> float:
-            channels = torch.tensor([kept[g] for g in self.layout.groups], dtype=torch.float32)
+            channels = torch.tensor([kept[g] for g in self.layout.groups], dtype=torch.float64)
             return sum(
                 cost * math.prod(stay + round(float(each @ channels)) for stay, each in axes) for cost, axes in terms
             )
