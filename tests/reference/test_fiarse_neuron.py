@@ -154,6 +154,7 @@ class ByHand:
                 n,
                 v,
             ) in w.items():  # no weight that the slice lacks; what is closed has 0 as the surrogate is flat there
+                assert v.grad is not None
                 v.grad *= masks[n]
             if settings.clip:
                 nn.utils.clip_grad_norm_(list(w.values()), settings.clip)
@@ -183,8 +184,8 @@ def follow(cls: type[FIARSENeuron], net: str, keys: dict[str, Any], training: st
         with game.driver.placement.defaults():
             sent = [hand.train(x, kept[c], pairs(batches(game, k, number)), settings) for k, c in enumerate(CAPACITIES)]
         for n, before in x.items():
-            held = sum(masks[c][n] for c in CAPACITIES)
-            total = sum(w[n].double() * masks[c][n] for c, w in zip(CAPACITIES, sent, strict=True))
+            held = torch.stack([masks[c][n] for c in CAPACITIES]).sum(0)
+            total = torch.stack([w[n].double() * masks[c][n] for c, w in zip(CAPACITIES, sent, strict=True)]).sum(0)
             mean = torch.where(held > 0, total / held.clamp(min=1), before.double())
             x[n] = mean.to(before.dtype) if before.is_floating_point() else mean.round().to(before.dtype)
         # A small dense network sums in another order than a large one with zeros does.
