@@ -25,15 +25,7 @@ from polyfed.base.rng import Rng
 from polyfed.base.types import Params, Parts
 from polyfed.blocks.aggregate import CoverageMean
 from polyfed.blocks.losses import supervised
-from polyfed.blocks.neurons import (
-    Neurons,
-    gate_parts,
-    gated,
-    leading_channels,
-    ranked,
-    settled,
-    through_gate,
-)
+from polyfed.blocks.neurons import Neurons, gate_parts, gated, leading_channels, ranked, settled, through_gate
 from polyfed.core.algorithm import Algorithm, Task
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
 from polyfed.core.message import Message, Nothing, State
