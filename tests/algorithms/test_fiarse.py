@@ -114,9 +114,7 @@ def test_smaller_submodels_lie_in_larger_ones(scope: Any) -> None:
     """Catches sizes that disagree about what matters; and a scope that is the other one."""
     fed = federation(scope=scope)
     game = toy.play(fed, 1)
-    masks = [
-        fed.algorithm.mask(game.server, fed.algorithm.threshold(game.server, size)) for size in (0.1, 0.25, 0.5, 1.0)
-    ]
+    masks = [fed.algorithm.extract(game.server, size)[0] for size in (0.1, 0.25, 0.5, 1.0)]
     total = sum(m.numel() for m in masks[0].values())
     for size, small, large in zip((0.1, 0.25, 0.5), masks, masks[1:], strict=False):
         assert all(bool((small[n] <= large[n]).all()) for n in small)
@@ -155,7 +153,7 @@ def test_what_nobody_holds_stays_bitwise_as_it_was() -> None:
     for _ in range(3):
         before = game.server
         game.round()
-        mask = fed.algorithm.mask(before, fed.algorithm.threshold(before, 0.5))
+        mask = fed.algorithm.extract(before, 0.5)[0]
         outside = {n: ~m for n, m in mask.items()}
         assert sum(int(o.sum()) for o in outside.values()) > 0
         for name, nobody in outside.items():

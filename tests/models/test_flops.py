@@ -75,13 +75,14 @@ class Own(nn.Module):
         self.free = nn.Parameter(torch.randn(6, 6))
         self.still = nn.Linear(6, 6).requires_grad_(False)
         self.fc = nn.Linear(6, 2)
+        self.term, self.last = nn.Parameter(torch.randn(1, 2)), nn.Parameter(torch.randn(2, 2))
         self.unknown = unknown
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.up(self.grouped(self.words(x).transpose(1, 2))).transpose(1, 2)  # (B, 2 (T - 2), 6)
         h = self.still(self.same(self.same(self.lstm(h)[0]))) @ self.free
         h = h @ torch.linalg.inv(self.free) + torch.linalg.qr(self.free)[0][0] if self.unknown else h
-        return self.fc(h[:, 0])
+        return torch.addmm(self.term, self.fc(h[:, 0]), self.last)
 
 
 def own(unknown: bool) -> SplitModel:
@@ -89,10 +90,11 @@ def own(unknown: bool) -> SplitModel:
 
 
 def test_of_other_layers() -> None:
-    """Catches transposed and grouped convolutions, layers that run twice, recurrent ones, and constants."""
+    """Catches transposed and grouped convolutions, layers that run twice, recurrent ones, constants, and terms."""
     found = multiplications(own(False))
     assert found == {
         "free": 10,
+        "last": 1,
         "grouped.weight": 5,
         "up.weight": 5,
         "lstm.weight_ih_l0": 10,

@@ -139,6 +139,9 @@ class Algorithm(ABC):
     #: The number of rounds that a schedule of the algorithm is made for. A field of this name with the default None
     #: makes it a key, which a run sets to its ``run.rounds`` when it begins, and keeps when it goes on after its end.
     horizon: int | None = None
+    #: The seconds that a client is to take for a round, for an algorithm that reads `Gathered.seconds`. A field of this
+    #: name with the default None makes it a key; where it is given, a simulation needs ``[devices]``.
+    deadline: float | None = None
     #: The message classes that may travel.
     messages: ClassVar[tuple[type[Message], ...]] = ()
     #: The state classes that may be checkpointed.

@@ -511,6 +511,11 @@ def prepare(config: Config, dataset: Dataset | None = None) -> Federation:
     dataset, partition = deal(config, dataset)
     algorithm = load_algorithm(config.algorithm.name, config.algorithm.keys)
     federation = Federation(config, dataset, partition, algorithm)
+    if algorithm.deadline is not None and config.devices is None:
+        raise ConfigError(
+            f"algorithm.deadline: got {algorithm.deadline:g} s, but without [devices] a simulation has no clock that "
+            "clients could be late by; add [devices], or remove the key"
+        )
     check_networks(algorithm, federation.task, dataset)
     check_training(config, algorithm, algorithm.models(federation.task, federation.own(0)), federation.data.train(0))
     check_weights(config, algorithm, federation.task)

@@ -132,7 +132,10 @@ class TimedClients:
         with self.clients.gathering(request) as gathering:
             reports = self.clients.gather(gathering, replace(request, down=present), score=score)
             kept, failed = self._ended(cohort, asked, present, reports)
-            return gathering.settle(kept, {client: REASONS[reason] for client, reason in failed.items()}), kept
+            gathered = gathering.settle(kept, {client: REASONS[reason] for client, reason in failed.items()})
+        took = {client: sum(self._legs(self.availability.profile(client), report)) for client, report in kept.items()}
+        late = dict.fromkeys((client for client, reason in failed.items() if reason == "late"), float("inf"))
+        return replace(gathered, seconds=dict(sorted({**took, **late}.items()))), kept
 
     def _ended(
         self, cohort: Cohort, asked: Sequence[ClientId], present: Down, reports: Mapping[ClientId, Report]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from polyfed.base.errors import MessageError, PolyfedError
@@ -58,6 +59,7 @@ class _Good:
     scores: dict[ClientId, Score] = field(default_factory=dict[ClientId, Score])
     sizes: dict[ClientId, Size] = field(default_factory=dict[ClientId, Size])
     failed: dict[ClientId, str] = field(default_factory=dict[ClientId, str])
+    late: set[ClientId] = field(default_factory=set[ClientId])
 
 
 class RemoteClients:
@@ -133,7 +135,9 @@ class RemoteClients:
             gathered = gathering.settle(found.answers, found.failed)
         answers = dict(sorted(found.answers.items()))
         self._kept |= dict.fromkeys(answers, key)
-        return gathered, {
+        took = {client: sum(answer.seconds.values()) for client, answer in answers.items() if answer.seconds}
+        late = dict.fromkeys(sorted(found.late), math.inf)
+        return replace(gathered, seconds=dict(sorted({**took, **late}.items()))), {
             client: Report(
                 Work(**headers.fields(answer.work or headers.WorkReport())),
                 measure(request.down[client]),
@@ -320,6 +324,7 @@ class RemoteClients:
             else:
                 how = "it was not connected at the deadline, after" if client in lost else "no reply within"
                 found.failed[client] = f"{how} {self.rounds.deadline:g} s"
+                found.late |= {client} - lost
                 self.tell("failed", client=client, kind=kind, round=key[0], reason=found.failed[client], again=False)
         self.given_up |= lost
         del send  # `fail` calls it, and it `fail`: the cycle would keep all messages until the garbage collector comes
