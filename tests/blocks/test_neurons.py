@@ -16,8 +16,8 @@ from polyfed.blocks.neurons import (
     Neurons,
     gate_parts,
     gated,
-    leading_channels,
     open_channels,
+    prefix_of,
     ranked,
     settled,
     through_gate,
@@ -58,7 +58,7 @@ def test_what_is_chosen_fits_and_one_channel_more_does_not(spec: str, cost: str)
     each = dict.fromkeys(model.parameter_names, 1.0) if cost == "parameters" else multiplications(model)
 
     def total(sizes: Any) -> float:
-        shapes = leading_channels(neurons.layout, sizes).network(model).shapes
+        shapes = prefix_of(neurons.layout, sizes).network(model).shapes
         return sum(value * shapes[name].numel() for name, value in each.items())
 
     groups = neurons.layout.groups

@@ -25,7 +25,7 @@ from polyfed.base.rng import Rng
 from polyfed.base.types import Params, Parts
 from polyfed.blocks.aggregate import CoverageMean
 from polyfed.blocks.losses import supervised
-from polyfed.blocks.neurons import Neurons, gate_parts, gated, leading_channels, ranked, settled, through_gate
+from polyfed.blocks.neurons import Neurons, gate_parts, gated, open_rows, prefix_of, ranked, settled, through_gate
 from polyfed.core.algorithm import Algorithm, Task
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
 from polyfed.core.message import Message, Nothing, State
@@ -86,7 +86,7 @@ class FIARSENeuron(Algorithm):
     def models_at(self, task: Task, own: SplitModel, capacity: float) -> Mapping[str, SplitModel]:
         """The small network; and the full one, which nothing runs: it says what was narrowed."""
         neurons = self.neurons(own)
-        return {"model": leading_channels(neurons.layout, neurons.sizes(capacity)).network(own), "full": own}
+        return {"model": prefix_of(neurons.layout, neurons.sizes(capacity)).network(own), "full": own}
 
     def init_server(self, task: Task, rng: Rng) -> Server:
         """w_0, and its channels in the order of their scores."""
@@ -110,10 +110,17 @@ class FIARSENeuron(Algorithm):
 
     def client_round(self, private: Nothing, msg: Broadcast, client: LocalClient) -> Steps[ClientResult]:
         """Train the slice, with a gate or without."""
-        parts = self.predictor_parts(private, msg, client)
-        fitted = yield from fit(client, {"model": parts.pop("model")}, gradient=self.gradient, frozen=parts)
+        parts, plan = self.predictor_parts(private, msg, client), client.plan
+        coasts = plan.optimizer != "sgd" or plan.momentum or plan.weight_decay  # moves weights of gradient 0
+        moves = self.moves if self.gate == "biased" and coasts else None
+        model = {"model": parts.pop("model")}
+        fitted = yield from fit(client, model, gradient=self.gradient, frozen=parts, moves=moves)
         w = fitted.parts["model"]
         return private, self.Upload(settled(w, msg.model, parts) if parts else w)
+
+    def moves(self, nets: Nets) -> Parts:
+        """The rows of open channels: a channel that closed stays as it is for the round, and so closed."""
+        return {"model": open_rows(nets)}
 
     def gradient(self, grad: Grad, nets: Nets, batch: Batch, due: bool) -> Parts:
         """g(w), by way of the gradient at e = w * M(w); with a frozen gate the plain gradient."""
@@ -136,8 +143,7 @@ class FIARSENeuron(Algorithm):
     def global_nets(self, server: Server, task: Task) -> Mapping[str, Nets]:
         """The slice of every capacity that clients have, and of unseen ones that one channel of each group fits."""
         neurons, own = server.neurons, task.common(self.name)
-        capacities = sorted(
-            {*task.capacities, *(c for c in self.unseen_capacities if c >= neurons.least())}, reverse=True
-        )
+        unseen = [c for c in self.unseen_capacities if c >= neurons.least()]
+        capacities = sorted({*task.capacities, *unseen}, reverse=True)
         parts = {f"capacity {c:g}": neurons.part(server.order, c) for c in capacities}
         return {name: {"model": Net(held.network(own), held.take(server.model))} for name, held in parts.items()}

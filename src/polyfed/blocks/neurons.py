@@ -195,7 +195,7 @@ def ranked(
     return out
 
 
-def leading_channels(layout: Layout, sizes: Mapping[str, int]) -> Slice:
+def prefix_of(layout: Layout, sizes: Mapping[str, int]) -> Slice:
     """The first channels of each group: a small network has the form of this slice, whichever channels it holds."""
     return Slice(layout, {group: torch.arange(k) for group, k in sizes.items()})
 
@@ -208,7 +208,7 @@ def _rows(full: SplitModel, sizes: tuple[tuple[str, int], ...]) -> tuple[dict[st
     is (C + 1, most), filled up with the number of rows.
     """
     layout = Layout.of(full)
-    held = leading_channels(layout, dict(sizes))
+    held = prefix_of(layout, dict(sizes))
     last, rows = sum(layout.groups.values()), dict[str, Tensor]()
     for name in layout.scaling(layout.shapes):
         axis, stays = layout.positions[name][0], held.kept[name][0]
@@ -285,11 +285,15 @@ def settled(model: Params, before: Params, parts: Mapping[str, Params]) -> dict[
     return {n: torch.where(held[n], value, before[n]) if n in held else value for n, value in model.items()}
 
 
+def open_rows(nets: Nets) -> Mask:
+    """`open_channels` of the parameters of the part ``model``, with the parts of `gate_parts`."""
+    held = open_channels(nets["model"].params, {name: net.params for name, net in nets.items()})
+    return {n: held[n] for n in nets["scale"].params}
+
+
 def gated(nets: Nets) -> dict[str, Tensor]:
-    """W * M(w) of the parameters of the part ``model``, with the parts of `gate_parts`."""
-    w, parts = nets["model"].params, {name: net.params for name, net in nets.items()}
-    held = open_channels(w, parts)
-    return apply_mask(w, {n: held[n] for n in parts["scale"]})
+    """The part ``model`` with the parameters of closed channels at 0: w * M(w)."""
+    return apply_mask(nets["model"].params, open_rows(nets))
 
 
 def through_gate(grad: Params, nets: Nets) -> dict[str, Tensor]:
