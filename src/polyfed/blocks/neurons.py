@@ -170,11 +170,12 @@ def ranked(
     before: Mapping[str, Tensor] | None = None,
     hysteresis: float = 1.0,
 ) -> dict[str, Tensor]:
-    """An order of the channels of each group, whose first k are what a capacity with k of them holds: so these nest.
+    """An order of the channels of each group, whose first k are what a capacity with k of them holds.
 
-    From the largest to the smallest capacity, the k strongest are taken of those that the next larger one holds, where
-    the score of a channel counts ``hysteresis`` times if the same capacity held it ``before``. A channel so displaces
-    one that stays in reach only if its score is above ``hysteresis`` times the other's. Ties go to the lower number.
+    A capacity holds the k strongest, where the score of a channel counts ``hysteresis`` times if the same capacity held
+    it ``before``: so a channel enters if its score is above ``hysteresis`` times that of the weakest that stays. Ties
+    go to the lower number. Submodels nest: if k channels beat one at a capacity, then at least k' of them beat it at a
+    smaller one with k', as at most k - k' of them lose the factor.
 
     Args:
         scores: of each group, (n,).
@@ -185,12 +186,10 @@ def ranked(
     out: dict[str, Tensor] = {}
     for group, score in scores.items():
         s, number = score.numpy(), np.arange(len(score))
-        inside, level = np.ones(len(s), dtype=bool), np.zeros(len(s))
-        for k in sorted({held[group] for held in sizes}, reverse=True):
+        level = np.zeros(len(s))  # by how many capacities a channel is held
+        for k in {held[group] for held in sizes}:
             old = np.isin(number, [] if before is None else before[group][:k].numpy())
-            best = np.lexsort((number, ~old, -np.where(old, s * hysteresis, s), ~inside))[:k]
-            inside = np.isin(number, best)
-            level += inside
+            level[np.lexsort((number, ~old, -np.where(old, s * hysteresis, s)))[:k]] += 1
         out[group] = torch.from_numpy(np.lexsort((number, -s, -level)))
     return out
 
