@@ -116,14 +116,13 @@ class Neurons(Record):
         """The cost by numbers of channels."""
         sizes = torch.tensor(list(self.layout.groups.values()))
         owner = torch.arange(len(sizes)).repeat_interleave(sizes)
+        # Of each tensor the cost per weight; of its dimensions the positions that stay, and those of a channel by group.
         terms: list[tuple[float, list[tuple[int, Tensor]]]] = []
         for name, cost in self.costs.items():
             axes: list[tuple[int, Tensor]] = []
             for axis, size in zip(self.layout.positions[name], self.layout.shapes[name], strict=True):
                 each = torch.bincount(owner[axis[axis >= 0]], minlength=len(sizes))
-                axes.append(
-                    (size - int(each.sum()), each.double() / sizes)
-                )  # positions that stay; and those of each channel
+                axes.append((size - int(each.sum()), each.double() / sizes))
             terms.append((cost, axes))
 
         def total(kept: Mapping[str, int]) -> float:
@@ -158,9 +157,9 @@ class Neurons(Record):
             axis: the channel of each row.
             counts: whether each row is of a channel that can be left out.
         """
-        total = float(value.detach().double().cpu()[counts].square().sum())
         if not self.normalise:
             return 1.0
+        total = float(value.detach().double().cpu()[counts].square().sum())
         return len(axis[counts].unique()) / total if total else 0.0
 
 
@@ -173,8 +172,8 @@ def ranked(
     """An order of the channels of each group, whose first k are what a capacity with k of them holds.
 
     A capacity holds the k strongest, where the score of a channel counts ``hysteresis`` times if the same capacity held
-    it ``before``: so a channel enters if its score is above ``hysteresis`` times that of the weakest that stays. Ties
-    go to the lower number. Submodels nest: if k channels beat one at a capacity, then at least k' of them beat it at a
+    it ``before``: so a newcomer needs a score above ``hysteresis`` times that of the channel whose place it takes, the
+    weakest. Ties go to the lower number. Submodels nest: if k channels beat one at a capacity, then at least k' of them beat it at a
     smaller one with k', as at most k - k' of them lose the factor.
 
     Args:
