@@ -116,7 +116,7 @@ class Neurons(Record):
         """The cost by numbers of channels."""
         sizes = torch.tensor(list(self.layout.groups.values()))
         owner = torch.arange(len(sizes)).repeat_interleave(sizes)
-        # Of each tensor the cost per weight; of its dimensions the positions that stay, and those of a channel by group.
+        # Of each tensor the cost per weight; of its dimensions positions that stay, and those of a channel by group.
         terms: list[tuple[float, list[tuple[int, Tensor]]]] = []
         for name, cost in self.costs.items():
             axes: list[tuple[int, Tensor]] = []
@@ -173,8 +173,8 @@ def ranked(
 
     A capacity holds the k strongest, where the score of a channel counts ``hysteresis`` times if the same capacity held
     it ``before``: so a newcomer needs a score above ``hysteresis`` times that of the channel whose place it takes, the
-    weakest. Ties go to the lower number. Submodels nest: if k channels beat one at a capacity, then at least k' of them beat it at a
-    smaller one with k', as at most k - k' of them lose the factor.
+    weakest. Ties go to the lower number. Submodels nest: if k channels beat one at a capacity, then at least k' of them
+    beat it at a smaller one with k', as at most k - k' of them lose the factor.
 
     Args:
         scores: of each group, (n,).
