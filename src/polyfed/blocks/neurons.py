@@ -269,7 +269,11 @@ def _scores(model: Params, parts: Mapping[str, Params]) -> Tensor:
 
 def open_channels(model: Params, parts: Mapping[str, Params]) -> Mask:
     """M of each tensor that has channels in its first dimension, of shape (rows, 1, ...): 1[s >= theta]."""
-    held = _scores(model, parts) >= parts["gate"]["threshold"]
+    return _open(_scores(model, parts), model, parts)
+
+
+def _open(s: Tensor, model: Params, parts: Mapping[str, Params]) -> Mask:
+    held = s >= parts["gate"]["threshold"]
     return {n: held[axis].reshape(-1, *[1] * (model[n].dim() - 1)) for n, axis in parts["rows"].items()}
 
 
@@ -305,7 +309,8 @@ def through_gate(grad: Params, nets: Nets) -> dict[str, Tensor]:
     where the product runs over everything that the channel's M multiplies. Weights of closed channels have 0.
     """
     model, parts = nets["model"].params, {name: net.params for name, net in nets.items()}
-    theta, s, held = parts["gate"]["threshold"], _scores(model, parts), open_channels(model, parts)
+    theta, s = parts["gate"]["threshold"], _scores(model, parts)
+    held = _open(s, model, parts)
     inner = _gathered({n: grad[n] * model[n] for n in parts["scale"]}, parts["gate"]["members"])
     tiny = torch.finfo(s.dtype).tiny
     slope = inner * 2 * theta / (s + theta).square().clamp_min(tiny) / s.clamp_min(tiny)
