@@ -131,7 +131,7 @@ def server_parts(run: Trained) -> Parts:
     info: Any = ClientInfo(0, 1.0, str(run.config.clients.model(0)))
     with closing(SavedRun(run.folder, algorithm.states)) as saved:
         message = algorithm.message_for(saved.server, info)
-    models = algorithm.models(task, task.build(run.config.clients.model(0)))
+    models = algorithm.models_at(task, task.build(run.config.clients.model(0)), info.capacity)
     client = LocalClient(info, models, None, plan_of(run.config.train, 1, 2), Rng((0,)))  # pyright: ignore[reportArgumentType]
     return drive(algorithm.predictor_parts(algorithm.init_client(client), message, client), lambda request: None)
 
