@@ -68,6 +68,10 @@ ALGORITHMS: dict[str, tuple[str, str]] = {
         "polyfed.algorithms.fiarse:FIARSE",
         "each client trains the largest weights that its capacity allows (Wu et al. 2024)",
     ),
+    "fiarse-neuron": (
+        "polyfed.algorithms.fiarse_neuron:FIARSENeuron",
+        "each client trains the strongest channels that its capacity allows (future work of Wu et al. 2024)",
+    ),
     "fjord": (
         "polyfed.algorithms.fjord:FjORD",
         "each client trains the first channels of every layer, at widths drawn up to its own (Horváth et al. 2021)",
