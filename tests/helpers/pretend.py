@@ -98,7 +98,7 @@ class Watching(Sequential):
     def _perform(self, request: Any, account: Any) -> Any:
         if isinstance(request, Fit):
             if self._new(request, request.loss or request.gradient):
-                self._fit_at(request, self.placement)  # what hangs on no numbers, such as a slice, is made once, and kept
+                self._fit_at(request, self.placement)  # slices are made once, and kept
                 with pretending():
                     self._fit_at(request, self.there)
         elif self._new(request, request.fn):
