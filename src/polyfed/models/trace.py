@@ -13,6 +13,7 @@ import operator
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -21,6 +22,7 @@ from torch.fx.proxy import TraceError
 
 from polyfed.base.errors import ModelError
 from polyfed.base.text import alternatives
+from polyfed.models.binding import NORMS
 from polyfed.models.probe import fault
 
 
@@ -115,6 +117,88 @@ def cut(module: nn.Module, *, classifier: str, extractor: str | None, model: str
     _must_separate(graph, start, s_in, r, f"the extractor cut (the output of {extractor!r})", model)
     intermediate = _piece(graph, s_in, r, writes)  # before the extractor, which takes all writes that are left
     return Pieces(_piece(graph, start, s_in, writes), intermediate, classify)
+
+
+def chain(module: nn.Module, names: Iterable[str], *, model: str) -> tuple[Piece, ...]:
+    """Cut the forward pass of ``module``, in the mode it is in, at the inputs of several submodules.
+
+    Args:
+        module: its parameters are untouched.
+        names: submodules, each of which runs once and reads a single tensor through which everything passes.
+        model: the model's name, for messages.
+
+    Returns:
+        the pieces in a row, one more than there are cuts.
+
+    Raises:
+        ModelError: the module cannot be traced, or cannot be cut there.
+    """
+    names = [find_submodule(module, name, "exit", model) for name in names]
+    graph = _trace(module, names, model)
+    writes = _lost_writes(graph, model)
+    start = next(node for node in graph.nodes if node.op == "placeholder")
+    end = next(node for node in graph.nodes if node.op == "output").args[0]
+    if not isinstance(end, fx.Node):
+        raise ModelError(
+            f"model {model!r} returns {type(end).__name__}, expected one tensor (B, L); return the logits only"
+        )
+    found: dict[fx.Node, str] = {}
+    for name in names:
+        inputs = _only_call(graph, name, "exit", model).all_input_nodes
+        if len(inputs) != 1 or inputs[0] is start or inputs[0] in found:
+            raise ModelError(
+                f"model {model!r} has no exit before {name!r}: it reads {', '.join(map(_describe, inputs))}, expected "
+                "one tensor that a layer gives, and that no other exit reads; name another submodule"
+            )
+        _must_separate(graph, start, inputs[0], end, f"the exit (the input of {name!r})", model)
+        found[inputs[0]] = name
+    points = [start, *(node for node in graph.nodes if node in found), end]
+    pieces = [_piece(graph, a, b, writes) for a, b in reversed(list(pairwise(points)))]  # the first takes all writes
+    return tuple(reversed(pieces))
+
+
+def stages(module: nn.Module, classifier: str | None, *, model: str) -> list[str]:
+    """Return the submodules, in order, before which a forward pass is one tensor that some layers have made.
+
+    Sequences are looked into; every other submodule is one layer, and normalisations belong to the layer before them.
+
+    Args:
+        module: its parameters are untouched.
+        classifier: the first submodule of the classifier, where the last stage ends; None: the last layer.
+        model: the model's name, for messages.
+
+    Raises:
+        ModelError: the module cannot be traced.
+    """
+    named = dict(cast("Iterable[tuple[str, nn.Module]]", module.named_modules()))
+    sequences = {""}
+    for path, child in named.items():  # a parent comes before its children
+        if path.rpartition(".")[0] in sequences and type(child).forward is nn.Sequential.forward:
+            sequences.add(path)
+    graph = _trace(module, [f"{path}.0" for path in sequences if path], model)
+    start = next(node for node in graph.nodes if node.op == "placeholder")
+    end = next(node for node in graph.nodes if node.op == "output").args[0]
+    layers = [
+        node
+        for node in graph.nodes
+        if node.op == "call_module"
+        and any(True for _ in named[str(node.target)].parameters())
+        and not isinstance(named[str(node.target)], NORMS)
+    ]
+    last = next((n for n in layers if f"{classifier}.".startswith(f"{n.target}.")), layers[-1]) if layers else None
+    found: dict[fx.Node, str] = {}
+    for node in layers:
+        inputs = node.all_input_nodes
+        if node is last:
+            break
+        before = _needed(inputs[0], None) if len(inputs) == 1 else set[fx.Node]()
+        if not before.isdisjoint(layers) and inputs[0] not in found:
+            try:
+                _must_separate(graph, start, inputs[0], cast("fx.Node", end), "", model)
+            except ModelError:
+                continue  # a branch goes round it
+            found[inputs[0]] = str(node.target)
+    return list(found.values())
 
 
 class _AroundCuts(fx.Tracer):
