@@ -2,16 +2,15 @@
 
     F. Ilhan, G. Su, L. Liu: ScaleFL: Resource-Adaptive Federated Learning with Heterogeneous Clients. CVPR 2023.
 
-Client i has a level: the width s_i, a share of the channels of every layer, and its number e_i of exits. It trains
+Client i has a level: its width s_i, a share of the channels of every layer, and its number e_i of exits. It trains
 
     L = sum_j j l_j / (e (e + 1) / 2),    l_e = CE(z_e, y),
     l_j = CE(z_j, y) + gamma T^2 KL(softmax(sg z_e / T) || softmax(z_j / T))    (j < e),
 
-with gamma = 0 in the first quarter of the rounds, and with the outputs of layers that s_i narrows divided by s_i (the
-Scaler, in training only). The server averages each weight over the clients whose submodel runs it, all alike; layers
-and exits behind a client's last exit neither travel nor count. Statistics of BatchNorm each capacity has for itself.
-
-Which capacity has which level, and every difference from paper and released code: docs/algorithms/scalefl.md.
+with gamma = 0 in the first quarter of the rounds. In training the outputs of layers that s_i narrows are divided by s_i
+(the Scaler). The server averages each weight over the clients whose submodel runs it, all alike: what lies behind a
+client's last exit neither travels nor counts. BatchNorm's statistics each capacity has for itself. Which capacity has
+which level, and the differences from paper and released code: docs/algorithms/scalefl.md.
 """
 
 from collections.abc import Mapping
@@ -25,7 +24,7 @@ from polyfed.base.ranges import Fraction, NonNegative, Portion, Positive, Rate
 from polyfed.base.rng import Rng
 from polyfed.base.types import Params, Parts
 from polyfed.blocks.aggregate import CoverageMean
-from polyfed.blocks.levels import Levels, exit_weights, submodel
+from polyfed.blocks.levels import Levels, exit_logits, exit_weights, submodel
 from polyfed.blocks.losses import cross_entropy, kl_divergence
 from polyfed.blocks.static_norm import MeanByCapacity
 from polyfed.blocks.submodel import divided
@@ -45,11 +44,9 @@ class ScaleFL(Algorithm):
     Args:
         exits: E, the number of exits; or the submodules that follow an early exit, such as ``("layer3", "layer4")``.
         levels: (capacity, width, exits) of each capacity; empty: levels whose weights are the capacity's share.
-        kd_weight: gamma.
-        temperature: T.
-        kd_start: the share of the rounds after which exits learn from the deepest.
+        kd_weight, temperature: gamma and T.
+        kd_start, horizon: exits learn from the deepest after this share of so many rounds, by default of all.
         scaler: whether training divides outputs by the width.
-        horizon: the number of rounds that ``kd_start`` is a share of; None is the number of rounds.
     """
 
     name = "scalefl"
@@ -70,86 +67,69 @@ class ScaleFL(Algorithm):
         anatomy: Levels
         chosen: Mapping[str, tuple[float, int]]
 
-    class Broadcast(Message):
-        """The weights of the client's level, the buffers of its capacity, and gamma in this round."""
+    class Upload(Message):
+        """The weights of the client's level, and the buffers of its capacity."""
 
         model: Params
         buffers: Params
+
+    class Broadcast(Upload):
+        """The same, and gamma in this round."""
+
         kd_weight: float
 
-    class Upload(Message):
-        """Weights and buffers after training."""
-
-        model: Params
-        buffers: Params
-
-    def anatomy(self, own: SplitModel) -> Levels:
-        """The channels and the depths of a network."""
-        return Levels.of(own, self.exits)
+    def level(self, own: SplitModel, capacity: float) -> tuple[float, int]:
+        """(s, e) of a capacity; ModelError where there is none."""
+        return Levels.of(own, self.exits).level(capacity, self.levels)
 
     def check(self, task: Task) -> None:
         """One architecture for all clients, with channels to leave out, and a level for each capacity."""
         for capacity in task.capacities:
-            self.anatomy(task.common(self.name)).level(capacity, self.levels)
+            self.level(task.common(self.name), capacity)
 
     def models_at(self, task: Task, own: SplitModel, capacity: float) -> Mapping[str, SplitModel]:
         """The network of the capacity's level; and the whole one, which nothing runs."""
-        return {"model": submodel(own, self.exits, *self.anatomy(own).level(capacity, self.levels)), "own": own}
+        return {"model": submodel(own, self.exits, *self.level(own, capacity)), "own": own}
 
     def init_server(self, task: Task, rng: Rng) -> Server:
         """The network's own draw, with heads; the same buffers for all capacities."""
         own = task.common(self.name)
-        full, anatomy, key = with_exits(own, self.exits), self.anatomy(own), rng.at("model")
+        full, anatomy, key = with_exits(own, self.exits), Levels.of(own, self.exits), rng.at("model")
         w = {**full.init(key), **{f"net.{name}": value for name, value in own.init(key).items()}}
-        chosen = {str(c): anatomy.level(c, self.levels) for c in task.capacities}
-        b = tree.pick(w, full.buffer_names)
-        buffers = {c: anatomy.part(s).take(tree.pick(b, anatomy.names[e - 1])) for c, (s, e) in chosen.items()}
-        return self.Server(tree.drop(w, b), buffers, anatomy, chosen)
+        b, chosen = tree.pick(w, full.buffer_names), {str(c): self.level(own, c) for c in task.capacities}
+        return self.Server(tree.drop(w, b), {c: anatomy.take(b, *at) for c, at in chosen.items()}, anatomy, chosen)
 
     def server_round(self, server: Server, cohort: Cohort) -> Steps[State]:
         """Send each level, average each weight over those that run it, and buffers within a capacity."""
         gamma = self.kd_weight if cohort.round > self.kd_start * (self.horizon or cohort.rounds) else 0.0
         down = {c.capacity: replace(self.message_for(server, c), kd_weight=gamma) for c in cohort}
         part = {c: server.anatomy.part(server.chosen[str(c)][0]) for c in down}
-        gather = {
-            "model": CoverageMean(lambda client: part[client.capacity], None, server.model),
-            "buffers": MeanByCapacity(None, server.buffers),
-        }
-        got = yield from exchange(cohort, lambda client: down[client.capacity], gather=gather)
+        mean = CoverageMean(lambda c: part[c.capacity], None, server.model)
+        gather = {"model": mean, "buffers": MeanByCapacity(None, server.buffers)}
+        got = yield from exchange(cohort, lambda c: down[c.capacity], gather=gather)
         return replace(server, model=got["model"], buffers=got["buffers"])
 
     def message_for(self, server: Server, client: ClientInfo) -> Broadcast:
         """What a client of this capacity holds."""
-        width, e = server.chosen[str(client.capacity)]
-        held = server.anatomy.part(width).take(tree.pick(server.model, server.anatomy.names[e - 1]))
-        return self.Broadcast(held, server.buffers[str(client.capacity)], 0.0)
+        (s, e), buffers = server.chosen[str(client.capacity)], server.buffers[str(client.capacity)]
+        return self.Broadcast(server.anatomy.take(server.model, s, e), buffers, 0.0)
 
     def client_round(self, private: Nothing, msg: Broadcast, client: LocalClient) -> Steps[ClientResult]:
         """E epochs of L; weights and buffers go back."""
-        parts, anatomy = self.predictor_parts(private, msg, client), self.anatomy(client.models["own"])
-        s = anatomy.level(client.info.capacity, self.levels)[0] if self.scaler else 1.0
-        names = anatomy.layout.scaling(msg.model.keys() - client.models["model"].norm_names)
-        frozen = {
-            "exits": parts["exits"],
-            "rho": {n: torch.tensor(s, dtype=msg.model[n].dtype) for n in names},
-            "kd": {"weight": torch.tensor(msg.kd_weight)},
-        }
-        fitted = yield from fit(client, {"model": parts["model"]}, loss=self.loss, frozen=frozen)
-        new = fitted.parts["model"]
-        return private, self.Upload(tree.pick(new, msg.model), tree.pick(new, msg.buffers))
+        parts, own, net = self.predictor_parts(private, msg, client), client.models["own"], client.models["model"]
+        s = self.level(own, client.info.capacity)[0] if self.scaler else 1.0
+        rho = Levels.of(own, self.exits).scaler(tree.pick(msg.model, net.parameter_names - net.norm_names), s)
+        frozen = {"exits": parts["exits"], "rho": rho, "kd": {"weight": torch.tensor(msg.kd_weight)}}
+        w = (yield from fit(client, {"model": parts["model"]}, loss=self.loss, frozen=frozen)).parts["model"]
+        return private, self.Upload(tree.pick(w, msg.model), tree.pick(w, msg.buffers))
 
     def loss(self, nets: Nets, batch: Batch) -> Tensor:
-        """L of the scaled network; the teacher is a constant."""
+        """L of the scaled network; the teacher z_e is a constant."""
         net, T = nets["model"], self.temperature
-        z = self.logits(Net(net.model, divided(net.params, nets["rho"].params)), nets["exits"], batch[0])  # (e, B, L)
-        kd = [kl_divergence(z_j / T, z[-1].detach() / T) for z_j in z[:-1]] if self.kd_weight else []
-        gamma = nets["kd"]["weight"] * T**2
-        losses = [cross_entropy(z_j, batch) + (gamma * kd[j] if j < len(kd) else 0.0) for j, z_j in enumerate(z)]
-        return (nets["exits"]["weight"] * torch.stack(losses)).sum()
-
-    def logits(self, net: Net, exits: Net, x: Tensor) -> Tensor:
-        """The logits of each exit, (e, B, L)."""
-        return net(x).unflatten(1, (len(exits["weight"]), -1)).transpose(0, 1)
+        z = exit_logits(Net(net.model, divided(net.params, nets["rho"].params)), nets["exits"], batch[0])
+        gamma, teacher = nets["kd"]["weight"], z[-1].detach() / T
+        losses = [cross_entropy(z_j, batch) + gamma * T**2 * kl_divergence(z_j / T, teacher) for z_j in z[:-1]]
+        return (nets["exits"]["weight"] * torch.stack([*losses, cross_entropy(z[-1], batch)])).sum()
 
     def predictor_parts(self, private: Nothing, msg: Broadcast, client: LocalClient) -> Parts:
         """The client's network, and the weights of its exits."""
@@ -158,13 +138,13 @@ class ScaleFL(Algorithm):
 
     def predict(self, nets: Nets, x: Tensor) -> Mapping[str, Tensor]:
         """The logits of the deepest exit that there is."""
-        return {"submodel": self.logits(nets["model"], nets["exits"], x)[-1]}
+        return {"submodel": exit_logits(nets["model"], nets["exits"], x)[-1]}
 
     def global_nets(self, server: Server, task: Task) -> Mapping[str, Nets]:
         """The network of each capacity."""
         own, found = task.common(self.name), dict[str, Nets]()
-        for c in task.capacities:
-            msg, (s, e) = self.message_for(server, ClientInfo(0, c)), server.chosen[str(c)]
-            net = Net(submodel(own, self.exits, s, e), {**msg.model, **msg.buffers})
-            found[f"capacity {c:g}"] = {"model": net, "exits": Net(None, exit_weights(e))}
+        for c, level in server.chosen.items():
+            msg, net = self.message_for(server, ClientInfo(0, float(c))), submodel(own, self.exits, *level)
+            nets = {"model": Net(net, {**msg.model, **msg.buffers}), "exits": Net(None, exit_weights(level[1]))}
+            found[f"capacity {float(c):g}"] = nets
         return found

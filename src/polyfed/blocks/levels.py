@@ -6,9 +6,12 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from polyfed.base import tree
 from polyfed.base.errors import ModelError
+from polyfed.base.types import Params
 from polyfed.blocks.submodel import Layout, Slice
 from polyfed.core.message import Record
+from polyfed.core.net import Net
 from polyfed.models.exits import exit_places, with_exits
 from polyfed.models.split import SplitModel
 
@@ -37,6 +40,10 @@ class Levels(Record):
     def part(self, width: float) -> Slice:
         """The first channels of every group of the whole network: nested over widths."""
         return Slice.prefix(self.layout, width)
+
+    def take(self, params: Params, width: float, exits: int) -> dict[str, Tensor]:
+        """Of ``params`` at full size those that a submodel holds, with the channels that it holds."""
+        return self.part(width).take(tree.pick(params, self.names[exits - 1]))
 
     def sizes(self, width: float) -> list[int]:
         """The number of weights of submodels of this width with 1, 2, ... exits."""
@@ -88,6 +95,15 @@ class Levels(Record):
                 "as many as the network has"
             )
         return rows[0]
+
+    def scaler(self, params: Params, width: float) -> dict[str, Tensor]:
+        """The width for each of ``params`` whose outputs it narrows, by which `divided` divides."""
+        return {name: torch.tensor(width, dtype=params[name].dtype) for name in self.layout.scaling(params)}
+
+
+def exit_logits(net: Net, exits: Net, x: Tensor) -> Tensor:
+    """The logits of each exit, (e, B, L), of a network that gives them in a row; ``exits`` as of `exit_weights`."""
+    return net(x).unflatten(1, (len(exits["weight"]), -1)).transpose(0, 1)
 
 
 def exit_weights(e: int) -> dict[str, Tensor]:
