@@ -111,12 +111,11 @@ def exit_places(model: SplitModel, exits: int | tuple[str, ...]) -> tuple[str, .
     return tuple(found[end - 1] for end in ends)
 
 
-@lru_cache(maxsize=256)
 def with_exits(model: SplitModel, exits: int | tuple[str, ...], depth: int | None = None) -> SplitModel:
     """Return the network whose logits are those of its first ``depth`` exits, by default of all, in a row.
 
     It holds no layer behind its last exit. Its tensors are ``"net."`` and the name in ``model``, and those of the
-    heads, ``"exit1.fc1.weight"``; at smaller depths the same without some.
+    heads, ``"exit1.fc1.weight"``; at smaller depths the same without some. Equal arguments return the same object.
 
     Args:
         model: the network.
@@ -127,6 +126,11 @@ def with_exits(model: SplitModel, exits: int | tuple[str, ...], depth: int | Non
         ModelError: as of `exit_places`; or it does not run so.
     """
     before = exit_places(model, exits)
+    return _with_exits(model, before, len(before) + 1 if depth is None else depth)
+
+
+@lru_cache(maxsize=256)
+def _with_exits(model: SplitModel, before: tuple[str, ...], depth: int) -> SplitModel:
     net = model.new_module().eval()
     pieces = chain(net, before, model=model.name)
     heads: list[tuple[int, int]] = []
@@ -141,7 +145,6 @@ def with_exits(model: SplitModel, exits: int | tuple[str, ...], depth: int | Non
                 )
             maps = 3 <= x.dim() <= 5 and any(isinstance(m, kinds[x.dim() - 3]) for m in net.modules())
             heads.append((1, x.shape[1]) if maps else (-1, x.shape[-1]))
-    depth = len(before) + 1 if depth is None else depth
     return SplitModel(
         f"{model.name} with {depth} of {len(before) + 1} exits",
         partial(Exits, model, before, depth, tuple(heads)),

@@ -134,6 +134,11 @@ def chain(module: nn.Module, names: Iterable[str], *, model: str) -> tuple[Piece
         ModelError: the module cannot be traced, or cannot be cut there.
     """
     names = [find_submodule(module, name, "exit", model) for name in names]
+    for inner in names:
+        if outer := [name for name in names if inner.startswith(f"{name}.")]:
+            raise ModelError(
+                f"model {model!r} has no exits before {outer[0]!r} and {inner!r}, which is in it; name one"
+            )
     graph = _trace(module, names, model)
     writes = _lost_writes(graph, model)
     start = next(node for node in graph.nodes if node.op == "placeholder")
