@@ -159,3 +159,14 @@ def test_a_network_with_exits_is_sliced() -> None:
     assert small.shapes["exit3.fc1.weight"] == (4, 4)
     assert small.shapes["exit3.fc2.weight"] == (4, 4)
     assert small(half.take(net.init(Rng((0,)))), torch.randn(2, 1, 8, 8)).shape == (2, 16)
+
+
+def test_a_functional_dropout_of_an_early_stage_is_one_in_training() -> None:
+    """Catches the graph of one mode that runs in both."""
+    net = with_exits(own(), ("left",))
+    params, x = net.init(Rng((0,))), torch.randn(4, 2, 9)
+    net.train(True)
+    some, others = (net({n: v.clone() for n, v in params.items()}, x) for _ in range(2))
+    net.train(False)
+    assert not torch.equal(some, others)
+    assert torch.equal(net(params, x), net(params, x))
