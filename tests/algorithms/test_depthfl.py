@@ -139,7 +139,7 @@ def test_examples_do_not_weigh() -> None:
 @pytest.mark.parametrize("net", ["mlp(hidden=())", "resnet8(width=4, norm=group)"])
 def test_at_one_depth_and_full_capacity_it_is_fedavg_with_equal_weights(net: str, monkeypatch: Any) -> None:
     """Catches anything that DepthFL does besides: with the network's own classifier alone."""
-    monkeypatch.setattr("polyfed.blocks.depths.stage_ends", lambda own, chosen: ())
+    monkeypatch.setattr("polyfed.models.exits.stage_ends", lambda own, chosen: ())
     played = game([1.0], 0, net=net, sizes=(8, 8, 8), feddyn=False)
     shape = (1, 8, 8) if net.startswith("resnet") else (7,)
     plain = toy.play(toy.federation(FedAvg(), models=(net,), shape=shape, sizes=(8, 8, 8)))

@@ -88,6 +88,10 @@ ALGORITHMS: dict[str, tuple[str, str]] = {
         "polyfed.algorithms.lg_fedavg:LGFedAvg",
         "private representations under one shared head (Liang et al. 2020)",
     ),
+    "scalefl": (
+        "polyfed.algorithms.scalefl:ScaleFL",
+        "narrower and shallower networks, whose early exits learn from their deepest (Ilhan et al. 2023)",
+    ),
     "standalone": (
         "polyfed.algorithms.standalone:Standalone",
         "every client trains alone: what federating has to beat",

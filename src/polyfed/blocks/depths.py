@@ -11,7 +11,7 @@ from polyfed.base.errors import ModelError
 from polyfed.blocks.losses import kl_divergence
 from polyfed.core.message import Record
 from polyfed.core.net import Net
-from polyfed.models.exits import depth_of, stage_ends, with_exits
+from polyfed.models.exits import depth_of, each_depth
 from polyfed.models.split import SplitModel
 
 
@@ -51,8 +51,7 @@ def staged(
         ModelError: the network cannot be cut there; the table has not one depth for each capacity, one that there is
             not, or less for a larger capacity.
     """
-    ends = stage_ends(own, exits)
-    nets = tuple(with_exits(own, ends, depth, head) for depth in range(1, len(ends) + 2))
+    nets = each_depth(own, exits, head)
     sizes = [sum(net.shapes[name].numel() for name in net.parameter_names) for net in nets]
     least = [size / sizes[-1] for size in sizes[1:]]
     if table:

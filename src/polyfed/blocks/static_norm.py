@@ -80,11 +80,11 @@ class MeanByCapacity(Gather):
     """For each capacity the mean over its clients.
 
     Args:
-        weight: the field of the upload that holds its number of examples.
+        weight: the field of the upload that holds its number of examples; None weighs all alike.
         default: by ``str(capacity)``, what stays where no client of a capacity replied; no other capacity is known.
     """
 
-    weight: str
+    weight: str | None
     default: Mapping[str, Params]
 
     def init(self) -> dict[str, RunningMean]:
@@ -95,7 +95,8 @@ class MeanByCapacity(Gather):
         self, total: dict[str, RunningMean], client: ClientInfo, value: Params, upload: Message
     ) -> dict[str, RunningMean]:
         """One more upload."""
-        total.setdefault(str(client.capacity), RunningMean()).add(value, getattr(upload, self.weight))
+        weight = 1 if self.weight is None else getattr(upload, self.weight)
+        total.setdefault(str(client.capacity), RunningMean()).add(value, weight)
         return total
 
     def finish(self, total: Mapping[str, RunningMean]) -> dict[str, Params]:

@@ -74,6 +74,11 @@ def apply_mask(params: Params, mask: Mask) -> dict[str, Tensor]:
     return {name: value * mask[name] if name in mask else value for name, value in params.items()}
 
 
+def divided(params: Params, by: Params) -> dict[str, Tensor]:
+    """Each tensor that ``by`` names divided by its number: HeteroFL's Scaler, as (W / r) x + b / r = (W x + b) / r."""
+    return {name: value / by[name] if name in by else value for name, value in params.items()}
+
+
 def bias_factor(x: Tensor, theta: Tensor, bias: bool) -> Tensor | float:
     """1 + 2 |x| theta / (|x| + theta)^2 (FIARSE, Eq. 3): 1.5 at |x| = theta, towards 1 far above it, 1 at theta = 0.
 

@@ -15,7 +15,7 @@ from polyfed.base.types import ClientId, Params, Parts
 from polyfed.blocks.aggregate import OwnRows
 from polyfed.blocks.losses import cross_entropy_among, without
 from polyfed.blocks.static_norm import MeanByCapacity, Statistics, check_statistics, measured, statistics_at
-from polyfed.blocks.submodel import Layout, Slice
+from polyfed.blocks.submodel import Layout, Slice, divided
 from polyfed.core.algorithm import Algorithm, Task
 from polyfed.core.checks import check_classes, check_like
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
@@ -154,7 +154,7 @@ class Widths(Algorithm):
     def loss(self, nets: Nets, batch: Batch) -> Tensor:
         """Cross-entropy of the scaled network over the client's classes: (W / rho) x + b / rho = (W x + b) / rho."""
         rho, net = nets["rho"].params, nets["model"]
-        scaled = Net(net.model, {n: v / rho[n] if n in rho else v for n, v in net.params.items()})
+        scaled = Net(net.model, divided(net.params, rho))
         return cross_entropy_among(scaled(batch[0]), batch, nets["own"]["classes"], self.absent)
 
     def check_upload(self, task: Task, client: ClientInfo, down: Any, up: Any) -> None:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from polyfed.base.errors import ModelError
 from polyfed.base.types import Params
 
-_NORMS = (
+#: Normalisation layers.
+NORMS = (
     nn.modules.batchnorm._NormBase,  # pyright: ignore[reportPrivateUsage]  # all BatchNorm and InstanceNorm
     nn.GroupNorm,
     nn.LayerNorm,
@@ -86,7 +87,7 @@ class Binding:
         norms = {
             id(parameter)
             for child in module.modules()
-            if isinstance(child, _NORMS)
+            if isinstance(child, NORMS)
             for parameter in child.parameters(recurse=False)
         }
         self.shapes: Mapping[str, torch.Size] = MappingProxyType({p.name: p.tensor.shape for p in found})

@@ -14,27 +14,33 @@ from polyfed.base.rng import Rng
 from polyfed.models.catalogue import ModelSpec
 from polyfed.models.probe import fault
 from polyfed.models.split import SplitModel
-from polyfed.models.trace import Piece, chain
+from polyfed.models.trace import Piece, chain, stages
 from polyfed.models.zoo import build
 
 _RNG = Rng(("polyfed.models", "exits"))
 #: The attribute in which a network names the submodules that its stages end with.
 _STAGES = "stages"
+#: Convolutions by the number of dimensions of what they give for one example.
+_CONVS: dict[int, tuple[type[nn.Module], ...]] = {
+    2: (nn.Conv1d, nn.ConvTranspose1d),
+    3: (nn.Conv2d, nn.ConvTranspose2d),
+    4: (nn.Conv3d, nn.ConvTranspose3d),
+}
 
 
 class Pooled(nn.Module):
     """The mean over all positions, and one linear layer.
 
     Args:
-        shape: of the features of one example: ``(F,)``; channels first, ``(C, ...)``; or tokens, ``(T, C)``.
+        shape: of the features of one example: ``(F,)``; channels first, ``(C, ...)``; or last, ``(..., C)``.
         num_classes: width of the linear layer.
-        tokens: whether the channels of features of two dimensions come last.
+        last: whether the channels are the last dimension.
     """
 
-    def __init__(self, shape: tuple[int, ...], num_classes: int, *, tokens: bool) -> None:
+    def __init__(self, shape: tuple[int, ...], num_classes: int, *, last: bool) -> None:
         super().__init__()
-        self.last = len(shape) == 1 or (len(shape) == 2 and tokens)
-        self.fc = nn.Linear(shape[-1] if self.last else shape[0], num_classes)
+        self.last = last
+        self.fc = nn.Linear(shape[-1] if last else shape[0], num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, *shape)`` -> ``(B, num_classes)``."""
@@ -69,21 +75,34 @@ class Exits(nn.Module):
 
 
 @lru_cache(maxsize=256)
-def stage_ends(model: SplitModel, chosen: tuple[str, ...] = ()) -> tuple[str, ...]:
+def stage_ends(model: SplitModel, exits: int | tuple[str, ...] = ()) -> tuple[str, ...]:
     """The submodules behind which a network has further classifiers; its depth is their number and 1.
+
+    The stages of a network are those that its attribute ``stages`` names, a list of the submodules that they end with;
+    without it, those of `polyfed.models.trace.stages`. Behind the last is the network's own classifier.
 
     Args:
         model: the network.
-        chosen: their names. If there are none: those in the network's attribute ``stages``, a list of names, but for
-            the last, behind which the network's own classifier is; without that attribute, the extractor.
+        exits: the submodules themselves; none: those of all stages but the last; or the number E of classifiers, the
+            network's own included: they are equal numbers of stages apart, and as many as stages if those are fewer.
+
+    Raises:
+        ModelError: the network declares no stages and cannot be traced.
     """
+    chosen = () if isinstance(exits, int) else exits
     if chosen:
         return chosen
     with _RNG.fork():
-        stages: Any = getattr(model.new_module(), _STAGES, None)
-    if isinstance(stages, list | tuple) and all(isinstance(name, str) for name in cast("Iterable[Any]", stages)):
-        return tuple(cast("Iterable[str]", stages))[:-1]
-    return () if model.cuts[1] is None else (model.cuts[1],)
+        net = model.new_module().eval()
+        named: Any = getattr(net, _STAGES, None)
+        if isinstance(named, list | tuple) and all(isinstance(name, str) for name in cast("Iterable[Any]", named)):
+            ends = tuple(cast("Iterable[str]", named))[:-1]
+        else:
+            ends = stages(net, model.cuts[0], model.name)
+            ends = tuple(n for n, v in zip(ends, _stages(model, ends)[1], strict=True) if isinstance(v, tuple))
+    total = len(ends) + 1
+    count = min(exits, total) if isinstance(exits, int) else total
+    return tuple(ends[total - (count - j) * total // count - 1] for j in range(1, count))
 
 
 @lru_cache(maxsize=256)
@@ -106,9 +125,15 @@ def with_exits(model: SplitModel, ends: tuple[str, ...], depth: int, head: str =
     """
     if not 1 <= depth <= len(ends) + 1:
         raise ModelError(f"model {model.name!r} has {len(ends) + 1} stages, got a depth of {depth}")
-    runs, shapes, tokens = _stages(model, ends)
+    runs, features, last = _stages(model, ends)
+    for name, shape in zip(ends, features, strict=True):
+        if isinstance(shape, str):
+            raise ModelError(
+                f"model {model.name!r}: the exit {name!r} gives {shape} for two samples, expected a tensor "
+                "(2, ...); name a submodule that gives features"
+            )
     kept = {mode: pieces[:depth] for mode, pieces in runs.items()}
-    heads = [partial(_head, head, shape, model.num_classes, tokens) for shape in shapes[:depth]]
+    heads = [partial(_head, head, *at, model.num_classes) for at in zip(features[:depth], last, strict=False)]
     return SplitModel(
         f"{model.name} to stage {depth} of {len(ends) + 1}",
         partial(_module, model, kept, heads, depth <= len(ends)),
@@ -119,6 +144,12 @@ def with_exits(model: SplitModel, ends: tuple[str, ...], depth: int, head: str =
     )
 
 
+def each_depth(model: SplitModel, exits: int | tuple[str, ...], head: str) -> tuple[SplitModel, ...]:
+    """The networks of depth 1, 2, ...; arguments and errors as of `stage_ends` and `with_exits`."""
+    ends = stage_ends(model, exits)
+    return tuple(with_exits(model, ends, depth, head) for depth in range(1, len(ends) + 2))
+
+
 def depth_of(model: SplitModel) -> int:
     """The number of classifiers of a network of `with_exits`, which its signature holds."""
     return cast("tuple[str, int]", model.signature)[1]
@@ -127,33 +158,50 @@ def depth_of(model: SplitModel) -> int:
 @lru_cache(maxsize=64)
 def _stages(
     model: SplitModel, ends: tuple[str, ...]
-) -> tuple[dict[bool, tuple[Piece, ...]], tuple[tuple[int, ...], ...], bool]:
-    """The pieces in training and in evaluation mode; the shapes of what is behind all but the last; Pooled's tokens."""
+) -> tuple[dict[bool, tuple[Piece, ...]], tuple[tuple[int, ...] | str, ...], tuple[bool, ...]]:
+    """Cut a network behind ``ends``.
+
+    Returns:
+        the pieces in training and in evaluation mode; of each end the shape of one example's features, or what else is
+        there; and of each whether the channels are the last dimension.
+    """
     runs: dict[bool, tuple[Piece, ...]] = {}
     with _RNG.fork():
         module = model.new_module()
         for mode in (True, False):  # functional dropout reads self.training during the trace
             module.train(mode)
             runs[mode] = chain(module, ends, model.name)
-        shapes: list[tuple[int, ...]] = []
+        features: list[tuple[int, ...] | str] = []
         value: Any = model.inputs(0)
         with torch.no_grad():
-            for name, piece in zip(ends, runs[False], strict=False):
+            for piece in runs[False][:-1]:
                 value = piece.run(module, value)
-                if not isinstance(value, Tensor) or value.dim() < 2:
-                    got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-                    raise ModelError(
-                        f"model {model.name!r}: the exit {name!r} gives {got} for two samples, expected a tensor "
-                        "(2, ...); name a submodule that gives features"
-                    )
-                shapes.append(tuple(value.shape[1:]))
-    return runs, tuple(shapes), not any(isinstance(child, nn.Conv1d) for child in module.modules())
+                shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                features.append(shape[1:] if isinstance(shape, tuple) and len(shape) > 1 else str(shape))
+    pairs = zip(ends, features, strict=True)
+    last = [isinstance(shape, str) or _channels_last(module, name, shape) for name, shape in pairs]
+    return runs, tuple(features), tuple(last)
 
 
-def _head(spec: str, shape: tuple[int, ...], num_classes: int, tokens: bool) -> nn.Module:
+def _channels_last(net: nn.Module, name: str, shape: tuple[int, ...]) -> bool:
+    """Whether the channels of what a submodule gives are the last dimension, of one example's ``shape``.
+
+    They are the first where the submodule has a convolution over as many positions that gives so many channels, else
+    the last where it has dense layers or LayerNorm. Any other submodule, such as an activation, keeps the dimensions of
+    what came before: there the network's convolutions over as many positions decide.
+    """
+    convs, own = _CONVS.get(len(shape), ()), list(net.get_submodule(name).modules())
+    if len(shape) > 1 and any(isinstance(m, convs) and m.out_channels == shape[0] for m in own):
+        return False
+    if any(isinstance(m, nn.Linear | nn.LayerNorm) for m in own):
+        return True
+    return not any(isinstance(m, convs) for m in net.modules())
+
+
+def _head(spec: str, shape: tuple[int, ...], last: bool, num_classes: int) -> nn.Module:
     """A new classifier of features of a shape."""
     if not spec:
-        return Pooled(shape, num_classes, tokens=tokens)
+        return Pooled(shape, num_classes, last=last)
     try:
         return build(ModelSpec.parse(spec), input_shape=shape, num_classes=num_classes).new_module()
     except ModelError as error:
