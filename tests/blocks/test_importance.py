@@ -66,6 +66,10 @@ def test_all_faults_of_groups_are_told() -> None:
         "groups 0 and 1 both have 'b.weight'",
         "no masked tensor begins with 'd'",
     ]
+    assert misplaced(names, ((), ("a", "b", "c"), ())) == [
+        "group 0 is empty; expected beginnings of names",
+        "group 2 is empty; expected beginnings of names",
+    ]
     assert misplaced(names, (("a",), ("b", "c"))) == []
 
 

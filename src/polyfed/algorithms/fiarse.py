@@ -98,15 +98,14 @@ class FIARSE(WeightWise):
 
     def client_round(self, private: Nothing, msg: Broadcast, client: LocalClient) -> Steps[ClientResult]:
         """K steps of the threshold-controlled gradient; the difference goes back."""
-        parts, plan = self.predictor_parts(private, msg, client), client.plan
+        parts = self.predictor_parts(private, msg, client)
         mask = msg.submodel.mask(client.models["model"].shapes)
-        coasts = plan.optimizer != "sgd" or plan.momentum or plan.weight_decay  # moves weights of gradient 0
         fitted = yield from fit(
             client,
             {"model": parts["model"]},
             gradient=self.gradient,
             frozen={"gate": parts["gate"], "mask": mask},
-            moves=self.mask_of_model if self.sticky and coasts else None,
+            moves=self.mask_of_model if self.sticky and client.plan.moves_without_gradient else None,
         )
         delta = tree.sub(fitted.parts["model"], parts["model"])  # lines 10-11, with the opposite sign
         return private, self.Upload(take(delta, mask))

@@ -36,13 +36,14 @@ def competing(names: Sequence[str], scope: Scope, prefixes: Sequence[Sequence[st
 
 
 def misplaced(names: Sequence[str], prefixes: Sequence[Sequence[str]]) -> list[str]:
-    """One sentence for each fault of a list of groups: a tensor in none, or in several; a prefix of no tensor."""
+    """One sentence for each fault of a list of groups: a tensor in none, or in several; a group or prefix of none."""
     within = {name: [g for g, few in enumerate(prefixes) if name.startswith(tuple(few))] for name in names}
     unused = [p for few in prefixes for p in few if not any(name.startswith(p) for name in names)]
     return [
         *(f"no group has {name!r}" for name, groups in within.items() if not groups),
         *(f"groups {groups[0]} and {groups[1]} both have {n!r}" for n, groups in within.items() if len(groups) > 1),
         *(f"no masked tensor begins with {prefix!r}" for prefix in unused),
+        *(f"group {g} is empty; expected beginnings of names" for g, few in enumerate(prefixes) if not few),
     ]
 
 

@@ -21,6 +21,7 @@ from polyfed.base.errors import ModelError
 from polyfed.base.rng import Rng
 from polyfed.models.binding import places
 from polyfed.models.channels import example
+from polyfed.models.labels import storage
 from polyfed.models.split import SplitModel
 
 _RNG = Rng(("polyfed.models", "flops"))
@@ -119,10 +120,6 @@ def _factors(name: str, given: Sequence[Any]) -> list[Tensor]:
     return [value for value in flat if isinstance(value, Tensor) and (value.dim() > 1 or name in ("dot", "vdot", "mv"))]
 
 
-def _storage(value: Tensor) -> int:
-    return value.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]  # the only identity a storage has
-
-
 class Flops:
     """Counts in a ``with`` block the FLOPs of products and convolutions.
 
@@ -137,11 +134,11 @@ class Flops:
         self.total: float = 0
         #: The FLOPs of the products in which a tensor of ``weights``, or a view of it, is a factor; NaN likewise.
         self.of: dict[str, float] = dict.fromkeys(weights or {}, 0.0)
-        self.followed = {_storage(value): name for name, value in (weights or {}).items()}
+        self.followed = {storage(value): name for name, value in (weights or {}).items()}
 
     def share(self, flops: float, factors: Sequence[Tensor]) -> None:
         """Add the FLOPs of an operation to the followed tensors among its factors, by their number of elements."""
-        found = {self.followed[_storage(f)]: f.numel() for f in factors if _storage(f) in self.followed}
+        found = {self.followed[storage(f)]: f.numel() for f in factors if storage(f) in self.followed}
         for name, size in found.items():
             self.of[name] += flops * size / sum(found.values())
 

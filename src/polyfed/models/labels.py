@@ -144,12 +144,15 @@ class Follower(TorchDispatchMode):
 
     Attributes:
         used: the tensors of `element` that an operation read.
+        outputs: of those that a product or a convolution read, the dimension whose positions are outputs of its first.
     """
 
     def __init__(self, model: str) -> None:
         super().__init__()
         self.model = model
         self.used: set[int] = set()
+        self.outputs: dict[int, int] = {}
+        self._elements: dict[int, Tensor] = {}  # by storage, as views have that of their tensor
         self._parent = np.zeros(1, dtype=np.int64)
         self._labels: dict[int, tuple[Tensor, Labels]] = {}  # holds the tensor too, so that its id stays its own
 
@@ -164,7 +167,19 @@ class Follower(TorchDispatchMode):
             axes.append(torch.arange(start, start + size))
         placed = [_at(axis, dim, tensor.dim()) for dim, axis in enumerate(axes) if len(axis) > 1]
         self._labels[id(tensor)] = (tensor, placed)
+        self._elements[storage(tensor)] = tensor
         return axes
+
+    def _outputs(self, factor: Tensor, dim: int) -> None:
+        """Note that the outputs of a factor are along ``dim``, if it is a tensor of `element` or a view of one."""
+        whole = self._elements.get(storage(factor))
+        if whole is None:
+            return
+        step, size = factor.stride(dim), factor.shape[dim]  # a view may have split, joined or turned dimensions
+        strides = zip(whole.stride(), whole.shape, strict=True)
+        along = [at for at, (stride, n) in enumerate(strides) if n > 1 and step <= stride < step * size]
+        if along:
+            self.outputs.setdefault(id(whole), along[0])
 
     def roots(self, elements: Tensor) -> Tensor:
         """Return for each element the one that stands for all that it is united with; 0 for what is always there."""
@@ -392,6 +407,8 @@ class Follower(TorchDispatchMode):
         def left(shape: Sequence[int]) -> tuple[int, ...]:  # (.., n, k) -> (.., n, 1, k)
             return (*shape[:-1], 1, shape[-1])
 
+        self._outputs(a, -2)
+        self._outputs(b, -1)
         labels_b = self.labels(tensors[1]) if "linear" in name else [label.mT for label in self.labels(b)]  # (.., m, k)
         turned = (*b.shape[:-2], 1, b.shape[-1], b.shape[-2])
         labels_b = [label.reshape(*label.shape[:-2], 1, *label.shape[-2:]) for label in labels_b]
@@ -414,6 +431,7 @@ class Follower(TorchDispatchMode):
         for dim in range(2, weight.dim()):
             self.unite(self._axis(weight, dim, weight.shape[dim]))  # a kernel keeps its size
         if groups == 1:
+            self._outputs(weight, made)
             rows = self._axis(weight, made, weight.shape[made])
             self.unite(channels, columns)
         else:  # a group's inputs and outputs stand and fall together, so a group is one channel
@@ -452,6 +470,11 @@ class Follower(TorchDispatchMode):
         x: Tensor = _tensors(args)[0]
         result = _tensors(out)[0]
         self._set(result, [_at(self._axis(x, 1, x.shape[1]), 1, result.dim())])
+
+
+def storage(value: Tensor) -> int:
+    """Return what tells the memory of a tensor, which it shares with its views, from that of others."""
+    return value.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]  # the only identity a storage has
 
 
 def _arguments(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
