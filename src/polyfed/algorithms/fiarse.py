@@ -82,7 +82,8 @@ class FIARSE(WeightWise):
     def server_round(self, server: Server, cohort: Cohort) -> Steps[State]:
         """Extract a submodel for each capacity (line 3), exchange, and average per coordinate over its holders."""
         at = {client.id: self.reach(server, client) for client in cohort}
-        made = {capacity: self.extract(server, capacity) for capacity in at.values()}
+        cut = self.extract(server)
+        made = {capacity: cut(capacity) for capacity in {*at.values()}}
         down = {c: self.Broadcast(Sparse.take(server.model, M), theta) for c, (M, theta) in made.items()}
         mean = self.total(lambda client: made[at[client.id]][0], nonzero=self.counts == "nonzero")
         got = yield from exchange(cohort, lambda client: down[at[client.id]], gather={"delta": mean})
@@ -93,7 +94,7 @@ class FIARSE(WeightWise):
 
     def message_for(self, server: Server, client: ClientInfo) -> Broadcast:
         """The submodel of the client's capacity."""
-        mask, theta = self.extract(server, self.reach(server, client))
+        mask, theta = self.extract(server)(self.reach(server, client))
         return self.Broadcast(Sparse.take(server.model, mask), theta)
 
     def client_round(self, private: Nothing, msg: Broadcast, client: LocalClient) -> Steps[ClientResult]:
@@ -139,9 +140,9 @@ class FIARSE(WeightWise):
 
     def global_nets(self, server: Server, task: Task) -> Mapping[str, Nets]:
         """The submodel of every capacity that clients have, and of capacities that none has."""
-        found, own = dict[str, Nets](), task.common(self.name)
+        found, own, cut = dict[str, Nets](), task.common(self.name), self.extract(server)
         for c in sorted({*task.capacities, *self.unseen_capacities}, reverse=True):
-            mask, theta = self.extract(server, c)
+            mask, theta = cut(c)
             x = server.model if self.importance == "magnitude" else apply_mask(server.model, mask)
             gate = Net(None, self.gates(server.model, server.masked, theta))
             found[f"capacity {c:g}"] = {"model": Net(own, x), "gate": gate}

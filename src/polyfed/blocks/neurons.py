@@ -238,8 +238,9 @@ def gate_parts(neurons: Neurons, full: SplitModel, sizes: Mapping[str, int], mod
         model: the small network's tensors.
 
     Returns:
-        ``"rows"``: the channel of each row, by tensor, so that it broadcasts; ``"scale"``: 1 / z_l by parameter, 0 for one that gives no
-        scores; ``"gate"``: ``"members"``, the rows of each channel, and ``"threshold"``, that of each channel.
+        ``"rows"``: the channel of each row, by tensor, so that it broadcasts; ``"scale"``: 1 / z_l by parameter, 0 for
+        one that gives no scores; ``"gate"``: ``"members"``, the rows of each channel, and ``"threshold"``, that of each
+        channel.
     """
     rows, members = _rows(full, tuple(sizes.items()))
     scale: dict[str, Tensor] = {}
