@@ -491,3 +491,18 @@ def test_a_capacity_that_follows_a_deadline_is_that_of_training_and_of_the_mean(
             sums[held] += game.got[0][k].delta[name]
         mean = before.model[name] + sums / 2
         assert torch.allclose(game.server.model[name][where], mean[where], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("keys", [{"capacity_in": "macs"}, {"importance": "gradient"}])
+def test_a_round_sorts_once_whatever_the_capacities(monkeypatch: pytest.MonkeyPatch, keys: dict[str, Any]) -> None:
+    """Catches a sort for each client or capacity, in a round and in the test of the global model."""
+    fed = federation((0.125, 0.25, 0.5), **keys)
+    game, sorts = toy.play(fed, 0), list[str]()
+    for name in ("argsort", "lexsort"):
+        sort: Any = getattr(np, name)
+        monkeypatch.setattr(np, name, lambda x, name=name, sort=sort: (sorts.append(name), sort(x))[1])
+    game.round()
+    assert len(sorts) == 1
+    sorts.clear()
+    assert len(fed.algorithm.global_nets(game.server, fed.task)) == 4
+    assert len(sorts) == 1

@@ -1,5 +1,6 @@
 """Channels chosen by their weights: what fits a budget, orders that nest, scores, and the gate's gradient."""
 
+import itertools
 import math
 from typing import Any
 
@@ -362,7 +363,7 @@ def test_scores_are_of_outputs_wherever_a_weight_has_them() -> None:
         "up.weight",
     )
     for got in (neurons, Neurons.of(model, "parameters", {}, True)):
-        scores = {group.partition("[")[0]: s for group, s in got.scores(w).items()}
+        scores = got.scores(w)
         for name, dims in (("conv.weight", (1, 2, 3)), ("up.weight", (0, 2, 3)), ("own", (0,))):
             square = w[name].square().sum(dims)
             expected = (square / square.mean() if got.normalise else square).sqrt()
@@ -400,7 +401,8 @@ def test_a_gate_closes_outputs_wherever_a_weight_has_them() -> None:
     }
     got, s = through_gate(grad, nets), gate.parts["gate"]["threshold"]
     square = gate.w["own"].square().sum(0) / gate.start["own"].square().sum(0).mean()
-    theta = s[-1 - gate.neurons.layout.groups["own[1]"] : -1][: len(square)]
+    place = sum(n for _, n in itertools.takewhile(lambda one: one[0] != "own[1]", gate.neurons.layout.groups.items()))
+    theta = s[place : place + len(square)]
     slope = (grad["own"] * gate.w["own"]).sum(0) * 2 * theta / (square.sqrt() + theta).square() / square.sqrt()
     expected = grad["own"] + slope * gate.w["own"] / gate.start["own"].square().sum(0).mean()
     assert torch.allclose(got["own"], torch.where(masks["own"], expected, 0), rtol=1e-9, atol=1e-12)

@@ -341,7 +341,7 @@ def test_capacities_follow_the_clock(tmp_path: Path, sent: str) -> None:
 
 @pytest.mark.parametrize("sent", ["late", "few"])
 def test_capacities_follow_the_clock_in_void_rounds(tmp_path: Path, sent: str) -> None:
-    """Catches a run whose clients are all too slow at first and stay so: each round would be void, as the one before."""
+    """Catches a run whose clients are too slow at first and stay so: each round would be void, as the one before."""
     rows = ["slow,1e9,1000,0.05,0.05"] if sent == "late" else ["fast,1e9,1000,1000,1000", "slow,1e9,1000,0.05,0.05"]
     settings = running.config(
         run={"rounds": 6},

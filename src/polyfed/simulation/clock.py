@@ -97,7 +97,7 @@ class TimedClients:
         self._said: set[tuple[str, str]] = set()
 
     def play(self, server: Any, round_: int, driver: Sequential, now: float, *, score: bool) -> Played:
-        """Play a round that begins ``now``, in simulated seconds; `Algorithm.void_round` says what a void one leaves."""
+        """Play a round that begins ``now``, in simulated seconds; `Algorithm.void_round` says what a void one does."""
         self.timing, self._phase, self._counted = Timing(now, self.availability.hour(now) % 24), 0, []
         self._wanted = self.federation.config.clients.wanted if self.rules.oversample else None
         cohort = draw_cohort(self.federation, round_, now)
