@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import toy
@@ -504,5 +505,5 @@ def test_a_round_sorts_once_whatever_the_capacities(monkeypatch: pytest.MonkeyPa
     game.round()
     assert len(sorts) == 1
     sorts.clear()
-    assert len(fed.algorithm.global_nets(game.server, fed.task)) == 4
+    assert len(fed.algorithm.global_nets(game.server, fed.task)) == 3
     assert len(sorts) == 1
