@@ -123,7 +123,8 @@ def test_channels_close_in_training_unless_frozen() -> None:
     found = 0
     for client in range(3):
         local = played.local(client)
-        parts = algorithm.predictor_parts(None, played.sent[0][client], local)
+        assert list(algorithm.predictor_parts(None, played.sent[0][client], local)) == ["model"]  # nothing closes
+        parts = algorithm.gate_of(played.sent[0][client], local)
         masks = open_channels(played.got[0][client].model, parts)
         found += sum(int((~m).sum()) for m in masks.values())
         nets = bind(local.models, {**parts, "model": played.got[0][client].model})
@@ -133,8 +134,7 @@ def test_channels_close_in_training_unless_frozen() -> None:
         assert torch.equal(algorithm.predict(nets, x)["submodel"], expected)
     assert found > 0
     frozen = game([0.3], net=toy.MLP, gate="frozen")
-    parts = frozen.federation.algorithm.predictor_parts(None, frozen.sent[0][0], frozen.local(0))
-    assert list(parts) == ["model"]
+    assert frozen.federation.algorithm.gate_of(frozen.sent[0][0], frozen.local(0)) == {}
 
 
 def test_costs_of_multiply_adds_and_tables_change_the_sizes() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from polyfed.base.errors import ModelError
 from polyfed.base.rng import Rng
-from polyfed.base.types import Parts
+from polyfed.base.types import ClientId, Parts
 from polyfed.core.checks import check_counterparts
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
 from polyfed.core.message import Message, Nothing, State
@@ -179,6 +179,16 @@ class Algorithm(ABC):
     @abstractmethod
     def server_round(self, server: Any, cohort: Cohort) -> Steps[State]:
         """Run one round at the server: usually broadcast, `exchange`, aggregate. Return the new state."""
+
+    def void_round(self, server: Any, cohort: Cohort, seconds: Mapping[ClientId, float]) -> State:
+        """Return the state after a round that too few clients answered; by default as it was.
+
+        Args:
+            server: the state before the round.
+            cohort: the clients that were asked.
+            seconds: as `Gathered.seconds` of the exchange that was void; no reply counts, in time or not.
+        """
+        return server
 
     @abstractmethod
     def client_round(self, private: Any, msg: Any, client: LocalClient) -> Steps[ClientResult]:

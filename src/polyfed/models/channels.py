@@ -39,10 +39,13 @@ class Channels(NamedTuple):
             group first occurs, such as ``"conv1.weight[0]"``.
         positions: of each tensor and dimension the number of the channel at each position, (n,) int64; -1 where the
             position always stays; (0,) where all do. Groups number their channels one after another, in order.
+        outputs: the dimension of a weight's outputs where it is not the first, such as 1 of a transposed convolution
+            and of ``x @ weight``.
     """
 
     groups: Mapping[str, int]
     positions: Mapping[str, tuple[Tensor, ...]]
+    outputs: Mapping[str, int] = MappingProxyType({})
 
     def kept(self, chosen: Mapping[str, Tensor]) -> dict[str, tuple[Tensor | None, ...]]:
         """Return the positions that stay of each dimension of each tensor, ascending; None where all do.
@@ -186,7 +189,9 @@ def _follow(model: SplitModel) -> Channels:
         if id(value) not in follower.used:
             for axis in axes[name]:
                 follower.unite(axis)
-    return _grouped(model, {name: [follower.roots(axis) for axis in found] for name, found in axes.items()})
+    found = _grouped(model, {name: [follower.roots(axis) for axis in found] for name, found in axes.items()})
+    made = {name: follower.outputs.get(id(value), 0) for name, value in tensors.items()}
+    return found._replace(outputs=MappingProxyType({name: dim for name, dim in made.items() if dim}))
 
 
 def _grouped(model: SplitModel, axes: Mapping[str, list[Tensor]]) -> Channels:
