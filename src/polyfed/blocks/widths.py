@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from polyfed.base import tree
+from polyfed.base.errors import ModelError
 from polyfed.base.ranges import Portion
 from polyfed.base.rng import Rng
 from polyfed.base.types import ClientId, Params, Parts
@@ -61,8 +62,8 @@ class Widths(Algorithm):
         Layout.of(task.common(self.name))
 
     def models_at(self, task: Task, own: SplitModel, capacity: float) -> Mapping[str, SplitModel]:
-        """The small network; and the full one, which nothing runs: a small one does not say what was narrowed."""
-        return {"model": self.prefix(Layout.of(own), capacity).network(own), "full": own}
+        """The small network."""
+        return {"model": self.prefix(Layout.of(own), capacity).network(own)}
 
     def slices(self, layout: Layout, cohort: Cohort) -> Mapping[ClientId, Slice]:
         """The slices that clients train in a round, by client; one object for all clients with the same."""
@@ -136,13 +137,19 @@ class Widths(Algorithm):
         return replace(new, statistics=got["statistics"])
 
     def message_for(self, server: Server, client: ClientInfo, held: Slice | None = None) -> Broadcast:
-        """A slice, by default the prefix, with the statistics of its width."""
-        part = self.prefix(server.layout, client.capacity) if held is None else held
-        return self.Broadcast(part.take(server.model), server.statistics.get(str(client.capacity), {}))
+        """A slice, by default the prefix, with the statistics of its width; ModelError where there are none."""
+        prefix, known = partial(self.prefix, server.layout), server.statistics
+        found = statistics_at(known, client.capacity, prefix)
+        if found is None:
+            raise ModelError(
+                f"{self.name} has no statistics of BatchNorm for capacity {client.capacity:g}; expected at most "
+                f"{max(map(float, known)):g}, the largest capacity of the run's clients"
+            )
+        return self.Broadcast((prefix(client.capacity) if held is None else held).take(server.model), found)
 
     def client_round(self, private: Nothing, msg: Broadcast, client: LocalClient) -> Steps[ClientResult]:
         """Train the slice; or, asked for statistics, take their mean over the client's examples."""
-        parts, full = self.predictor_parts(private, msg, client), client.models["full"]
+        parts, full = self.predictor_parts(private, msg, client), client.models["model"].whole
         if isinstance(msg, self.Query):
             return private, (yield from measured(client, parts, msg.statistics))
         rho = self.share(client.info.capacity) if self.scaler else 1.0

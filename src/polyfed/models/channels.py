@@ -99,6 +99,8 @@ def channels(model: SplitModel) -> Channels:
 def narrowed(model: SplitModel, sizes: tuple[tuple[str, int], ...]) -> SplitModel:
     """Return the network with fewer channels; its weights are those that a slice of these sizes takes.
 
+    Its ``whole`` is that of ``model``.
+
     Args:
         model: the full network.
         sizes: the number of channels of each group, at least 1; a group that is not named keeps all.
@@ -124,6 +126,7 @@ def narrowed(model: SplitModel, sizes: tuple[tuple[str, int], ...]) -> SplitMode
             extractor=model.cuts[1],
             signature=("narrowed", model.signature, tuple(sorted((g, len(n)) for g, n in chosen.items()))),
             dtype=model.dtype,
+            whole=model.whole,
         )
     except ModelError as error:
         raise ModelError(

@@ -58,6 +58,7 @@ class SplitModel:
         signature: equal exactly for models of the same architecture, which may then be stacked. Default: the
             factory itself, with the shape and the cuts.
         dtype: type of the input: int64 for tokens; None for the type of new tensors, such as float32.
+        whole: the network of which this one has some channels or stages; None for a network that is no part.
 
     A parameter with ``requires_grad`` False is a constant of the architecture: the factory makes it under a fixed seed,
     all weights share it, and no mapping holds it. So are the statistics of a normalisation whose parameters are frozen
@@ -93,6 +94,7 @@ class SplitModel:
         extractor: str | None = None,
         signature: Hashable | None = None,
         dtype: torch.dtype | None = None,
+        whole: SplitModel | None = None,
     ) -> None:
         if extractor is not None and classifier is None:
             raise ModelError(f"model {name!r} names an extractor ({extractor!r}) but no classifier; name both, or none")
@@ -103,6 +105,7 @@ class SplitModel:
             signature if signature is not None else (name, factory, self.input_shape, classifier, extractor)
         )
         self.dtype = dtype
+        self._whole = whole
         self.cuts = (classifier, extractor)
         self._factory = factory
         self._cut_names = (classifier, extractor)
@@ -152,7 +155,13 @@ class SplitModel:
             extractor=extractor,
             signature=self.signature,
             dtype=self.dtype,
+            whole=self._whole,
         )
+
+    @property
+    def whole(self) -> SplitModel:
+        """The network of which this one has some channels or stages; itself if it is no part of another."""
+        return self if self._whole is None else self._whole
 
     @property
     def described(self) -> str:
