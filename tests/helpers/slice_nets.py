@@ -266,3 +266,49 @@ class Kept(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.b(self.block(self.a(x))).relu())
+
+
+class Scales(nn.Module):
+    """PReLU with a slope for each channel, a layer scale, a norm of one's own; two dense layers classify."""
+
+    def __init__(self, num_classes: int = 4) -> None:
+        super().__init__()
+        self.a = nn.Linear(7, 12)
+        self.slope = nn.PReLU(12)
+        self.b = nn.Linear(12, 12, bias=False)
+        self.gamma = nn.Parameter(torch.full((12, 1), 0.5))
+        self.norm = OwnNorm(12)
+        self.head = nn.Linear(12, num_classes)
+        self.out = nn.Linear(num_classes, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.slope(self.a(x))
+        h = self.norm(h + self.b(h) * self.gamma[:, 0])
+        return self.out(self.head(h).relu())
+
+
+class OwnNorm(nn.Module):
+    """A scale and a shift for each channel."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.bias = nn.Parameter(torch.zeros(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight + self.bias
+
+
+class Wide(nn.Module):
+    """A hidden layer of which at least four channels are there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(7, 12)
+        self.head = nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x).relu()
+        if h.shape[1] < 4:
+            raise ValueError("four channels at least")
+        return self.head(h)

@@ -111,14 +111,14 @@ class ScaleFL(Algorithm):
 
     def message_for(self, server: Server, client: ClientInfo) -> Broadcast:
         """What a client of this capacity holds; ModelError where no client has it."""
-        (s, e), buffers = (of_capacity(known, client.capacity) for known in (server.chosen, server.buffers))
+        (s, e), buffers = of_capacity(server.chosen, client.capacity), of_capacity(server.buffers, client.capacity)
         return self.Broadcast(server.anatomy.take(server.model, s, e), buffers, 0.0)
 
     def client_round(self, private: Nothing, msg: Broadcast, client: LocalClient) -> Steps[ClientResult]:
         """E epochs of L; weights and buffers go back."""
         parts, net = self.predictor_parts(private, msg, client), client.models["model"]
         s = self.level(net.whole, client.info.capacity)[0] if self.scaler else 1.0
-        rho = Levels.of(net.whole, self.exits, self.head).scaler(tree.drop(msg.model, net.norm_names), s)
+        rho = Levels.of(net.whole, self.exits, self.head).scaler(tree.pick(msg.model, net.layer_names), s)
         frozen = {"exits": parts["exits"], "rho": rho, "kd": {"weight": torch.tensor(msg.kd_weight)}}
         w = (yield from fit(client, {"model": parts["model"]}, loss=self.loss, frozen=frozen)).parts["model"]
         return private, self.Upload(tree.pick(w, msg.model), tree.pick(w, msg.buffers))

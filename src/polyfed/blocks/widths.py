@@ -35,7 +35,8 @@ class Widths(Algorithm):
             the ``"capacity"`` itself.
         scaler: whether outputs are divided by the share in training.
         absent: logits of classes without examples: ``"excluded"``; ``"zero"``, as released; ``"kept"``.
-        own_rows: whether rows of the output layer are averaged over those clients alone that have the class.
+        own_rows: whether rows of the output layer are averaged over those clients alone that have the class; this takes
+            a network that names its classifier.
         calibrate: whether BatchNorm's statistics are asked for after each round; else they are averaged as weights are.
         unseen_capacities: capacities that no client has, to test the global model at.
     """
@@ -58,8 +59,22 @@ class Widths(Algorithm):
         return Slice.prefix(layout, self.share(capacity))
 
     def check(self, task: Task) -> None:
-        """One architecture for all clients, with channels to leave out."""
-        Layout.of(task.common(self.name))
+        """One architecture for all clients, with channels to leave out, also at unseen capacities."""
+        own = task.common(self.name)
+        layout = Layout.of(own)
+        if self.own_rows and own.cuts[0] is None:
+            raise ModelError(
+                f"{self.name} averages the rows of {own.name}'s output layer by class, but it names no classifier; "
+                'name the first submodule of its classifier (classifier = "..."), or set algorithm.own_rows = false'
+            )
+        for capacity in self.unseen_capacities:
+            try:
+                self.prefix(layout, capacity).network(own)
+            except ModelError as error:
+                raise ModelError(
+                    f"algorithm.unseen_capacities: {own.name} cannot be tested at capacity {capacity:g}; "
+                    f"leave that capacity out: {error}"
+                ) from error
 
     def models_at(self, task: Task, own: SplitModel, capacity: float) -> Mapping[str, SplitModel]:
         """The small network."""
@@ -89,7 +104,7 @@ class Widths(Algorithm):
         return nets
 
     class Server(State):
-        """w, statistics by capacity, the channels, and the names of the output layer."""
+        """w, statistics by capacity, the channels, and the output layer's names if `own_rows`."""
 
         model: Params
         statistics: Mapping[str, Params]
@@ -117,7 +132,8 @@ class Widths(Algorithm):
         w, layout = own.init(rng.at("model")), Layout.of(own)
         asked = tree.pick(w, own.statistic_names if self.calibrate else ())
         held = {str(c): self.prefix(layout, c).take(asked) for c in task.capacities if asked}
-        rows = {name for name in own.classifier_names if own.shapes[name][:1] == (task.num_classes,)}
+        names = own.classifier_names if self.own_rows else ()
+        rows = {name for name in names if own.shapes[name][:1] == (task.num_classes,)}
         return self.Server(tree.drop(w, asked), held, layout, tuple(sorted(rows - {*layout.scaling(rows)})))
 
     def server_round(self, server: Server, cohort: Cohort) -> Steps[State]:
@@ -125,7 +141,7 @@ class Widths(Algorithm):
         held = self.slices(server.layout, cohort)
         first = {id(held[client.id]): client for client in cohort}  # a message for each slice, not for each client
         down = {slice_: self.message_for(server, client, held[client.id]) for slice_, client in first.items()}
-        mean = OwnRows(lambda c: held[c.id], None, server.model, server.head if self.own_rows else ())
+        mean = OwnRows(lambda c: held[c.id], None, server.model, server.head)
         got = yield from exchange(cohort, lambda c: down[id(held[c.id])], gather={"model": mean})
         new = replace(server, model=got["model"])
         if not new.statistics:
@@ -153,7 +169,7 @@ class Widths(Algorithm):
         if isinstance(msg, self.Query):
             return private, (yield from measured(client, parts, msg.statistics))
         rho = self.share(client.info.capacity) if self.scaler else 1.0
-        names = Layout.of(full).scaling(full.parameter_names - full.norm_names)
+        names = Layout.of(full).scaling(full.layer_names)
         frozen = {"rho": {n: torch.tensor(rho, dtype=msg.model[n].dtype) for n in names}, "own": parts["own"]}
         fitted = yield from fit(client, {"model": parts["model"]}, loss=self.loss, frozen=frozen)
         return private, self.Upload(tree.drop(fitted.parts["model"], msg.statistics), parts["own"]["classes"])

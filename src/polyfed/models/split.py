@@ -68,6 +68,7 @@ class SplitModel:
         cuts: the names of the classifier and of the extractor.
         notes: sentences that a user should read once.
         random: whether a training forward draws random numbers.
+        layer_names: names of the parameters of linear layers, convolutions, and attention's projections.
         caches: whether a forward fills plain attributes, with values that depend on nothing but shapes.
 
     Raises:
@@ -123,6 +124,7 @@ class SplitModel:
         self.parameter_names = self._binding.parameter_names
         self.buffer_names = self._binding.buffer_names
         self.norm_names = self._binding.norm_names
+        self.layer_names = self._binding.layer_names
         self._pieces: dict[bool, Pieces] | None = None
         if classifier is not None:
             self._cut(classifier, extractor)
