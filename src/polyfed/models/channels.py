@@ -89,8 +89,9 @@ def channels(model: SplitModel) -> Channels:
     if not found.groups:
         raise ModelError(
             f"model {model.name!r} cannot be sliced: none of its channels can be left out. Its inputs and its outputs "
-            f"always stay, frozen layers do, and so do the submodules that it names in {_WHOLE}; what a slice makes "
-            "smaller is a hidden layer between two others"
+            f"always stay, frozen layers do, and so do the submodules that it names in {_WHOLE}, and features that a "
+            "convolution, a pooling or a normalisation of channels reads as positions; what a slice makes smaller is a "
+            "hidden layer between two others"
         )
     return found
 
