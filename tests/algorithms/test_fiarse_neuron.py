@@ -49,7 +49,7 @@ def test_bytes_are_those_of_a_small_dense_network(net: str) -> None:
         for sent in (played.sent[0][client], played.got[0][client]):
             assert size(sent).values == 4 * weights
             assert size(sent).indices == 0
-        full = sum(shape.numel() for shape in played.local(client).models["full"].shapes.values())
+        full = sum(shape.numel() for shape in played.local(client).models["model"].whole.shapes.values())
         assert weights <= played.local(client).info.capacity * full
 
 
@@ -172,7 +172,7 @@ def test_the_global_model_is_tested_at_capacities_that_fit() -> None:
     x = torch.randn(4, 7)
     for name, net in nets.items():
         held = server.neurons.part(server.order, float(name.split()[1]))
-        full = played.local(0).models["full"]
+        full = played.local(0).models["model"].whole
         expected = full({n: v * m for (n, v), m in zip(server.model.items(), held.coverage().values(), strict=True)}, x)
         assert torch.allclose(algorithm.predict(net, x)["submodel"], expected, atol=1e-6)
 

@@ -84,9 +84,9 @@ class FIARSENeuron(Algorithm):
         self.neurons(task.common(self.name)).sizes(min(task.capacities))
 
     def models_at(self, task: Task, own: SplitModel, capacity: float) -> Mapping[str, SplitModel]:
-        """The small network; and the full one, which nothing runs: it says what was narrowed."""
+        """The small network."""
         neurons = self.neurons(own)
-        return {"model": prefix_of(neurons.layout, neurons.sizes(capacity)).network(own), "full": own}
+        return {"model": prefix_of(neurons.layout, neurons.sizes(capacity)).network(own)}
 
     def init_server(self, task: Task, rng: Rng) -> Server:
         """w_0, and its channels in the order of their scores."""
@@ -119,7 +119,7 @@ class FIARSENeuron(Algorithm):
         """What the slice's gate needs beside its weights; nothing if all channels stay."""
         if self.gate == "frozen":
             return {}
-        neurons = self.neurons(full := client.models["full"])
+        neurons = self.neurons(full := client.models["model"].whole)
         return gate_parts(neurons, full, neurons.sizes(client.info.capacity), msg.model)
 
     def moves(self, nets: Nets) -> Parts:

@@ -362,20 +362,20 @@ class Slice(Mapping[str, Index]):
 
 
 @lru_cache(maxsize=256)
-def prefix_inside(full: SplitModel | None, inner: float, outer: float) -> Part:
+def prefix_inside(model: SplitModel | None, inner: float, outer: float) -> Part:
     """`Slice.inside` of two prefixes, kept: to find the places takes as long as some steps of training.
 
     Args:
-        full: the full network.
+        model: the full network, or a slice of it.
         inner: the share of the channels that the smaller slice holds.
         outer: the share that the larger slice holds.
 
     Raises:
         TypeError: a part without a network, whose model is None.
     """
-    if full is None:
+    if model is None:
         raise TypeError("this part has no network, of which there could be slices")
-    layout = Layout.of(full)
+    layout = Layout.of(model.whole)
     return Slice.prefix(layout, inner).inside(Slice.prefix(layout, outer))
 
 

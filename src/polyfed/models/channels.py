@@ -92,8 +92,9 @@ def channels(model: SplitModel) -> Channels:
     if not found.groups:
         raise ModelError(
             f"model {model.name!r} cannot be sliced: none of its channels can be left out. Its inputs and its outputs "
-            f"always stay, frozen layers do, and so do the submodules that it names in {_WHOLE}; what a slice makes "
-            "smaller is a hidden layer between two others"
+            f"always stay, frozen layers do, and so do the submodules that it names in {_WHOLE}, and features that a "
+            "convolution, a pooling or a normalisation of channels reads as positions; what a slice makes smaller is a "
+            "hidden layer between two others"
         )
     return found
 
@@ -101,6 +102,8 @@ def channels(model: SplitModel) -> Channels:
 @lru_cache(maxsize=1024)
 def narrowed(model: SplitModel, sizes: tuple[tuple[str, int], ...]) -> SplitModel:
     """Return the network with fewer channels; its weights are those that a slice of these sizes takes.
+
+    Its ``whole`` is that of ``model``.
 
     Args:
         model: the full network.
@@ -127,6 +130,7 @@ def narrowed(model: SplitModel, sizes: tuple[tuple[str, int], ...]) -> SplitMode
             extractor=model.cuts[1],
             signature=("narrowed", model.signature, tuple(sorted((g, len(n)) for g, n in chosen.items()))),
             dtype=model.dtype,
+            whole=model.whole,
         )
     except ModelError as error:
         raise ModelError(

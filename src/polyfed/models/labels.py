@@ -262,6 +262,16 @@ class Follower(TorchDispatchMode):
                 out = self._entire(label, varying - {dim}).reshape(-1).expand(size)
         return out
 
+    def _channels(self, x: Tensor, dim: int) -> Tensor:
+        """Return the elements along the dimension of the channels; keep what varies along others alone, such as places.
+
+        Neighbours along those meet in each result, and how many there are decides which.
+        """
+        for label in self.labels(x):
+            if dim not in _varying(label):
+                self.unite(label)
+        return self._axis(x, dim, x.shape[dim])
+
     def _joined(self, operands: Sequence[tuple[tuple[int, ...], Labels]], dims: int) -> Labels:
         """Return the labels of an elementwise result of tensors, given as shape and labels, aligned at the right."""
         merged: Labels = []
@@ -426,7 +436,7 @@ class Follower(TorchDispatchMode):
         given = _arguments(func, args, kwargs)
         x, weight, bias, groups = given["input"], given["weight"], given.get("bias"), given.get("groups", 1)
         into, made = (0, 1) if given.get("transposed") else (1, 0)
-        channels, result = self._axis(x, 1, x.shape[1]), tensors_in(out)[0]
+        channels, result = self._channels(x, 1), tensors_in(out)[0]
         columns = self._axis(weight, into, weight.shape[into])
         for dim in range(2, weight.dim()):
             self.unite(self._axis(weight, dim, weight.shape[dim]))  # a kernel keeps its size
@@ -452,7 +462,7 @@ class Follower(TorchDispatchMode):
     def _norm(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         given = _arguments(func, args, kwargs)
         x: Tensor = given["input"]
-        rows = self._axis(x, 1, x.shape[1])
+        rows = self._channels(x, 1)
         for name in ("weight", "bias", "running_mean", "running_var"):
             if given.get(name) is not None:
                 self.unite(rows, self._axis(given[name], 0, x.shape[1]))
@@ -468,8 +478,10 @@ class Follower(TorchDispatchMode):
 
     def _pool(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         x: Tensor = tensors_in(args)[0]
-        result = tensors_in(out)[0]
-        self._set(result, [_at(self._axis(x, 1, x.shape[1]), 1, result.dim())])
+        result, name = tensors_in(out)[0], func._schema.name
+        places = next(d for d in (1, 2, 3) if f"{d}d" in name)
+        dim = x.dim() - 1 - places  # 0 of a single example, as which a tensor (B, F) is taken
+        self._set(result, [_at(self._channels(x, dim), dim, result.dim())])
 
 
 def storage(value: Tensor) -> int:
