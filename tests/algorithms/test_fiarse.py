@@ -2,8 +2,10 @@
 
 import itertools
 import math
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import toy
@@ -13,10 +15,13 @@ from torch.nn import functional
 from polyfed.algorithms.fedavg import FedAvg
 from polyfed.algorithms.fiarse import FIARSE
 from polyfed.base import tree
-from polyfed.base.errors import ModelError
+from polyfed.base.errors import ConfigError, ModelError
+from polyfed.blocks.importance import competing
 from polyfed.blocks.submodel import above
+from polyfed.config import load_algorithm
 from polyfed.core.clients import Cohort
-from polyfed.core.gather import Fold
+from polyfed.core.gather import Fold, Gathered
+from polyfed.core.message import Nothing
 from polyfed.execute.local_training import bind
 from polyfed.rounds.evaluation import Evaluator
 from polyfed.rounds.unit import measure
@@ -114,9 +119,7 @@ def test_smaller_submodels_lie_in_larger_ones(scope: Any) -> None:
     """Catches sizes that disagree about what matters; and a scope that is the other one."""
     fed = federation(scope=scope)
     game = toy.play(fed, 1)
-    masks = [
-        fed.algorithm.mask(game.server, fed.algorithm.threshold(game.server, size)) for size in (0.1, 0.25, 0.5, 1.0)
-    ]
+    masks = [fed.algorithm.extract(game.server)(size)[0] for size in (0.1, 0.25, 0.5, 1.0)]
     total = sum(m.numel() for m in masks[0].values())
     for size, small, large in zip((0.1, 0.25, 0.5), masks, masks[1:], strict=False):
         assert all(bool((small[n] <= large[n]).all()) for n in small)
@@ -155,7 +158,7 @@ def test_what_nobody_holds_stays_bitwise_as_it_was() -> None:
     for _ in range(3):
         before = game.server
         game.round()
-        mask = fed.algorithm.mask(before, fed.algorithm.threshold(before, 0.5))
+        mask = fed.algorithm.extract(before)(0.5)[0]
         outside = {n: ~m for n, m in mask.items()}
         assert sum(int(o.sum()) for o in outside.values()) > 0
         for name, nobody in outside.items():
@@ -298,3 +301,209 @@ def test_every_client_is_tested_with_the_submodel_of_its_own_capacity() -> None:
         assert scores[k].down == found[k]
         assert scores[k].correct["submodel"] == int((logits.argmax(1) == y).sum())
     assert len(set(found)) == 3
+
+
+def falls(optimizer: dict[str, Any], sticky: bool) -> tuple[int, int, int]:
+    """How often in a round a weight fell below its threshold, came back, and moved though it was below."""
+    fed = federation((0.75, 0.75, 0.75), sticky=sticky, train={"epochs": 6, **optimizer})
+    game = toy.play(fed)
+    algorithm = fed.algorithm
+    seen: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
+
+    def noting(grad: Any, nets: Any, batch: Any, due: bool) -> Any:
+        x = {name: v.detach().clone() for name, v in nets["model"].params.items()}
+        seen.append((x, {n: m.clone() for n, m in algorithm.mask_now(nets).items()}))
+        return type(algorithm).gradient(algorithm, grad, nets, batch, due)
+
+    object.__setattr__(algorithm, "gradient", noting)
+    game.driver.charge = lambda *args: None  # type: ignore[method-assign]  # counting costs takes steps of its own
+    game.round()
+    fell = back = moved = 0
+    for steps in (seen[:18], seen[18:30], seen[30:]):
+        for (x, before), (y, after) in itertools.pairwise(steps):
+            fell += sum(int((before[n] & ~after[n]).sum()) for n in after)
+            back += sum(int((~before[n] & after[n]).sum()) for n in after)
+            moved += sum(int((x[n] != y[n])[~before[n]].sum()) for n in after)
+    return fell, back, moved
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        {"lr": 0.5, "momentum": 0.9},
+        {"lr": 0.2, "weight_decay": 0.1},
+        {"lr": 0.2, "momentum": 0.9, "weight_decay": 0.01, "clip": 0.5},
+        {"lr": 0.1, "optimizer": "adam"},
+        {"lr": 0.03, "optimizer": "adam", "weight_decay": 0.1, "clip": 0.5},
+        {"lr": 0.03, "optimizer": "adamw", "weight_decay": 0.5},
+    ],
+    ids=["momentum", "decay", "both, clipped", "adam", "adam with decay", "adamw"],
+)
+def test_a_weight_that_fell_stays_where_it_fell(optimizer: Any) -> None:
+    """Catches momentum, moments and decay of weights without a gradient; the released Adam's, that come back (1.6)."""
+    fell, back, moved = falls(optimizer, True)
+    assert fell > 0
+    assert (back, moved) == (0, 0)
+    fell, back, moved = falls(optimizer, False)
+    assert fell > 0
+    assert moved > 0
+    assert back > 0 or len(optimizer) > 2 or "weight_decay" in optimizer
+
+
+@pytest.mark.parametrize("sticky", [True, False])
+def test_plain_steps_are_the_same_with_and_without(sticky: bool) -> None:
+    """Catches a copy of all weights in each step where nothing moves a weight without a gradient."""
+    fed = federation(sticky=sticky, train={"lr": 0.3, "epochs": 3})
+    local = fed.local(0, 1)
+    server = toy.play(fed).server
+    request = next(fed.algorithm.client_round(Nothing(), fed.algorithm.message_for(server, fed.info(0)), local))
+    assert request.moves is None
+
+
+@pytest.mark.parametrize("capacity_in", ["parameters", "macs"])
+@pytest.mark.parametrize("scope", ["model", "layer", "stage", "groups"])
+def test_a_vision_transformer_under_every_scope(scope: Any, capacity_in: Any) -> None:
+    """Catches thresholds of other layers, tokens that compete as norms do, and budgets that are not kept."""
+    groups = (("patches.places",), ("patches.map", "fc"), ("block",)) if scope == "groups" else ()
+    keys: dict[str, Any] = {"scope": scope, "capacity_in": capacity_in, "groups": groups}
+    fed = federation((0.1, 0.5, 0.1), net="vit(width=8, depth=2, heads=2, patch=4)", train={"momentum": 0.9}, **keys)
+    game = toy.play(fed)
+    before = game.server
+    assert not [name for name in before.masked if "norm" in name]
+    macs = {"patches.map.weight": 4, "fc.weight": 1} | {n: 4 for n in before.masked if n.endswith(".weight")}
+    macs |= {"fc.weight": 1}
+    number = len({*competing(before.masked, scope, groups)})
+    assert number == {"model": 1, "layer": len(before.masked), "stage": 4, "groups": 3}[scope]
+    game.round()
+    for k, capacity in enumerate((0.1, 0.5, 0.1)):
+        message = game.sent[0][k]
+        assert len(message.threshold) == number
+        mask = message.submodel.mask({n: v.shape for n, v in before.model.items()})
+        costs = macs if capacity_in == "macs" else dict.fromkeys(before.masked, 1)
+        for group in range(number):
+            own = [n for n, g in zip(before.masked, competing(before.masked, scope, groups), strict=True) if g == group]
+            total = sum(costs.get(n, 0) * mask[n].numel() for n in own)
+            spent = sum(costs.get(n, 0) * int(mask[n].sum()) for n in own)
+            assert spent <= max(capacity * total, max(costs.get(n, 0) for n in own)) or any(
+                before.model[n].eq(0).any() for n in own
+            )
+            assert total == 0 or spent > 0.8 * capacity * total - max(costs.values())
+    nobody = {n: ~fed.algorithm.extract(before)(0.5)[0][n] for n in before.masked}
+    assert sum(int(m.sum()) for m in nobody.values()) > 0
+    assert all(torch.equal(game.server.model[n][m], before.model[n][m]) for n, m in nobody.items())
+    assert not tree.same(game.server.model, before.model)
+
+
+@pytest.mark.parametrize("importance", ["gradient", "fisher"])
+def test_scores_choose_and_travel_as_positions(importance: Any) -> None:
+    """Catches a further message, a mask that follows the weights, and Eq. 3's factor where there is no threshold."""
+    fed = federation((0.25, 0.5, 0.25), importance=importance, train={"momentum": 0.9})
+    game = toy.play(fed, 2)
+    server, d = game.server, sum(game.server.model[n].numel() for n in game.server.masked)
+    by_size = {n: v.abs() >= 0 for n, v in server.model.items()}
+    assert sum(v.numel() for v in server.scores.values()) == d
+    mask, theta = fed.algorithm.extract(server)(0.25)
+    assert theta == (0.0,)
+    assert sum(int(m.sum()) for m in mask.values()) == math.floor(0.25 * d)
+    weakest = min(float(server.scores[n].abs()[m].min()) for n, m in mask.items() if m.any())
+    assert all(bool((server.scores[n].abs()[~m] <= weakest).all()) for n, m in mask.items())
+    assert by_size.keys() == server.model.keys()
+    game.round()
+    for k, capacity in enumerate((0.25, 0.5, 0.25)):
+        report, held = game.played[-1].reports[k], math.floor(capacity * d)
+        assert (report.down.values, report.up.values) == (4 * held, 4 * held)
+        assert (report.down.indices, report.up.indices) == (math.ceil(d / 8), 0)
+    found = fed.algorithm.global_nets(server, fed.task)["capacity 0.25"]
+    x = fed.local(0, 1).train.batch(torch.arange(5))[0]
+    expected = fed.local(0, 1).models["model"]({n: v * mask[n] for n, v in server.model.items()}, x)
+    assert torch.equal(fed.algorithm.predict(found, x)["submodel"], expected)
+
+
+def test_contradicting_keys_are_told_together() -> None:
+    """Catches keys that do nothing, one at a time."""
+    with pytest.raises(ConfigError) as caught:
+        load_algorithm(
+            "fiarse", {"groups": [["fc"]], "threshold": "adaptive", "importance": "fisher", "gate": "released"}
+        )
+    assert [fault.split(": ", 1)[1] for fault in caught.value.faults] == [
+        "fiarse refused its keys: groups are given, but scope = 'model'; expected 'groups'",
+        "fiarse refused its keys: threshold = 'adaptive' needs a deadline in seconds",
+        "fiarse refused its keys: gate = 'released' does nothing where importance = 'fisher' fixes masks",
+    ]
+    with pytest.raises(ConfigError, match="scope = 'groups' needs groups") as caught:
+        FIARSE(scope="groups", deadline=3.0)
+    assert "a deadline is given, but threshold = 'top-k'" in str(caught.value)
+
+
+def test_groups_have_to_fit_the_network() -> None:
+    """Catches a tensor that competes nowhere, or twice; and a prefix with a slip of the pen."""
+    fed = federation(scope="groups", groups=(("fc1",), ("fc", "cf3")))
+    with pytest.raises(ModelError) as caught:
+        fed.algorithm.check(fed.task)
+    assert str(caught.value).splitlines() == [
+        "algorithm.groups: groups 0 and 1 both have 'fc1.weight' of model 'mlp(hidden=(12, 6))'",
+        "algorithm.groups: groups 0 and 1 both have 'fc1.bias' of model 'mlp(hidden=(12, 6))'",
+        "algorithm.groups: no masked tensor begins with 'cf3' of model 'mlp(hidden=(12, 6))'",
+    ]
+
+
+def test_capacities_follow_a_deadline() -> None:
+    """Catches a capacity above the declared one, of another client, or that forgets clients that were not asked."""
+    fed = federation((0.25, 0.5, 1.0), threshold="adaptive", deadline=10.0, least_capacity=0.1)
+    game = toy.play(fed, 1)
+    algorithm, server = fed.algorithm, game.server
+    assert server.paces == {}  # no clock, no change
+    cohort = Cohort(tuple(fed.info(k) for k in range(3)), 1, 3, fed.rng)
+    at = {k: algorithm.reach(server, fed.info(k)) for k in range(3)}
+    masks = {capacity: algorithm.extract(server)(capacity)[0] for capacity in at.values()}
+    got = Gathered({"delta": {}}, cohort.clients[1:], {}, {1: 20.0, 2: 5.0})
+    server = algorithm.learnt(server, cohort, got, at, masks)[1]
+    assert server.paces == {1: 0.25, 2: 1.0}
+    got = Gathered({"delta": {}}, cohort.clients[:1], {}, {0: float("inf")})
+    server = algorithm.learnt(server, Cohort(cohort.clients[:1], 2, 3, fed.rng), got, at, masks)[1]
+    assert server.paces == {0: 0.125, 1: 0.25, 2: 1.0}
+    assert [algorithm.reach(server, fed.info(k)) for k in range(3)] == [0.125, 0.25, 1.0]
+    d = sum(v.numel() for v in server.model.values())
+    for k, capacity in enumerate((0.125, 0.25, 1.0)):
+        values = algorithm.message_for(server, fed.info(k)).submodel.values
+        assert sum(v.numel() for v in values.values()) == math.floor(capacity * d)
+    assert algorithm.personal_message
+    assert not FIARSE().personal_message
+
+
+def test_a_capacity_that_follows_a_deadline_is_that_of_training_and_of_the_mean() -> None:
+    """Catches a client that trains at the declared capacity, and a mean over declared masks."""
+    fed = federation((0.5, 0.5, 1.0), threshold="adaptive", deadline=10.0)
+    game = toy.play(fed)
+    game.server = replace(game.server, paces={0: 0.125, 2: 0.25})
+    before = game.server
+    game.round()
+    d = sum(v.numel() for v in before.model.values())
+    sizes = [sum(v.numel() for v in game.got[0][k].delta.values()) for k in range(3)]
+    assert sizes == [math.floor(c * d) for c in (0.125, 0.5, 0.25)]
+    nobody = {n: ~m for n, m in fed.algorithm.extract(before)(0.5)[0].items()}
+    assert all(torch.equal(game.server.model[n][m], before.model[n][m]) for n, m in nobody.items())
+    third = fed.algorithm.extract(before)(0.25)[0]  # held by two, and not by the smallest
+    own = {n: m & ~fed.algorithm.extract(before)(0.125)[0][n] for n, m in third.items()}
+    for name, where in own.items():
+        sums = torch.zeros_like(before.model[name])
+        for k, capacity in ((1, 0.5), (2, 0.25)):
+            held = fed.algorithm.extract(before)(capacity)[0][name]
+            sums[held] += game.got[0][k].delta[name]
+        mean = before.model[name] + sums / 2
+        assert torch.allclose(game.server.model[name][where], mean[where], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("keys", [{"capacity_in": "macs"}, {"importance": "gradient"}])
+def test_a_round_sorts_once_whatever_the_capacities(monkeypatch: pytest.MonkeyPatch, keys: dict[str, Any]) -> None:
+    """Catches a sort for each client or capacity, in a round and in the test of the global model."""
+    fed = federation((0.125, 0.25, 0.5), **keys)
+    game, sorts = toy.play(fed, 0), list[str]()
+    for name in ("argsort", "lexsort"):
+        sort: Any = getattr(np, name)
+        monkeypatch.setattr(np, name, lambda x, name=name, sort=sort: (sorts.append(name), sort(x))[1])
+    game.round()
+    assert len(sorts) == 1
+    sorts.clear()
+    assert len(fed.algorithm.global_nets(game.server, fed.task)) == 3
+    assert len(sorts) == 1

@@ -71,7 +71,7 @@ def test_at_full_capacity_it_is_fedavg_with_equal_weights(algorithm: HeteroFL) -
         two = toy.play(toy.federation(FedAvg(), **settings))
         assert tree.same(one.server.model, two.server.model)
         for _ in range(2):
-            toy.close(one.round().server.model, two.round().server.model, 1e-5)
+            toy.close(one.round().server.model, two.round().server.model, 1e-6)
 
 
 @pytest.mark.parametrize("window", ["rolling", "random", "static"])

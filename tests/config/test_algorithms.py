@@ -36,6 +36,21 @@ def test_load_algorithm_gives_typed_values_and_lists_every_fault():
     assert canonical_name("local") == "standalone"
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "algorithm.exits: got 0; expected more than 0 or a list"),
+        (2.5, "algorithm.exits: got 2.5; expected a whole number or a list"),
+        ("layer1", "algorithm.exits: got 'layer1'; expected a whole number or a list"),
+    ],
+)
+def test_a_number_or_names_is_one_key(value, text):
+    """Catches an error for each alternative of a key, with names that no configuration has."""
+    with pytest.raises(ConfigError) as caught:
+        load_algorithm("scalefl", {"exits": value})
+    assert caught.value.faults == (text,)
+
+
 OWN = """
 from dataclasses import dataclass
 from polyfed.algorithms.standalone import Standalone

@@ -16,8 +16,9 @@ from polyfed.algorithms.fedmrl import FedMRL
 from polyfed.algorithms.fiarse import FIARSE
 from polyfed.blocks.losses import supervised
 from polyfed.core.requests import Fit, fit
-from polyfed.execute.cost import CostCounter, Counts, Flops, PeakMemory
+from polyfed.execute.cost import CostCounter, Counts, PeakMemory
 from polyfed.execute.placement import Placement
+from polyfed.models.flops import Flops
 
 FP32 = Placement(torch.device("cpu"))
 
@@ -139,7 +140,7 @@ def test_a_step_that_cannot_be_measured_is_unknown(monkeypatch: pytest.MonkeyPat
     def broken(*_: object) -> None:
         raise RuntimeError("no such thing under a mode")
 
-    monkeypatch.setattr("polyfed.execute.cost._formula", broken)
+    monkeypatch.setattr("polyfed.models.flops._formula", broken)
     assert math.isnan(counter.step("a", asked, 8, False))
     assert math.isnan(counter.step("a", asked, 4, False))
     assert math.isnan(counter.step("a", asked, 2, False))

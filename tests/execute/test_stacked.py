@@ -1,7 +1,7 @@
 """Stacked clients end where they would alone, whatever the optimizer and the company."""
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -14,10 +14,12 @@ from torch.nn import functional
 from polyfed.algorithms.standalone import Standalone
 from polyfed.base import tree
 from polyfed.base.errors import DivergedError
+from polyfed.base.types import Parts
+from polyfed.core.net import Nets
 from polyfed.core.plan import LocalSGD
 from polyfed.execute.local_training import run_fit
 from polyfed.execute.replay import Product, Replays
-from polyfed.execute.stacked import Update, kind_of, run_stacked, signature
+from polyfed.execute.stacked import StackRule, Update, kind_of, run_stacked, signature
 from polyfed.models.split import SplitModel
 
 
@@ -201,3 +203,43 @@ def test_a_stack_names_the_one_client_that_diverged() -> None:
     ill = replace(ill, parts=tree.map_parts(lambda value: value * float("nan"), ill.parts))
     with pytest.raises(DivergedError, match="client 7, round 1"):
         run_stacked([well, ill], FP32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held(Standalone):
+    """What is small may not move."""
+
+    name = "held"
+
+    def moving(self, nets: Nets) -> Parts:
+        return {"model": {n: v.abs() >= 0.2 for n, v in nets["model"].params.items() if v.dim() == 2}}
+
+
+@pytest.mark.parametrize(("plan", "clients"), [("decay", 3), ("adamw", 8), ("clip", 8)])
+def test_what_may_not_move_stays_bitwise(plan: str, clients: int) -> None:
+    """Catches momentum, moments and decay that move it: alone, in a stack, in a replay; and what may move, held too."""
+    net, sizes = model(), (11, 10, 11, 10, 10, 11, 11, 11)[:clients]
+    settings = replace(PLANS[plan], epochs=4, steps=None)
+    fits = [
+        request(settings, k=k, n=n, net=net, parts=2, dtype=torch.float64, moves=Held().moving)
+        for k, n in enumerate(sizes)
+    ]
+    replays = Replays(2)
+    for asked, got in zip(fits, run_stacked(fits, FP64, replays, StackRule((8,), 2)), strict=True):
+        alone = run_fit(asked, FP64).parts
+        check(got.parts, alone, 1e-11)
+        start = asked.parts["model"]
+        for name in ("fc1.weight", "fc2.weight"):
+            small = start[name].abs() < 0.2
+            assert 0 < int(small.sum()) < small.numel()
+            for ended in (got.parts["model"][name], alone["model"][name]):
+                assert torch.equal(ended[small], start[name][small])
+                assert not torch.equal(ended[~small], start[name][~small])
+        assert not torch.equal(alone["other"]["fc1.weight"], asked.parts["other"]["fc1.weight"])
+    assert replays.count > 0
+
+
+def test_requests_with_and_without_it_are_not_stacked() -> None:
+    """Catches a client whose weights are held as another's are."""
+    plain, held = request(PLANS["adam"]), request(PLANS["adam"], moves=Held().moving)
+    assert kind_of(plain) != kind_of(held)

@@ -150,17 +150,44 @@ def masked_names(module: nn.Module) -> list[str]:
     return [name for name, _ in module.named_parameters() if name not in norm_names(module)]
 
 
-def thresholds(x: Weights, masked: Sequence[str], capacity: float, scope: str) -> dict[str, float]:
-    """theta_i for each masked tensor, by torch.topk."""
+def thresholds(
+    x: Weights,
+    masked: Sequence[str],
+    capacity: float,
+    scope: str,
+    groups: Sequence[Sequence[str]] = (),
+    macs: dict[str, int] | None = None,
+) -> dict[str, float]:
+    """theta_i for each masked tensor, by torch.topk; or where multiplications are counted, weight by weight."""
 
-    def top(values: Tensor) -> float:
+    def top(names: Sequence[str]) -> float:
+        values = torch.cat([x[name].flatten() for name in names])
         if capacity == 1.0:
             return 0.0
-        return float(values.abs().topk(math.floor(capacity * values.numel())).values[-1])
+        if macs is None:
+            return float(values.abs().topk(math.floor(capacity * values.numel())).values[-1])
+        each = sorted(((abs(v), macs.get(n, 0)) for n in names for v in x[n].flatten().tolist()), reverse=True)
+        total, spent, theta = sum(cost for _, cost in each), 0, each[0][0]
+        if total == 0:
+            return 0.0  # biases alone: nothing to save
+        for magnitude, cost in each:
+            spent += cost
+            if spent > capacity * total:
+                break
+            theta = magnitude
+        return theta
 
     if scope == "layer":
-        return {name: top(x[name].flatten()) for name in masked}
-    return dict.fromkeys(masked, top(torch.cat([x[name].flatten() for name in masked])))
+        return {name: top([name]) for name in masked}
+    if scope == "stage":
+        groups = [[name] for name in sorted({name.split(".")[0] for name in masked})]
+    if scope == "model":
+        groups = [[""]]
+    found = {}
+    for beginnings in groups:
+        names = [name for name in masked if any(name.startswith(one) for one in beginnings)]
+        found |= dict.fromkeys(names, top(names))
+    return found
 
 
 def fiarse_client(
@@ -170,10 +197,12 @@ def fiarse_client(
     batches: Batches,
     settings: Settings,
     gate: str,
+    sticky: bool = True,
+    held: dict[str, Tensor] | None = None,
 ) -> Weights:
-    """K steps from the submodel; returns x_K."""
-    start = {name: (v * (v.abs() >= theta[name]) if name in theta else v) for name, v in x0.items()}
-    held = {name: x0[name].abs() >= theta[name] for name in theta}
+    """K steps from the submodel, which is ``held`` if that is given; returns x_K."""
+    held = {name: x0[name].abs() >= theta[name] for name in theta} if held is None else held
+    start = {name: v * held[name] if name in held else v for name, v in x0.items()}
     module = load(make, start)
     leaves = {name: p.detach().clone().requires_grad_() for name, p in module.named_parameters()}
     optimizer = settings.optimizer(list(leaves.values()))
@@ -193,25 +222,85 @@ def fiarse_client(
                     a, t = leaves[name].detach().abs(), theta[name]
                     g = torch.where((a + t) > 0, g * (1 + 2 * a * t / (a + t).square()), g)
             leaves[name].grad = g
+        if settings.clip:
+            norm = (
+                torch.stack([leaf.grad.pow(2).sum() for leaf in leaves.values() if leaf.grad is not None]).sum().sqrt()
+            )
+            for leaf in leaves.values():
+                assert leaf.grad is not None
+                leaf.grad *= min(1.0, settings.clip / (float(norm) + 1e-6))
+        before = {name: leaf.detach().clone() for name, leaf in leaves.items()}
         optimizer.step()
+        with torch.no_grad():
+            for name, mask in masks.items() if sticky else ():
+                leaves[name][~mask] = before[name][~mask]
     return {**saved(module), **{name: leaf.detach() for name, leaf in leaves.items()}}
 
 
-def fiarse_server(x0: Weights, after: Sequence[Weights], theta: Sequence[dict[str, float]], eta: float) -> Weights:
-    """Each coordinate averaged over the clients whose mask held it at the start, one number at a time."""
+def fiarse_server(
+    x0: Weights,
+    after: Sequence[Weights],
+    theta: Sequence[dict[str, float]],
+    eta: float,
+    nonzero: bool = False,
+    masks: Sequence[dict[str, Tensor]] | None = None,
+) -> Weights:
+    """Each coordinate averaged over the clients whose mask held it at the start, or over those where it moved."""
     out = {}
     for name, value in x0.items():
         total = torch.zeros(value.shape, dtype=torch.float64).flatten()
         count = torch.zeros(value.shape).flatten()
-        for ended, t in zip(after, theta, strict=True):
-            held = value.abs() >= t[name] if name in t else torch.ones(value.shape, dtype=torch.bool)
+        for k, ended in enumerate(after):
+            held = torch.ones(value.shape, dtype=torch.bool)
+            if masks is not None:
+                held = masks[k].get(name, held)
+            elif name in theta[k]:
+                held = value.abs() >= theta[k][name]
             start = torch.where(held, value, torch.zeros_like(value))
             total += ((ended[name] - start).double() * held).flatten()
-            count += held.flatten()
+            count += (held & (ended[name] != start) if nonzero else held).flatten()
         step = torch.where(count > 0, total / count.clamp(min=1), torch.zeros_like(total)).reshape(value.shape)
         rate = 1.0 if "running_" in name or name.endswith("num_batches_tracked") else eta  # statistics: as they are
         moved = value.double() + rate * step
         out[name] = moved.to(value.dtype) if value.is_floating_point() else moved.round().to(value.dtype)
+    return out
+
+
+def by_score(x: Weights, scores: Weights, masked: Sequence[str], capacity: float) -> dict[str, Tensor]:
+    """The floor(capacity d) weights of the largest scores, of equal ones the largest weights."""
+    each = [
+        (abs(float(scores[name].flatten()[i])) if scores else 0.0, abs(v), name, i)
+        for name in masked
+        for i, v in enumerate(x[name].flatten().tolist())
+    ]
+    out = {name: torch.zeros(x[name].numel(), dtype=torch.bool) for name in masked}
+    for *_, name, i in sorted(each, reverse=True)[: math.floor(capacity * len(each))]:
+        out[name][i] = True
+    return {name: mask.reshape(x[name].shape) for name, mask in out.items()}
+
+
+def scored(
+    x0: Weights,
+    scores: Weights,
+    after: Sequence[Weights],
+    masks: Sequence[dict[str, Tensor]],
+    squares: bool,
+    memory: float,
+) -> Weights:
+    """The running means of changes, or of their squares, over those who held a coordinate."""
+    out = {}
+    for name in masks[0]:
+        old = scores.get(name, torch.zeros_like(x0[name])).flatten().clone()
+        for i in range(old.numel()):
+            own = [
+                float(ended[name].flatten()[i]) - float(x0[name].flatten()[i])
+                for ended, mask in zip(after, masks, strict=True)
+                if mask[name].flatten()[i]
+            ]
+            if own:
+                new = sum(change**2 if squares else change for change in own) / len(own)
+                old[i] = new if old[i] == 0 else memory * old[i] + (1 - memory) * new
+        out[name] = old.reshape(x0[name].shape)
     return out
 
 

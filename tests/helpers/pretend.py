@@ -98,28 +98,29 @@ class Watching(Sequential):
     def _perform(self, request: Any, account: Any) -> Any:
         if isinstance(request, Fit):
             if self._new(request, request.loss or request.gradient):
+                self._fit_at(request, self.placement)  # slices are made once, and kept
                 with pretending():
-                    self._fit_there(request)
+                    self._fit_at(request, self.there)
         elif self._new(request, request.fn):
             # Sums that were looked at for NaN would be finished; that there are none to look at ends it here.
             with pretending(), suppress(GuardOnDataDependentSymNode):
                 run_reduce(request, self.there)
         return super()._perform(request, account)
 
-    def _fit_there(self, fit: Fit) -> None:
+    def _fit_at(self, fit: Fit, placement: Placement) -> None:
         for model in fit.client.models.values():
             model.train(True)
         rows, draws = torch.arange(min(10, len(fit.client.train))), torch.Generator().manual_seed(0)
         drawn = fit.drawn(Step(rows, 0, 0))
-        resident = near(fit.client.train, self.there.device)
+        resident = near(fit.client.train, placement.device)
         for due in (False, True) if fit.every != "never" else (False,):
-            Local(fit, self.there).step(self.there.batch(resident, rows, draws), due, drawn)
-            if why_not(fit) is None:
-                stack = Stack([fit] * 3, self.there)
+            Local(fit, placement).step(placement.batch(resident, rows, draws), due, drawn)
+            if why_not(fit) is None and placement is self.there:
+                stack = Stack([fit] * 3, placement)
                 for who in ([0, 1, 2], [0, 2]):
                     data, each = [fit.client.train] * len(who), [rows] * len(who)
-                    seen = {name: torch.stack([self.there.put(value)] * len(who)) for name, value in drawn.items()}
-                    stack.step(who, self.there.batches(data, each, [draws] * len(who)), due, seen)
+                    seen = {name: torch.stack([placement.put(value)] * len(who)) for name, value in drawn.items()}
+                    stack.step(who, placement.batches(data, each, [draws] * len(who)), due, seen)
 
 
 def near(data: Any, device: torch.device) -> Any:

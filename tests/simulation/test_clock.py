@@ -1,5 +1,6 @@
 """Simulated time by hand: how long a round lasts, who is lost, what that leaves behind, and that nothing else moves."""
 
+import itertools
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 import running
 
 from polyfed.algorithms.fedavg import FedAvg
+from polyfed.base.errors import ConfigError
 from polyfed.config import Config
 from polyfed.config.profiles import Profile
 from polyfed.core.clients import Cohort
@@ -305,3 +307,65 @@ def test_a_step_that_a_device_cannot_hold_is_told_once_and_never_counts(tmp_path
     # They received the message, and that is all.
     assert summary["simulated"]["wasted"] == {"bytes_up": 0, "bytes_down": summary["bytes"]["down"], "flops": 0}
     assert summary["clients"]["trained"] == 2
+
+
+@pytest.mark.parametrize("sent", ["up", "late"])
+def test_capacities_follow_the_clock(tmp_path: Path, sent: str) -> None:
+    """Catches seconds of other clients, capacities that a resumed run forgets, and late clients that stay large.
+
+    Compute takes no time here, and a slow client's bytes take all; so its time falls with its capacity.
+    """
+    profiles = table(tmp_path, "fast,1e9,1000,1000,1000", "slow,1e9,1000,0.05,0.05")
+    devices = {"profiles": profiles, "deal": "in-turn", **({"deadline": 0.5} if sent == "late" else {})}
+    settings = running.config(
+        run={"rounds": 5},
+        algorithm={"name": "fiarse", "threshold": "adaptive", "deadline": 0.4, "least_capacity": 0.01},
+        clients={"participation": 1.0},
+        devices=devices,
+    )
+    simulate(settings, out=tmp_path / "one")
+    with pytest.raises(Interrupted):
+        simulate(settings, out=tmp_path / "two", callbacks=[Stop()])
+    resume(tmp_path / "two")
+    running.same(tmp_path / "one", tmp_path / "two")
+    rows = [r for r in running.lines(tmp_path / "one/clients.jsonl") if "simulated_seconds" in r]
+    slow = [r["simulated_seconds"] for r in rows if r["client"] == 1]
+    sizes = [r["bytes_up"] for r in rows if r["client"] == 0]
+    assert len(set(sizes)) == 1  # a fast client stays at what it declared
+    assert len(slow) == 5
+    assert slow[0] > 3 * 0.4
+    assert slow[1] == pytest.approx(slow[0] / 2, rel=0.15)  # at most halved: positions and headers do not halve
+    assert all(b <= a for a, b in itertools.pairwise(slow))
+    assert 0.2 < slow[-1] < 0.5
+
+
+@pytest.mark.parametrize("sent", ["late", "few"])
+def test_capacities_follow_the_clock_in_void_rounds(tmp_path: Path, sent: str) -> None:
+    """Catches a run whose clients are too slow at first and stay so: each round would be void, as the one before."""
+    rows = ["slow,1e9,1000,0.05,0.05"] if sent == "late" else ["fast,1e9,1000,1000,1000", "slow,1e9,1000,0.05,0.05"]
+    settings = running.config(
+        run={"rounds": 6},
+        algorithm={"name": "fiarse", "threshold": "adaptive", "deadline": 0.4, "least_capacity": 0.01},
+        clients={"participation": 1.0},
+        devices={"profiles": table(tmp_path, *rows), "deal": "in-turn", "deadline": 0.5, "min_replies": 4},
+    )
+    summary = simulate(settings, out=tmp_path / "one").summary
+    with pytest.raises(Interrupted):
+        simulate(settings, out=tmp_path / "two", callbacks=[Stop()])
+    resume(tmp_path / "two")
+    running.same(tmp_path / "one", tmp_path / "two")
+    void = [row.get("void", False) for row in running.lines(tmp_path / "one/rounds.jsonl")[1:]]
+    assert void[0]
+    assert void == sorted(void, reverse=True)  # from the first round that counts on, all do
+    assert 1 <= summary["simulated"]["void"] <= 4
+    clients = [r for r in running.lines(tmp_path / "one/clients.jsonl") if r.get("round") == 6 and "steps" in r]
+    sizes = {r["client"]: r["bytes_up"] for r in clients}
+    assert sizes.keys() == {0, 1, 2, 3}
+    assert (sizes[0] == sizes[1]) == (sent == "late")  # a fast client stays at what it declared
+
+
+def test_a_deadline_needs_a_clock(tmp_path: Path) -> None:
+    """Catches a key that does nothing."""
+    keys = {"name": "fiarse", "threshold": "adaptive", "deadline": 0.4}
+    with pytest.raises(ConfigError, match=r"algorithm\.deadline: got 0\.4 s, but without \[devices\]"):
+        simulate(running.config(algorithm=keys), out=tmp_path / "run")

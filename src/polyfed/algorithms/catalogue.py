@@ -4,6 +4,10 @@ from __future__ import annotations
 
 #: name -> (module:class, one line)
 ALGORITHMS: dict[str, tuple[str, str]] = {
+    "depthfl": (
+        "polyfed.algorithms.depthfl:DepthFL",
+        "each client trains the first stages, with classifiers that teach one another (Kim et al. 2023)",
+    ),
     "fd": (
         "polyfed.algorithms.fd:FD",
         "mean softmax outputs by class, each client learning from the others' (Jeong et al. 2018)",
@@ -64,6 +68,10 @@ ALGORITHMS: dict[str, tuple[str, str]] = {
         "polyfed.algorithms.fiarse:FIARSE",
         "each client trains the largest weights that its capacity allows (Wu et al. 2024)",
     ),
+    "fiarse-neuron": (
+        "polyfed.algorithms.fiarse_neuron:FIARSENeuron",
+        "each client trains the strongest channels that its capacity allows (future work of Wu et al. 2024)",
+    ),
     "fjord": (
         "polyfed.algorithms.fjord:FjORD",
         "each client trains the first channels of every layer, at widths drawn up to its own (Horváth et al. 2021)",
@@ -79,6 +87,10 @@ ALGORITHMS: dict[str, tuple[str, str]] = {
     "lg-fedavg": (
         "polyfed.algorithms.lg_fedavg:LGFedAvg",
         "private representations under one shared head (Liang et al. 2020)",
+    ),
+    "scalefl": (
+        "polyfed.algorithms.scalefl:ScaleFL",
+        "narrower and shallower networks, whose early exits learn from their deepest (Ilhan et al. 2023)",
     ),
     "standalone": (
         "polyfed.algorithms.standalone:Standalone",

@@ -66,18 +66,19 @@ class FjORD(Algorithm):
 
     def held(self, capacity: float) -> tuple[float, ...]:
         """{p in P: p^2 <= capacity}, ascending: the number of weights goes with p^2. The last is p_i."""
-        return tuple(p for p in sorted(set(self.widths)) if p <= capacity**0.5 + 1e-9)
+        if found := tuple(p for p in sorted(set(self.widths)) if p <= capacity**0.5 + 1e-9):
+            return found
+        raise ModelError(f"capacity {capacity:g} is below p^2 for all p of algorithm.widths; add a smaller width")
 
     def check(self, task: Task) -> None:
         """One architecture for all clients, and a width for each capacity."""
         task.common(self.name)
-        if poor := [c for c in task.capacities if not self.held(c)]:
-            raise ModelError(f"capacity {poor[-1]:g} is below p^2 for all p of algorithm.widths; add a smaller width")
+        self.held(min(task.capacities))
 
     def models_at(self, task: Task, own: SplitModel, capacity: float) -> Mapping[str, SplitModel]:
-        """The client's network, those of all its widths, and the full one, of which they are slices."""
+        """The client's network, and those of all its widths."""
         nets = {f"{p:g}": Slice.prefix(Layout.of(own), p).network(own) for p in self.held(capacity)}
-        return {"model": list(nets.values())[-1], **nets, "full": own}
+        return {"model": list(nets.values())[-1], **nets}
 
     def init_server(self, task: Task, rng: Rng) -> Server:
         """w_0, and the statistics of a new network for each width."""
@@ -106,7 +107,7 @@ class FjORD(Algorithm):
         """E epochs, each step at a width of its own; the weights and the statistics of all widths go back."""
         parts, steps = self.predictor_parts(private, msg, client), client.plan.count(len(client.train))
         drawn = torch.randint(len(parts) - 1, (steps,), generator=client.rng.at("widths").torch()).tolist()
-        fitted = yield from fit(client, parts, gradient=self.gradient, frozen={"full": {}}, every=drawn.__getitem__)
+        fitted = yield from fit(client, parts, gradient=self.gradient, every=drawn.__getitem__)
         own = {f"{p}/{n}": value for p, part in fitted.parts.items() if p != "model" for n, value in part.items()}
         return private, self.Upload({**fitted.parts["model"], **own}, len(client.train))
 
@@ -127,9 +128,8 @@ class FjORD(Algorithm):
 
     def at(self, nets: Nets, p: float) -> Net:
         """f_p: the leading channels of the weights, and the width's own statistics."""
-        w, own = nets["model"].params, nets[f"{p:g}"]
-        if p < self.widest(nets):
-            w = take(w, prefix_inside(nets["full"].model, p, self.widest(nets)))
+        widest, own, most = nets["model"], nets[f"{p:g}"], self.widest(nets)
+        w = take(widest.params, prefix_inside(widest.model, p, most)) if p < most else widest.params
         return Net(own.model, {**w, **own.params})
 
     def predictor_parts(self, private: Nothing, msg: Broadcast, client: LocalClient) -> Parts:

@@ -153,7 +153,7 @@ class Mean(Gather):
 class CoverageMean(Gather):
     """For each coordinate the weighted mean over the clients whose part covers it.
 
-    What counts is what a part covers, never what is not zero: a covered weight that did not move still counts.
+    What counts is what a part covers, not what is not zero: a covered weight that did not move still counts.
 
     Args:
         part: what a client holds, such as a mask or a `polyfed.blocks.submodel.Slice`. An upload holds what
@@ -162,11 +162,13 @@ class CoverageMean(Gather):
         weight: as of `MeanByName`.
         default: tensors at full shape, whose values stay, bit by bit, where no client covers a coordinate. Without them
             the mean is 0 there, as is right for changes; leading blocks need them, as they do not say the full shapes.
+        nonzero: count of what is covered only values that are not zero, as released code of FIARSE does.
     """
 
     part: Callable[[ClientInfo], Part] | None
     weight: str | None = None
     default: Params | None = None
+    nonzero: bool = field(default=False, kw_only=True)
 
     def init(self) -> dict[str, tuple[Tensor, Tensor, torch.dtype]]:
         """No names."""
@@ -193,7 +195,7 @@ class CoverageMean(Gather):
                 check_fits(name, held, part, tuple(total[name][0].shape))
             sums, weights, _ = total[name]
             sums[where] = sums[where].add(held, alpha=weight)
-            weights[where] += weight
+            weights[where] += weight * (held != 0) if self.nonzero else weight
         return total
 
     def _shape(self, part: Part, name: str, held: Tensor) -> tuple[int, ...] | None:

@@ -146,7 +146,9 @@ def try_algorithm(name: str, keys: Mapping[str, Any]) -> tuple[Algorithm | None,
         return None, faults
     try:
         return (cls(**good) if instance is None else dataclasses.replace(instance, **good)), []  # pyright: ignore[reportArgumentType]
-    except (PolyfedError, TypeError, ValueError) as error:  # raised by the class's own __post_init__
+    except ConfigError as error:  # raised by the class's own __post_init__, as are the following
+        return None, [("name", f"{name} refused its keys: {text}") for text in error.faults]
+    except (PolyfedError, TypeError, ValueError) as error:
         return None, [("name", f"{name} refused its keys: {error}")]
 
 

@@ -81,7 +81,8 @@ def by_key(error: ValidationError) -> dict[tuple[str | int, ...], list[ErrorDeta
         where = tuple(
             part
             for part in detail["loc"]
-            if part not in ("int", "float", "constrained-float", "str", "bool", "none") and "[" not in str(part)
+            if part not in ("int", "float", "constrained-int", "constrained-float", "str", "bool", "none")
+            and "[" not in str(part)
         )
         if detail["type"] == "too_short" and len(detail["input"]) >= detail.get("ctx", {})["min_length"]:
             continue  # the list is long enough, but items of it have faults of their own

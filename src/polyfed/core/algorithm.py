@@ -12,7 +12,7 @@ from torch import Tensor
 
 from polyfed.base.errors import ModelError
 from polyfed.base.rng import Rng
-from polyfed.base.types import Parts
+from polyfed.base.types import ClientId, Parts
 from polyfed.core.checks import check_counterparts
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
 from polyfed.core.message import Message, Nothing, State
@@ -128,6 +128,8 @@ class Algorithm(ABC):
     trains: ClassVar[tuple[str, ...]] = ()
     #: Laws of `polyfed.testing` that do not apply, each with the reason.
     exempt: ClassVar[Mapping[str, str]] = {}
+    #: Whether a client's private state, where it has one, has a network of its own, which may start with given weights.
+    own_networks: ClassVar[bool] = True
     #: Whether `message_for` depends on the client's id, not only on its capacity and architecture.
     personal_message: ClassVar[bool] = False
     #: The share of each client's training examples, in [0, 1), that it never trains on: its ``client.held_out``, for
@@ -139,6 +141,9 @@ class Algorithm(ABC):
     #: The number of rounds that a schedule of the algorithm is made for. A field of this name with the default None
     #: makes it a key, which a run sets to its ``run.rounds`` when it begins, and keeps when it goes on after its end.
     horizon: int | None = None
+    #: The seconds that a client is to take for a round, for an algorithm that reads `Gathered.seconds`. A field of this
+    #: name with the default None makes it a key; where it is given, a simulation needs ``[devices]``.
+    deadline: float | None = None
     #: The message classes that may travel.
     messages: ClassVar[tuple[type[Message], ...]] = ()
     #: The state classes that may be checkpointed.
@@ -174,6 +179,16 @@ class Algorithm(ABC):
     @abstractmethod
     def server_round(self, server: Any, cohort: Cohort) -> Steps[State]:
         """Run one round at the server: usually broadcast, `exchange`, aggregate. Return the new state."""
+
+    def void_round(self, server: Any, cohort: Cohort, seconds: Mapping[ClientId, float]) -> State:
+        """Return the state after a round that too few clients answered; by default as it was.
+
+        Args:
+            server: the state before the round.
+            cohort: the clients that were asked.
+            seconds: as `Gathered.seconds` of the exchange that was void; no reply counts, in time or not.
+        """
+        return server
 
     @abstractmethod
     def client_round(self, private: Any, msg: Any, client: LocalClient) -> Steps[ClientResult]:

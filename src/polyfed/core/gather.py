@@ -102,11 +102,14 @@ class Gathered:
         fields: the totals, by the name of the upload's field.
         clients: the clients whose replies counted, in order of id.
         failed: the clients whose replies did not count, with the reasons.
+        seconds: how long clients took, by the simulated clock or, deployed, by their own; infinite for those that took
+            longer than the server waited; without a clock of none.
     """
 
     fields: Mapping[str, Any] = field(default_factory=dict[str, Any])
     clients: tuple[ClientInfo, ...] = ()
     failed: Mapping[ClientId, str] = field(default_factory=dict[ClientId, str])
+    seconds: Mapping[ClientId, float] = field(default_factory=dict[ClientId, float])
 
     def __getitem__(self, name: str) -> Any:
         """Return the total of the field ``name``."""

@@ -34,6 +34,7 @@ __all__ = [
     "Exchange",
     "Fit",
     "Fitted",
+    "Moves",
     "Reduce",
     "Steps",
     "drive",
@@ -47,6 +48,8 @@ __all__ = [
 T = TypeVar("T")
 #: ``draw(step)`` -> tensors by name that a step needs beside its batch, such as noise.
 Draw: TypeAlias = Callable[[Step], Params]
+#: ``moves(nets)`` -> by part and name one bool for each coordinate: whether it may move in the step.
+Moves: TypeAlias = Callable[[Nets], Parts]
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ class Fit:
     lr: Mapping[str, float]
     every: Every
     draw: Draw | None = None
+    moves: Moves | None = None
 
     @property
     def identity(self) -> object:
@@ -139,6 +143,7 @@ def fit(
     lr: Mapping[str, float] | None = None,
     every: Every = "never",
     draw: Draw | None = None,
+    moves: Moves | None = None,
 ) -> Steps[Fitted]:
     """Train ``parts`` on the client's data.
 
@@ -155,6 +160,9 @@ def fit(
             of different numbers are stacked, traced and counted apart. It is called several times for a step.
         draw: ``draw(step)`` -> tensors that the loss sees at that step as the part ``drawn``. It runs outside vmap, so
             it may use a generator: of ``client.rng`` keyed by ``step.index``, as a step may be drawn twice.
+        moves: ``moves(nets)`` -> one bool for each coordinate of some tensors of the trained parts. It sees the weights
+            before a step; where it is False, the step leaves a weight bit by bit as it was, whatever momentum and
+            weight decay do. It costs a copy of these tensors. A method of the algorithm, as `gradient` is.
 
     Returns:
         The trained parts.
@@ -166,7 +174,7 @@ def fit(
         assert loss is not None
         return grad(loss)
 
-    return (yield Fit(client, parts, gradient or of_loss, loss, frozen or {}, lr or {}, every, draw))
+    return (yield Fit(client, parts, gradient or of_loss, loss, frozen or {}, lr or {}, every, draw, moves))
 
 
 def reduce(

@@ -17,7 +17,7 @@ import torch
 from polyfed.base.rng import Rng
 from polyfed.core.clients import ClientInfo
 from polyfed.core.plan import LocalSGD
-from polyfed.execute.cost import Flops
+from polyfed.models.flops import Flops
 from polyfed.models.split import SplitModel
 
 #: One client after another; the same with channels innermost; many clients at once.

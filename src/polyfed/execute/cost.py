@@ -8,127 +8,24 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 import time
 import weakref
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from polyfed.core.plan import Step
 from polyfed.core.requests import Fit
 from polyfed.execute.local_training import Local, set_training
 from polyfed.execute.placement import Placement
+from polyfed.models.flops import Flops
 
 log = logging.getLogger(__name__)
-
-
-#: Operations with products that have no formula.
-_UNKNOWN = re.compile(
-    r"_?(sparse|linalg_(?!vector_norm)|fft|native_multi_head|transformer|triton|miopen|thnn_fused|cholesky|lu_|qr|ormqr|"
-    r"triangular_solve|int_mm|grouped_mm|fused_sdp|flex_attention)"
-)
-
-
-def _formula(name: str, given: Sequence[Any]) -> float:
-    """Return the FLOPs of an operation for which torch's counter has no formula; NaN if none is known."""
-    match name:
-        case "mkldnn_rnn_layer":
-            return _recurrent(given[0], given[1:3])
-        case "mkldnn_rnn_layer_backward":
-            return 2 * _recurrent(given[0], given[1:3])
-        case "_cudnn_rnn":
-            return _recurrent(given[0], given[1])
-        case "_cudnn_rnn_backward":
-            return 2 * _recurrent(given[0], given[1])
-        case "_scaled_dot_product_flash_attention_for_cpu":
-            return sdpa_flop_count(*(value.shape for value in given[:3]))
-        case "_scaled_dot_product_flash_attention_for_cpu_backward":
-            return sdpa_backward_flop_count(*(value.shape for value in given[:4]))
-        case "mv" | "dot" | "vdot":
-            return 2 * given[0].numel()
-        case "addmv":
-            return 2 * given[1].numel()
-        case "addbmm":
-            return 2 * given[1].numel() * given[2].shape[-1]
-        case "_cdist_forward" | "_euclidean_dist":
-            batch = torch.broadcast_shapes(given[0].shape[:-2], given[1].shape[:-2])
-            return 2 * batch.numel() * given[0].shape[-2] * given[1].shape[-2] * given[0].shape[-1]
-        case "_cdist_backward":
-            return 2 * given[0].numel() * given[1].shape[-1]
-        case "_trilinear":
-            return _trilinear(given[:3], given[3:6])
-        case _:
-            return math.nan if _UNKNOWN.match(name) else 0
-
-
-def _recurrent(x: Tensor, weights: Sequence[Tensor]) -> int:
-    """Return the FLOPs of a recurrent layer: the products with its matrices, at each position of the series."""
-    return 2 * (x.numel() // x.shape[-1]) * sum(weight.numel() for weight in weights if weight.dim() == 2)
-
-
-def _trilinear(values: Sequence[Tensor], expanded: Sequence[Sequence[int]]) -> int:
-    """Return the FLOPs of products of three tensors, of which each lacks some of the dimensions of all."""
-    lengths: list[torch.Size] = []
-    for value, places in zip(values, expanded, strict=True):
-        for place in sorted(places):
-            value = value.unsqueeze(place)
-        lengths.append(value.shape)
-    return 2 * torch.broadcast_shapes(*lengths).numel()
-
-
-class _Counting(TorchDispatchMode):
-    """Adds to a counter the FLOPs of each operation, in parts where it consists of others."""
-
-    def __init__(self, counter: Flops) -> None:
-        super().__init__()
-        self.counter = counter
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        packet = getattr(func, "_overloadpacket", func)
-        formula: Any = flop_registry.get(packet)
-        if formula is None and func is not torch.ops.prim.device.default:
-            with self:
-                parts = func.decompose(*args, **kwargs)
-            if parts is not NotImplemented:
-                return parts
-        out = func(*args, **kwargs)
-        if formula is not None:
-            self.counter.total += formula(*args, **kwargs, out_val=out)
-        elif func.namespace in ("aten", "prim", "prims", "profiler"):
-            self.counter.total += _formula(getattr(packet, "__name__", ""), args)
-        else:
-            self.counter.total = math.nan
-        return out
-
-
-class Flops:
-    """Counts in a ``with`` block the FLOPs of products and convolutions.
-
-    Unlike torch's counter it does not follow modules, which fails where a parameter is fed to a submodule.
-    """
-
-    def __init__(self) -> None:
-        #: The number; NaN if an operation with products has no formula.
-        self.total: float = 0
-
-    def __enter__(self) -> Flops:
-        self._open = ExitStack()
-        # In evaluation a transformer's layer is a single operation, unless its fast path is switched off.
-        self._open.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
-        torch.backends.mha.set_fastpath_enabled(False)
-        self._open.enter_context(_Counting(self))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._open.close()
 
 
 @contextmanager

@@ -18,11 +18,12 @@ from polyfed.core.clients import ClientInfo
 from polyfed.core.message import Message, State
 from polyfed.core.requests import ClientResult, Fit, Fitted, Reduce, Steps, drive, finished
 from polyfed.execute.choice import ExecutionChoice
-from polyfed.execute.cost import CostCounter, Flops
+from polyfed.execute.cost import CostCounter
 from polyfed.execute.local_training import run_fit, run_reduce
 from polyfed.execute.placement import Placement
 from polyfed.execute.replay import Replays
 from polyfed.execute.stacked import SIZES, USUAL, StackRule, kind_of, pieces, run_stacked, signature, why_not
+from polyfed.models.flops import Flops
 from polyfed.models.probe import in_network
 
 log = logging.getLogger(__name__)

@@ -135,7 +135,13 @@ class Local:
                 # torch's fused optimizers read both memories in order, so a gradient in another layout than its weight
                 # would be applied to the wrong coordinates without an error (torch 2.13).
                 leaf.grad = g if g.stride() == leaf.stride() else torch.empty_like(leaf).copy_(g)
-        self.optimizer.step()
+        with torch.no_grad():
+            free = {} if self.fit.moves is None else self.fit.moves(self.nets)
+            before = {part: {name: self.parts[part][name].clone() for name in own} for part, own in free.items()}
+            self.optimizer.step()
+            for part, own in free.items():
+                for name, may in own.items():
+                    self.parts[part][name].copy_(torch.where(may, self.parts[part][name], before[part][name]))
 
 
 def clip(grads: Params, limit: float) -> Params:

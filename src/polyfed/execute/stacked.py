@@ -78,7 +78,11 @@ def kind_of(fit: Fit) -> object:
         *(fit.identity, tuple((part, model.signature) for part, model in fit.client.models.items())),
         *(shapes(fit.parts), shapes(fit.frozen)),
         *(replace(fit.client.plan, lr=0.0, factor=1.0, parts=()), fit.client.weights is None),
-        *("by step" if callable(fit.every) else fit.every, fit.draw is not None),
+        *(
+            "by step" if callable(fit.every) else fit.every,
+            fit.draw is not None,
+            getattr(fit.moves, "__func__", fit.moves),
+        ),
     )
 
 
@@ -99,6 +103,8 @@ def replayable(fit: Fit) -> object | None:
     closure or partial may hold values that differ from round to round.
     """
     source = fit.loss if fit.loss is not None else fit.gradient
+    if fit.moves is not None and not isinstance(getattr(fit.moves, "__self__", None), Algorithm):
+        return None
     plain = isinstance(source, FunctionType) and source.__closure__ is None
     # The function itself, not its id: it keeps its algorithm alive, so no other function can get the same id.
     return (source, kind_of(fit)) if plain or isinstance(getattr(source, "__self__", None), Algorithm) else None
@@ -208,12 +214,17 @@ class Stack:
         one: Any = torch.func.vmap(partial(self._one, due))
         given = (*batch, *(() if weights is None else (weights,)))  # tensors all, as the weights differ by client
         if self.replays is None or self.name is None:
-            grads, moved, losses = one(*state, given, drawn)
+            grads, moved, losses, free = one(*state, given, drawn)
         else:
             products = self.usual and rows is None and batch[1].shape[1] == self.fits[0].client.plan.batch_size
             kind = (self.name, due, self.placement)
-            grads, moved, losses = self.replays.call(kind, one, *state, given, drawn, products=products)
+            grads, moved, losses, free = self.replays.call(kind, one, *state, given, drawn, products=products)
+        before = {part: {name: state[0][part][name].clone() for name in own} for part, own in free.items()}
         self.update.step(self.weights, grads, rows)
+        for part, own in free.items():
+            for name, may in own.items():
+                value, where = self.weights[part][name], slice(None) if rows is None else rows
+                value[where] = torch.where(may, value[where], before[part][name])
         for part, params in moved.items():
             for name, value in params.items():
                 if rows is None:
@@ -226,7 +237,7 @@ class Stack:
     def _one(
         self, due: int, weights: Grads, fixed: Grads, frozen: Grads, given: Sequence[Tensor], drawn: Params
     ) -> Any:
-        """Return the step of one client, as vmap sees it: its gradients, its new buffers, its loss.
+        """Return the step of one client, as vmap sees it: its gradients, its new buffers, its loss, what may move.
 
         ``given`` are inputs, labels and, if the clients have them, class weights.
         """
@@ -259,8 +270,11 @@ class Stack:
             losses.append(value)
             return grads
 
-        grads = self.fits[0].gradient(grad, nets(weights, fixed), batch, due)
-        return {part: dict(clip(params, client.plan.clip)) for part, params in grads.items()}, fixed, losses[0]
+        here, moves = nets(weights, fixed), self.fits[0].moves
+        free = {} if moves is None else {part: dict(own) for part, own in moves(here).items()}
+        grads = self.fits[0].gradient(grad, here, batch, due)
+        clipped = {part: dict(clip(params, client.plan.clip)) for part, params in grads.items()}
+        return clipped, fixed, losses[0], free
 
     def outcomes(self) -> list[Fitted]:
         """Return the outcome of each client as views of the stack; copy a view to keep it (`core.message.compact`)."""

@@ -56,6 +56,7 @@ class CNN(nn.Module):
         self.fc1 = nn.Linear(channels2 * height * width, width1)
         self.fc2 = nn.Linear(width1, rep_dim)
         self.fc3 = nn.Linear(rep_dim, num_classes)
+        self.stages = ["pool1", "pool2", "fc2"]
 
     def forward(self, x: Tensor) -> Tensor:
         """Images ``(B, C, H, W)`` -> logits ``(B, L)``."""

@@ -20,6 +20,7 @@ class MLP(nn.Module):
         super().__init__()
         widths = (prod(input_shape), *hidden, num_classes)
         self.depth = len(hidden) + 1
+        self.stages = [f"act{number}" for number in range(1, self.depth)]
         for number in range(1, self.depth + 1):
             self.add_module(f"fc{number}", nn.Linear(widths[number - 1], widths[number]))
             if number < self.depth:

@@ -11,8 +11,10 @@ from __future__ import annotations
 import inspect
 import operator
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -21,6 +23,7 @@ from torch.fx.proxy import TraceError
 
 from polyfed.base.errors import ModelError
 from polyfed.base.text import alternatives
+from polyfed.models.binding import NORMS
 from polyfed.models.probe import fault
 
 
@@ -87,11 +90,7 @@ def cut(module: nn.Module, *, classifier: str, extractor: str | None, model: str
     graph = _trace(module, [name for name in (classifier, extractor) if name is not None], model)
     writes = _lost_writes(graph, model)
     start = next(node for node in graph.nodes if node.op == "placeholder")
-    end = next(node for node in graph.nodes if node.op == "output").args[0]
-    if not isinstance(end, fx.Node):
-        raise ModelError(
-            f"model {model!r} returns {type(end).__name__}, expected one tensor (B, L); return the logits only"
-        )
+    end = _result(graph, model)
     head = _only_call(graph, classifier, "classifier", model)
     inputs = head.all_input_nodes
     if len(inputs) != 1:
@@ -117,6 +116,85 @@ def cut(module: nn.Module, *, classifier: str, extractor: str | None, model: str
     return Pieces(_piece(graph, start, s_in, writes), intermediate, classify)
 
 
+def chain(module: nn.Module, after: tuple[str, ...], model: str) -> tuple[Piece, ...]:
+    """Cut the forward pass behind each of some submodules, in the mode (train or eval) the module is in.
+
+    Args:
+        module: its parameters are untouched.
+        after: names of submodules, in the order in which they run.
+        model: the model's name, for messages.
+
+    Returns:
+        the pieces, one more than names: to the output of the first submodule, from there to the second, and so on.
+
+    Raises:
+        ModelError: the module cannot be traced, or a cut does not separate the input from the output.
+    """
+    names = tuple(find_submodule(module, name, "exit", model) for name in after)
+    for inner in names:
+        if outer := [name for name in names if inner.startswith(f"{name}.")]:
+            raise ModelError(
+                f"model {model!r}: the exit {inner!r} is inside the exit {outer[0]!r}; name only one of them"
+            )
+    graph = _trace(module, list(names), model, "" if names else "into stages")
+    writes = _lost_writes(graph, model)
+    start = next(node for node in graph.nodes if node.op == "placeholder")
+    end = _result(graph, model)
+    points = [start, *(_only_call(graph, name, "exit", model) for name in names), end]
+    for number, name in enumerate(names, 1):
+        if points[number] is end or points[number - 1] not in _needed(points[number], None) - {points[number]}:
+            before = "its input" if number == 1 else repr(names[number - 2])
+            raise ModelError(
+                f"model {model!r}: the exit {name!r} does not come after {before} and before the output; name exits in "
+                "the order in which they run, each once, and not the last layer"
+            )
+        _must_separate(graph, start, points[number], end, f"the exit (the output of {name!r})", model)
+    last_first = [_piece(graph, *ends, writes) for ends in reversed(list(pairwise(points)))]
+    return tuple(reversed(last_first))  # the first piece takes all writes that are left
+
+
+def stages(module: nn.Module, classifier: str | None, model: str) -> tuple[str, ...]:
+    """Return the submodules that a forward pass has stages behind, in the order in which they run.
+
+    A layer is a submodule with parameters other than a normalisation; sequences are looked into. Behind a layer, and
+    what follows it up to the next layer, a stage ends where a single tensor passes: behind the last submodule there
+    whose output that is, except for a flattening. The last stage, which ends before the classifier, is left out.
+
+    Args:
+        module: its parameters are untouched.
+        classifier: the first submodule of the classifier; None: the last layer.
+        model: the model's name, for messages.
+
+    Raises:
+        ModelError: the module cannot be traced.
+    """
+    named = dict(cast("Iterable[tuple[str, nn.Module]]", module.named_modules()))
+    sequences = {""}
+    for path, child in named.items():  # a parent comes before its children
+        if path.rpartition(".")[0] in sequences and type(child).forward is nn.Sequential.forward:
+            sequences.add(path)
+    graph = _trace(module, [f"{path}.0" for path in sequences if path], model, "into stages")
+    start, end = next(node for node in graph.nodes if node.op == "placeholder"), _result(graph, model)
+    calls = {node: named[str(node.target)] for node in graph.nodes if node.op == "call_module"}
+    times = Counter(node.target for node in calls)
+    layers = [n for n, m in calls.items() if any(True for _ in m.parameters()) and not isinstance(m, NORMS)]
+    if not layers:
+        return ()
+    ways = {n: (f"{n.target}.", f"{classifier}.") for n in layers}
+    last = next((n for n, (a, b) in ways.items() if a.startswith(b) or b.startswith(a)), layers[-1])
+    body = _needed(last, None).intersection(layers) - {last}
+    found: dict[int, str] = {}
+    for node, child in calls.items():
+        count = len(_needed(node, None) & body)
+        if 0 < count < len(body) and times[node.target] == 1 and not isinstance(child, nn.Flatten):
+            try:
+                _must_separate(graph, start, node, end, "", model)
+            except ModelError:
+                continue  # a branch goes round it
+            found[count] = str(node.target)
+    return tuple(found.values())
+
+
 class _AroundCuts(fx.Tracer):
     """Traces the inside of the modules that contain a cut; every other module is a single call."""
 
@@ -133,7 +211,7 @@ class _AroundCuts(fx.Tracer):
         return not any(name.startswith(f"{module_qualified_name}.") for name in self._cuts)
 
 
-def _trace(module: nn.Module, cuts: list[str], model: str) -> fx.Graph:
+def _trace(module: nn.Module, cuts: list[str], model: str, where: str = "") -> fx.Graph:
     signature = inspect.signature(module.forward)
     defaults = {
         name: parameter.default
@@ -150,8 +228,8 @@ def _trace(module: nn.Module, cuts: list[str], model: str) -> fx.Graph:
         branches = "a forward that contains a cut may not branch on its data: move the branching into"
         calls = "a function that takes no symbols for tensors needs @torch.fx.wrap where it is defined, or a place in"
         raise ModelError(
-            f"model {model!r} cannot be cut at {', '.join(map(repr, cuts))}: its forward cannot be traced "
-            f"({fault(error)}); {branches if isinstance(error, TraceError) else calls} a submodule that "
+            f"model {model!r} cannot be cut {where or 'at ' + ', '.join(map(repr, cuts))}: its forward cannot be "
+            f"traced ({fault(error)}); {branches if isinstance(error, TraceError) else calls} a submodule that "
             "contains no cut, or do without a classifier cut"
         ) from error
     if not torch.equal(state, torch.get_rng_state()):
@@ -163,6 +241,15 @@ def _trace(module: nn.Module, cuts: list[str], model: str) -> fx.Graph:
     if not any(node.op == "placeholder" for node in graph.nodes):
         raise ModelError(f"model {model!r}: its forward takes no input; expected forward(self, x)")
     return graph
+
+
+def _result(graph: fx.Graph, model: str) -> fx.Node:
+    end = next(node for node in graph.nodes if node.op == "output").args[0]
+    if not isinstance(end, fx.Node):
+        raise ModelError(
+            f"model {model!r} returns {type(end).__name__}, expected one tensor (B, L); return the logits only"
+        )
+    return end
 
 
 def _only_call(graph: fx.Graph, name: str, role: str, model: str) -> fx.Node:

@@ -85,8 +85,8 @@ class ViT(nn.Module):
             raise ModelError(f"vit has width = {width} and heads = {heads}; set heads to a divisor of width")
         super().__init__()
         self.patches = Patches(input_shape, patch=patch, width=width)
-        self.blocks = [f"block{number}" for number in range(1, depth + 1)]
-        for name in self.blocks:
+        self.stages = [f"block{number}" for number in range(1, depth + 1)]
+        for name in self.stages:
             self.add_module(name, Block(width, heads))
         self.norm = nn.LayerNorm(width)
         self.fc = nn.Linear(width, num_classes)
@@ -94,6 +94,6 @@ class ViT(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Images ``(B, C, H, W)`` -> logits ``(B, L)``."""
         x = self.patches(x)  # (B, T, width)
-        for name in self.blocks:
+        for name in self.stages:
             x = self.get_submodule(name)(x)
         return self.fc(self.norm(x).mean(1))  # (B, L)

@@ -325,7 +325,7 @@ def refuse_weights(algorithm: Algorithm) -> None:
 
     Its network is the one that the server sends from round 1 on, so weights of one client would never be used.
     """
-    if type(algorithm).init_client is Algorithm.init_client:
+    if type(algorithm).init_client is Algorithm.init_client or not algorithm.own_networks:
         raise ConfigError(
             f"weights: {algorithm.name} gives every client the server's network in every round, so a client's own "
             "weights would never be used; remove weights, or choose an algorithm with private networks"
@@ -511,8 +511,14 @@ def prepare(config: Config, dataset: Dataset | None = None) -> Federation:
     dataset, partition = deal(config, dataset)
     algorithm = load_algorithm(config.algorithm.name, config.algorithm.keys)
     federation = Federation(config, dataset, partition, algorithm)
+    if algorithm.deadline is not None and config.devices is None:
+        raise ConfigError(
+            f"algorithm.deadline: got {algorithm.deadline:g} s, but without [devices] a simulation has no clock that "
+            "clients could be late by; add [devices], or remove the key"
+        )
     check_networks(algorithm, federation.task, dataset)
-    check_training(config, algorithm, algorithm.models(federation.task, federation.own(0)), federation.data.train(0))
+    first = algorithm.models_at(federation.task, federation.own(0), federation.info(0).capacity)
+    check_training(config, algorithm, first, federation.data.train(0))
     check_weights(config, algorithm, federation.task)
     if algorithm.holdout:
         federation.local(partition.smallest, 0)  # reports a client with too few examples before the run

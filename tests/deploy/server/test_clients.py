@@ -66,3 +66,19 @@ def test_no_more_requests_are_in_memory_than_go_out_together(
     kept = {"fedproto": 3, "fedmrl": 2, "fedavg": 1}[algorithm]  # at the end: by client, by network, for all
     assert Body.made == made + tests + kept
     assert (Body.most, Body.alive) == (1, 0)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_capacities_follow_the_seconds_that_clients_tell(tmp_path: Path, told: bool) -> None:
+    """Catches a deployed run without seconds; and a client that tells none and shrinks all the same."""
+    keys = ("algorithm.threshold=adaptive", "algorithm.deadline=1e-6", "algorithm.least_capacity=0.01")
+    settings = config("fiarse", "run.rounds=3", "run.eval_every=3", *keys)
+    run = Run(tmp_path, settings, ["rounds.start_timeout=60"], tell=None if told else ("scores",))
+    run.memory = AtOnce(run.memory.settings)
+    run.serve()
+    first, second, third = (row["bytes"]["up"] for row in run.rows[1:])
+    if told:
+        assert second / first == pytest.approx(0.5, abs=0.05)
+        assert third / second == pytest.approx(0.5, abs=0.08)
+    else:
+        assert first == second == third

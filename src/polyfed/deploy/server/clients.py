@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from polyfed.base.errors import MessageError, PolyfedError
@@ -58,6 +59,7 @@ class _Good:
     scores: dict[ClientId, Score] = field(default_factory=dict[ClientId, Score])
     sizes: dict[ClientId, Size] = field(default_factory=dict[ClientId, Size])
     failed: dict[ClientId, str] = field(default_factory=dict[ClientId, str])
+    late: set[ClientId] = field(default_factory=set[ClientId])
 
 
 class RemoteClients:
@@ -125,15 +127,18 @@ class RemoteClients:
         with Gathering(request.gather, self.algorithm.messages, self.scratch) as gathering:
             infos = {client.id: client for client in request.cohort}
             found = self._ask("train", key, request.down, infos, gathering, score=score, enough=self.wanted)
+            took = {client: sum(answer.seconds.values()) for client, answer in found.answers.items() if answer.seconds}
+            took = dict(sorted({**took, **dict.fromkeys(found.late, math.inf)}.items()))
             if len(found.answers) < self.rounds.min_replies:
                 raise TooFewRepliesError(
                     f"round {key[0]}: {len(found.answers)} of {len(request.down)} clients answered; "
-                    f"rounds.min_replies is {self.rounds.min_replies}"
+                    f"rounds.min_replies is {self.rounds.min_replies}",
+                    took,
                 )
             gathered = gathering.settle(found.answers, found.failed)
         answers = dict(sorted(found.answers.items()))
         self._kept |= dict.fromkeys(answers, key)
-        return gathered, {
+        return replace(gathered, seconds=took), {
             client: Report(
                 Work(**headers.fields(answer.work or headers.WorkReport())),
                 measure(request.down[client]),
@@ -320,6 +325,7 @@ class RemoteClients:
             else:
                 how = "it was not connected at the deadline, after" if client in lost else "no reply within"
                 found.failed[client] = f"{how} {self.rounds.deadline:g} s"
+                found.late |= {client} - lost
                 self.tell("failed", client=client, kind=kind, round=key[0], reason=found.failed[client], again=False)
         self.given_up |= lost
         del send  # `fail` calls it, and it `fail`: the cycle would keep all messages until the garbage collector comes
