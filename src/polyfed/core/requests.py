@@ -76,6 +76,7 @@ class Fit:
     lr: Mapping[str, float]
     every: Every
     draw: Draw | None = None
+    correction: Parts = field(default_factory=dict[str, Params])
 
     @property
     def identity(self) -> object:
@@ -139,6 +140,7 @@ def fit(
     lr: Mapping[str, float] | None = None,
     every: Every = "never",
     draw: Draw | None = None,
+    correction: Parts | None = None,
 ) -> Steps[Fitted]:
     """Train ``parts`` on the client's data.
 
@@ -155,6 +157,9 @@ def fit(
             of different numbers are stacked, traced and counted apart. It is called several times for a step.
         draw: ``draw(step)`` -> tensors that the loss sees at that step as the part ``drawn``. It runs outside vmap, so
             it may use a generator: of ``client.rng`` keyed by ``step.index``, as a step may be drawn twice.
+        correction: tensors of ``parts`` that every step takes off the weights after the optimizer's update, times the
+            part's learning rate: ``w <- w - lr * correction``. Clip, decay, momentum and moments do not see it. It
+            costs a client these tensors once more in memory.
 
     Returns:
         The trained parts.
@@ -166,7 +171,7 @@ def fit(
         assert loss is not None
         return grad(loss)
 
-    return (yield Fit(client, parts, gradient or of_loss, loss, frozen or {}, lr or {}, every, draw))
+    return (yield Fit(client, parts, gradient or of_loss, loss, frozen or {}, lr or {}, every, draw, correction or {}))
 
 
 def reduce(

@@ -88,6 +88,12 @@ class Local:
         }
         self.nets = bind(models, {**frozen, **self.parts})
         self.optimizer = optimizer(self.fit.client.plan, self.parts, self.fit.lr)
+        rates = {part: self.fit.client.plan.rate(part, self.fit.lr.get(part)) for part in self.fit.correction}
+        self.corrections = [
+            (self.parts[part][name], placement.put(value.detach()), rates[part])
+            for part, params in self.fit.correction.items()
+            for name, value in params.items()
+        ]
 
     def grad(self, batch: Batch, loss: Loss, **replace: Params) -> Grads:
         """Return the gradient of ``loss`` for every trainable part; see `polyfed.core.requests.Grad`."""
@@ -136,6 +142,9 @@ class Local:
                 # would be applied to the wrong coordinates without an error (torch 2.13).
                 leaf.grad = g if g.stride() == leaf.stride() else torch.empty_like(leaf).copy_(g)
         self.optimizer.step()
+        with torch.no_grad():
+            for leaf, value, lr in self.corrections:
+                leaf.sub_(value, alpha=lr)
 
 
 def clip(grads: Params, limit: float) -> Params:
