@@ -1,6 +1,6 @@
 """What the references of the layer-wise algorithms share: federations of one or of two depths, and their keys."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -9,6 +9,8 @@ import plain
 import toy
 from rounds_by_hand import TOLERANCE, TRAINING, batches, pairs, resnet8
 from torch import Tensor, nn
+
+from polyfed.rounds.federation import Federation
 
 SIZES = (11, 8, 7)  # no batch of two, whose normalised values are signs
 #: The runs: one network with BatchNorm; two depths, the second client's the larger.
@@ -38,6 +40,28 @@ class Chain(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.represent(x))
+
+
+class Named(nn.Module):
+    """A network whose tensors are called like no other's."""
+
+    def __init__(self, num_classes: int = 4) -> None:
+        super().__init__()
+        self.own1, self.own2 = nn.Linear(7, 5), nn.Linear(5, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.own2(self.own1(x).tanh())
+
+
+def federation(algorithm: Any, sizes: Sequence[int] = SIZES, **keys: Any) -> Federation:
+    """Clients with chains, in turn of depth 1 and 2."""
+    return toy.federation(algorithm, **{"models": tuple(DEPTHS), "sizes": sizes, **keys})
+
+
+def numel(depth: int, *, weights: bool = True, buffers: bool = True) -> tuple[int, int]:
+    """How many floating-point numbers a chain has, and how many counters."""
+    fc = 9 * 7 + 9 + (depth - 1) * (9 * 9 + 9) + 9 * 4 + 4
+    return (fc + 2 * 9) * weights + 2 * 9 * buffers, 1 * buffers
 
 
 @dataclass
