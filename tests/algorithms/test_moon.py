@@ -12,6 +12,7 @@ from torch.nn import functional
 from polyfed.algorithms.fedavg import FedAvg
 from polyfed.algorithms.moon import Moon
 from polyfed.base import tree
+from polyfed.base.errors import ModelError
 from polyfed.core.message import size
 from polyfed.execute.local_training import bind
 
@@ -65,6 +66,13 @@ def test_the_loss_is_the_cross_entropy_of_two_similarities() -> None:
     statistics = {n: v.clone() for n, v in far.items()}
     loss(w, far)
     assert tree.same(far, statistics)  # a frozen model's running statistics stay what they are
+
+
+def test_a_network_without_a_cut_before_its_classifier_is_refused() -> None:
+    """Catches a fault that shows in the second round only."""
+    fed = federation(Moon(), models=("layers_by_hand:Chain",))
+    with pytest.raises(ModelError, match="classifier"):
+        fed.algorithm.check(fed.task)
 
 
 @pytest.mark.parametrize("average", AVERAGES)

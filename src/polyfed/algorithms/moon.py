@@ -25,6 +25,7 @@ from polyfed.base.ranges import NonNegative, Rate
 from polyfed.base.types import Params
 from polyfed.blocks.layerwise import Layerwise
 from polyfed.blocks.losses import supervised, task_loss
+from polyfed.core.algorithm import Task
 from polyfed.core.clients import LocalClient
 from polyfed.core.message import Message, State
 from polyfed.core.net import Batch, Net, Nets
@@ -55,6 +56,12 @@ class Moon(Layerwise):
 
         model: Params
         num_examples: int
+
+    def check(self, task: Task) -> None:
+        """Networks that `Layerwise` can average, with a cut before the classifier."""
+        super().check(task)
+        for model in task.family().values():
+            _ = model.rep_dim
 
     def init_client(self, client: LocalClient) -> Private:
         """No model yet."""
