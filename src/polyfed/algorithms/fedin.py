@@ -20,6 +20,7 @@ from polyfed.base.rng import Rng
 from polyfed.base.types import Params, Parts
 from polyfed.blocks.aggregate import MeanByName
 from polyfed.blocks.gradients import Align, combine
+from polyfed.blocks.layerwise import first_layers, held
 from polyfed.blocks.losses import mean_squared_error, supervised
 from polyfed.core.algorithm import Algorithm, Task
 from polyfed.core.checks import check_features
@@ -86,9 +87,8 @@ class FedIN(Algorithm):
 
     def init_server(self, task: Task, rng: Rng) -> Server:
         """Every layer from the initialisation of the largest network that has it."""
-        family = sorted(task.family().items(), key=lambda item: sum(s.numel() for s in item[1].shapes.values()))
-        layers = {k: v for _, model in family for k, v in model.init(rng.at("layers")).items()}  # the largest is last
-        return self.Server(layers, {name: tuple(model.shapes) for name, model in family}, {})
+        layers = first_layers(task.family(), rng.at("layers"))
+        return self.Server(layers, {name: tuple(model.shapes) for name, model in task.family().items()}, {})
 
     def server_round(self, server: Server, cohort: Cohort) -> Steps[State]:
         """Deal layers and foreign pairs, exchange, average each layer over its owners, renew the bank."""
@@ -139,7 +139,7 @@ class FedIN(Algorithm):
 
     def message_for(self, server: Server, client: ClientInfo) -> Broadcast:
         """The layers alone: predicting needs no features."""
-        return self.Broadcast(tree.pick(server.layers, server.owns[client.architecture]), ())
+        return self.Broadcast(held(server.layers, server.owns, client.architecture), ())
 
     def predictor_parts(self, private: Nothing, msg: Broadcast, client: LocalClient) -> Parts:
         """The received layers."""

@@ -375,6 +375,14 @@ class ClientsSection(Section):
         """The different architectures of the clients, in order of the clients."""
         return tuple(dict.fromkeys(spec.architecture for spec in self.models[: self.count]))
 
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """The numbers of clients that have each of the architectures."""
+        found = dict.fromkeys(self.architectures, 0)
+        for place, spec in enumerate(self.models[: self.count]):  # its clients are place, place + len(models), ...
+            found[spec.architecture] += len(range(place, self.count, len(self.models)))
+        return tuple(found.values())
+
     def capacity(self, client: int) -> float:
         """Return the fraction of a full-size model that a client can hold."""
         return self.capacities[client % len(self.capacities)]

@@ -38,6 +38,7 @@ class Task:
         capacities: the capacities that occur, descending.
         kind: "classification", or "regression" with ``num_classes`` 1: the one output.
         dtype: type of the input: int64 for tokens; None for numbers.
+        counts: how many clients have each of the architectures; empty where that is not known.
     """
 
     input_shape: tuple[int, ...]
@@ -48,6 +49,7 @@ class Task:
     capacities: tuple[float, ...] = (1.0,)
     kind: TaskKind = "classification"
     dtype: torch.dtype | None = None
+    counts: tuple[int, ...] = ()
 
     def build(self, spec: ModelSpec | str) -> SplitModel:
         """Build the network ``spec`` for this input and these classes."""

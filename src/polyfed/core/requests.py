@@ -80,6 +80,7 @@ class Fit:
     every: Every
     draw: Draw | None = None
     moves: Moves | None = None
+    correction: Parts = field(default_factory=dict[str, Params])
 
     @property
     def identity(self) -> object:
@@ -144,6 +145,7 @@ def fit(
     every: Every = "never",
     draw: Draw | None = None,
     moves: Moves | None = None,
+    correction: Parts | None = None,
 ) -> Steps[Fitted]:
     """Train ``parts`` on the client's data.
 
@@ -163,6 +165,9 @@ def fit(
         moves: ``moves(nets)`` -> one bool for each coordinate of some tensors of the trained parts. It sees the weights
             before a step; where it is False, the step leaves a weight bit by bit as it was, whatever momentum and
             weight decay do. It costs a copy of these tensors. A method of the algorithm, as `gradient` is.
+        correction: tensors of ``parts`` that every step takes off the weights after the optimizer's update, times the
+            part's learning rate: ``w <- w - lr * correction``. Clip, decay, momentum and moments do not see it. It
+            costs a client these tensors once more in memory.
 
     Returns:
         The trained parts.
@@ -174,7 +179,8 @@ def fit(
         assert loss is not None
         return grad(loss)
 
-    return (yield Fit(client, parts, gradient or of_loss, loss, frozen or {}, lr or {}, every, draw, moves))
+    asked = gradient or of_loss
+    return (yield Fit(client, parts, asked, loss, frozen or {}, lr or {}, every, draw, moves, correction or {}))
 
 
 def reduce(

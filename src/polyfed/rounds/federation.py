@@ -346,6 +346,7 @@ def configured_task(
         capacities=tuple(sorted(set(clients.capacities[: clients.count]), reverse=True)),
         kind=config.data.task,
         dtype=dtype,
+        counts=clients.counts,
     )
 
 
