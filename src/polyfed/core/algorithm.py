@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import torch
@@ -108,6 +108,16 @@ class Task:
             raise ModelError(f"{algorithm} needs networks whose width the server knows; these are private")
         check_cuts_fit(family, extractor=False, classifier=False)
         return next(iter(family.values())).rep_dim
+
+
+def idle_keys(algorithm: object, why: str, keys: Iterable[str]) -> list[str]:
+    """Return a fault for each of these keys of a dataclass that has not its default, where it would have no effect."""
+    given = {field.name: field for field in fields(algorithm) if field.name in keys}  # pyright: ignore[reportArgumentType]
+    return [
+        f"{key}: got {getattr(algorithm, key)!r}, which has no effect: {why}; leave it out"
+        for key, field in given.items()
+        if getattr(algorithm, key) != field.default
+    ]
 
 
 class Algorithm(ABC):
@@ -217,4 +227,8 @@ class Algorithm(ABC):
 
     def global_nets(self, server: Any, task: Task) -> Mapping[str, Nets]:
         """Return the models that the server can make by itself, by name, for tests on all clients' test data."""
+        return {}
+
+    def facts(self, server: Any) -> Mapping[str, Any]:
+        """Return what the line of a round in rounds.jsonl is to say of the server's state, under ``algorithm``."""
         return {}
