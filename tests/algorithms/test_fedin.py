@@ -1,6 +1,8 @@
 """FedIN: whose pairs, which layers, which statistics, and who owns what; the method card's acceptance tests."""
 
+import json
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 import toy
 from torch import Tensor
 
+from polyfed import simulate
 from polyfed.algorithms.fedin import Features, FedIN
 from polyfed.base import tree
 from polyfed.base.errors import ConfigError, ModelError
@@ -207,7 +210,7 @@ def test_without_in_steps_no_features_travel_and_it_is_layerwise_averaging() -> 
 
 
 def test_without_in_steps_it_is_layerwise_fedavg_bit_by_bit() -> None:
-    """Catches an ablation whose local training, random numbers or mean are not those of layer-wise averaging (card, i)."""
+    """Catches an ablation whose local training, draws or mean are not those of layer-wise averaging (card, i)."""
     game = toy.play(federation(every="never"))
     for round_ in (1, 2):
         layers, ended = game.server.layers, []
@@ -378,9 +381,10 @@ def test_the_ages_of_the_pairs_that_were_used_are_told() -> None:
     seen: set[int] = set()
     for round_ in range(1, 9):
         game.round()
-        expected = {str(k): round_ - pair.round for k, m in game.sent[-1].items() for pair in m.pairs}
-        assert fed.algorithm.facts(game.server) == {"pair_ages": expected}
-        seen |= set(expected.values())
+        used = {k: round_ - pair.round for k, m in game.sent[-1].items() for pair in m.pairs}
+        assert game.server.ages == used
+        assert fed.algorithm.facts(game.server) == {"pair_ages": {str(age): 1 for age in used.values()}}
+        seen |= set(used.values())
     assert len(seen) > 1
     assert min(seen) == 1
 
@@ -417,3 +421,18 @@ def test_features_of_no_positions_are_not_pooled() -> None:
     fed = toy.federation(FedIN(pool=2))
     with pytest.raises(ModelError, match=r"algorithm\.pool = 2"):
         fed.algorithm.check(fed.task)
+
+
+def test_the_log_of_a_round_says_how_old_the_pairs_were(tmp_path: Path) -> None:
+    """Catches facts of the server's state that no file has."""
+    config = Config.parse(
+        {
+            "run": {"rounds": 3, "driver": "sequential", "threads": 1},
+            "partition": {"kind": "iid", "samples_per_client": 20},
+            "clients": {"count": 3, "models": ["in-resnet10-small(width=4)"]},
+            "algorithm": {"name": "fedin", "feature_batch": 6},
+        }
+    )
+    simulate(config, out=tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()]
+    assert [line["algorithm"] for line in lines] == [{"pair_ages": {}}] * 2 + [{"pair_ages": {"1": 3}}] * 2

@@ -36,6 +36,15 @@ def test_load_algorithm_gives_typed_values_and_lists_every_fault():
     assert canonical_name("local") == "standalone"
 
 
+def test_what_a_class_refuses_is_told_key_by_key():
+    """Catches faults of combined keys that come one at a time, or without their key."""
+    with pytest.raises(ConfigError) as caught:
+        load_algorithm("fedin", {"every": "never", "noise": 0.5, "align": "none", "granularity": "whole"})
+    assert sorted(text.split(":")[0] for text in caught.value.faults) == [
+        *("algorithm.align", "algorithm.granularity", "algorithm.noise"),
+    ]
+
+
 OWN = """
 from dataclasses import dataclass
 from polyfed.algorithms.standalone import Standalone

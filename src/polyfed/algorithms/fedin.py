@@ -70,16 +70,15 @@ class FedIN(InTraining, FeatureExchange, Algorithm):
     def __post_init__(self) -> None:
         """No key without an effect."""
         faults = idle_keys(self, "align = 'none' adds number by number", ["granularity"] * (self.align == "none"))
-        if self.every == "never":
-            keys = {f.name for f in fields(self)} - {"every", "weighting", "feature_batch", "max_age", "granularity"}
-            faults += idle_keys(self, "every = 'never' takes no IN steps", keys)
+        without = {f.name for f in fields(self)} - {"every", "weighting", "feature_batch", "max_age"}
+        faults += idle_keys(self, "every = 'never' takes no IN steps", without if self.every == "never" else ())
         if faults:
             raise ConfigError(*faults)
 
     def check(self, task: Task) -> None:
         """Networks whose cuts fit, whose layers of one name have one shape, and whose features can be pooled."""
         check_layers_fit(task.family())
-        _ = [self.wire_shape(model) for model in task.family().values()]
+        _ = [*map(self.wire_shape, task.family().values())]
 
     def init_server(self, task: Task, rng: Rng) -> Server:
         """Every layer from the initialisation of the largest network that has it."""
@@ -101,8 +100,9 @@ class FedIN(InTraining, FeatureExchange, Algorithm):
         return dealt(server.bank, client.id, self.donor, cohort.rng)
 
     def facts(self, server: Server) -> Mapping[str, Mapping[str, int]]:
-        """How many rounds ago the pairs that each client of the last round got were made."""
-        return {"pair_ages": {str(k): age for k, age in server.ages.items()}}
+        """How many clients of the last round got pairs of each age, in rounds."""
+        ages = sorted(server.ages.values())
+        return {"pair_ages": {str(age): ages.count(age) for age in ages}}
 
     def client_round(self, private: State, msg: Broadcast, client: LocalClient) -> Steps[ClientResult]:
         """Local and IN training; then capture one batch of pairs, unaugmented, in eval mode."""
@@ -110,8 +110,8 @@ class FedIN(InTraining, FeatureExchange, Algorithm):
         if self.every == "never":
             return private, self.Upload(w, (), len(client.train))
         made = yield from reduce(client, {"model": w}, self.capture, rows=(rows := self.rows(private, client)))
-        kept = Pinned(rows) if self.pin else private
-        return kept, self.Upload(w, (self.veiled(made, client),), len(client.train))
+        upload = self.Upload(w, (self.veiled(made, client),), len(client.train))
+        return Pinned(rows) if self.pin else private, upload
 
     def gradient(self, grad: Grad, nets: Nets, batch: Batch, due: bool) -> Parts:
         """The local gradient; at an IN step, combined with the IN one in intermediate weights."""
