@@ -16,14 +16,13 @@ import torch
 from torch import Tensor
 
 from polyfed.base import tree
-from polyfed.base.errors import ConfigError
 from polyfed.base.rng import Rng
 from polyfed.base.types import Params, Parts
 from polyfed.blocks.aggregate import MeanByName
 from polyfed.blocks.features import FeatureExchange, Features, Pinned, dealt, renewed
 from polyfed.blocks.in_training import InTraining
 from polyfed.blocks.losses import Distance, feature_distance, supervised
-from polyfed.core.algorithm import Algorithm, Task, idle_keys
+from polyfed.core.algorithm import Algorithm, Task, raise_idle
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
 from polyfed.core.message import Message, State
 from polyfed.core.net import Batch, Grad, Net, Nets
@@ -69,11 +68,10 @@ class FedIN(InTraining, FeatureExchange, Algorithm):
 
     def __post_init__(self) -> None:
         """No key without an effect."""
-        faults = idle_keys(self, "align = 'none' adds number by number", ["granularity"] * (self.align == "none"))
-        without = {f.name for f in fields(self)} - {"every", "weighting", "feature_batch", "max_age"}
-        faults += idle_keys(self, "every = 'never' takes no IN steps", without if self.every == "never" else ())
-        if faults:
-            raise ConfigError(*faults)
+        if self.every == "never":
+            keys = {f.name for f in fields(self)} - {"every", "weighting", "feature_batch", "max_age"}
+            raise_idle(self, "every = 'never' takes no IN steps", keys)
+        raise_idle(self, "align = 'none' adds number by number", ["granularity"] if self.align == "none" else [])
 
     def check(self, task: Task) -> None:
         """Networks whose cuts fit, whose layers of one name have one shape, and whose features can be pooled."""

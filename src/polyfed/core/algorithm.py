@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from polyfed.base.errors import ModelError
+from polyfed.base.errors import ConfigError, ModelError
 from polyfed.base.rng import Rng
 from polyfed.base.types import Parts
 from polyfed.core.checks import check_counterparts
@@ -110,14 +110,25 @@ class Task:
         return next(iter(family.values())).rep_dim
 
 
-def idle_keys(algorithm: object, why: str, keys: Iterable[str]) -> list[str]:
-    """Return a fault for each of these keys of a dataclass that has not its default, where it would have no effect."""
+def raise_idle(algorithm: object, why: str, keys: Iterable[str]) -> None:
+    """Raise if a key of an algorithm has not its default although it has no effect; for ``__post_init__``.
+
+    Args:
+        algorithm: a dataclass.
+        why: the setting that makes the keys idle.
+        keys: their names.
+
+    Raises:
+        ConfigError: a fault for each such key.
+    """
     given = {field.name: field for field in fields(algorithm) if field.name in keys}  # pyright: ignore[reportArgumentType]
-    return [
+    faults = [
         f"{key}: got {getattr(algorithm, key)!r}, which has no effect: {why}; leave it out"
         for key, field in given.items()
         if getattr(algorithm, key) != field.default
     ]
+    if faults:
+        raise ConfigError(*faults)
 
 
 class Algorithm(ABC):
