@@ -16,6 +16,7 @@ from polyfed.base import tree
 from polyfed.base.errors import ConfigError, ModelError
 from polyfed.base.rng import Rng
 from polyfed.blocks.aggregate import by_name_mean
+from polyfed.blocks.inco import mixed
 from polyfed.blocks.losses import supervised
 from polyfed.config import Config
 from polyfed.core.clients import ClientInfo, Cohort
@@ -413,6 +414,8 @@ def test_keys_without_an_effect_are_refused_all_at_once() -> None:
         for key, value in {"half": True, "clip": 0.5}.items()
     )
     assert "clients.count" in text
+    with pytest.raises(ConfigError, match="inco_stages"):
+        FedIN(inco_stages=("layer1",), align="none")
     assert FedIN(every="never", feature_batch=8, max_age=3, weighting="uniform").every == "never"
 
 
@@ -421,6 +424,25 @@ def test_features_of_no_positions_are_not_pooled() -> None:
     fed = toy.federation(FedIN(pool=2))
     with pytest.raises(ModelError, match=r"algorithm\.pool = 2"):
         fed.algorithm.check(fed.task)
+
+
+@pytest.mark.parametrize("form", ["paper", "released"])
+def test_inco_acts_after_the_mean_on_deeper_layers_alone(form: Any) -> None:
+    """Catches an option without an effect, another round's changes, and clients that would notice it."""
+    keys = {"every": "never", "train": {"epochs": 1, "lr": 0.1}}
+    plain, other = toy.play(federation(**keys), 1), toy.play(federation(inco=form, **keys))
+    start = other.server.layers
+    other.round()
+    mixes = {n: f"{n.split('.')[0]}.0.conv2.weight" for n in start if ".1.conv" in n}
+    changes = {n: plain.server.layers[n] - start[n] for n in (*mixes, *mixes.values())}
+    expected = mixed(changes, mixes, form)
+    for name, value in other.server.layers.items():
+        if name in mixes:
+            assert torch.allclose(value - start[name], expected[name], rtol=1e-4, atol=1e-6)
+            assert not torch.equal(value, plain.server.layers[name])
+        else:
+            assert torch.equal(value, plain.server.layers[name])
+    assert [r.up for r in other.played[0].reports.values()] == [r.up for r in plain.played[0].reports.values()]
 
 
 def test_the_log_of_a_round_says_how_old_the_pairs_were(tmp_path: Path) -> None:

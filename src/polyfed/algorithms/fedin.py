@@ -21,6 +21,7 @@ from polyfed.base.types import Params, Parts
 from polyfed.blocks.aggregate import MeanByName
 from polyfed.blocks.features import FeatureExchange, Features, Pinned, dealt, renewed
 from polyfed.blocks.in_training import InTraining
+from polyfed.blocks.inco import InCo
 from polyfed.blocks.losses import Distance, feature_distance, supervised
 from polyfed.core.algorithm import Algorithm, Task, raise_idle
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
@@ -31,8 +32,8 @@ from polyfed.models.compatibility import check_layers_fit
 
 
 @dataclass(frozen=True, kw_only=True)
-class FedIN(InTraining, FeatureExchange, Algorithm):
-    """Hyper-parameters beside those of `InTraining` and `FeatureExchange`. Without IN steps it is layer-wise averaging.
+class FedIN(InTraining, FeatureExchange, InCo, Algorithm):
+    """Hyper-parameters beside those of `InTraining`, `FeatureExchange` and `InCo`; no IN steps is layer-wise averaging.
 
     Args:
         norm: whether BatchNorm in an IN step has the batch's statistics, or the running ones, as in evaluation.
@@ -48,12 +49,13 @@ class FedIN(InTraining, FeatureExchange, Algorithm):
     weighting: Literal["examples", "uniform"] = "examples"
 
     class Server(State):
-        """All layers by name, who owns which, each client's latest pairs, and how old the last round's pairs were."""
+        """All layers by name, who owns which, the latest pairs, how old the last round's were, and what InCo mixes."""
 
         layers: Params
         owns: Mapping[str, tuple[str, ...]]
         bank: Mapping[int, Features]
         ages: Mapping[int, int] = field(default_factory=dict[int, int])
+        mixes: Mapping[str, str] = field(default_factory=dict[str, str])
 
     class Broadcast(Message):
         """The layers that the client's network has, and another client's pairs if there are any."""
@@ -68,21 +70,24 @@ class FedIN(InTraining, FeatureExchange, Algorithm):
 
     def __post_init__(self) -> None:
         """No key without an effect."""
-        if self.every == "never":
-            keys = {f.name for f in fields(self)} - {"every", "weighting", "feature_batch", "max_age"}
-            raise_idle(self, "every = 'never' takes no IN steps", keys)
-        raise_idle(self, "align = 'none' adds number by number", ["granularity"] if self.align == "none" else [])
+        both = {"every", "weighting", "feature_batch", "max_age", "inco", "inco_stages"}
+        raise_idle(
+            self,
+            (self.every == "never", "every = 'never' takes no IN steps", {f.name for f in fields(self)} - both),
+            (self.align == "none", "align = 'none' adds number by number", {"granularity"}),
+            (self.inco == "none", "inco = 'none' mixes nothing", {"inco_stages"}),
+        )
 
     def check(self, task: Task) -> None:
         """Networks whose cuts fit, whose layers of one name have one shape, and whose features can be pooled."""
         check_layers_fit(task.family())
-        _ = [*map(self.wire_shape, task.family().values())]
+        _ = self.mixes(task.family()), [*map(self.wire_shape, task.family().values())]
 
     def init_server(self, task: Task, rng: Rng) -> Server:
         """Every layer from the initialisation of the largest network that has it."""
         family = sorted(task.family().items(), key=lambda item: sum(s.numel() for s in item[1].shapes.values()))
         layers = {k: v for _, model in family for k, v in model.init(rng.at("layers")).items()}  # the largest is last
-        return self.Server(layers, {name: tuple(model.shapes) for name, model in family}, {})
+        return self.Server(layers, {k: tuple(m.shapes) for k, m in family}, {}, {}, self.mixes(task.family()))
 
     def server_round(self, server: Server, cohort: Cohort) -> Steps[State]:
         """Deal layers and foreign pairs, exchange, average each layer over its owners, renew the bank."""
@@ -91,16 +96,12 @@ class FedIN(InTraining, FeatureExchange, Algorithm):
         got = yield from exchange(cohort, down, gather={"layers": mean, "pairs": each})
         bank = renewed(server.bank, got["pairs"], cohort.round, self.max_age)
         ages = {k: cohort.round - pair.round for k, message in down.items() for pair in message.pairs}
-        return self.Server(got["layers"], server.owns, bank, ages)
+        layers = self.incorporated(server.layers, got["layers"], server.mixes)
+        return replace(server, layers=layers, bank=bank, ages=ages)
 
     def draw(self, server: Server, client: ClientInfo, cohort: Cohort) -> tuple[Features, ...]:
         """The pairs of one other client, uniformly; none while there are none."""
         return dealt(server.bank, client.id, self.donor, cohort.rng)
-
-    def facts(self, server: Server) -> Mapping[str, Mapping[str, int]]:
-        """How many clients of the last round got pairs of each age, in rounds."""
-        ages = sorted(server.ages.values())
-        return {"pair_ages": {str(age): ages.count(age) for age in ages}}
 
     def client_round(self, private: State, msg: Broadcast, client: LocalClient) -> Steps[ClientResult]:
         """Local and IN training; then capture one batch of pairs, unaugmented, in eval mode."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -102,6 +102,11 @@ class FeatureExchange:
     clip: NonNegative = 0.0
     noise: NonNegative = 0.0
     half: bool = False
+
+    def facts(self, server: Any) -> Mapping[str, Mapping[str, int]]:
+        """How many clients of the last round got pairs of each age, in rounds: a count of ``server.ages``."""
+        ages = sorted(server.ages.values())
+        return {"pair_ages": {str(age): ages.count(age) for age in ages}}
 
     def rows(self, private: State, client: LocalClient) -> Tensor:
         """The rows (B_f,) of the client's training examples that it shows: those it has pinned, or a random choice."""

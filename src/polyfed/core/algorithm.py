@@ -110,22 +110,23 @@ class Task:
         return next(iter(family.values())).rep_dim
 
 
-def raise_idle(algorithm: object, why: str, keys: Iterable[str]) -> None:
+def raise_idle(algorithm: object, *rules: tuple[bool, str, Iterable[str]]) -> None:
     """Raise if a key of an algorithm has not its default although it has no effect; for ``__post_init__``.
 
     Args:
         algorithm: a dataclass.
-        why: the setting that makes the keys idle.
-        keys: their names.
+        rules: whether the rule holds; the setting that makes keys idle, and why; the names of the keys.
 
     Raises:
         ConfigError: a fault for each such key.
     """
-    given = {field.name: field for field in fields(algorithm) if field.name in keys}  # pyright: ignore[reportArgumentType]
+    default = {field.name: field.default for field in fields(algorithm)}  # pyright: ignore[reportArgumentType]
+    idle = {key: why for holds, why, keys in rules if holds for key in sorted(keys)}
+    got = {key: getattr(algorithm, key) for key in idle}
     faults = [
-        f"{key}: got {getattr(algorithm, key)!r}, which has no effect: {why}; leave it out"
-        for key, field in given.items()
-        if getattr(algorithm, key) != field.default
+        f"{key}: got {value!r}, which has no effect: {idle[key]}; leave it out"
+        for key, value in got.items()
+        if value != default[key]
     ]
     if faults:
         raise ConfigError(*faults)
