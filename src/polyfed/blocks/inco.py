@@ -114,7 +114,7 @@ def _of_forward(module: nn.Module, model: SplitModel) -> dict[str, str]:
     seen: dict[tuple[object, ...], str] = {}
     out: dict[str, str] = {}
 
-    def note(name: str, child: Any, output: Tensor) -> None:
+    def note(name: str, child: Any, output: Any) -> None:
         kind = (*child.weight.shape, "at", *output.shape[2:])
         reference = seen.setdefault(kind, name)
         if reference != name:
