@@ -51,6 +51,15 @@ def test_a_number_or_names_is_one_key(value, text):
     assert caught.value.faults == (text,)
 
 
+def test_what_a_class_refuses_is_told_key_by_key():
+    """Catches faults of combined keys that come one at a time, or without their key."""
+    with pytest.raises(ConfigError) as caught:
+        load_algorithm("fedin", {"every": "never", "noise": 0.5, "align": "none", "granularity": "whole"})
+    assert sorted(text.split(":")[0] for text in caught.value.faults) == [
+        *("algorithm.align", "algorithm.granularity", "algorithm.noise"),
+    ]
+
+
 OWN = """
 from dataclasses import dataclass
 from polyfed.algorithms.standalone import Standalone

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -146,10 +146,15 @@ def try_algorithm(name: str, keys: Mapping[str, Any]) -> tuple[Algorithm | None,
         return None, faults
     try:
         return (cls(**good) if instance is None else dataclasses.replace(instance, **good)), []  # pyright: ignore[reportArgumentType]
-    except ConfigError as error:  # raised by the class's own __post_init__, as are the following
-        return None, [("name", f"{name} refused its keys: {text}") for text in error.faults]
-    except (PolyfedError, TypeError, ValueError) as error:
-        return None, [("name", f"{name} refused its keys: {error}")]
+    except (PolyfedError, TypeError, ValueError) as error:  # raised by the class's own __post_init__
+        texts = error.faults if isinstance(error, ConfigError) else [str(error)]
+        return None, [_refused(name, fields, text) for text in texts]
+
+
+def _refused(name: str, keys: Iterable[str], text: str) -> tuple[str, str]:
+    """Return (key, fault) of what ``__post_init__`` says, which may begin with a key: ``"key: got ..."``."""
+    key, colon, rest = text.partition(": ")
+    return (key, rest) if colon and key in keys else ("name", f"{name} refused its keys: {text}")
 
 
 def _instance(name: str) -> Algorithm | None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from polyfed.base.errors import ModelError
+from polyfed.base.errors import ConfigError, ModelError
 from polyfed.base.rng import Rng
 from polyfed.base.types import Parts
 from polyfed.core.checks import check_counterparts
@@ -110,6 +110,28 @@ class Task:
             raise ModelError(f"{algorithm} needs networks whose width the server knows; these are private")
         check_cuts_fit(family, extractor=False, classifier=False)
         return next(iter(family.values())).rep_dim
+
+
+def raise_idle(algorithm: object, *rules: tuple[bool, str, Iterable[str]]) -> None:
+    """Raise if a key of an algorithm has not its default although it has no effect; for ``__post_init__``.
+
+    Args:
+        algorithm: a dataclass.
+        rules: whether the rule holds; the setting that makes keys idle, and why; the names of the keys.
+
+    Raises:
+        ConfigError: a fault for each such key.
+    """
+    default = {field.name: field.default for field in fields(algorithm)}  # pyright: ignore[reportArgumentType]
+    idle = {key: why for holds, why, keys in rules if holds for key in sorted(keys)}
+    got = {key: getattr(algorithm, key) for key in idle}
+    faults = [
+        f"{key}: got {value!r}, which has no effect: {idle[key]}; leave it out"
+        for key, value in got.items()
+        if value != default[key]
+    ]
+    if faults:
+        raise ConfigError(*faults)
 
 
 class Algorithm(ABC):
@@ -222,4 +244,8 @@ class Algorithm(ABC):
 
     def global_nets(self, server: Any, task: Task) -> Mapping[str, Nets]:
         """Return the models that the server can make by itself, by name, for tests on all clients' test data."""
+        return {}
+
+    def facts(self, server: Any) -> Mapping[str, Any]:
+        """Return what the line of a round in rounds.jsonl is to say of the server's state, under ``algorithm``."""
         return {}

@@ -24,7 +24,7 @@ from polyfed.core.clients import ClientInfo, Cohort, Examples, LocalClient
 from polyfed.core.gather import Declared, Each, Gathered, each
 from polyfed.core.message import Message, State
 from polyfed.core.net import Batch, Grad, Gradient, Loss, Nets
-from polyfed.core.plan import Every, Step
+from polyfed.core.plan import Every, Step, is_due
 
 __all__ = [
     "ClientResult",
@@ -90,9 +90,7 @@ class Fit:
 
     def due(self, index: int, in_epoch: int) -> int:
         """Return whether ``every`` selects the step; where it is a function, what it returns."""
-        if callable(self.every):
-            return self.every(index)
-        return {"never": False, "step": True, "epoch": in_epoch == 0, "round": index == 0}[self.every]
+        return is_due(self.every, index, in_epoch)
 
     def drawn(self, step: Step) -> Params:
         """Return the tensors that ``draw`` gives for the step; empty without ``draw``."""
