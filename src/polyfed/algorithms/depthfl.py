@@ -143,8 +143,8 @@ class DepthFL(Algorithm):
         return {**({} if "alone" in nets else {"ensemble": torch.stack(z).mean(0), "first": z[0]}), "last": z[-1]}
 
     def global_nets(self, server: Server, task: Task) -> Mapping[str, Nets]:
-        """Of every depth the ensemble, and its last classifier alone."""
+        """Of every depth, the largest first, the ensemble; and its last classifier alone."""
         nets, _ = self.networks(task, task.common(self.name))
-        made = [Net(net, tree.pick(server.model, net.shapes)) for net in nets]
-        alone = {f"classifier {i}": {"model": net, "alone": Net(None, {})} for i, net in enumerate(made, 1)}
-        return {**{f"depth {i}": {"model": net} for i, net in enumerate(made, 1)}, **alone}
+        made = [(i, Net(net, tree.pick(server.model, net.shapes))) for i, net in enumerate(nets, 1)][::-1]
+        alone = {f"classifier {i}": {"model": net, "alone": Net(None, {})} for i, net in made}
+        return {**{f"depth {i}": {"model": net} for i, net in made}, **alone}

@@ -142,9 +142,9 @@ class FjORD(Algorithm):
         return {"submodel": self.at(nets, self.widest(nets))(x)}
 
     def global_nets(self, server: Server, task: Task) -> Mapping[str, Nets]:
-        """The network of every width of P."""
+        """The network of every width of P, the widest first."""
         full, found = task.common(self.name), dict[str, Nets]()
-        for p, held in {p: Slice.prefix(server.layout, p) for p in self.held(1.0)}.items():
+        for p, held in {p: Slice.prefix(server.layout, p) for p in reversed(self.held(1.0))}.items():
             net, w = held.network(full), held.take(tree.pick(server.model, full.parameter_names))
             found[f"width {p:g}"] = {"model": Net(net, w), f"{p:g}": Net(net, tree.under(server.model, f"{p:g}/"))}
         return found
