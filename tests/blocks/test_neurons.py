@@ -94,7 +94,7 @@ def test_faults_of_the_table_are_told_at_once() -> None:
         Neurons.of(model, "table", {"fc9": 0.0, "fc8": 0.0}, True)
     with pytest.raises(ModelError, match=r"algorithm.table: it has 1 layers where algorithm.cost is 'macs'"):
         Neurons.of(model, "macs", {"fc1": 1.0}, True)
-    with pytest.raises(ModelError, match=r"algorithm.table: it has 0 layers where algorithm.cost is 'table'"):
+    with pytest.raises(ModelError, match=r"algorithm.cost is 'table'; give algorithm.table, such as \{fc1 = 1.0\}"):
         Neurons.of(model, "table", {}, True)
 
 
