@@ -162,8 +162,8 @@ _Predictor = Annotated[
 _Capacity = Annotated[
     float | None,
     typer.Option(
-        help="The capacity whose submodel it is, in (0, 1], of fiarse, fiarse-neuron, heterofl, fedrolex, fjord, depthfl "
-        "and scalefl. Default: the client's own, or the server's largest."
+        help="The capacity whose submodel it is, in (0, 1], of fiarse, fiarse-neuron, heterofl, fedrolex, fjord, "
+        "depthfl and scalefl. Default: the client's own, or the server's largest."
     ),
 ]
 
