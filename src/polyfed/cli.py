@@ -159,7 +159,13 @@ _Client = Annotated[
 _Predictor = Annotated[
     str | None, typer.Option(help="A predictor of the algorithm, or a model of the server. Default: the first.")
 ]
-_Capacity = Annotated[float | None, typer.Option(help="The size of the submodel, in (0, 1], such as FIARSE has.")]
+_Capacity = Annotated[
+    float | None,
+    typer.Option(
+        help="The capacity whose submodel it is, in (0, 1], of fiarse, fiarse-neuron, heterofl, fedrolex, fjord, "
+        "depthfl and scalefl. Default: the client's own, or the server's largest."
+    ),
+]
 
 
 @app.command()

@@ -71,6 +71,17 @@ def test_networks_that_differ_or_cannot_be_cut_are_refused() -> None:
         DepthFL(exits=("act9",)).check(toy.federation(DepthFL()).task)
 
 
+def test_a_single_stage_for_unlike_capacities_is_refused() -> None:
+    """Catches capacities that are passed over without a word."""
+    for capacities in ([1.0, 0.5, 0.5], [0.5, 0.5, 0.5]):
+        fed = toy.federation(DepthFL(), models=("mlp(hidden=())",), clients={"capacities": capacities})
+        if len(set(capacities)) == 1:
+            fed.algorithm.check(fed.task)
+            continue
+        with pytest.raises(ModelError, match=r"single stage, .*attribute `stages` .*algorithm\.exits"):
+            fed.algorithm.check(fed.task)
+
+
 def test_bytes_are_those_of_the_stages() -> None:
     """Catches the full network sent to all, classifiers of stages that a client lacks, and a memory that travels."""
     played = game([1.0, 0.3, 0.1], depths=(3, 2, 1), feddyn=True)
@@ -200,7 +211,7 @@ def test_the_ensemble_predicts_and_single_classifiers_beside_it() -> None:
     played = game([1.0, 0.3, 0.1], depths=(3, 2, 1))
     algorithm, x, task = played.federation.algorithm, torch.randn(4, 1, 8, 8), played.federation.task
     nets = algorithm.global_nets(played.server, task)
-    assert list(nets) == [f"{kind} {i}" for kind in ("depth", "classifier") for i in (1, 2, 3)]
+    assert list(nets) == [f"{kind} {i}" for kind in ("depth", "classifier") for i in (3, 2, 1)]
     z = each_logits(nets["depth 3"]["model"], x)
     assert [own.shape for own in z] == [(4, 4)] * 3
     for i in (1, 2, 3):

@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import toy
@@ -118,7 +119,7 @@ def test_smaller_submodels_lie_in_larger_ones(scope: Any) -> None:
     """Catches sizes that disagree about what matters; and a scope that is the other one."""
     fed = federation(scope=scope)
     game = toy.play(fed, 1)
-    masks = [fed.algorithm.extract(game.server, size)[0] for size in (0.1, 0.25, 0.5, 1.0)]
+    masks = [fed.algorithm.extract(game.server)(size)[0] for size in (0.1, 0.25, 0.5, 1.0)]
     total = sum(m.numel() for m in masks[0].values())
     for size, small, large in zip((0.1, 0.25, 0.5), masks, masks[1:], strict=False):
         assert all(bool((small[n] <= large[n]).all()) for n in small)
@@ -157,7 +158,7 @@ def test_what_nobody_holds_stays_bitwise_as_it_was() -> None:
     for _ in range(3):
         before = game.server
         game.round()
-        mask = fed.algorithm.extract(before, 0.5)[0]
+        mask = fed.algorithm.extract(before)(0.5)[0]
         outside = {n: ~m for n, m in mask.items()}
         assert sum(int(o.sum()) for o in outside.values()) > 0
         for name, nobody in outside.items():
@@ -387,7 +388,7 @@ def test_a_vision_transformer_under_every_scope(scope: Any, capacity_in: Any) ->
                 before.model[n].eq(0).any() for n in own
             )
             assert total == 0 or spent > 0.8 * capacity * total - max(costs.values())
-    nobody = {n: ~fed.algorithm.extract(before, 0.5)[0][n] for n in before.masked}
+    nobody = {n: ~fed.algorithm.extract(before)(0.5)[0][n] for n in before.masked}
     assert sum(int(m.sum()) for m in nobody.values()) > 0
     assert all(torch.equal(game.server.model[n][m], before.model[n][m]) for n, m in nobody.items())
     assert not tree.same(game.server.model, before.model)
@@ -401,7 +402,7 @@ def test_scores_choose_and_travel_as_positions(importance: Any) -> None:
     server, d = game.server, sum(game.server.model[n].numel() for n in game.server.masked)
     by_size = {n: v.abs() >= 0 for n, v in server.model.items()}
     assert sum(v.numel() for v in server.scores.values()) == d
-    mask, theta = fed.algorithm.extract(server, 0.25)
+    mask, theta = fed.algorithm.extract(server)(0.25)
     assert theta == (0.0,)
     assert sum(int(m.sum()) for m in mask.values()) == math.floor(0.25 * d)
     weakest = min(float(server.scores[n].abs()[m].min()) for n, m in mask.items() if m.any())
@@ -454,7 +455,7 @@ def test_capacities_follow_a_deadline() -> None:
     assert server.paces == {}  # no clock, no change
     cohort = Cohort(tuple(fed.info(k) for k in range(3)), 1, 3, fed.rng)
     at = {k: algorithm.reach(server, fed.info(k)) for k in range(3)}
-    masks = {capacity: algorithm.extract(server, capacity)[0] for capacity in at.values()}
+    masks = {capacity: algorithm.extract(server)(capacity)[0] for capacity in at.values()}
     got = Gathered({"delta": {}}, cohort.clients[1:], {}, {1: 20.0, 2: 5.0})
     server = algorithm.learnt(server, cohort, got, at, masks)[1]
     assert server.paces == {1: 0.25, 2: 1.0}
@@ -480,14 +481,29 @@ def test_a_capacity_that_follows_a_deadline_is_that_of_training_and_of_the_mean(
     d = sum(v.numel() for v in before.model.values())
     sizes = [sum(v.numel() for v in game.got[0][k].delta.values()) for k in range(3)]
     assert sizes == [math.floor(c * d) for c in (0.125, 0.5, 0.25)]
-    nobody = {n: ~m for n, m in fed.algorithm.extract(before, 0.5)[0].items()}
+    nobody = {n: ~m for n, m in fed.algorithm.extract(before)(0.5)[0].items()}
     assert all(torch.equal(game.server.model[n][m], before.model[n][m]) for n, m in nobody.items())
-    third = fed.algorithm.extract(before, 0.25)[0]  # held by two, and not by the smallest
-    own = {n: m & ~fed.algorithm.extract(before, 0.125)[0][n] for n, m in third.items()}
+    third = fed.algorithm.extract(before)(0.25)[0]  # held by two, and not by the smallest
+    own = {n: m & ~fed.algorithm.extract(before)(0.125)[0][n] for n, m in third.items()}
     for name, where in own.items():
         sums = torch.zeros_like(before.model[name])
         for k, capacity in ((1, 0.5), (2, 0.25)):
-            held = fed.algorithm.extract(before, capacity)[0][name]
+            held = fed.algorithm.extract(before)(capacity)[0][name]
             sums[held] += game.got[0][k].delta[name]
         mean = before.model[name] + sums / 2
         assert torch.allclose(game.server.model[name][where], mean[where], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("keys", [{"capacity_in": "macs"}, {"importance": "gradient"}])
+def test_a_round_sorts_once_whatever_the_capacities(monkeypatch: pytest.MonkeyPatch, keys: dict[str, Any]) -> None:
+    """Catches a sort for each client or capacity, in a round and in the test of the global model."""
+    fed = federation((0.125, 0.25, 0.5), **keys)
+    game, sorts = toy.play(fed, 0), list[str]()
+    for name in ("argsort", "lexsort"):
+        sort: Any = getattr(np, name)
+        monkeypatch.setattr(np, name, lambda x, name=name, sort=sort: (sorts.append(name), sort(x))[1])
+    game.round()
+    assert len(sorts) == 1
+    sorts.clear()
+    assert len(fed.algorithm.global_nets(game.server, fed.task)) == 3
+    assert len(sorts) == 1

@@ -49,7 +49,7 @@ def test_bytes_are_those_of_a_small_dense_network(net: str) -> None:
         for sent in (played.sent[0][client], played.got[0][client]):
             assert size(sent).values == 4 * weights
             assert size(sent).indices == 0
-        full = sum(shape.numel() for shape in played.local(client).models["full"].shapes.values())
+        full = sum(shape.numel() for shape in played.local(client).models["model"].whole.shapes.values())
         assert weights <= played.local(client).info.capacity * full
 
 
@@ -123,7 +123,8 @@ def test_channels_close_in_training_unless_frozen() -> None:
     found = 0
     for client in range(3):
         local = played.local(client)
-        parts = algorithm.predictor_parts(None, played.sent[0][client], local)
+        assert list(algorithm.predictor_parts(None, played.sent[0][client], local)) == ["model"]  # nothing closes
+        parts = algorithm.gate_of(played.sent[0][client], local)
         masks = open_channels(played.got[0][client].model, parts)
         found += sum(int((~m).sum()) for m in masks.values())
         nets = bind(local.models, {**parts, "model": played.got[0][client].model})
@@ -133,8 +134,7 @@ def test_channels_close_in_training_unless_frozen() -> None:
         assert torch.equal(algorithm.predict(nets, x)["submodel"], expected)
     assert found > 0
     frozen = game([0.3], net=toy.MLP, gate="frozen")
-    parts = frozen.federation.algorithm.predictor_parts(None, frozen.sent[0][0], frozen.local(0))
-    assert list(parts) == ["model"]
+    assert frozen.federation.algorithm.gate_of(frozen.sent[0][0], frozen.local(0)) == {}
 
 
 def test_costs_of_multiply_adds_and_tables_change_the_sizes() -> None:
@@ -172,7 +172,7 @@ def test_the_global_model_is_tested_at_capacities_that_fit() -> None:
     x = torch.randn(4, 7)
     for name, net in nets.items():
         held = server.neurons.part(server.order, float(name.split()[1]))
-        full = played.local(0).models["full"]
+        full = played.local(0).models["model"].whole
         expected = full({n: v * m for (n, v), m in zip(server.model.items(), held.coverage().values(), strict=True)}, x)
         assert torch.allclose(algorithm.predict(net, x)["submodel"], expected, atol=1e-6)
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -66,6 +67,10 @@ def test_all_faults_of_groups_are_told() -> None:
         "groups 0 and 1 both have 'b.weight'",
         "no masked tensor begins with 'd'",
     ]
+    assert misplaced(names, ((), ("a", "b", "c"), ())) == [
+        "group 0 is empty; expected beginnings of names",
+        "group 2 is empty; expected beginnings of names",
+    ]
     assert misplaced(names, (("a",), ("b", "c"))) == []
 
 
@@ -86,7 +91,7 @@ def test_a_budget_is_kept_and_used(seed: int, capacity: float, ties: bool) -> No
     if ties:
         weights = {name: (2 * value).round() for name, value in weights.items()}
     macs = {"w0": 100.0, "w1": 1.0}  # w2 costs nothing
-    theta = budget_threshold(weights, capacity, macs)
+    theta = budget_threshold(weights, macs)(capacity)
 
     def cost(theta: float) -> float:
         return sum(macs.get(name, 0.0) * int((value.abs() >= theta).sum()) for name, value in weights.items())
@@ -100,22 +105,22 @@ def test_a_budget_is_kept_and_used(seed: int, capacity: float, ties: bool) -> No
 
 def test_a_budget_by_hand() -> None:
     weights, macs = tensors([4.0, 1.0, -3.0], [2.0, 0.5]), {"w0": 10.0, "w1": 1.0}
-    assert budget_threshold(weights, 21 / 32, macs) == 2.0
-    assert budget_threshold(weights, 20.9 / 32, macs) == 3.0
-    assert budget_threshold(weights, 0.01, macs) == 4.0  # one weight is always kept
-    assert budget_threshold(weights, 1.0, macs) == 0.0
-    assert budget_threshold(weights, 0.5, {}) == 0.0  # nothing costs anything
-    assert budget_threshold(tensors([0.0, 0.0, 1.0]), 0.99, {"w0": 1.0}) == 1.0
-    assert 0 < budget_threshold({"w0": torch.zeros(3)}, 0.5, {"w0": 1.0}) < 1e-30  # zeros stay out, as of top-k
+    assert budget_threshold(weights, macs)(21 / 32) == 2.0
+    assert budget_threshold(weights, macs)(20.9 / 32) == 3.0
+    assert budget_threshold(weights, macs)(0.01) == 4.0  # one weight is always kept
+    assert budget_threshold(weights, macs)(1.0) == 0.0
+    assert budget_threshold(weights, {})(0.5) == 0.0  # nothing costs anything
+    assert budget_threshold(tensors([0.0, 0.0, 1.0]), {"w0": 1.0})(0.99) == 1.0
+    assert 0 < budget_threshold({"w0": torch.zeros(3)}, {"w0": 1.0})(0.5) < 1e-30  # zeros stay out, as of top-k
 
 
 def test_each_group_has_its_own_threshold_and_budget() -> None:
     weights = tensors([4.0, 1.0], [2.0, 0.5], [8.0, 7.0])
-    assert thresholds(weights, (0, 0, 1), 0.5, {}) == (2.0, 8.0)
-    assert thresholds(weights, (0, 0, 1), 0.5, {"w0": 5.0, "w1": 1.0, "w2": 1.0}) == (2.0, 8.0)
-    assert thresholds(weights, (0, 0, 1), 0.5, {"w0": 1.0, "w1": 9.0, "w2": 1.0}) == (2.0, 8.0)
-    assert thresholds(weights, (0, 0, 1), 0.4, {"w0": 1.0, "w1": 9.0, "w2": 1.0}) == (4.0, 8.0)
-    assert thresholds(weights, (0, 0, 0), 0.5, {}) == (top_k_threshold(weights, 0.5),)
+    assert thresholds(weights, (0, 0, 1), None)(0.5) == (2.0, 8.0)
+    assert thresholds(weights, (0, 0, 1), {"w0": 5.0, "w1": 1.0, "w2": 1.0})(0.5) == (2.0, 8.0)
+    assert thresholds(weights, (0, 0, 1), {"w0": 1.0, "w1": 9.0, "w2": 1.0})(0.5) == (2.0, 8.0)
+    assert thresholds(weights, (0, 0, 1), {"w0": 1.0, "w1": 9.0, "w2": 1.0})(0.4) == (4.0, 8.0)
+    assert thresholds(weights, (0, 0, 0), None)(0.5) == (top_k_threshold(weights, 0.5),)
 
 
 def test_without_scores_the_best_are_the_largest() -> None:
@@ -124,14 +129,26 @@ def test_without_scores_the_best_are_the_largest() -> None:
     weights = {name: torch.randn(6, 7, generator=generator) for name in ("a", "b")}
     nothing = {name: torch.zeros_like(value) for name, value in weights.items()}
     for capacity in (0.05, 0.3, 0.9, 1.0):
-        mask = best(nothing, weights, (0, 0), capacity, {})
+        mask = best(nothing, weights, (0, 0), None)(capacity)
         theta = top_k_threshold(weights, capacity)
         assert {name: value.tolist() for name, value in mask.items()} == kept(weights, theta)
 
 
+def test_one_order_serves_all_capacities(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a sort for each capacity: it is what a choice costs."""
+    weights, macs, sorts = tensors([4.0, 1.0, 3.0], [2.0, 0.5]), {"w0": 2.0, "w1": 1.0}, list[str]()
+    for name in ("argsort", "lexsort"):
+        sort: Any = getattr(np, name)
+        monkeypatch.setattr(np, name, lambda x, name=name, sort=sort: (sorts.append(name), sort(x))[1])
+    cut, mask = thresholds(weights, (0, 0), macs), best(weights, weights, (0, 0), macs)
+    assert [cut(capacity) for capacity in (1.0, 0.5, 0.25)] == [(0.0,), (3.0,), (4.0,)]
+    assert [sum(int(m.sum()) for m in mask(capacity).values()) for capacity in (1.0, 0.5, 0.25)] == [5, 2, 1]
+    assert sorts == ["lexsort", "argsort"]
+
+
 def test_a_score_comes_before_magnitude_and_ties_are_by_magnitude_then_place() -> None:
     scores, weights = tensors([0.0, 1.0], [0.0, 2.0, 0.0]), tensors([9.0, 0.1], [9.0, 0.2, 9.0])
-    found = [best(scores, weights, (0, 0), k / 5, {}) for k in range(1, 6)]
+    found = [best(scores, weights, (0, 0), None)(k / 5) for k in range(1, 6)]
     order = [[mask["w0"].tolist() + mask["w1"].tolist()] for mask in found]
     assert [sum(one[0]) for one in order] == [1, 2, 3, 4, 5]
     assert order[0] == [[False, False, False, True, False]]
@@ -142,11 +159,11 @@ def test_a_score_comes_before_magnitude_and_ties_are_by_magnitude_then_place() -
 
 def test_the_best_of_groups_and_of_a_budget() -> None:
     scores = tensors([3.0, 1.0], [2.0, 4.0])
-    apart = best(scores, scores, (0, 1), 0.5, {})
+    apart = best(scores, scores, (0, 1), None)(0.5)
     assert {name: value.tolist() for name, value in apart.items()} == {"w0": [True, False], "w1": [False, True]}
-    cheap = best(scores, scores, (0, 0), 0.2, {"w0": 1.0, "w1": 10.0})
+    cheap = best(scores, scores, (0, 0), {"w0": 1.0, "w1": 10.0})(0.2)
     assert int(sum(value.sum() for value in cheap.values())) == 1  # the best alone exceeds it: one is kept all the same
-    most = best(scores, scores, (0, 0), 0.5, {"w0": 1.0, "w1": 10.0})
+    most = best(scores, scores, (0, 0), {"w0": 1.0, "w1": 10.0})(0.5)
     assert {name: value.tolist() for name, value in most.items()} == {"w0": [True, False], "w1": [False, True]}
 
 
@@ -209,4 +226,4 @@ def test_a_mask_of_a_budget_has_at_most_its_share_of_all_multiplications() -> No
         return sum(macs.get(n, 0) * int(held[n].sum()) for n in names) / total
 
     assert share(top_k_threshold(weights, 1 / 16)) > 3 / 16
-    assert 0.99 / 16 < share(budget_threshold(weights, 1 / 16, macs)) <= 1 / 16
+    assert 0.99 / 16 < share(budget_threshold(weights, macs)(1 / 16)) <= 1 / 16

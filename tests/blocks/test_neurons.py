@@ -1,11 +1,12 @@
 """Channels chosen by their weights: what fits a budget, orders that nest, scores, and the gate's gradient."""
 
+import itertools
 import math
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from polyfed import build
@@ -93,7 +94,7 @@ def test_faults_of_the_table_are_told_at_once() -> None:
         Neurons.of(model, "table", {"fc9": 0.0, "fc8": 0.0}, True)
     with pytest.raises(ModelError, match=r"algorithm.table: it has 1 layers where algorithm.cost is 'macs'"):
         Neurons.of(model, "macs", {"fc1": 1.0}, True)
-    with pytest.raises(ModelError, match=r"algorithm.table: it has 0 layers where algorithm.cost is 'table'"):
+    with pytest.raises(ModelError, match=r"algorithm.cost is 'table'; give algorithm.table, such as \{fc1 = 1.0\}"):
         Neurons.of(model, "table", {}, True)
 
 
@@ -328,3 +329,100 @@ def test_an_embedding_has_no_scores_and_keeps_its_first_channels() -> None:
     assert all(not s.any() for s in scores.values())
     assert ranked(scores, [])["fc1.weight[0]"].tolist() == list(range(12))
     assert math.isfinite(plain.least())
+
+
+class Turned(nn.Module):
+    """A network whose hidden weights have their outputs in the second dimension, all without a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 6, 2, stride=2)
+        self.up = nn.ConvTranspose2d(6, 5, 2, stride=2, bias=False)
+        self.norm = nn.GroupNorm(5, 5)
+        self.own = nn.Parameter(torch.randn(5 * 64, 7) / 18)
+        self.fc = nn.Linear(7, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(self.up(self.conv(x).relu())).relu()
+        return self.fc((h.flatten(1) @ self.own).relu())
+
+
+def turned() -> SplitModel:
+    return SplitModel("turned", Turned, input_shape=(1, 8, 8), classifier="fc")
+
+
+def test_scores_are_of_outputs_wherever_a_weight_has_them() -> None:
+    """Catches a score of what a transposed convolution or ``x @ weight`` reads, and a Scaler that follows it."""
+    model = turned()
+    w, neurons = weights(model), Neurons.of(model, "parameters", {}, False)
+    assert neurons.layout.outputs == {"up.weight": 1, "own": 1}
+    assert neurons.layout.scaling(model.parameter_names - model.norm_names) == (
+        "conv.bias",
+        "conv.weight",
+        "own",
+        "up.weight",
+    )
+    for got in (neurons, Neurons.of(model, "parameters", {}, True)):
+        scores = got.scores(w)
+        for name, dims in (("conv.weight", (1, 2, 3)), ("up.weight", (0, 2, 3)), ("own", (0,))):
+            square = w[name].square().sum(dims)
+            expected = (square / square.mean() if got.normalise else square).sqrt()
+            found = next(s for s in scores.values() if len(s) == len(expected))
+            assert torch.allclose(found, expected, rtol=1e-12, atol=0), name
+
+
+def test_a_gate_closes_outputs_wherever_a_weight_has_them() -> None:
+    """Catches a gate along what a layer reads: the channels that it closes would speak on."""
+    gate = Gate.__new__(Gate)
+    gate.full = model = turned()
+    gate.neurons = Neurons.of(model, "parameters", {}, True)
+    gate.sizes, start = gate.neurons.sizes(0.6), weights(model)
+    held = gate.neurons.part(ranked(gate.neurons.scores(start), []), 0.6)
+    gate.start, gate.small = held.take(start), held.network(model)
+    gate.parts = gate_parts(gate.neurons, model, gate.sizes, gate.start)
+    assert all(bool(m.all()) for m in open_channels(gate.start, gate.parts).values())
+    gate.w = dict(gate.start)
+    last = {"conv.weight": 0, "up.weight": 1, "own": 1}
+    closed: dict[str, int] = {}
+    for name, dim in last.items():  # the weakest channel falls below its threshold
+        each = gate.w[name].square().sum([d for d in range(gate.w[name].dim()) if d != dim])
+        closed[name] = int(each.argmin())
+        gate.w[name] = gate.w[name].clone()
+        gate.w[name].select(dim, closed[name]).mul_(0.9)
+    nets = gate.nets()
+    masks = open_channels(gate.w, gate.parts)
+    for name, dim in last.items():
+        assert masks[name].shape == tuple(n if d == dim else 1 for d, n in enumerate(gate.w[name].shape))
+        assert (~masks[name]).flatten().nonzero().flatten().tolist() == [closed[name]]
+    # d F(w M(w)) / dw: a channel's weights have g + <g, w> 2 theta / (s + theta)^2 ds/dw, the closed one's 0.
+    grad = {
+        n: torch.randn(v.shape, dtype=v.dtype, generator=torch.Generator().manual_seed(len(n)))
+        for n, v in gate.w.items()
+    }
+    got, s = through_gate(grad, nets), gate.parts["gate"]["threshold"]
+    square = gate.w["own"].square().sum(0) / gate.start["own"].square().sum(0).mean()
+    place = sum(n for _, n in itertools.takewhile(lambda one: one[0] != "own[1]", gate.neurons.layout.groups.items()))
+    theta = s[place : place + len(square)]
+    slope = (grad["own"] * gate.w["own"]).sum(0) * 2 * theta / (square.sqrt() + theta).square() / square.sqrt()
+    expected = grad["own"] + slope * gate.w["own"] / gate.start["own"].square().sum(0).mean()
+    assert torch.allclose(got["own"], torch.where(masks["own"], expected, 0), rtol=1e-9, atol=1e-12)
+    assert not got["up.weight"][:, closed["up.weight"]].any()
+
+
+class Plain(nn.Module):
+    """Two products ``x @ weight``: the first gives channels, the second reads them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.fc = nn.Parameter(torch.randn(7, 6)), nn.Linear(4, 3)
+        self.second = nn.Parameter(torch.randn(6, 4))
+        self.unsliced = ("fc",)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc((x @ self.first).relu() @ self.second)
+
+
+def test_a_width_scales_what_gives_its_channels_and_not_what_reads_them() -> None:
+    """Catches a Scaler that divides the last weight of a narrower network, and not the first."""
+    model = SplitModel("plain", Plain, input_shape=(7,), classifier="fc")
+    assert Layout.of(model).scaling(model.parameter_names) == ("first",)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import pytest
 import slice_nets as nets
@@ -26,6 +26,7 @@ from polyfed.core.clients import ClientInfo, Cohort, LocalClient
 from polyfed.core.message import Message, Nothing, State, flatten, size, unflatten
 from polyfed.core.net import Net
 from polyfed.core.requests import ClientResult, Steps, exchange, fit
+from polyfed.models.catalogue import MODELS as CATALOGUE
 from polyfed.models.split import SplitModel
 from polyfed.models.zoo import build
 from polyfed.rounds.federation import check_networks
@@ -39,6 +40,8 @@ def image(spec: str) -> SplitModel:
     return build(spec, input_shape=(3, 16, 16), num_classes=5)
 
 
+#: The networks of the catalogue in which a channel without weights is as good as none: all without LayerNorm.
+ZOO = [f"{name}({'rep_dim=20' if 'cnn' in name else 'width=4'})" for name in CATALOGUE if name not in ("mlp", "vit")]
 MODELS: dict[str, Callable[[], SplitModel]] = {
     "mlp": lambda: build("mlp(hidden=(7, 5))", input_shape=(6,), num_classes=3),
     "resnet": lambda: image("resnet8(width=4)"),
@@ -50,6 +53,8 @@ MODELS: dict[str, Callable[[], SplitModel]] = {
     "mobile": lambda: nets.net(nets.Mobile, nets.IMAGE),
     "up": lambda: nets.net(nets.Up, nets.IMAGE),
     "gate": lambda: nets.net(nets.Gate, nets.ROW),
+    "places": lambda: nets.net(nets.Places, nets.ROW),
+    **{spec: partial(image, spec) for spec in ZOO},
 }
 FEW = st.sampled_from(["mlp", "resnet", "vit", "dense"])
 
@@ -213,7 +218,7 @@ def test_a_slice_can_be_differentiated_and_stacked() -> None:
 
 
 @pytest.mark.parametrize("kind", ["prefix", "window", "random"])
-@pytest.mark.parametrize("name", ["mlp", "resnet", "group", "static", "cnn", "dense", "mobile", "up", "gate"])
+@pytest.mark.parametrize("name", sorted({*MODELS} - {"vit"}))
 def test_a_slice_computes_what_the_full_network_does_without_the_other_channels(name: str, kind: str) -> None:
     """Catches columns or statistics of another channel: in these networks zeros are as good as nothing."""
     own, held = params(name), sliced(name, kind, 0.5, 5)

@@ -60,6 +60,18 @@ def test_what_a_class_refuses_is_told_key_by_key():
     ]
 
 
+def test_a_key_that_its_switch_turns_off_is_refused():
+    """Catches a number that is set and that nothing reads; a resolved configuration has all keys at their defaults."""
+    with pytest.raises(ConfigError) as caught:
+        load_algorithm("depthfl", {"feddyn": False, "alpha": 0.2, "distill": False, "ramp": 30})
+    assert caught.value.faults == (
+        "algorithm.alpha: got 0.2, which does nothing with feddyn = false; leave it at 0.1, or set feddyn = true",
+        "algorithm.ramp: got 30, which does nothing with distill = false; leave it at 300, or set distill = true",
+    )
+    assert load_algorithm("depthfl", {"feddyn": False, "alpha": 0.1, "distill": False, "ramp": 300})
+    assert load_algorithm("depthfl", {"alpha": 0.2, "ramp": 30})
+
+
 OWN = """
 from dataclasses import dataclass
 from polyfed.algorithms.standalone import Standalone

@@ -1,6 +1,7 @@
 """Schedules: which examples make which steps."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -33,6 +34,21 @@ def test_an_epoch_sees_every_example_once(examples: int, batch: int, epochs: int
         assert set(seen) <= set(range(examples))
         assert all(len(s.rows) == batch for s in epoch[:-1])
         assert alone or len(epoch[-1].rows) == (examples % batch or batch)
+
+
+@pytest.mark.parametrize(
+    ("settings", "moves"),
+    [
+        ({}, False),
+        ({"momentum": 0.5}, True),
+        ({"weight_decay": 0.1}, True),
+        ({"optimizer": "adam"}, True),
+        ({"optimizer": "adamw"}, True),
+    ],
+)
+def test_what_moves_weights_without_a_gradient(settings: dict[str, Any], moves: bool) -> None:
+    """Catches momentum, moments or decay that are forgotten; plain SGD moves nothing."""
+    assert LocalSGD(epochs=1, clip=1.0, label_smoothing=0.1, **settings).moves_without_gradient is moves
 
 
 @pytest.mark.parametrize(("examples", "sizes"), [(1, [1]), (2, [2]), (4, [4]), (5, [4]), (6, [4, 2]), (9, [4, 4])])

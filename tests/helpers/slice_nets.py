@@ -201,6 +201,39 @@ def net(
     return SplitModel(factory.__name__, partial(factory, **keys), input_shape=shape, classifier="head", dtype=dtype)
 
 
+class Places(nn.Module):
+    """A convolution, a pooling or BatchNorm that reads a layer's features as places."""
+
+    def __init__(self, how: int = 0) -> None:
+        super().__init__()
+        self.a = nn.Linear(6, 16)
+        convolution = nn.Sequential(nn.Conv1d(1, 4, 3, padding=1), nn.AdaptiveAvgPool1d(4))
+        self.read = (convolution, nn.MaxPool1d(2), nn.BatchNorm1d(1), nn.MaxPool2d(2))[how]
+        self.how = how
+        self.b = nn.Linear((16, 8, 16, 8)[how], 10)
+        self.head = nn.Linear(10, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x).relu()
+        h = h if self.how == 1 else torch.stack([h, -h], 2) if self.how == 3 else h.unsqueeze(1)
+        h = self.read(h)
+        return self.head(self.b(h.flatten(1)).relu())
+
+
+class Mixer(nn.Module):
+    """A convolution over (B, T, C), whose channels are the tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(6, 16)
+        self.mix = nn.Conv1d(7, 7, 1)
+        self.head = nn.Linear(7 * 16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x).relu()
+        return self.head((h + self.mix(h)).flatten(1))
+
+
 class Queries(nn.Module):
     """Learned queries attend to a series by PyTorch's attention; what they find is flattened."""
 
@@ -266,3 +299,49 @@ class Kept(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.b(self.block(self.a(x))).relu())
+
+
+class Scales(nn.Module):
+    """PReLU with a slope for each channel, a layer scale, a norm of one's own; two dense layers classify."""
+
+    def __init__(self, num_classes: int = 4) -> None:
+        super().__init__()
+        self.a = nn.Linear(7, 12)
+        self.slope = nn.PReLU(12)
+        self.b = nn.Linear(12, 12, bias=False)
+        self.gamma = nn.Parameter(torch.full((12, 1), 0.5))
+        self.norm = OwnNorm(12)
+        self.head = nn.Linear(12, num_classes)
+        self.out = nn.Linear(num_classes, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.slope(self.a(x))
+        h = self.norm(h + self.b(h) * self.gamma[:, 0])
+        return self.out(self.head(h).relu())
+
+
+class OwnNorm(nn.Module):
+    """A scale and a shift for each channel."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.bias = nn.Parameter(torch.zeros(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight + self.bias
+
+
+class Wide(nn.Module):
+    """A hidden layer of which at least four channels are there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(7, 12)
+        self.head = nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x).relu()
+        if h.shape[1] < 4:
+            raise ValueError("four channels at least")
+        return self.head(h)

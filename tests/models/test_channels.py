@@ -134,6 +134,10 @@ def test_groups_of_convolutions_stand_and_fall_together() -> None:
         (nets.net(nets.Frozen, nets.ROW), {"c.weight[0]": 9}),
         (nets.net(nets.Straight, nets.ROW), {"b.weight[0]": 8}),
         (nets.net(nets.Up, nets.IMAGE), {"scale[0]": 3, "a.weight[0]": 8}),
+        (nets.net(nets.Places, nets.ROW), {"read.0.weight[0]": 4, "b.weight[0]": 10}),
+        (nets.net(nets.Places, nets.ROW, how=1), {"b.weight[0]": 10}),
+        (nets.net(nets.Places, nets.ROW, how=2), {"b.weight[0]": 10}),
+        (nets.net(nets.Places, nets.ROW, how=3), {"b.weight[0]": 10}),
     ],
     ids=lambda value: value.name if isinstance(value, SplitModel) else "",
 )
@@ -184,6 +188,7 @@ class OneLayer(nn.Module):
         (nets.net(nets.Recurrent, nets.SERIES), r"'gru' is recurrent \(GRU\).*unsliced = \('gru',\)"),
         (nets.net(nets.Sorted, nets.ROW), r"calls 'sort' on channels.*attribute unsliced"),
         (nets.net(OneLayer, nets.ROW), "none of its channels can be left out"),
+        (nets.net(nets.Mixer, nets.SERIES), r"can be left out.*a convolution, a pooling or .* reads as positions"),
         (nets.net(Misnamed, nets.SERIES), r"unsliced names 'grru', which is no submodule; nearest: .*gru"),
         (nets.net(AString, nets.SERIES), r"unsliced is 'gru'; expected a tuple of names, such as \('gru',\)"),
     ],

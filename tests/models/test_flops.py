@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from polyfed.base.errors import ModelError
 from polyfed.blocks.submodel import Layout
@@ -113,3 +114,62 @@ def test_a_layout_has_them_where_they_are_asked_for() -> None:
     model = build("mlp(hidden=(6, 4))", input_shape=(5,), num_classes=3)
     assert Layout.of(model, macs=True).macs == multiplications(model)
     assert Layout.of(model).macs == {}
+
+
+class Changed(nn.Module):
+    """A network with a hidden layer whose weight is changed before its product, in one of several ways."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(7, 6), nn.Linear(6, 2)
+        self.gain = nn.Parameter(torch.ones(1))
+        self.how = how
+        if how == "weight_norm":
+            self.fc1: nn.Module = nn.utils.parametrizations.weight_norm(self.fc1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        w, h = self.fc1.weight, x
+        match self.how:
+            case "times":
+                h = functional.linear(x, w * 1.0)
+            case "product":
+                h = functional.linear(x, w / (w @ w.t()).norm())
+            case "chain":
+                h = x @ (w - w.mean(0)).tanh().t() * self.gain
+            case "copy":
+                h = x @ w.t().contiguous()
+            case "term":
+                h = self.fc1(x) + (w * 2).sum(1)
+            case _:
+                h = self.fc1(x)
+        return self.fc2(h)
+
+
+@pytest.mark.parametrize("how", ["times", "chain", "weight_norm", "product"])
+def test_a_weight_that_is_changed_before_its_product_is_refused(how: str) -> None:
+    """Catches a hidden layer that costs nothing, and a norm of a weight that passes for its product."""
+    model = SplitModel("own", lambda: Changed(how), input_shape=(7,), classifier="fc2")
+    with pytest.raises(ModelError, match=r"'own': the multiplications of 'fc1\.\S+' cannot be counted, .* from that"):
+        multiplications(model)
+
+
+@pytest.mark.parametrize("how", ["copy", "term"])
+def test_copies_and_terms_are_no_changes(how: str) -> None:
+    """Catches a refusal of a weight in another order of its numbers, and of one that is added to what data give."""
+    model = SplitModel("own", lambda: Changed(how), input_shape=(7,), classifier="fc2")
+    assert multiplications(model) == {"fc1.weight": 1, "fc2.weight": 1}
+
+
+def test_a_network_without_multiplications_is_refused() -> None:
+    """Catches a budget of nothing, by which every choice is divided."""
+
+    class Still(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.shift = nn.Linear(7, 2).requires_grad_(False), nn.Parameter(torch.zeros(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(x) + self.shift
+
+    with pytest.raises(ModelError, match="'own' has no multiplications: no weight that it trains is a factor"):
+        multiplications(SplitModel("own", Still, input_shape=(7,), classifier="fc"))

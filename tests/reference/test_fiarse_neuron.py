@@ -38,6 +38,7 @@ GROUPS: dict[str, list[tuple[list[str], list[str]]]] = {
     ],
 }
 CAPACITIES = (0.3, 1.0, 0.6)
+DECAY = {"decay": ({"lr": 0.1, "weight_decay": 0.3}, plain.Settings(0.1, 0.0, 0.3))}
 
 
 class ByHand:
@@ -173,7 +174,7 @@ class ByHand:
 
 
 def follow(cls: type[FIARSENeuron], net: str, keys: dict[str, Any], training: str, precision: Any, driver: str) -> None:
-    own, settings = TRAINING[training]
+    own, settings = {**TRAINING, **DECAY}[training]
     spec, shape = (toy.MLP, (7,)) if net == "mlp" else (f"resnet8(norm={net}, width=4)", (1, 8, 8))
     sizes = (11, 8, 6)
     fed = toy.federation(
@@ -207,6 +208,7 @@ def follow(cls: type[FIARSENeuron], net: str, keys: dict[str, Any], training: st
         ("mlp", {}, "momentum, decay, clip"),
         ("batch", {}, "sgd"),
         ("batch", {"gate": "frozen", "cost": "macs"}, "sgd"),
+        ("mlp", {}, "decay"),
     ],
 )
 def test_fiarse_neuron(net: str, keys: dict[str, Any], training: str, precision: Any, driver: str) -> None:
@@ -236,7 +238,7 @@ class ClosedStatistics(FIARSENeuron):
 
     def client_round(self, private: Any, msg: Any, client: Any) -> Any:
         parts = self.predictor_parts(private, msg, client)
-        fitted = yield from fit(client, {"model": parts.pop("model")}, gradient=self.gradient, frozen=parts)
+        fitted = yield from fit(client, parts, gradient=self.gradient, frozen=self.gate_of(msg, client))
         return private, self.Upload(fitted.parts["model"])
 
 
@@ -270,6 +272,7 @@ class CountsMovements(FIARSENeuron):
         (CountsMovements, "mlp", "sgd"),
         (ClosedStatistics, "batch", "sgd"),
         (Coasts, "mlp", "momentum, decay, clip"),
+        (Coasts, "mlp", "decay"),
     ],
 )
 def test_faults_are_seen(faulty: type[FIARSENeuron], net: str, training: str) -> None:

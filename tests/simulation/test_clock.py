@@ -339,6 +339,31 @@ def test_capacities_follow_the_clock(tmp_path: Path, sent: str) -> None:
     assert 0.2 < slow[-1] < 0.5
 
 
+@pytest.mark.parametrize("sent", ["late", "few"])
+def test_capacities_follow_the_clock_in_void_rounds(tmp_path: Path, sent: str) -> None:
+    """Catches a run whose clients are too slow at first and stay so: each round would be void, as the one before."""
+    rows = ["slow,1e9,1000,0.05,0.05"] if sent == "late" else ["fast,1e9,1000,1000,1000", "slow,1e9,1000,0.05,0.05"]
+    settings = running.config(
+        run={"rounds": 6},
+        algorithm={"name": "fiarse", "threshold": "adaptive", "deadline": 0.4, "least_capacity": 0.01},
+        clients={"participation": 1.0},
+        devices={"profiles": table(tmp_path, *rows), "deal": "in-turn", "deadline": 0.5, "min_replies": 4},
+    )
+    summary = simulate(settings, out=tmp_path / "one").summary
+    with pytest.raises(Interrupted):
+        simulate(settings, out=tmp_path / "two", callbacks=[Stop()])
+    resume(tmp_path / "two")
+    running.same(tmp_path / "one", tmp_path / "two")
+    void = [row.get("void", False) for row in running.lines(tmp_path / "one/rounds.jsonl")[1:]]
+    assert void[0]
+    assert void == sorted(void, reverse=True)  # from the first round that counts on, all do
+    assert 1 <= summary["simulated"]["void"] <= 4
+    clients = [r for r in running.lines(tmp_path / "one/clients.jsonl") if r.get("round") == 6 and "steps" in r]
+    sizes = {r["client"]: r["bytes_up"] for r in clients}
+    assert sizes.keys() == {0, 1, 2, 3}
+    assert (sizes[0] == sizes[1]) == (sent == "late")  # a fast client stays at what it declared
+
+
 def test_a_deadline_needs_a_clock(tmp_path: Path) -> None:
     """Catches a key that does nothing."""
     keys = {"name": "fiarse", "threshold": "adaptive", "deadline": 0.4}

@@ -1,11 +1,10 @@
 """A trained model says what the trainer said, for every kind of input, without the data."""
 
-from __future__ import annotations
-
 import fcntl
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +14,18 @@ from running import lines
 from trained_runs import KINDS, Trained, inputs_of, trained
 
 from polyfed.base.errors import CheckpointError, ConfigError, ModelError, RunDirError
+from polyfed.base.types import Params
+from polyfed.core.message import Message
 from polyfed.simulation.simulate import resume, simulate
 from polyfed.storage.state_store import Store
-from polyfed.trained.assemble import Assembled
+from polyfed.trained.adapt import adapt
+from polyfed.trained.assemble import Assembled, AssembledParts
 from polyfed.trained.load import trained_model
+from polyfed.trained.model import TrainedModel
+
+
+class Update(Message):
+    model: Params
 
 
 def arrays(run: Trained, client: int) -> list[torch.Tensor]:
@@ -222,3 +229,109 @@ def test_what_is_no_whole_run_is_refused(tmp_path: Path) -> None:
     (run.folder / "checkpoint" / "manifest.json").unlink()
     with pytest.raises(CheckpointError, match="has no checkpoint yet"):
         trained_model(run.folder, 0)
+
+
+@pytest.mark.parametrize(
+    ("keys", "refused"),
+    [
+        ({"name": "heterofl"}, 0.6),
+        ({"name": "fedrolex"}, None),
+        ({"name": "fedrolex", "calibrate": True}, 0.6),
+        ({"name": "depthfl"}, None),
+        ({"name": "fjord", "widths": [0.25, 0.5]}, 0.01),
+        ({"name": "scalefl", "exits": 2}, 0.3),
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
+)
+def test_any_size_of_a_network_with_batchnorm(keys: dict[str, Any], refused: float | None, tmp_path: Path) -> None:
+    """Catches statistics that only the capacities of the run have, and an error of Python where there are none."""
+    run = tmp_path / "run"
+    capacities = [0.5, 0.25]
+    simulate(
+        digits(
+            run={"rounds": 1}, algorithm=keys,
+            clients={"capacities": capacities, "models": ["resnet8(width=4, norm=batch)"], "participation": 1.0},
+        ),
+        out=run,
+    )  # fmt: skip
+    x = torch.randint(0, 256, (5, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    rows = tmp_path / "rows.npz"
+    np.savez(rows, x=x.repeat(4, 1, 1, 1).numpy(), y=np.arange(20) % 10, classes=np.arange(10).astype(str))
+    torch.testing.assert_close(trained_model(run, capacity=0.25)(x), trained_model(run, 1)(x))
+    for capacity in (0.3,) if refused != 0.3 else capacities:
+        assert trained_model(run, capacity=capacity)(x).isfinite().all()
+        assert adapt(run, rows, capacity=capacity, options={"layout": "NCHW"}).adapted
+    if refused is not None:
+        text = f"capacity {refused:g}"
+        with pytest.raises(ModelError, match=text):
+            trained_model(run, capacity=refused)
+        with pytest.raises(ModelError, match=text):
+            adapt(run, rows, capacity=refused, options={"layout": "NCHW"})
+
+
+@pytest.mark.parametrize(
+    ("keys", "largest", "refused"),
+    [
+        ({"name": "fiarse"}, "capacity 1", {}),
+        (
+            {"name": "fiarse-neuron"},
+            "capacity 1",
+            {0.0001: r"capacity 0\.0001 .* expected a capacity of at least that"},
+        ),
+        ({"name": "heterofl"}, "capacity 1", {}),
+        ({"name": "fedrolex"}, "capacity 1", {}),
+        (
+            {"name": "scalefl", "exits": 2},
+            "capacity 1",
+            {c: f"nothing for capacity {c:g}; expected one of its clients': 1, 0.25" for c in (0.3, 0.0001)},
+        ),
+        (
+            {"name": "fjord"},
+            "width 1",
+            {
+                0.0001: r"capacity 0\.0001: the smallest width 0\.2 needs 0\.04; "
+                r"add a width of at most 0\.01 to algorithm\.widths"
+            },
+        ),
+        ({"name": "depthfl"}, "depth 3", {}),
+    ],
+    ids=lambda value: value.get("name", "") if isinstance(value, dict) else "",
+)
+def test_the_servers_largest_model_and_any_capacity(
+    keys: dict[str, Any], largest: str, refused: dict[float, str], tmp_path: Path
+) -> None:
+    """Catches the smallest network as the server's own, and an error that names neither the capacity nor a way out."""
+    run = tmp_path / "run"
+    simulate(
+        digits(
+            run={"rounds": 1}, algorithm=keys,
+            clients={"capacities": [1.0, 0.25], "models": ["resnet8(width=4, norm=batch)"], "participation": 1.0},
+        ),
+        out=run,
+    )  # fmt: skip
+    whole = trained_model(run)
+    assert whole.about["server_model"] == largest
+
+    def held(model: TrainedModel) -> int:
+        return sum(int(value.count_nonzero()) for value in model.named_tensors().values())
+
+    x = torch.randint(0, 256, (5, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(trained_model(run, capacity=1.0)(x), whole(x))
+    for capacity in (0.25, 0.3, 0.0001):
+        if capacity in refused:
+            with pytest.raises(ModelError, match=refused[capacity]):
+                trained_model(run, capacity=capacity)
+        else:
+            assert held(trained_model(run, capacity=capacity)) < held(whole)
+
+
+def test_kept_parts_do_not_fit_a_message_with_fewer_tensors(tmp_path: Path) -> None:
+    """Catches an error of Python where a message lacks tensors that the kept parts have."""
+    kept, whole = AssembledParts(tmp_path), Update({"a": torch.zeros(2), "b": torch.ones(2)})
+    kept.begin()
+    kept.put(0, 1, {"model": whole.model}, None, whole)
+    kept.end(1)
+    assert kept.get(0, 1, None, Update({"a": torch.zeros(2)})) is None
+    found = kept.get(0, 1, None, whole)
+    assert found is not None
+    assert torch.equal(found["model"]["b"], torch.ones(2))

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+from polyfed.base.errors import ModelError
 from polyfed.base.ranges import Count
 from polyfed.base.types import ClientId
 from polyfed.blocks.submodel import Layout, Slice
@@ -43,6 +44,15 @@ class FedRolex(Widths):
     window: Literal["rolling", "random", "static"] = "rolling"
     test_offsets: tuple[Count, ...] = ()
 
+    def check(self, task: Task) -> None:
+        """As of `Widths`; statistics of prefixes are none of other windows."""
+        super().check(task)
+        if self.test_offsets and self.calibrate and task.common(self.name).statistic_names:
+            raise ModelError(
+                "algorithm.test_offsets: with algorithm.calibrate BatchNorm has statistics for prefixes alone, so "
+                "no other window can be tested; set one of the two, or use a normalisation without statistics"
+            )
+
     def slices(self, layout: Layout, cohort: Cohort) -> Mapping[ClientId, Slice]:
         """The windows of round j = ``cohort.round`` - 1; nested over shares, unless random."""
         if self.window == "static":
@@ -57,9 +67,9 @@ class FedRolex(Widths):
         return {client.id: made[client.capacity] for client in cohort}
 
     def global_nets(self, server: Widths.Server, task: Task) -> Mapping[str, Nets]:
-        """The prefix of every capacity; and, where statistics are averaged with the weights, other windows."""
+        """The prefix of every capacity, and other windows."""
         found = dict(super().global_nets(server, task))
-        for offset in self.test_offsets if not server.statistics else ():
+        for offset in self.test_offsets:
             part = partial(self.windowed, server.layout, offset)
             nets = self.tested(task, server.model, {}, part)
             found |= {f"{name}, offset {offset}": net for name, net in nets.items()}

@@ -82,7 +82,8 @@ class FIARSE(WeightWise):
     def server_round(self, server: Server, cohort: Cohort) -> Steps[State]:
         """Extract a submodel for each capacity (line 3), exchange, and average per coordinate over its holders."""
         at = {client.id: self.reach(server, client) for client in cohort}
-        made = {capacity: self.extract(server, capacity) for capacity in at.values()}
+        cut = self.extract(server)
+        made = {capacity: cut(capacity) for capacity in {*at.values()}}
         down = {c: self.Broadcast(Sparse.take(server.model, M), theta) for c, (M, theta) in made.items()}
         mean = self.total(lambda client: made[at[client.id]][0], nonzero=self.counts == "nonzero")
         got = yield from exchange(cohort, lambda client: down[at[client.id]], gather={"delta": mean})
@@ -93,20 +94,19 @@ class FIARSE(WeightWise):
 
     def message_for(self, server: Server, client: ClientInfo) -> Broadcast:
         """The submodel of the client's capacity."""
-        mask, theta = self.extract(server, self.reach(server, client))
+        mask, theta = self.extract(server)(self.reach(server, client))
         return self.Broadcast(Sparse.take(server.model, mask), theta)
 
     def client_round(self, private: Nothing, msg: Broadcast, client: LocalClient) -> Steps[ClientResult]:
         """K steps of the threshold-controlled gradient; the difference goes back."""
-        parts, plan = self.predictor_parts(private, msg, client), client.plan
+        parts = self.predictor_parts(private, msg, client)
         mask = msg.submodel.mask(client.models["model"].shapes)
-        coasts = plan.optimizer != "sgd" or plan.momentum or plan.weight_decay  # moves weights of gradient 0
         fitted = yield from fit(
             client,
             {"model": parts["model"]},
             gradient=self.gradient,
             frozen={"gate": parts["gate"], "mask": mask},
-            moves=self.mask_of_model if self.sticky and coasts else None,
+            moves=self.mask_of_model if self.sticky and client.plan.moves_without_gradient else None,
         )
         delta = tree.sub(fitted.parts["model"], parts["model"])  # lines 10-11, with the opposite sign
         return private, self.Upload(take(delta, mask))
@@ -140,9 +140,9 @@ class FIARSE(WeightWise):
 
     def global_nets(self, server: Server, task: Task) -> Mapping[str, Nets]:
         """The submodel of every capacity that clients have, and of capacities that none has."""
-        found, own = dict[str, Nets](), task.common(self.name)
+        found, own, cut = dict[str, Nets](), task.common(self.name), self.extract(server)
         for c in sorted({*task.capacities, *self.unseen_capacities}, reverse=True):
-            mask, theta = self.extract(server, c)
+            mask, theta = cut(c)
             x = server.model if self.importance == "magnitude" else apply_mask(server.model, mask)
             gate = Net(None, self.gates(server.model, server.masked, theta))
             found[f"capacity {c:g}"] = {"model": Net(own, x), "gate": gate}

@@ -84,9 +84,9 @@ class FIARSENeuron(Algorithm):
         self.neurons(task.common(self.name)).sizes(min(task.capacities))
 
     def models_at(self, task: Task, own: SplitModel, capacity: float) -> Mapping[str, SplitModel]:
-        """The small network; and the full one, which nothing runs: it says what was narrowed."""
+        """The small network."""
         neurons = self.neurons(own)
-        return {"model": prefix_of(neurons.layout, neurons.sizes(capacity)).network(own), "full": own}
+        return {"model": prefix_of(neurons.layout, neurons.sizes(capacity)).network(own)}
 
     def init_server(self, task: Task, rng: Rng) -> Server:
         """w_0, and its channels in the order of their scores."""
@@ -110,13 +110,17 @@ class FIARSENeuron(Algorithm):
 
     def client_round(self, private: Nothing, msg: Broadcast, client: LocalClient) -> Steps[ClientResult]:
         """Train the slice, with a gate or without."""
-        parts, plan = self.predictor_parts(private, msg, client), client.plan
-        coasts = plan.optimizer != "sgd" or plan.momentum or plan.weight_decay  # moves weights of gradient 0
-        moves = self.moves if self.gate == "biased" and coasts else None
-        model = {"model": parts.pop("model")}
-        fitted = yield from fit(client, model, gradient=self.gradient, frozen=parts, moves=moves)
-        w = fitted.parts["model"]
-        return private, self.Upload(settled(w, msg.model, parts) if parts else w)
+        parts, gate = self.predictor_parts(private, msg, client), self.gate_of(msg, client)
+        moves = self.moves if gate and client.plan.moves_without_gradient else None
+        w = (yield from fit(client, parts, gradient=self.gradient, frozen=gate, moves=moves)).parts["model"]
+        return private, self.Upload(settled(w, msg.model, gate) if gate else w)
+
+    def gate_of(self, msg: Broadcast, client: LocalClient) -> dict[str, Params]:
+        """What the slice's gate needs beside its weights; nothing if all channels stay."""
+        if self.gate == "frozen":
+            return {}
+        neurons = self.neurons(full := client.models["model"].whole)
+        return gate_parts(neurons, full, neurons.sizes(client.info.capacity), msg.model)
 
     def moves(self, nets: Nets) -> Parts:
         """The rows of open channels: a channel that closed stays as it is for the round, and so closed."""
@@ -128,15 +132,12 @@ class FIARSENeuron(Algorithm):
             return grad(supervised)
         return {"model": through_gate(grad(supervised, model=gated(nets))["model"], nets)}
 
-    def predictor_parts(self, private: Nothing, msg: Broadcast, client: LocalClient) -> dict[str, Params]:
-        """The slice, and what its gate needs."""
-        if self.gate == "frozen":
-            return {"model": msg.model}
-        neurons = self.neurons(full := client.models["full"])
-        return {"model": msg.model, **gate_parts(neurons, full, neurons.sizes(client.info.capacity), msg.model)}
+    def predictor_parts(self, private: Nothing, msg: Broadcast, client: LocalClient) -> Parts:
+        """The slice, all of whose channels are open until it trains."""
+        return {"model": msg.model}
 
     def predict(self, nets: Nets, x: Tensor) -> Mapping[str, Tensor]:
-        """The logits of the slice; channels that closed in training take no part."""
+        """The logits of the slice; just after training, channels that closed take no part."""
         net = nets["model"]
         return {"submodel": (Net(net.model, gated(nets)) if "gate" in nets else net)(x)}
 

@@ -25,7 +25,7 @@ from polyfed.base.types import Params, Parts
 from polyfed.blocks.aggregate import CoverageMean
 from polyfed.blocks.levels import Levels, exit_logits, exit_weights, submodel
 from polyfed.blocks.losses import cross_entropy, kl_divergence
-from polyfed.blocks.static_norm import MeanByCapacity
+from polyfed.blocks.static_norm import MeanByCapacity, of_capacity
 from polyfed.blocks.submodel import divided
 from polyfed.core.algorithm import Algorithm, Task
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
@@ -88,8 +88,8 @@ class ScaleFL(Algorithm):
             self.level(task.common(self.name), capacity)
 
     def models_at(self, task: Task, own: SplitModel, capacity: float) -> Mapping[str, SplitModel]:
-        """The network of the capacity's level; and the whole one, which nothing runs."""
-        return {"model": submodel(own, self.exits, self.head, *self.level(own, capacity)), "own": own}
+        """The network of the capacity's level."""
+        return {"model": submodel(own, self.exits, self.head, *self.level(own, capacity))}
 
     def init_server(self, task: Task, rng: Rng) -> Server:
         """The network's own draw, with heads; the same buffers for all capacities."""
@@ -110,15 +110,15 @@ class ScaleFL(Algorithm):
         return replace(server, model=got["model"], buffers=got["buffers"])
 
     def message_for(self, server: Server, client: ClientInfo) -> Broadcast:
-        """What a client of this capacity holds."""
-        (s, e), buffers = server.chosen[str(client.capacity)], server.buffers[str(client.capacity)]
+        """What a client of this capacity holds; ModelError where no client has it."""
+        (s, e), buffers = of_capacity(server.chosen, client.capacity), of_capacity(server.buffers, client.capacity)
         return self.Broadcast(server.anatomy.take(server.model, s, e), buffers, 0.0)
 
     def client_round(self, private: Nothing, msg: Broadcast, client: LocalClient) -> Steps[ClientResult]:
         """E epochs of L; weights and buffers go back."""
-        parts, own, net = self.predictor_parts(private, msg, client), client.models["own"], client.models["model"]
-        s = self.level(own, client.info.capacity)[0] if self.scaler else 1.0
-        rho = Levels.of(own, self.exits, self.head).scaler(tree.drop(msg.model, net.norm_names), s)
+        parts, net = self.predictor_parts(private, msg, client), client.models["model"]
+        s = self.level(net.whole, client.info.capacity)[0] if self.scaler else 1.0
+        rho = Levels.of(net.whole, self.exits, self.head).scaler(tree.pick(msg.model, net.layer_names), s)
         frozen = {"exits": parts["exits"], "rho": rho, "kd": {"weight": torch.tensor(msg.kd_weight)}}
         w = (yield from fit(client, {"model": parts["model"]}, loss=self.loss, frozen=frozen)).parts["model"]
         return private, self.Upload(tree.pick(w, msg.model), tree.pick(w, msg.buffers))
@@ -133,7 +133,7 @@ class ScaleFL(Algorithm):
 
     def predictor_parts(self, private: Nothing, msg: Broadcast, client: LocalClient) -> Parts:
         """The client's network, and the weights of its exits."""
-        e = client.models["model"].num_classes // client.models["own"].num_classes
+        e = client.models["model"].num_classes // client.models["model"].whole.num_classes
         return {"model": {**msg.model, **msg.buffers}, "exits": exit_weights(e)}
 
     def predict(self, nets: Nets, x: Tensor) -> Mapping[str, Tensor]:

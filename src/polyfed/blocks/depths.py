@@ -48,10 +48,16 @@ def staged(
         table: the depth of each; empty: the deepest whose parameters are at most that share of those of all stages.
 
     Raises:
-        ModelError: the network cannot be cut there; the table has not one depth for each capacity, one that there is
-            not, or less for a larger capacity.
+        ModelError: the network cannot be cut there; it has a single stage, and capacities differ; the table has not one
+            depth for each capacity, one that there is not, or less for a larger capacity.
     """
     nets = each_depth(own, exits, head)
+    if len(nets) == 1 and len(capacities) > 1:
+        raise ModelError(
+            f"model {own.name!r} has a single stage, so capacities {', '.join(f'{c:g}' for c in capacities)} would all "
+            "be given the whole of it; name the submodules that its stages end with in an attribute `stages` of the "
+            "network, or set algorithm.exits to submodules after which it has further classifiers"
+        )
     sizes = [sum(net.shapes[name].numel() for name in net.parameter_names) for net in nets]
     least = [size / sizes[-1] for size in sizes[1:]]
     if table:

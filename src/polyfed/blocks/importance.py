@@ -1,7 +1,8 @@
 """What a submodel of single weights is chosen by: which weights compete, for which budget, and by which score."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from itertools import compress
 from typing import Any, Literal, TypeAlias
 
@@ -36,79 +37,107 @@ def competing(names: Sequence[str], scope: Scope, prefixes: Sequence[Sequence[st
 
 
 def misplaced(names: Sequence[str], prefixes: Sequence[Sequence[str]]) -> list[str]:
-    """One sentence for each fault of a list of groups: a tensor in none, or in several; a prefix of no tensor."""
+    """One sentence for each fault of a list of groups: a tensor in none, or in several; a group or prefix of none."""
     within = {name: [g for g, few in enumerate(prefixes) if name.startswith(tuple(few))] for name in names}
     unused = [p for few in prefixes for p in few if not any(name.startswith(p) for name in names)]
     return [
         *(f"no group has {name!r}" for name, groups in within.items() if not groups),
         *(f"groups {groups[0]} and {groups[1]} both have {n!r}" for n, groups in within.items() if len(groups) > 1),
         *(f"no masked tensor begins with {prefix!r}" for prefix in unused),
+        *(f"group {g} is empty; expected beginnings of names" for g, few in enumerate(prefixes) if not few),
     ]
 
 
-def thresholds(weights: Params, group: Sequence[int], capacity: float, macs: Mapping[str, float]) -> tuple[float, ...]:
-    """The threshold of each group: that of its k largest weights, or of those whose multiplications fit.
+def thresholds(
+    weights: Params, group: Sequence[int], macs: Mapping[str, float] | None
+) -> Callable[[float], tuple[float, ...]]:
+    """By capacity the threshold of each group: that of its k largest weights, or of those whose multiplications fit.
 
     Args:
         weights: the weights that compete.
         group: of each tensor the number of its group, as of `competing`.
-        capacity: the share of each group that fits, in (0, 1].
-        macs: multiplications per weight, by tensor; empty: what is counted is weights.
+        macs: multiplications per weight, by tensor, if these are what fits; None: what fits is a number of weights.
+
+    Returns:
+        a function of the share of each group that fits, in (0, 1]; with ``macs`` one sort serves all its calls.
     """
     each = _apart(weights, group)
-    return tuple(budget_threshold(few, capacity, macs) if macs else top_k_threshold(few, capacity) for few in each)
+    cuts = [partial(top_k_threshold, few) if macs is None else budget_threshold(few, macs) for few in each]
+    return lambda capacity: tuple(cut(capacity) for cut in cuts)
 
 
-def budget_threshold(weights: Params, capacity: float, macs: Mapping[str, float]) -> float:
-    """The smallest magnitude such that the weights from it on have at most ``capacity`` of all multiplications.
+def budget_threshold(weights: Params, macs: Mapping[str, float]) -> Callable[[float], float]:
+    """By capacity the smallest magnitude from which on weights have at most that share of all multiplications.
 
-    Weights of equal magnitude are kept together or not at all; the largest are kept in any case. It costs a sort: 1.6 s
-    at 11 million weights, where `polyfed.blocks.submodel.top_k_threshold` takes 0.06 s.
+    Weights of equal magnitude are kept together or not at all; the largest are kept in any case. It costs a sort for
+    all capacities together: SORT s at 11 million weights, where `polyfed.blocks.submodel.top_k_threshold` takes 0.06 s
+    for each.
 
     Args:
         weights: the weights that compete.
-        capacity: the fraction that fits, in (0, 1]; 1 gives the threshold 0, which keeps everything, and so do weights
-            that all cost nothing.
         macs: multiplications per weight, by tensor; a tensor that is not there costs nothing, such as a bias.
+
+    Returns:
+        a function of the fraction that fits, in (0, 1]; 1 gives the threshold 0, which keeps everything, and so do
+        weights that all cost nothing.
     """
-    if capacity == 1.0:
-        return 0.0
-    sizes, costs = _flat({name: value.detach().abs() for name, value in weights.items()}), _costs(weights, macs)
-    order = np.argsort(-sizes)  # the order of equal ones does not matter
-    sizes, spent = sizes[order], costs[order].cumsum()
-    if spent[-1] == 0:
-        return 0.0
-    last = np.flatnonzero(np.append(sizes[1:] != sizes[:-1], True))  # of each run of equal magnitudes
-    fit = last[spent[last] <= capacity * spent[-1] * (1 + 1e-12)]
-    tiny = torch.finfo(next(iter(weights.values())).dtype).tiny  # as of top_k_threshold
-    return max(tiny, float(sizes[fit[-1] if len(fit) else 0]))
+
+    @cache
+    def order() -> tuple[np.ndarray, np.ndarray]:
+        """The magnitudes, from the largest down, and what the weights from each one on cost."""
+        sizes, costs = _flat({name: value.detach().abs() for name, value in weights.items()}), _costs(weights, macs)
+        places = np.argsort(-sizes)  # the order of equal ones does not matter
+        sizes, spent = sizes[places], costs[places].cumsum()
+        last = np.flatnonzero(np.append(sizes[1:] != sizes[:-1], True))  # of each run of equal magnitudes
+        return sizes[last], spent[last]
+
+    def threshold(capacity: float) -> float:
+        if capacity == 1.0:
+            return 0.0
+        sizes, spent = order()
+        if spent[-1] == 0:
+            return 0.0
+        fit = int(np.searchsorted(spent, capacity * spent[-1] * (1 + 1e-12), side="right"))
+        tiny = torch.finfo(next(iter(weights.values())).dtype).tiny  # as of top_k_threshold
+        return max(tiny, float(sizes[max(0, fit - 1)]))
+
+    return threshold
 
 
 def best(
-    scores: Params, weights: Params, group: Sequence[int], capacity: float, macs: Mapping[str, float]
-) -> dict[str, Tensor]:
-    """The mask of the weights with the largest scores; of equal scores the larger magnitude, then the earlier place.
+    scores: Params, weights: Params, group: Sequence[int], macs: Mapping[str, float] | None
+) -> Callable[[float], dict[str, Tensor]]:
+    """By capacity the mask of the largest scores; of equal ones the larger magnitude, then the earlier place.
 
     Exactly as many weights as fit are kept of each group, at least one; masks of smaller capacities are inside those of
-    larger ones. It costs a sort by two keys: 2.9 s at 11 million weights.
+    larger ones. It costs a sort by two keys for all capacities together: LEXSORT s at 11 million weights.
 
     Args:
         scores: of the same names and shapes as the weights.
         weights: the weights that compete.
-        group: as of `thresholds`, and so ``capacity`` and ``macs``.
-        capacity: see there.
+        group: as of `thresholds`, and so ``macs``.
         macs: see there.
+
+    Returns:
+        a function of the share of each group that fits, in (0, 1].
     """
-    mask: dict[str, Tensor] = {}
+    ordered: list[tuple[dict[str, Tensor], np.ndarray, np.ndarray]] = []
     for few in _apart(weights, group):
-        costs = _costs(few, macs) if macs else np.ones(sum(value.numel() for value in few.values()))
+        costs = np.ones(sum(value.numel() for value in few.values())) if macs is None else _costs(few, macs)
         order = np.lexsort((-np.abs(_flat(few)), -_flat({name: scores[name] for name in few})))
-        kept = np.zeros(len(order), dtype=bool)
-        spent = costs[order].cumsum()
-        kept[order[: max(1, int(np.searchsorted(spent, capacity * spent[-1] * (1 + 1e-12), side="right")))]] = True
-        pieces = torch.from_numpy(kept).split([value.numel() for value in few.values()])
-        mask |= {n: piece.reshape(few[n].shape) for n, piece in zip(few, pieces, strict=True)}
-    return {name: mask[name] for name in weights}
+        ordered.append((few, order, costs[order].cumsum()))
+
+    def mask(capacity: float) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for few, order, spent in ordered:
+            kept = np.zeros(len(order), dtype=bool)
+            fit = int(np.searchsorted(spent, capacity * spent[-1] * (1 + 1e-12), side="right"))
+            kept[order[: max(1, fit)]] = True
+            pieces = torch.from_numpy(kept).split([value.numel() for value in few.values()])
+            found |= {n: piece.reshape(few[n].shape) for n, piece in zip(few, pieces, strict=True)}
+        return {name: found[name] for name in weights}
+
+    return mask
 
 
 def spread(threshold: tuple[float, ...], group: Sequence[int]) -> tuple[float, ...]:

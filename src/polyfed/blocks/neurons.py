@@ -29,7 +29,7 @@ class Neurons(Record):
     Args:
         layout: the channels.
         costs: the cost per weight, by tensor; what is not named costs nothing.
-        weights: the tensors whose first dimension has channels that they give scores: weights of layers, no biases.
+        weights: the tensors whose outputs are channels that they give scores: weights of layers, no biases.
         normalise: whether scores weigh all layers of a group alike.
     """
 
@@ -54,9 +54,12 @@ class Neurons(Record):
         """
         layout = Layout.of(model)
         faults: list[str] = []
-        if bool(table) != (cost == "table"):
+        if table and cost != "table":
             faults.append(f"it has {len(table)} layers where algorithm.cost is {cost!r}; it is read with 'table' alone")
         layers = [name.removesuffix(".weight") for name in model.shapes if name.endswith(".weight")]
+        if cost == "table" and not table:
+            key = layers[0] if layers[0].isidentifier() else f'"{layers[0]}"'  # as TOML writes it
+            raise ModelError(f"algorithm.cost is 'table'; give algorithm.table, such as {{{key} = 1.0}}")
         unknown = [layer for layer in table if layer not in layers]
         faults += [f"no layer {one!r} has a weight; nearest: {alternatives(one, layers)}" for one in unknown]
         if table and not any(table.values()):
@@ -88,7 +91,7 @@ class Neurons(Record):
         if not fitting:
             raise ModelError(
                 f"capacity {capacity:g} is too small for this network, of which one channel of each group costs "
-                f"{self.least():.4g}; raise it in clients.capacities"
+                f"{self.least():.4g}; expected a capacity of at least that"
             )
         return self._after(steps, fitting - 1)
 
@@ -137,29 +140,30 @@ class Neurons(Record):
         """s_c = sqrt(sum_l ||W_lc||^2 / z_l), W_lc the weights of channel c's outputs in layer l; by group, float64.
 
         z_l is the mean of ||W_lc||^2 over the layer's channels; without ``normalise`` 1, so that layers with larger
-        weights count more in a group of several layers. A group that is the first dimension of no weight, such as the
-        columns of an embedding, has scores 0.
+        weights count more in a group of several layers. A group that no layer puts out, such as the columns of an
+        embedding, has scores 0.
 
         Args:
             model: tensors at full size.
         """
         squares: dict[str, Tensor] = {}
         for name in self.weights:
-            axis = self.layout.positions[name][0]
-            squares[name] = model[name].detach().double().square() * self.scale(model[name], axis, axis >= 0)
+            square, dim = model[name].detach().double().square(), self.layout.outputs.get(name, 0)
+            axis = self.layout.positions[name][dim]
+            squares[name] = square * self.scale(square.movedim(dim, 0), axis, axis >= 0)
         return {group: total.sqrt() for group, total in self.layout.totals(squares).items()}
 
-    def scale(self, value: Tensor, axis: Tensor, counts: Tensor) -> float:
+    def scale(self, squares: Tensor, axis: Tensor, counts: Tensor) -> float:
         """1 / z_l, or 1 without ``normalise``; 0 where z_l is.
 
         Args:
-            value: the layer's weights.
-            axis: the channel of each row.
-            counts: whether each row is of a channel that can be left out.
+            squares: of the layer's weights, float64; its outputs first.
+            axis: the channel of each output.
+            counts: whether each output is of a channel that can be left out.
         """
         if not self.normalise:
             return 1.0
-        total = float(value.detach().double().cpu()[counts].square().sum())
+        total = float(squares.cpu()[counts].sum())
         return len(axis[counts].unique()) / total if total else 0.0
 
 
@@ -202,17 +206,20 @@ def prefix_of(layout: Layout, sizes: Mapping[str, int]) -> Slice:
 def _rows(full: SplitModel, sizes: tuple[tuple[str, int], ...]) -> tuple[dict[str, Tensor], Tensor]:
     """The channel of each row of the small network's tensors; and of each channel the rows, among all of parameters.
 
-    Channels have the numbers of the full network, and C, their number, is what rows have that always stay. The second
-    is (C + 1, most), filled up with the number of rows.
+    A row is what a tensor has of one output: its part at one place of the dimension of its outputs, along which the
+    first has that dimension's size, and 1 along others. Channels have the numbers of the full network, and C, their
+    number, is what rows have that always stay. The second is (C + 1, most), filled up with the number of rows.
     """
     layout = Layout.of(full)
     held = prefix_of(layout, dict(sizes))
     last, rows = sum(layout.groups.values()), dict[str, Tensor]()
     for name in layout.scaling(layout.shapes):
-        axis, stays = layout.positions[name][0], held.kept[name][0]
+        dim = layout.outputs.get(name, 0)
+        axis, stays = layout.positions[name][dim], held.kept[name][dim]
         axis = axis if stays is None else axis[stays]
-        rows[name] = torch.where(axis < 0, last, axis)
-    channel = torch.cat([axis for name, axis in rows.items() if name in full.parameter_names])
+        sizes_at = [-1 if place == dim else 1 for place in range(len(layout.shapes[name]))]
+        rows[name] = torch.where(axis < 0, last, axis).reshape(sizes_at)
+    channel = torch.cat([axis.reshape(-1) for name, axis in rows.items() if name in full.parameter_names])
     order, each = channel.argsort(stable=True), torch.bincount(channel, minlength=last + 1)
     each[last] = 0  # these have no score
     members = torch.full((last + 1, int(each.max())), len(channel))
@@ -234,14 +241,17 @@ def gate_parts(neurons: Neurons, full: SplitModel, sizes: Mapping[str, int], mod
         model: the small network's tensors.
 
     Returns:
-        ``"rows"``: the channel of each row, by tensor; ``"scale"``: 1 / z_l by parameter, 0 for one that gives no
-        scores; ``"gate"``: ``"members"``, the rows of each channel, and ``"threshold"``, that of each channel.
+        ``"rows"``: the channel of each row, by tensor, so that it broadcasts; ``"scale"``: 1 / z_l by parameter, 0 for
+        one that gives no scores; ``"gate"``: ``"members"``, the rows of each channel, and ``"threshold"``, that of each
+        channel.
     """
     rows, members = _rows(full, tuple(sizes.items()))
     scale: dict[str, Tensor] = {}
     for name in (name for name in rows if name in full.parameter_names):
-        counts, scored = rows[name] < len(members) - 1, name in neurons.weights
-        value = neurons.scale(model[name], rows[name], counts) if scored else 0.0
+        value, axis = 0.0, rows[name].reshape(-1)
+        if name in neurons.weights:
+            squares = _rows_first(model[name].detach().double().square(), rows[name])
+            value = neurons.scale(squares, axis, axis < len(members) - 1)
         scale[name] = torch.tensor(value, dtype=model[name].dtype)
     parts: dict[str, Params] = {"rows": rows, "scale": scale, "gate": {"members": members}}
     s, start = _scores(model, parts), 0
@@ -255,26 +265,31 @@ def gate_parts(neurons: Neurons, full: SplitModel, sizes: Mapping[str, int], mod
     return {**parts, "gate": {"members": members, "threshold": threshold}}
 
 
-def _gathered(values: Params, members: Tensor) -> Tensor:
+def _rows_first(value: Tensor, rows: Tensor) -> Tensor:
+    return value.movedim(next((dim for dim, size in enumerate(rows.shape) if size > 1), 0), 0)
+
+
+def _gathered(values: Params, parts: Mapping[str, Params]) -> Tensor:
     """Sums over each channel's rows, (C + 1,), as a gather: sums by scattering are not repeatable on a GPU."""
-    flat = [value.reshape(len(value), -1).sum(1) for value in values.values()]
-    return torch.cat([*flat, flat[0].new_zeros(1)])[members].sum(1)
+    apart = [_rows_first(value, parts["rows"][name]) for name, value in values.items()]
+    flat = [value.reshape(len(value), -1).sum(1) for value in apart]
+    return torch.cat([*flat, flat[0].new_zeros(1)])[parts["gate"]["members"]].sum(1)
 
 
 def _scores(model: Params, parts: Mapping[str, Params]) -> Tensor:
     """Scores of each channel at the current weights, (C + 1,)."""
     squares = {n: scale * model[n].square() for n, scale in parts["scale"].items()}
-    return _gathered(squares, parts["gate"]["members"]).sqrt()
+    return _gathered(squares, parts).sqrt()
 
 
 def open_channels(model: Params, parts: Mapping[str, Params]) -> Mask:
-    """M of each tensor that has channels in its first dimension, of shape (rows, 1, ...): 1[s >= theta]."""
-    return _open(_scores(model, parts), model, parts)
+    """M of each tensor whose outputs are channels, of its size along these, and 1 along others: 1[s >= theta]."""
+    return _open(_scores(model, parts), parts)
 
 
-def _open(s: Tensor, model: Params, parts: Mapping[str, Params]) -> Mask:
+def _open(s: Tensor, parts: Mapping[str, Params]) -> Mask:
     held = s >= parts["gate"]["threshold"]
-    return {n: held[axis].reshape(-1, *[1] * (model[n].dim() - 1)) for n, axis in parts["rows"].items()}
+    return {n: held[axis] for n, axis in parts["rows"].items()}
 
 
 def settled(model: Params, before: Params, parts: Mapping[str, Params]) -> dict[str, Tensor]:
@@ -310,12 +325,12 @@ def through_gate(grad: Params, nets: Nets) -> dict[str, Tensor]:
     """
     model, parts = nets["model"].params, {name: net.params for name, net in nets.items()}
     theta, s = parts["gate"]["threshold"], _scores(model, parts)
-    held = _open(s, model, parts)
-    inner = _gathered({n: grad[n] * model[n] for n in parts["scale"]}, parts["gate"]["members"])
+    held = _open(s, parts)
+    inner = _gathered({n: grad[n] * model[n] for n in parts["scale"]}, parts)
     tiny = torch.finfo(s.dtype).tiny
     slope = inner * 2 * theta / (s + theta).square().clamp_min(tiny) / s.clamp_min(tiny)
     out = dict(grad)
     for n, scale in parts["scale"].items():
-        along = slope[parts["rows"][n]].reshape(held[n].shape) * scale * model[n]
+        along = slope[parts["rows"][n]] * scale * model[n]
         out[n] = torch.where(held[n], grad[n] + along, 0)
     return out

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from polyfed.base.errors import MessageError
+from polyfed.base.errors import MessageError, ModelError
 from polyfed.base.types import Params, Parts
 from polyfed.blocks.aggregate import RunningMean
 from polyfed.blocks.submodel import Slice, take
@@ -16,6 +17,9 @@ from polyfed.core.gather import Gather
 from polyfed.core.message import Message
 from polyfed.core.net import Batch, Nets
 from polyfed.core.requests import Steps, reduce
+
+#: What is held for each capacity.
+Known = TypeVar("Known")
 
 
 class Statistics(Message):
@@ -38,10 +42,24 @@ def statistics_at(
     Returns:
         the statistics; None where the network has some, and this width is above all that are known.
     """
+    if str(capacity) in known:
+        return dict(known[str(capacity)])
     wider = [float(c) for c in known if float(c) >= capacity]
     if not wider:
         return None if known else {}
     return take(known[str(min(wider))], prefix(capacity).inside(prefix(min(wider))))
+
+
+def of_capacity(known: Mapping[str, Known], capacity: float) -> Known:
+    """What there is for a capacity, by ``str(capacity)``.
+
+    Raises:
+        ModelError: there is nothing.
+    """
+    if str(capacity) not in known:
+        listed = ", ".join(f"{c:g}" for c in sorted(map(float, known), reverse=True))
+        raise ModelError(f"the run has nothing for capacity {capacity:g}; expected one of its clients': {listed}")
+    return known[str(capacity)]
 
 
 def sums(nets: Nets, batch: Batch) -> dict[str, Tensor]:

@@ -179,6 +179,7 @@ class Layout(Record):
     Args:
         groups: as of `polyfed.models.channels.Channels`.
         positions: likewise.
+        outputs: likewise.
         shapes: those of all tensors at full size.
         macs: multiply-accumulates of one example per weight, as of `polyfed.models.flops.multiplications`; empty if
             nobody asked for them.
@@ -187,6 +188,7 @@ class Layout(Record):
     groups: Mapping[str, int]
     positions: Mapping[str, tuple[Tensor, ...]]
     shapes: Mapping[str, tuple[int, ...]]
+    outputs: Mapping[str, int] = field(default_factory=dict[str, int])
     macs: Mapping[str, float] = field(default_factory=dict[str, float])
 
     @classmethod
@@ -202,27 +204,29 @@ class Layout(Record):
         """
         found = channels(model)
         shapes = {name: tuple(shape) for name, shape in model.shapes.items()}
-        return cls(found.groups, found.positions, shapes, multiplications(model) if macs else {})
+        return cls(found.groups, found.positions, shapes, found.outputs, multiplications(model) if macs else {})
 
     def scaling(self, names: Iterable[str]) -> tuple[str, ...]:
-        """The names, sorted, of tensors whose first dimension has channels: weights and biases that a width scales."""
-        return tuple(sorted(n for n in names if self.positions[n] and bool((self.positions[n][0] >= 0).any())))
+        """The names, sorted, of tensors whose outputs are channels: weights and biases that a width scales."""
+        made = {n: self.positions[n][self.outputs.get(n, 0)] for n in names if self.positions[n]}
+        return tuple(sorted(n for n, axis in made.items() if bool((axis >= 0).any())))
 
-    def totals(self, values: Params, *, dim: int = 0) -> dict[str, Tensor]:
-        """Sum ``values`` over what belongs to each channel along one dimension: 0 has the outputs of every layer.
+    def totals(self, values: Params, *, dim: int | None = None) -> dict[str, Tensor]:
+        """Sum ``values`` over what belongs to each channel along one dimension.
 
         Args:
             values: tensors at full shape, such as squared weights; not all need be there.
-            dim: the dimension whose positions are assigned to channels.
+            dim: the dimension whose positions are assigned to channels; by default, that of each tensor's outputs.
 
         Returns:
             of each group the sums, (n,) float64.
         """
         sums = torch.zeros(sum(self.groups.values()), dtype=torch.float64)
         for name, value in values.items():
-            axis = self.positions[name][dim] if value.dim() > dim else torch.zeros(0)
+            along = self.outputs.get(name, 0) if dim is None else dim
+            axis = self.positions[name][along] if value.dim() > along else torch.zeros(0)
             if axis.numel():
-                each = value.detach().double().cpu().movedim(dim, 0).reshape(len(axis), -1).sum(1)
+                each = value.detach().double().cpu().movedim(along, 0).reshape(len(axis), -1).sum(1)
                 sums.index_add_(0, axis[axis >= 0], each[axis >= 0])
         return dict(zip(self.groups, sums.split(list(self.groups.values())), strict=True))
 
@@ -358,20 +362,20 @@ class Slice(Mapping[str, Index]):
 
 
 @lru_cache(maxsize=256)
-def prefix_inside(full: SplitModel | None, inner: float, outer: float) -> Part:
+def prefix_inside(model: SplitModel | None, inner: float, outer: float) -> Part:
     """`Slice.inside` of two prefixes, kept: to find the places takes as long as some steps of training.
 
     Args:
-        full: the full network.
+        model: the full network, or a slice of it.
         inner: the share of the channels that the smaller slice holds.
         outer: the share that the larger slice holds.
 
     Raises:
         TypeError: a part without a network, whose model is None.
     """
-    if full is None:
+    if model is None:
         raise TypeError("this part has no network, of which there could be slices")
-    layout = Layout.of(full)
+    layout = Layout.of(model.whole)
     return Slice.prefix(layout, inner).inside(Slice.prefix(layout, outer))
 
 

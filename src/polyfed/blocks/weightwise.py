@@ -124,15 +124,25 @@ class WeightWise(Algorithm):
         """The capacity of a client in this round."""
         return min(client.capacity, server.paces.get(client.id, client.capacity))
 
-    def extract(self, server: Global, capacity: float) -> tuple[dict[str, Tensor], tuple[float, ...]]:
-        """The mask M, and the thresholds theta of which it is 1[|x| >= theta]; 0 where it is not of that form."""
+    def extract(self, server: Global) -> Callable[[float], tuple[dict[str, Tensor], tuple[float, ...]]]:
+        """By capacity the mask M, and the thresholds theta of which it is 1[|x| >= theta]; 0 where it has no such form.
+
+        The weights are sorted once, if they are, for all capacities.
+        """
         weights = tree.pick(server.model, server.masked)
         group = competing(server.masked, self.scope, self.groups)
+        macs = server.macs if self.capacity_in == "macs" else None
         if self.importance != "magnitude":
             scores = {name: value.abs() for name, value in server.scores.items()}
-            return best(scores, weights, group, capacity, server.macs), (0.0,)
-        theta = thresholds(weights, group, capacity, server.macs)
-        return above(weights, self.gates(weights, server.masked, theta)), theta
+            mask = best(scores, weights, group, macs)
+            return lambda capacity: (mask(capacity), (0.0,))
+        cut = thresholds(weights, group, macs)
+
+        def at(capacity: float) -> tuple[dict[str, Tensor], tuple[float, ...]]:
+            theta = cut(capacity)
+            return above(weights, self.gates(weights, server.masked, theta)), theta
+
+        return at
 
     def gates(self, params: Params, masked: tuple[str, ...], theta: tuple[float, ...]) -> dict[str, Tensor]:
         """The threshold of each masked tensor, of those of the groups."""
@@ -156,19 +166,24 @@ class WeightWise(Algorithm):
             masks: of each capacity the mask, nested.
         """
         step, new = got["delta"] if self.importance == "fisher" else (got["delta"], got["delta"])
-        scores, paces = server.scores, server.paces
+        scores = server.scores
         if scores:
             widest = max(at[client.id] for client in got.clients)
             scores = remembered(scores, new, masks[widest], self.memory)
-        if self.deadline is not None:
-            own = {client.id: client.capacity for client in cohort if client.id in got.seconds}
-            paces = {
-                **paces,
-                **{
-                    k: paced(at[k], got.seconds[k], self.deadline, self.least_capacity, most) for k, most in own.items()
-                },
-            }
-        return step, replace(server, scores=scores, paces=paces)
+        return step, replace(self.void_round(server, cohort, got.seconds), scores=scores)
+
+    def void_round(self, server: S, cohort: Cohort, seconds: Mapping[ClientId, float]) -> S:
+        """The state with the new paces: who was late, in a void round too, gets less to do."""
+        if self.deadline is None:
+            return server
+        new = {
+            client.id: paced(
+                self.reach(server, client), seconds[client.id], self.deadline, self.least_capacity, client.capacity
+            )
+            for client in cohort
+            if client.id in seconds
+        }
+        return replace(server, paces={**server.paces, **new})
 
 
 def masked_names(model: SplitModel) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from polyfed.base import tree
+from polyfed.base.errors import ModelError
 from polyfed.base.ranges import Portion
 from polyfed.base.rng import Rng
 from polyfed.base.types import ClientId, Params, Parts
@@ -34,7 +35,8 @@ class Widths(Algorithm):
             the ``"capacity"`` itself.
         scaler: whether outputs are divided by the share in training.
         absent: logits of classes without examples: ``"excluded"``; ``"zero"``, as released; ``"kept"``.
-        own_rows: whether rows of the output layer are averaged over those clients alone that have the class.
+        own_rows: whether rows of the output layer are averaged over those clients alone that have the class; this takes
+            a network that names its classifier.
         calibrate: whether BatchNorm's statistics are asked for after each round; else they are averaged as weights are.
         unseen_capacities: capacities that no client has, to test the global model at.
     """
@@ -57,12 +59,26 @@ class Widths(Algorithm):
         return Slice.prefix(layout, self.share(capacity))
 
     def check(self, task: Task) -> None:
-        """One architecture for all clients, with channels to leave out."""
-        Layout.of(task.common(self.name))
+        """One architecture for all clients, with channels to leave out, also at unseen capacities."""
+        own = task.common(self.name)
+        layout = Layout.of(own)
+        if self.own_rows and own.cuts[0] is None:
+            raise ModelError(
+                f"{self.name} averages the rows of {own.name}'s output layer by class, but it names no classifier; "
+                'name the first submodule of its classifier (classifier = "..."), or set algorithm.own_rows = false'
+            )
+        for capacity in self.unseen_capacities:
+            try:
+                self.prefix(layout, capacity).network(own)
+            except ModelError as error:
+                raise ModelError(
+                    f"algorithm.unseen_capacities: {own.name} cannot be tested at capacity {capacity:g}; "
+                    f"leave that capacity out: {error}"
+                ) from error
 
     def models_at(self, task: Task, own: SplitModel, capacity: float) -> Mapping[str, SplitModel]:
-        """The small network; and the full one, which nothing runs: a small one does not say what was narrowed."""
-        return {"model": self.prefix(Layout.of(own), capacity).network(own), "full": own}
+        """The small network."""
+        return {"model": self.prefix(Layout.of(own), capacity).network(own)}
 
     def slices(self, layout: Layout, cohort: Cohort) -> Mapping[ClientId, Slice]:
         """The slices that clients train in a round, by client; one object for all clients with the same."""
@@ -88,7 +104,7 @@ class Widths(Algorithm):
         return nets
 
     class Server(State):
-        """w, statistics by capacity, the channels, and the names of the output layer."""
+        """w, statistics by capacity, the channels, and the output layer's names if `own_rows`."""
 
         model: Params
         statistics: Mapping[str, Params]
@@ -116,7 +132,8 @@ class Widths(Algorithm):
         w, layout = own.init(rng.at("model")), Layout.of(own)
         asked = tree.pick(w, own.statistic_names if self.calibrate else ())
         held = {str(c): self.prefix(layout, c).take(asked) for c in task.capacities if asked}
-        rows = {name for name in own.classifier_names if own.shapes[name][:1] == (task.num_classes,)}
+        names = own.classifier_names if self.own_rows else ()
+        rows = {name for name in names if own.shapes[name][:1] == (task.num_classes,)}
         return self.Server(tree.drop(w, asked), held, layout, tuple(sorted(rows - {*layout.scaling(rows)})))
 
     def server_round(self, server: Server, cohort: Cohort) -> Steps[State]:
@@ -124,7 +141,7 @@ class Widths(Algorithm):
         held = self.slices(server.layout, cohort)
         first = {id(held[client.id]): client for client in cohort}  # a message for each slice, not for each client
         down = {slice_: self.message_for(server, client, held[client.id]) for slice_, client in first.items()}
-        mean = OwnRows(lambda c: held[c.id], None, server.model, server.head if self.own_rows else ())
+        mean = OwnRows(lambda c: held[c.id], None, server.model, server.head)
         got = yield from exchange(cohort, lambda c: down[id(held[c.id])], gather={"model": mean})
         new = replace(server, model=got["model"])
         if not new.statistics:
@@ -136,17 +153,23 @@ class Widths(Algorithm):
         return replace(new, statistics=got["statistics"])
 
     def message_for(self, server: Server, client: ClientInfo, held: Slice | None = None) -> Broadcast:
-        """A slice, by default the prefix, with the statistics of its width."""
-        part = self.prefix(server.layout, client.capacity) if held is None else held
-        return self.Broadcast(part.take(server.model), server.statistics.get(str(client.capacity), {}))
+        """A slice, by default the prefix, with the statistics of its width; ModelError where there are none."""
+        prefix, known = partial(self.prefix, server.layout), server.statistics
+        found = statistics_at(known, client.capacity, prefix)
+        if found is None:
+            raise ModelError(
+                f"{self.name} has no statistics of BatchNorm for capacity {client.capacity:g}; expected at most "
+                f"{max(map(float, known)):g}, the largest capacity of the run's clients"
+            )
+        return self.Broadcast((prefix(client.capacity) if held is None else held).take(server.model), found)
 
     def client_round(self, private: Nothing, msg: Broadcast, client: LocalClient) -> Steps[ClientResult]:
         """Train the slice; or, asked for statistics, take their mean over the client's examples."""
-        parts, full = self.predictor_parts(private, msg, client), client.models["full"]
+        parts, full = self.predictor_parts(private, msg, client), client.models["model"].whole
         if isinstance(msg, self.Query):
             return private, (yield from measured(client, parts, msg.statistics))
         rho = self.share(client.info.capacity) if self.scaler else 1.0
-        names = Layout.of(full).scaling(full.parameter_names - full.norm_names)
+        names = Layout.of(full).scaling(full.layer_names)
         frozen = {"rho": {n: torch.tensor(rho, dtype=msg.model[n].dtype) for n in names}, "own": parts["own"]}
         fitted = yield from fit(client, {"model": parts["model"]}, loss=self.loss, frozen=frozen)
         return private, self.Upload(tree.drop(fitted.parts["model"], msg.statistics), parts["own"]["classes"])

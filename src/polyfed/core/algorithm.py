@@ -12,7 +12,7 @@ from torch import Tensor
 
 from polyfed.base.errors import ConfigError, ModelError
 from polyfed.base.rng import Rng
-from polyfed.base.types import Parts
+from polyfed.base.types import ClientId, Parts
 from polyfed.core.checks import check_counterparts
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
 from polyfed.core.message import Message, Nothing, State
@@ -154,6 +154,8 @@ class Algorithm(ABC):
     exempt: ClassVar[Mapping[str, str]] = {}
     #: Whether a client's private state, where it has one, has a network of its own, which may start with given weights.
     own_networks: ClassVar[bool] = True
+    #: Key -> the switch, true or false, without which it does nothing: a value other than its default is then refused.
+    switches: ClassVar[Mapping[str, str]] = {}
     #: Whether `message_for` depends on the client's id, not only on its capacity and architecture.
     personal_message: ClassVar[bool] = False
     #: The share of each client's training examples, in [0, 1), that it never trains on: its ``client.held_out``, for
@@ -203,6 +205,16 @@ class Algorithm(ABC):
     @abstractmethod
     def server_round(self, server: Any, cohort: Cohort) -> Steps[State]:
         """Run one round at the server: usually broadcast, `exchange`, aggregate. Return the new state."""
+
+    def void_round(self, server: Any, cohort: Cohort, seconds: Mapping[ClientId, float]) -> State:
+        """Return the state after a round that too few clients answered; by default as it was.
+
+        Args:
+            server: the state before the round.
+            cohort: the clients that were asked.
+            seconds: as `Gathered.seconds` of the exchange that was void; no reply counts, in time or not.
+        """
+        return server
 
     @abstractmethod
     def client_round(self, private: Any, msg: Any, client: LocalClient) -> Steps[ClientResult]:

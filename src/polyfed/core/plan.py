@@ -88,6 +88,11 @@ class LocalSGD:
     parts: tuple[PartRate, ...] = ()
     label_smoothing: float = 0.0
 
+    @property
+    def moves_without_gradient(self) -> bool:
+        """Whether a weight of gradient 0 may move: by momentum, by moments of Adam, or by weight decay."""
+        return self.optimizer != "sgd" or self.momentum != 0 or self.weight_decay != 0
+
     def rate(self, part: str, own: float | None = None) -> float:
         """Return the learning rate of a part in this round: its rate times its factor.
 

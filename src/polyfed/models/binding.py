@@ -22,6 +22,14 @@ NORMS = (
 )
 
 
+#: Layers whose outputs are a product of weights and inputs, plus a bias; attention's projections, too.
+LAYERS = (
+    nn.Linear,
+    nn.modules.conv._ConvNd,  # pyright: ignore[reportPrivateUsage]
+    nn.MultiheadAttention,
+)
+
+
 class Slot(NamedTuple):
     """A place of a tensor in a module: ``owner[local]``; ``name`` names the tensor, ``alias`` the place."""
 
@@ -84,16 +92,15 @@ class Binding:
         self._forms = {self._made: {p.name: p.tensor.detach() for p in everything if id(p.tensor) in fixed}}
         found = [p for p in everything if id(p.tensor) not in fixed]
         parameters = {id(parameter) for parameter in module.parameters()}
-        norms = {
-            id(parameter)
-            for child in module.modules()
-            if isinstance(child, NORMS)
-            for parameter in child.parameters(recurse=False)
-        }
+        norms, layers = (
+            {id(p) for child in module.modules() if isinstance(child, kinds) for p in child.parameters(recurse=False)}
+            for kinds in (NORMS, LAYERS)
+        )
         self.shapes: Mapping[str, torch.Size] = MappingProxyType({p.name: p.tensor.shape for p in found})
         self.parameter_names = frozenset(p.name for p in found if id(p.tensor) in parameters)
         self.buffer_names = frozenset(self.shapes) - self.parameter_names
         self.norm_names = frozenset(p.name for p in found if id(p.tensor) in norms)
+        self.layer_names = frozenset(p.name for p in found if id(p.tensor) in layers)
         self._slots = [(p.owner, p.local, p.name) for p in found]
         self._aliases = {p.alias: p.name for p in found}
         # Any: the second list of weights of these modules is private to torch.

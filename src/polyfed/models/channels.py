@@ -39,10 +39,13 @@ class Channels(NamedTuple):
             group first occurs, such as ``"conv1.weight[0]"``.
         positions: of each tensor and dimension the number of the channel at each position, (n,) int64; -1 where the
             position always stays; (0,) where all do. Groups number their channels one after another, in order.
+        outputs: the dimension of a weight's outputs where it is not the first, such as 1 of a transposed convolution
+            and of ``x @ weight``.
     """
 
     groups: Mapping[str, int]
     positions: Mapping[str, tuple[Tensor, ...]]
+    outputs: Mapping[str, int] = MappingProxyType({})
 
     def kept(self, chosen: Mapping[str, Tensor]) -> dict[str, tuple[Tensor | None, ...]]:
         """Return the positions that stay of each dimension of each tensor, ascending; None where all do.
@@ -89,8 +92,9 @@ def channels(model: SplitModel) -> Channels:
     if not found.groups:
         raise ModelError(
             f"model {model.name!r} cannot be sliced: none of its channels can be left out. Its inputs and its outputs "
-            f"always stay, frozen layers do, and so do the submodules that it names in {_WHOLE}; what a slice makes "
-            "smaller is a hidden layer between two others"
+            f"always stay, frozen layers do, and so do the submodules that it names in {_WHOLE}, and features that a "
+            "convolution, a pooling or a normalisation of channels reads as positions; what a slice makes smaller is a "
+            "hidden layer between two others"
         )
     return found
 
@@ -98,6 +102,8 @@ def channels(model: SplitModel) -> Channels:
 @lru_cache(maxsize=1024)
 def narrowed(model: SplitModel, sizes: tuple[tuple[str, int], ...]) -> SplitModel:
     """Return the network with fewer channels; its weights are those that a slice of these sizes takes.
+
+    Its ``whole`` is that of ``model``.
 
     Args:
         model: the full network.
@@ -124,6 +130,7 @@ def narrowed(model: SplitModel, sizes: tuple[tuple[str, int], ...]) -> SplitMode
             extractor=model.cuts[1],
             signature=("narrowed", model.signature, tuple(sorted((g, len(n)) for g, n in chosen.items()))),
             dtype=model.dtype,
+            whole=model.whole,
         )
     except ModelError as error:
         raise ModelError(
@@ -186,7 +193,9 @@ def _follow(model: SplitModel) -> Channels:
         if id(value) not in follower.used:
             for axis in axes[name]:
                 follower.unite(axis)
-    return _grouped(model, {name: [follower.roots(axis) for axis in found] for name, found in axes.items()})
+    found = _grouped(model, {name: [follower.roots(axis) for axis in found] for name, found in axes.items()})
+    made = {name: follower.outputs.get(id(value), 0) for name, value in tensors.items()}
+    return found._replace(outputs=MappingProxyType({name: dim for name, dim in made.items() if dim}))
 
 
 def _grouped(model: SplitModel, axes: Mapping[str, list[Tensor]]) -> Channels:

@@ -111,7 +111,7 @@ def with_exits(model: SplitModel, ends: tuple[str, ...], depth: int, head: str =
 
     It gives ``(B, depth * L)``: the classifiers' logits one after another; `depth_of` says how many. Names are
     ``net.`` and the name in ``model``, and ``heads.0.`` and so on. Weights and draws of a smaller depth are among those
-    of a larger. Equal arguments return the same object.
+    of a larger. Its ``whole`` is that of ``model``. Equal arguments return the same object.
 
     Args:
         model: the network.
@@ -141,6 +141,7 @@ def with_exits(model: SplitModel, ends: tuple[str, ...], depth: int, head: str =
         classifier=None,
         signature=("exits", depth, model.signature, ends, head),
         dtype=model.dtype,
+        whole=model.whole,
     )
 
 

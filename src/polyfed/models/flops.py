@@ -21,6 +21,7 @@ from polyfed.base.errors import ModelError
 from polyfed.base.rng import Rng
 from polyfed.models.binding import places
 from polyfed.models.channels import example
+from polyfed.models.labels import storage, tensors_in
 from polyfed.models.split import SplitModel
 
 _RNG = Rng(("polyfed.models", "flops"))
@@ -104,8 +105,10 @@ class _Counting(TorchDispatchMode):
         else:
             flops = math.nan
         self.counter.total += flops
-        if flops and self.counter.followed:
-            self.counter.share(flops, _factors(name, args))
+        if self.counter.followed:
+            if flops:
+                self.counter.share(flops, _factors(name, args))
+            self.counter.trace(name, tensors_in((args, kwargs)), tensors_in(out), bool(flops))
         return out
 
 
@@ -115,12 +118,7 @@ def _factors(name: str, given: Sequence[Any]) -> list[Tensor]:
         given = given[:2]
     elif name.startswith(("add", "baddbmm")):
         given = given[1:3]
-    flat = [inner for value in given for inner in (value if isinstance(value, list | tuple) else (value,))]
-    return [value for value in flat if isinstance(value, Tensor) and (value.dim() > 1 or name in ("dot", "vdot", "mv"))]
-
-
-def _storage(value: Tensor) -> int:
-    return value.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]  # the only identity a storage has
+    return [value for value in tensors_in(given) if value.dim() > 1 or name in ("dot", "vdot", "mv")]
 
 
 class Flops:
@@ -130,20 +128,50 @@ class Flops:
 
     Args:
         weights: tensors whose part in the count is told apart.
+        data: the input; what is computed from ``weights`` alone, without it, is a weight that was changed.
     """
 
-    def __init__(self, weights: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(self, weights: Mapping[str, Tensor] | None = None, data: Tensor | None = None) -> None:
         #: The number; NaN if an operation with products has no formula.
         self.total: float = 0
         #: The FLOPs of the products in which a tensor of ``weights``, or a view of it, is a factor; NaN likewise.
         self.of: dict[str, float] = dict.fromkeys(weights or {}, 0.0)
-        self.followed = {_storage(value): name for name, value in (weights or {}).items()}
+        self.followed = {storage(value): name for name, value in (weights or {}).items()}
+        #: The tensors of ``weights`` that were changed before a product: it is missing in `of`.
+        self.changed: set[str] = set()
+        self._made: dict[int, frozenset[str]] = {}  # of what, by storage, if of weights alone
+        self._data = set[int]() if data is None else {storage(data)}
+        self._copies: list[Tensor] = []  # kept, so that their storage stays their own
 
     def share(self, flops: float, factors: Sequence[Tensor]) -> None:
         """Add the FLOPs of an operation to the followed tensors among its factors, by their number of elements."""
-        found = {self.followed[_storage(f)]: f.numel() for f in factors if _storage(f) in self.followed}
+        found = {self.followed[storage(f)]: f.numel() for f in factors if storage(f) in self.followed}
         for name, size in found.items():
             self.of[name] += flops * size / sum(found.values())
+        if not found:
+            self.changed.update(*(self._made.get(storage(f), ()) for f in factors))
+
+    def trace(self, name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor], product: bool) -> None:
+        """Note what the results of an operation were computed from."""
+        places = [storage(value) for value in inputs]
+        weights = frozenset(
+            n for at in places for n in ({self.followed[at]} if at in self.followed else self._made.get(at, ()))
+        )
+        data = any(at in self._data for at in places)
+        for out in outputs:
+            at = storage(out)
+            if at in self.followed:
+                continue  # a view
+            if name in ("clone", "_to_copy") and places[0] in self.followed and out.numel() == inputs[0].numel():
+                self.followed[at] = self.followed[places[0]]
+                self._copies.append(out)
+                continue
+            self._data.discard(at)  # a storage may have been another's before
+            self._made.pop(at, None)
+            if data:
+                self._data.add(at)
+            elif weights and not product:
+                self._made[at] = weights
 
     def __enter__(self) -> Flops:
         self._open = ExitStack()
@@ -162,7 +190,7 @@ def multiplications(model: SplitModel) -> dict[str, float]:
 
     It is the number of positions at which a weight is used: of a convolution those of its output, of a linear layer 1
     or the number of tokens. A tensor with that number times its number of weights gives the layer's. A bias, an affine
-    parameter and a table of embeddings are no factors, and neither is a weight that is changed before its product.
+    parameter and a table of embeddings are no factors.
 
     Args:
         model: the network; it runs once in evaluation mode, and the result is kept.
@@ -171,7 +199,8 @@ def multiplications(model: SplitModel) -> dict[str, float]:
         the numbers by the names of the tensors, in the order of the network.
 
     Raises:
-        ModelError: a weight is a factor of an operation of which the number is unknown.
+        ModelError: a weight is a factor of an operation of which the number is unknown, or is changed before its
+            product, as by a weight normalisation; or no weight is a factor.
 
     Example:
         >>> from polyfed import build
@@ -187,12 +216,22 @@ def _multiplications(model: SplitModel) -> dict[str, float]:
         module = model.new_module().eval()
     weights = {place.name: place.tensor for place in places(module) if place.name in model.parameter_names}
     x = example(model)
-    with torch.no_grad(), Flops(weights) as counter:
+    with torch.no_grad(), Flops(weights, x) as counter:
         module(x)
     if unknown := [name for name, flops in counter.of.items() if math.isnan(flops)]:
         raise ModelError(
             f"model {model.name!r}: the multiplications of {unknown[0]!r} cannot be counted, as its forward calls an "
             "operation that polyfed has no formula for; measure capacities in parameters instead"
         )
+    if changed := [name for name in weights if name in counter.changed and weights[name].dim() > 1]:
+        raise ModelError(
+            f"model {model.name!r}: the multiplications of {changed[0]!r} cannot be counted, as its forward multiplies "
+            "by what it computes from that weight, and not by the weight; measure capacities in parameters instead"
+        )
     found = {name: counter.of[name] / (2 * len(x) * weights[name].numel()) for name in model.shapes if name in weights}
+    if not any(found.values()):
+        raise ModelError(
+            f"model {model.name!r} has no multiplications: no weight that it trains is a factor of a product or a "
+            "convolution; measure capacities in parameters instead"
+        )
     return {name: value for name, value in found.items() if value}

@@ -144,12 +144,15 @@ class Follower(TorchDispatchMode):
 
     Attributes:
         used: the tensors of `element` that an operation read.
+        outputs: of those that a product or a convolution read, the dimension whose positions are outputs of its first.
     """
 
     def __init__(self, model: str) -> None:
         super().__init__()
         self.model = model
         self.used: set[int] = set()
+        self.outputs: dict[int, int] = {}
+        self._elements: dict[int, Tensor] = {}  # by storage, as views have that of their tensor
         self._parent = np.zeros(1, dtype=np.int64)
         self._labels: dict[int, tuple[Tensor, Labels]] = {}  # holds the tensor too, so that its id stays its own
 
@@ -164,7 +167,19 @@ class Follower(TorchDispatchMode):
             axes.append(torch.arange(start, start + size))
         placed = [_at(axis, dim, tensor.dim()) for dim, axis in enumerate(axes) if len(axis) > 1]
         self._labels[id(tensor)] = (tensor, placed)
+        self._elements[storage(tensor)] = tensor
         return axes
+
+    def _outputs(self, factor: Tensor, dim: int) -> None:
+        """Note that the outputs of a factor are along ``dim``, if it is a tensor of `element` or a view of one."""
+        whole = self._elements.get(storage(factor))
+        if whole is None:
+            return
+        step, size = factor.stride(dim), factor.shape[dim]  # a view may have split, joined or turned dimensions
+        strides = zip(whole.stride(), whole.shape, strict=True)
+        along = [at for at, (stride, n) in enumerate(strides) if n > 1 and step <= stride < step * size]
+        if along:
+            self.outputs.setdefault(id(whole), along[0])
 
     def roots(self, elements: Tensor) -> Tensor:
         """Return for each element the one that stands for all that it is united with; 0 for what is always there."""
@@ -205,7 +220,7 @@ class Follower(TorchDispatchMode):
 
     def fix(self, values: object) -> None:
         """Keep all channels of these tensors: they reach what cannot be sliced."""
-        for value in _tensors(values):
+        for value in tensors_in(values):
             for label in self.labels(value):
                 self.unite(label)
 
@@ -247,6 +262,16 @@ class Follower(TorchDispatchMode):
                 out = self._entire(label, varying - {dim}).reshape(-1).expand(size)
         return out
 
+    def _channels(self, x: Tensor, dim: int) -> Tensor:
+        """Return the elements along the dimension of the channels; keep what varies along others alone, such as places.
+
+        Neighbours along those meet in each result, and how many there are decides which.
+        """
+        for label in self.labels(x):
+            if dim not in _varying(label):
+                self.unite(label)
+        return self._axis(x, dim, x.shape[dim])
+
     def _joined(self, operands: Sequence[tuple[tuple[int, ...], Labels]], dims: int) -> Labels:
         """Return the labels of an elementwise result of tensors, given as shape and labels, aligned at the right."""
         merged: Labels = []
@@ -279,10 +304,10 @@ class Follower(TorchDispatchMode):
         """Run an operation, and give its results labels."""
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        inputs = _tensors((args, kwargs))
+        inputs = tensors_in((args, kwargs))
         self.used |= {id(value) for value in inputs}
         if not any(self.labels(value) for value in inputs):
-            for value in _tensors(out):
+            for value in tensors_in(out):
                 self._labels.pop(id(value), None)
             return out
         name = func._schema.name.removeprefix("aten::")
@@ -318,7 +343,7 @@ class Follower(TorchDispatchMode):
         return (lambda *_: None) if name == "_local_scalar_dense" else None  # a number for Python
 
     def _move(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-        inputs = _tensors((args, kwargs))
+        inputs = tensors_in((args, kwargs))
         if func._schema.name in ("aten::cat", "aten::stack"):  # pieces are of one size along all other dimensions
             along = (
                 (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % inputs[0].dim()
@@ -329,7 +354,7 @@ class Follower(TorchDispatchMode):
             shapes = [tuple(1 if dim == along else size for dim, size in enumerate(value.shape)) for value in inputs]
             self._joined(list(zip(shapes, apart, strict=True)), inputs[0].dim())
         found = {id(value): self.labels(value) for value in inputs}
-        results = _tensors(out)
+        results = tensors_in(out)
         made: list[Labels] = [[] for _ in results]
         for number in range(max(map(len, found.values()))):
 
@@ -352,14 +377,14 @@ class Follower(TorchDispatchMode):
             how = torch.reshape if func._schema.name in ("aten::view", "aten::_unsafe_view") else func
             given = args[:2] if func._schema.name == "aten::constant_pad_nd" else args
             moved = how(*swap(given), **{key: swap(value) for key, value in keys.items()})
-            for labels, label in zip(made, _tensors(moved), strict=True):
+            for labels, label in zip(made, tensors_in(moved), strict=True):
                 labels.append(self._thin(label))
         for value, labels in zip(results, made, strict=True):
             self._set(value, labels)
 
     def _elementwise(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-        inputs = _tensors((args, kwargs))
-        result = _tensors(out)[0]
+        inputs = tensors_in((args, kwargs))
+        result = tensors_in(out)[0]
         self._set(result, self._joined([(value.shape, self.labels(value)) for value in inputs], result.dim()))
 
     def _reduction(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
@@ -369,7 +394,7 @@ class Follower(TorchDispatchMode):
         dims = range(x.dim()) if asked is None or asked == [] else [asked] if isinstance(asked, int) else asked
         dims = [dim % x.dim() for dim in dims]
         kept = [label for label in (self._summed(label, dims) for label in self.labels(x)) if label is not None]
-        for value in _tensors(out):
+        for value in tensors_in(out):
             if value.dim() != x.dim():
                 rest = [dim for dim in range(x.dim()) if dim not in dims]
                 self._set(value, [label.reshape([label.shape[dim] for dim in rest]) for label in kept])
@@ -378,7 +403,7 @@ class Follower(TorchDispatchMode):
 
     def _product(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         name = func._schema.name
-        tensors = _tensors(args)
+        tensors = tensors_in(args)
         added, (a, b) = (
             (tensors[0], tensors[1:3]) if name.startswith(("aten::addmm", "aten::baddbmm")) else (None, tensors[:2])
         )
@@ -392,6 +417,8 @@ class Follower(TorchDispatchMode):
         def left(shape: Sequence[int]) -> tuple[int, ...]:  # (.., n, k) -> (.., n, 1, k)
             return (*shape[:-1], 1, shape[-1])
 
+        self._outputs(a, -2)
+        self._outputs(b, -1)
         labels_b = self.labels(tensors[1]) if "linear" in name else [label.mT for label in self.labels(b)]  # (.., m, k)
         turned = (*b.shape[:-2], 1, b.shape[-1], b.shape[-2])
         labels_b = [label.reshape(*label.shape[:-2], 1, *label.shape[-2:]) for label in labels_b]
@@ -399,7 +426,7 @@ class Follower(TorchDispatchMode):
         dims = max(a.dim(), b.dim()) + 1
         joined = self._joined([(left(a.shape), labels_a), (turned, labels_b)], dims)
         kept = [label for label in (self._summed(label, [dims - 1]) for label in joined) if label is not None]
-        result = _tensors(out)[0]
+        result = tensors_in(out)[0]
         terms: list[tuple[tuple[int, ...], Labels]] = [(tuple(result.shape), [label.squeeze(-1) for label in kept])]
         if added is not None:
             terms.append((tuple(added.shape), self.labels(added)))
@@ -409,11 +436,12 @@ class Follower(TorchDispatchMode):
         given = _arguments(func, args, kwargs)
         x, weight, bias, groups = given["input"], given["weight"], given.get("bias"), given.get("groups", 1)
         into, made = (0, 1) if given.get("transposed") else (1, 0)
-        channels, result = self._axis(x, 1, x.shape[1]), _tensors(out)[0]
+        channels, result = self._channels(x, 1), tensors_in(out)[0]
         columns = self._axis(weight, into, weight.shape[into])
         for dim in range(2, weight.dim()):
             self.unite(self._axis(weight, dim, weight.shape[dim]))  # a kernel keeps its size
         if groups == 1:
+            self._outputs(weight, made)
             rows = self._axis(weight, made, weight.shape[made])
             self.unite(channels, columns)
         else:  # a group's inputs and outputs stand and fall together, so a group is one channel
@@ -434,14 +462,14 @@ class Follower(TorchDispatchMode):
     def _norm(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         given = _arguments(func, args, kwargs)
         x: Tensor = given["input"]
-        rows = self._axis(x, 1, x.shape[1])
+        rows = self._channels(x, 1)
         for name in ("weight", "bias", "running_mean", "running_var"):
             if given.get(name) is not None:
                 self.unite(rows, self._axis(given[name], 0, x.shape[1]))
         if "group" in given:  # its statistics are those of a whole group
             every = rows.reshape(given["group"], -1)
             self.unite(every, every[:, :1])
-        self._set(_tensors(out)[0], [_at(self.roots(rows), 1, x.dim())])
+        self._set(tensors_in(out)[0], [_at(self.roots(rows), 1, x.dim())])
 
     def _embedding(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         weight: Tensor = args[0]
@@ -449,9 +477,16 @@ class Follower(TorchDispatchMode):
         self._set(out, [_at(self._axis(weight, 1, weight.shape[1]), out.dim() - 1, out.dim())])
 
     def _pool(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-        x: Tensor = _tensors(args)[0]
-        result = _tensors(out)[0]
-        self._set(result, [_at(self._axis(x, 1, x.shape[1]), 1, result.dim())])
+        x: Tensor = tensors_in(args)[0]
+        result, name = tensors_in(out)[0], func._schema.name
+        places = next(d for d in (1, 2, 3) if f"{d}d" in name)
+        dim = x.dim() - 1 - places  # 0 of a single example, as which a tensor (B, F) is taken
+        self._set(result, [_at(self._channels(x, dim), dim, result.dim())])
+
+
+def storage(value: Tensor) -> int:
+    """Return what tells the memory of a tensor, which it shares with its views, from that of others."""
+    return value.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]  # the only identity a storage has
 
 
 def _arguments(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
@@ -460,14 +495,14 @@ def _arguments(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
-def _tensors(values: Any) -> list[Tensor]:
+def tensors_in(values: Any) -> list[Tensor]:
     """Return the tensors in a value, in order."""
     if isinstance(values, Tensor):
         return [values]
     if isinstance(values, dict):
-        return [tensor for value in cast("dict[str, Any]", values).values() for tensor in _tensors(value)]
+        return [tensor for value in cast("dict[str, Any]", values).values() for tensor in tensors_in(value)]
     if isinstance(values, list | tuple):
-        return [tensor for value in cast("Sequence[Any]", values) for tensor in _tensors(value)]
+        return [tensor for value in cast("Sequence[Any]", values) for tensor in tensors_in(value)]
     return []
 
 

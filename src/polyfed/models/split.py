@@ -58,6 +58,7 @@ class SplitModel:
         signature: equal exactly for models of the same architecture, which may then be stacked. Default: the
             factory itself, with the shape and the cuts.
         dtype: type of the input: int64 for tokens; None for the type of new tensors, such as float32.
+        whole: the network of which this one has some channels or stages; None for a network that is no part.
 
     A parameter with ``requires_grad`` False is a constant of the architecture: the factory makes it under a fixed seed,
     all weights share it, and no mapping holds it. So are the statistics of a normalisation whose parameters are frozen
@@ -67,6 +68,7 @@ class SplitModel:
         cuts: the names of the classifier and of the extractor.
         notes: sentences that a user should read once.
         random: whether a training forward draws random numbers.
+        layer_names: names of the parameters of linear layers, convolutions, and attention's projections.
         caches: whether a forward fills plain attributes, with values that depend on nothing but shapes.
 
     Raises:
@@ -93,6 +95,7 @@ class SplitModel:
         extractor: str | None = None,
         signature: Hashable | None = None,
         dtype: torch.dtype | None = None,
+        whole: SplitModel | None = None,
     ) -> None:
         if extractor is not None and classifier is None:
             raise ModelError(f"model {name!r} names an extractor ({extractor!r}) but no classifier; name both, or none")
@@ -103,6 +106,7 @@ class SplitModel:
             signature if signature is not None else (name, factory, self.input_shape, classifier, extractor)
         )
         self.dtype = dtype
+        self._whole = whole
         self.cuts = (classifier, extractor)
         self._factory = factory
         self._cut_names = (classifier, extractor)
@@ -120,6 +124,7 @@ class SplitModel:
         self.parameter_names = self._binding.parameter_names
         self.buffer_names = self._binding.buffer_names
         self.norm_names = self._binding.norm_names
+        self.layer_names = self._binding.layer_names
         self._pieces: dict[bool, Pieces] | None = None
         if classifier is not None:
             self._cut(classifier, extractor)
@@ -152,7 +157,13 @@ class SplitModel:
             extractor=extractor,
             signature=self.signature,
             dtype=self.dtype,
+            whole=self._whole,
         )
+
+    @property
+    def whole(self) -> SplitModel:
+        """The network of which this one has some channels or stages; itself if it is no part of another."""
+        return self if self._whole is None else self._whole
 
     @property
     def described(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,7 +27,16 @@ from polyfed.storage.state_store import StatesOf, Store
 
 
 class TooFewRepliesError(PolyfedError):
-    """A round ended with fewer good replies than ``min_replies``: it is void."""
+    """A round ended with fewer good replies than ``min_replies``: it is void.
+
+    Args:
+        text: the message.
+        seconds: as of `polyfed.core.gather.Gathered`.
+    """
+
+    def __init__(self, text: str, seconds: Mapping[ClientId, float] | None = None) -> None:
+        super().__init__(text)
+        self.seconds: Mapping[ClientId, float] = seconds or {}
 
 
 class Clients(Protocol):

@@ -518,7 +518,8 @@ def prepare(config: Config, dataset: Dataset | None = None) -> Federation:
             "clients could be late by; add [devices], or remove the key"
         )
     check_networks(algorithm, federation.task, dataset)
-    check_training(config, algorithm, algorithm.models(federation.task, federation.own(0)), federation.data.train(0))
+    first = algorithm.models_at(federation.task, federation.own(0), federation.info(0).capacity)
+    check_training(config, algorithm, first, federation.data.train(0))
     check_weights(config, algorithm, federation.task)
     if algorithm.holdout:
         federation.local(partition.smallest, 0)  # reports a client with too few examples before the run

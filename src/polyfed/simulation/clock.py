@@ -97,7 +97,7 @@ class TimedClients:
         self._said: set[tuple[str, str]] = set()
 
     def play(self, server: Any, round_: int, driver: Sequential, now: float, *, score: bool) -> Played:
-        """Play a round that begins ``now``, in simulated seconds; a void round leaves ``server`` as it is."""
+        """Play a round that begins ``now``, in simulated seconds; `Algorithm.void_round` says what a void one does."""
         self.timing, self._phase, self._counted = Timing(now, self.availability.hour(now) % 24), 0, []
         self._wanted = self.federation.config.clients.wanted if self.rules.oversample else None
         cohort = draw_cohort(self.federation, round_, now)
@@ -105,8 +105,9 @@ class TimedClients:
             if not len(cohort):
                 raise TooFewRepliesError(f"round {round_}: no client is available at this hour; expected at least one")
             return replace(play_round(self.federation, server, cohort, self, driver, score=score), timing=self.timing)
-        except TooFewRepliesError:
+        except TooFewRepliesError as error:
             self._void()
+            server = self.federation.algorithm.void_round(server, cohort, error.seconds)
             return Played(server, cohort, {}, self.timing)
 
     def _void(self) -> None:
@@ -131,16 +132,14 @@ class TimedClients:
         present = {client: down[client] for client in compress(asked, there)}
         with self.clients.gathering(request) as gathering:
             reports = self.clients.gather(gathering, replace(request, down=present), score=score)
-            kept, failed = self._ended(cohort, asked, present, reports)
+            kept, failed, took = self._ended(cohort, asked, present, reports)
             gathered = gathering.settle(kept, {client: REASONS[reason] for client, reason in failed.items()})
-        took = {client: sum(self._legs(self.availability.profile(client), report)) for client, report in kept.items()}
-        late = dict.fromkeys((client for client, reason in failed.items() if reason == "late"), float("inf"))
-        return replace(gathered, seconds=dict(sorted({**took, **late}.items()))), kept
+        return replace(gathered, seconds=took), kept
 
     def _ended(
         self, cohort: Cohort, asked: Sequence[ClientId], present: Down, reports: Mapping[ClientId, Report]
-    ) -> tuple[dict[ClientId, Report], dict[ClientId, str]]:
-        """Return the reports of the replies that count, and why others do not; discard the states of the others.
+    ) -> tuple[dict[ClientId, Report], dict[ClientId, str], dict[ClientId, float]]:
+        """Return the reports of replies that count, why others do not, and `Gathered.seconds`; discard others' states.
 
         Raises:
             TooFewRepliesError: fewer than ``min_replies`` replies count.
@@ -171,12 +170,14 @@ class TimedClients:
         kept = {client: report for client, report in reports.items() if client not in failed}
         self.timing.clients |= {client: self.timing.clients.get(client, 0.0) + needed[client] for client in kept}
         self._counted += kept.items()
+        took = {k: needed[k] if k in kept else float("inf") for k in sorted({*kept, *late}) if late.get(k) != "surplus"}
         if len(kept) < self.rules.min_replies:
             raise TooFewRepliesError(
                 f"round {cohort.round}: {len(kept)} of {len(asked)} clients answered in time; expected at least "
-                f"devices.min_replies = {self.rules.min_replies}"
+                f"devices.min_replies = {self.rules.min_replies}",
+                took,
             )
-        return kept, failed
+        return kept, failed, took
 
     def commit(self) -> None:
         """Count the round: the states that its clients kept become their private states."""

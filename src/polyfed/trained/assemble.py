@@ -117,6 +117,8 @@ class AssembledParts:
     def get(self, client: ClientId, round_: int, private: Any, message: Message | None) -> Parts | None:
         """Return a client's parts of a round, given the stored state and the message of then; None if none are kept.
 
+        So it is for a message that lacks tensors of that one's.
+
         Raises:
             CheckpointError: the file is damaged.
         """
@@ -124,6 +126,8 @@ class AssembledParts:
         if found is None or found.round != round_:
             return None
         known = _tensors(private, message)
+        if any(isinstance(v, int) and v >= len(known) for params in found.parts.values() for v in params.values()):
+            return None
         return {
             part: {name: known[value] if isinstance(value, int) else value for name, value in params.items()}
             for part, params in found.parts.items()

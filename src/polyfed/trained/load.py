@@ -45,9 +45,10 @@ def trained_model(
     Args:
         run_dir: a run directory that no run is writing to, or the folder that a deployed client kept.
         client: the client's number or name; None takes the server's own model, or the client of the folder.
-        predictor: a name of ``TrainedModel.predictors``, or for the server a name of its models; None takes the first.
-        capacity: the size of the submodel, in (0, 1], where the algorithm has submodels of a server's model, such as
-            FIARSE; None takes the client's own capacity, and the server's first model.
+        predictor: a name of ``TrainedModel.predictors``, or for the server a name of its models; None takes the first,
+            which of the server's is the largest.
+        capacity: the size of the submodel, in (0, 1], where clients have submodels of a server's model, such as those
+            of FIARSE and DepthFL; None takes the client's own capacity, and the server's first model.
 
     Returns:
         A module on the CPU, in evaluation mode. Its forward takes a batch as ``inputs`` describes it and returns
@@ -253,6 +254,11 @@ class _Loader:
         message = self.algorithm.message_for(saved.server, info)
         if capacity is not None:
             info, message = self._resized(saved, info, capacity)
+            if client is not None and type(self.algorithm).init_client is not Algorithm.init_client:
+                raise ConfigError(
+                    f"capacity: got {capacity} and client {client}, but what a client of {self.algorithm.name} keeps "
+                    "for itself is of its own capacity; leave one of the two out"
+                )
         whole = self.task.build(self.config.clients.model(info.id))
         models = self.algorithm.models_at(self.task, whole, info.capacity)
         private = None if client is None else saved.private(info.id)
@@ -270,11 +276,14 @@ class _Loader:
 
     def _resized(self, saved: SavedRun, info: ClientInfo, capacity: float) -> tuple[ClientInfo, Message | None]:
         """Return the client with another capacity, and its message."""
-        sizes = [replace(info, capacity=each) for each in (capacity, 1.0)]
-        found, whole = (self.algorithm.message_for(saved.server, each) for each in sizes)
-        stateless = type(self.algorithm).init_client is Algorithm.init_client
-        if not stateless or found is None or whole is None or (capacity < 1 and size(found) == size(whole)):
+        resized = replace(info, capacity=capacity)
+        found = self.algorithm.message_for(saved.server, resized)
+        alike = found is None
+        if found is not None and type(self.algorithm).models_at is Algorithm.models_at:  # all have the same networks
+            whole = self.algorithm.message_for(saved.server, replace(info, capacity=1.0))
+            alike = whole is None or (capacity < 1 and size(found) == size(whole))
+        if alike:
             raise ConfigError(
                 f"capacity: got {capacity}, but {self.algorithm.name} has no submodels of one model; leave it out"
             )
-        return sizes[0], found
+        return resized, found

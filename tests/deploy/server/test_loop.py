@@ -221,6 +221,22 @@ def test_too_few_replies_make_a_round_void_and_leave_all_states(tmp_path: Path) 
     assert all(header["since"] == [1, 1, 1] for header in third)
 
 
+def test_capacities_follow_the_seconds_of_void_rounds(tmp_path: Path) -> None:
+    """Catches a void round that teaches nothing: where all clients are too slow, so would every later one be."""
+    keys = ("algorithm.threshold=adaptive", "algorithm.deadline=1e-6", "algorithm.least_capacity=0.01")
+    run = Run(tmp_path, config("fiarse", "run.rounds=2", "run.eval_every=2", *keys), ["rounds.min_replies=2"])
+
+    def instead(message: Outgoing, go: Go) -> Frame | str:
+        return "gone" if message.kind == "train" and message.node != 100 and round_of(message) == 1 else go()
+
+    run.memory.instead = instead
+    run.serve()
+    assert [row.get("void") for row in run.rows] == [None, True, None]
+    sent = {(round_of(m), m.node): len(m.body) for m in run.memory.log if m.kind == "train"}
+    assert sent[2, 100] < 0.75 * sent[1, 100]  # it answered, and too slowly
+    assert sent[2, 101] == sent[1, 101]  # it told nothing
+
+
 def test_retry_plays_a_void_round_again_and_gets_the_same_numbers(tmp_path: Path) -> None:
     straight = Run(tmp_path / "straight", config("fedmrl"))
     straight.serve()

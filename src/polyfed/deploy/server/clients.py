@@ -127,17 +127,18 @@ class RemoteClients:
         with Gathering(request.gather, self.algorithm.messages, self.scratch) as gathering:
             infos = {client.id: client for client in request.cohort}
             found = self._ask("train", key, request.down, infos, gathering, score=score, enough=self.wanted)
+            took = {client: sum(answer.seconds.values()) for client, answer in found.answers.items() if answer.seconds}
+            took = dict(sorted({**took, **dict.fromkeys(found.late, math.inf)}.items()))
             if len(found.answers) < self.rounds.min_replies:
                 raise TooFewRepliesError(
                     f"round {key[0]}: {len(found.answers)} of {len(request.down)} clients answered; "
-                    f"rounds.min_replies is {self.rounds.min_replies}"
+                    f"rounds.min_replies is {self.rounds.min_replies}",
+                    took,
                 )
             gathered = gathering.settle(found.answers, found.failed)
         answers = dict(sorted(found.answers.items()))
         self._kept |= dict.fromkeys(answers, key)
-        took = {client: sum(answer.seconds.values()) for client, answer in answers.items() if answer.seconds}
-        late = dict.fromkeys(sorted(found.late), math.inf)
-        return replace(gathered, seconds=dict(sorted({**took, **late}.items()))), {
+        return replace(gathered, seconds=took), {
             client: Report(
                 Work(**headers.fields(answer.work or headers.WorkReport())),
                 measure(request.down[client]),

@@ -38,6 +38,7 @@ from polyfed.deploy.wire.transport import Transport
 from polyfed.execute.drivers import make_driver
 from polyfed.execute.placement import Placement, threads
 from polyfed.parallel.pool import process_peak
+from polyfed.rounds.clients import TooFewRepliesError
 from polyfed.rounds.evaluation import Evaluation, Evaluator, messages_for
 from polyfed.rounds.federation import ServerView, configured_info
 from polyfed.rounds.identity import Content
@@ -328,6 +329,8 @@ class _Served(RoundLoop):
                 log.error("%s", traceback.format_exc())
             if self.rules.on_error == "abort":
                 raise
+            if isinstance(error, TooFewRepliesError):
+                self.server = self.view.algorithm.void_round(self.server, cohort, error.seconds)
             self.journal("void", round=round_, attempt=attempt, reason=f"{type(error).__name__}: {error}")
             return None
 
