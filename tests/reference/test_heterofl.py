@@ -103,8 +103,8 @@ class ZeroFilled(HeteroFL):
 class AllRows(HeteroFL):
     """Averages rows of classes that a client never saw."""
 
-    def server_round(self, server: Any, cohort: Any) -> Any:
-        return HeteroFL.server_round(HeteroFL(own_rows=False), server, cohort)
+    def init_server(self, task: Any, rng: Any) -> Any:
+        return HeteroFL.init_server(HeteroFL(own_rows=False), task, rng)
 
 
 class Unscaled(HeteroFL):

@@ -276,7 +276,7 @@ def test_any_size_of_a_network_with_batchnorm(keys: dict[str, Any], refused: flo
         (
             {"name": "fiarse-neuron"},
             "capacity 1",
-            {0.0001: r"capacity 0\.0001 .* expected a capacity of at least that"},
+            {0.0001: r"capacity 0\.0001 .* give at least that in clients\.capacities"},
         ),
         ({"name": "heterofl"}, "capacity 1", {}),
         ({"name": "fedrolex"}, "capacity 1", {}),

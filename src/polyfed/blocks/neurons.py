@@ -91,7 +91,7 @@ class Neurons(Record):
         if not fitting:
             raise ModelError(
                 f"capacity {capacity:g} is too small for this network, of which one channel of each group costs "
-                f"{self.least():.4g}; expected a capacity of at least that"
+                f"{self.least():.4g}; give at least that in clients.capacities, or as the capacity asked for"
             )
         return self._after(steps, fitting - 1)
 

@@ -154,6 +154,8 @@ class Algorithm(ABC):
     exempt: ClassVar[Mapping[str, str]] = {}
     #: Whether a client's private state, where it has one, has a network of its own, which may start with given weights.
     own_networks: ClassVar[bool] = True
+    #: Whether clients of other capacities hold other weights of the same networks; `models_at` says it of networks.
+    masks: ClassVar[bool] = False
     #: Key -> the switch, true or false, without which it does nothing: a value other than its default is then refused.
     switches: ClassVar[Mapping[str, str]] = {}
     #: Whether `message_for` depends on the client's id, not only on its capacity and architecture.
