@@ -102,5 +102,5 @@ def test_weights_of_exits() -> None:
 def test_a_capacity_has_one_row() -> None:
     """Catches a second row that is dropped in silence."""
     levels = Levels.of(build("resnet8(width=8)", input_shape=(1, 8, 8), num_classes=4), 3, "")
-    with pytest.raises(ModelError, match="has 2 rows for capacity 0.25; expected one"):
+    with pytest.raises(ModelError, match=r"has 2 rows for capacity 0\.25; expected one"):
         levels.level(0.25, ((0.25, 0.5, 2), (0.25, 0.75, 3)))
