@@ -115,6 +115,24 @@ def test_validate(tiny):
     assert done.output.endswith("not checked before a run: the data\n")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "noted"),
+    [
+        (("clients.capacities=[1.0, 0.25]",), True),
+        (("clients.capacities=[1.0, 0.25]", "clients.selection=by-capacity"), False),
+        (("clients.capacities=[1.0, 0.25]", "algorithm.name=fiarse"), False),
+        (("clients.capacities=[1.0, 0.25]", "algorithm.name=heterofl"), False),
+        ((), False),
+    ],
+)
+def test_validate_says_that_capacities_are_not_read(tiny, overrides, noted):
+    """Catches clients that are thought smaller than they are, and the note where capacities count."""
+    done = polyfed("validate", tiny, *(part for text in overrides for part in ("--set", text)))
+    assert done.exit_code == 0, done.output
+    assert ("note: fedavg reads no capacities: every client holds its whole network" in done.output) == noted
+    assert ("note:" in done.output) == noted
+
+
 def test_validate_asks_the_algorithm_about_the_networks_where_the_shape_is_known(tiny, tmp_path):
     models = ("--set", 'clients.models=["mlp(hidden=(8,))", "cnn5"]')
     for dataset in ("digits", "cifar100"):

@@ -52,6 +52,8 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "heterofl": {},
     "fedrolex": {},
     "scalefl": {},
+    "fjord": {"widths": [0.125, 0.25, 0.5, 1.0]},
+    "depthfl": {},
 }
 COLUMNS = ["algorithm", "capacity", "weights", "MACs", "down", "up", "step_peak", "process"]
 COLUMNS += ["step_s", "most_s", "of_dense"]
@@ -167,6 +169,8 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         data = images(Path(folder) / "noise.npz", 40 * options.steps)
+        if options.device != "cpu":  # what a GPU's libraries keep for good is on nobody's account
+            memory(options, *next(rows(options)), data)
         taken = {row: memory(options, *row, data) for row in rows(options)}
         clients = {row: Client(*row, data, options.model, options.steps, options.device) for row in rows(options)}
         first = {row: client.round() for row, client in clients.items()}

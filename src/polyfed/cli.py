@@ -159,7 +159,13 @@ _Client = Annotated[
 _Predictor = Annotated[
     str | None, typer.Option(help="A predictor of the algorithm, or a model of the server. Default: the first.")
 ]
-_Capacity = Annotated[float | None, typer.Option(help="The size of the submodel, in (0, 1], such as FIARSE has.")]
+_Capacity = Annotated[
+    float | None,
+    typer.Option(
+        help="The capacity whose submodel it is, in (0, 1], of fiarse, fiarse-neuron, heterofl, fedrolex, fjord, "
+        "depthfl and scalefl. Default: the client's own, or the server's largest."
+    ),
+]
 
 
 @app.command()
@@ -348,22 +354,23 @@ def validate(config: _Config, overrides: _Set = None) -> None:
 
     with _reported():
         settings = Config.load(config, overrides or ())
+        from polyfed.rounds.federation import check_networks, configured_task, unread
+
+        algorithm = load_algorithm(settings.algorithm.name, settings.algorithm.keys)
         unchecked = "the data and whether the networks fit them"
         if settings.data.dataset in SHAPES:
-            from polyfed.rounds.federation import check_networks, configured_task
-
             (channels, classes), side = SHAPES[settings.data.dataset], settings.data.image_size or 32
-            algorithm = load_algorithm(settings.algorithm.name, settings.algorithm.keys)
             check_networks(algorithm, configured_task(settings, (channels, side, side), classes))
             unchecked = "the data"
-        read = list[str]()
+        read = [f"note: {note}" for note in unread(settings, algorithm)]
         if settings.data.path is not None and settings.data.dataset not in SHAPES and Path(settings.data.path).exists():
             from polyfed.data.doubts import doubts
             from polyfed.report.columns import summary
             from polyfed.rounds.federation import prepare
 
             dataset = prepare(settings).dataset
-            read, unchecked = [f"data: {summary(dataset)}", *(f"note: {doubt}" for doubt in doubts(dataset))], ""
+            read += [f"data: {summary(dataset)}", *(f"note: {doubt}" for doubt in doubts(dataset))]
+            unchecked = ""
         clients, run = settings.clients, settings.run
         models = ", ".join(map(str, clients.architectures))
         typer.echo(

@@ -211,7 +211,7 @@ def test_the_ensemble_predicts_and_single_classifiers_beside_it() -> None:
     played = game([1.0, 0.3, 0.1], depths=(3, 2, 1))
     algorithm, x, task = played.federation.algorithm, torch.randn(4, 1, 8, 8), played.federation.task
     nets = algorithm.global_nets(played.server, task)
-    assert list(nets) == [f"{kind} {i}" for kind in ("depth", "classifier") for i in (1, 2, 3)]
+    assert list(nets) == [f"{kind} {i}" for kind in ("depth", "classifier") for i in (3, 2, 1)]
     z = each_logits(nets["depth 3"]["model"], x)
     assert [own.shape for own in z] == [(4, 4)] * 3
     for i in (1, 2, 3):

@@ -1,6 +1,8 @@
 """FedIN: whose pairs, which layers, which statistics, and who owns what; the method card's acceptance tests."""
 
+import json
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,18 +10,25 @@ import torch
 import toy
 from torch import Tensor
 
+from polyfed import simulate
 from polyfed.algorithms.fedin import Features, FedIN
 from polyfed.base import tree
-from polyfed.base.errors import ModelError
+from polyfed.base.errors import ConfigError, ModelError
 from polyfed.base.rng import Rng
+from polyfed.blocks.aggregate import by_name_mean
+from polyfed.blocks.inco import mixed
+from polyfed.blocks.losses import supervised
+from polyfed.config import Config
 from polyfed.core.clients import ClientInfo, Cohort
-from polyfed.core.requests import Reduce
-from polyfed.execute.local_training import bind, run_reduce
+from polyfed.core.message import Nothing
+from polyfed.core.requests import Reduce, fit
+from polyfed.execute.local_training import bind, run_fit, run_reduce
 from polyfed.execute.placement import Placement
 from polyfed.models.zoo import build
 
 SMALL = ("in-resnet10-small(width=4)", "in-resnet14-small(width=4)", "in-resnet18-small(width=4)")
 IMAGE = (1, 16, 16)
+CPU = Placement(torch.device("cpu"))
 
 
 def federation(models: tuple[str, ...] = SMALL, sizes: tuple[int, ...] = (8, 12, 8), **keys: Any) -> Any:
@@ -32,9 +41,11 @@ def federation(models: tuple[str, ...] = SMALL, sizes: tuple[int, ...] = (8, 12,
 
 def test_cut_tensors_have_one_shape_at_all_depths() -> None:
     """Catches a cut that moves with the depth (card, a), at the paper's size too."""
-    five = [build(f"in-resnet{n}", input_shape=(3, 32, 32), num_classes=10) for n in (10, 14, 18)]
-    assert {model.s_in_shape for model in five} == {(64, 8, 8)}
-    assert {model.s_out_shape for model in five} == {(512,)}
+    for cut, shape in (("stem", (64, 8, 8)), ("stage1", (64, 8, 8)), ("stage2", (128, 4, 4))):
+        sizes = (10, 14, 18, 22, 26) if cut == "stem" else (10, 26)
+        five = [build(f"in-resnet{n}(cut={cut})", input_shape=(3, 32, 32), num_classes=10) for n in sizes]
+        assert {model.s_in_shape for model in five} == {shape}
+        assert {model.s_out_shape for model in five} == {(512,)}
     game = toy.play(federation(), 1)
     assert {tuple(p.s_in.shape) for p in game.server.bank.values()} == {(6, 4, 4, 4)}
     assert {tuple(p.s_out.shape) for p in game.server.bank.values()} == {(6, 32)}
@@ -199,6 +210,19 @@ def test_without_in_steps_no_features_travel_and_it_is_layerwise_averaging() -> 
     toy.close(zero.server.layers, off.server.layers, 1e-6)
 
 
+def test_without_in_steps_it_is_layerwise_fedavg_bit_by_bit() -> None:
+    """Catches an ablation whose local training, draws or mean are not those of layer-wise averaging (card, i)."""
+    game = toy.play(federation(every="never"))
+    for round_ in (1, 2):
+        layers, ended = game.server.layers, []
+        game.round()
+        for k in range(3):
+            local = game.local(k, round_)
+            own = tree.pick(layers, local.models["model"].shapes)
+            ended.append(run_fit(next(fit(local, {"model": own}, loss=supervised)), CPU).parts["model"])  # type: ignore[arg-type]
+        assert tree.same(game.server.layers, by_name_mean(ended, [8, 12, 8], default=layers))
+
+
 @pytest.mark.parametrize(("every", "due"), [("step", 4), ("epoch", 2), ("round", 1)])
 def test_in_steps_are_as_frequent_as_asked(every: Any, due: int) -> None:
     """Catches a cadence that is another, or counts epochs from one."""
@@ -259,3 +283,178 @@ def test_captured_features_are_not_augmented() -> None:
     with torch.no_grad():
         expected = local.models["model"].extract(w, local.train.batch(torch.tensor([2, 0]))[0])
     assert torch.equal(made["s_in"], expected)
+
+
+def test_the_in_loss_of_ones_own_pair_is_zero_in_training_with_running_statistics() -> None:
+    """Catches ``norm`` that is none: in training, the batch's statistics give another output than evaluation did."""
+    game = {norm: toy.play(federation(norm=norm), 1) for norm in ("batch", "running")}
+    found = {}
+    for norm, played in game.items():
+        local, mine = played.local(0, 1), played.got[0][0]
+        model = local.models["model"]
+        model.train(True)
+        nets = bind(
+            local.models, {"model": mine.layers, "pair": {"s_in": mine.pairs[0].s_in, "s_out": mine.pairs[0].s_out}}
+        )
+        before = tree.pick(mine.layers, model.buffer_names)
+        kept = toy.copy(before)
+        found[norm] = float(played.federation.algorithm.in_loss(nets, None))
+        assert model.training  # the mode is as it was
+        assert tree.same(before, kept)
+        model.train(False)
+    assert found["running"] < 1e-12
+    assert found["batch"] > 1e-4
+
+
+def test_at_the_level_of_a_round_intermediate_weights_alone_differ_from_local_training() -> None:
+    """Catches a level that moves stem, head, norms or statistics (card, d, e), or that moves nothing."""
+    models, keys = SMALL[:1] * 3, {"every": "round", "level": "round"}
+    off, on, wide = (
+        toy.play(federation(models, (8, 8, 8), **given), 2)
+        for given in ({"every": "never"}, keys, {**keys, "vectors": True})
+    )
+
+    def moved(game: toy.Game) -> set[str]:
+        return {n for n, v in off.got[1][0].layers.items() if not torch.equal(v, game.got[1][0].layers[n])}
+
+    model = on.local(0, 2).models["model"]
+    inner = model.intermediate_names & model.parameter_names
+    assert moved(on) == {n for n in inner if len(model.shapes[n]) > 1}
+    assert moved(wide) == inner
+
+
+@pytest.mark.parametrize(("every", "due"), [("step", 4), ("epoch", 2), ("round", 1)])
+def test_at_the_level_of_a_round_in_training_has_as_many_steps_as_are_due(every: Any, due: int) -> None:
+    """Catches IN training over the whole plan, whatever the cadence, and a loss that is not the local one."""
+    game = toy.play(federation(every=every, level="round", sizes=(8, 8, 8), train={"epochs": 2, "lr": 0.01}), 2)
+    assert [game.played[r].reports[0].work.steps for r in (0, 1)] == [4, 4 + due]
+    off = toy.play(federation(every="never", sizes=(8, 8, 8), train={"epochs": 2, "lr": 0.01}), 2)
+    assert game.played[1].reports[0].work.loss == off.played[1].reports[0].work.loss
+
+
+def test_a_pinned_batch_is_the_same_at_each_participation() -> None:
+    """Catches a choice that is forgotten, made anew, or the same for all clients; else it is new each time."""
+    pinned, free = (toy.play(federation(pin=pin, sizes=(24, 24, 24)), 3) for pin in (True, False))
+    kept = [pinned.private(k).rows.tolist() for k in range(3)]
+    assert len({tuple(rows) for rows in kept}) == 3
+    assert free.private(0) == Nothing()
+    for game, same in ((pinned, True), (free, False)):
+        shown = []
+        for round_ in range(3):
+            local, up = game.local(1, round_ + 1), game.got[round_][1]
+            model = local.models["model"]
+            model.train(False)
+            with torch.no_grad():
+                everything = model.extract(up.layers, local.train.batch(torch.arange(24))[0])
+            shown.append(torch.cdist(up.pairs[0].s_in.flatten(1), everything.flatten(1)).argmin(1).tolist())
+        assert (shown[0] == shown[1] == shown[2]) is same
+        if same:
+            assert shown[0] == kept[1]
+
+
+@pytest.mark.parametrize("driver", ["sequential", "batched"])
+def test_protected_features_travel_and_teach(driver: str) -> None:
+    """Catches a veil that is not used, bytes that do not shrink, and receivers that cannot read what was sent."""
+    keys = {"pool": 2, "clip": 0.9, "noise": 0.3, "half": True}
+    games = [toy.play(federation(SMALL[:1] * 3, (8, 8, 8), **given), 2, driver=driver) for given in ({}, keys)]
+    values = [game.played[0].reports[0].up.values for game in games]
+    assert values[0] - values[1] == 6 * (4 * (64 + 32) - 2 * (16 + 32))
+    assert games[1].got[0][0].pairs[0].s_in.dtype == torch.float16
+    assert tuple(games[1].got[0][0].pairs[0].s_in.shape) == (6, 4, 2, 2)
+    assert tree.same(games[0].got[0][0].layers, games[1].got[0][0].layers)  # nobody has learnt from features yet
+    assert not tree.same(games[0].got[1][0].layers, games[1].got[1][0].layers)
+    info, (sent, up) = games[1].federation.info(0), (games[1].sent[1][0], games[1].got[1][0])
+    games[1].federation.algorithm.check_upload(games[1].federation.task, info, sent, up)
+
+
+def test_the_control_gets_its_own_pair() -> None:
+    """Catches a control that is the method."""
+    game = toy.play(federation(donor="own", sizes=(8, 8, 8)), 1)
+    bank = dict(game.server.bank)
+    game.round()
+    assert all(message.pairs == (bank[k],) for k, message in game.sent[-1].items())
+
+
+def test_the_ages_of_the_pairs_that_were_used_are_told() -> None:
+    """Catches ages that nobody sees, of pairs that lay in the bank unused, or counted from the wrong round."""
+    fed = federation(clients={"participation": 0.34})
+    game = toy.play(fed)
+    seen: set[int] = set()
+    for round_ in range(1, 9):
+        game.round()
+        used = {k: round_ - pair.round for k, m in game.sent[-1].items() for pair in m.pairs}
+        assert game.server.ages == used
+        assert fed.algorithm.facts(game.server) == {"pair_ages": {str(age): 1 for age in used.values()}}
+        seen |= set(used.values())
+    assert len(seen) > 1
+    assert min(seen) == 1
+
+
+def test_keys_without_an_effect_are_refused_all_at_once() -> None:
+    """Catches an ablation that looks like a run of its own and is none."""
+    with pytest.raises(ConfigError) as error:
+        FedIN(every="never", align="none", granularity="kernel", pin=True, noise=0.5, donor="own")
+    assert sorted(text.split(":")[0] for text in error.value.faults) == [
+        "align",
+        "donor",
+        "granularity",
+        "noise",
+        "pin",
+    ]
+    with pytest.raises(ConfigError) as error:
+        Config.parse(
+            {
+                "clients": {"models": ["in-resnet10-small"], "count": 0},
+                "algorithm": {"name": "fedin", "every": "never", "half": True, "clip": 0.5},
+            }
+        )
+    text = str(error.value)
+    assert all(
+        f"algorithm.{key}: got {value}, which has no effect" in text
+        for key, value in {"half": True, "clip": 0.5}.items()
+    )
+    assert "clients.count" in text
+    with pytest.raises(ConfigError, match="inco_stages"):
+        FedIN(inco_stages=("layer1",), align="none")
+    assert FedIN(every="never", feature_batch=8, max_age=3, weighting="uniform").every == "never"
+
+
+def test_features_of_no_positions_are_not_pooled() -> None:
+    """Catches a fault that is found in the first round."""
+    fed = toy.federation(FedIN(pool=2))
+    with pytest.raises(ModelError, match=r"algorithm\.pool = 2"):
+        fed.algorithm.check(fed.task)
+
+
+@pytest.mark.parametrize("form", ["paper", "released"])
+def test_inco_acts_after_the_mean_on_deeper_layers_alone(form: Any) -> None:
+    """Catches an option without an effect, another round's changes, and clients that would notice it."""
+    keys = {"every": "never", "train": {"epochs": 1, "lr": 0.1}}
+    plain, other = toy.play(federation(**keys), 1), toy.play(federation(inco=form, **keys))
+    start = other.server.layers
+    other.round()
+    mixes = {n: f"{n.split('.')[0]}.0.conv2.weight" for n in start if ".1.conv" in n}
+    changes = {n: plain.server.layers[n] - start[n] for n in (*mixes, *mixes.values())}
+    expected = mixed(changes, mixes, form)
+    for name, value in other.server.layers.items():
+        if name in mixes:
+            assert torch.allclose(value - start[name], expected[name], rtol=1e-4, atol=1e-6)
+            assert not torch.equal(value, plain.server.layers[name])
+        else:
+            assert torch.equal(value, plain.server.layers[name])
+    assert [r.up for r in other.played[0].reports.values()] == [r.up for r in plain.played[0].reports.values()]
+
+
+def test_the_log_of_a_round_says_how_old_the_pairs_were(tmp_path: Path) -> None:
+    """Catches facts of the server's state that no file has."""
+    config = Config.parse(
+        {
+            "run": {"rounds": 3, "driver": "sequential", "threads": 1},
+            "partition": {"kind": "iid", "samples_per_client": 20},
+            "clients": {"count": 3, "models": ["in-resnet10-small(width=4)"]},
+            "algorithm": {"name": "fedin", "feature_batch": 6},
+        }
+    )
+    simulate(config, out=tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()]
+    assert [line["algorithm"] for line in lines] == [{"pair_ages": {}}] * 2 + [{"pair_ages": {"1": 3}}] * 2

@@ -10,8 +10,9 @@ import toy
 from polyfed.algorithms.fedavg import FedAvg
 from polyfed.algorithms.fjord import FjORD
 from polyfed.base import tree
-from polyfed.base.errors import ModelError
+from polyfed.base.errors import ConfigError, ModelError
 from polyfed.blocks.submodel import prefix_inside
+from polyfed.config import load_algorithm
 from polyfed.core.message import size
 
 RESNET = "resnet8(width=4)"
@@ -35,8 +36,15 @@ def test_a_capacity_allows_widths_up_to_its_root() -> None:
 def test_a_capacity_without_a_width_is_refused() -> None:
     """Catches an index error at the first round."""
     fed = toy.federation(FjORD(), clients={"capacities": [1.0, 0.01]})
-    with pytest.raises(ModelError, match=r"capacity 0\.01 is below p\^2 .* add a smaller width"):
+    text = r"capacity 0\.01: the smallest width 0\.2 needs 0\.04; add a width of at most 0\.1 to algorithm\.widths"
+    with pytest.raises(ModelError, match=text):
         fed.algorithm.check(fed.task)
+
+
+def test_no_width_at_all_is_refused() -> None:
+    """Catches an empty list of widths that fails where the smallest is taken."""
+    with pytest.raises(ConfigError, match=r"algorithm\.widths: got \[\]; expected a list of at least 1"):
+        load_algorithm("fjord", {"widths": []})
 
 
 def test_bytes_are_those_of_the_width_and_its_statistics() -> None:
@@ -107,7 +115,7 @@ def test_every_width_is_tested_with_its_own_statistics() -> None:
     played = game((0.5, 1.0), [1.0, 0.3])
     algorithm, x = played.federation.algorithm, torch.randn(4, 1, 8, 8)
     nets = algorithm.global_nets(played.server, played.federation.task)
-    assert list(nets) == ["width 0.5", "width 1"]
+    assert list(nets) == ["width 1", "width 0.5"]  # the first is the server's model by default
     full = played.federation.task.common("fjord")
     for name, p in (("width 0.5", 0.5), ("width 1", 1.0)):
         model = played.local(0).models[f"{p:g}"]

@@ -6,12 +6,15 @@ import pytest
 import torch
 import toy
 from torch import Tensor
+from torch.nn.functional import conv2d
 
 from polyfed.algorithms.fedavg import FedAvg
+from polyfed.algorithms.fedrolex import FedRolex
+from polyfed.algorithms.heterofl import HeteroFL
 from polyfed.algorithms.scalefl import ScaleFL
 from polyfed.base.errors import ModelError
 from polyfed.blocks.levels import exit_logits
-from polyfed.core.message import size
+from polyfed.core.message import Nothing, size
 from polyfed.core.net import Net
 
 RESNET = "resnet8(width=8)"
@@ -186,3 +189,21 @@ def test_a_head_of_ones_own_is_narrowed_and_travels() -> None:
     assert [part["heads.0.fc1.weight"].shape for part in sent] == [(6, 512), (3, 256), (3, 256)]
     assert [part["heads.0.fc2.weight"].shape for part in sent] == [(4, 6), (4, 3), (4, 3)]
     assert ["heads.1.fc1.weight" in part for part in sent] == [True, True, False]
+
+
+@pytest.mark.parametrize("algorithm", [FedRolex(), HeteroFL(calibrate=False), ScaleFL()])
+def test_statistics_are_of_the_outputs_that_tests_see(algorithm: Any) -> None:
+    """Catches running statistics of outputs that the Scaler divided, beside which tests are of undivided ones."""
+    train = {"lr": 1e-9, "epochs": None, "steps": 60, "batch_size": 64}
+    clients = {"capacities": [0.25]}
+    fed = toy.federation(
+        algorithm, models=("resnet8(width=8)",), shape=(1, 8, 8), train=train, clients=clients, augment=False
+    )
+    played = toy.play(fed, 1)
+    local, net = played.local(0), "net." if isinstance(algorithm, ScaleFL) else ""
+    call = algorithm.client_round(Nothing(), algorithm.message_for(played.server, local.info), local)
+    w = played.driver.play({0: call})[0].trained["model"]
+    x, _ = local.train.batch(torch.arange(len(local.train)))
+    y = conv2d(x, w[f"{net}conv1.weight"], padding=1)  # (B, C, 8, 8)
+    assert torch.allclose(w[f"{net}bn1.running_mean"], y.mean((0, 2, 3)), atol=0.01)
+    assert torch.allclose(w[f"{net}bn1.running_var"], y.var((0, 2, 3)), rtol=0.02)

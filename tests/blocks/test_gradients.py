@@ -1,5 +1,7 @@
 """The closed form of the alignment against a solver, its promises, and all four modes alone and under vmap."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from torch import Tensor
 
-from polyfed.blocks.gradients import Align, combine, nearest_unopposed
+from polyfed.blocks.gradients import Align, combine, combine_all, nearest_unopposed
 
 MODES: tuple[Align, ...] = ("none", "local_primary", "in_primary_sum", "always")
 
@@ -96,3 +98,65 @@ def test_under_vmap_it_is_the_loop(mode: Align) -> None:
     together = torch.func.vmap(lambda g, r: combine(g, r, mode, 0.7))(local, foreign)
     alone = torch.stack([combine(g, r, mode, 0.7) for g, r in zip(local, foreign, strict=True)])
     assert torch.allclose(together, alone, rtol=1e-13, atol=1e-15)
+
+
+def layers(seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Gradients of a 2-D and a 1-D convolution, a dense layer and a bias."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"conv": (3, 2, 3, 3), "conv1d": (2, 3, 5), "fc": (4, 3), "bias": (4,)}
+    return tuple(  # type: ignore[return-value]
+        {n: torch.randn(s, generator=generator, dtype=torch.float64) for n, s in shapes.items()} for _ in range(2)
+    )
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_kernel_is_what_one_pair_of_channels_has(mode: Align) -> None:
+    """Catches a kernel over the wrong axes, and a tensor without kernels that is cut in pieces."""
+    g, r = layers(5)
+    found = combine_all(g, r, mode, 0.7, "kernel")
+    for name in ("conv", "conv1d"):
+        for o in range(g[name].shape[0]):
+            for i in range(g[name].shape[1]):
+                alone = combine(g[name][o, i], r[name][o, i], mode, 0.7)
+                assert torch.allclose(found[name][o, i], alone, rtol=1e-12, atol=1e-14)
+    for name in ("fc", "bias"):
+        assert torch.equal(found[name], combine(g[name], r[name], mode, 0.7))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_whole_is_one_long_vector_and_a_tensor_its_own(mode: Align) -> None:
+    """Catches pieces that come back in another order, and a granularity that is none."""
+    g, r = layers(6)
+    long_g, long_r = (torch.cat([v.flatten() for v in params.values()]) for params in (g, r))
+    found = combine_all(g, r, mode, 0.7, "whole")
+    assert {n: v.shape for n, v in found.items()} == {n: v.shape for n, v in g.items()}
+    together = torch.cat([v.flatten() for v in found.values()])
+    assert torch.allclose(together, combine(long_g, long_r, mode, 0.7), rtol=1e-12, atol=1e-14)
+    each = combine_all(g, r, mode, 0.7, "tensor")
+    assert all(torch.equal(each[n], combine(g[n], r[n], mode, 0.7)) for n in g)
+    assert combine_all({}, r, mode, 0.7, "whole") == {}
+
+
+def test_each_kernel_is_its_own_problem() -> None:
+    """Catches one projection for all kernels: each is what a solver finds for it, opposed or not."""
+    g, r = layers(7)
+    z = nearest_unopposed(g["conv"], r["conv"], (2, 3))
+    opposed = set()
+    for o in range(3):
+        for i in range(2):
+            one, reference = g["conv"][o, i].flatten(), r["conv"][o, i].flatten()
+            opposed.add(bool(one @ reference < 0))
+            assert torch.allclose(z[o, i].flatten(), solved(one, reference), rtol=0, atol=1e-6)
+    assert opposed == {True, False}
+    assert torch.equal(nearest_unopposed(g["conv"], torch.zeros(3, 2, 3, 3, dtype=torch.float64), (2, 3)), g["conv"])
+
+
+@pytest.mark.parametrize("granularity", ["kernel", "whole"])
+def test_granularities_under_vmap_are_the_loop(granularity: Any) -> None:
+    """Catches sums over the clients' axis."""
+    many = [layers(seed) for seed in range(5)]
+    g, r = ({n: torch.stack([m[i][n] for m in many]) for n in many[0][i]} for i in range(2))
+    together = torch.func.vmap(lambda a, b: combine_all(a, b, "in_primary_sum", 0.7, granularity))(g, r)
+    for k, (a, b) in enumerate(many):
+        alone = combine_all(a, b, "in_primary_sum", 0.7, granularity)
+        assert all(torch.allclose(together[n][k], alone[n], rtol=1e-12, atol=1e-14) for n in alone)

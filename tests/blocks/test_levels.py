@@ -97,3 +97,10 @@ def test_weights_of_exits() -> None:
     """Catches weights that do not add up to 1, or that favour early exits."""
     toy = exit_weights(3)["weight"]
     assert torch.allclose(toy, torch.tensor([1 / 6, 2 / 6, 3 / 6]))
+
+
+def test_a_capacity_has_one_row() -> None:
+    """Catches a second row that is dropped in silence."""
+    levels = Levels.of(build("resnet8(width=8)", input_shape=(1, 8, 8), num_classes=4), 3, "")
+    with pytest.raises(ModelError, match=r"has 2 rows for capacity 0\.25; expected one"):
+        levels.level(0.25, ((0.25, 0.5, 2), (0.25, 0.75, 3)))

@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch.nn import functional
 
-from polyfed.blocks.losses import cross_entropy, soft_labels, task_loss, total_weight
+from polyfed.blocks.losses import (
+    cross_entropy,
+    feature_distance,
+    mean_squared_error,
+    soft_labels,
+    task_loss,
+    total_weight,
+)
 from polyfed.core.net import WeightedBatch, alike
 
 LOGITS = torch.randn(7, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
@@ -42,3 +49,20 @@ def test_targets_of_a_regression_are_not_weighed() -> None:
     """Catches numbers that are taken for classes."""
     y = torch.randn(7, dtype=torch.float64)
     assert torch.equal(task_loss(X[:, :1], (X, y)), y.square().mean())
+
+
+def test_distances_of_features_are_their_formulas() -> None:
+    """Catches a sum for a mean, deviations of what was made, and a division by the deviation of a dead feature."""
+    target = torch.tensor([[1.0, 0.0, 4.0], [3.0, 0.0, 4.0]], dtype=torch.float64)
+    made = torch.tensor([[1.5, 0.1, 4.0], [3.0, 0.0, 1.0]], dtype=torch.float64)
+    assert torch.equal(feature_distance(made, target, "mse"), mean_squared_error(made, target))
+    smooth = (0.5 * 0.25 + 0.5 * 0.01 + 2.5) / 6
+    assert float(feature_distance(made, target, "smooth_l1")) == pytest.approx(smooth)
+    # Variances 1, 0, 0: the least is a hundredth of their mean, 1/300.
+    standard = (0.25 + 0.01 * 300 + 9 * 300) / 6
+    assert float(feature_distance(made, target, "standardised")) == pytest.approx(standard)
+    a, b = (1.5 + 16) / ((2.25 + 0.01 + 16) * 17) ** 0.5, (9 + 4) / (10 * 25) ** 0.5
+    assert float(feature_distance(made, target, "cosine")) == pytest.approx(1 - (a + b) / 2)
+    assert float(feature_distance(target, target, "cosine")) == pytest.approx(0, abs=1e-12)
+    dead = torch.zeros(4, 3)
+    assert float(feature_distance(dead, dead, "standardised")) == 0.0

@@ -94,7 +94,7 @@ def test_faults_of_the_table_are_told_at_once() -> None:
         Neurons.of(model, "table", {"fc9": 0.0, "fc8": 0.0}, True)
     with pytest.raises(ModelError, match=r"algorithm.table: it has 1 layers where algorithm.cost is 'macs'"):
         Neurons.of(model, "macs", {"fc1": 1.0}, True)
-    with pytest.raises(ModelError, match=r"algorithm.table: it has 0 layers where algorithm.cost is 'table'"):
+    with pytest.raises(ModelError, match=r"algorithm.cost is 'table'; give algorithm.table, such as \{fc1 = 1.0\}"):
         Neurons.of(model, "table", {}, True)
 
 
@@ -407,3 +407,22 @@ def test_a_gate_closes_outputs_wherever_a_weight_has_them() -> None:
     expected = grad["own"] + slope * gate.w["own"] / gate.start["own"].square().sum(0).mean()
     assert torch.allclose(got["own"], torch.where(masks["own"], expected, 0), rtol=1e-9, atol=1e-12)
     assert not got["up.weight"][:, closed["up.weight"]].any()
+
+
+class Plain(nn.Module):
+    """Two products ``x @ weight``: the first gives channels, the second reads them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.fc = nn.Parameter(torch.randn(7, 6)), nn.Linear(4, 3)
+        self.second = nn.Parameter(torch.randn(6, 4))
+        self.unsliced = ("fc",)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc((x @ self.first).relu() @ self.second)
+
+
+def test_a_width_scales_what_gives_its_channels_and_not_what_reads_them() -> None:
+    """Catches a Scaler that divides the last weight of a narrower network, and not the first."""
+    model = SplitModel("plain", Plain, input_shape=(7,), classifier="fc")
+    assert Layout.of(model).scaling(model.parameter_names) == ("first",)

@@ -51,6 +51,27 @@ def test_a_number_or_names_is_one_key(value, text):
     assert caught.value.faults == (text,)
 
 
+def test_what_a_class_refuses_is_told_key_by_key():
+    """Catches faults of combined keys that come one at a time, or without their key."""
+    with pytest.raises(ConfigError) as caught:
+        load_algorithm("fedin", {"every": "never", "noise": 0.5, "align": "none", "granularity": "whole"})
+    assert sorted(text.split(":")[0] for text in caught.value.faults) == [
+        *("algorithm.align", "algorithm.granularity", "algorithm.noise"),
+    ]
+
+
+def test_a_key_that_its_switch_turns_off_is_refused():
+    """Catches a number that is set and that nothing reads; a resolved configuration has all keys at their defaults."""
+    with pytest.raises(ConfigError) as caught:
+        load_algorithm("depthfl", {"feddyn": False, "alpha": 0.2, "distill": False, "ramp": 30})
+    assert caught.value.faults == (
+        "algorithm.alpha: got 0.2, which does nothing with feddyn = false; leave it at 0.1, or set feddyn = true",
+        "algorithm.ramp: got 30, which does nothing with distill = false; leave it at 300, or set distill = true",
+    )
+    assert load_algorithm("depthfl", {"feddyn": False, "alpha": 0.1, "distill": False, "ramp": 300})
+    assert load_algorithm("depthfl", {"alpha": 0.2, "ramp": 30})
+
+
 OWN = """
 from dataclasses import dataclass
 from polyfed.algorithms.standalone import Standalone

@@ -119,8 +119,17 @@ def test_weights_are_relative_to_the_file_and_no_part_of_the_architecture(tmp_pa
     clients = Config.load(tmp_path / "c.toml").clients
     assert [clients.weights(k) for k in range(3)] == [None, str(tmp_path / "w/a.safetensors"), "/b.safetensors"]
     assert [str(spec) for spec in clients.architectures] == ["cnn1"]
+    assert clients.counts == (3,)
     with pytest.raises(ConfigError, match=r"'weights' is 'w\.pt', expected the path of a \.safetensors file"):
         Config.parse({"clients": {"models": [{"name": "cnn1", "weights": "w.pt"}]}})
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 7, 11])
+def test_clients_are_counted_by_architecture(count: int) -> None:
+    """Catches a list of networks that is cut off, and one that goes round a second time."""
+    clients = Config.parse({"clients": {"count": count, "models": ["mlp", "cnn1", "mlp", "cnn2"]}}).clients
+    each = [clients.model(k) for k in range(count)]
+    assert clients.counts == tuple(each.count(spec) for spec in clients.architectures)
 
 
 def test_a_table_of_a_client_counts_also_where_it_gives_a_default() -> None:

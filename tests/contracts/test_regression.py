@@ -35,7 +35,9 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def test_the_main_algorithms_are_among_them() -> None:
-    main = {"standalone", "fedavg", "fedmrl", "fedmrl-e", "fedmrl-adaptive", "lg-fedavg", "fiarse", "fedin"}
+    main = {"standalone", "fedavg", "fedmrl", "fedmrl-e", "fedmrl-adaptive", "lg-fedavg", "fedin"}
+    main |= {"fiarse", "fiarse-neuron"}
+    main |= {"fedprox", "scaffold", "fednova", "moon"}
     assert set(ALGORITHMS) == main
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyfed.base.rng import Rng
-from polyfed.core.plan import LocalSGD, Step
+from polyfed.core.plan import Every, LocalSGD, Step
 
 RNG = Rng((0, "test"))
 
@@ -90,3 +90,13 @@ def test_the_order_depends_on_the_key_alone() -> None:
     before = torch.random.get_rng_state()
     rows(plan, 20)
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("every", "epochs", "steps"),
+    [("never", 0, 0), ("step", 9, 7), ("epoch", 3, 3), ("round", 1, 1), (lambda n: n % 4, 6, 5)],
+)
+def test_steps_that_are_due_are_counted(every: Every, epochs: int, steps: int) -> None:
+    """Catches a count of epochs where the plan counts steps, and of what a function returns."""
+    assert LocalSGD(epochs=3, batch_size=4).due(every, 12) == epochs
+    assert LocalSGD(steps=7, batch_size=4).due(every, 12) == steps

@@ -50,6 +50,23 @@ def test_a_part_keeps_its_own_learning_rate() -> None:
         assert not torch.equal(out["model"][name], asked.parts["model"][name])
 
 
+def fixed(asked: Fit, seed: int) -> Parts:
+    """Corrections of the matrices, and of nothing else."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        part: {n: torch.randn(v.shape, generator=generator, dtype=v.dtype) for n, v in params.items() if "fc" in n}
+        for part, params in asked.parts.items()
+    }
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_a_correction_comes_after_every_update(plan: str) -> None:
+    """Catches a correction that is clipped, decays, enters momentum or moments, or has another part's rate."""
+    asked = request(PLANS[plan], parts=2, lr={"other": 0.02}, dtype=torch.float64)
+    asked = replace(asked, correction=fixed(asked, 3))
+    check(run_fit(asked, FP64).parts, by_hand(asked, torch.float64), 1e-13)
+
+
 @pytest.mark.parametrize("stacked", [False, True])
 def test_what_comes_in_is_not_written(stacked: bool) -> None:
     """Catches leaves that are the server's own tensors; buffers, which a forward writes, and frozen parts too."""

@@ -137,6 +137,21 @@ def test_the_stacked_update_is_torchs_optimizer(plan: str) -> None:
             assert torch.allclose(weights[part]["w"][k], leaves[part][k], rtol=1e-12, atol=1e-14)
 
 
+def test_stacked_clients_have_corrections_of_their_own() -> None:
+    """Catches a correction of another client or part, or of a client that sits out a step."""
+    net = model()
+    fits = [
+        request(PLANS["momentum"], k=k, n=n, net=net, parts=2, lr={"other": 0.02}, dtype=torch.float64)
+        for k, n in enumerate((11, 4, 6, 8))
+    ]
+    fits = [
+        replace(fit, correction={part: {"fc1.weight": (k + 1.0) * p["fc1.weight"]} for part, p in fit.parts.items()})
+        for k, fit in enumerate(fits)
+    ]
+    for asked, got in zip(fits, run_stacked(fits, FP64), strict=True):
+        check(got.parts, run_fit(asked, FP64).parts, 1e-11)
+
+
 def test_only_alike_requests_share_a_stack() -> None:
     """Catches a signature that overlooks the loss, the network, the shapes, the plan, a rate or the cadence."""
     net = model()
@@ -148,6 +163,7 @@ def test_only_alike_requests_share_a_stack() -> None:
         request(PLANS["plain"], net=net, every="epoch"),
         request(PLANS["plain"], net=net, dtype=torch.float64),
         request(PLANS["plain"], net=net, frozen={"x": {"y": torch.ones(1)}}),
+        request(PLANS["plain"], net=net, correction={"model": {"fc2.bias": torch.ones(4)}}),
         request(PLANS["plain"], net=model(dropping)),
         replace(base, loss=two_parts),
         request(PLANS["plain"], net=net, weights=torch.ones(4)),

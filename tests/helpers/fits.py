@@ -134,6 +134,10 @@ def by_hand(asked: Fit, dtype: torch.dtype, fused: bool | None = None) -> dict[s
             for module in modules.values():
                 torch.nn.utils.clip_grad_norm_(module.parameters(), plan.clip)
         optimizer.step()
+        with torch.no_grad():
+            for part, params in asked.correction.items():
+                for name, value in params.items():
+                    modules[part].get_parameter(name).sub_(rates[part] * value)
     return {part: module.state_dict() for part, module in modules.items()}
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -328,37 +328,92 @@ def fedin_client(
     *,
     align: str,
     weight: float,
+    level: str = "step",
+    granularity: str = "tensor",
+    vectors: bool = False,
+    norm: str = "batch",
+    distance: str = "mse",
 ) -> Weights:
-    """Local steps; where one is due, an IN step with the foreign pair joins it."""
+    """Local steps; where one is due, an IN step with the foreign pair joins it, or all of them do at the end."""
     module = load(make, weights)
     optimizer = settings.optimizer(module.parameters())
+    names = [n for n, p in module.named_parameters() if n.startswith("layer") and (vectors or p.dim() > 1)]
+
+    def foreign(of: nn.Module) -> Weights:
+        assert pair is not None
+        other = deepcopy(of)  # its running statistics may move, the client's must not
+        other.train(norm == "batch").zero_grad()
+        far(inner(other, pair[0]), pair[1], distance).backward()
+        return {n: p.grad.clone() for n, p in other.named_parameters() if n in names}
+
+    def join(g: Weights, r: Weights) -> Weights:
+        if granularity == "whole":
+            b, a_g, a_r = (sum(float((x[n] * y[n]).sum()) for n in names) for x, y in ((g, r), (g, g), (r, r)))
+            return {n: mixed(g[n], r[n], align, weight, b, a_g, a_r) for n in names}
+        out = {}
+        for n in names:
+            if granularity == "kernel" and g[n].dim() == 4:
+                rows = [
+                    torch.stack([aligned(g[n][o, i], r[n][o, i], align, weight) for i in range(g[n].shape[1])])
+                    for o in range(g[n].shape[0])
+                ]
+                out[n] = torch.stack(rows)
+            else:
+                out[n] = aligned(g[n], r[n], align, weight)
+        return out
+
     for x, y, due in batches:
         optimizer.zero_grad()
         functional.cross_entropy(module(x), y).backward()
-        if due and pair is not None:
-            other = deepcopy(module)  # its running statistics may move, the client's must not
-            other.zero_grad()
-            (inner(other, pair[0]) - pair[1]).square().mean().backward()
-            foreign = dict(other.named_parameters())
-            for name, p in module.named_parameters():
-                if name.startswith("layer") and p.dim() > 1:
-                    p.grad = aligned(p.grad, foreign[name].grad, align, weight)
+        if due and pair is not None and level == "step":
+            local = dict(module.named_parameters())
+            for n, g in join({n: local[n].grad for n in names}, foreign(module)).items():
+                local[n].grad = g
         optimizer.step()
-    return saved(module)
+    out = saved(module)
+    if pair is None or level == "step":
+        return out
+    learner = load(make, weights)
+    trained = dict(learner.named_parameters())
+    optimizer = replace(settings, weight_decay=0.0).optimizer([trained[n] for n in names])
+    for _, _, due in batches:
+        if due:
+            for n, g in foreign(learner).items():
+                trained[n].grad = g
+            optimizer.step()
+    deltas = ({n: after[n].detach() - weights[n] for n in names} for after in (out, trained))
+    return {**out, **{n: weights[n] + moved for n, moved in join(*deltas).items()}}
 
 
-def aligned(g: Tensor | None, r: Tensor | None, align: str, weight: float) -> Tensor:
-    """The four ways of section 2.5 of the method card, with ordinary branches."""
-    assert g is not None
-    assert r is not None
-    b = float((g * r).sum())
+def far(made: Tensor, target: Tensor, distance: str) -> Tensor:
+    """How far features are from their targets, row by row or feature by feature."""
+    if distance == "cosine":
+        cosines = [(a @ b) / (a.norm() * b.norm()) for a, b in zip(made, target, strict=True)]
+        return 1 - sum(cosines) / len(cosines)
+    error = made - target
+    if distance == "smooth_l1":
+        return torch.where(error.abs() < 1, error**2 / 2, error.abs() - 0.5).mean()
+    if distance == "standardised":
+        variances = [((column - column.mean()) ** 2).mean() for column in target.T]
+        least = 0.01 * float(sum(variances) / len(variances))
+        return torch.stack([error[:, d] ** 2 / max(float(v), least) for d, v in enumerate(variances)]).mean()
+    return error.square().mean()
+
+
+def aligned(g: Tensor, r: Tensor, align: str, weight: float) -> Tensor:
+    """The four ways of section 2.5 of the method card, for one vector."""
+    return mixed(g, r, align, weight, float((g * r).sum()), float((g * g).sum()), float((r * r).sum()))
+
+
+def mixed(g: Tensor, r: Tensor, align: str, weight: float, b: float, a_g: float, a_r: float) -> Tensor:
+    """The same for a piece of a vector, with ordinary branches; b = <g, r>, a_g = <g, g> and a_r = <r, r> of all."""
     if align == "none":
         return g + weight * r
     if align == "always":
-        return g - b / float((r * r).sum()) * r
+        return g - b / a_r * r if a_r else g
     if align == "local_primary":
-        return g if b >= 0 else g - b / float((r * r).sum()) * r
-    return g + weight * (r if b >= 0 else r - b / float((g * g).sum()) * g)
+        return g if b >= 0 else g - b / a_r * r
+    return g + weight * (r if b >= 0 else r - b / a_g * g)
 
 
 @torch.no_grad()

@@ -173,7 +173,7 @@ def main(names: Sequence[str]) -> None:
         driver = Watching(there)
         clients = LocalClients(played, driver, Store(Path("never-written"), played.algorithm.states, resident=True))
         server: Any = played.algorithm.init_server(played.task, played.rng.at("server"))
-        for round_ in range(1, 1 + (2 if name in ("fedl2g", "fedin") else 1)):
+        for round_ in range(1, 1 + (2 if name in ("fedl2g", "fedin", "moon", "scaffold") else 1)):
             server = play_round(played, server, draw_cohort(played, round_), clients, driver).server
             clients.commit()
         predict(played, clients, server, there, played.algorithm)

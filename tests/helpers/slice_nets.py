@@ -202,20 +202,21 @@ def net(
 
 
 class Places(nn.Module):
-    """A convolution with a pooling, a pooling alone, or BatchNorm that reads a layer's features as places."""
+    """A convolution, a pooling or BatchNorm that reads a layer's features as places."""
 
     def __init__(self, how: int = 0) -> None:
         super().__init__()
         self.a = nn.Linear(6, 16)
         convolution = nn.Sequential(nn.Conv1d(1, 4, 3, padding=1), nn.AdaptiveAvgPool1d(4))
-        self.read = (convolution, nn.MaxPool1d(2), nn.BatchNorm1d(1))[how]
-        self.alone = how == 1
-        self.b = nn.Linear((16, 8, 16)[how], 10)
+        self.read = (convolution, nn.MaxPool1d(2), nn.BatchNorm1d(1), nn.MaxPool2d(2))[how]
+        self.how = how
+        self.b = nn.Linear((16, 8, 16, 8)[how], 10)
         self.head = nn.Linear(10, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.a(x).relu()
-        h = self.read(h if self.alone else h.unsqueeze(1))
+        h = h if self.how == 1 else torch.stack([h, -h], 2) if self.how == 3 else h.unsqueeze(1)
+        h = self.read(h)
         return self.head(self.b(h.flatten(1)).relu())
 
 

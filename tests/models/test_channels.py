@@ -137,6 +137,7 @@ def test_groups_of_convolutions_stand_and_fall_together() -> None:
         (nets.net(nets.Places, nets.ROW), {"read.0.weight[0]": 4, "b.weight[0]": 10}),
         (nets.net(nets.Places, nets.ROW, how=1), {"b.weight[0]": 10}),
         (nets.net(nets.Places, nets.ROW, how=2), {"b.weight[0]": 10}),
+        (nets.net(nets.Places, nets.ROW, how=3), {"b.weight[0]": 10}),
     ],
     ids=lambda value: value.name if isinstance(value, SplitModel) else "",
 )

@@ -1,10 +1,10 @@
 """Which networks may take part together."""
 
 import pytest
-from torch import nn
+from torch import Tensor, nn
 
 from polyfed.base.errors import ModelError
-from polyfed.models.compatibility import check_layers_fit
+from polyfed.models.compatibility import check_layers_fit, check_names_fit
 from polyfed.models.split import SplitModel
 
 
@@ -14,3 +14,32 @@ def test_fedin_refuses_networks_with_nothing_between_the_cuts() -> None:
     model = SplitModel("thin", make, input_shape=(4,), classifier="2", extractor="1")
     with pytest.raises(ModelError, match="'thin' has nothing to train between its cuts"):
         check_layers_fit({"thin": model})
+
+
+class Some(nn.Module):
+    """Layers of these names, and others that no other network has."""
+
+    def __init__(self, names: str, width: int = 4) -> None:
+        super().__init__()
+        for name in names:
+            self.add_module(name, nn.Linear(4, 4) if name != names[-1] else nn.Linear(4, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.children():
+            x = layer(x)
+        return x
+
+
+def some(names: str, width: int = 4) -> SplitModel:
+    return SplitModel(names, lambda: Some(names, width), input_shape=(4,), classifier=names[-1])
+
+
+def test_models_of_a_chain_share_names() -> None:
+    """Catches a rule that asks each model to share a layer with every other, and one that lets a lonely model pass."""
+    chain = {names: some(names) for names in ("ab", "bc", "cd")}
+    check_names_fit(chain)
+    check_names_fit({"ab": chain["ab"]})
+    with pytest.raises(ModelError, match=r"'xy' shares no layer by name with 'ab', 'bc'.*one family"):
+        check_names_fit({"ab": chain["ab"], "bc": chain["bc"], "xy": some("xy")})
+    with pytest.raises(ModelError, match=r"layer 'b\.weight' is \(4, 4\) in 'ab' but \(5, 4\) in 'ab, wide'"):
+        check_names_fit({"ab": chain["ab"], "ab, wide": some("ab", 5)})

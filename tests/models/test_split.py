@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from contextlib import suppress
+
 import numpy as np
 import pytest
 import torch
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from polyfed.base.rng import Rng
+from polyfed.core.net import Net
 from polyfed.models.compatibility import check_cuts_fit
 from polyfed.models.split import SplitModel, keep_statistics
 
@@ -306,3 +309,17 @@ def test_cuts_that_fit_and_signatures() -> None:
     assert one.signature != split(Plain, extractor="b").signature
     assert split(Plain, signature=("mine",)).signature == ("mine",)
     assert repr(one) == "SplitModel('net', (6,) -> 3, 74 parameters)"
+
+
+def test_a_net_evaluates_in_a_block_and_then_behaves_as_before() -> None:
+    """Catches a mode that stays, also where the block fails, and an evaluation that is none."""
+    model = cut_model(Norm, "bn")
+    params, x = weights(model), batch(model)
+    net = Net(model, params)
+    expected = net(x)
+    for training in (True, False):
+        model.train(training)
+        with suppress(ZeroDivisionError), net.evaluating():
+            assert torch.equal(net(x), expected)
+            raise ZeroDivisionError
+        assert model.training is training

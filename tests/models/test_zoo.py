@@ -83,6 +83,7 @@ def test_sizes_of_fedin(name: str, parameters: int, statistics: int, counters: i
     assert sum(model.shapes[name].numel() for name in model.extractor_names & model.parameter_names) == 9_536
     assert sum(model.shapes[name].numel() for name in model.classifier_names) == 5_130
     assert image(f"{name}(cut=stage1)").s_in_shape == (64, 8, 8)
+    assert image(f"{name}(cut=stage2)").s_in_shape == (128, 4, 4)
 
 
 def test_which_network_of_fedin_owns_which_block() -> None:

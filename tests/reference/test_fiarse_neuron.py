@@ -206,9 +206,9 @@ def follow(cls: type[FIARSENeuron], net: str, keys: dict[str, Any], training: st
         ("mlp", {"gate": "frozen"}, "momentum, decay, clip"),
         ("mlp", {"normalise": False, "hysteresis": 1.0}, "sgd"),
         ("mlp", {}, "momentum, decay, clip"),
-        ("mlp", {}, "decay"),
         ("batch", {}, "sgd"),
         ("batch", {"gate": "frozen", "cost": "macs"}, "sgd"),
+        ("mlp", {}, "decay"),
     ],
 )
 def test_fiarse_neuron(net: str, keys: dict[str, Any], training: str, precision: Any, driver: str) -> None:

@@ -46,8 +46,10 @@ def follow(algorithm: HeteroFL, net: str, precision: Any, driver: str, rounds: i
         uploads = []
         for k, (capacity, share) in enumerate(zip(CAPACITIES, shares, strict=True)):
             w = hand.sliced({**w0, **hand_full(make(net, 1.0), old.get(str(capacity), {}))}, make(net, share), start)
+            # BatchNorm's statistics are those of training where nobody asks for them: then nothing is scaled.
+            rho = 1.0 if net == "batch" and not algorithm.calibrate else share
             trained = hand.train(
-                make(net, share), w, pairs(batches(game, k, j + 1)), settings, share, own[k], algorithm.absent
+                make(net, share), w, pairs(batches(game, k, j + 1)), settings, rho, own[k], algorithm.absent
             )
             uploads.append({n: trained[n] for n in w0})
         expected = hand.average(w0, uploads, [start] * 3, own, head)
@@ -103,8 +105,8 @@ class ZeroFilled(HeteroFL):
 class AllRows(HeteroFL):
     """Averages rows of classes that a client never saw."""
 
-    def server_round(self, server: Any, cohort: Any) -> Any:
-        return HeteroFL.server_round(HeteroFL(own_rows=False), server, cohort)
+    def init_server(self, task: Any, rng: Any) -> Any:
+        return HeteroFL.init_server(HeteroFL(own_rows=False), task, rng)
 
 
 class Unscaled(HeteroFL):

@@ -60,7 +60,7 @@ class Small(nn.Module):
         for name in later:
             delattr(self.net, name)
         self.hooks = [
-            layer.register_forward_hook(lambda _, __, out: out / s)
+            layer.register_forward_hook(lambda _, __, out: out / s if net == "mlp" else out)
             for name, layer in self.named_modules()
             if isinstance(layer, nn.Conv2d | nn.Linear)
             and name not in ("net.fc", "net.fc3", "heads.0.fc", "heads.1.fc", "heads.2.fc", "heads.0.fc2")

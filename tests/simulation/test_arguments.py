@@ -345,3 +345,25 @@ def test_two_runs_of_one_second_get_two_folders(tmp_path: Path, monkeypatch: pyt
     given = tables(run={"rounds": 1})
     results = [simulate(given, algorithm="standalone", models=[MLP], progress=False) for _ in range(3)]
     assert len({result.run_dir for result in results}) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "capacities", "noted", "listed"),
+    [("fedavg", [1.0, 0.25], True, True), ("heterofl", [1.0, 0.25], False, True), ("heterofl", [0.5], False, False)],
+)
+def test_a_run_says_that_capacities_are_not_read_and_lists_unlike_ones(
+    name: str, capacities: list[float], noted: bool, listed: bool, tmp_path: Path
+) -> None:
+    """Catches capacities without effect and without a word, and a closing table in which unlike clients look alike."""
+    ear, clients = Ear(), {"capacities": capacities, "models": ["mlp(hidden=(12, 8))"]}
+    algorithm = {"name": name}
+    result = simulate(
+        running.config(run={"rounds": 1}, algorithm=algorithm, clients=clients), out=tmp_path / "run", callbacks=[ear]
+    )
+    text = "fedavg reads no capacities: every client holds its whole network; see clients.capacities"
+    assert [note for note in ear.notes if "capacities" in note[1]] == ([(0, text)] if noted else [])
+    rows = [line.split("(12, 8))")[1].split() for line in str(result).splitlines() if "mlp(hidden" in line]
+    assert len(rows) == 4
+    assert ("capacity" in str(result)) == listed
+    if listed:
+        assert [row[0] for row in rows] == ["1", "0.25"] * 2

@@ -67,7 +67,7 @@ def test_a_shared_head_comes_from_the_server(tmp_path: Path) -> None:
     assert all(torch.equal(value, weights[name]) for name, value in body.items())
 
 
-@pytest.mark.parametrize("name", ["fedavg", "fiarse", "fedin", "depthfl"])
+@pytest.mark.parametrize("name", ["fedavg", "fiarse", "fedin", "depthfl", "scaffold", "moon"])
 def test_an_algorithm_without_private_networks_refuses(name: str, tmp_path: Path) -> None:
     """Catches weights that no round would use."""
     saved(tmp_path / "w.safetensors")

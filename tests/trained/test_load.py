@@ -21,6 +21,7 @@ from polyfed.storage.state_store import Store
 from polyfed.trained.adapt import adapt
 from polyfed.trained.assemble import Assembled, AssembledParts
 from polyfed.trained.load import trained_model
+from polyfed.trained.model import TrainedModel
 
 
 class Update(Message):
@@ -266,6 +267,62 @@ def test_any_size_of_a_network_with_batchnorm(keys: dict[str, Any], refused: flo
             trained_model(run, capacity=refused)
         with pytest.raises(ModelError, match=text):
             adapt(run, rows, capacity=refused, options={"layout": "NCHW"})
+
+
+@pytest.mark.parametrize(
+    ("keys", "largest", "refused"),
+    [
+        ({"name": "fiarse"}, "capacity 1", {}),
+        (
+            {"name": "fiarse-neuron"},
+            "capacity 1",
+            {0.0001: r"capacity 0\.0001 .* give at least that in clients\.capacities"},
+        ),
+        ({"name": "heterofl"}, "capacity 1", {}),
+        ({"name": "fedrolex"}, "capacity 1", {}),
+        (
+            {"name": "scalefl", "exits": 2},
+            "capacity 1",
+            {c: f"nothing for capacity {c:g}; expected one of its clients': 1, 0.25" for c in (0.3, 0.0001)},
+        ),
+        (
+            {"name": "fjord"},
+            "width 1",
+            {
+                0.0001: r"capacity 0\.0001: the smallest width 0\.2 needs 0\.04; "
+                r"add a width of at most 0\.01 to algorithm\.widths"
+            },
+        ),
+        ({"name": "depthfl"}, "depth 3", {}),
+    ],
+    ids=lambda value: value.get("name", "") if isinstance(value, dict) else "",
+)
+def test_the_servers_largest_model_and_any_capacity(
+    keys: dict[str, Any], largest: str, refused: dict[float, str], tmp_path: Path
+) -> None:
+    """Catches the smallest network as the server's own, and an error that names neither the capacity nor a way out."""
+    run = tmp_path / "run"
+    simulate(
+        digits(
+            run={"rounds": 1}, algorithm=keys,
+            clients={"capacities": [1.0, 0.25], "models": ["resnet8(width=4, norm=batch)"], "participation": 1.0},
+        ),
+        out=run,
+    )  # fmt: skip
+    whole = trained_model(run)
+    assert whole.about["server_model"] == largest
+
+    def held(model: TrainedModel) -> int:
+        return sum(int(value.count_nonzero()) for value in model.named_tensors().values())
+
+    x = torch.randint(0, 256, (5, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(trained_model(run, capacity=1.0)(x), whole(x))
+    for capacity in (0.25, 0.3, 0.0001):
+        if capacity in refused:
+            with pytest.raises(ModelError, match=refused[capacity]):
+                trained_model(run, capacity=capacity)
+        else:
+            assert held(trained_model(run, capacity=capacity)) < held(whole)
 
 
 def test_kept_parts_do_not_fit_a_message_with_fewer_tensors(tmp_path: Path) -> None:

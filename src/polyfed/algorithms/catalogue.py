@@ -52,9 +52,17 @@ ALGORITHMS: dict[str, tuple[str, str]] = {
         "polyfed.algorithms.fedmrl_e:FedMRLE",
         "FedMRL with one private header, tied over several granularities (future work of Yi et al. 2024)",
     ),
+    "fednova": (
+        "polyfed.algorithms.fednova:FedNova",
+        "FedAvg whose clients may take unlike numbers of steps (Wang et al. 2020)",
+    ),
     "fedproto": (
         "polyfed.algorithms.fedproto:FedProto",
         "mean representations by class, which every client's own are pulled to (Tan et al. 2022)",
+    ),
+    "fedprox": (
+        "polyfed.algorithms.fedprox:FedProx",
+        "FedAvg whose clients are pulled back to the model that they received (Li et al. 2020)",
     ),
     "fedrolex": (
         "polyfed.algorithms.fedrolex:FedRolex",
@@ -92,6 +100,14 @@ ALGORITHMS: dict[str, tuple[str, str]] = {
         "polyfed.algorithms.scalefl:ScaleFL",
         "narrower and shallower networks, whose early exits learn from their deepest (Ilhan et al. 2023)",
     ),
+    "moon": (
+        "polyfed.algorithms.moon:Moon",
+        "FedAvg with a contrast of representations by the received and the last local model (Li et al. 2021)",
+    ),
+    "scaffold": (
+        "polyfed.algorithms.scaffold:Scaffold",
+        "FedAvg whose steps are corrected by control variates, which travel too (Karimireddy et al. 2020)",
+    ),
     "standalone": (
         "polyfed.algorithms.standalone:Standalone",
         "every client trains alone: what federating has to beat",
@@ -103,6 +119,8 @@ ALIASES = {
     "fed-avg": "fedavg",
     "fed-in": "fedin",
     "fed-mrl": "fedmrl",
+    "fed-nova": "fednova",
+    "fed-prox": "fedprox",
     "fed-proto": "fedproto",
     "feddistill": "fd",
     "fedmrle": "fedmrl-e",

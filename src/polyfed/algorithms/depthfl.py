@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from polyfed.base import tree
 from polyfed.base.ranges import Positive, Rate
@@ -49,6 +48,7 @@ class DepthFL(Algorithm):
 
     name = "depthfl"
     own_networks = False
+    switches = {"alpha": "feddyn", "ramp": "distill"}
     exempt = dict.fromkeys(("equal_answers_count_once", "idle_rounds_change_nothing"), "FedDyn's h is a rounded sum")
     exits: tuple[str, ...] = ()
     head: str = ""
@@ -127,7 +127,7 @@ class DepthFL(Algorithm):
         w, start, g = (nets[part].params for part in ("model", "start", "memory"))
         return {"model": pulled(grad(self.loss)["model"], w, start, g, self.alpha)}
 
-    def loss(self, nets: Nets, batch: Batch) -> Tensor:
+    def loss(self, nets: Nets, batch: Batch) -> torch.Tensor:
         """Cross-entropy of all classifiers, and what they learn from one another."""
         z = each_logits(nets["model"], batch[0])
         loss = torch.stack([cross_entropy(own, batch) for own in z]).sum()
@@ -137,14 +137,14 @@ class DepthFL(Algorithm):
         """The received stages."""
         return {"model": msg.model}
 
-    def predict(self, nets: Nets, x: Tensor) -> Mapping[str, Tensor]:
+    def predict(self, nets: Nets, x: torch.Tensor) -> Mapping[str, torch.Tensor]:
         """The mean of the logits of all classifiers, the first classifier and the last; or the last alone."""
         z = each_logits(nets["model"], x)
         return {**({} if "alone" in nets else {"ensemble": torch.stack(z).mean(0), "first": z[0]}), "last": z[-1]}
 
     def global_nets(self, server: Server, task: Task) -> Mapping[str, Nets]:
-        """Of every depth the ensemble, and its last classifier alone."""
+        """Of every depth, the largest first, the ensemble; and its last classifier alone."""
         nets, _ = self.networks(task, task.common(self.name))
-        made = [Net(net, tree.pick(server.model, net.shapes)) for net in nets]
-        alone = {f"classifier {i}": {"model": net, "alone": Net(None, {})} for i, net in enumerate(made, 1)}
-        return {**{f"depth {i}": {"model": net} for i, net in enumerate(made, 1)}, **alone}
+        made = [(i, Net(net, tree.pick(server.model, net.shapes))) for i, net in enumerate(nets, 1)][::-1]
+        alone = {f"classifier {i}": {"model": net, "alone": Net(None, {})} for i, net in made}
+        return {**{f"depth {i}": {"model": net} for i, net in made}, **alone}

@@ -8,64 +8,55 @@ differs; it also learns to map another client's s_in, the extractor's output, to
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from polyfed.base import tree
-from polyfed.base.ranges import NonNegative, Positive
 from polyfed.base.rng import Rng
 from polyfed.base.types import Params, Parts
 from polyfed.blocks.aggregate import MeanByName
-from polyfed.blocks.gradients import Align, combine
-from polyfed.blocks.losses import mean_squared_error, supervised
-from polyfed.core.algorithm import Algorithm, Task
-from polyfed.core.checks import check_features
+from polyfed.blocks.features import FeatureExchange, Features, Pinned, dealt, renewed
+from polyfed.blocks.in_training import InTraining
+from polyfed.blocks.inco import InCo
+from polyfed.blocks.layerwise import first_layers, held
+from polyfed.blocks.losses import Distance, feature_distance, supervised
+from polyfed.core.algorithm import Algorithm, Task, raise_idle
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
-from polyfed.core.message import Message, Nothing, Record, State
+from polyfed.core.message import Message, State
 from polyfed.core.net import Batch, Grad, Net, Nets
-from polyfed.core.requests import ClientResult, Every, Steps, each, exchange, fit, reduce
+from polyfed.core.requests import ClientResult, Steps, each, exchange, reduce
 from polyfed.models.compatibility import check_layers_fit
 
 
-class Features(Record):
-    """One batch of pairs: s_in (B_f, ...), s_out (B_f, rep_dim), and the round in which they were made."""
-
-    s_in: Tensor
-    s_out: Tensor
-    round: int
-
-
 @dataclass(frozen=True, kw_only=True)
-class FedIN(Algorithm):
-    """Hyper-parameters of FedIN.
+class FedIN(InTraining, FeatureExchange, InCo, Algorithm):
+    """Hyper-parameters beside those of `InTraining`, `FeatureExchange` and `InCo`; no IN steps is layer-wise averaging.
 
     Args:
-        align: how the two gradients of an intermediate tensor become one step; see `combine`.
-        weight: lambda, of the IN gradient.
-        every: when a client takes an IN step; ``"never"`` is layer-wise averaging alone.
-        feature_batch: B_f, examples in the pair that a client sends.
-        max_age: rounds after which a pair leaves the server's bank.
+        norm: whether BatchNorm in an IN step has the batch's statistics, or the running ones, as in evaluation.
+        distance: of m(s_in) from s_out; see `feature_distance`.
         weighting: of clients when layers are averaged.
     """
 
     name = "fedin"
     tasks = ("classification", "regression")
-    align: Align = "in_primary_sum"
-    weight: NonNegative = 1.0
-    every: Every = "epoch"
-    feature_batch: Positive = 64
-    max_age: Positive = 10
+    states = (Pinned,)
+    norm: Literal["batch", "running"] = "batch"
+    distance: Distance = "mse"
     weighting: Literal["examples", "uniform"] = "examples"
 
     class Server(State):
-        """All layers by name, the names that each architecture owns, and each client's latest pairs."""
+        """All layers by name, who owns which, the latest pairs, how old the last round's were, and what InCo mixes."""
 
         layers: Params
         owns: Mapping[str, tuple[str, ...]]
         bank: Mapping[int, Features]
+        ages: Mapping[int, int] = field(default_factory=dict[int, int])
+        mixes: Mapping[str, str] = field(default_factory=dict[str, str])
 
     class Broadcast(Message):
         """The layers that the client's network has, and another client's pairs if there are any."""
@@ -73,59 +64,68 @@ class FedIN(Algorithm):
         layers: Params
         pairs: tuple[Features, ...]
 
-    class Upload(Message):
+    class Upload(Broadcast):
         """The layers as trained, this client's pairs (none if no IN steps are taken), and n_k."""
 
-        layers: Params
-        pairs: tuple[Features, ...]
         num_examples: int
 
+    def __post_init__(self) -> None:
+        """No key without an effect."""
+        both = {"every", "weighting", "feature_batch", "max_age", "inco", "inco_stages"}
+        raise_idle(
+            self,
+            (self.every == "never", "every = 'never' takes no IN steps", {f.name for f in fields(self)} - both),
+            (self.align == "none", "align = 'none' adds number by number", {"granularity"}),
+            (self.inco == "none", "inco = 'none' mixes nothing", {"inco_stages"}),
+        )
+
     def check(self, task: Task) -> None:
-        """Networks whose cuts fit and whose layers of one name have one shape."""
+        """Networks whose cuts fit, whose layers of one name have one shape, and whose features can be pooled."""
         check_layers_fit(task.family())
+        _ = self.mixes(task.family()), [*map(self.wire_shape, task.family().values())]
 
     def init_server(self, task: Task, rng: Rng) -> Server:
         """Every layer from the initialisation of the largest network that has it."""
-        family = sorted(task.family().items(), key=lambda item: sum(s.numel() for s in item[1].shapes.values()))
-        layers = {k: v for _, model in family for k, v in model.init(rng.at("layers")).items()}  # the largest is last
-        return self.Server(layers, {name: tuple(model.shapes) for name, model in family}, {})
+        layers = first_layers(task.family(), rng.at("layers"))
+        owns = {name: tuple(model.shapes) for name, model in task.family().items()}
+        return self.Server(layers, owns, {}, {}, self.mixes(task.family()))
 
     def server_round(self, server: Server, cohort: Cohort) -> Steps[State]:
         """Deal layers and foreign pairs, exchange, average each layer over its owners, renew the bank."""
         mean = MeanByName("num_examples" if self.weighting == "examples" else None, default=server.layers)
         down = {c.id: replace(self.message_for(server, c), pairs=self.draw(server, c, cohort)) for c in cohort}
         got = yield from exchange(cohort, down, gather={"layers": mean, "pairs": each})
-        fresh = {k: replace(p, round=cohort.round) for k, pairs in got["pairs"].items() for p in pairs}
-        bank = {k: p for k, p in {**server.bank, **fresh}.items() if cohort.round - p.round < self.max_age}
-        return self.Server(got["layers"], server.owns, bank)
+        bank = renewed(server.bank, got["pairs"], cohort.round, self.max_age)
+        ages = {k: cohort.round - pair.round for k, message in down.items() for pair in message.pairs}
+        layers = self.incorporated(server.layers, got["layers"], server.mixes)
+        return replace(server, layers=layers, bank=bank, ages=ages)
 
     def draw(self, server: Server, client: ClientInfo, cohort: Cohort) -> tuple[Features, ...]:
         """The pairs of one other client, uniformly; none while there are none."""
-        others = sorted(server.bank.keys() - {client.id})
-        return tuple(server.bank[int(k)] for k in cohort.rng.at("pair", client.id).numpy().permutation(others)[:1])
+        return dealt(server.bank, client.id, self.donor, cohort.rng)
 
-    def client_round(self, private: Nothing, msg: Broadcast, client: LocalClient) -> Steps[ClientResult]:
-        """Local training with IN steps in between; then capture one batch of pairs, unaugmented, in eval mode."""
-        pair = {"pair": {"s_in": msg.pairs[0].s_in, "s_out": msg.pairs[0].s_out}} if msg.pairs else {}
-        fitted = yield from fit(client, {"model": msg.layers}, gradient=self.gradient, frozen=pair, every=self.every)
+    def client_round(self, private: State, msg: Broadcast, client: LocalClient) -> Steps[ClientResult]:
+        """Local and IN training; then capture one batch of pairs, unaugmented, in eval mode."""
+        w = yield from self.trained(client, msg.layers, self.read(msg.pairs, client.models["model"]))
         if self.every == "never":
-            return private, self.Upload(fitted.parts["model"], (), len(client.train))
-        order = torch.randperm(len(client.train), generator=client.rng.at("features").torch())
-        made = yield from reduce(client, fitted.parts, self.capture, rows=order[: self.feature_batch])
-        return private, self.Upload(fitted.parts["model"], (Features(**made, round=client.round),), len(client.train))
+            return private, self.Upload(w, (), len(client.train))
+        made = yield from reduce(client, {"model": w}, self.capture, rows=(rows := self.rows(private, client)))
+        upload = self.Upload(w, (self.veiled(made, client),), len(client.train))
+        return Pinned(rows) if self.pin else private, upload
 
     def gradient(self, grad: Grad, nets: Nets, batch: Batch, due: bool) -> Parts:
-        """The local gradient; at an IN step, aligned with the IN one in intermediate weights (norms, biases apart)."""
+        """The local gradient; at an IN step, combined with the IN one in intermediate weights."""
         local = grad(supervised)  # L_loc
         if not due or "pair" not in nets:
             return local
-        foreign, inner = grad(self.in_loss)["model"], nets["model"].names("intermediate")
-        both = {n: (g, foreign[n]) for n, g in local["model"].items() if n in inner and g.dim() > 1}
-        return {"model": {**local["model"], **{n: combine(*pair, self.align, self.weight) for n, pair in both.items()}}}
+        g, foreign, inner = local["model"], grad(self.in_loss)["model"], nets["model"].names("intermediate")
+        return {"model": {**g, **self.combined(g, foreign, inner)}}
 
     def in_loss(self, nets: Nets, batch: Batch) -> Tensor:
-        """L_IN = mean ||m(s_in) - s_out||^2 with batch statistics, leaving the running ones alone."""
-        return mean_squared_error(nets["model"].still().intermediate(nets["pair"]["s_in"]), nets["pair"]["s_out"])
+        """L_IN = mean ||m(s_in) - s_out||^2 by default; it leaves the running statistics alone."""
+        net, pair = nets["model"].still(), nets["pair"]
+        with net.evaluating() if self.norm == "running" else nullcontext():
+            return feature_distance(net.intermediate(pair["s_in"]), pair["s_out"], self.distance)
 
     def capture(self, nets: Nets, batch: Batch) -> Params:
         """The extractor's output and the classifier's input."""
@@ -135,13 +135,13 @@ class FedIN(Algorithm):
     def check_upload(self, task: Task, client: ClientInfo, down: Broadcast, up: Upload) -> None:
         """Layers as they were sent; features as every network makes and takes them, or other clients would fail."""
         super().check_upload(task, client, down, replace(up, pairs=()))
-        check_features(task.build(client.architecture), [(p.s_in, p.s_out) for p in up.pairs], self.feature_batch)
+        self.check_pairs(task.build(client.architecture), up.pairs)
 
     def message_for(self, server: Server, client: ClientInfo) -> Broadcast:
         """The layers alone: predicting needs no features."""
-        return self.Broadcast(tree.pick(server.layers, server.owns[client.architecture]), ())
+        return self.Broadcast(held(server.layers, server.owns, client.architecture), ())
 
-    def predictor_parts(self, private: Nothing, msg: Broadcast, client: LocalClient) -> Parts:
+    def predictor_parts(self, private: State, msg: Broadcast, client: LocalClient) -> Parts:
         """The received layers."""
         return {"model": msg.layers}
 

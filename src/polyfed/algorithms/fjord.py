@@ -15,12 +15,11 @@ parameters; running statistics of BatchNorm each width has for itself. docs/algo
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+from torch import Tensor, randint
 
 from polyfed.base import tree
 from polyfed.base.errors import ModelError
-from polyfed.base.ranges import Portion
+from polyfed.base.ranges import Portions
 from polyfed.base.rng import Rng
 from polyfed.base.types import Params, Parts
 from polyfed.blocks.aggregate import CoverageMean
@@ -44,7 +43,7 @@ class FjORD(Algorithm):
     """
 
     name = "fjord"
-    widths: tuple[Portion, ...] = (0.2, 0.4, 0.6, 0.8, 1.0)
+    widths: Portions = (0.2, 0.4, 0.6, 0.8, 1.0)
     distill: bool = False
 
     class Server(State):
@@ -68,7 +67,8 @@ class FjORD(Algorithm):
         """{p in P: p^2 <= capacity}, ascending: the number of weights goes with p^2. The last is p_i."""
         if found := tuple(p for p in sorted(set(self.widths)) if p <= capacity**0.5 + 1e-9):
             return found
-        raise ModelError(f"capacity {capacity:g} is below p^2 for all p of algorithm.widths; add a smaller width")
+        needs = f"capacity {capacity:g}: the smallest width {min(self.widths):g} needs {min(self.widths) ** 2:g}"
+        raise ModelError(f"{needs}; add a width of at most {capacity**0.5:g} to algorithm.widths")
 
     def check(self, task: Task) -> None:
         """One architecture for all clients, and a width for each capacity."""
@@ -106,7 +106,7 @@ class FjORD(Algorithm):
     def client_round(self, private: Nothing, msg: Broadcast, client: LocalClient) -> Steps[ClientResult]:
         """E epochs, each step at a width of its own; the weights and the statistics of all widths go back."""
         parts, steps = self.predictor_parts(private, msg, client), client.plan.count(len(client.train))
-        drawn = torch.randint(len(parts) - 1, (steps,), generator=client.rng.at("widths").torch()).tolist()
+        drawn = randint(len(parts) - 1, (steps,), generator=client.rng.at("widths").torch()).tolist()
         fitted = yield from fit(client, parts, gradient=self.gradient, every=drawn.__getitem__)
         own = {f"{p}/{n}": value for p, part in fitted.parts.items() if p != "model" for n, value in part.items()}
         return private, self.Upload({**fitted.parts["model"], **own}, len(client.train))
@@ -142,9 +142,9 @@ class FjORD(Algorithm):
         return {"submodel": self.at(nets, self.widest(nets))(x)}
 
     def global_nets(self, server: Server, task: Task) -> Mapping[str, Nets]:
-        """The network of every width of P."""
+        """The network of every width of P, the widest first."""
         full, found = task.common(self.name), dict[str, Nets]()
-        for p, held in {p: Slice.prefix(server.layout, p) for p in self.held(1.0)}.items():
+        for p, held in {p: Slice.prefix(server.layout, p) for p in reversed(self.held(1.0))}.items():
             net, w = held.network(full), held.take(tree.pick(server.model, full.parameter_names))
             found[f"width {p:g}"] = {"model": Net(net, w), f"{p:g}": Net(net, tree.under(server.model, f"{p:g}/"))}
         return found

@@ -45,7 +45,7 @@ class ScaleFL(Algorithm):
         head: the network of early exits, built for the features; "" for a mean over positions and a linear layer.
         levels: (capacity, width, exits) of each capacity; empty: levels whose weights are the capacity's share.
         kd_weight, temperature, kd_start, horizon: gamma, which counts after a share of so many (or all) rounds; T.
-        scaler: whether training divides outputs by the width.
+        scaler: whether training divides outputs by the width, of a network without BatchNorm, which takes it out.
     """
 
     name = "scalefl"
@@ -117,7 +117,7 @@ class ScaleFL(Algorithm):
     def client_round(self, private: Nothing, msg: Broadcast, client: LocalClient) -> Steps[ClientResult]:
         """E epochs of L; weights and buffers go back."""
         parts, net = self.predictor_parts(private, msg, client), client.models["model"]
-        s = self.level(net.whole, client.info.capacity)[0] if self.scaler else 1.0
+        s = 1.0 if net.statistic_names or not self.scaler else self.level(net.whole, client.info.capacity)[0]
         rho = Levels.of(net.whole, self.exits, self.head).scaler(tree.pick(msg.model, net.layer_names), s)
         frozen = {"exits": parts["exits"], "rho": rho, "kd": {"weight": torch.tensor(msg.kd_weight)}}
         w = (yield from fit(client, {"model": parts["model"]}, loss=self.loss, frozen=frozen)).parts["model"]

@@ -18,5 +18,7 @@ NonNegative: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction: TypeAlias = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 #: In (0, 1], such as the capacity of a client.
 Portion: TypeAlias = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+#: At least one of these.
+Portions: TypeAlias = Annotated[tuple[Portion, ...], Field(min_length=1)]
 #: In (0, 1), such as the share of examples for testing.
 Share: TypeAlias = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]

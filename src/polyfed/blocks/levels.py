@@ -80,7 +80,7 @@ class Levels(Record):
         """Return (width, exits) of a capacity: those of its row (capacity, width, exits); without rows `fitting`.
 
         Raises:
-            ModelError: there is no row for the capacity, or it has more exits than the network.
+            ModelError: there is no row for the capacity, or two, or it has more exits than the network.
         """
         if not table:
             return self.fitting(capacity)
@@ -89,6 +89,8 @@ class Levels(Record):
             raise ModelError(
                 f"algorithm.levels has no row for capacity {capacity:g}; expected [{capacity:g}, width, exits], too"
             )
+        if len(rows) > 1:
+            raise ModelError(f"algorithm.levels has {len(rows)} rows for capacity {capacity:g}; expected one")
         if rows[0][1] > len(self.names):
             raise ModelError(
                 f"algorithm.levels gives capacity {capacity:g} {rows[0][1]} exits; expected at most {len(self.names)}, "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -105,6 +105,28 @@ def cross_entropy_among(
 def mean_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean over all elements of (prediction - target)^2; both of the same shape."""
     return functional.mse_loss(prediction, target)
+
+
+#: How far features are from their targets; see `feature_distance`.
+Distance: TypeAlias = Literal["mse", "smooth_l1", "cosine", "standardised"]
+
+
+def feature_distance(made: Tensor, target: Tensor, distance: Distance) -> Tensor:
+    """The distance of features (B, d) from their targets (B, d), a mean over what it compares.
+
+    ``mse``: `mean_squared_error`. ``smooth_l1``: e^2 / 2 for errors |e| < 1 and |e| - 1/2 beyond. ``cosine``: 1 - cos
+    of each row. ``standardised``: the squared error, each feature in standard deviations of its targets in the batch;
+    of at least a tenth of the features' root mean variance, as a feature that is always 0 has the deviation 0.
+    """
+    if distance == "smooth_l1":
+        return functional.smooth_l1_loss(made, target)
+    if distance == "cosine":
+        return (1 - functional.cosine_similarity(made, target, dim=1)).mean()
+    if distance == "standardised":
+        variance = target.var(0, correction=0)
+        floor = (0.01 * variance.mean()).clamp_min(torch.finfo(target.dtype).tiny)
+        return ((made - target).square() / torch.maximum(variance, floor)).mean()
+    return mean_squared_error(made, target)
 
 
 def kl_divergence(logits: Tensor, target: Tensor) -> Tensor:

@@ -54,9 +54,12 @@ class Neurons(Record):
         """
         layout = Layout.of(model)
         faults: list[str] = []
-        if bool(table) != (cost == "table"):
+        if table and cost != "table":
             faults.append(f"it has {len(table)} layers where algorithm.cost is {cost!r}; it is read with 'table' alone")
         layers = [name.removesuffix(".weight") for name in model.shapes if name.endswith(".weight")]
+        if cost == "table" and not table:
+            key = layers[0] if layers[0].isidentifier() else f'"{layers[0]}"'  # as TOML writes it
+            raise ModelError(f"algorithm.cost is 'table'; give algorithm.table, such as {{{key} = 1.0}}")
         unknown = [layer for layer in table if layer not in layers]
         faults += [f"no layer {one!r} has a weight; nearest: {alternatives(one, layers)}" for one in unknown]
         if table and not any(table.values()):
@@ -88,7 +91,7 @@ class Neurons(Record):
         if not fitting:
             raise ModelError(
                 f"capacity {capacity:g} is too small for this network, of which one channel of each group costs "
-                f"{self.least():.4g}; raise it in clients.capacities"
+                f"{self.least():.4g}; give at least that in clients.capacities, or as the capacity asked for"
             )
         return self._after(steps, fitting - 1)
 

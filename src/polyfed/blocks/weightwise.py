@@ -74,6 +74,7 @@ class WeightWise(Algorithm):
 
     scope: Scope = "model"
     groups: tuple[tuple[str, ...], ...] = ()
+    masks = True
     capacity_in: Literal["parameters", "macs"] = "parameters"
     importance: Literal["magnitude", "gradient", "fisher"] = "magnitude"
     memory: Share = 0.9

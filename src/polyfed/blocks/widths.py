@@ -33,7 +33,8 @@ class Widths(Algorithm):
     Args:
         width: a client's share of channels: ``"root"`` of its capacity, which is then about its share of weights; or
             the ``"capacity"`` itself.
-        scaler: whether outputs are divided by the share in training.
+        scaler: whether outputs are divided by the share in training. Not where training itself makes BatchNorm's
+            statistics, without ``calibrate``: BatchNorm takes the factor out, and tests would see other outputs.
         absent: logits of classes without examples: ``"excluded"``; ``"zero"``, as released; ``"kept"``.
         own_rows: whether rows of the output layer are averaged over those clients alone that have the class; this takes
             a network that names its classifier.
@@ -168,7 +169,8 @@ class Widths(Algorithm):
         parts, full = self.predictor_parts(private, msg, client), client.models["model"].whole
         if isinstance(msg, self.Query):
             return private, (yield from measured(client, parts, msg.statistics))
-        rho = self.share(client.info.capacity) if self.scaler else 1.0
+        kept = not self.calibrate and client.models["model"].statistic_names  # they would be those of scaled outputs
+        rho = self.share(client.info.capacity) if self.scaler and not kept else 1.0
         names = Layout.of(full).scaling(full.layer_names)
         frozen = {"rho": {n: torch.tensor(rho, dtype=msg.model[n].dtype) for n in names}, "own": parts["own"]}
         fitted = yield from fit(client, {"model": parts["model"]}, loss=self.loss, frozen=frozen)

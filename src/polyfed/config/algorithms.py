@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -18,7 +18,7 @@ from polyfed.base.errors import ConfigError, PolyfedError
 from polyfed.base.given import find, give, is_given
 from polyfed.base.imports import importable, load_attribute
 from polyfed.base.text import hint
-from polyfed.config.faults import by_key, dotted, facts, sentence
+from polyfed.config.faults import by_key, dotted, facts, sentence, shown
 
 if TYPE_CHECKING:
     from polyfed.core.algorithm import Algorithm
@@ -142,14 +142,28 @@ def try_algorithm(name: str, keys: Mapping[str, Any]) -> tuple[Algorithm | None,
         if field.default is dataclasses.MISSING and key not in keys and instance is None
     ]
     faults += [(key, f"missing; algorithm {full_name!r} needs it") for key in missing]
+    faults += [
+        (
+            key,
+            f"got {shown(good[key])}, which does nothing with {switch} = false; leave it at "
+            f"{shown(fields[key].default)}, or set {switch} = true",
+        )
+        for key, switch in cls.switches.items()
+        if not good.get(switch, fields[switch].default) and good.get(key, fields[key].default) != fields[key].default
+    ]
     if faults:
         return None, faults
     try:
         return (cls(**good) if instance is None else dataclasses.replace(instance, **good)), []  # pyright: ignore[reportArgumentType]
-    except ConfigError as error:  # raised by the class's own __post_init__, as are the following
-        return None, [("name", f"{name} refused its keys: {text}") for text in error.faults]
-    except (PolyfedError, TypeError, ValueError) as error:
-        return None, [("name", f"{name} refused its keys: {error}")]
+    except (PolyfedError, TypeError, ValueError) as error:  # raised by the class's own __post_init__
+        texts = error.faults if isinstance(error, ConfigError) else [str(error)]
+        return None, [_refused(name, fields, text) for text in texts]
+
+
+def _refused(name: str, keys: Iterable[str], text: str) -> tuple[str, str]:
+    """Return (key, fault) of what ``__post_init__`` says, which may begin with a key: ``"key: got ..."``."""
+    key, colon, rest = text.partition(": ")
+    return (key, rest) if colon and key in keys else ("name", f"{name} refused its keys: {text}")
 
 
 def _instance(name: str) -> Algorithm | None:

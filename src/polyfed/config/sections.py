@@ -18,7 +18,7 @@ from pydantic.functional_serializers import model_serializer
 from pydantic_core import core_schema
 
 from polyfed.base.errors import ModelError
-from polyfed.base.ranges import Count, NonNegative, Portion, Positive, Rate
+from polyfed.base.ranges import Count, NonNegative, Portion, Portions, Positive, Rate
 from polyfed.base.text import hint
 from polyfed.config.faults import dotted, facts, shown
 from polyfed.config.profiles import TABLES, read_profiles
@@ -345,7 +345,7 @@ class ClientsSection(Section):
     participation: Portion = 1.0
     selection: Literal["uniform", "by-size", "by-capacity", "available"] = "uniform"
     models: Annotated[tuple[Model, ...], Field(min_length=1)] = (ModelSpec("cnn5"),)
-    capacities: Annotated[tuple[Portion, ...], Field(min_length=1)] = (1.0,)
+    capacities: Portions = (1.0,)
     names: tuple[Annotated[str, Field(min_length=1)], ...] | None = None
 
     def misfits(self) -> Iterator[tuple[str, str]]:
@@ -374,6 +374,14 @@ class ClientsSection(Section):
     def architectures(self) -> tuple[ModelSpec, ...]:
         """The different architectures of the clients, in order of the clients."""
         return tuple(dict.fromkeys(spec.architecture for spec in self.models[: self.count]))
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """The numbers of clients that have each of the architectures."""
+        found = dict.fromkeys(self.architectures, 0)
+        for place, spec in enumerate(self.models[: self.count]):  # its clients are place, place + len(models), ...
+            found[spec.architecture] += len(range(place, self.count, len(self.models)))
+        return tuple(found.values())
 
     def capacity(self, client: int) -> float:
         """Return the fraction of a full-size model that a client can hold."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from polyfed.base.errors import ModelError
+from polyfed.base.errors import ConfigError, ModelError
 from polyfed.base.rng import Rng
 from polyfed.base.types import ClientId, Parts
 from polyfed.core.checks import check_counterparts
@@ -38,6 +38,7 @@ class Task:
         capacities: the capacities that occur, descending.
         kind: "classification", or "regression" with ``num_classes`` 1: the one output.
         dtype: type of the input: int64 for tokens; None for numbers.
+        counts: how many clients have each of the architectures; empty where that is not known.
     """
 
     input_shape: tuple[int, ...]
@@ -48,6 +49,7 @@ class Task:
     capacities: tuple[float, ...] = (1.0,)
     kind: TaskKind = "classification"
     dtype: torch.dtype | None = None
+    counts: tuple[int, ...] = ()
 
     def build(self, spec: ModelSpec | str) -> SplitModel:
         """Build the network ``spec`` for this input and these classes."""
@@ -110,6 +112,28 @@ class Task:
         return next(iter(family.values())).rep_dim
 
 
+def raise_idle(algorithm: object, *rules: tuple[bool, str, Iterable[str]]) -> None:
+    """Raise if a key of an algorithm has not its default although it has no effect; for ``__post_init__``.
+
+    Args:
+        algorithm: a dataclass.
+        rules: whether the rule holds; the setting that makes keys idle, and why; the names of the keys.
+
+    Raises:
+        ConfigError: a fault for each such key.
+    """
+    default = {field.name: field.default for field in fields(algorithm)}  # pyright: ignore[reportArgumentType]
+    idle = {key: why for holds, why, keys in rules if holds for key in sorted(keys)}
+    got = {key: getattr(algorithm, key) for key in idle}
+    faults = [
+        f"{key}: got {value!r}, which has no effect: {idle[key]}; leave it out"
+        for key, value in got.items()
+        if value != default[key]
+    ]
+    if faults:
+        raise ConfigError(*faults)
+
+
 class Algorithm(ABC):
     """A federated algorithm: a frozen dataclass of hyper-parameters; all state is in the values that it returns.
 
@@ -130,6 +154,10 @@ class Algorithm(ABC):
     exempt: ClassVar[Mapping[str, str]] = {}
     #: Whether a client's private state, where it has one, has a network of its own, which may start with given weights.
     own_networks: ClassVar[bool] = True
+    #: Whether clients of other capacities hold other weights of the same networks; `models_at` says it of networks.
+    masks: ClassVar[bool] = False
+    #: Key -> the switch, true or false, without which it does nothing: a value other than its default is then refused.
+    switches: ClassVar[Mapping[str, str]] = {}
     #: Whether `message_for` depends on the client's id, not only on its capacity and architecture.
     personal_message: ClassVar[bool] = False
     #: The share of each client's training examples, in [0, 1), that it never trains on: its ``client.held_out``, for
@@ -230,4 +258,8 @@ class Algorithm(ABC):
 
     def global_nets(self, server: Any, task: Task) -> Mapping[str, Nets]:
         """Return the models that the server can make by itself, by name, for tests on all clients' test data."""
+        return {}
+
+    def facts(self, server: Any) -> Mapping[str, Any]:
+        """Return what the line of a round in rounds.jsonl is to say of the server's state, under ``algorithm``."""
         return {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -17,7 +17,6 @@ from torch import Tensor
 from polyfed.base.errors import MessageError
 from polyfed.base.types import Params
 from polyfed.core.message import Message, Record
-from polyfed.models.split import SplitModel
 
 
 def check_numbers(up: Message) -> None:
@@ -118,20 +117,28 @@ def check_classes(where: str, classes: Tensor, num_classes: int) -> None:
         raise MessageError(f"{where} names no class; expected at least one")
 
 
-def check_features(model: SplitModel, pairs: Iterable[tuple[Tensor, Tensor]], most: int) -> None:
-    """Check that each pair is a batch of the extractor's outputs and the classifier's inputs of ``model``.
+def check_features(
+    s_in_shape: Sequence[int],
+    s_out_shape: Sequence[int],
+    pairs: Iterable[tuple[Tensor, Tensor]],
+    most: int,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Check that each pair is a batch of an extractor's outputs and a classifier's inputs.
 
     Args:
-        model: a network cut in three.
-        pairs: s_in (B, *s_in_shape) and s_out (B, rep_dim).
+        s_in_shape: the shape of one output of the extractor, as it is sent.
+        s_out_shape: the shape of one input of the classifier.
+        pairs: s_in (B, *s_in_shape) and s_out (B, *s_out_shape).
         most: the largest B.
+        dtype: as of `check_tensor`.
 
     Raises:
         MessageError: a tensor has another shape or type, or has no or too many examples.
     """
     for s_in, s_out in pairs:
-        check_tensor("s_in", s_in, range(1, most + 1), *model.s_in_shape)
-        check_tensor("s_out", s_out, len(s_in), *model.s_out_shape)
+        check_tensor("s_in", s_in, range(1, most + 1), *s_in_shape, dtype=dtype)
+        check_tensor("s_out", s_out, len(s_in), *s_out_shape, dtype=dtype)
 
 
 def _inside(value: Any, where: str) -> Iterator[tuple[str, Any]]:

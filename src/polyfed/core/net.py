@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -75,6 +76,17 @@ class Net:
     def still(self) -> Net:
         """The same weights, with running statistics of its own: a training-mode forward moves nobody else's."""
         return Net(self.model, keep_statistics(self._model(), self.params))
+
+    @contextmanager
+    def evaluating(self) -> Generator[None]:
+        """In the block the network behaves as in evaluation, such as by running statistics; then as before."""
+        model = self._model()
+        before = model.training
+        model.train(False)
+        try:
+            yield
+        finally:
+            model.train(before)
 
     def batch_statistics(self, x: Tensor) -> dict[str, Tensor]:
         """The statistics of the normalisation layers on (B, ...) alone: `SplitModel.batch_statistics`."""

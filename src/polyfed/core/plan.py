@@ -18,6 +18,13 @@ from polyfed.core.schedule import OptimizerName
 Every: TypeAlias = Literal["never", "step", "epoch", "round"] | Callable[[int], int]
 
 
+def is_due(every: Every, index: int, in_epoch: int) -> int:
+    """Return whether ``every`` selects the step of these numbers; where it is a function, what it returns."""
+    if callable(every):
+        return every(index)
+    return {"never": False, "step": True, "epoch": in_epoch == 0, "round": index == 0}[every]
+
+
 @dataclass(frozen=True)
 class Step:
     """One optimizer step of a local training: its rows and its place.
@@ -108,6 +115,10 @@ class LocalSGD:
     def count(self, examples: int) -> int:
         """How many steps a client with ``examples`` training examples takes in a round."""
         return self.steps if self.steps is not None else len(self._cuts(examples)) * (self.epochs or 0)
+
+    def due(self, every: Every, examples: int) -> int:
+        """At how many steps of a participation ``every`` is due, for a client with ``examples`` training examples."""
+        return sum(bool(is_due(every, index, in_epoch)) for _, index, in_epoch in self.sizes(examples))
 
     def _cuts(self, examples: int) -> list[int]:
         starts = list(range(0, examples, self.batch_size))

@@ -24,7 +24,7 @@ from polyfed.core.clients import ClientInfo, Cohort, Examples, LocalClient
 from polyfed.core.gather import Declared, Each, Gathered, each
 from polyfed.core.message import Message, State
 from polyfed.core.net import Batch, Grad, Gradient, Loss, Nets
-from polyfed.core.plan import Every, Step
+from polyfed.core.plan import Every, Step, is_due
 
 __all__ = [
     "ClientResult",
@@ -80,6 +80,7 @@ class Fit:
     every: Every
     draw: Draw | None = None
     moves: Moves | None = None
+    correction: Parts = field(default_factory=dict[str, Params])
 
     @property
     def identity(self) -> object:
@@ -89,9 +90,7 @@ class Fit:
 
     def due(self, index: int, in_epoch: int) -> int:
         """Return whether ``every`` selects the step; where it is a function, what it returns."""
-        if callable(self.every):
-            return self.every(index)
-        return {"never": False, "step": True, "epoch": in_epoch == 0, "round": index == 0}[self.every]
+        return is_due(self.every, index, in_epoch)
 
     def drawn(self, step: Step) -> Params:
         """Return the tensors that ``draw`` gives for the step; empty without ``draw``."""
@@ -144,6 +143,7 @@ def fit(
     every: Every = "never",
     draw: Draw | None = None,
     moves: Moves | None = None,
+    correction: Parts | None = None,
 ) -> Steps[Fitted]:
     """Train ``parts`` on the client's data.
 
@@ -163,6 +163,9 @@ def fit(
         moves: ``moves(nets)`` -> one bool for each coordinate of some tensors of the trained parts. It sees the weights
             before a step; where it is False, the step leaves a weight bit by bit as it was, whatever momentum and
             weight decay do. It costs a copy of these tensors. A method of the algorithm, as `gradient` is.
+        correction: tensors of ``parts`` that every step takes off the weights after the optimizer's update, times the
+            part's learning rate: ``w <- w - lr * correction``. Clip, decay, momentum and moments do not see it. It
+            costs a client these tensors once more in memory.
 
     Returns:
         The trained parts.
@@ -174,7 +177,8 @@ def fit(
         assert loss is not None
         return grad(loss)
 
-    return (yield Fit(client, parts, gradient or of_loss, loss, frozen or {}, lr or {}, every, draw, moves))
+    asked = gradient or of_loss
+    return (yield Fit(client, parts, asked, loss, frozen or {}, lr or {}, every, draw, moves, correction or {}))
 
 
 def reduce(

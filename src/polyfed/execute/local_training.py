@@ -88,6 +88,12 @@ class Local:
         }
         self.nets = bind(models, {**frozen, **self.parts})
         self.optimizer = optimizer(self.fit.client.plan, self.parts, self.fit.lr)
+        rates = {part: self.fit.client.plan.rate(part, self.fit.lr.get(part)) for part in self.fit.correction}
+        self.corrections = [
+            (self.parts[part][name], placement.put(value.detach()), rates[part])
+            for part, params in self.fit.correction.items()
+            for name, value in params.items()
+        ]
 
     def grad(self, batch: Batch, loss: Loss, **replace: Params) -> Grads:
         """Return the gradient of ``loss`` for every trainable part; see `polyfed.core.requests.Grad`."""
@@ -139,6 +145,8 @@ class Local:
             free = {} if self.fit.moves is None else self.fit.moves(self.nets)
             before = {part: {name: self.parts[part][name].clone() for name in own} for part, own in free.items()}
             self.optimizer.step()
+            for leaf, value, lr in self.corrections:
+                leaf.sub_(value, alpha=lr)
             for part, own in free.items():
                 for name, may in own.items():
                     self.parts[part][name].copy_(torch.where(may, self.parts[part][name], before[part][name]))

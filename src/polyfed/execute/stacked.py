@@ -76,7 +76,7 @@ def kind_of(fit: Fit) -> object:
 
     return (
         *(fit.identity, tuple((part, model.signature) for part, model in fit.client.models.items())),
-        *(shapes(fit.parts), shapes(fit.frozen)),
+        *(shapes(fit.parts), shapes(fit.frozen), shapes(fit.correction)),
         *(replace(fit.client.plan, lr=0.0, factor=1.0, parts=()), fit.client.weights is None),
         *(
             "by step" if callable(fit.every) else fit.every,
@@ -197,6 +197,7 @@ class Stack:
 
         everything = stacked([fit.parts for fit in fits])
         self.frozen = stacked([fit.frozen for fit in fits])
+        self.correction = stacked([fit.correction for fit in fits])
         fixed = {
             part: {n for n, v in params.items() if n in buffers(models, part) or not v.is_floating_point()}
             for part, params in everything.items()
@@ -221,6 +222,7 @@ class Stack:
             grads, moved, losses, free = self.replays.call(kind, one, *state, given, drawn, products=products)
         before = {part: {name: state[0][part][name].clone() for name in own} for part, own in free.items()}
         self.update.step(self.weights, grads, rows)
+        self.correct(rows)
         for part, own in free.items():
             for name, may in own.items():
                 value, where = self.weights[part][name], slice(None) if rows is None else rows
@@ -233,6 +235,17 @@ class Stack:
                     self.fixed[part][name][rows] = value
         for k, loss in zip(members, losses.unbind(), strict=True):
             self.losses[k].append(loss)
+
+    def correct(self, rows: Tensor | None) -> None:
+        """Take the clients' corrections, times the learning rate, off their weights (at ``rows``, or all)."""
+        for part, params in self.correction.items():
+            lr = self.update.plan.rate(part, self.update.lr.get(part))
+            for name, value in params.items():
+                weight = self.weights[part][name]
+                if rows is None:
+                    weight.sub_(value, alpha=lr)
+                else:
+                    weight[rows] = weight[rows].sub_(value[rows], alpha=lr)
 
     def _one(
         self, due: int, weights: Grads, fixed: Grads, frozen: Grads, given: Sequence[Tensor], drawn: Params

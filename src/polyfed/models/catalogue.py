@@ -156,7 +156,7 @@ class ModelSpec:
             _check_value(self.name, key, value)
 
 
-_CHOICES: Mapping[str, tuple[str, ...]] = {"norm": ("batch", "group", "static"), "cut": ("stem", "stage1")}
+_CHOICES: Mapping[str, tuple[str, ...]] = {"norm": ("batch", "group", "static"), "cut": ("stem", "stage1", "stage2")}
 
 
 def _check_value(name: str, key: str, value: Option) -> None:

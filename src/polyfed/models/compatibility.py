@@ -94,11 +94,30 @@ def check_layers_fit(models: Mapping[str, SplitModel]) -> None:
         if not model.intermediate_names & model.parameter_names:
             raise ModelError(f"model {name!r} has nothing to train between its cuts; move the extractor's cut forward")
     check_cuts_fit(models)
+    check_names_fit(models)
+
+
+def check_names_fit(models: Mapping[str, SplitModel]) -> None:
+    """Raise unless the models can be averaged by name: a name has one shape, and each model shares a name with others.
+
+    Args:
+        models: by the name that a message shall use.
+
+    Raises:
+        ModelError: the text names the layer, both models and both shapes; or the model that shares nothing.
+    """
     owner: dict[str, str] = {}
     for name, model in models.items():
         for layer, shape in model.shapes.items():
             first = owner.setdefault(layer, name)
             _same(f"layer {layer!r}", first, tuple(models[first].shapes[layer]), name, tuple(shape))
+    for name, model in models.items():
+        others = [other for other in models if other != name]
+        if others and not any(model.shapes.keys() & models[other].shapes.keys() for other in others):
+            raise ModelError(
+                f"model {name!r} shares no layer by name with {', '.join(map(repr, others))}, so there is nothing to "
+                "average between them; choose models of one family, whose layers have equal names"
+            )
 
 
 def _classifier_shapes(model: SplitModel) -> dict[str, tuple[int, ...]]:

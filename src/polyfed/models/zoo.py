@@ -80,7 +80,7 @@ def _build(
         classifier, extractor = "fc3", "pool2"
     elif name in resnet.SIZES:
         stem, blocks = resnet.SIZES[name]
-        ends = {"stem": "relu" if stem == "plain" else "maxpool", "stage1": "layer1"}
+        ends = {"stem": "relu" if stem == "plain" else "maxpool", "stage1": "layer1", "stage2": "layer2"}
         classifier, extractor = "fc", ends[given.pop("cut")]
         factory = partial(resnet.ResNet, input_shape, stem=stem, blocks=blocks, num_classes=num_classes, **given)
     elif name == "vit":

@@ -173,6 +173,8 @@ def _counted(metric: str) -> str:
 def client_table(console: Console, summary: Summary) -> None:
     """Print a row per client of the last evaluation, for at most 20 clients; nothing where a run left no logs.
 
+    Capacities have a column where they differ.
+
     Args:
         console: the output.
         summary: summary.json of the run.
@@ -184,11 +186,13 @@ def client_table(console: Console, summary: Summary) -> None:
         return
     metric, _ = headline(summary)
     names = list(summary.get("metrics", {metric: None}))
+    unlike = len({row.get("capacity") for row in tested.values()}) > 1
     counted = any("majority" in row for row in tested.values())
     rows = [
         (
             row.get("name", str(client)),
             row["model"] or "-",
+            *([f"{row['capacity']:g}"] if unlike else []),
             str(row["examples"]),
             *(measured(name, row.get("metrics", row).get(name)) for name in names),
             *([measured(metric, row.get("majority", {}).get(metric))] if counted else []),
@@ -197,7 +201,12 @@ def client_table(console: Console, summary: Summary) -> None:
     ]
     last = (f"{heading(metric)} of the\n{baseline(summary)}",) if counted else ()
     left = ("client", "network")
-    print_table(console, (*left, "test\nexamples", *map(heading, names), *last), rows, left=left)
+    print_table(
+        console,
+        (*left, *(["capacity"] if unlike else []), "test\nexamples", *map(heading, names), *last),
+        rows,
+        left=left,
+    )
 
 
 def tested_clients(run_dir: Path, summary: Summary) -> dict[int, dict[str, Any]]:

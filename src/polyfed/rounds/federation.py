@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from polyfed.algorithms.catalogue import ALGORITHMS
 from polyfed.base.errors import ConfigError, ModelError
 from polyfed.base.memory import give_back
 from polyfed.base.rng import Rng
 from polyfed.base.types import ClientId
-from polyfed.config import Config, load_algorithm
+from polyfed.config import Config, canonical_name, load_algorithm
 from polyfed.config.faults import dotted
 from polyfed.config.profiles import load_profiles
 from polyfed.config.sections import TrainKeys
@@ -332,6 +333,20 @@ def refuse_weights(algorithm: Algorithm) -> None:
         )
 
 
+def unread(config: Config, algorithm: Algorithm) -> list[str]:
+    """Return a sentence if no client is smaller by its capacity, though capacities are given; of polyfed's algorithms.
+
+    An algorithm of your own may read the capacity anywhere.
+    """
+    given = set(config.clients.capacities[: config.clients.count]) != {1.0}
+    reads = algorithm.masks or type(algorithm).models_at is not Algorithm.models_at
+    if reads or not given or config.clients.selection == "by-capacity":  # the draw reads them
+        return []
+    if canonical_name(config.algorithm.name) not in ALGORITHMS:
+        return []
+    return [f"{algorithm.name} reads no capacities: every client holds its whole network; see clients.capacities"]
+
+
 def configured_task(
     config: Config, input_shape: tuple[int, ...], num_classes: int, dtype: torch.dtype | None = None
 ) -> Task:
@@ -346,6 +361,7 @@ def configured_task(
         capacities=tuple(sorted(set(clients.capacities[: clients.count]), reverse=True)),
         kind=config.data.task,
         dtype=dtype,
+        counts=clients.counts,
     )
 
 

@@ -181,6 +181,8 @@ class RoundLoop(ABC):
         if found is not None:
             row |= self.ledger.evaluation(self.round, found)
         row |= {"totals": self.ledger.totals(), **self.facts(played)}
+        if facts := self.view.algorithm.facts(self.server):
+            row["algorithm"] = dict(facts)
         self.run_dir.append("rounds.jsonl", [row])
         self.run_dir.append("clients.jsonl", client_rows(self.view, self.round, played, found))
         self.whole = True

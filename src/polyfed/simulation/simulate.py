@@ -32,7 +32,7 @@ from polyfed.report.progress import close, reporting
 from polyfed.report.results import RunResult
 from polyfed.rounds.callbacks import Callback, Interrupted
 from polyfed.rounds.evaluation import Evaluation, Evaluator
-from polyfed.rounds.federation import Federation, prepare
+from polyfed.rounds.federation import Federation, prepare, unread
 from polyfed.rounds.gradient import gradient_squared
 from polyfed.rounds.identity import Content
 from polyfed.rounds.ledger import Ledger
@@ -242,7 +242,8 @@ class _Run(RoundLoop):
             self.ledger = Ledger(self.federation, self.restore())
             self.callback.started(self.run_dir.path, self.federation.config, self.round + 1)
             hard = hardly_tested(self.federation.dataset, self.federation.partition)
-            notes = (*only_here(self.federation.config), *doubts(self.federation.dataset), hard)
+            capacities = unread(self.federation.config, self.federation.algorithm)
+            notes = (*only_here(self.federation.config), *capacities, *doubts(self.federation.dataset), hard)
             for warning in filter(None, notes):
                 self.callback.note(warning)
             try:

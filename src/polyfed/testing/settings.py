@@ -66,6 +66,11 @@ KEYS: Mapping[str, Mapping[str, Any]] = {
     # A trace for each width takes seconds.
     "fjord": {"widths": [0.5, 1.0]},
     "fml": {"auxiliary": "mlp(hidden=(11,))"},
+    # One mean serves all of them, and FedAvg has it for one architecture.
+    "fednova": {"average": "layer"},
+    "fedprox": {"average": "architecture"},
+    "moon": {"average": "architecture"},
+    "scaffold": {"average": "layer"},
 }
 
 #: The configuration of all laws; the algorithm, its networks and the pictures' file come on top. Six clients with 20

@@ -45,9 +45,10 @@ def trained_model(
     Args:
         run_dir: a run directory that no run is writing to, or the folder that a deployed client kept.
         client: the client's number or name; None takes the server's own model, or the client of the folder.
-        predictor: a name of ``TrainedModel.predictors``, or for the server a name of its models; None takes the first.
-        capacity: the size of the submodel, in (0, 1], where the algorithm has submodels of a server's model, such as
-            FIARSE; None takes the client's own capacity, and the server's first model.
+        predictor: a name of ``TrainedModel.predictors``, or for the server a name of its models; None takes the first,
+            which of the server's is the largest.
+        capacity: the size of the submodel, in (0, 1], where clients have submodels of a server's model, such as those
+            of FIARSE and DepthFL; None takes the client's own capacity, and the server's first model.
 
     Returns:
         A module on the CPU, in evaluation mode. Its forward takes a batch as ``inputs`` describes it and returns

@@ -11,7 +11,7 @@ import torch
 from deploy_toy import Run, config, same
 
 from polyfed.base.errors import ConfigError
-from polyfed.blocks.aggregate import Mean
+from polyfed.blocks.aggregate import MeanByName
 from polyfed.core.message import Message, decode, encode
 from polyfed.deploy.server.clients import ClientFailedError
 from polyfed.deploy.server.loop import TooFewClientsError
@@ -319,7 +319,7 @@ def test_a_client_may_join_late_leave_and_come_back_elsewhere(tmp_path: Path) ->
 
 def test_replies_that_cannot_be_put_together_make_the_round_void(tmp_path: Path, monkeypatch) -> None:
     run = Run(tmp_path, config("fedavg"))
-    real, calls = Mean.finish, []
+    real, calls = MeanByName.finish, []
 
     def broken(*arguments):
         calls.append(1)
@@ -327,7 +327,7 @@ def test_replies_that_cannot_be_put_together_make_the_round_void(tmp_path: Path,
             raise RuntimeError("sizes differ")
         return real(*arguments)
 
-    monkeypatch.setattr(Mean, "finish", broken)
+    monkeypatch.setattr(MeanByName, "finish", broken)
     run.serve()
     assert "RuntimeError: sizes differ" in run.event("void")["reason"]
     assert [row.get("void") for row in run.rows] == [None, True, None]

@@ -51,6 +51,7 @@ def task_of(config: Config, facts: TaskFacts) -> Task:
         capacities=facts.capacities,
         kind=config.data.task,
         dtype=torch.int64 if facts.tokens else None,
+        counts=config.clients.counts if facts.architectures else (),
     )
 
 

@@ -1,0 +1,183 @@
+"""Batches of features that clients show one another: how they are veiled, stored, dealt and read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from polyfed.base.errors import ModelError
+from polyfed.base.ranges import NonNegative, Positive
+from polyfed.base.rng import Rng
+from polyfed.base.types import ClientId, Params
+from polyfed.core.checks import check_features
+from polyfed.core.clients import LocalClient
+from polyfed.core.message import Record, State
+from polyfed.models.split import SplitModel
+
+#: Whose pairs a client gets: another client's; or, as controls, its own, another's with the outputs of other rows, or
+#: noise with another's outputs of other rows.
+Donor: TypeAlias = Literal["foreign", "own", "shuffled", "random"]
+
+
+class Features(Record):
+    """One batch of pairs: s_in (B_f, ...), s_out (B_f, rep_dim), and the round in which they were made."""
+
+    s_in: Tensor
+    s_out: Tensor
+    round: int
+
+
+#: The latest pairs of each client.
+Bank: TypeAlias = Mapping[ClientId, Features]
+
+
+def renewed(bank: Bank, fresh: Mapping[ClientId, tuple[Features, ...]], round_: int, max_age: int) -> Bank:
+    """The bank with the pairs that a round brought, and without those that were made ``max_age`` rounds ago or more."""
+    new = {k: replace(p, round=round_) for k, pairs in fresh.items() for p in pairs}
+    return {k: p for k, p in {**bank, **new}.items() if round_ - p.round < max_age}
+
+
+def dealt(bank: Bank, client: ClientId, donor: Donor, rng: Rng) -> tuple[Features, ...]:
+    """One client's pairs for ``client``: none while there are none.
+
+    The other client is drawn uniformly. ``shuffled`` moves each output to the input some rows further, so that no input
+    has its own; ``random`` replaces the inputs, too, by normal numbers with the mean and the deviation of all of them.
+
+    Args:
+        bank: the pairs that there are.
+        client: who gets them.
+        donor: whose; see `Donor`.
+        rng: randomness keyed by seed and round.
+    """
+    if donor == "own":
+        return (bank[client],) if client in bank else ()
+    others = sorted(bank.keys() - {client})
+    drawn = rng.at("pair", client).numpy().permutation(others)[:1]
+    return tuple(_controlled(bank[int(k)], donor, rng.at("control", client)) for k in drawn)
+
+
+def _controlled(pair: Features, donor: Donor, rng: Rng) -> Features:
+    """The pair itself; for a control, with what makes it one."""
+    if donor == "foreign":
+        return pair
+    by, s_in = int(rng.numpy().integers(1, max(2, len(pair.s_out)))), pair.s_in
+    if donor == "random":
+        exact = s_in.double()
+        noise = torch.randn(s_in.shape, generator=rng.at("noise").torch(), dtype=torch.float64)
+        s_in = (exact.mean() + exact.std(correction=0) * noise).to(s_in.dtype)
+    return replace(pair, s_in=s_in, s_out=pair.s_out.roll(by, 0))
+
+
+class Pinned(State):
+    """The rows of a client's training examples that it shows at each participation, (B_f,) int64."""
+
+    rows: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureExchange:
+    """Which features a client shows, what it does to them first (pool, clip, noise, half, in this order), for whom.
+
+    None of it is differentially private.
+
+    Args:
+        feature_batch: B_f, examples in the pair that a client sends.
+        donor: whose pairs a client gets; see `Donor`.
+        max_age: rounds after which a pair leaves the server's bank.
+        pin: whether a client shows the same examples at each participation; else it draws new ones.
+        pool: side of the windows over which s_in is averaged; 1 leaves it as it is.
+        clip: largest norm of an example's features, in medians of the batch's norms, s_in and s_out apart; 0: none.
+        noise: standard deviation of the normal noise on s_in and s_out, in standard deviations of each; 0: none.
+        half: whether features travel in half precision.
+    """
+
+    feature_batch: Positive = 64
+    donor: Donor = "foreign"
+    max_age: Positive = 10
+    pin: bool = False
+    pool: Positive = 1
+    clip: NonNegative = 0.0
+    noise: NonNegative = 0.0
+    half: bool = False
+
+    def facts(self, server: Any) -> Mapping[str, Mapping[str, int]]:
+        """How many clients of the last round got pairs of each age, in rounds: a count of ``server.ages``."""
+        ages = sorted(server.ages.values())
+        return {"pair_ages": {str(age): ages.count(age) for age in ages}}
+
+    def rows(self, private: State, client: LocalClient) -> Tensor:
+        """The rows (B_f,) of the client's training examples that it shows: those it has pinned, or a random choice."""
+        if isinstance(private, Pinned):
+            return private.rows
+        order = torch.randperm(len(client.train), generator=client.rng.at("features").torch())
+        return order[: self.feature_batch]
+
+    @property
+    def wire_type(self) -> torch.dtype:
+        """The type of features on the wire."""
+        return torch.float16 if self.half else torch.get_default_dtype()
+
+    def wire_shape(self, model: SplitModel) -> tuple[int, ...]:
+        """The shape of an s_in on the wire.
+
+        Raises:
+            ModelError: it has no positions to average over.
+        """
+        first, *sides = model.s_in_shape
+        if self.pool > 1 and not 1 <= len(sides) <= 3:
+            raise ModelError(
+                f"algorithm.pool = {self.pool} averages over positions, but the extractor of {model.name!r} puts out "
+                f"{model.s_in_shape} per example; expected channels and one to three sides; cut the network "
+                "behind a convolution, or leave pool out"
+            )
+        return (first, *(-(-side // self.pool) for side in sides))
+
+    def check_pairs(self, model: SplitModel, pairs: tuple[Features, ...]) -> None:
+        """Check that each pair is what a client with ``model`` sends.
+
+        Raises:
+            MessageError: a tensor has another shape or type, or has no or too many examples.
+        """
+        both = ((p.s_in, p.s_out) for p in pairs)
+        check_features(self.wire_shape(model), model.s_out_shape, both, self.feature_batch, self.wire_type)
+
+    def veiled(self, made: Params, client: LocalClient) -> Features:
+        """The features s_in (B, ...) and s_out (B, d) as they are sent.
+
+        In half precision numbers beyond the type's are cut off, or one would be infinite and the upload be refused.
+        """
+        if self.pool > 1:
+            mean = (functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d)[made["s_in"].dim() - 3]
+            made = {**made, "s_in": mean(made["s_in"], self.pool, ceil_mode=True)}
+        shown = {n: self._alone(s, client.rng.at("veil", n)) for n, s in made.items()}
+        if self.half:
+            limit = torch.finfo(self.wire_type).max
+            shown = {n: s.clamp(-limit, limit).to(self.wire_type) for n, s in shown.items()}
+        return Features(**shown, round=client.round)
+
+    def _alone(self, s: Tensor, rng: Rng) -> Tensor:
+        """Features (B, ...), clipped and noised."""
+        if self.clip:
+            norms = s.flatten(1).norm(dim=1)
+            scale = (self.clip * norms.median() / norms.clamp_min(torch.finfo(s.dtype).tiny)).clamp(max=1.0)
+            s = s * scale.reshape(-1, *(1 for _ in s.shape[1:]))
+        if self.noise:
+            noise = torch.randn(s.shape, generator=rng.torch(), dtype=torch.float64).to(s.dtype)
+            s = s + self.noise * s.std(correction=0) * noise
+        return s
+
+    def read(self, pairs: tuple[Features, ...], model: SplitModel) -> dict[str, Tensor]:
+        """What ``model`` trains on: s_in (B, *s_in_shape), where a window has its mean everywhere, and s_out.
+
+        Empty without pairs.
+        """
+        if not pairs:
+            return {}
+        s_in, s_out = (s.to(torch.get_default_dtype()) for s in (pairs[0].s_in, pairs[0].s_out))
+        if self.pool > 1:
+            for axis, side in enumerate(model.s_in_shape[1:], 2):
+                s_in = s_in.repeat_interleave(self.pool, axis).narrow(axis, 0, side)
+        return {"s_in": s_in.contiguous(), "s_out": s_out}
