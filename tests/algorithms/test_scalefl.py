@@ -13,7 +13,7 @@ from polyfed.algorithms.fedrolex import FedRolex
 from polyfed.algorithms.heterofl import HeteroFL
 from polyfed.algorithms.scalefl import ScaleFL
 from polyfed.base.errors import ModelError
-from polyfed.blocks.levels import exit_logits
+from polyfed.blocks.depths import each_logits
 from polyfed.core.message import Nothing, size
 from polyfed.core.net import Net
 
@@ -96,7 +96,7 @@ class MeanOfExits(ScaleFL):
     """The released meter: its accuracy of the last exit is the mean over all."""
 
     def predict(self, nets: Any, x: Tensor) -> Any:
-        return {"submodel": exit_logits(nets["model"], nets["exits"], x).mean(0)}
+        return {"submodel": torch.stack(each_logits(nets["model"], x)).mean(0)}
 
 
 class ScaledTests(ScaleFL):

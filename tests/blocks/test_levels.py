@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from polyfed.base.errors import ModelError
 from polyfed.base.rng import Rng
-from polyfed.blocks.levels import Levels, exit_weights, submodel
+from polyfed.blocks.levels import Levels, submodel, weighted
 from polyfed.models.exits import each_depth
 from polyfed.models.split import SplitModel
 from polyfed.models.zoo import build
@@ -95,8 +95,8 @@ def test_the_scaler_is_for_outputs_that_a_width_narrows() -> None:
 
 def test_weights_of_exits() -> None:
     """Catches weights that do not add up to 1, or that favour early exits."""
-    toy = exit_weights(3)["weight"]
-    assert torch.allclose(toy, torch.tensor([1 / 6, 2 / 6, 3 / 6]))
+    toy = [weighted(torch.eye(3)[exit_].unbind()) for exit_ in range(3)]
+    assert torch.allclose(torch.stack(toy), torch.tensor([1 / 6, 2 / 6, 3 / 6]))
 
 
 def test_a_capacity_has_one_row() -> None:

@@ -56,16 +56,28 @@ def mean(models: Sequence[Weights], shares: Sequence[float]) -> Weights:
     return out
 
 
-def local_sgd(make: Callable[[], nn.Module], weights: Weights, batches: Batches, settings: Settings) -> Weights:
-    """Plain training."""
+def cross_entropy(module: Any, x: Tensor, y: Tensor) -> Tensor:
+    return functional.cross_entropy(module(x), y)
+
+
+def local_sgd(
+    make: Callable[[], nn.Module],
+    weights: Weights,
+    batches: Batches,
+    settings: Settings,
+    loss: Callable[[Any, Tensor, Tensor], Tensor] = cross_entropy,
+    after: Callable[[nn.Module], None] = lambda _: None,
+) -> Weights:
+    """Plain training; ``after`` follows each update."""
     module = load(make, weights)
     optimizer = settings.optimizer(module.parameters())
     for x, y in batches:
         optimizer.zero_grad()
-        functional.cross_entropy(module(x), y).backward()
+        loss(module, x, y).backward()
         if settings.clip:
             nn.utils.clip_grad_norm_(module.parameters(), settings.clip)
         optimizer.step()
+        after(module)
     return saved(module)
 
 

@@ -6,8 +6,7 @@ import plain
 import pytest
 import toy
 from layers_by_hand import RUNS, SIZES, hand
-from torch import nn
-from torch.nn import functional
+from torch import Tensor, nn
 
 from polyfed.algorithms.fedprox import FedProx
 
@@ -15,18 +14,13 @@ MU = 0.3
 
 
 def train(make: Any, start: plain.Weights, batches: Any, settings: plain.Settings) -> plain.Weights:
-    module = plain.load(make, start)
-    optimizer = settings.optimizer(module.parameters())
-    for x, y in batches:
-        loss = functional.cross_entropy(module(x), y)
+    def pulled(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        loss = plain.cross_entropy(module, x, y)
         for name, p in module.named_parameters():
             loss = loss + MU / 2 * (p - start[name]).square().sum()
-        optimizer.zero_grad()
-        loss.backward()
-        if settings.clip:
-            nn.utils.clip_grad_norm_(module.parameters(), settings.clip)
-        optimizer.step()
-    return plain.saved(module)
+        return loss
+
+    return plain.local_sgd(make, start, batches, settings, pulled)
 
 
 @pytest.mark.parametrize(("average", "training", "precision", "driver"), RUNS)

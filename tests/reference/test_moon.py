@@ -7,7 +7,7 @@ import pytest
 import torch
 import toy
 from layers_by_hand import RUNS, SIZES, Chain, hand
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from polyfed.algorithms.moon import Moon
@@ -15,32 +15,28 @@ from polyfed.algorithms.moon import Moon
 MU, T = 2.0, 0.3
 
 
-def represent(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def represent(module: nn.Module, x: Tensor) -> Tensor:
     return module.represent(x) if isinstance(module, Chain) else plain.inner(module, plain.extract(module, x))
 
 
 def train(
     make: Any, start: plain.Weights, last: plain.Weights | None, batches: Any, settings: plain.Settings
 ) -> plain.Weights:
-    module: Any = plain.load(make, start)
     received, previous = plain.load(make, start), plain.load(make, start if last is None else last)
-    optimizer = settings.optimizer(module.parameters())
-    for x, y in batches:
+
+    def contrasted(module: Any, x: Tensor, y: Tensor) -> Tensor:
         z = represent(module, x)
         loss = functional.cross_entropy(module.fc(z), y)
-        if last is not None:
-            with torch.no_grad():
-                z_glob, z_prev = represent(received, x), represent(previous, x)
-            near, far = (
-                torch.exp((z * other).sum(1) / (z.norm(dim=1) * other.norm(dim=1)) / T) for other in (z_glob, z_prev)
-            )
-            loss = loss - MU * torch.log(near / (near + far)).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        if settings.clip:
-            nn.utils.clip_grad_norm_(module.parameters(), settings.clip)
-        optimizer.step()
-    return plain.saved(module)
+        if last is None:
+            return loss
+        with torch.no_grad():
+            z_glob, z_prev = represent(received, x), represent(previous, x)
+        near, far = (
+            torch.exp((z * other).sum(1) / (z.norm(dim=1) * other.norm(dim=1)) / T) for other in (z_glob, z_prev)
+        )
+        return loss - MU * torch.log(near / (near + far)).mean()
+
+    return plain.local_sgd(make, start, batches, settings, contrasted)
 
 
 @pytest.mark.parametrize(("average", "training", "precision", "driver"), RUNS)

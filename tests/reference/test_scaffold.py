@@ -8,7 +8,6 @@ import torch
 import toy
 from layers_by_hand import RUNS, SIZES, hand
 from torch import nn
-from torch.nn import functional
 
 from polyfed.algorithms.scaffold import Scaffold
 
@@ -16,18 +15,12 @@ from polyfed.algorithms.scaffold import Scaffold
 def train(
     make: Any, start: plain.Weights, c: plain.Weights, c_k: plain.Weights, batches: Any, settings: plain.Settings
 ) -> plain.Weights:
-    module = plain.load(make, start)
-    optimizer = settings.optimizer(module.parameters())
-    for x, y in batches:
-        optimizer.zero_grad()
-        functional.cross_entropy(module(x), y).backward()
-        if settings.clip:
-            nn.utils.clip_grad_norm_(module.parameters(), settings.clip)
-        optimizer.step()
-        with torch.no_grad():
-            for name, p in module.named_parameters():
-                p -= settings.lr * (c[name] - c_k[name])
-    return plain.saved(module)
+    @torch.no_grad()
+    def corrected(module: nn.Module) -> None:
+        for name, p in module.named_parameters():
+            p -= settings.lr * (c[name] - c_k[name])
+
+    return plain.local_sgd(make, start, batches, settings, after=corrected)
 
 
 @pytest.mark.parametrize(("average", "training", "precision", "driver"), RUNS)

@@ -178,8 +178,8 @@ class Faulty(ScaleFL):
     def loss(self, nets: Any, batch: Any) -> Tensor:
         rho, temperature = nets["rho"].params, self.temperature
         w = {n: v / rho[n] if n in rho else v for n, v in nets["model"].params.items()}
-        weights = nets["exits"]["weight"]
-        z = list(type(nets["model"])(nets["model"].model, w)(batch[0]).chunk(len(weights), 1))
+        z = list(type(nets["model"])(nets["model"].model, w)(batch[0]).split(4, 1))
+        weights = torch.arange(1, len(z) + 1, dtype=z[0].dtype) / (len(z) * (len(z) + 1) / 2)
         kd = [self.reduced(total, z[0]) for total in kl_sums(z, temperature, self.teacher(z[-1]))]
         losses = torch.stack([functional.cross_entropy(z_j, batch[1]) for z_j in z])
         kd = [*kd, torch.zeros_like(losses[0])]

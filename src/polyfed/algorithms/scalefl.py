@@ -23,7 +23,8 @@ from polyfed.base.ranges import Fraction, NonNegative, Portion, Positive, Rate
 from polyfed.base.rng import Rng
 from polyfed.base.types import Params, Parts
 from polyfed.blocks.aggregate import CoverageMean
-from polyfed.blocks.levels import Levels, exit_logits, exit_weights, submodel
+from polyfed.blocks.depths import each_logits
+from polyfed.blocks.levels import Levels, submodel, weighted
 from polyfed.blocks.losses import cross_entropy, kl_divergence
 from polyfed.blocks.static_norm import MeanByCapacity, of_capacity
 from polyfed.blocks.submodel import divided
@@ -119,32 +120,30 @@ class ScaleFL(Algorithm):
         parts, net = self.predictor_parts(private, msg, client), client.models["model"]
         s = 1.0 if net.statistic_names or not self.scaler else self.level(net.whole, client.info.capacity)[0]
         rho = Levels.of(net.whole, self.exits, self.head).scaler(tree.pick(msg.model, net.layer_names), s)
-        frozen = {"exits": parts["exits"], "rho": rho, "kd": {"weight": torch.tensor(msg.kd_weight)}}
+        frozen = {"rho": rho, "kd": {"weight": torch.tensor(msg.kd_weight)}}
         w = (yield from fit(client, {"model": parts["model"]}, loss=self.loss, frozen=frozen)).parts["model"]
         return private, self.Upload(tree.pick(w, msg.model), tree.pick(w, msg.buffers))
 
     def loss(self, nets: Nets, batch: Batch) -> Tensor:
         """L of the scaled network; the teacher z_e is a constant."""
         net, T = nets["model"], self.temperature
-        z = exit_logits(Net(net.model, divided(net.params, nets["rho"].params)), nets["exits"], batch[0])
+        z = each_logits(Net(net.model, divided(net.params, nets["rho"].params)), batch[0])
         gamma, teacher = nets["kd"]["weight"], z[-1].detach() / T
         losses = [cross_entropy(z_j, batch) + gamma * T**2 * kl_divergence(z_j / T, teacher) for z_j in z[:-1]]
-        return (nets["exits"]["weight"] * torch.stack([*losses, cross_entropy(z[-1], batch)])).sum()
+        return weighted([*losses, cross_entropy(z[-1], batch)])
 
     def predictor_parts(self, private: Nothing, msg: Broadcast, client: LocalClient) -> Parts:
-        """The client's network, and the weights of its exits."""
-        e = client.models["model"].num_classes // client.models["model"].whole.num_classes
-        return {"model": {**msg.model, **msg.buffers}, "exits": exit_weights(e)}
+        """The client's network."""
+        return {"model": {**msg.model, **msg.buffers}}
 
     def predict(self, nets: Nets, x: Tensor) -> Mapping[str, Tensor]:
         """The logits of the deepest exit that there is."""
-        return {"submodel": exit_logits(nets["model"], nets["exits"], x)[-1]}
+        return {"submodel": each_logits(nets["model"], x)[-1]}
 
     def global_nets(self, server: Server, task: Task) -> Mapping[str, Nets]:
         """The network of each capacity."""
         own, found = task.common(self.name), dict[str, Nets]()
         for c, (s, e) in server.chosen.items():
             msg, net = self.message_for(server, ClientInfo(0, float(c))), submodel(own, self.exits, self.head, s, e)
-            model = Net(net, {**msg.model, **msg.buffers})
-            found[f"capacity {float(c):g}"] = {"model": model, "exits": Net(None, exit_weights(e))}
+            found[f"capacity {float(c):g}"] = {"model": Net(net, {**msg.model, **msg.buffers})}
         return found

@@ -1,6 +1,7 @@
 """Submodels of a network with early exits, by width and depth: what each holds, and which fits a capacity."""
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -11,7 +12,6 @@ from polyfed.base.errors import ModelError
 from polyfed.base.types import Params
 from polyfed.blocks.submodel import Layout, Slice
 from polyfed.core.message import Record
-from polyfed.core.net import Net
 from polyfed.models.exits import each_depth
 from polyfed.models.split import SplitModel
 
@@ -103,14 +103,10 @@ class Levels(Record):
         return {name: torch.tensor(width, dtype=params[name].dtype) for name in self.layout.scaling(params)}
 
 
-def exit_logits(net: Net, exits: Net, x: Tensor) -> Tensor:
-    """The logits of each exit, (e, B, L), of a network that gives them in a row; ``exits`` as of `exit_weights`."""
-    return net(x).unflatten(1, (len(exits["weight"]), -1)).transpose(0, 1)
-
-
-def exit_weights(e: int) -> dict[str, Tensor]:
-    """ScaleFL's weights of 1, ..., e exits in a loss, j / (e (e + 1) / 2), as a part: ``weight`` (e,)."""
-    return {"weight": torch.arange(1, e + 1, dtype=torch.get_default_dtype()) / (e * (e + 1) / 2)}
+def weighted(losses: Sequence[Tensor]) -> Tensor:
+    """ScaleFL's mean of the losses of exits 1, ..., e, each a scalar: ``sum_j j l_j / (e (e + 1) / 2)``."""
+    e = len(losses)
+    return torch.stack([j * loss for j, loss in enumerate(losses, 1)]).sum() / (e * (e + 1) / 2)
 
 
 @lru_cache(maxsize=64)

@@ -152,8 +152,8 @@ def each_depth(model: SplitModel, exits: int | tuple[str, ...], head: str) -> tu
 
 
 def depth_of(model: SplitModel) -> int:
-    """The number of classifiers of a network of `with_exits`, which its signature holds."""
-    return cast("tuple[str, int]", model.signature)[1]
+    """The number of classifiers of a network of `with_exits`, or of one with fewer channels than such a network."""
+    return model.num_classes // model.whole.num_classes
 
 
 @lru_cache(maxsize=64)
