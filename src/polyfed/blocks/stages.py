@@ -1,6 +1,7 @@
 """The stages of a network, and the blocks that a stage consists of."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 
 from torch import nn
 
@@ -72,6 +73,36 @@ def blocks(model: SplitModel, named: Sequence[str] = (), key: str = "stages") ->
             f"that consist of blocks, or set algorithm.{key} to them"
         )
     return tuple(stage for stage in found if stage)
+
+
+def last_blocks(sizes: Mapping[str, Sequence[tuple[str, ...]]]) -> dict[str, dict[str, tuple[str, ...]]]:
+    """The last block of each stage that some larger network has more blocks in.
+
+    Args:
+        sizes: the blocks of each stage, by network, the smallest first; each network begins with those before it.
+
+    Returns:
+        by network and last block, number L of its stage: the blocks L, L + 1, ... of that stage in the next network.
+
+    Raises:
+        ModelError: a network does not begin with the one before it; the text names both.
+    """
+    out: dict[str, dict[str, tuple[str, ...]]] = {}
+    most = [len(stage) for stage in [*sizes.values()][-1]]
+    for (name, own), (larger, deeper) in pairwise(sizes.items()):
+        if len(own) != len(deeper) or any(b[: len(a)] != a for a, b in zip(own, deeper, strict=True)):
+            raise ModelError(
+                f"{larger!r} does not begin with the blocks of {name!r}, which has fewer parameters: expected in its "
+                f"stages at least {_listed(own)}, got {_listed(deeper)}; choose models of one family, of which each "
+                "is at least as deep as the smaller ones in every stage"
+            )
+        depths = zip(own, deeper, most, strict=True)
+        out[name] = {a[-1]: b[len(a) - 1 :] for a, b, depth in depths if len(a) < depth}
+    return out
+
+
+def _listed(found: Iterable[Iterable[str]]) -> str:
+    return " | ".join(", ".join(stage) for stage in found)
 
 
 def within(block: str, names: Mapping[str, object] | Iterable[str]) -> list[str]:
