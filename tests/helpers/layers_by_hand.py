@@ -66,15 +66,15 @@ class Maps(nn.Module):
     def __init__(self, depth: int = 1, num_classes: int = 4) -> None:
         super().__init__()
         self.stages = ["stage1", "stage2"]
-        self.stem = nn.Conv1d(2, 4, 3, padding=1)
+        self.stem = nn.Conv2d(2, 4, 3, padding=1)
         self.stage1, self.stage2 = (
-            nn.Sequential(*(nn.Sequential(nn.Conv1d(4, 4, 3, padding=1), nn.Tanh()) for _ in range(n)))
+            nn.Sequential(*(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Tanh()) for _ in range(n)))
             for n in (1, depth)
         )
         self.fc = nn.Linear(4, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.stage2(self.stage1(self.stem(x))).mean(2))
+        return self.fc(self.stage2(self.stage1(self.stem(x))).mean((2, 3)))
 
 
 class Named(nn.Module):
