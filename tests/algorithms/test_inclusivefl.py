@@ -67,7 +67,7 @@ def test_the_family_of_resnets_keeps_last_blocks_that_a_larger_one_goes_on_behin
 
 def test_transformers_of_two_depths_share_all_but_one_block_and_the_classifier() -> None:
     """Catches a transformer that is refused or whose blocks are cut."""
-    names = tuple(f"vit(patch=4, width=8, depth={d}, heads=2)" for d in (2, 4))
+    names = tuple(f"vit(depth={d}, heads=2, patch=4, width=8)" for d in (2, 4))
     game = toy.play(toy.federation(InclusiveFL(), models=names, shape=(1, 8, 8), sizes=(8, 8, 8)), 2)
     donors = game.server.donors[f"{names[0]}: block2.fc1.weight"]
     assert donors == tuple(f"block{n}.fc1.weight" for n in (2, 3, 4))
