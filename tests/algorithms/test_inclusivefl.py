@@ -113,7 +113,7 @@ def test_networks_that_are_not_nested_are_refused_before_the_run() -> None:
     assert build(TOWERS[0], input_shape=(7,), num_classes=4).cuts[0] == "fc"
 
 
-def test_keys_without_an_effect_are_refused_all_at_once() -> None:
+def test_keys_that_need_last_blocks_are_refused_together() -> None:
     with pytest.raises(ConfigError) as caught:
         load_algorithm("inclusivefl", {"own_last": False, "beta": 0.5, "stages": ["tower"]})
     assert [key for key in ("beta", "stages") if key in str(caught.value)] == ["beta", "stages"]
