@@ -52,6 +52,7 @@ class InclusiveFL(Keyed):
     """
 
     name = "inclusivefl"
+    exempt = {"idle_rounds_change_nothing": "last blocks move by what deeper blocks did in the round before"}
     switches = {"beta": "own_last", "stages": "own_last"}
     beta: Fraction = 0.2
     own_last: bool = True
