@@ -52,7 +52,7 @@ class InclusiveFL(Keyed):
     """
 
     name = "inclusivefl"
-    exempt = {"idle_rounds_change_nothing": "last blocks move by what deeper blocks did in the round before"}
+    exempt = {"idle_rounds_change_nothing": "the state holds the changes of a round, which last blocks follow"}
     switches = {"beta": "own_last", "stages": "own_last"}
     beta: Fraction = 0.2
     own_last: bool = True
