@@ -126,6 +126,7 @@ class RunSection(Section):
             FLOPs that reach each.
         keep: "best" keeps, beside the last round's model, that of the evaluated round whose ``monitor`` is best on
             validation rows, private states included; needs ``data.validation_fraction``.
+        keep_rounds: rounds, from 0, at whose end the server's state is kept beside the checkpoints, to look into later.
         monitor: the metric that chooses a round; None takes the headline. Its mean over clients counts.
         patience: evaluations without improvement after which the run ends; None plays all rounds.
         min_delta: the least improvement that ``patience`` counts, in the unit of the metric.
@@ -151,6 +152,7 @@ class RunSection(Section):
     metrics: tuple[Annotated[str, _one_of(METRICS, "metric")], ...] | None = None
     targets: tuple[Portion | Annotated[str, AfterValidator(_aim)], ...] = ()
     keep: Literal["last", "best"] = "last"
+    keep_rounds: tuple[Count, ...] = ()
     monitor: Annotated[str, _one_of(METRICS, "metric")] | None = None
     patience: Positive | None = None
     min_delta: NonNegative = 0.0
@@ -198,6 +200,8 @@ class RunSection(Section):
     def misfits(self, task: TaskKind) -> Iterator[tuple[str, str]]:
         """Yield (key, fault) for metrics and targets that do not fit the task or one another."""
         known = of_task(task)
+        if beyond := [round_ for round_ in self.keep_rounds if round_ > self.rounds]:
+            yield "keep_rounds", f"got {beyond[0]}; expected rounds from 0 to run.rounds, {self.rounds}"
         if self.metrics is not None and (not self.metrics or len(set(self.metrics)) < len(self.metrics)):
             yield "metrics", f"got {shown(self.metrics)}; expected different names, at least one"
         for place, name in enumerate(self.metrics or ()):
