@@ -88,8 +88,8 @@ def differences(results: Results) -> View:
     return View(
         "differences",
         f"Test {results.metric} minus that of {against}, seed by seed: of the mean over the server's own networks on "
-        "all test data, or where a server has none, of the mean over clients. Bars are 95 % intervals of Student's t over "
-        "seeds, not corrected for their number; one seed has none.",
+        "all test data, or where a server has none, of the mean over clients. Bars are 95 % intervals of Student's t "
+        "over seeds, not corrected for their number; one seed has none.",
         ("setting", "algorithm", "against", "seeds", "difference", "low", "high"),
         rows,
         (("setting", "algorithm", "seeds", "difference", "95 % interval"), told),
@@ -125,8 +125,8 @@ def cka(results: Results) -> View:
         "cka",
         f"Linear CKA between networks, by stage, on the same {ROWS} test rows, mean over pairs: `clients` are the "
         f"first {EACH} clients of each architecture and capacity after the local training of the round that follows; "
-        "`server` is the server's network of each architecture. The output of the last stage is the classifier's input. Clients "
-        "that the server sends one network differ only by that training.",
+        "`server` is the server's network of each architecture. The output of the last stage is the classifier's input. "
+        "Clients that the server sends one network differ only by that training.",
         ("setting", "algorithm", "round", "pairs", "stage", "number", "cka"),
         rows,
         (("setting", "algorithm", "round", "pairs", *names), told),
@@ -159,8 +159,8 @@ def tsne(results: Results) -> View:
         "tsne",
         f"t-SNE of the classifier's inputs for {POINTS} test rows at most of the first class, in the smallest, a "
         "middle and the largest network, each of one client after the local training of the round that follows; the "
-        "first seed. Mixed colours say that clients represent the class alike. A plane distorts: the table has the share of a "
-        "point's 10 nearest neighbours, among the points themselves, that another client made, and what chance gives.",
+        "first seed. Mixed colours say that clients represent the class alike. A plane distorts: the table has the "
+        "share of a point's 10 nearest neighbours, among the points themselves, that another client made, and what chance gives.",
         ("setting", "algorithm", "round", "client", "network", "x", "y"),
         rows,
         (("setting", "algorithm", "round", "neighbours of other clients", "by chance"), told),
@@ -194,8 +194,8 @@ def conflict(results: Results) -> View:
         "conflict",
         "How often IN training opposes local training: b = <g_IN, g_loc> and a = ||g_loc||^2 of each weight that IN "
         f"training moves, in {BATCHES} batches at most of the first {EACH} clients of each architecture, at the "
-        "weights that they receive after the round and with the pairs that they are dealt; share of b < 0, and quartiles "
-        "of b / a.",
+        "weights that they receive after the round and with the pairs that they are dealt; share of b < 0, and "
+        "quartiles of b / a.",
         ("setting", "algorithm", "round", "stage", "gradients", "share_negative", "q25", "median", "q75"),
         rows,
         (heads, told),

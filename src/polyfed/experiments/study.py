@@ -28,10 +28,10 @@ from polyfed.config.faults import by_key, dotted, sentence
 from polyfed.config.sections import Section
 from polyfed.config.toml import Table, read_toml
 
-ViewName = Literal[
-    *("accuracy", "curves", "clients", "targets", "grid", "predictors", "gradient", "networks"),
-    *("whole", "differences", "cka", "tsne", "conflict"),
-]
+ViewName = (
+    Literal["accuracy", "curves", "clients", "targets", "grid", "predictors", "gradient", "networks"]
+    | Literal["whole", "differences", "cka", "tsne", "conflict"]
+)
 Values = Annotated[tuple[Any, ...], Field(min_length=1)]
 
 
