@@ -52,7 +52,7 @@ def by_definition(x: Tensor, y: Tensor) -> float:
 
 
 def test_cka_is_its_definition_and_does_not_depend_on_rotation_or_scale() -> None:
-    """Catches features that are not centred, another norm, and a result that the units or the axes of features change."""
+    """Catches features that are not centred, another norm, and a result that units or axes of features change."""
     draw = torch.Generator().manual_seed(0)
     x, y = torch.randn(9, 3, 2, generator=draw) + 5, torch.randn(9, 4, generator=draw)
     y[:, 0] += x[:, 0, 0]
@@ -109,7 +109,8 @@ def test_clients_begin_the_round_that_the_run_played(tmp_path: Path) -> None:
 def test_conflicts_are_products_of_the_two_gradients(fedin: Path) -> None:
     """Catches a gradient of other examples or pairs, the other gradient's norm, biases, and a wrong stage."""
     inside = Inside(fedin, 2)
-    assert isinstance(algorithm := inside.kept.algorithm, FedIN)
+    algorithm = inside.kept.algorithm
+    assert isinstance(algorithm, FedIN)
     assert inside.some(1) == [0, 1]
     for client, fit in inside.fits([0, 1, 2, 3]).items():
         with inside.placement.defaults():
@@ -144,7 +145,8 @@ def test_a_run_without_pairs_has_no_conflicts(fedin: Path, tmp_path: Path) -> No
         progress=False,
     )
     inside = Inside(tmp_path / "run", 0)
-    assert isinstance(algorithm := inside.kept.algorithm, FedIN)
+    algorithm = inside.kept.algorithm
+    assert isinstance(algorithm, FedIN)
     (fit, *_) = inside.fits([0]).values()
     assert conflicts(fit, algorithm, inside.placement, most=1) == {}
 
