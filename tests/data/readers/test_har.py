@@ -165,9 +165,9 @@ def test_another_layout_or_archive_is_refused(tmp_path: Path) -> None:
     refused("cannot be read as a zip file", zipped({"b.zip": b"no archive"}))
     (tmp_path / "c.zip").write_bytes(whole)
     refused("holds 2 zip files")
-    with pytest.raises(DataError, match="subject_test.txt and 10 more not found"):
+    with pytest.raises(DataError, match=r"subject_test.txt and 10 more not found"):
         load_dataset("uci-har", path=unpack(tmp_path / "d", {n: t for n, t in texts().items() if "/train/" in n}))
-    with pytest.raises(ConfigError, match="data set 'uci-har' has no images|dataset 'uci-har' has no images"):
+    with pytest.raises(ConfigError, match="'uci-har' has no images"):
         load_dataset("uci-har", path=tmp_path / "c.zip", image_size=32)
 
 
@@ -177,7 +177,7 @@ def test_subjects_are_clients_and_official_test_subjects_are_unseen(tmp_path: Pa
     home = make_partition(dataset, kind="natural", num_clients=2, rng=Rng((0,)), groups="largest", min_samples=1)
     assert home.about["group_names"] == ["1", "2"]
     assert [sorted({*home.train(k), *home.test(k)}) for k in (0, 1)] == [[0, 1, 2], [6, 7]]
-    unseen = make_partition(dataset, kind="iid", num_clients=2, rng=Rng((0,)), split="official")
+    unseen = make_partition(dataset, kind="iid", num_clients=1, rng=Rng((0,)), split="official")
     assert unseen.train_rows.tolist() == [0, 1, 2, 3, 4, 5]
     assert unseen.test_rows.tolist() == [6, 7]
     with pytest.raises(DataError, match=r"belong to groups without training rows.*data.split = \"pooled\""):
