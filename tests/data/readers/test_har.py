@@ -23,7 +23,7 @@ from polyfed.data.sources import file_digests, load_dataset
 
 ROOT = "UCI HAR Dataset"
 SUBJECTS = {"train": [1, 1, 1, 30, 30, 3], "test": [2, 2]}
-LABELS = {"train": [5, 1, 2, 6, 6, 3], "test": [4, 1]}
+LABELS = {"train": [5, 1, 2, 6, 6, 3], "test": [5, 1]}
 
 
 def value(part: str, row: int, channel: int, step: int) -> float:
@@ -96,7 +96,7 @@ def test_each_layout_gives_the_same(tmp_path: Path, place: Callable[[Path], Path
         for row in range(len(labels))
     ]
     assert torch.equal(dataset.x, torch.tensor(expected))
-    assert dataset.y.tolist() == [4, 0, 1, 5, 5, 2, 3, 0]
+    assert dataset.y.tolist() == [4, 0, 1, 5, 5, 2, 4, 0]
     assert dataset.classes[3:5] == ("sitting", "standing")
     assert dataset.test_rows is not None
     assert dataset.test_rows.tolist() == [6, 7]
@@ -117,7 +117,7 @@ def test_it_is_found_kept_and_known_by_its_files(tmp_path: Path, monkeypatch: py
     assert load_dataset("uci-har").digest == first.digest
     monkeypatch.undo()
     monkeypatch.setenv("POLYFED_CACHE", str(tmp_path / "cache"))
-    (place / ROOT / "test" / "y_test.txt").write_text("4\n2\n\n")
+    (place / ROOT / "test" / "y_test.txt").write_text("5\n2\n\n")
     assert load_dataset("uci-har", path=place).y.tolist()[-1] == 1
 
 
