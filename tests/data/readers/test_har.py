@@ -71,7 +71,9 @@ def as_folder_with_zip(folder: Path) -> Path:
 
 def as_zip_in_zip(folder: Path) -> Path:
     """UCI's own download; and what another system adds to an archive."""
-    inner = zipped({**texts(), f"__MACOSX/{ROOT}/train/._y_train.txt": "x", f"__MACOSX/{ROOT}/train/y_train.txt": "x"})
+    inner = zipped(
+        {**texts(), f"__MACOSX/{ROOT}/train/._y_train.txt": "x", f"__MACOSX/{ROOT}/train/y_train.txt": 6 * "1\n"}
+    )
     outer = {"UCI HAR Dataset.zip": inner, "UCI HAR Dataset.names": b"about"}
     (folder / "human.zip").write_bytes(zipped(outer))
     return folder
