@@ -37,7 +37,7 @@ from polyfed.data.readers.idx import IDX_NAMES, find_idx, read_mnist_layout
 from polyfed.data.readers.npz import load_npz
 from polyfed.data.readers.parquet import find_parquet, read_images
 from polyfed.data.readers.parquet_table import load_parquet
-from polyfed.data.readers.svhn import load_svhn, svhn_files, svhn_names
+from polyfed.data.readers.svhn import load_svhn, svhn_names
 from polyfed.data.readers.table import table_files
 from polyfed.data.schema import Schema
 from polyfed.metrics.catalogue import TaskKind
@@ -90,7 +90,8 @@ def load_dataset(
             given["known"] = agreed.classes
         dataset = _read(name, path, _cache_root(cache), image_size, given, "".join(before.values()))
     files = file_digests(name, path=path, cache=cache, options=options)
-    if before and files != before:  # a file that was downloaded just now is not in `before`
+    known = {file: files.get(file) for file in before} if name in SIZES else files
+    if before and known != before:  # a file that was downloaded just now is not in `before`
         raise DataError(f"{path or name}: the files changed while they were read; try again when they no longer change")
     dataset = replace(dataset, files=files)
     return dataset if agreed is None else conform(dataset, agreed)
@@ -141,7 +142,7 @@ def _files(name: str, path: Path | None, root: Path, extra: bool) -> list[Path]:
     if name == "uci-har":
         return har_files(place)
     if name == "svhn":
-        return svhn_files(place, extra=extra)
+        return [path for file in svhn_names(extra=extra) if (path := place / file).is_file()]
     return [file for part in IDX_NAMES if (file := find_idx(place, part)) is not None]
 
 
@@ -233,7 +234,7 @@ def _find(name: str, path: Path | None, root: Path, *, download: bool, extra: bo
                 f"dataset {name!r} was not found in {' or '.join(map(str, folders))}, and the download failed: "
                 f"{error}. Set the data path to a folder with its files, or POLYFED_DATA to a folder that holds {name}/"
             ) from error
-    return folders[-1] / (OFFICIAL_FILES[name][0].name if name.startswith("cifar") else "")
+    return folders[-1] / (OFFICIAL_FILES[name][0].name if len(OFFICIAL_FILES[name]) == 1 else "")
 
 
 def _load_cifar(name: str, place: Path, root: Path, side: int) -> Dataset:

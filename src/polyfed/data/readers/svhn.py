@@ -42,22 +42,6 @@ def svhn_names(*, extra: bool) -> tuple[str, ...]:
     return (_TRAIN, _EXTRA, _TEST) if extra else (_TRAIN, _TEST)
 
 
-def svhn_files(place: Path, *, extra: bool) -> list[Path]:
-    """Return the files of the folder ``place``.
-
-    Raises:
-        DataError: one is missing.
-    """
-    files = [place / name for name in svhn_names(extra=extra)]
-    missing = [path.name for path in files if not path.is_file()]
-    if missing:
-        raise DataError(
-            f"{place}: {', '.join(missing)} not found; expected a folder of {', '.join(path.name for path in files)}: "
-            "the cropped digits (format 2) of SVHN; add them or correct the path"
-        )
-    return files
-
-
 def load_svhn(place: Path, side: int, *, extra: bool = False) -> Dataset:
     """The data set of the folder ``place``: colour images, digit 0 as class 0, the official test rows.
 
@@ -69,7 +53,14 @@ def load_svhn(place: Path, side: int, *, extra: bool = False) -> Dataset:
     Raises:
         DataError: a file is missing, damaged or another one.
     """
-    parts = [read_svhn(path) for path in svhn_files(place, extra=extra)]
+    files = [place / name for name in svhn_names(extra=extra)]
+    missing = [path.name for path in files if not path.is_file()]
+    if missing:
+        raise DataError(
+            f"{place}: {', '.join(missing)} not found; expected a folder of {', '.join(path.name for path in files)}: "
+            "the cropped digits (format 2) of SVHN; add them or correct the path"
+        )
+    parts = [read_svhn(path) for path in files]
     n_train = sum(len(y) for _, y in parts[:-1])
     pixels = resize(torch.from_numpy(np.concatenate([x for x, _ in parts])), side)
     y = np.concatenate([y for _, y in parts])
