@@ -36,7 +36,7 @@ KEYS = {
 }
 KEYS |= {"fedl2g": {"warmup": 1}, "fedin": {"feature_batch": 8}}
 #: Rounds, where the first one is only a warm-up.
-ROUNDS = {"fedl2g": 2, "fedin": 2, "moon": 2, "scaffold": 2}
+ROUNDS = {"fedl2g": 2, "fedin": 2, "inclusivefl": 2, "moon": 2, "scaffold": 2}
 
 
 def tensors(run_dir: Path) -> dict[str, list[object]]:

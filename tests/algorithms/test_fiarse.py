@@ -37,18 +37,17 @@ def federation(sizes: tuple[float, ...] = (0.25, 0.5, 1.0), *, net: str = "mlp",
     )
 
 
-def stepped(gate: str, x: dict[str, Tensor], theta: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The gradient of a step at weights ``x``, and dF/dw at w = x * M(x), the latter by hand."""
+def stepped(gate: str, x: dict[str, Tensor], theta: float | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The gradient of a step at weights ``x``, and dF/dw at w = x * M(x), the latter by hand; None: no thresholds."""
     fed = federation(gate=gate)
     local = fed.local(0, 1)
     batch = local.train.batch(torch.arange(5), dtype=torch.float64)
-    gates = {name: torch.tensor(theta, dtype=torch.float64) for name in x}
-    held = {name: v.abs() >= 2 * theta for name, v in x.items()}  # of the round's start: larger weights only
-    nets = bind(local.models, {"model": x, "gate": gates, "mask": held})
-    masks = held if gate == "frozen" else {name: v.abs() >= theta for name, v in x.items()}
+    gates = {} if theta is None else {name: torch.tensor(theta, dtype=torch.float64) for name in x}
+    nets = bind(local.models, {"model": x, "gate": gates})
+    masks = {name: v.abs() >= (theta or 0.0) for name, v in x.items()}
 
     def derivative(loss: Any, **replace: Any) -> dict[str, dict[str, Tensor]]:
-        w = {name: v.clone().requires_grad_() for name, v in replace["model"].items()}
+        w = {name: v.clone().requires_grad_() for name, v in replace.get("model", x).items()}
         value = loss(bind(local.models, {"model": w}), batch)
         return {"model": dict(zip(w, torch.autograd.grad(value, list(w.values())), strict=True))}
 
@@ -101,17 +100,26 @@ def test_the_released_gradient_is_masked_and_no_more() -> None:
         assert torch.allclose(got[name], dense[name], rtol=1e-12, atol=1e-16)
 
 
-def test_the_frozen_gradient_keeps_the_mask_of_the_start() -> None:
-    """Catches a mask that follows the weights all the same: here it is smaller than theirs."""
+def test_without_thresholds_the_gradient_is_that_of_what_is_held() -> None:
+    """Catches a mask that follows the weights where it is that of the round's start, or a factor at capacity 1."""
     x = weights(0.1)
-    got, dense = stepped("frozen", x, 0.1)
-    dropped = 0
-    for name, v in x.items():
-        assert torch.allclose(got[name], dense[name], rtol=1e-12, atol=1e-16)
-        outside = (v.abs() >= 0.1) & (v.abs() < 0.2)
-        dropped += int(outside.sum())
-        assert not got[name][outside].any()
-    assert dropped > 0
+    got, dense = stepped("biased", x, None)
+    for name in x:
+        assert torch.equal(got[name], dense[name]) or torch.allclose(got[name], dense[name], rtol=1e-12, atol=1e-16)
+
+
+def test_a_frozen_mask_lets_weights_go_on_below_the_threshold() -> None:
+    """Catches a mask that follows the weights all the same, and weights outside that of the start that move."""
+    fed = federation((0.25,), gate="frozen", train={"lr": 0.5, "epochs": 6})
+    game = toy.play(fed, 1)
+    mask, theta = fed.algorithm.extract(toy.play(fed, 0).server)(0.25)
+    before, after = toy.play(fed, 0).server.model, game.server.model
+    for name, held in mask.items():
+        assert torch.equal(after[name][~held], before[name][~held])
+    fell = sum(int((after[name][held].abs() < theta[0]).sum()) for name, held in mask.items())
+    other = toy.play(federation((0.25,), gate="released", train={"lr": 0.5, "epochs": 6}), 1).server.model
+    assert fell > 0
+    assert any(not torch.equal(after[name], other[name]) for name in mask)
 
 
 @pytest.mark.parametrize("scope", ["model", "layer"])

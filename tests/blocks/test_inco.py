@@ -2,13 +2,26 @@
 
 import math
 from functools import partial
+from typing import Any, get_args
 
 import pytest
 import torch
+import toy
+from layers_by_hand import MAPS
 from torch import Tensor, nn
 
-from polyfed.base.errors import ModelError
+from polyfed.algorithms.fedavg import FedAvg
+from polyfed.algorithms.fednova import FedNova
+from polyfed.algorithms.fedprox import FedProx
+from polyfed.algorithms.fedrolex import FedRolex
+from polyfed.algorithms.heterofl import HeteroFL
+from polyfed.algorithms.inclusivefl import InclusiveFL
+from polyfed.algorithms.moon import Moon
+from polyfed.algorithms.scaffold import Scaffold
+from polyfed.algorithms.scalefl import ScaleFL
+from polyfed.base.errors import ConfigError, ModelError
 from polyfed.blocks.inco import InCo, mixed, references
+from polyfed.blocks.layerwise import Average
 from polyfed.models.split import SplitModel
 from polyfed.models.zoo import build
 
@@ -108,6 +121,14 @@ class Straight(nn.Module):
         return self.fc(self.e(x).mean(2))
 
 
+class Turned(Straight):
+    """The same, but ``late`` runs before ``b``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.d(self.c(self.b(self.late(self.a(x)))))
+        return self.fc(self.e(x).mean(2))
+
+
 def straight() -> SplitModel:
     return SplitModel("straight", Straight, input_shape=(2, 8), classifier="fc")
 
@@ -134,12 +155,7 @@ def test_a_family_has_the_references_of_its_deepest_network() -> None:
 def test_networks_that_disagree_on_a_reference_are_refused() -> None:
     """Catches the silent choice of one of them."""
 
-    class Turned(Straight):
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.d(self.c(self.b(self.late(self.a(x)))))
-            return self.fc(self.e(x).mean(2))
-
-    other = SplitModel("turned", partial(Turned), input_shape=(2, 8), classifier="fc")
+    other = SplitModel("turned", Turned, input_shape=(2, 8), classifier="fc")
     assert references(other)["b.weight"] == "late.weight"
 
     class Third(Straight):
@@ -161,3 +177,77 @@ def test_the_mean_is_mixed_where_there_is_a_reference_and_kept_elsewhere() -> No
     assert torch.allclose(found["k"], expected, rtol=1e-12)
     assert all(found[n] is mean[n] for n in ("0", "fc", "n"))
     assert InCo().incorporated(before, mean, {"k": "0"}) is mean
+
+
+def small(cls: Any, models: tuple[str, ...] = MAPS, **keys: Any) -> Any:
+    return pytest.param(cls, models, keys, id="-".join((cls.name, *map(str, keys.values()))))
+
+
+@pytest.mark.parametrize(
+    ("cls", "models", "keys"),
+    [
+        *(small(FedAvg, MAPS[1:] if average == "all" else MAPS, average=average) for average in get_args(Average)),
+        *(small(cls, average="layer") for cls in (FedProx, Scaffold, FedNova, Moon)),
+        small(InclusiveFL),
+        *(small(cls, MAPS[1:]) for cls in (HeteroFL, FedRolex)),
+        small(ScaleFL, MAPS[1:], exits=("stage1",)),
+    ],
+)
+def test_every_layerwise_mean_is_mixed_after_it_is_taken(cls: Any, models: tuple[str, ...], keys: Any) -> None:
+    """Catches an algorithm that takes the key and mixes nothing, other layers or changes of another start."""
+
+    def play(form: Any) -> tuple[Any, Any]:
+        capacities = {"capacities": [1.0, 0.5]} if len(models) == 1 and "average" not in keys else {}
+        fed = toy.federation(
+            cls(inco=form, **keys),
+            models=models,
+            shape=(2, 6, 6),
+            sizes=(8, 5),
+            train={"epochs": 1},
+            clients=capacities,
+        )
+        fed.algorithm.check(fed.task)
+        game = toy.play(fed)
+        before = game.server.model
+        return before, game.round().server
+
+    before, mean = play("none")
+    again, mixed_ = play("paper")
+    assert all(torch.equal(before[key], again[key]) for key in before)
+    assert mean.mixes == {}
+    prefix = {"architecture": f"{models[-1]}: "}.get(keys.get("average"), "net." if cls is ScaleFL else "")
+    deeper = {f"{prefix}stage2.{block}.0.weight": f"{prefix}stage2.0.0.weight" for block in (1, 2)}
+    assert mixed_.mixes == deeper
+    changes = {key: mean.model[key] - before[key] for key in {*deeper, *deeper.values()}}
+    expected = mixed(changes, deeper)
+    for key, value in mixed_.model.items():
+        if key not in deeper:
+            assert torch.equal(value, mean.model[key]), key
+            continue
+        assert torch.allclose(value, before[key] + expected[key], rtol=1e-5, atol=1e-7)
+        assert not torch.allclose(value, mean.model[key], rtol=1e-3)
+
+
+@pytest.mark.parametrize("cls", [FedAvg, Moon, HeteroFL])
+def test_networks_without_layers_to_mix_are_refused_before_the_run(cls: Any) -> None:
+    """Catches InCo that is asked for and does nothing; a transformer's blocks have no convolutions of one shape."""
+    vit = "vit(patch=8, width=8, depth=2, heads=2)"
+    for models, shape in (((toy.MLP,), (7,)), ((vit,), (1, 16, 16)), ((MAPS[0],), (2, 6, 6))):
+        fed = toy.federation(cls(inco="paper"), models=models, shape=shape)
+        with pytest.raises(ModelError, match=r"algorithm\.inco mixes convolutions .* choose deeper networks"):
+            fed.algorithm.check(fed.task)
+
+
+@pytest.mark.parametrize("cls", [FedNova, InclusiveFL, FedRolex, ScaleFL])
+def test_stages_without_a_mixture_are_refused(cls: Any) -> None:
+    with pytest.raises(ConfigError, match=r"inco_stages: got \('stage2',\).*inco = 'none' mixes nothing; leave it out"):
+        cls(inco_stages=("stage2",))
+
+
+def test_architectures_that_are_apart_may_differ_in_their_references() -> None:
+    """Catches references compared between networks that share no key."""
+    models = {"one": straight(), "three": SplitModel("t", Turned, input_shape=(2, 8), classifier="fc")}
+    apart = InCo(inco="paper").mixes(models, lambda k: {name: f"{k}: {name}" for name in models[k].shapes})
+    assert apart["one: late.weight"] == "one: b.weight"
+    assert apart["three: b.weight"] == "three: late.weight"
+    assert {key.partition(":")[0] for key in (*apart, *apart.values())} == {"one", "three"}

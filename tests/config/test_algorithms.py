@@ -65,8 +65,8 @@ def test_a_key_that_its_switch_turns_off_is_refused():
     with pytest.raises(ConfigError) as caught:
         load_algorithm("depthfl", {"feddyn": False, "alpha": 0.2, "distill": False, "ramp": 30})
     assert caught.value.faults == (
-        "algorithm.alpha: got 0.2, which does nothing with feddyn = false; leave it at 0.1, or set feddyn = true",
-        "algorithm.ramp: got 30, which does nothing with distill = false; leave it at 300, or set distill = true",
+        "algorithm.alpha: got 0.2, which has no effect: feddyn is off; leave it at 0.1",
+        "algorithm.ramp: got 30, which has no effect: distill is off; leave it at 300",
     )
     assert load_algorithm("depthfl", {"feddyn": False, "alpha": 0.1, "distill": False, "ramp": 300})
     assert load_algorithm("depthfl", {"alpha": 0.2, "ramp": 30})

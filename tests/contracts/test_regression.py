@@ -37,7 +37,7 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def test_the_main_algorithms_are_among_them() -> None:
     main = {"standalone", "fedavg", "fedmrl", "fedmrl-e", "fedmrl-adaptive", "lg-fedavg", "fedin"}
     main |= {"fiarse", "fiarse-neuron"}
-    main |= {"fedprox", "scaffold", "fednova", "moon"}
+    main |= {"fedprox", "scaffold", "fednova", "moon", "inclusivefl"}
     assert set(ALGORITHMS) == main
 
 

@@ -23,6 +23,8 @@ RUNS = [
     ("layer", "sgd", "fp64", "batched"),
     ("layer", "momentum, decay, clip", "fp64", "sequential"),
 ]
+TOWERS = tuple(f"layers_by_hand:Tower(classifier=fc, depth={depth})" for depth in (1, 2, 3))
+MAPS = tuple(f"layers_by_hand:Maps(classifier=fc, depth={depth})" for depth in (1, 3))
 DEPTHS = {f"layers_by_hand:Chain(classifier=fc, depth={depth})": depth for depth in (1, 2)}
 
 
@@ -40,6 +42,39 @@ class Chain(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.represent(x))
+
+
+class Tower(nn.Module):
+    """A smooth network whose one stage consists of blocks; the first takes another width than the others."""
+
+    def __init__(self, depth: int = 1, num_classes: int = 4) -> None:
+        super().__init__()
+        self.stages = ["tower"]
+        widths = (7, *[9] * depth)
+        self.tower = nn.Sequential(
+            *(nn.Sequential(nn.Linear(a, 9), nn.BatchNorm1d(9), nn.Tanh()) for a in widths[:depth])
+        )
+        self.fc = nn.Linear(9, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.tower(x))
+
+
+class Maps(nn.Module):
+    """Convolutions in two stages, of one block and of ``depth`` blocks."""
+
+    def __init__(self, depth: int = 1, num_classes: int = 4) -> None:
+        super().__init__()
+        self.stages = ["stage1", "stage2"]
+        self.stem = nn.Conv2d(2, 4, 3, padding=1)
+        self.stage1, self.stage2 = (
+            nn.Sequential(*(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Tanh()) for _ in range(n)))
+            for n in (1, depth)
+        )
+        self.fc = nn.Linear(4, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.stage2(self.stage1(self.stem(x))).mean((2, 3)))
 
 
 class Named(nn.Module):

@@ -24,7 +24,6 @@ from polyfed.base.rng import Rng
 from polyfed.base.types import Parts
 from polyfed.cli import app
 from polyfed.config import Config, algorithm_class, load_algorithm
-from polyfed.core.algorithm import Algorithm
 from polyfed.core.clients import ClientInfo, LocalClient
 from polyfed.core.requests import drive
 from polyfed.data.client import ClientData, FederatedData
@@ -112,12 +111,12 @@ def test_every_algorithm_adapts_a_client_and_keeps_its_model(name: str, tmp_path
     assert list(found.alone) == ["local"]
     most = dataset.y[torch.tensor(partition.train(0))].bincount().argmax()
     assert found.baseline["accuracy"] == pytest.approx(float((labels == most).double().mean()))
-    private = type(load_algorithm(name, {})).init_client is not Algorithm.init_client
+    private = not load_algorithm(name, {}).shared_networks
     silent = "sends this client nothing: it trains alone" if name == "standalone" else None
     assert found.note == (
         silent
         if private and silent is None
-        else f"{name} {silent or 'has no private part: the adapted model is the server' + chr(39) + 's, as it is'}"
+        else f"{name} {silent or 'has no private network: the adapted model is the server' + chr(39) + 's, as it is'}"
     )
     if not private:
         train = ClientData(dataset, partition.train(0), augment=False)

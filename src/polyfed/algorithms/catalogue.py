@@ -92,6 +92,10 @@ ALGORITHMS: dict[str, tuple[str, str]] = {
         "polyfed.algorithms.heterofl:HeteroFL",
         "each client trains the first channels of every layer that its capacity allows (Diao et al. 2021)",
     ),
+    "inclusivefl": (
+        "polyfed.algorithms.inclusivefl:InclusiveFL",
+        "networks of several depths share layers, but for last blocks, which deeper ones teach (Liu et al. 2022)",
+    ),
     "lg-fedavg": (
         "polyfed.algorithms.lg_fedavg:LGFedAvg",
         "private representations under one shared head (Liang et al. 2020)",
@@ -124,6 +128,7 @@ ALIASES = {
     "fed-proto": "fedproto",
     "feddistill": "fd",
     "fedmrle": "fedmrl-e",
+    "inclusive-fl": "inclusivefl",
     "lgfedavg": "lg-fedavg",
     "local": "standalone",
 }

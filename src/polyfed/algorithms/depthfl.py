@@ -17,14 +17,14 @@ from dataclasses import dataclass, replace
 import torch
 
 from polyfed.base import tree
-from polyfed.base.ranges import Positive, Rate
+from polyfed.base.ranges import Positive
 from polyfed.base.rng import Rng
 from polyfed.base.types import Params, Parts
 from polyfed.blocks.aggregate import MeanByName
 from polyfed.blocks.depths import Depths, each_logits, mutual, rampup, staged
-from polyfed.blocks.feddyn import corrected, pulled, remembered
+from polyfed.blocks.feddyn import FedDyn, corrected, pulled, remembered
 from polyfed.blocks.losses import cross_entropy
-from polyfed.core.algorithm import Algorithm, Task
+from polyfed.core.algorithm import Algorithm, Task, raise_idle
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
 from polyfed.core.message import Message, State
 from polyfed.core.net import Batch, Grad, Net, Nets
@@ -33,8 +33,8 @@ from polyfed.models.split import SplitModel
 
 
 @dataclass(frozen=True, kw_only=True)
-class DepthFL(Algorithm):
-    """Hyper-parameters.
+class DepthFL(FedDyn, Algorithm):
+    """Hyper-parameters beside those of `FedDyn`.
 
     Args:
         exits: submodules after which there is a classifier besides the network's own; by default see `stage_ends`.
@@ -42,21 +42,20 @@ class DepthFL(Algorithm):
         depths: the depth of each capacity that occurs, the largest capacity first; by default what fits.
         distill: whether classifiers learn from one another.
         ramp: R, the rounds until they do so fully.
-        feddyn: whether clients and server remember, as in FedDyn.
-        alpha: the strength of FedDyn's regulariser.
     """
 
     name = "depthfl"
     own_networks = False
-    switches = {"alpha": "feddyn", "ramp": "distill"}
     exempt = dict.fromkeys(("equal_answers_count_once", "idle_rounds_change_nothing"), "FedDyn's h is a rounded sum")
     exits: tuple[str, ...] = ()
     head: str = ""
     depths: tuple[Positive, ...] = ()
     distill: bool = True
     ramp: Positive = 300
-    feddyn: bool = True
-    alpha: Rate = 0.1
+
+    def __post_init__(self) -> None:
+        """No key without an effect."""
+        raise_idle(self, (not self.feddyn, "feddyn is off", {"alpha"}), (not self.distill, "distill is off", {"ramp"}))
 
     class Server(State):
         """w, FedDyn's h, what each capacity holds, and N."""
@@ -144,7 +143,7 @@ class DepthFL(Algorithm):
 
     def global_nets(self, server: Server, task: Task) -> Mapping[str, Nets]:
         """Of every depth, the largest first, the ensemble; and its last classifier alone."""
-        nets, _ = self.networks(task, task.common(self.name))
-        made = [(i, Net(net, tree.pick(server.model, net.shapes))) for i, net in enumerate(nets, 1)][::-1]
+        nets = enumerate(self.networks(task, task.common(self.name))[0], 1)
+        made = [(i, Net(net, tree.pick(server.model, net.shapes))) for i, net in nets][::-1]
         alone = {f"classifier {i}": {"model": net, "alone": Net(None, {})} for i, net in made}
         return {**{f"depth {i}": {"model": net} for i, net in made}, **alone}

@@ -76,7 +76,7 @@ class FedIN(InTraining, FeatureExchange, InCo, Algorithm):
             self,
             (self.every == "never", "every = 'never' takes no IN steps", {f.name for f in fields(self)} - both),
             (self.align == "none", "align = 'none' adds number by number", {"granularity"}),
-            (self.inco == "none", "inco = 'none' mixes nothing", {"inco_stages"}),
+            self.inco_is_idle,
         )
 
     def check(self, task: Task) -> None:

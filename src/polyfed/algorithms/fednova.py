@@ -57,7 +57,7 @@ class FedNova(Layerwise):
         got = yield from exchange(cohort, down, gather=gather)
         direction, length = got["direction"]
         moved = {n: server.model[n] - length[n] * d for n, d in direction.items()}
-        return replace(server, model={**server.model, **got["buffers"], **moved})
+        return self.moved(server, {**server.model, **got["buffers"], **moved})
 
     def lengths(self, upload: Upload) -> Params:
         """a_k for each weight, in double precision."""

@@ -101,12 +101,14 @@ class FIARSE(WeightWise):
         """K steps of the threshold-controlled gradient; the difference goes back."""
         parts = self.predictor_parts(private, msg, client)
         mask = msg.submodel.mask(client.models["model"].shapes)
+        open_ = self.gate == "frozen" or not any(msg.threshold)  # M(x) stays as it is: of the round's start, or scores'
         fitted = yield from fit(
             client,
             {"model": parts["model"]},
             gradient=self.gradient,
-            frozen={"gate": parts["gate"], "mask": mask},
-            moves=self.mask_of_model if self.sticky and client.plan.moves_without_gradient else None,
+            frozen={"gate": {} if open_ else parts["gate"]},
+            moves=self.mask_of_model if self.sticky and client.plan.moves_without_gradient and not open_ else None,
+            within={"model": {name: held for name, held in mask.items() if not held.all()}},
         )
         delta = tree.sub(fitted.parts["model"], parts["model"])  # lines 10-11, with the opposite sign
         return private, self.Upload(take(delta, mask))
@@ -114,7 +116,7 @@ class FIARSE(WeightWise):
     def gradient(self, grad: Grad, nets: Nets, batch: Batch, due: bool) -> Parts:
         """g(x) = dF/dw * M(x) * (1 + 2 |x| theta / (|x| + theta)^2) at w = x * M(x).                Eq. 3."""
         x, theta, M = nets["model"].params, nets["gate"].params, self.mask_now(nets)
-        g = grad(supervised, model=apply_mask(x, M))["model"]
+        g = grad(supervised, model=apply_mask(x, M))["model"] if M else grad(supervised)["model"]
         bias = self.gate == "biased"
         return {"model": {n: v * M[n] * bias_factor(x[n], theta[n], bias) if n in M else v for n, v in g.items()}}
 
@@ -129,9 +131,7 @@ class FIARSE(WeightWise):
         return {"submodel": Net(nets["model"].model, w)(x)}
 
     def mask_now(self, nets: Nets) -> Mapping[str, Tensor]:
-        """M(x) at the current weights; fixed by the gate or by scores, that of the round's start while it lasts."""
-        if (self.gate == "frozen" or self.importance != "magnitude") and "mask" in nets:
-            return nets["mask"].params
+        """M(x) at the current weights, of the tensors that have a threshold."""
         return above(nets["model"].params, nets["gate"].params)
 
     def mask_of_model(self, nets: Nets) -> Parts:

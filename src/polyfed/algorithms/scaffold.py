@@ -60,10 +60,11 @@ class Scaffold(Layerwise):
 
     def init_server(self, task: Task, rng: Rng) -> State:
         """The networks, and c = 0."""
-        (model, owns), family = self.first(task, rng), task.family()
+        (model, owns, mixes), family = self.first(task, rng), task.family()
         own = {keys(owns, k).get(name, name) for k, net in family.items() for name in net.parameter_names}
         zeros = tree.map_leaves(torch.zeros_like, tree.pick(model, own))
-        return self.Server(model, owns, zeros, counted(zeros, owns, dict(zip(family, task.counts, strict=True))))
+        counts = dict(zip(family, task.counts, strict=True))
+        return self.Server(model, owns, mixes, zeros, counted(zeros, owns, counts))
 
     def init_client(self, client: LocalClient) -> Private:
         """c_k = 0."""
@@ -84,7 +85,7 @@ class Scaffold(Layerwise):
         control = {
             n: c + here[n] / server.clients[n] * got["control"][n] if here[n] else c for n, c in server.control.items()
         }
-        return replace(server, model=got["model"], control=control)
+        return replace(self.moved(server, got["model"]), control=control)
 
     def message_for(self, server: Server, client: ClientInfo) -> Broadcast:
         """The network alone: predicting needs no c."""

@@ -24,6 +24,7 @@ from polyfed.base.rng import Rng
 from polyfed.base.types import Params, Parts
 from polyfed.blocks.aggregate import CoverageMean
 from polyfed.blocks.depths import each_logits
+from polyfed.blocks.inco import InCo
 from polyfed.blocks.levels import Levels, submodel, weighted
 from polyfed.blocks.losses import cross_entropy, kl_divergence
 from polyfed.blocks.static_norm import MeanByCapacity, of_capacity
@@ -33,13 +34,13 @@ from polyfed.core.clients import ClientInfo, Cohort, LocalClient
 from polyfed.core.message import Message, Nothing, State
 from polyfed.core.net import Batch, Net, Nets
 from polyfed.core.requests import ClientResult, Steps, exchange, fit
-from polyfed.models.exits import each_depth
+from polyfed.models.exits import each_depth, inside
 from polyfed.models.split import SplitModel
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScaleFL(Algorithm):
-    """Hyper-parameters.
+class ScaleFL(InCo, Algorithm):
+    """Hyper-parameters, besides those of `InCo`.
 
     Args:
         exits: E, the number of exits; or submodules after which there is an early exit, such as ``("layer2",)``.
@@ -61,12 +62,13 @@ class ScaleFL(Algorithm):
     horizon: Positive | None = None
 
     class Server(State):
-        """The weights of the network with all exits, its buffers by capacity, and (width, exits) by capacity."""
+        """The network's weights, all exits included; its buffers and (width, exits) by capacity; what InCo mixes."""
 
         model: Params
         buffers: Mapping[str, Params]
         anatomy: Levels
         chosen: Mapping[str, tuple[float, int]]
+        mixes: Mapping[str, str]
 
     class Upload(Message):
         """The weights of the client's level, and the buffers of its capacity."""
@@ -84,9 +86,9 @@ class ScaleFL(Algorithm):
         return Levels.of(own, self.exits, self.head).level(capacity, self.levels)
 
     def check(self, task: Task) -> None:
-        """One architecture for all clients, with channels to leave out, and a level for each capacity."""
-        for capacity in task.capacities:
-            self.level(task.common(self.name), capacity)
+        """One architecture with channels to leave out, a level for each capacity, and layers that InCo can mix."""
+        own = task.common(self.name)
+        _ = self.mixes(task.family(), lambda _: inside(own)), [self.level(own, c) for c in task.capacities]
 
     def models_at(self, task: Task, own: SplitModel, capacity: float) -> Mapping[str, SplitModel]:
         """The network of the capacity's level."""
@@ -95,10 +97,10 @@ class ScaleFL(Algorithm):
     def init_server(self, task: Task, rng: Rng) -> Server:
         """The network's own draw, with heads; the same buffers for all capacities."""
         own = task.common(self.name)
-        full, anatomy = each_depth(own, self.exits, self.head)[-1], Levels.of(own, self.exits, self.head)
+        full, levels = each_depth(own, self.exits, self.head)[-1], Levels.of(own, self.exits, self.head)
         w, chosen = full.init(rng.at("model")), {str(c): self.level(own, c) for c in task.capacities}
-        b = tree.pick(w, full.buffer_names)
-        return self.Server(tree.drop(w, b), {c: anatomy.take(b, *at) for c, at in chosen.items()}, anatomy, chosen)
+        b, mixes = tree.pick(w, full.buffer_names), self.mixes(task.family(), lambda _: inside(own))
+        return self.Server(tree.drop(w, b), {c: levels.take(b, *at) for c, at in chosen.items()}, levels, chosen, mixes)
 
     def server_round(self, server: Server, cohort: Cohort) -> Steps[State]:
         """Send each level, average each weight over those that run it, and buffers within a capacity."""
@@ -108,7 +110,7 @@ class ScaleFL(Algorithm):
         mean = CoverageMean(lambda c: part[c.capacity], None, server.model)
         gather = {"model": mean, "buffers": MeanByCapacity(None, server.buffers)}
         got = yield from exchange(cohort, lambda c: down[c.capacity], gather=gather)
-        return replace(server, model=got["model"], buffers=got["buffers"])
+        return replace(self.moved(server, got["model"]), buffers=got["buffers"])
 
     def message_for(self, server: Server, client: ClientInfo) -> Broadcast:
         """What a client of this capacity holds; ModelError where no client has it."""
@@ -126,11 +128,10 @@ class ScaleFL(Algorithm):
 
     def loss(self, nets: Nets, batch: Batch) -> Tensor:
         """L of the scaled network; the teacher z_e is a constant."""
-        net, T = nets["model"], self.temperature
-        z = each_logits(Net(net.model, divided(net.params, nets["rho"].params)), batch[0])
-        gamma, teacher = nets["kd"]["weight"], z[-1].detach() / T
-        losses = [cross_entropy(z_j, batch) + gamma * T**2 * kl_divergence(z_j / T, teacher) for z_j in z[:-1]]
-        return weighted([*losses, cross_entropy(z[-1], batch)])
+        net, T, gamma = nets["model"], self.temperature, nets["kd"]["weight"]
+        *shallow, z = each_logits(Net(net.model, divided(net.params, nets["rho"].params)), batch[0])
+        losses = [cross_entropy(z_j, batch) + gamma * T**2 * kl_divergence(z_j / T, z.detach() / T) for z_j in shallow]
+        return weighted([*losses, cross_entropy(z, batch)])
 
     def predictor_parts(self, private: Nothing, msg: Broadcast, client: LocalClient) -> Parts:
         """The client's network."""

@@ -10,10 +10,25 @@ Server:  h <- h - alpha / N sum_k (w_k - w_t);  w <- mean_k w_k - h / alpha.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from torch import Tensor
 
+from polyfed.base.ranges import Rate
 from polyfed.base.types import Params
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedDyn:
+    """FedDyn as an option of an algorithm.
+
+    Args:
+        feddyn: whether clients and server remember.
+        alpha: the strength of the regulariser.
+    """
+
+    feddyn: bool = True
+    alpha: Rate = 0.1
 
 
 def pulled(gradient: Params, w: Params, start: Params, memory: Params, alpha: float) -> dict[str, Tensor]:

@@ -10,8 +10,8 @@ With G_k the mean change of a layer in a round and G_0 that of the stage's first
 and the layer changes by U_k in place of G_k. It needs nothing from clients, so it stacks on any mean of layers by name.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -22,10 +22,11 @@ from polyfed.base.errors import ModelError
 from polyfed.base.rng import Rng
 from polyfed.base.types import Params
 from polyfed.blocks.gradients import inner
+from polyfed.blocks.stages import CONVOLUTIONS, convolutions, new_module, stages
+from polyfed.core.algorithm import raise_idle
 from polyfed.models.split import SplitModel
 
 _RNG = Rng(("polyfed.blocks", "inco"))
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 #: The largest coefficient, the largest change of a weight, and the least denominator of the released code.
 _CAP, _CLAMP, _EPS = 5.0, 0.1, 1e-7
 
@@ -61,7 +62,7 @@ def _mix(g_k: Tensor, g_0: Tensor, form: Form) -> Tensor:
     return torch.where(n_0 > 0, u if form == "paper" else u.clamp(-_CLAMP, _CLAMP), g_k)
 
 
-def references(model: SplitModel, stages: Sequence[str] = ()) -> dict[str, str]:
+def references(model: SplitModel, named: Sequence[str] = ()) -> dict[str, str]:
     """The name of the reference of each convolution's weight that is mixed.
 
     A stage is a submodule of blocks. Its reference is the last convolution of the first block; all convolutions of its
@@ -71,46 +72,32 @@ def references(model: SplitModel, stages: Sequence[str] = ()) -> dict[str, str]:
 
     Args:
         model: the network.
-        stages: the submodules; by default those of the network's attribute ``stages`` that consist of blocks.
+        named: the submodules; by default those of the network's attribute ``stages`` that consist of blocks.
 
     Raises:
         ModelError: the network has no such submodules, all of which the text names.
     """
-    with _RNG.fork():
-        module = model.new_module().eval()
-    found = dict(module.named_modules())
-    missing = [name for name in stages if name not in found or not list(found[name].children())]
-    if missing:
-        raise ModelError(
-            f"algorithm.inco_stages names {', '.join(map(repr, missing))}, which {model.name!r} lacks, or which has no "
-            "blocks; expected submodules that consist of blocks, such as 'layer1'"
-        )
-    own: Any = getattr(module, "stages", ())
-    named = stages or [name for name in own if any(_weights(block, "") for block in found[name].children())]
-    out = _of_blocks(found, named) if named else _of_forward(module, model)
+    found = [each for each in stages(model, named, "inco_stages").values() if named or any(_weights(each).values())]
+    out = _of_blocks(found) if found else _of_forward(model)
     return {k: r for k, r in out.items() if {k, r} <= model.parameter_names}
 
 
-def _weights(module: nn.Module, prefix: str) -> dict[str, tuple[int, ...]]:
-    """The shapes of a submodule's convolutions, by the names of their weights."""
-    convolutions = (
-        (name, child) for name, child in module.named_modules(prefix=prefix) if isinstance(child, _CONVOLUTIONS)
-    )
-    return {f"{name}.weight": tuple(child.weight.shape) for name, child in convolutions}
+def _weights(blocks: Mapping[str, nn.Module]) -> dict[str, dict[str, tuple[int, ...]]]:
+    """The shapes of the convolutions' weights by name, for each block of a stage."""
+    return {name: convolutions(block, name) for name, block in blocks.items()}
 
 
-def _of_blocks(found: Mapping[str, nn.Module], stages: Sequence[str]) -> dict[str, str]:
+def _of_blocks(found: Iterable[Mapping[str, nn.Module]]) -> dict[str, str]:
     out: dict[str, str] = {}
-    for stage in stages:
-        first, *others = found[stage].named_children()
-        reference = {shape: name for name, shape in _weights(first[1], f"{stage}.{first[0]}").items()}  # the last stays
-        for name, block in others:
-            weights = _weights(block, f"{stage}.{name}")
+    for first, *others in (list(_weights(stage).values()) for stage in found):
+        reference = {shape: name for name, shape in first.items()}  # the last stays
+        for weights in others:
             out |= {weight: reference[shape] for weight, shape in weights.items() if shape in reference}
     return out
 
 
-def _of_forward(module: nn.Module, model: SplitModel) -> dict[str, str]:
+def _of_forward(model: SplitModel) -> dict[str, str]:
+    module = new_module(model)
     seen: dict[tuple[object, ...], str] = {}
     out: dict[str, str] = {}
 
@@ -121,7 +108,7 @@ def _of_forward(module: nn.Module, model: SplitModel) -> dict[str, str]:
             out[name] = reference
 
     for name, child in module.named_modules():
-        if isinstance(child, _CONVOLUTIONS):
+        if isinstance(child, CONVOLUTIONS):
             child.register_forward_hook(lambda child, _, output, name=name: note(f"{name}.weight", child, output))
     with _RNG.fork(), torch.no_grad():
         module(model.inputs(0))
@@ -140,19 +127,36 @@ class InCo:
     inco: Literal["none", "paper", "released"] = "none"
     inco_stages: tuple[str, ...] = ()
 
-    def mixes(self, family: Mapping[str, SplitModel]) -> dict[str, str]:
-        """The references of all networks together; empty without InCo.
+    def __post_init__(self) -> None:
+        """No stages without a mixture."""
+        raise_idle(self, self.inco_is_idle)
+
+    @property
+    def inco_is_idle(self) -> tuple[bool, str, set[str]]:
+        """The rule of `raise_idle`."""
+        return self.inco == "none", "inco = 'none' mixes nothing", {"inco_stages"}
+
+    def mixes(
+        self, family: Mapping[str, SplitModel], keys: Callable[[str], Mapping[str, str]] = lambda _: {}
+    ) -> dict[str, str]:
+        """The references of all networks together, by the server's keys; empty without InCo.
+
+        Args:
+            family: the networks by name.
+            keys: of a network the server's key of each tensor whose key is not its name.
 
         Raises:
             ModelError: two networks give a layer different references, or none has any.
         """
         out: dict[str, tuple[str, str]] = {}
         for spec, model in family.items() if self.inco != "none" else ():
+            own = keys(spec)
             for name, reference in references(model, self.inco_stages).items():
-                known, first = out.setdefault(name, (reference, spec))
+                key, reference = own.get(name, name), own.get(reference, reference)
+                known, first = out.setdefault(key, (reference, spec))
                 if known != reference:
                     raise ModelError(
-                        f"algorithm.inco: {name!r} has the reference {known!r} in {first!r} but {reference!r} in "
+                        f"algorithm.inco: {key!r} has the reference {known!r} in {first!r} but {reference!r} in "
                         f"{spec!r}; name the stages (inco_stages), or choose networks of one family"
                     )
         if self.inco != "none" and not out:
@@ -160,7 +164,7 @@ class InCo:
                 "algorithm.inco mixes convolutions of one shape within a stage, and no network of "
                 f"{', '.join(family)} has two; choose deeper networks, or leave inco out"
             )
-        return {name: reference for name, (reference, _) in out.items()}
+        return {key: reference for key, (reference, _) in out.items()}
 
     def incorporated(self, before: Params, mean: Params, mixes: Mapping[str, str]) -> Params:
         """The mean of the layers, with what InCo makes of the changes from ``before``."""
@@ -169,3 +173,7 @@ class InCo:
         names = {*mixes.keys(), *mixes.values()}
         changes = mixed(tree.sub(tree.pick(mean, names), before), mixes, self.inco)
         return {**mean, **tree.add(tree.pick(before, mixes), changes)}
+
+    def moved(self, server: Any, mean: Params) -> Any:
+        """A server's state whose ``model`` is the mean, as `incorporated` makes it of the references ``mixes``."""
+        return replace(server, model=self.incorporated(server.model, mean, server.mixes))

@@ -1,7 +1,7 @@
 """Algorithms whose clients train one network at unlike widths: rounds, label masks, Scaler, statistics."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from polyfed.base.ranges import Portion
 from polyfed.base.rng import Rng
 from polyfed.base.types import ClientId, Params, Parts
 from polyfed.blocks.aggregate import OwnRows
+from polyfed.blocks.inco import InCo
 from polyfed.blocks.losses import cross_entropy_among, without
 from polyfed.blocks.static_norm import MeanByCapacity, Statistics, check_statistics, measured, statistics_at
 from polyfed.blocks.submodel import Layout, Slice, divided
@@ -27,7 +28,7 @@ from polyfed.models.split import SplitModel
 
 
 @dataclass(frozen=True, kw_only=True)
-class Widths(Algorithm):
+class Widths(InCo, Algorithm):
     """An algorithm whose clients train a share of the channels of every layer, by capacity.
 
     Args:
@@ -62,7 +63,7 @@ class Widths(Algorithm):
     def check(self, task: Task) -> None:
         """One architecture for all clients, with channels to leave out, also at unseen capacities."""
         own = task.common(self.name)
-        layout = Layout.of(own)
+        _, layout = self.mixes(task.family()), Layout.of(own)
         if self.own_rows and own.cuts[0] is None:
             raise ModelError(
                 f"{self.name} averages the rows of {own.name}'s output layer by class, but it names no classifier; "
@@ -105,12 +106,13 @@ class Widths(Algorithm):
         return nets
 
     class Server(State):
-        """w, statistics by capacity, the channels, and the output layer's names if `own_rows`."""
+        """w, statistics by capacity, the channels, the output layer's names if `own_rows`, and what InCo mixes."""
 
         model: Params
         statistics: Mapping[str, Params]
         layout: Layout
         head: tuple[str, ...]
+        mixes: Mapping[str, str] = field(default_factory=dict[str, str])
 
     class Broadcast(Message):
         """A slice of w, and the statistics of its width."""
@@ -135,7 +137,8 @@ class Widths(Algorithm):
         held = {str(c): self.prefix(layout, c).take(asked) for c in task.capacities if asked}
         names = own.classifier_names if self.own_rows else ()
         rows = {name for name in names if own.shapes[name][:1] == (task.num_classes,)}
-        return self.Server(tree.drop(w, asked), held, layout, tuple(sorted(rows - {*layout.scaling(rows)})))
+        head = tuple(sorted(rows - {*layout.scaling(rows)}))
+        return self.Server(tree.drop(w, asked), held, layout, head, self.mixes(task.family()))
 
     def server_round(self, server: Server, cohort: Cohort) -> Steps[State]:
         """Train slices and average where they are held; then ask for the statistics of the new model."""
@@ -144,7 +147,7 @@ class Widths(Algorithm):
         down = {slice_: self.message_for(server, client, held[client.id]) for slice_, client in first.items()}
         mean = OwnRows(lambda c: held[c.id], None, server.model, server.head)
         got = yield from exchange(cohort, lambda c: down[id(held[c.id])], gather={"model": mean})
-        new = replace(server, model=got["model"])
+        new: Widths.Server = self.moved(server, got["model"])
         if not new.statistics:
             return new
         first = {client.capacity: client for client in got.clients}

@@ -18,7 +18,7 @@ from polyfed.base.errors import ConfigError, PolyfedError
 from polyfed.base.given import find, give, is_given
 from polyfed.base.imports import importable, load_attribute
 from polyfed.base.text import hint
-from polyfed.config.faults import by_key, dotted, facts, sentence, shown
+from polyfed.config.faults import by_key, dotted, facts, sentence
 
 if TYPE_CHECKING:
     from polyfed.core.algorithm import Algorithm
@@ -142,15 +142,6 @@ def try_algorithm(name: str, keys: Mapping[str, Any]) -> tuple[Algorithm | None,
         if field.default is dataclasses.MISSING and key not in keys and instance is None
     ]
     faults += [(key, f"missing; algorithm {full_name!r} needs it") for key in missing]
-    faults += [
-        (
-            key,
-            f"got {shown(good[key])}, which does nothing with {switch} = false; leave it at "
-            f"{shown(fields[key].default)}, or set {switch} = true",
-        )
-        for key, switch in cls.switches.items()
-        if not good.get(switch, fields[switch].default) and good.get(key, fields[key].default) != fields[key].default
-    ]
     if faults:
         return None, faults
     try:

@@ -126,7 +126,7 @@ def raise_idle(algorithm: object, *rules: tuple[bool, str, Iterable[str]]) -> No
     idle = {key: why for holds, why, keys in rules if holds for key in sorted(keys)}
     got = {key: getattr(algorithm, key) for key in idle}
     faults = [
-        f"{key}: got {value!r}, which has no effect: {idle[key]}; leave it out"
+        f"{key}: got {value!r}, which has no effect: {idle[key]}; leave it at {default[key]!r}"
         for key, value in got.items()
         if value != default[key]
     ]
@@ -156,8 +156,6 @@ class Algorithm(ABC):
     own_networks: ClassVar[bool] = True
     #: Whether clients of other capacities hold other weights of the same networks; `models_at` says it of networks.
     masks: ClassVar[bool] = False
-    #: Key -> the switch, true or false, without which it does nothing: a value other than its default is then refused.
-    switches: ClassVar[Mapping[str, str]] = {}
     #: Whether `message_for` depends on the client's id, not only on its capacity and architecture.
     personal_message: ClassVar[bool] = False
     #: The share of each client's training examples, in [0, 1), that it never trains on: its ``client.held_out``, for
@@ -184,6 +182,11 @@ class Algorithm(ABC):
         cls.states = tuple(
             dict.fromkeys((*cls.states, *(value for value in nested if issubclass(value, State)), Nothing))
         )
+
+    @property
+    def shared_networks(self) -> bool:
+        """Whether clients predict with the server's networks and have none of their own, though they may remember."""
+        return type(self).init_client is Algorithm.init_client or not self.own_networks
 
     def check(self, task: Task) -> None:  # noqa: B027 - no requirement is the usual case
         """Raise ModelError if the algorithm cannot train these networks or capacities."""

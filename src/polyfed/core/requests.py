@@ -81,6 +81,7 @@ class Fit:
     draw: Draw | None = None
     moves: Moves | None = None
     correction: Parts = field(default_factory=dict[str, Params])
+    within: Parts = field(default_factory=dict[str, Params])
 
     @property
     def identity(self) -> object:
@@ -144,6 +145,7 @@ def fit(
     draw: Draw | None = None,
     moves: Moves | None = None,
     correction: Parts | None = None,
+    within: Parts | None = None,
 ) -> Steps[Fitted]:
     """Train ``parts`` on the client's data.
 
@@ -166,19 +168,26 @@ def fit(
         correction: tensors of ``parts`` that every step takes off the weights after the optimizer's update, times the
             part's learning rate: ``w <- w - lr * correction``. Clip, decay, momentum and moments do not see it. It
             costs a client these tensors once more in memory.
+        within: masks, one bool for each coordinate of some tensors of ``parts``. Only coordinates that are True are
+            trained: gradient, clip, optimizer and ``moves`` work on their values alone, in one dimension, and that is
+            the form in which ``gradient`` and ``moves`` see these tensors in ``nets``, and ``grad(loss, model=w)``
+            takes and returns them. A loss sees whole tensors. Not beside ``correction``.
 
     Returns:
-        The trained parts.
+        The trained parts, at full shape.
     """
     if (loss is None) == (gradient is None):
         raise TypeError("fit() takes exactly one of loss and gradient")
+    if within and correction:
+        raise TypeError("fit() takes within or correction, not both: a correction has the shape of the whole tensors")
 
     def of_loss(grad: Grad, nets: Nets, batch: Batch, due: bool) -> Parts:
         assert loss is not None
         return grad(loss)
 
     asked = gradient or of_loss
-    return (yield Fit(client, parts, asked, loss, frozen or {}, lr or {}, every, draw, moves, correction or {}))
+    last = (correction or {}, within or {})
+    return (yield Fit(client, parts, asked, loss, frozen or {}, lr or {}, every, draw, moves, *last))
 
 
 def reduce(

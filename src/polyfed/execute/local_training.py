@@ -20,6 +20,7 @@ from polyfed.core.net import Batch, Loss, Net, Nets
 from polyfed.core.plan import LocalSGD
 from polyfed.core.requests import Fit, Fitted, Reduce
 from polyfed.execute.placement import Placement
+from polyfed.execute.within import inside, places, whole
 from polyfed.models.probe import fault, in_network
 from polyfed.models.split import SplitModel
 
@@ -69,14 +70,21 @@ class Local:
 
     def __post_init__(self) -> None:
         models, placement = self.fit.client.models, self.placement
+        put = tree.map_parts(lambda value: placement.put(value.detach(), copy=True), self.fit.parts)
+        #: Of the tensors of which only some coordinates are trained, the values elsewhere and the places of these.
+        self.bases = {part: tree.pick(put[part], own) for part, own in self.fit.within.items()}
+        self.places = {
+            part: {n: placement.put(places(mask, put[part][n])) for n, mask in own.items()}
+            for part, own in self.fit.within.items()
+        }
+        for part, own in self.places.items():
+            put[part] |= {n: inside(put[part][n], where) for n, where in own.items()}
         self.parts = {
             part: {
-                name: placement.put(value.detach(), copy=True).requires_grad_(
-                    name not in buffers(models, part) and value.is_floating_point()
-                )
+                name: value.requires_grad_(name not in buffers(models, part) and value.is_floating_point())
                 for name, value in params.items()
             }
-            for part, params in self.fit.parts.items()
+            for part, params in put.items()
         }
         # A frozen network in training mode updates its running statistics, too, hence copies of its buffers.
         frozen = {
@@ -97,12 +105,10 @@ class Local:
 
     def grad(self, batch: Batch, loss: Loss, **replace: Params) -> Grads:
         """Return the gradient of ``loss`` for every trainable part; see `polyfed.core.requests.Grad`."""
-        nets: Nets = self.nets
-        leaves = self.parts
-        if replace:
-            leaves = {**self.parts, **{part: self._at(part, params) for part, params in replace.items()}}
-            nets = {**self.nets, **bind(self.fit.client.models, {part: leaves[part] for part in replace})}
+        leaves = {**self.parts, **{part: self._at(part, params) for part, params in replace.items()}}
         with torch.enable_grad(), self.placement.autocast():
+            new = {part: self._whole(part, leaves[part]) for part in {*replace, *self.places}}
+            nets: Nets = {**self.nets, **bind(self.fit.client.models, new)}
             value = loss(nets, batch)
         self.losses.append(value.detach())
         flat = [(part, name, leaf) for part, p in leaves.items() for name, leaf in p.items() if leaf.requires_grad]
@@ -117,6 +123,14 @@ class Local:
             name: params[name].detach().requires_grad_() if leaf.requires_grad else leaf
             for name, leaf in self.parts[part].items()
         }
+
+    def _whole(self, part: str, params: Params) -> Params:
+        where = self.places.get(part)
+        return whole(params, self.bases[part], where) if where else params
+
+    def ended(self) -> Grads:
+        """Return the parts as trained, at full shape."""
+        return {part: dict(self._whole(part, tree.map_leaves(Tensor.detach, p))) for part, p in self.parts.items()}
 
     def see(self, drawn: Params) -> None:
         """Show the loss the tensors that were drawn for a step."""
@@ -190,7 +204,7 @@ def run_fit(fit: Fit, placement: Placement) -> Fitted:
             batch = client.weigh(placement.batch(client.train, step.rows, augment), weights)
             with reported(f"client {client.info.id}, round {client.round}, a batch of {len(step.rows)}"):
                 local.step(batch, fit.due(step.index, step.in_epoch), fit.drawn(step))
-    return finish(fit, tree.map_parts(Tensor.detach, local.parts), local.losses)
+    return finish(fit, local.ended(), local.losses)
 
 
 def finish(fit: Fit, parts: Grads, losses: list[Tensor], *, finite: bool = False) -> Fitted:

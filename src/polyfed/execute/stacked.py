@@ -28,6 +28,7 @@ from polyfed.data.client import send
 from polyfed.execute.local_training import Grads, bind, buffers, clip, finish, set_training
 from polyfed.execute.placement import Placement
 from polyfed.execute.replay import AFTER, Product, Replays
+from polyfed.execute.within import inside, places, whole
 from polyfed.models.split import SplitModel
 
 #: Sizes of stacks. The memory of a step should fit a processor's caches; and glibc maps tensors above 32 MB anew each
@@ -77,6 +78,7 @@ def kind_of(fit: Fit) -> object:
     return (
         *(fit.identity, tuple((part, model.signature) for part, model in fit.client.models.items())),
         *(shapes(fit.parts), shapes(fit.frozen), shapes(fit.correction)),
+        tuple((part, tuple((n, int(mask.sum())) for n, mask in own.items())) for part, own in fit.within.items()),
         *(replace(fit.client.plan, lr=0.0, factor=1.0, parts=()), fit.client.weights is None),
         *(
             "by step" if callable(fit.every) else fit.every,
@@ -196,6 +198,17 @@ class Stack:
             }
 
         everything = stacked([fit.parts for fit in fits])
+        #: Of the tensors of which only some coordinates are trained, the values elsewhere and the places of these.
+        self.bases = {part: tree.pick(everything[part], own) for part, own in fits[0].within.items()}
+        self.places = stacked(
+            [
+                {part: {n: places(mask, fit.parts[part][n]) for n, mask in own.items()} for part, own in w.items()}
+                for fit in fits
+                for w in (fit.within,)
+            ]
+        )
+        for part, own in self.places.items():
+            everything[part] |= {n: torch.func.vmap(inside)(everything[part][n], where) for n, where in own.items()}
         self.frozen = stacked([fit.frozen for fit in fits])
         self.correction = stacked([fit.correction for fit in fits])
         fixed = {
@@ -210,8 +223,8 @@ class Stack:
     def step(self, members: list[int], batch: Batch, due: int, drawn: Params, weights: Tensor | None = None) -> None:
         """Take one gradient and one update of the clients ``members``, whose class weights are ``weights`` (K, L)."""
         rows = None if len(members) == len(self.fits) else send(torch.tensor(members), self.placement.device)
-        whole = (self.weights, self.fixed, self.frozen)
-        state = whole if rows is None else tuple(tree.map_parts(lambda value: value[rows], parts) for parts in whole)
+        every = (self.weights, self.fixed, self.frozen, self.bases, self.places)
+        state = every if rows is None else tuple(tree.map_parts(lambda value: value[rows], parts) for parts in every)
         one: Any = torch.func.vmap(partial(self._one, due))
         given = (*batch, *(() if weights is None else (weights,)))  # tensors all, as the weights differ by client
         if self.replays is None or self.name is None:
@@ -248,7 +261,15 @@ class Stack:
                     weight[rows] = weight[rows].sub_(value[rows], alpha=lr)
 
     def _one(
-        self, due: int, weights: Grads, fixed: Grads, frozen: Grads, given: Sequence[Tensor], drawn: Params
+        self,
+        due: int,
+        weights: Grads,
+        fixed: Grads,
+        frozen: Grads,
+        bases: Grads,
+        places: Grads,
+        given: Sequence[Tensor],
+        drawn: Params,
     ) -> Any:
         """Return the step of one client, as vmap sees it: its gradients, its new buffers, its loss, what may move.
 
@@ -275,7 +296,7 @@ class Stack:
             def objective(w: Grads) -> tuple[Tensor, tuple[Tensor, Grads]]:
                 state = tree.map_parts(torch.clone, fixed)  # grad() forbids writing to captured tensors
                 with self.placement.autocast():
-                    value = loss(nets(w, state), batch)
+                    value = loss(nets({**w, **{p: whole(w[p], bases[p], places[p]) for p in places}}, state), batch)
                 return value, (value, state)
 
             grads, (value, state) = torch.func.grad(objective, has_aux=True)(at)
@@ -293,7 +314,9 @@ class Stack:
         """Return the outcome of each client as views of the stack; copy a view to keep it (`core.message.compact`)."""
         finite = self._finite()
         # One copy from a GPU per tensor, not per client: each copy waits for the GPU.
-        ended = {part: tree.map_leaves(Tensor.cpu, {**self.weights[part], **self.fixed[part]}) for part in self.weights}
+        spread = torch.func.vmap(whole)
+        weights = {**self.weights, **{p: spread(self.weights[p], self.bases[p], self.places[p]) for p in self.places}}
+        ended = {part: tree.map_leaves(Tensor.cpu, {**weights[part], **self.fixed[part]}) for part in weights}
         return [
             finish(
                 fit,

@@ -145,6 +145,11 @@ def with_exits(model: SplitModel, ends: tuple[str, ...], depth: int, head: str =
     )
 
 
+def inside(model: SplitModel) -> dict[str, str]:
+    """What the tensors of a network are called in those of `with_exits`."""
+    return {name: f"net.{name}" for name in model.shapes}
+
+
 def each_depth(model: SplitModel, exits: int | tuple[str, ...], head: str) -> tuple[SplitModel, ...]:
     """The networks of depth 1, 2, ...; arguments and errors as of `stage_ends` and `with_exits`."""
     ends = stage_ends(model, exits)

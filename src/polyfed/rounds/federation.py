@@ -326,7 +326,7 @@ def refuse_weights(algorithm: Algorithm) -> None:
 
     Its network is the one that the server sends from round 1 on, so weights of one client would never be used.
     """
-    if type(algorithm).init_client is Algorithm.init_client or not algorithm.own_networks:
+    if algorithm.shared_networks:
         raise ConfigError(
             f"weights: {algorithm.name} gives every client the server's network in every round, so a client's own "
             "weights would never be used; remove weights, or choose an algorithm with private networks"

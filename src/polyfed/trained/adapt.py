@@ -291,7 +291,7 @@ class _Site:
         """Train the client with what the run shares, and alone, and test both."""
         shared, config = self.shared, self.shared.config
         check_networks(algorithm, self.task, self.data.dataset)
-        stateless = type(algorithm).init_client is Algorithm.init_client
+        stateless = algorithm.shared_networks
         if stateless and self.spec not in shared.task.architectures:
             names = ", ".join(map(str, shared.task.architectures))
             raise ConfigError(
@@ -316,7 +316,7 @@ class _Site:
         single = _Way(self, load_algorithm("standalone", apart.algorithm.keys), apart, self.task)
         alone = single.parts(single.train(count, lambda _: None), None, last)
         if stateless:
-            note = f"{algorithm.name} has no private part: the adapted model is the server's, as it is"
+            note = f"{algorithm.name} has no private network: the adapted model is the server's, as it is"
         else:
             note = f"{algorithm.name} sends this client nothing: it trains alone" if silent else None
         partition, dataset = self.data.partition, self.data.dataset
