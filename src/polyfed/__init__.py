@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from polyfed.report.results import RunResult, load_run
     from polyfed.rounds.callbacks import Callback
     from polyfed.simulation.simulate import resume, simulate
+    from polyfed.trained.kept import kept_round
     from polyfed.trained.load import trained_model
 
 __version__ = "0.1.0"
@@ -59,6 +60,7 @@ _PUBLIC = {
     "build": "polyfed.models.zoo",
     "compare": "polyfed.comparison",
     "federated_data": "polyfed.data.from_python",
+    "kept_round": "polyfed.trained.kept",
     "load_dataset": "polyfed.data.sources",
     "load_run": "polyfed.report.results",
     "make_partition": "polyfed.data.partition.make",
@@ -91,6 +93,7 @@ __all__ = [  # noqa: RUF022 - written out for type checkers, a test compares it 
     "exchange",
     "federated_data",
     "fit",
+    "kept_round",
     "load_dataset",
     "load_run",
     "make_partition",

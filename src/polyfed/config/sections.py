@@ -30,6 +30,7 @@ from polyfed.data.catalogue import (
     PARTITION_OPTIONS,
     PARTITIONS,
     SIZES,
+    STEPS,
     option_fault,
 )
 from polyfed.data.catalogue import TABLES as OWN_TABLES
@@ -126,6 +127,7 @@ class RunSection(Section):
             FLOPs that reach each.
         keep: "best" keeps, beside the last round's model, that of the evaluated round whose ``monitor`` is best on
             validation rows, private states included; needs ``data.validation_fraction``.
+        keep_rounds: rounds, from 0, at whose end the server's state is kept beside the checkpoints, to look into later.
         monitor: the metric that chooses a round; None takes the headline. Its mean over clients counts.
         patience: evaluations without improvement after which the run ends; None plays all rounds.
         min_delta: the least improvement that ``patience`` counts, in the unit of the metric.
@@ -151,6 +153,7 @@ class RunSection(Section):
     metrics: tuple[Annotated[str, _one_of(METRICS, "metric")], ...] | None = None
     targets: tuple[Portion | Annotated[str, AfterValidator(_aim)], ...] = ()
     keep: Literal["last", "best"] = "last"
+    keep_rounds: tuple[Count, ...] = ()
     monitor: Annotated[str, _one_of(METRICS, "metric")] | None = None
     patience: Positive | None = None
     min_delta: NonNegative = 0.0
@@ -198,6 +201,8 @@ class RunSection(Section):
     def misfits(self, task: TaskKind) -> Iterator[tuple[str, str]]:
         """Yield (key, fault) for metrics and targets that do not fit the task or one another."""
         known = of_task(task)
+        if beyond := [round_ for round_ in self.keep_rounds if round_ > self.rounds]:
+            yield "keep_rounds", f"got {beyond[0]}; expected rounds from 0 to run.rounds, {self.rounds}"
         if self.metrics is not None and (not self.metrics or len(set(self.metrics)) < len(self.metrics)):
             yield "metrics", f"got {shown(self.metrics)}; expected different names, at least one"
         for place, name in enumerate(self.metrics or ()):
@@ -270,7 +275,7 @@ class DataSection(Section):
             yield "path", f"got {self.path!r}; data set 'digits' comes with polyfed and takes no path"
         if self.dataset == "python" and (self.path or self.image_size):
             yield "path" if self.path else "image_size", "data set 'python' is given by a program; leave it out"
-        if self.dataset in OWN_TABLES and self.image_size is not None:
+        if self.dataset in (*OWN_TABLES, *STEPS) and self.image_size is not None:
             yield "image_size", f"got {self.image_size}; data set {self.dataset!r} has no images"
         if self.task == "regression" and self.dataset not in NUMERIC:
             yield "task", f"got 'regression'; the labels of data set {self.dataset!r} are classes"

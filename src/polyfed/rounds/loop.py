@@ -183,6 +183,8 @@ class RoundLoop(ABC):
         row |= {"totals": self.ledger.totals(), **self.facts(played)}
         if facts := self.view.algorithm.facts(self.server):
             row["algorithm"] = dict(facts)
+        if self.round in self.view.config.run.keep_rounds:
+            self.run_dir.keep(self.round, self.server)
         self.run_dir.append("rounds.jsonl", [row])
         self.run_dir.append("clients.jsonl", client_rows(self.view, self.round, played, found))
         self.whole = True

@@ -104,6 +104,7 @@ class RunDir:
         self._lock.flush()
         self._logs = {name: open(self.path / name, "ab") for name in LOGS}  # noqa: SIM115 - held until close()
         self._pinned: dict[str, Any] | None = None  # the pinned checkpoint: its round, and the entries of its states
+        self._kept: dict[str, list[str]] = {}  # the server's states of `keep`: round -> name and SHA-256 of the file
 
     def close(self) -> None:
         """Release the directory."""
@@ -165,14 +166,13 @@ class RunDir:
             rounds: the number of rounds in that configuration.
             pinned: the round whose checkpoint stays beside the last: this one, or the one that was pinned before.
         """
-        name = f"server-round-{round_}.safetensors"
         folder = self.path / "checkpoint"
         manifest: dict[str, Any] = {
             "layout": LAYOUT,
             "round": round_,
             "rounds": rounds,
             "identity": identity,
-            "server": [name, files.write(folder / name, state_files.dump(server))],
+            "server": self._kept.get(str(round_)) or self._write(round_, server),
             "states": store.save(),
             "logs": {name: self._sync(name) for name in LOGS},
             "progress": files.nulled(progress),
@@ -181,12 +181,27 @@ class RunDir:
             self._pinned = {key: manifest[key] for key in ("round", "server", "states")}
         if pinned is not None:
             manifest["best"] = self._pinned
+        if self._kept:
+            manifest["kept"] = self._kept
         files.write_json(folder / "manifest.json", {"sha256": _digest(manifest), "manifest": manifest})
         current = {one["server"][0] for one in (manifest, manifest.get("best", manifest))}
+        current |= {name for name, _ in self._kept.values()}
         for path in folder.glob("server-round-*.safetensors"):
             if path.name not in current:
                 path.unlink(missing_ok=True)
         store.prune(round_, pinned)
+
+    def keep(self, round_: int, server: State) -> None:
+        """Keep the server's state of the end of a round beside all checkpoints; the next one names it.
+
+        Raises:
+            StorageError: the disk is full.
+        """
+        self._kept[str(round_)] = self._write(round_, server)
+
+    def _write(self, round_: int, server: State) -> list[str]:
+        name = f"server-round-{round_}.safetensors"
+        return [name, files.write(self.path / "checkpoint" / name, state_files.dump(server))]
 
     def best(self, states: tuple[type[State], ...]) -> tuple[int, State]:
         """Return the pinned round and the server's state at its end.
@@ -236,7 +251,7 @@ class RunDir:
                 "directory, and with the same files of weights"
             )
         server = _server(self.path, manifest, states)
-        self._pinned = manifest.get("best")
+        self._pinned, self._kept = manifest.get("best"), manifest.get("kept", {})
         for log in LOGS:
             if before == rounds:
                 self._cut(log, manifest["logs"][log])
@@ -309,7 +324,7 @@ def _manifest(path: Path) -> dict[str, Any]:
 
 
 class SavedRun:
-    """The last checkpoint of a run directory that no process writes to, or its best round, for reading.
+    """The last checkpoint of a run directory that no process writes to, its best round or a kept one, for reading.
 
     It takes a shared lock until `close`, writes nothing, and reads a private state when it is asked for.
 
@@ -317,15 +332,16 @@ class SavedRun:
         path: the run directory.
         states: the state classes of the algorithm.
         which: "last" is the last checkpoint; "best" is the round that ``run.keep = "best"`` kept beside it; "kept" is
-            the best if there is one, else the last.
+            the best if there is one, else the last; a number is a round of ``run.keep_rounds``, which has no private
+            states.
 
     Raises:
         RunDirInUseError: a run is in progress there.
-        CheckpointError: there is no checkpoint, it is damaged, or the run keeps no best round.
+        CheckpointError: there is no checkpoint, it is damaged, or the run does not keep that round.
     """
 
     def __init__(
-        self, path: Path, states: tuple[type[State], ...], which: Literal["last", "best", "kept"] = "last"
+        self, path: Path, states: tuple[type[State], ...], which: Literal["last", "best", "kept"] | int = "last"
     ) -> None:
         self.path = path
         self._lock = None
@@ -339,6 +355,8 @@ class SavedRun:
                 raise CheckpointError(f"{path} has no checkpoint yet; let the run go on with `polyfed resume {path}`")
             last = _manifest(manifest)
             best = last.get("best")
+            if isinstance(which, int):
+                best = _kept(path, last.get("kept", {}), which)
             found = last if which == "last" or (which == "kept" and best is None) else best
             if found is None:
                 raise CheckpointError(f'{path} keeps no best round; expected a run with run.keep = "best"')
@@ -346,7 +364,8 @@ class SavedRun:
             self.identity: str = last["identity"]
             self.progress: Mapping[str, Any] = last["progress"]
             self.server: State = _server(path, found, states)
-            self._states = Store(path / "states", states, resident=False, read_only=True).at(self.round)
+            store = Store(path / "states", states, resident=False, read_only=True)
+            self._states = None if isinstance(which, int) else store.at(self.round)
         except BlockingIOError as error:
             self.close()
             raise RunDirInUseError(f"{path} is in use: a run is in progress; wait for its end, or stop it") from error
@@ -355,13 +374,30 @@ class SavedRun:
             raise
 
     def private(self, client: ClientId) -> Any:
-        """Return a client's private state of that round; None if it had not trained by then."""
+        """Return a client's private state of that round; None if it had not trained by then.
+
+        Raises:
+            CheckpointError: of this round the server's state alone is kept.
+        """
+        if self._states is None:
+            raise CheckpointError(f"{self.path} keeps the server's state of round {self.round}, no private states")
         return self._states.get(client)
 
     def close(self) -> None:
         """Release the directory."""
         if self._lock is not None:
             self._lock.close()
+
+
+def _kept(folder: Path, kept: Mapping[str, list[str]], round_: int) -> dict[str, Any]:
+    """Return what a manifest says of a kept round."""
+    if str(round_) not in kept:
+        known = f"it keeps the rounds {', '.join(kept)}" if kept else "it keeps none"
+        raise CheckpointError(
+            f"{folder} does not keep the server's state of round {round_} ({known}); expected a run whose "
+            "run.keep_rounds has that round, and that got so far"
+        )
+    return {"round": round_, "server": kept[str(round_)]}
 
 
 def _server(folder: Path, checkpoint: Mapping[str, Any], states: tuple[type[State], ...]) -> State:

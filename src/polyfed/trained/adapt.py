@@ -193,7 +193,7 @@ class _Shared:
         else:
             about = Preprocessing.read(folder)
             shape, outputs, agreed = about.input_shape, about.num_classes, _schema(about)
-            dtype = torch.int64 if about.kind == "tokens" else None
+            dtype = about.input_dtype
         task = configured_task(config, shape, outputs, dtype)
         if facts is None:
             check_saved(folder, config, task, saved)

@@ -125,6 +125,11 @@ class Preprocessing(BaseModel, frozen=True, extra="forbid"):
         return len(self.classes) or 1
 
     @property
+    def input_dtype(self) -> torch.dtype | None:
+        """`Task.dtype`: int64 for tokens; else None, the type of new tensors."""
+        return torch.int64 if self.kind == "tokens" else None
+
+    @property
     def type(self) -> torch.dtype:
         """`dtype` as torch has it."""
         return getattr(torch, self.dtype)

@@ -5,7 +5,6 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
@@ -119,5 +118,5 @@ class SingleClient(BaseModel, frozen=True, extra="forbid"):
             architectures=tuple(map(ModelSpec.parse, self.architectures)),
             capacities=self.capacities,
             kind=config.data.task,
-            dtype=torch.int64 if about.kind == "tokens" else None,
+            dtype=about.input_dtype,
         )

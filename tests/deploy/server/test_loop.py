@@ -446,7 +446,12 @@ def test_a_client_that_does_not_fit_is_refused_with_the_reason(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("key", "told"), [("devices.dropout=0.0", "real clocks"), ('clients.selection="by-size"', "by-capacity")]
+    ("key", "told"),
+    [
+        ("devices.dropout=0.0", "real clocks"),
+        ("run.keep_rounds=[1]", "for simulated runs"),
+        ('clients.selection="by-size"', "by-capacity"),
+    ],
 )
 def test_what_only_a_simulation_can_do_is_refused(key: str, told: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=told):

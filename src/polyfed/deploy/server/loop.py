@@ -138,6 +138,8 @@ def create(folder: Path, config: Config, deployment: Deployment, nodes: Path | N
         )
     if config.run.gradient_clients is not None:
         raise ConfigError("run.gradient_clients is for simulated runs; to deploy, remove it")
+    if config.run.keep_rounds:
+        raise ConfigError("run.keep_rounds is for simulated runs; to deploy, remove it")
     if config.devices is not None:
         raise ConfigError(
             "[devices] is for simulated runs: a deployed run has real clocks; to deploy, remove the section"
