@@ -192,21 +192,18 @@ class FeatureExchange:
         check_features(self.wire_shape(model), model.s_out_shape, both, self.feature_batch, self.wire_type)
 
     def veiled(self, made: Params, client: LocalClient) -> Features:
-        """The features s_in (B, ...) and s_out (B, d) as they are sent.
+        """The features s_in (B, ...) and s_out (B, d) as they are sent."""
+        shown = {n: self.veil(n, s, client.rng.at("veil", n)) for n, s in made.items()}
+        return Features(**shown, round=client.round)
+
+    def veil(self, name: str, s: Tensor, rng: Rng) -> Tensor:
+        """The features called ``name`` of one batch, (B, ...), as they are sent; ``rng`` draws the noise.
 
         In half precision numbers beyond the type's are cut off, or one would be infinite and the upload be refused.
         """
-        if self.pool > 1:
-            mean = (functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d)[made["s_in"].dim() - 3]
-            made = {**made, "s_in": mean(made["s_in"], self.pool, ceil_mode=True)}
-        shown = {n: self._alone(s, client.rng.at("veil", n)) for n, s in made.items()}
-        if self.half:
-            limit = torch.finfo(self.wire_type).max
-            shown = {n: s.clamp(-limit, limit).to(self.wire_type) for n, s in shown.items()}
-        return Features(**shown, round=client.round)
-
-    def _alone(self, s: Tensor, rng: Rng) -> Tensor:
-        """Features (B, ...), clipped and noised."""
+        if name == "s_in" and self.pool > 1:
+            mean = (functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d)[s.dim() - 3]
+            s = mean(s, self.pool, ceil_mode=True)
         if self.clip:
             norms = s.flatten(1).norm(dim=1)
             scale = (self.clip * norms.median() / norms.clamp_min(torch.finfo(s.dtype).tiny)).clamp(max=1.0)
@@ -214,6 +211,9 @@ class FeatureExchange:
         if self.noise:
             noise = torch.randn(s.shape, generator=rng.torch(), dtype=torch.float64).to(s.dtype)
             s = s + self.noise * s.std(correction=0) * noise
+        if self.half:
+            limit = torch.finfo(self.wire_type).max
+            s = s.clamp(-limit, limit).to(self.wire_type)
         return s
 
     def read(self, pairs: tuple[Features, ...], model: SplitModel) -> dict[str, Tensor]:
