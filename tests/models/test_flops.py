@@ -52,6 +52,27 @@ def test_of_a_resnet_they_fall_with_the_stride() -> None:
     assert 2 * products(model) == counted(model, 1)
 
 
+@pytest.mark.parametrize(
+    ("depth", "macs"),
+    [(10, 18_142_208), (14, 27_579_392), (18, 37_016_576), (22, 46_453_760), (26, 55_890_944)],
+)
+def test_of_the_family_of_fedin_they_are_those_of_the_card(depth: int, macs: int) -> None:
+    """A block of 64 channels on 8x8, or of 128 on 4x4 and so on, has 4,718,592; with a stride 3,670,016."""
+    model = build(f"in-resnet{depth}", input_shape=(3, 32, 32), num_classes=10)
+    stem, fc, blocks = 16 * 16 * 3 * 64 * 7 * 7, 512 * 10, (depth - 2) // 2
+    assert products(model) == macs == stem + fc + 4_718_592 * (blocks - 3) + 3_670_016 * 3
+
+
+def test_of_a_network_of_signals_they_are_its_steps() -> None:
+    """Catches steps that are counted as rows of an image, or not at all."""
+    model = build("in-resnet10-1d(width=4)", input_shape=(9, 128), num_classes=6)
+    found = multiplications(model)
+    assert {name: found[name] for name in found if "layer" not in name} == {"conv1.weight": 64, "fc.weight": 1}
+    for number, steps in enumerate((32, 16, 8, 4), 1):
+        assert {value for name, value in found.items() if f"layer{number}" in name} == {steps}
+    assert 2 * products(model) == counted(model, 1)
+
+
 def test_of_a_transformer_they_are_the_tokens() -> None:
     """Catches products of queries, keys and values that are given to weights, and a head after the mean of tokens."""
     model = build("vit(width=16, depth=1, heads=4, patch=8)", input_shape=(3, 32, 32), num_classes=10)

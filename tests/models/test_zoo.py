@@ -13,7 +13,9 @@ from polyfed.models.norm import groups
 from polyfed.models.split import SplitModel
 from polyfed.models.zoo import build, projector
 
-SMALL = ["cnn2", "cnn5", "resnet8", "in-resnet10-small", "in-resnet14-small", "in-resnet18-small", "mlp"]
+DEPTHS = (10, 14, 18, 22, 26)
+SMALL = ["cnn2", "cnn5", "resnet8", *(f"in-resnet{depth}-small" for depth in DEPTHS), "mlp"]
+SIGNAL = [f"in-resnet{depth}-1d" for depth in DEPTHS]
 
 
 def image(spec: str, num_classes: int = 10, shape: tuple[int, ...] = (3, 32, 32)) -> SplitModel:
@@ -86,9 +88,11 @@ def test_sizes_of_fedin(name: str, parameters: int, statistics: int, counters: i
     assert image(f"{name}(cut=stage2)").s_in_shape == (128, 4, 4)
 
 
-def test_which_network_of_fedin_owns_which_block() -> None:
-    family = (10, 14, 18, 22, 26)
-    names = {depth: set(image(f"in-resnet{depth}").shapes) for depth in family}
+@pytest.mark.parametrize(("ending", "shape"), [("", (3, 32, 32)), ("-small", (3, 32, 32)), ("-1d", (9, 128))])
+def test_which_network_of_fedin_owns_which_block(ending: str, shape: tuple[int, ...]) -> None:
+    family = DEPTHS
+    models = {depth: image(f"in-resnet{depth}{ending}", shape=shape) for depth in family}
+    names = {depth: set(model.shapes) for depth, model in models.items()}
 
     def owners(prefix: str) -> list[int]:
         return [depth for depth in family if any(name.startswith(f"{prefix}.") for name in names[depth])]
@@ -112,8 +116,51 @@ def test_which_network_of_fedin_owns_which_block() -> None:
         assert owners(f"layer{stage}.2") == [22, 26]
     for shallow, deep in pairwise(family):
         assert names[shallow] < names[deep]
-        a, b = image(f"in-resnet{shallow}").shapes, image(f"in-resnet{deep}").shapes
+        a, b = models[shallow].shapes, models[deep].shapes
         assert all(a[name] == b[name] for name in a)
+
+
+@pytest.mark.parametrize(
+    ("depth", "small", "signal"),
+    [
+        (10, 308_826, 112_278),
+        (14, 678_234, 235_926),
+        (18, 701_466, 243_798),
+        (22, 1_070_874, 367_446),
+        (26, 1_094_106, 375_318),
+    ],
+)
+def test_sizes_and_cuts_of_the_relatives(depth: int, small: int, signal: int) -> None:
+    """Catches a stem or blocks of another depth or dimension, and cuts at which the family does not fit together."""
+    assert size(image(f"in-resnet{depth}-small")) == small
+    assert size(image(f"in-resnet{depth}-1d", 6, (9, 128))) == signal
+    for cut, shape in (("stem", (16, 32)), ("stage1", (16, 32)), ("stage2", (32, 16))):
+        model = image(f"in-resnet{depth}-1d(cut={cut})", 6, (9, 128))
+        assert (model.s_in_shape, model.rep_dim) == (shape, 128)
+        assert image(f"in-resnet{depth}-small(cut={cut})").s_in_shape == (
+            *shape[:1],
+            *{32: (8, 8), 16: (4, 4)}[shape[1]],
+        )
+    assert image(f"in-resnet{depth}-1d(width=4)", 6, (9, 128)).rep_dim == 32
+
+
+@pytest.mark.parametrize("norm", ["batch", "group", "static"])
+def test_a_network_of_signals_is_that_of_images_on_one_line(norm: str) -> None:
+    """Catches a layer, a norm or a mean over another axis: kernels on the middle row compute the same for one row."""
+    signal = image(f"in-resnet14-1d(norm={norm}, width=4)", 6, (3, 64))
+    like = image(f"in-resnet14(norm={norm}, width=4)", 6, (3, 1, 64))
+    params = signal.init(Rng((0,)))
+    flat = {}
+    for name, shape in like.shapes.items():
+        flat[name] = params[name]
+        if len(shape) == 4:
+            flat[name] = torch.zeros(shape)
+            flat[name][:, :, shape[2] // 2] = params[name]
+    x = torch.randn(5, 3, 64, generator=Rng((1,)).torch())
+    for mode in (False, True):
+        signal.train(mode), like.train(mode)
+        assert torch.allclose(signal(params, x), like(flat, x[:, :, None]), atol=1e-6)
+    signal.train(False), like.train(False)
 
 
 def test_heads_are_shared_whatever_they_are_called() -> None:
@@ -137,19 +184,20 @@ def test_heads_are_shared_whatever_they_are_called() -> None:
 
 
 def test_the_small_family_fits_together() -> None:
-    models = {name: image(name) for name in SMALL if name.startswith("in-")}
-    check_cuts_fit(models)
+    check_cuts_fit({name: image(name) for name in SMALL if name.startswith("in-")})
+    check_cuts_fit({name: image(name, shape=(9, 128)) for name in SIGNAL})
     with pytest.raises(ModelError, match=r"'cnn' and 'mlp' do not fit: extractor output .*\(32, 5, 5\)"):
         check_cuts_fit({"cnn": image("cnn5"), "mlp": image("mlp")})
 
 
-@pytest.mark.parametrize("spec", [*SMALL, "resnet8(norm=group)", "resnet8(norm=static)", "mlp(hidden=())"])
+@pytest.mark.parametrize("spec", [*SMALL, *SIGNAL, "resnet8(norm=group)", "resnet8(norm=static)", "mlp(hidden=())"])
 def test_each_small_model_trains_and_its_pieces_are_the_whole(spec: str) -> None:
-    model = image(spec, 7, (1, 16, 16))
+    shape = (9, 32) if spec in SIGNAL else (1, 16, 16)
+    model = image(spec, 7, shape)
     params = model.init(Rng((0,)))
     for name in model.parameter_names:
         params[name].requires_grad_()
-    x = torch.randn(4, 1, 16, 16, generator=Rng((1,)).torch())
+    x = torch.randn(4, *shape, generator=Rng((1,)).torch())
     model.train(True)
     model(params, x).logsumexp(1).sum().backward()
     assert all(params[name].grad is not None for name in model.parameter_names)
@@ -182,6 +230,11 @@ def test_other_inputs() -> None:
         image("cnn1", shape=(1, 15, 32))
     with pytest.raises(ModelError, match=r"images \(C, H, W\), got samples of shape \(12,\)"):
         image("resnet8", shape=(12,))
+    with pytest.raises(ModelError, match=r"got samples of shape \(9, 128\).* -1d"):
+        image("in-resnet10-small", shape=(9, 128))
+    for wrong in ((128, 9), (3, 32, 32), (128,)):
+        with pytest.raises(ModelError, match=r"\(C, T\) of at least 16 steps, got .*channels come last"):
+            image("in-resnet10-1d", shape=wrong)
     with pytest.raises(ModelError, match=r"at least 16x16 pixels, got \(12,\)"):
         image("cnn1", shape=(12,))
 
@@ -239,5 +292,5 @@ def test_images_that_a_vision_transformer_does_not_take(spec: str, shape: tuple[
 
 
 def test_every_model_of_the_catalogue_is_tested_above() -> None:
-    tested = {"cnn1", "cnn3", "cnn4", "resnet18", "vit", *(f"in-resnet{depth}" for depth in (10, 14, 18, 22, 26))}
-    assert tested | set(SMALL) == set(MODELS)
+    tested = {"cnn1", "cnn3", "cnn4", "resnet18", "vit", *(f"in-resnet{depth}" for depth in DEPTHS)}
+    assert tested | {*SMALL, *SIGNAL} == set(MODELS)

@@ -94,7 +94,7 @@ def _axis(view: View) -> tuple[int, str]:
 
 def _dots(figure: Any, view: View) -> None:
     """Draw the mean of each algorithm, or of each of its predictors; bars are deviations, ticks are seeds."""
-    named, legend = (3, 2.0) if view.name == "predictors" else (2, 1.4)  # columns before the mean
+    named, legend = (3, 2.0) if view.name in ("predictors", "whole") else (2, 1.4)  # columns before the mean
     names, (by, label) = list(dict.fromkeys(row[1:named] for row in view.rows)), _axis(view)
     ticks = [": ".join(name) for name in names]
     panels = _panels(figure, view, width=3.6, height=0.26 * len(names) + 0.9, legend=legend)
@@ -103,7 +103,7 @@ def _dots(figure: Any, view: View) -> None:
             place, colour = names.index(row[1:named]), _MAIN if row[1] == names[0][0] else _PLAIN
             mean, sd, *rest = row[named:]
             one.errorbar(by * mean, place, xerr=by * (sd or 0), fmt="o", color=colour, capsize=3, markersize=6)
-            seeds = [by * seed for seed in rest[1:] if seed is not None]
+            seeds = [by * seed for seed in rest[1:] if seed is not None] if view.name != "whole" else []
             one.plot(seeds, [place] * len(seeds), "|", color=colour, markersize=7, alpha=0.6)
         one.set_yticks(range(len(names)), ticks if panel % 3 == 0 else [""] * len(names))
         one.set(ylim=(len(names) - 0.5, -0.5), xlabel=label)
@@ -201,6 +201,58 @@ def _gradient(figure: Any, view: View) -> None:
     _legend(figure)
 
 
+def _differences(figure: Any, view: View) -> None:
+    by, axis = _axis(view)
+    labels = _unique(view, 1)
+    for panel, (one, rows) in enumerate(_panels(figure, view, width=3.6, height=0.26 * len(labels) + 0.9, legend=1.4)):
+        for row in rows:
+            mean, place = by * row[4], labels.index(row[1])
+            ends = None if row[5] is None else [[mean - by * row[5]], [by * row[6] - mean]]
+            one.errorbar(mean, place, xerr=ends, fmt="o", color=_PLAIN, capsize=3, markersize=6)
+        one.axvline(0, color=_MAIN, linewidth=0.8)
+        one.set_yticks(range(len(labels)), labels if panel % 3 == 0 else [""] * len(labels))
+        one.set(ylim=(len(labels) - 0.5, -0.5), xlabel=f"{axis.replace('%', 'points')} minus {rows[0][2]}")
+
+
+def _by_stage(figure: Any, view: View) -> None:
+    """Draw a number of each stage in the last kept round; earlier rounds are paler, and without a label."""
+    column = view.headings.index("cka" if view.name == "cka" else "share_negative")
+    at = view.headings.index("stage")
+    for one, here in _panels(figure, view, width=4.2, height=3.2, legend=1.8):
+        here = [row for row in here if view.name != "cka" or row[3] == "clients"]
+        stages = list(dict.fromkeys(row[at] for row in here))
+        for label, look, rows in _by_algorithm(view, here):
+            rounds = sorted({row[2] for row in rows})
+            for number, round_ in enumerate(rounds, 1):
+                some = [row for row in rows if row[2] == round_]
+                name = f"{label}, round {round_}" if number == len(rounds) else None
+                x, y = [stages.index(row[at]) for row in some], [row[column] for row in some]
+                one.plot(x, y, label=name, alpha=0.25 + 0.75 * number / len(rounds), markersize=5, **look)
+        one.set_xticks(range(len(stages)), stages)
+        one.set(ylabel="linear CKA" if view.name == "cka" else "share of b < 0", ylim=(0, 1), xlabel="stage")
+    _legend(figure)
+
+
+def _planes(figure: Any, view: View) -> None:
+    """Draw a plane of points for each setting, algorithm and round, coloured by client."""
+    keys = list(dict.fromkeys(row[:3] for row in view.rows))
+    columns = min(3, len(keys))
+    lines = -(-len(keys) // columns)
+    figure.set_size_inches(3.2 * columns + 1.8, 3.2 * lines + 0.4)
+    axes = figure.subplots(lines, columns, squeeze=False).ravel().tolist()
+    for one in axes[len(keys) :]:
+        one.set_visible(False)
+    names = _unique(view, 4)
+    for one, key in zip(axes, keys, strict=False):
+        for name in names:
+            some = [row for row in view.rows if row[:3] == key and row[4] == name]
+            look = {"color": COLOURS[names.index(name) % len(COLOURS)], "marker": MARKERS[names.index(name) % 8]}
+            one.scatter([row[5] for row in some], [row[6] for row in some], s=10, label=name, alpha=0.7, **look)
+        one.set_title(textwrap.fill(", ".join(filter(None, [*key[:2], f"round {key[2]}"])), 34), fontsize=9)
+        one.set(xticks=[], yticks=[])
+    _legend(figure)
+
+
 _DRAW: dict[str, Callable[[Any, View], None]] = {
     "accuracy": _dots,
     "curves": _curves,
@@ -209,4 +261,9 @@ _DRAW: dict[str, Callable[[Any, View], None]] = {
     "grid": _grid,
     "predictors": _dots,
     "gradient": _gradient,
+    "whole": _dots,
+    "differences": _differences,
+    "cka": _by_stage,
+    "conflict": _by_stage,
+    "tsne": _planes,
 }

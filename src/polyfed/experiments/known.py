@@ -18,6 +18,7 @@ TAGS = {
     "ABS": "the paper's abstract",
     "SUM": "summaries of the paper that quote it",
     "CODE": "the authors' code",
+    "SIB": "the sibling paper, InCo Aggregation (ICLR 2024): not this paper's",
     "CALC": "computed from the layers that the authors' code gives",
 }
 

@@ -20,6 +20,8 @@ from polyfed.config.toml import to_toml
 from polyfed.experiments import tuning
 from polyfed.experiments.catalogue import FOLDER
 from polyfed.experiments.figures import draw
+from polyfed.experiments.inside import needs_tsne
+from polyfed.experiments.inside_views import INSIDE
 from polyfed.experiments.known import TAGS, Known
 from polyfed.experiments.plan import rates, seconds
 from polyfed.experiments.study import Study
@@ -146,11 +148,13 @@ def reproduce(
         The tables, and the folder of the page.
 
     Raises:
-        ConfigError: faults of the study, or no cell matches ``only``.
+        ConfigError: faults of the study, no cell matches ``only``, or a view needs a package that is missing.
         RunDirError: other processes are running the remaining cells; the page shows the cells that are done.
         PolyfedError: a run ended with an error; the results of earlier runs are kept.
     """
     job = Job.load(path, scale, out)
+    if "tsne" in job.study.show:
+        needs_tsne()
     job.claim()
     labels = {cell.label for cell in chosen(job.study.cells(), only)}
     elsewhere: list[RunSpec] = []
@@ -182,11 +186,16 @@ def _page(
     cells = [cell for cell in everything if cell.label not in waiting]
     table = tabulate(cells, job.out, page)
     results = Results(study, cells, job.out)
-    parts = [f"# {study.title}", _head(job, everything, waiting), *([table.to_markdown().rstrip()] if cells else [])]
+    parts = [
+        f"# {study.title}",
+        _head(job, everything, waiting),
+        *filter(None, [study.note]),
+        *([table.to_markdown().rstrip()] if cells else []),
+    ]
     if study.tune is not None and everything:
         what = _chosen(cells, tuned, job.edges(), waiting)
         parts += [f"Chosen on validation rows, which come out of the training rows:\n\n{what}"]
-    for view in [VIEWS[name](results) for name in study.show]:
+    for view in [{**VIEWS, **INSIDE}[name](results) for name in study.show]:
         write(page / f"{view.name}.csv", csv_text(view.headings, view.rows))
         parts += [_shown(view, draw(view, page / f"{view.name}.png", study.title))]
     notes = page / "notes.md"
@@ -250,7 +259,17 @@ def _shown(view: View, pictured: bool) -> str:
         f"## {view.name.capitalize()}",
         f"{view.caption} Numbers: [{view.name}.csv]({view.name}.csv).",
         *([f"![{view.name}]({view.name}.png)"] if pictured else []),
-        *([markdown(headings, rows, left=("setting", "algorithm", "predictor", "network"))] if rows else []),
+        *(
+            [
+                markdown(
+                    headings,
+                    rows,
+                    left=("setting", "algorithm", "predictor", "network", "network by network", "pairs", "stage"),
+                )
+            ]
+            if rows
+            else []
+        ),
     ]
     return "\n\n".join(parts)
 

@@ -28,7 +28,10 @@ from polyfed.config.faults import by_key, dotted, sentence
 from polyfed.config.sections import Section
 from polyfed.config.toml import Table, read_toml
 
-ViewName = Literal["accuracy", "curves", "clients", "targets", "grid", "predictors", "gradient", "networks"]
+ViewName = (
+    Literal["accuracy", "curves", "clients", "targets", "grid", "predictors", "gradient", "networks"]
+    | Literal["whole", "differences", "cka", "tsne", "conflict"]
+)
 Values = Annotated[tuple[Any, ...], Field(min_length=1)]
 
 
@@ -75,6 +78,7 @@ class Study(Section):
     Args:
         title: title of tables and figures.
         source: the item that it reproduces; "" for a study of your own.
+        note: what a reader of the page must know first, as Markdown; "" for nothing.
         config: the common configuration of all cells.
         entries: algorithms by label: ``name``, their own keys, and keys of sections below the section's name.
         algorithms: labels of ``entries``, or such as ``"fedmrl:share=false"``; the first is the main algorithm.
@@ -88,6 +92,7 @@ class Study(Section):
 
     title: str
     source: str = ""
+    note: str = ""
     config: dict[str, Any] = Field(default_factory=dict)
     entries: dict[str, dict[str, Any]] = Field(default_factory=dict)
     algorithms: tuple[str, ...] = ()

@@ -35,6 +35,13 @@ MODELS: Mapping[str, str] = MappingProxyType(
         "in-resnet10-small": "small relative of in-resnet10, same stem and head: 308,826 parameters",
         "in-resnet14-small": "small relative of in-resnet14, same stem and head: 678,234 parameters",
         "in-resnet18-small": "small relative of in-resnet18, same stem and head: 701,466 parameters",
+        "in-resnet22-small": "small relative of in-resnet22, same stem and head: 1,070,874 parameters",
+        "in-resnet26-small": "small relative of in-resnet26, same stem and head: 1,094,106 parameters",
+        "in-resnet10-1d": "in-resnet10 for signals (C, T), 16 wide: 112,278 parameters for 9 channels, 6 classes",
+        "in-resnet14-1d": "in-resnet14 for signals: 235,926 parameters",
+        "in-resnet18-1d": "in-resnet18 for signals: 243,798 parameters",
+        "in-resnet22-1d": "in-resnet22 for signals: 367,446 parameters",
+        "in-resnet26-1d": "in-resnet26 for signals: 375,318 parameters",
         "vit": "small vision transformer: patches of 4x4, width 64, 4 blocks of 4 heads, 141,898 parameters",
         "mlp": "dense layers with ReLU, for images or plain features",
     }
@@ -48,7 +55,11 @@ def _defaults(name: str) -> Mapping[str, Option]:
         return {"hidden": (200, 100), "rep_dim": None}
     if name == "vit":
         return {"patch": 4, "width": 64, "depth": 4, "heads": 4}
-    return {"norm": "batch", "width": 16 if name == "resnet8" or name.endswith("-small") else 64, "cut": "stem"}
+    return {
+        "norm": "batch",
+        "width": 16 if name == "resnet8" or name.endswith(("-small", "-1d")) else 64,
+        "cut": "stem",
+    }
 
 
 #: The ending of a file of weights: the value of the option ``weights``, which every network takes.

@@ -9,8 +9,8 @@ from torch import nn
 from polyfed.base.errors import ModelError
 
 
-def norm2d(kind: str, channels: int) -> nn.Module:
-    """A normalisation layer for ``(B, channels, H, W)``.
+def norm(kind: str, channels: int, dims: int) -> nn.Module:
+    """A normalisation layer for ``(B, channels, H, W)``, or for signals ``(B, channels, T)``.
 
     Args:
         kind: "batch": BatchNorm; "static": BatchNorm without running statistics, which uses the batch's own
@@ -18,12 +18,14 @@ def norm2d(kind: str, channels: int) -> nn.Module:
             group, else the largest number that divides 32 and does so (a group of one channel would turn 1x1
             maps into zeros).
         channels: width of the map.
+        dims: 2 for images, 1 for signals.
     """
+    batch = nn.BatchNorm2d if dims == 2 else nn.BatchNorm1d
     match kind:
         case "batch":
-            return nn.BatchNorm2d(channels)
+            return batch(channels)
         case "static":
-            return nn.BatchNorm2d(channels, momentum=None, track_running_stats=False)
+            return batch(channels, momentum=None, track_running_stats=False)
         case "group":
             return nn.GroupNorm(groups(channels), channels)
         case _:

@@ -20,7 +20,7 @@ def build(
 
     Args:
         spec: a name, a name with options, or a :class:`ModelSpec`, whose file of weights is not read.
-        input_shape: shape of one sample, ``(C, H, W)`` or ``(F,)``.
+        input_shape: shape of one sample, ``(C, H, W)``, ``(C, T)`` or ``(F,)``.
         num_classes: number of logits.
         dtype: type of the input: int64 for tokens; None for the type of new tensors, such as float32.
 

@@ -7,7 +7,7 @@ would be trained, private and shared. Weight decay and clipping belong to the op
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import GeneratorType
 from typing import Any
@@ -37,26 +37,33 @@ def gradient_squared(server: Any, clients: SimulatedClients, round_: int) -> flo
     chosen = sample(federation, federation.config.run.gradient_clients, round_, "gradient")
     rng = federation.rng.at("round", round_, "gradient")
     cohort = Cohort(tuple(map(federation.info, chosen)), round_ + 1, federation.config.run.rounds, rng.at("server"))
-    exchange = _first(federation.algorithm.server_round(server, cohort), Exchange, clients)
+    perform = clients.driver.perform
+    exchange = first_request(federation.algorithm.server_round(server, cohort), Exchange, perform)
     down: Mapping[ClientId, Message | None] = {} if exchange is None else exchange.down
     squares: list[float] = []
     for client, message in down.items():
         local = federation.local(client, round_ + 1)
-        fit = _first(federation.algorithm.client_round(clients.private(client), message, local), Fit, clients)
+        fit = first_request(federation.algorithm.client_round(clients.private(client), message, local), Fit, perform)
         if fit is not None:
             with rng.at("layers").fork():
                 squares.append(squared_norm(fit, clients.driver.placement))
     return sum(squares) / len(squares) if squares else None
 
 
-def _first(steps: Any, kind: type[Any], clients: SimulatedClients) -> Any:
-    """Return the first request of a kind from a coroutine, and end the coroutine; None if it makes no such request."""
+def first_request(steps: Any, kind: type[Any], perform: Callable[[Any], Any]) -> Any:
+    """Return the first request of a kind from a coroutine, and end the coroutine; None if it makes no such request.
+
+    Args:
+        steps: the coroutine.
+        kind: the class of the request.
+        perform: answers each request before that one.
+    """
     if not isinstance(steps, GeneratorType):
         return None
     try:
         request = next(steps)
         while not isinstance(request, kind):
-            request = steps.send(clients.driver.perform(request))
+            request = steps.send(perform(request))
     except StopIteration:
         return None
     steps.close()
