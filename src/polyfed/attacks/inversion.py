@@ -27,9 +27,8 @@ def decoder_attack(
 
     It minimises over its weights the mean of (d(show(a)) - a)^2 over auxiliary images a, by Adam. After A. Dosovitskiy,
     T. Brox: Inverting visual representations with convolutional networks, CVPR 2016; and Z. He, T. Zhang, R. B. Lee:
-    Model inversion attacks against collaborative inference, ACSAC 2019. The attacker knows the extractor, and has images
-    of the same kind that are not the client's. It costs ``steps`` steps of a small network, whatever the number of
-    features sent.
+    Model inversion attacks against collaborative inference, ACSAC 2019. The attacker knows the extractor, and has other
+    images of the same kind. It costs ``steps`` steps of a small network, however many features are sent.
 
     Args:
         sent: the features (B, ...) of the client's images.

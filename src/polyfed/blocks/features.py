@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
 import torch
 from torch import Tensor
@@ -215,6 +215,10 @@ class FeatureExchange:
             limit = torch.finfo(self.wire_type).max
             s = s.clamp(-limit, limit).to(self.wire_type)
         return s
+
+    def seen_plainly(self) -> Self:
+        """The same without what an attacker cannot compute: the noise, and rounding, which has no gradient."""
+        return replace(self, noise=0.0, half=False)
 
     def read(self, pairs: tuple[Features, ...], model: SplitModel) -> dict[str, Tensor]:
         """What ``model`` trains on: s_in (B, *s_in_shape), where a window has its mean everywhere, and s_out.
