@@ -38,7 +38,7 @@ def noise(x: Tensor) -> Tensor:
 @pytest.mark.parametrize("show", [lambda x: x, linear, lambda x: linear(x).flatten(1)], ids=["same", "linear", "flat"])
 def test_a_decoder_inverts_what_can_be_inverted(show: Any) -> None:
     """Catches a decoder that does not learn, or is not applied to what was sent."""
-    found = decoder_attack(show(MINE), show, OTHERS, rng=RNG, steps=300, width=32)
+    found = decoder_attack(show(MINE), show, OTHERS, rng=RNG, steps=250, width=16, batch=32)
     assert found.shape == MINE.shape
     assert float(psnr(found, MINE).min()) > 24
     assert float(psnr(found, MINE).mean()) > 28
@@ -46,7 +46,7 @@ def test_a_decoder_inverts_what_can_be_inverted(show: Any) -> None:
 
 def test_a_decoder_finds_nothing_in_noise() -> None:
     """Catches an attack that has seen the images it is to find: the best is the mean image."""
-    found = decoder_attack(noise(MINE), noise, OTHERS, rng=RNG, steps=100, width=16)
+    found = decoder_attack(noise(MINE), noise, OTHERS, rng=RNG, steps=60, width=8, batch=32)
     blind = psnr(OTHERS.mean(0, keepdim=True).expand_as(MINE), MINE).mean()
     assert float(psnr(found, MINE).mean()) < float(blind) + 1
 
