@@ -257,7 +257,7 @@ def _planes(figure: Any, view: View) -> None:
 
 def _reconstructions(figure: Any, view: View) -> None:
     """Draw for each algorithm the images of a client, and beside them what the decoder and the search found."""
-    figure.set_size_inches(8.5, 0.75 * len(view.pictures) + 0.8)
+    figure.set_size_inches(8.5, 0.5 * len(view.pictures) + 0.8)
     axes = figure.subplots(len(view.pictures), 3, squeeze=False)
     for line, (name, groups) in zip(axes, view.pictures.items(), strict=True):
         for one, images in zip(line, groups, strict=True):
