@@ -88,7 +88,7 @@ def test_what_was_shown_is_counted_from_the_draws_of_the_run(done: tuple[Job, Pa
 def test_features_of_other_data_than_images_are_refused(done: tuple[Job, Path]) -> None:
     """Catches pixels without a range, for which decibels mean nothing."""
     look = inside(done, "fedin", 1)
-    data = replace(look.federation.dataset, x=look.federation.dataset.x.float())
+    data = replace(look.federation.dataset, x=look.federation.dataset.x.float(), declared="image")
     look.__dict__["federation"] = replace(look.federation, dataset=data)
     with pytest.raises(ConfigError, match="images of 8 bits"):
         leak(look, done[0].study.attack)

@@ -43,7 +43,7 @@ def leakage(results: Results) -> View:
     """What the features that clients show give away.
 
     Raises:
-        ConfigError: the data are no images of 8 bits.
+        ConfigError: the data are no images of 8 bits with classes.
     """
     attack, rows, pictures = results.study.attack, list[tuple[Any, ...]](), dict[str, Any]()
     for (setting, label), cells in results.groups().items():
@@ -106,15 +106,16 @@ def leak(inside: Inside, attack: Attack) -> tuple[dict[str, float], Any]:
         attack: how much is spent.
 
     Raises:
-        ConfigError: the data are no images of 8 bits.
+        ConfigError: the data are no images of 8 bits with classes.
     """
     federation, algorithm = inside.federation, inside.kept.algorithm
     if not isinstance(algorithm, FeatureExchange):
         return {}, ()
-    if federation.dataset.x.dtype != torch.uint8:
+    data = federation.dataset
+    if data.x.dtype != torch.uint8 or data.task != "classification":
         raise ConfigError(
-            f"show: the view leakage got data of {federation.dataset.x.dtype}; expected images of 8 bits, whose pixels "
-            "have a range; choose another data set, or leave the view out"
+            f"show: the view leakage got a {data.task} of {data.x.dtype}; expected a classification of images of 8 "
+            "bits, whose pixels have a range; choose another data set, or leave the view out"
         )
     with inside.placement.defaults():
         auxiliary = _pixels(inside, attack.auxiliary)
