@@ -345,12 +345,11 @@ def adapt(
 def validate(config: _Config, overrides: _Set = None) -> None:
     """Check a configuration, its algorithm's keys, and whether the algorithm can train the networks together.
 
-    polyfed reads files of your own, deals their rows, and says in a line how it read them. It does not read digits,
-    mnist, fashion-mnist, cifar10 and cifar100, whose shapes are known: only a run checks whether they exist and suffice
-    for the partition.
+    polyfed reads files of your own, deals their rows, and says in a line how it read them. It does not read the public
+    data sets, whose shapes are known: only a run checks whether they exist and suffice for the partition.
     """
     from polyfed.config import Config, load_algorithm
-    from polyfed.data.catalogue import SHAPES
+    from polyfed.data.catalogue import SHAPES, row_shape
 
     with _reported():
         settings = Config.load(config, overrides or ())
@@ -359,8 +358,9 @@ def validate(config: _Config, overrides: _Set = None) -> None:
         algorithm = load_algorithm(settings.algorithm.name, settings.algorithm.keys)
         unchecked = "the data and whether the networks fit them"
         if settings.data.dataset in SHAPES:
-            (channels, classes), side = SHAPES[settings.data.dataset], settings.data.image_size or 32
-            check_networks(algorithm, configured_task(settings, (channels, side, side), classes))
+            name = settings.data.dataset
+            shape = row_shape(name, settings.data.image_size)
+            check_networks(algorithm, configured_task(settings, shape, SHAPES[name][1]))
             unchecked = "the data"
         read = [f"note: {note}" for note in unread(settings, algorithm)]
         if settings.data.path is not None and settings.data.dataset not in SHAPES and Path(settings.data.path).exists():

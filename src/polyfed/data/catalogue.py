@@ -14,6 +14,8 @@ DATASETS: Mapping[str, str] = MappingProxyType(
         "fashion-mnist": "Fashion-MNIST clothing, 60,000 + 10,000 grey images of 28x28 padded to 32x32",
         "cifar10": "CIFAR-10 photographs, 50,000 + 10,000 colour images of 32x32, 10 classes",
         "cifar100": "CIFAR-100 photographs, 50,000 + 10,000 colour images of 32x32, 100 classes",
+        "svhn": "SVHN house numbers, 73,257 + 26,032 colour images of 32x32, 10 digits; 531,131 more with extra",
+        "uci-har": "UCI HAR, 7,352 + 2,947 windows of 9 signals x 128 steps, 6 activities; 30 subjects are the groups",
         "npz": "your own arrays: x and y, optionally test, groups, units, times and classes, in one .npz file",
         "csv": "your own table: one .csv file, or a folder with one .csv file per client",
         "parquet": "your own table with types: one .parquet file, or a folder with one .parquet file per client",
@@ -32,13 +34,33 @@ SIZES: Mapping[str, tuple[int, int]] = MappingProxyType(
         "fashion-mnist": (70_000, 10_000),
         "cifar10": (60_000, 10_000),
         "cifar100": (60_000, 10_000),
+        "svhn": (99_289, 26_032),
+        "uci-har": (10_299, 2_947),
     }
 )
 
-#: Name of a public data set -> channels and classes of its images, which are 32 pixels a side by default.
+#: Name of a public data set -> channels and classes.
 SHAPES: Mapping[str, tuple[int, int]] = MappingProxyType(
-    {"digits": (1, 10), "mnist": (1, 10), "fashion-mnist": (1, 10), "cifar10": (3, 10), "cifar100": (3, 100)}
+    {
+        "digits": (1, 10),
+        "mnist": (1, 10),
+        "fashion-mnist": (1, 10),
+        "cifar10": (3, 10),
+        "cifar100": (3, 100),
+        "svhn": (3, 10),
+        "uci-har": (9, 6),
+    }
 )
+
+#: Name of a public data set of signals -> steps of a row. The others are images.
+STEPS: Mapping[str, int] = MappingProxyType({"uci-har": 128})
+
+
+def row_shape(name: str, image_size: int | None) -> tuple[int, ...]:
+    """Return the shape of a row of a public data set: ``(C, H, W)``, 32 pixels a side by default, or ``(C, T)``."""
+    channels, side = SHAPES[name][0], image_size or 32
+    return (channels, STEPS[name]) if name in STEPS else (channels, side, side)
+
 
 #: Data sets that are tables of the user's own -> the suffix of their files.
 TABLES: Mapping[str, str] = MappingProxyType({"csv": ".csv", "parquet": ".parquet"})
@@ -59,6 +81,8 @@ DATASET_OPTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "fashion-mnist": (),
         "cifar10": (),
         "cifar100": (),
+        "svhn": ("extra",),
+        "uci-har": (),
         "npz": ("flip", "kind", "layout"),
         "csv": ("header", *_TABLE_OPTIONS, "delimiter", "decimal", "thousands", "encoding"),
         "parquet": _TABLE_OPTIONS,
@@ -106,6 +130,7 @@ _KINDS = ("image", "features", "series", "tokens")
 _OPTIONS: Mapping[str, tuple[str, Callable[[object], bool]]] = MappingProxyType(
     {
         "flip": ("true or false", lambda value: isinstance(value, bool)),
+        "extra": ("true or false", lambda value: isinstance(value, bool)),
         "channels": ("1 (grey) or 3 (colour)", lambda value: value is None or value in (1, 3)),
         "table": ("the name of a csv file in the folder", lambda value: value is None or isinstance(value, str)),
         "input": ("the name of a column", lambda value: value is None or isinstance(value, str)),

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from polyfed.base.errors import ConfigError, DataError
 from polyfed.base.text import nearest
-from polyfed.data.catalogue import DATASET_OPTIONS, DATASETS, NUMERIC, SIZES, TABLES, option_fault
+from polyfed.data.catalogue import DATASET_OPTIONS, DATASETS, NUMERIC, SIZES, STEPS, TABLES, option_fault
 from polyfed.data.conform import conform
 from polyfed.data.dataset import Dataset
 from polyfed.data.images import check_image_size, pad_or_resize, pixel_stats, resize
@@ -31,11 +31,13 @@ from polyfed.data.readers.csv import load_csv
 from polyfed.data.readers.digits import DIGITS, load_digits
 from polyfed.data.readers.download import OFFICIAL_FILES, fetch
 from polyfed.data.readers.folder import load_folder
+from polyfed.data.readers.har import har_files, load_har
 from polyfed.data.readers.huggingface import load_huggingface
 from polyfed.data.readers.idx import IDX_NAMES, find_idx, read_mnist_layout
 from polyfed.data.readers.npz import load_npz
 from polyfed.data.readers.parquet import find_parquet, read_images
 from polyfed.data.readers.parquet_table import load_parquet
+from polyfed.data.readers.svhn import load_svhn, svhn_files, svhn_names
 from polyfed.data.readers.table import table_files
 from polyfed.data.schema import Schema
 from polyfed.metrics.catalogue import TaskKind
@@ -113,7 +115,8 @@ def file_digests(
         files = (file.relative_to(path) for file in sorted(Path(path).rglob("*")) if file.is_file())
         names = [file.as_posix() for file in files if not any(part.startswith(".") for part in file.parts)]
         return {Path(path).name: folder_digest(Path(path), names, root)}
-    digests = {file.name: file_digest(file, root) for file in _files(name, path, root)}
+    extra = bool((options or {}).get("extra"))
+    digests = {file.name: file_digest(file, root) for file in _files(name, path, root, extra)}
     test = (options or {}).get("test")
     if path is not None and name in TABLES and Path(path).exists():
         apart = table_files(Path(path), TABLES[name], test)[1:] if Path(path).is_file() else []
@@ -121,7 +124,7 @@ def file_digests(
     return digests
 
 
-def _files(name: str, path: Path | None, root: Path) -> list[Path]:
+def _files(name: str, path: Path | None, root: Path, extra: bool) -> list[Path]:
     if name == "digits":
         return [DIGITS]
     if name == "python":
@@ -135,6 +138,10 @@ def _files(name: str, path: Path | None, root: Path) -> list[Path]:
         return [place]
     if name.startswith("cifar"):
         return _cifar_reader(name, place)[0]
+    if name == "uci-har":
+        return har_files(place)
+    if name == "svhn":
+        return svhn_files(place, extra=extra)
     return [file for part in IDX_NAMES if (file := find_idx(place, part)) is not None]
 
 
@@ -149,7 +156,11 @@ def _read(
     if name == "npz" and path is not None:
         return load_npz(Path(path), image_size=image_size, **options)
     side = check_image_size(image_size, 32)
-    place = _find(name, path, root, download=True)
+    place = _find(name, path, root, download=True, extra=bool(options.get("extra")))
+    if name == "uci-har":
+        return load_har(place, root / "decoded")
+    if name == "svhn":
+        return load_svhn(place, side, **options)
     if name.startswith("cifar"):
         return _load_cifar(name, place, root, side)
     x, y, n_train = read_mnist_layout(place)
@@ -187,7 +198,7 @@ def _check_arguments(name: str, path: Path | None, image_size: int | None, optio
         faults.append(f"path: missing; dataset {name!r} needs the path of your file")
     if name == "digits" and path is not None:
         faults.append(f"path: got {path}; dataset 'digits' comes with polyfed and takes no path")
-    if name in TABLES and image_size is not None:
+    if name in (*TABLES, *STEPS) and image_size is not None:
         faults.append(f"image_size: got {image_size}; dataset {name!r} has no images")
     if faults:
         raise ConfigError(*faults)
@@ -197,8 +208,11 @@ def _cache_root(cache: Path | None) -> Path:
     return Path(cache or os.environ.get("POLYFED_CACHE") or Path.home() / ".cache" / "polyfed")
 
 
-def _find(name: str, path: Path | None, root: Path, *, download: bool) -> Path:
-    """The folder (or archive) that holds a data set; if ``download``, a public one is fetched as a last resort."""
+def _find(name: str, path: Path | None, root: Path, *, download: bool, extra: bool = False) -> Path:
+    """The folder (or archive) that holds a data set; if ``download``, a public one is fetched as a last resort.
+
+    Of SVHN's files the largest is fetched with ``extra`` alone.
+    """
     if path is not None:
         if download and not Path(path).exists():
             raise DataError(f"{path}: no such file or folder; expected the files of {name!r}; correct the path")
@@ -212,7 +226,8 @@ def _find(name: str, path: Path | None, root: Path, *, download: bool) -> Path:
     if download:
         try:
             for file in OFFICIAL_FILES[name]:
-                fetch(file, folders[-1])
+                if name != "svhn" or file.name in svhn_names(extra=extra):
+                    fetch(file, folders[-1])
         except DataError as error:
             raise DataError(
                 f"dataset {name!r} was not found in {' or '.join(map(str, folders))}, and the download failed: "

@@ -126,7 +126,7 @@ def cka(results: Results) -> View:
         "cka",
         f"Linear CKA between networks, by stage, on the same {ROWS} test rows, mean over pairs: `clients` are the "
         f"first {EACH} clients of each architecture and capacity after the local training of the round that follows; "
-        "`server` is the server's network of each architecture. The output of the last stage is the classifier's input. "
+        "`server` is the server's network of each architecture. The last stage gives the classifier's input. "
         "Clients that the server sends one network differ only by that training.",
         ("setting", "algorithm", "round", "pairs", "stage", "number", "cka"),
         rows,
@@ -161,7 +161,8 @@ def tsne(results: Results) -> View:
         f"t-SNE of the classifier's inputs for {POINTS} test rows at most of the first class, in the smallest, a "
         "middle and the largest network, each of one client after the local training of the round that follows; the "
         "first seed. Mixed colours say that clients represent the class alike. A plane distorts: the table has the "
-        "share of a point's 10 nearest neighbours, among the points themselves, that another client made, and what chance gives.",
+        "share of a point's 10 nearest neighbours, among the points themselves, that another client made, and what "
+        "chance gives.",
         ("setting", "algorithm", "round", "client", "network", "x", "y"),
         rows,
         (("setting", "algorithm", "round", "neighbours of other clients", "by chance"), told),

@@ -18,7 +18,7 @@ from polyfed.comparison.render import aim_text, gap
 from polyfed.comparison.specs import RunSpec
 from polyfed.comparison.statistics import deviation, mean_over, participations, scaled
 from polyfed.core.algorithm import Task
-from polyfed.data.catalogue import SHAPES
+from polyfed.data.catalogue import SHAPES, row_shape
 from polyfed.experiments.study import Study
 from polyfed.metrics.catalogue import METRICS, headline
 from polyfed.models.catalogue import ModelSpec
@@ -300,9 +300,8 @@ def gradient(results: Results) -> View:
 def networks(results: Results) -> View:
     """Parameters and sizes of the clients' networks, counted."""
     config = results.study.configuration
-    channels, classes = SHAPES[config.data.dataset]
-    side = config.data.image_size or 32
-    task = Task(input_shape=(channels, side, side), num_classes=classes)
+    data = config.data
+    task = Task(input_shape=row_shape(data.dataset, data.image_size), num_classes=SHAPES[data.dataset][1])
     auxiliary = ModelSpec.parse("cnn5").having(rep_dim=int(config.algorithm.keys.get("rep_dim", 100)))
     rows: list[tuple[Any, ...]] = []
     for spec in dict.fromkeys((*config.clients.models, auxiliary)):

@@ -61,7 +61,7 @@ def test_wrong_checksum_leaves_nothing(tmp_path: Path, server: tuple[Path, str])
     folder, url = server
     (folder / "a.bin").write_bytes(b"changed")
     file = RemoteFile("a.bin", url + "a.bin", hashlib.md5(b"original").hexdigest())
-    with pytest.raises(DataError, match=f"7 bytes with md5 .* expected md5 {file.md5}"):
+    with pytest.raises(DataError, match=f"7 bytes with md5 .* expected md5 {file.digest}"):
         fetch(file, tmp_path / "c")
     assert list((tmp_path / "c").iterdir()) == []
 
@@ -78,7 +78,7 @@ def test_missing_on_the_server_or_unwritable(tmp_path: Path, server: tuple[Path,
 def test_mnist_from_the_server(tmp_path: Path, server: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
     folder, url = server
     write_mnist(folder)
-    files = tuple(RemoteFile(p.name, url + p.name, download.md5_of(p)) for p in folder.iterdir())
+    files = tuple(RemoteFile(p.name, url + p.name, download.digest_of(p)) for p in folder.iterdir())
     monkeypatch.setattr(sources, "OFFICIAL_FILES", MappingProxyType({"mnist": files}))
     assert len(load_dataset("mnist")) == 17
     assert len(list((tmp_path / "cache" / "mnist").iterdir())) == 4
@@ -86,7 +86,7 @@ def test_mnist_from_the_server(tmp_path: Path, server: tuple[Path, str], monkeyp
     assert len(load_dataset("mnist")) == 17
 
 
-@pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10", "cifar100"])
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10", "cifar100", "svhn", "uci-har"])
 def test_without_a_network_one_message_says_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     (tmp_path / "data").mkdir()
     monkeypatch.setenv("POLYFED_DATA", str(tmp_path / "data"))
@@ -115,5 +115,5 @@ def test_order_of_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_official_sums_are_well_formed() -> None:
     for files in download.OFFICIAL_FILES.values():
         for file in files:
-            assert len(bytes.fromhex(file.md5)) == 16
+            assert len(bytes.fromhex(file.digest)) == {"md5": 16, "sha256": 32}[file.kind]
             assert file.url.endswith(file.name)

@@ -98,6 +98,8 @@ def make_partition(
         return _resample(dataset, y, pool, about, rng)
     owner = np.full(len(y), -1, dtype=np.int64)
     if kind == "natural":
+        if split == "official" and dataset.groups is not None:
+            _check_groups_of_both(dataset, dataset.groups, pool)
         owner, names = _natural(dataset, pool, clients, options.get("groups"))
         about |= {"num_clients": len(names), "group_names": names}
         clients = len(names)
@@ -212,6 +214,15 @@ def _natural(dataset: Dataset, pool: Ints, clients: int, choice: str | None) -> 
     client_of = np.full(len(sizes), -1, dtype=np.int64)
     client_of[kept] = np.arange(wanted)
     return client_of[dataset.groups], [dataset.group_names[g] if dataset.group_names else str(g) for g in kept]
+
+
+def _check_groups_of_both(dataset: Dataset, groups: Ints, pool: Ints) -> None:
+    if not np.intersect1d(groups[pool], groups[dataset.test_rows]).size:
+        raise DataError(
+            f"split 'official': the official test rows of {dataset.name!r} belong to groups without training rows, so "
+            "no client of kind 'natural' has both; set data.split = \"pooled\", testing each group on a part of its "
+            "own rows, or take another kind of partition, which deals these test rows to all clients"
+        )
 
 
 def _shares(owner: Ints, train: Bools, test: Bools, clients: int, cap: int) -> Ints:

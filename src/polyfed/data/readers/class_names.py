@@ -28,6 +28,15 @@ FASHION_CLASSES: tuple[str, ...] = (
     "ankle boot",
 )
 
+HAR_CLASSES: tuple[str, ...] = (
+    "walking",
+    "walking upstairs",
+    "walking downstairs",
+    "sitting",
+    "standing",
+    "laying",
+)
+
 # fmt: off
 CIFAR100_CLASSES: tuple[str, ...] = (
     "apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle", "bottle",

@@ -15,21 +15,27 @@ from typing import Any
 from polyfed.base.errors import DataError
 from polyfed.base.files import replacing
 from polyfed.data.readers.idx import IDX_NAMES
+from polyfed.data.readers.svhn import svhn_names
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file, where it comes from, and its published MD5 (a guard against damage, not against malice).
+    """A file, where it comes from, and its known digest (a guard against damage, and MD5 none against malice).
 
     Args:
         name: file name in the cache.
         url: address of the file.
-        md5: hexadecimal MD5 of the content.
+        digest: hexadecimal MD5 or SHA-256 of the content, told apart by its length.
     """
 
     name: str
     url: str
-    md5: str
+    digest: str
+
+    @property
+    def kind(self) -> str:
+        """The kind of digest."""
+        return "md5" if len(self.digest) == 32 else "sha256"
 
 
 def _mnist_files(base: str, sums: tuple[str, str, str, str]) -> tuple[RemoteFile, ...]:
@@ -71,18 +77,37 @@ OFFICIAL_FILES: Mapping[str, tuple[RemoteFile, ...]] = MappingProxyType(
                 "03b5dce01913d631647c71ecec9e9cb8",
             ),
         ),
+        "svhn": tuple(
+            RemoteFile(name, f"http://ufldl.stanford.edu/housenumbers/{name}", digest)
+            for name, digest in zip(
+                svhn_names(extra=True),
+                (
+                    "e26dedcc434d2e4c54c9b2d4a06d8373",
+                    "a93ce644f1a588dc4d68dda5feec44a7",
+                    "eb5a983be6a315427106f1b164d9cef3",
+                ),
+                strict=True,
+            )
+        ),
+        "uci-har": (
+            RemoteFile(
+                "human+activity+recognition+using+smartphones.zip",
+                "https://archive.ics.uci.edu/static/public/240/human+activity+recognition+using+smartphones.zip",
+                "c00b803081a5c797cd5e4b83700a9810b38d53d9d84e01917e090e1fdbc81031",
+            ),
+        ),
     }
 )
 
 
-def md5_of(path: Path) -> str:
-    """Hexadecimal MD5 of a file's content."""
+def digest_of(path: Path, kind: str = "md5") -> str:
+    """Hexadecimal digest of a file's content: "md5" or "sha256"."""
     with path.open("rb") as handle:
-        return hashlib.file_digest(handle, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        return hashlib.file_digest(handle, lambda: hashlib.new(kind, usedforsecurity=False)).hexdigest()
 
 
 def fetch(file: RemoteFile, folder: Path, *, opener: Callable[..., Any] | None = None) -> Path:
-    """Return the file in ``folder``; download and check it if it is absent or its MD5 is wrong.
+    """Return the file in ``folder``; download and check it if it is absent or its digest is wrong.
 
     Args:
         file: the file to fetch.
@@ -90,13 +115,13 @@ def fetch(file: RemoteFile, folder: Path, *, opener: Callable[..., Any] | None =
         opener: opens a URL, with a timeout in seconds; None stands for ``urllib.request.urlopen``.
 
     Raises:
-        DataError: no network, a content with another MD5, or a folder that cannot be written to.
+        DataError: no network, a content with another digest, or a folder that cannot be written to.
     """
     target = folder / file.name
-    if target.is_file() and md5_of(target) == file.md5:
+    if target.is_file() and digest_of(target, file.kind) == file.digest:
         return target
     logging.getLogger(__name__).info("downloading %s to %s", file.url, target)
-    digest = hashlib.md5(usedforsecurity=False)
+    digest = hashlib.new(file.kind, usedforsecurity=False)
     try:
         with (
             (opener or urllib.request.urlopen)(file.url, timeout=30.0) as response,
@@ -105,11 +130,11 @@ def fetch(file: RemoteFile, folder: Path, *, opener: Callable[..., Any] | None =
             while chunk := response.read(1 << 20):
                 digest.update(chunk)
                 handle.write(chunk)
-            if digest.hexdigest() != file.md5:  # inside the block, so that the file never gets its name
+            if digest.hexdigest() != file.digest:  # inside the block, so that the file never gets its name
                 raise DataError(
-                    f"{file.url}: {handle.tell()} bytes with md5 {digest.hexdigest()}; expected md5 {file.md5}; the "
-                    "download was cut short or the file changed; try again, or fetch it by hand and set the "
-                    "data path"
+                    f"{file.url}: {handle.tell()} bytes with {file.kind} {digest.hexdigest()}; expected {file.kind} "
+                    f"{file.digest}; the download was cut short or the file changed; try again, or fetch it by hand "
+                    "and set the data path"
                 )
     except (OSError, http.client.HTTPException) as error:
         raise DataError(
