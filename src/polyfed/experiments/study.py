@@ -68,7 +68,7 @@ class Attack(Section):
     auxiliary: Positive = 2000
     decoder_steps: Positive = 400
     width: Positive = 32
-    search_steps: Positive = 200
+    search_steps: Positive = 600
 
 
 class SettingKeys(Section):
