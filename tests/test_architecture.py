@@ -24,7 +24,7 @@ LAYERS = (
     ("models", "data"),
     ("core",),
     ("blocks",),
-    ("algorithms",),
+    ("algorithms", "attacks"),
     ("execute", "storage"),
     ("config",),
     ("rounds",),

@@ -367,6 +367,25 @@ def test_protected_features_travel_and_teach(driver: str) -> None:
     games[1].federation.algorithm.check_upload(games[1].federation.task, info, sent, up)
 
 
+@pytest.mark.parametrize("driver", ["sequential", "batched"])
+def test_nopeek_mixing_and_other_architectures_train(driver: str) -> None:
+    """Catches a term that stacked clients do not have, donors of all kinds, and donors that are forgotten."""
+    keys = {"nopeek": 50.0, "mix": 2, "donor_architecture": "other"}
+    models = (SMALL[0], SMALL[0], SMALL[1], SMALL[1])
+    game = toy.play(federation(models, (8, 8, 8, 8), **keys), 2, driver=driver)
+    plain = toy.play(federation(models, (8, 8, 8, 8)), 1, driver=driver)
+    name = "bn1.weight"
+    assert game.server.architectures == {k: models[k] for k in range(4)}
+    assert not torch.allclose(game.got[0][0].layers[name], plain.got[0][0].layers[name], rtol=1e-3)
+    others = torch.cat([game.got[0][k].pairs[0].s_out for k in (2, 3)])
+    given = torch.stack([row for message in (game.sent[1][0], game.sent[1][1]) for row in message.pairs[0].s_out])
+    assert torch.cdist(given, others).min(1).values.max() < 1e-6
+    assert all(float(torch.cdist(given, one).min(1).values.max()) > 1e-3 for one in others.split(6))
+    if driver == "batched":
+        one = toy.play(federation(models, (8, 8, 8, 8), **keys), 1)
+        toy.close(game.got[0][0].layers, one.got[0][0].layers, 1e-4, floor=0.1)
+
+
 def test_the_control_gets_its_own_pair() -> None:
     """Catches a control that is the method."""
     game = toy.play(federation(donor="own", sizes=(8, 8, 8)), 1)
@@ -414,6 +433,11 @@ def test_keys_without_an_effect_are_refused_all_at_once() -> None:
         for key, value in {"half": True, "clip": 0.5}.items()
     )
     assert "clients.count" in text
+    with pytest.raises(ConfigError) as error:
+        FedIN(donor="own", mix=2, donor_architecture="same")
+    assert [text.split(":")[0] for text in error.value.faults] == ["donor_architecture", "mix"]
+    with pytest.raises(ConfigError, match="nopeek"):
+        FedIN(every="never", nopeek=0.1)
     with pytest.raises(ConfigError, match="inco_stages"):
         FedIN(inco_stages=("layer1",), align="none")
     assert FedIN(every="never", feature_batch=8, max_age=3, weighting="uniform").every == "never"

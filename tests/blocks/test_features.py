@@ -10,6 +10,9 @@ import torch
 from polyfed.base.errors import MessageError, ModelError
 from polyfed.base.rng import Rng
 from polyfed.blocks.features import FeatureExchange, Features, Pinned, dealt, renewed
+from polyfed.blocks.losses import distance_correlation, supervised
+from polyfed.core.clients import ClientInfo, Cohort
+from polyfed.core.net import Net
 from polyfed.models.zoo import build
 
 CNN = build("in-resnet10-small(width=4)", input_shape=(1, 20, 20), num_classes=4)  # s_in (4, 5, 5), s_out (32,)
@@ -175,3 +178,57 @@ def test_controls_are_ones_own_pair_another_order_and_noise() -> None:
     assert dealt({}, 2, "shuffled", rng) == ()
     single = {1: Features(torch.zeros(1, 2), torch.ones(1, 3), 1)}
     assert torch.equal(dealt(single, 2, "shuffled", rng)[0].s_out, torch.ones(1, 3))
+
+
+def test_a_mixed_batch_is_of_several_donors_and_every_output_stays_beside_its_input() -> None:
+    """Catches a batch of one donor, of all examples, of one's own, or whose halves are mixed apart."""
+    bank = {k: Features(torch.arange(6.0)[:, None] + 10 * k, torch.arange(6.0)[:, None] - 10 * k, k) for k in range(5)}
+    rng = Rng((0, "round", 2))
+    (mixed,) = dealt(bank, 2, "foreign", rng, mix=3)
+    whose = (mixed.s_in[:, 0] // 10).long()
+    assert len(mixed.s_in) == 6
+    assert torch.equal(mixed.s_in[:, 0] - 10 * whose, mixed.s_out[:, 0] + 10 * whose)
+    drawn = rng.at("pair", 2).numpy().permutation([0, 1, 3, 4])[:3].tolist()
+    assert 1 < len(set(whose.tolist())) <= 3
+    assert set(whose.tolist()) <= set(drawn)
+    assert mixed.round == min(drawn)
+    (few,) = dealt({0: bank[0], 2: bank[2]}, 2, "foreign", rng, mix=3)
+    assert few is bank[0]  # one donor's batch is not reordered
+    (shuffled,) = dealt(bank, 2, "shuffled", rng, mix=3)
+    assert torch.equal(shuffled.s_in, mixed.s_in)
+    assert not torch.equal(shuffled.s_out, mixed.s_out)
+
+
+@pytest.mark.parametrize(("wanted", "donors"), [("any", {1, 2, 3}), ("same", {2}), ("other", {1, 3})])
+def test_donors_are_of_the_architecture_that_is_asked_for(wanted: Any, donors: set[int]) -> None:
+    """Catches the other architectures' pairs, one's own pair, and a client that is given another's architecture."""
+    exchange = FeatureExchange(donor_architecture=wanted)
+    clients = tuple(ClientInfo(k, architecture=name) for k, name in enumerate(("a", "b", "a", "c")))
+    known = exchange.noted({9: "z"}, Cohort(clients, 1, 9, Rng((0,))))
+    assert known == ({9: "z"} if wanted == "any" else {9: "z", 0: "a", 1: "b", 2: "a", 3: "c"})
+    server = SimpleNamespace(bank={k: pair(k) for k in range(4)}, architectures=known)
+    drawn = [
+        exchange.draw(server, clients[0], Cohort(clients, n, 9, Rng((0, "round", n))))[0].round for n in range(1, 20)
+    ]
+    assert set(drawn) == donors
+    if wanted == "same":
+        assert exchange.draw(server, clients[1], Cohort(clients, 2, 9, Rng((0,)))) == ()
+
+
+def test_nopeek_adds_the_distance_correlation_of_inputs_and_features() -> None:
+    """Catches another weight, another tensor, statistics that move twice, and a default that costs or changes bits."""
+    params, x = CNN.init(Rng((1,))), torch.rand(8, 1, 20, 20, generator=torch.Generator().manual_seed(3))
+    batch = (x, torch.arange(8) % 4)
+    CNN.train(True)
+    try:
+        nets = [{"model": Net(CNN, params).still()} for _ in range(3)]
+        plain = supervised(nets[0], batch)
+        assert torch.equal(FeatureExchange().local_loss(nets[1], batch), plain)
+        loss = FeatureExchange(nopeek=0.3).local_loss(nets[2], batch)
+        correlation = distance_correlation(x, Net(CNN, params).still().extract(x))
+    finally:
+        CNN.train(False)
+    assert float(loss) == pytest.approx(float(plain + 0.3 * correlation), rel=1e-5)
+    assert 0.1 < float(correlation) < 1
+    for name in CNN.buffer_names:
+        assert torch.allclose(nets[2]["model"].params[name], nets[0]["model"].params[name], rtol=1e-5)

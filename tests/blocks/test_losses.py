@@ -1,11 +1,14 @@
 """Supervised losses with the class weights and the label smoothing of a client's batch."""
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional
 
 from polyfed.blocks.losses import (
     cross_entropy,
+    distance_correlation,
     feature_distance,
     mean_squared_error,
     soft_labels,
@@ -66,3 +69,30 @@ def test_distances_of_features_are_their_formulas() -> None:
     assert float(feature_distance(target, target, "cosine")) == pytest.approx(0, abs=1e-12)
     dead = torch.zeros(4, 3)
     assert float(feature_distance(dead, dead, "standardised")) == 0.0
+
+
+def test_distance_correlation_is_its_definition() -> None:
+    """Catches distances that are squared or not centred, sums for means, and constants that divide zero by zero."""
+    generator = torch.Generator().manual_seed(0)
+    x, z = (torch.randn(9, d, 2, generator=generator, dtype=torch.float64) for d in (3, 2))
+
+    def centred(rows: torch.Tensor) -> list[list[float]]:
+        n, flat = len(rows), rows.flatten(1).tolist()
+        d = [[math.dist(a, b) for b in flat] for a in flat]
+        row, every = [sum(line) / n for line in d], sum(map(sum, d)) / n**2
+        return [[d[i][j] - row[i] - row[j] + every for j in range(n)] for i in range(n)]
+
+    def covariance(a: list[list[float]], b: list[list[float]]) -> float:
+        return sum(p * q for one, other in zip(a, b, strict=True) for p, q in zip(one, other, strict=True)) / 81
+
+    a, b = centred(x), centred(z)
+    expected = math.sqrt(covariance(a, b) / math.sqrt(covariance(a, a) * covariance(b, b)))
+    assert float(distance_correlation(x.float(), z.float())) == pytest.approx(expected, rel=1e-5)
+    turn = torch.linalg.qr(torch.randn(6, 6, generator=generator, dtype=torch.float64))[0].float()
+    flat = x.float().flatten(1)
+    assert float(distance_correlation(flat, 3 * flat @ turn + 5)) == pytest.approx(1, rel=1e-5)
+    same = torch.full((9, 4), 1.7, requires_grad=True)
+    for pair in ((flat, same), (same, flat), (same, same)):
+        nothing = distance_correlation(*pair)
+        assert float(nothing.detach()) == 0
+        assert not torch.autograd.grad(nothing, same)[0].any()

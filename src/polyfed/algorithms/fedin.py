@@ -19,11 +19,11 @@ from polyfed.base import tree
 from polyfed.base.rng import Rng
 from polyfed.base.types import Params, Parts
 from polyfed.blocks.aggregate import MeanByName
-from polyfed.blocks.features import FeatureExchange, Features, Pinned, dealt, renewed
+from polyfed.blocks.features import FeatureExchange, Features, Pinned, renewed
 from polyfed.blocks.in_training import InTraining
 from polyfed.blocks.inco import InCo
 from polyfed.blocks.layerwise import first_layers, held
-from polyfed.blocks.losses import Distance, feature_distance, supervised
+from polyfed.blocks.losses import Distance, feature_distance
 from polyfed.core.algorithm import Algorithm, Task, raise_idle
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
 from polyfed.core.message import Message, State
@@ -50,13 +50,14 @@ class FedIN(InTraining, FeatureExchange, InCo, Algorithm):
     weighting: Literal["examples", "uniform"] = "examples"
 
     class Server(State):
-        """All layers by name, who owns which, the latest pairs, how old the last round's were, and what InCo mixes."""
+        """All layers, who owns which, latest pairs, ages of the last round's, what InCo mixes, clients' networks."""
 
         layers: Params
         owns: Mapping[str, tuple[str, ...]]
         bank: Mapping[int, Features]
         ages: Mapping[int, int] = field(default_factory=dict[int, int])
         mixes: Mapping[str, str] = field(default_factory=dict[str, str])
+        architectures: Mapping[int, str] = field(default_factory=dict[int, str])
 
     class Broadcast(Message):
         """The layers that the client's network has, and another client's pairs if there are any."""
@@ -76,6 +77,7 @@ class FedIN(InTraining, FeatureExchange, InCo, Algorithm):
             self,
             (self.every == "never", "every = 'never' takes no IN steps", {f.name for f in fields(self)} - both),
             (self.align == "none", "align = 'none' adds number by number", {"granularity"}),
+            (self.donor == "own", "donor = 'own' has no other donors", {"donor_architecture", "mix"}),
             self.inco_is_idle,
         )
 
@@ -98,11 +100,8 @@ class FedIN(InTraining, FeatureExchange, InCo, Algorithm):
         bank = renewed(server.bank, got["pairs"], cohort.round, self.max_age)
         ages = {k: cohort.round - pair.round for k, message in down.items() for pair in message.pairs}
         layers = self.incorporated(server.layers, got["layers"], server.mixes)
-        return replace(server, layers=layers, bank=bank, ages=ages)
-
-    def draw(self, server: Server, client: ClientInfo, cohort: Cohort) -> tuple[Features, ...]:
-        """The pairs of one other client, uniformly; none while there are none."""
-        return dealt(server.bank, client.id, self.donor, cohort.rng)
+        known = self.noted(server.architectures, cohort)
+        return replace(server, layers=layers, bank=bank, ages=ages, architectures=known)
 
     def client_round(self, private: State, msg: Broadcast, client: LocalClient) -> Steps[ClientResult]:
         """Local and IN training; then capture one batch of pairs, unaugmented, in eval mode."""
@@ -115,7 +114,7 @@ class FedIN(InTraining, FeatureExchange, InCo, Algorithm):
 
     def gradient(self, grad: Grad, nets: Nets, batch: Batch, due: bool) -> Parts:
         """The local gradient; at an IN step, combined with the IN one in intermediate weights."""
-        local = grad(supervised)  # L_loc
+        local = grad(self.local_loss)  # L_loc
         if not due or "pair" not in nets:
             return local
         g, foreign, inner = local["model"], grad(self.in_loss)["model"], nets["model"].names("intermediate")

@@ -8,6 +8,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from polyfed.base.errors import StorageError
 from polyfed.comparison.render import aim_text
 from polyfed.data.readers.cache import replacing
@@ -253,6 +255,21 @@ def _planes(figure: Any, view: View) -> None:
     _legend(figure)
 
 
+def _reconstructions(figure: Any, view: View) -> None:
+    """Draw for each algorithm the images of a client, and beside them what the decoder and the search found."""
+    figure.set_size_inches(8.5, 0.5 * len(view.pictures) + 0.8)
+    axes = figure.subplots(len(view.pictures), 3, squeeze=False)
+    for line, (name, groups) in zip(axes, view.pictures.items(), strict=True):
+        for one, images in zip(line, groups, strict=True):
+            strip = np.concatenate([np.pad(image, ((0, 0), (0, 0), (0, 1)), constant_values=1) for image in images], 2)
+            one.imshow(strip[0] if len(strip) == 1 else strip.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=1)
+            one.set(xticks=[], yticks=[])
+            one.spines[:].set_visible(False)
+        line[0].set_ylabel(textwrap.fill(name, 24), rotation=0, ha="right", va="center", fontsize=8)
+    for one, title in zip(axes[0], ("the client's images", "found by the decoder", "found by the search"), strict=True):
+        one.set_title(title, fontsize=9)
+
+
 _DRAW: dict[str, Callable[[Any, View], None]] = {
     "accuracy": _dots,
     "curves": _curves,
@@ -266,4 +283,5 @@ _DRAW: dict[str, Callable[[Any, View], None]] = {
     "cka": _by_stage,
     "conflict": _by_stage,
     "tsne": _planes,
+    "leakage": _reconstructions,
 }

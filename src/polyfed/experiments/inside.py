@@ -87,6 +87,12 @@ class Inside:
             nets = {k: Net(self._models(k)["model"], outcome.trained["model"]) for k, outcome in found.items()}
         return nets
 
+    def uploads(self, clients: Sequence[ClientId]) -> dict[ClientId, Any]:
+        """What each client sends in the next round."""
+        with self.placement.defaults():
+            found = self.driver.play({k: self._round(k, message) for k, message in self._down(clients).items()})
+        return {k: outcome.upload for k, outcome in found.items()}
+
     def fits(self, clients: Sequence[ClientId]) -> dict[ClientId, Fit]:
         """The first training that each client requests in the next round."""
         with self.placement.defaults():

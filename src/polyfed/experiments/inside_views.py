@@ -15,6 +15,7 @@ from polyfed.comparison.render import gap
 from polyfed.comparison.specs import RunSpec
 from polyfed.comparison.statistics import deviation, mean_over, participations, scaled, standard_error
 from polyfed.experiments.inside import Inside, conflicts, embedded, linear_cka, mixing, stage_outputs
+from polyfed.experiments.leakage import leakage
 from polyfed.experiments.views import Results, View
 from polyfed.report.tables import Summary, metric_of
 from polyfed.report.units import flops, percent, size, spread_text
@@ -252,4 +253,5 @@ INSIDE: dict[str, Callable[[Results], View]] = {
     "cka": cka,
     "tsne": tsne,
     "conflict": conflict,
+    "leakage": leakage,
 }

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import Field, ValidationError
 
 from polyfed.base.errors import ConfigError
-from polyfed.base.ranges import Count
+from polyfed.base.ranges import Count, Positive
 from polyfed.base.text import hint
 from polyfed.comparison.specs import (
     SECTIONS,
@@ -30,7 +30,7 @@ from polyfed.config.toml import Table, read_toml
 
 ViewName = (
     Literal["accuracy", "curves", "clients", "targets", "grid", "predictors", "gradient", "networks"]
-    | Literal["whole", "differences", "cka", "tsne", "conflict"]
+    | Literal["whole", "differences", "cka", "tsne", "conflict", "leakage"]
 )
 Values = Annotated[tuple[Any, ...], Field(min_length=1)]
 
@@ -51,6 +51,24 @@ class Tune(Section):
     seeds: tuple[Count, ...] = (0,)
     setting: str = ""
     config: dict[str, Any] = Field(default_factory=dict)
+
+
+class Attack(Section):
+    """What the view "leakage" spends on each kept round of each algorithm and seed.
+
+    Args:
+        clients: clients that are attacked, of unlike networks where there are several; each costs a decoder.
+        auxiliary: test images that the attacker has.
+        decoder_steps: training steps of the decoder.
+        width: channels of the decoder.
+        search_steps: gradient steps of the white-box search, for the first client.
+    """
+
+    clients: Positive = 2
+    auxiliary: Positive = 2000
+    decoder_steps: Positive = 400
+    width: Positive = 32
+    search_steps: Positive = 600
 
 
 class SettingKeys(Section):
@@ -88,6 +106,7 @@ class Study(Section):
         tune: how hyper-parameters are chosen first; None keeps those of the file.
         show: the views beside the tables of accuracy and costs, each a CSV and a picture.
         pair: two labels whose accuracies the view "clients" compares client by client.
+        attack: what the view "leakage" spends.
     """
 
     title: str
@@ -102,6 +121,7 @@ class Study(Section):
     tune: Tune | None = None
     show: tuple[ViewName, ...] = ()
     pair: tuple[str, str] | None = None
+    attack: Attack = Attack()
 
     @classmethod
     def load(cls, path: Path, scale: str | None = None) -> Study:

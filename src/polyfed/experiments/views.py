@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from polyfed.comparison.render import aim_text, gap
 from polyfed.comparison.specs import RunSpec
@@ -34,6 +37,7 @@ class View:
         rows: plain numbers and names; None for a value that was not measured or not reached.
         cells: headings and rows as text for the page; None leaves the numbers to the CSV.
         metric: the metric of the rows.
+        pictures: images in [0, 1] by name, (rows, n, C, H, W); the view "leakage" has some.
     """
 
     name: str
@@ -42,6 +46,7 @@ class View:
     rows: list[tuple[Any, ...]]
     cells: tuple[tuple[str, ...], list[tuple[str, ...]]] | None = None
     metric: str = "accuracy"
+    pictures: Mapping[str, NDArray[np.float32]] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, eq=False)
