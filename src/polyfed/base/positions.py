@@ -57,7 +57,7 @@ def mask(code: NDArray[np.uint8], count: int, size: int) -> NDArray[np.bool_]:
         (size,), of which ``count`` are true.
 
     Raises:
-        MessageError: it is not the code of such a mask. To find this out takes memory for ``size`` places, whatever came.
+        MessageError: it is not the code of such a mask. Whatever came, memory is taken for ``size`` places at most.
     """
     listed, came = min(count, size - count), f"positions of {code.size:,} bytes came for {count:,} of {size:,} weights"
     if listed < 0:

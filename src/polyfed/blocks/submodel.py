@@ -425,7 +425,7 @@ def _mesh(axes: Sequence[Tensor | None], shape: Sequence[int]) -> tuple[Tensor |
 
 
 class Sparse(Record):
-    """Some weights of a model and where they belong, as they travel; both ends know the names and shapes of all tensors.
+    """Some weights of a model and where they belong, as they travel; both ends know names and shapes of all tensors.
 
     Args:
         network: a digest of these names and shapes, as the values of another network could fit by chance.
