@@ -118,6 +118,8 @@ def test_truncated_and_lengthened_codes_are_refused(density: float) -> None:
         (b"", 1, 4, "no code of this length"),
         (b"\xff\x80", 1, 4, "with k = 255"),
         (b"\4\0\1", 1, 4, "with k = 4"),
+        (b"\4\x28", 1, 4, "with k = 4"),
+        (b"\x46" + 8 * b"\0" + b"\6", 1, 4, "with k = 70"),
         (b"\0\xc0", 1, 4, "2 places, expected 1"),
         (b"\0\0", 1, 4, "0 places, expected 1"),
         (b"\0\x08", 1, 4, "the last of them is 4"),
