@@ -465,6 +465,11 @@ class Sparse(Record):
             raise MessageError("a submodel came in which a tensor that is held whole has another shape than here")
         return tuple(names[n] for n in self.masked)
 
+    def held(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+        """What is held of each tensor, by its name; argument and errors as of `names`."""
+        self.names(shapes)
+        return dict(zip(sorted(shapes), self.values, strict=True))
+
     def mask(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
         """One bool per weight of the masked tensors; argument and errors as of `names`, or the positions do not fit.
 
@@ -477,8 +482,8 @@ class Sparse(Record):
 
     def dense(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
         """All tensors at full shape, zero where nothing was sent, in the order of ``shapes``; errors as of `mask`."""
-        mask, values = self.mask(shapes), dict(zip(sorted(shapes), self.values, strict=True))
-        return put({name: values[name] for name in shapes}, mask, shapes)
+        mask, held = self.mask(shapes), self.held(shapes)
+        return put({name: held[name] for name in shapes}, mask, shapes)
 
 
 def _network(shapes: Mapping[str, Sequence[int]]) -> str:
