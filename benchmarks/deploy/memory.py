@@ -1,4 +1,4 @@
-"""Peak memory of a deployed client of capacity 1/16 beside one of capacity 1, for a model of 204 MB: real processes.
+"""Peak memory of a deployed client of capacity 1/16 beside one of capacity 1, for a model of 231 MB: real processes.
 
     OMP_NUM_THREADS=1 python benchmarks/deploy/memory.py [--algorithms fiarse-neuron heterofl] [--out memory.json]
 
