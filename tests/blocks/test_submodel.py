@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 
+import gaps_by_hand
 import numpy as np
 import pytest
 import torch
@@ -10,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from polyfed.base import tree
+from polyfed.base import positions, tree
 from polyfed.base.errors import MessageError
 from polyfed.blocks.submodel import Sparse, above, bias_factor, gates, put, take, top_k_threshold
+from polyfed.blocks.weightwise import masked_names
 from polyfed.core.message import Message, decode, encode, size
+from polyfed.models.zoo import build
 
 
 class Carrier(Message):
@@ -56,75 +59,111 @@ def test_a_submodel_survives_the_wire(case: tuple[dict[str, Tensor], dict[str, T
     assert tree.same(got.dense(shapes), put(take(params, mask), mask, shapes))
 
 
-@pytest.mark.parametrize(("kept_", "as_indices"), [(0, True), (31, True), (32, False), (33, False), (1024, False)])
-def test_positions_take_the_shorter_form(kept_: int, as_indices: bool) -> None:
-    """Catches the wrong side of the boundary: indices pay below 1 weight in 32, and not at it."""
+@pytest.mark.parametrize("kept_", [0, 1, 31, 32, 33, 512, 1023, 1024])
+def test_positions_take_at_most_the_shorter_form(kept_: int) -> None:
+    """Catches positions that are longer than a bitmap or a list of int32, and some where all or nothing is kept."""
     d = 1024
     mask = torch.zeros(d, dtype=torch.bool)
     mask[torch.randperm(d, generator=torch.Generator().manual_seed(0))[:kept_]] = True
     sparse = Sparse.take({"w": torch.ones(d)}, {"w": mask})
-    assert sparse.positions.dtype == (torch.int32 if as_indices else torch.uint8)
     told = size(Carrier(sparse))
     assert told.values == 4 * kept_
-    assert told.indices == (0 if kept_ == d else min(4 * kept_, math.ceil(d / 8)))  # all kept: no positions
+    assert told.indices == len(gaps_by_hand.code(mask.tolist()))
+    assert told.indices <= (1 + min(4 * kept_, math.ceil(d / 8)) if 0 < kept_ < d else 0)
     assert torch.equal(sparse.mask({"w": (d,)})["w"], mask)
 
 
-def test_a_bitmap_of_a_number_of_weights_that_is_no_multiple_of_eight() -> None:
-    """Catches bits that are read from the padding of the last byte."""
-    mask = torch.arange(13) != 3
-    sparse = Sparse.take({"a": torch.ones(5), "b": torch.ones(2, 4)}, {"a": mask[:5], "b": mask[5:].reshape(2, 4)})
-    assert sparse.positions.numel() == 2
-    assert torch.equal(torch.cat([m.reshape(-1) for m in sparse.mask({"a": (5,), "b": (2, 4)}).values()]), mask)
+def test_each_tensor_has_positions_of_its_own() -> None:
+    """Catches one code for tensors of unlike density, and bits that are read from the padding of the last byte."""
+    params = {"b": torch.ones(2, 4), "a": torch.ones(5), "c": torch.ones(3)}
+    mask = {"b": torch.arange(8).reshape(2, 4) != 7, "a": torch.arange(5) == 3, "c": torch.zeros(3, dtype=torch.bool)}
+    sparse = Sparse.take(params, mask)
+    by_hand = [gaps_by_hand.code(mask[name].flatten().tolist()) for name in ("b", "a", "c")]
+    assert [bytes(where.tolist()) for where in sparse.positions] == by_hand
+    assert sparse.names(tree.shapes(params)) == ("b", "a", "c")  # the order of the model, not that of the names
+    assert tree.same(sparse.mask(tree.shapes(params)), mask)
 
 
 def test_a_whole_model_travels_without_positions() -> None:
-    """Catches a bitmap of ones that a full-size client pays for, and an empty one that is read as nothing kept."""
+    """Catches positions that a full-size client pays for, and none that are read as nothing kept."""
     params = {"a": torch.randn(5), "b": torch.randn(2, 4)}
     whole = Sparse.take(params, {name: torch.ones_like(value, dtype=torch.bool) for name, value in params.items()})
-    assert whole.positions.numel() == 0
+    assert [where.numel() for where in whole.positions] == [0, 0]
     assert all(torch.equal(value, params[name]) for name, value in whole.dense({"a": (5,), "b": (2, 4)}).items())
 
 
-def sparse(positions: Tensor, values: int = 2, shape: tuple[int, ...] = (4, 4)) -> Sparse:
-    return Sparse({"w": torch.ones(values)}, positions, ("w",), (shape,))
+def test_a_message_takes_at_most_a_hundredth_more_than_it_must() -> None:
+    """Catches positions, names and shapes that a submodel of the paper's network could do without.
+
+    The floor is the values and, for each tensor of n weights of which a share p is kept, n H(p) bits.
+    """
+    model = build("resnet18", input_shape=(3, 32, 32), num_classes=10)
+    generator = torch.Generator().manual_seed(0)
+    params = {name: torch.randn(shape, generator=generator) for name, shape in model.shapes.items()}
+    params = {name: value / math.sqrt(math.prod(value.shape[1:])) for name, value in params.items()}  # unlike densities
+    weights = {name: params[name] for name in masked_names(model)}
+    for capacity in (1 / 64, 1 / 16, 1 / 4):
+        theta = top_k_threshold(weights, capacity)
+        mask = {name: value.abs() >= theta for name, value in weights.items()}
+        message = Carrier(Sparse.take(params, mask))
+        told, data = size(message), encode(message)
+        shares = [(held.numel(), float(held.double().mean())) for held in mask.values()]
+        floor = told.values - sum(n * p * math.log2(p) / 8 for n, k in shares for p in (k, 1 - k) if p)
+        assert told.values == 4 * sum(mask.get(n, value.new_ones(value.shape)).sum() for n, value in params.items())
+        assert floor < told.total < 1.01 * floor
+        assert told.total == len(data)
+        got = decode(data, Carrier).submodel.dense(model.shapes)  # type: ignore[attr-defined]
+        assert tree.same(got, {n: value * mask[n] if n in mask else value for n, value in params.items()})
+
+
+KEPT = torch.tensor([0, 0, 0, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], dtype=torch.bool)
+CODE = torch.from_numpy(positions.code(KEPT.numpy()))
+SAME = Sparse.take({"w": torch.ones(4, 4)}, {"w": KEPT.reshape(4, 4)}).network
+
+
+def sparse(where: Tensor, values: int = 2, network: str = SAME) -> Sparse:
+    return Sparse(network, (torch.ones(values),), (where,), (0,))
 
 
 @pytest.mark.parametrize(
     "damaged",
     [
-        sparse(torch.tensor([3, 16], dtype=torch.int32)),
-        sparse(torch.tensor([-1, 3], dtype=torch.int32)),
-        sparse(torch.zeros(1, dtype=torch.uint8)),
-        sparse(torch.zeros(3, dtype=torch.uint8)),
-        sparse(torch.tensor([1, 2, 3], dtype=torch.int32)),
-        sparse(torch.tensor([5, 5], dtype=torch.int32)),
+        sparse(torch.tensor([4, 0, 15, 192], dtype=torch.uint8)),
+        sparse(torch.tensor([0, 16, 0, 8], dtype=torch.uint8)),
+        sparse(CODE[:-1]),
+        sparse(torch.cat([CODE, CODE[-1:]])),
+        sparse(CODE, values=1),
+        sparse(CODE, values=3),
+        sparse(torch.zeros(0, dtype=torch.uint8)),
+        sparse(CODE.reshape(1, -1)),
+        sparse(CODE.float()),
+        sparse(CODE.int()),
     ],
-    ids=["beyond the end", "negative", "short bitmap", "long bitmap", "more positions than values", "position twice"],
+    ids=[
+        *("k too large", "beyond the end", "a byte too few", "a byte too many", "too few values", "too many values"),
+        *("none", "of two dimensions", "of floats", "of integers"),
+    ],
 )
 def test_damaged_positions_are_a_message_error(damaged: Sparse) -> None:
     """Catches an IndexError, or values that silently land elsewhere, from what a stranger sent."""
-    with pytest.raises(MessageError, match="came"):
+    with pytest.raises(MessageError, match=r"'w'.* came"):
         damaged.dense({"w": (4, 4)})
-
-
-BITMAP = torch.zeros(2, dtype=torch.uint8)
 
 
 @pytest.mark.parametrize(
     "foreign",
     [
-        sparse(torch.zeros(0, dtype=torch.uint8), shape=(2**40, 2**20)),  # a mask of ones as large as that
-        sparse(torch.zeros(0, dtype=torch.int32), shape=(2**40,)),  # a mask of zeros
-        sparse(BITMAP, shape=(-4, -4)),
-        sparse(BITMAP, shape=(16,)),
-        sparse(BITMAP.reshape(1, 2)),
-        sparse(BITMAP.float()),
-        Sparse({"w": torch.ones(2)}, BITMAP, ("w", "w"), ((4, 4), (4, 4))),
-        Sparse({"w": torch.ones(2)}, BITMAP, ("w",), ()),
-        Sparse({"w": torch.ones(2)}, BITMAP, ("v",), ((4, 4),)),
-        Sparse({"w": torch.ones(2), "v": torch.ones(2)}, BITMAP, ("w",), ((4, 4),)),
-        Sparse({"w": torch.ones(2)}, torch.zeros(0, dtype=torch.uint8), (), ()),  # held whole, of another shape
+        sparse(CODE, network=Sparse.take({"w": torch.ones(16)}, {}).network),
+        sparse(CODE, network=Sparse.take({"w": torch.ones(2, 8)}, {}).network),
+        sparse(CODE, network=Sparse.take({"v": torch.ones(4, 4)}, {}).network),
+        sparse(CODE, network=Sparse.take({"w": torch.ones(4, 4), "v": torch.ones(2)}, {}).network),
+        Sparse(SAME, (torch.ones(2),), (CODE, CODE), (0, 0)),
+        Sparse(SAME, (torch.ones(2),), (), (0,)),
+        Sparse(SAME, (torch.ones(2),), (CODE,), ()),
+        Sparse(SAME, (torch.ones(2),), (CODE,), (1,)),
+        Sparse(SAME, (torch.ones(2),), (CODE,), (-1,)),
+        Sparse(SAME, (torch.ones(2), torch.ones(2)), (CODE,), (0,)),
+        Sparse(SAME, (torch.ones(2),), (), ()),  # held whole, of another shape
     ],
 )
 def test_a_submodel_of_another_network_is_a_message_error_before_anything_is_made(foreign: Sparse) -> None:
@@ -134,23 +173,20 @@ def test_a_submodel_of_another_network_is_a_message_error_before_anything_is_mad
 
 
 SHAPES = {"w": (3, 2), "v": (4,), "b": (2,)}
-sides = st.integers(0, 6) | st.sampled_from([-1, 2**31, 2**62])
 numbers = st.builds(
     lambda shape, dtype, fill: torch.full(shape, fill).to(dtype),
     st.lists(st.integers(0, 4), max_size=2),
     st.sampled_from([torch.float32, torch.uint8, torch.int32, torch.int64, torch.bool]),
     st.integers(0, 12),
 )
-whichever = st.sampled_from([*SHAPES, "x"])
+codes = st.binary(max_size=4).map(lambda data: torch.tensor([*data], dtype=torch.uint8))
 forged = st.builds(
     Sparse,
-    values=st.fixed_dictionaries({name: st.just(torch.zeros(shape)) | numbers for name, shape in SHAPES.items()})
-    | st.dictionaries(whichever, numbers, max_size=3),
-    positions=numbers,
-    masked=st.lists(whichever, max_size=3).map(tuple),
-    shapes=st.lists(st.sampled_from([*SHAPES.values()]) | st.lists(sides, max_size=3).map(tuple), max_size=3).map(
-        tuple
-    ),
+    network=st.just(Sparse.take({n: torch.ones(s) for n, s in SHAPES.items()}, {}).network) | st.text(max_size=3),
+    values=st.tuples(*(st.just(torch.zeros(SHAPES[name])) | numbers for name in sorted(SHAPES)))
+    | st.lists(numbers, max_size=4).map(tuple),
+    positions=st.lists(codes | numbers, max_size=3).map(tuple),
+    masked=st.lists(st.integers(-1, 3) | st.just(2**62), max_size=3).map(tuple),
 )
 
 

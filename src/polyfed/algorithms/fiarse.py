@@ -122,8 +122,9 @@ class FIARSE(WeightWise):
 
     def predictor_parts(self, private: Nothing, msg: Broadcast, client: LocalClient) -> Parts:
         """The submodel at full shape, and its thresholds."""
-        model = msg.submodel.dense(client.models["model"].shapes)
-        return {"model": model, "gate": self.gates(model, msg.submodel.masked, msg.threshold)}
+        shapes = client.models["model"].shapes
+        model = msg.submodel.dense(shapes)
+        return {"model": model, "gate": self.gates(model, msg.submodel.names(shapes), msg.threshold)}
 
     def predict(self, nets: Nets, x: Tensor) -> Mapping[str, Tensor]:
         """The submodel's logits; weights that fell below the threshold while training do not take part."""

@@ -110,7 +110,7 @@ def best(
     """By capacity the mask of the largest scores; of equal ones the larger magnitude, then the earlier place.
 
     Exactly as many weights as fit are kept of each group, at least one; masks of smaller capacities are inside those of
-    larger ones. It costs a sort by two keys for all capacities together: LEXSORT s at 11 million weights.
+    larger ones. It costs a sort by two keys for all capacities together: 2 s at 11 million weights.
 
     Args:
         scores: of the same names and shapes as the weights.

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from torch import Tensor
 
@@ -25,6 +25,7 @@ from polyfed.blocks.importance import (
 )
 from polyfed.blocks.submodel import Mask, Part, above, gates
 from polyfed.core.algorithm import Algorithm, Task
+from polyfed.core.checks import check_like
 from polyfed.core.clients import ClientInfo, Cohort
 from polyfed.core.gather import Declared, Gathered
 from polyfed.core.message import State
@@ -153,6 +154,10 @@ class WeightWise(Algorithm):
         """What changes add up to: their mean over the clients that hold a coordinate; and, if needed, of squares."""
         mean = CoverageMean(part, nonzero=nonzero)
         return (mean, MeanSquare(part)) if self.importance == "fisher" else mean
+
+    def check_upload(self, task: Task, client: ClientInfo, down: Any, up: Any) -> None:
+        """The changes have the names, shapes and types of what was sent, whose names both ends know."""
+        check_like("delta", up.delta, down.submodel.held(task.common(self.name).shapes))
 
     def learnt(
         self, server: S, cohort: Cohort, got: Gathered, at: Mapping[ClientId, float], masks: Mapping[float, Mask]
