@@ -1,6 +1,7 @@
 """FedIN: whose pairs, which layers, which statistics, and who owns what; the method card's acceptance tests."""
 
 import json
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -441,6 +442,33 @@ def test_keys_without_an_effect_are_refused_all_at_once() -> None:
     with pytest.raises(ConfigError, match="inco_stages"):
         FedIN(inco_stages=("layer1",), align="none")
     assert FedIN(every="never", feature_batch=8, max_age=3, weighting="uniform").every == "never"
+    for align in ("local_primary", "always"):
+        with pytest.raises(ConfigError, match=f"weight: got 2.0, which has no effect: align = '{align}'"):
+            FedIN(align=align, weight=2.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slowed(FedIN):
+    """With a key of its own."""
+
+    server_rate: float = 1.0
+
+
+def test_a_key_of_ones_own_is_not_idle() -> None:
+    """Catches keys that are refused because nobody has thought of them."""
+    assert Slowed(every="never", server_rate=0.5).server_rate == 0.5
+
+
+@pytest.mark.parametrize(
+    ("keys", "what"), [({}, "norm = 'batch'"), ({"norm": "running", "donor": "shuffled"}, "donor = 'shuffled'")]
+)
+def test_an_only_example_is_refused_before_the_run(keys: dict[str, Any], what: str) -> None:
+    """Catches a failure in round 2 that names the batch, and a control that is none."""
+    fed = federation(feature_batch=1, **keys)
+    with pytest.raises(ModelError, match=f"feature_batch = 1 with {what}"):
+        fed.algorithm.check(fed.task)
+    fine = federation(feature_batch=1, norm="running")
+    fine.algorithm.check(fine.task)
 
 
 def test_features_of_no_positions_are_not_pooled() -> None:

@@ -240,7 +240,7 @@ def test_networks_without_layers_to_mix_are_refused_before_the_run(cls: Any) -> 
 
 @pytest.mark.parametrize("cls", [FedNova, InclusiveFL, FedRolex, ScaleFL])
 def test_stages_without_a_mixture_are_refused(cls: Any) -> None:
-    with pytest.raises(ConfigError, match=r"inco_stages: got \('stage2',\).*inco = 'none' mixes nothing; leave it out"):
+    with pytest.raises(ConfigError, match=r"inco_stages: got \('stage2',\).*mixes nothing; leave it at \(\)"):
         cls(inco_stages=("stage2",))
 
 

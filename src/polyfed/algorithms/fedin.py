@@ -23,7 +23,7 @@ from polyfed.blocks.features import FeatureExchange, Features, Pinned, renewed
 from polyfed.blocks.in_training import InTraining
 from polyfed.blocks.inco import InCo
 from polyfed.blocks.layerwise import first_layers, held
-from polyfed.blocks.losses import Distance, feature_distance
+from polyfed.blocks.losses import feature_distance
 from polyfed.core.algorithm import Algorithm, Task, raise_idle
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
 from polyfed.core.message import Message, State
@@ -31,22 +31,21 @@ from polyfed.core.net import Batch, Grad, Net, Nets
 from polyfed.core.requests import ClientResult, Steps, each, exchange, reduce
 from polyfed.models.compatibility import check_layers_fit
 
+#: Keys that one file may set although another of its runs switches IN training off.
+_SWITCHED = {"every", "feature_batch", "max_age"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class FedIN(InTraining, FeatureExchange, InCo, Algorithm):
     """Hyper-parameters beside those of `InTraining`, `FeatureExchange` and `InCo`; no IN steps is layer-wise averaging.
 
     Args:
-        norm: whether BatchNorm in an IN step has the batch's statistics, or the running ones, as in evaluation.
-        distance: of m(s_in) from s_out; see `feature_distance`.
         weighting: of clients when layers are averaged.
     """
 
     name = "fedin"
     tasks = ("classification", "regression")
     states = (Pinned,)
-    norm: Literal["batch", "running"] = "batch"
-    distance: Distance = "mse"
     weighting: Literal["examples", "uniform"] = "examples"
 
     class Server(State):
@@ -72,11 +71,12 @@ class FedIN(InTraining, FeatureExchange, InCo, Algorithm):
 
     def __post_init__(self) -> None:
         """No key without an effect."""
-        both = {"every", "weighting", "feature_batch", "max_age", "inco", "inco_stages"}
+        own = {f.name for kind in (InTraining, FeatureExchange) for f in fields(kind)}
         raise_idle(
             self,
-            (self.every == "never", "every = 'never' takes no IN steps", {f.name for f in fields(self)} - both),
+            (self.every == "never", "every = 'never' takes no IN steps", own - _SWITCHED),
             (self.align == "none", "align = 'none' adds number by number", {"granularity"}),
+            (self.align in ("local_primary", "always"), f"align = {self.align!r} does not use lambda", {"weight"}),
             (self.donor == "own", "donor = 'own' has no other donors", {"donor_architecture", "mix"}),
             self.inco_is_idle,
         )
@@ -84,7 +84,8 @@ class FedIN(InTraining, FeatureExchange, InCo, Algorithm):
     def check(self, task: Task) -> None:
         """Networks whose cuts fit, whose layers of one name have one shape, and whose features can be pooled."""
         check_layers_fit(task.family())
-        _ = self.mixes(task.family()), [*map(self.wire_shape, task.family().values())]
+        self.check_features(task.family().values(), batch_statistics=self.norm == "batch")
+        _ = self.mixes(task.family())
 
     def init_server(self, task: Task, rng: Rng) -> Server:
         """Every layer from the initialisation of the largest network that has it."""

@@ -12,6 +12,8 @@ The norm is over weights, not over BatchNorm's statistics. Known from a summary:
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from polyfed.base import tree
 from polyfed.base.ranges import NonNegative
 from polyfed.base.types import Params, Parts
@@ -48,5 +50,5 @@ class FedProx(Layerwise):
 
     def gradient(self, grad: Grad, nets: Nets, batch: Batch, due: bool) -> Parts:
         """That of the task's loss, and mu (w - w_t)."""
-        w, start = nets["model"].params, nets["start"].params
-        return {"model": {n: g + self.mu * (w[n] - start[n]) for n, g in grad(supervised)["model"].items()}}
+        w, start, gradient = nets["model"].params, nets["start"].params, grad(supervised)["model"]
+        return {"model": {n: torch.add(g, w[n] - start[n], alpha=self.mu) for n, g in gradient.items()}}

@@ -37,7 +37,7 @@ class Moon(Layerwise):
     """Hyper-parameters, besides those of `Layerwise`.
 
     Args:
-        mu: weight of l_con; 0 is FedAvg, at three times its forward passes.
+        mu: weight of l_con; 0 is FedAvg.
         temperature: T.
     """
 
@@ -69,8 +69,9 @@ class Moon(Layerwise):
 
     def client_round(self, private: Private, msg: Any, client: LocalClient) -> Steps[ClientResult]:
         """E epochs from w_t; keep what comes of them, and send it."""
-        loss = self.loss if private.previous else supervised
-        frozen = {"received": msg.model, "previous": private.previous} if private.previous else {}
+        loss, frozen = supervised, dict[str, Params]()
+        if private.previous and self.mu:
+            loss, frozen = self.loss, {"received": msg.model, "previous": private.previous}
         fitted = yield from fit(client, {"model": msg.model}, loss=loss, frozen=frozen)
         return self.Private(fitted.parts["model"]), self.Upload(fitted.parts["model"], len(client.train))
 

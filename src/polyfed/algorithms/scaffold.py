@@ -22,6 +22,7 @@ from polyfed.base.types import Params
 from polyfed.blocks.layerwise import Layerwise, MeanByKey, by_architecture, counted, held, keys
 from polyfed.blocks.losses import supervised
 from polyfed.core.algorithm import Task
+from polyfed.core.checks import check_like
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
 from polyfed.core.message import Message, State
 from polyfed.core.requests import ClientResult, Steps, exchange, fit
@@ -79,13 +80,11 @@ class Scaffold(Layerwise):
             return replace(self.message_for(server, client), control=control)
 
         mean = MeanByKey("num_examples", server.model, server.owns)
-        change = MeanByKey(None, server.control, server.owns)
+        change = MeanByKey(None, {}, server.owns)
         got = yield from exchange(cohort, by_architecture(cohort, message), gather={"model": mean, "control": change})
         here = counted(server.control, server.owns, Counter(client.architecture for client in got.clients))
-        control = {
-            n: c + here[n] / server.clients[n] * got["control"][n] if here[n] else c for n, c in server.control.items()
-        }
-        return replace(self.moved(server, got["model"]), control=control)
+        change = {n: here[n] / server.clients[n] * mean for n, mean in got["control"].items()}
+        return replace(self.moved(server, got["model"]), control={**server.control, **tree.add(change, server.control)})
 
     def message_for(self, server: Server, client: ClientInfo) -> Broadcast:
         """The network alone: predicting needs no c."""
@@ -99,3 +98,8 @@ class Scaffold(Layerwise):
         w, reach = fitted.parts["model"], max(1, fitted.steps) * client.plan.rate("model")
         new = {n: own - c[n] + (msg.model[n] - w[n]) / reach for n, own in c_k.items()}
         return self.Private(new), self.Upload(w, len(client.train), tree.sub(new, c_k))
+
+    def check_upload(self, task: Task, client: ClientInfo, down: Broadcast, up: Upload) -> None:
+        """The whole network, and a change of c for each of its weights."""
+        check_like("model", up.model, down.model)
+        check_like("control", up.control, tree.pick(down.model, task.build(client.architecture).parameter_names))

@@ -1,6 +1,6 @@
 """Batches of features that clients show one another: how they are veiled, stored, dealt and read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self, TypeAlias
 
@@ -181,6 +181,31 @@ class FeatureExchange:
                 "behind a convolution, or leave pool out"
             )
         return (first, *(-(-side // self.pool) for side in sides))
+
+    def check_features(self, models: Iterable[SplitModel], *, batch_statistics: bool) -> None:
+        """Check that clients can make, veil and train on features.
+
+        Args:
+            models: the clients' networks.
+            batch_statistics: whether normalisation layers of an IN step use those of the pair's examples.
+
+        Raises:
+            ModelError: s_in has no positions to average over; or one example is too few.
+        """
+        for model in models:
+            _ = self.wire_shape(model)
+            if self.feature_batch > 1:
+                continue
+            if batch_statistics and model.statistic_names & model.intermediate_names:
+                raise ModelError(
+                    f"algorithm.feature_batch = 1 with norm = 'batch': normalisation layers of {model.name!r} need two "
+                    "examples for statistics of their own; take at least 2, or norm = 'running'"
+                )
+            if self.donor in ("shuffled", "random"):
+                raise ModelError(
+                    f"algorithm.feature_batch = 1 with donor = {self.donor!r}: an only output cannot belong to another "
+                    "example; take at least 2"
+                )
 
     def check_pairs(self, model: SplitModel, pairs: tuple[Features, ...]) -> None:
         """Check that each pair is what a client with ``model`` sends.

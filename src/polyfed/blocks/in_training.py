@@ -8,6 +8,7 @@ from polyfed.base import tree
 from polyfed.base.ranges import NonNegative
 from polyfed.base.types import Params, Parts
 from polyfed.blocks.gradients import Align, Granularity, combine_all
+from polyfed.blocks.losses import Distance
 from polyfed.core.clients import LocalClient
 from polyfed.core.net import Batch, Grad, Nets
 from polyfed.core.requests import Every, Steps, fit
@@ -25,6 +26,8 @@ class InTraining(ABC):
         vectors: whether biases and normalisation layers are combined, too, or keep what local training gives.
         weight: lambda, of the IN gradient.
         every: when a client takes an IN step; ``"never"``: not at all.
+        norm: whether BatchNorm in an IN step has the batch's statistics, or the running ones, as in evaluation.
+        distance: of m(s_in) from s_out; see `polyfed.blocks.losses.feature_distance`.
     """
 
     align: Align = "in_primary_sum"
@@ -33,6 +36,8 @@ class InTraining(ABC):
     vectors: bool = False
     weight: NonNegative = 1.0
     every: Every = "epoch"
+    norm: Literal["batch", "running"] = "batch"
+    distance: Distance = "mse"
 
     @abstractmethod
     def gradient(self, grad: Grad, nets: Nets, batch: Batch, due: bool) -> Parts:

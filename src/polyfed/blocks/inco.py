@@ -3,7 +3,7 @@
     Y.-H. Chan, R. Zhou, R. Zhao, Z. Jiang, E. C.-H. Ngai: Internal Cross-layer Gradients for Extending Homogeneity to
     Heterogeneity in Federated Learning. ICLR 2024. https://arxiv.org/abs/2308.11464
 
-With G_k the mean change of a layer in a round and G_0 that of the stage's first layer of the same shape,
+With G_k the mean change of a layer in a round and G_0 that of a layer of the same shape at the stage's beginning,
 
     theta = <G_0, G_k> / <G_0, G_0>,   U_k = (G_k / ||G_k|| - theta G_0 / ||G_0||) (||G_k|| + ||G_0||) / 2,
 
@@ -65,8 +65,9 @@ def _mix(g_k: Tensor, g_0: Tensor, form: Form) -> Tensor:
 def references(model: SplitModel, named: Sequence[str] = ()) -> dict[str, str]:
     """The name of the reference of each convolution's weight that is mixed.
 
-    A stage is a submodule of blocks. Its reference is the last convolution of the first block; all convolutions of its
-    other blocks that have the same shape are mixed, so that a stage of one block mixes nothing. Where the network names
+    A stage is a submodule of blocks. Its reference is the last convolution of the first block, as in the released code,
+    where the paper says the first of the shape; all convolutions of its other blocks that have the same shape are
+    mixed, so that a stage of one block mixes nothing. Where the network names
     no stages, the convolutions of one shape whose outputs have one size, in the order in which a forward runs them, are
     a stage; the first is the reference of the others.
 

@@ -111,7 +111,10 @@ def within(block: str, names: Mapping[str, object] | Iterable[str]) -> list[str]
 
 
 def _declared(module: nn.Module) -> tuple[str, ...]:
-    return tuple(getattr(module, "stages", ()))
+    """The submodules that a network's attribute ``stages`` lists; none where it is something else."""
+    found, own = getattr(module, "stages", ()), dict(module.named_modules())
+    named = isinstance(found, list | tuple) and all(isinstance(name, str) and name in own for name in found)
+    return tuple(found) if named else ()
 
 
 def _is_sequence(module: nn.Module) -> bool:
