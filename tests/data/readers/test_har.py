@@ -183,7 +183,7 @@ def test_subjects_are_clients_and_official_test_subjects_are_unseen(tmp_path: Pa
     assert unseen.train_rows.tolist() == [0, 1, 2, 3, 4, 5]
     assert unseen.test_rows.tolist() == [6, 7]
     with pytest.raises(DataError, match=r"belong to groups without training rows.*data.split = \"pooled\""):
-        make_partition(dataset, kind="natural", num_clients=3, rng=Rng((0,)), split="official")
+        make_partition(dataset, kind="natural", num_clients=None, rng=Rng((0,)), split="official")
     data = FederatedData(dataset, home, augment=False)
     x, _ = data.train(0).batch(torch.arange(len(data.train(0))))
     assert torch.allclose(x.mean((0, 2)), torch.zeros(9), atol=1e-4)  # by its own training rows, channel by channel
