@@ -22,15 +22,20 @@ AVERAGES = ("architecture", "layer")
 @pytest.mark.parametrize("driver", ["sequential", "batched"])
 @pytest.mark.parametrize("average", AVERAGES)
 def test_the_first_round_is_fedavgs_and_the_second_is_not(average: Any, driver: str) -> None:
-    """Catches a contrast with a model that there is not yet; bitwise. At mu = 0 it stays FedAvg."""
-    ours, none, theirs = (
-        toy.play(federation(a), driver=driver)
-        for a in (Moon(average=average), Moon(average=average, mu=0.0), FedAvg(average=average))
-    )
+    """Catches a contrast with a model that there is not yet; bitwise."""
+    ours, theirs = (toy.play(federation(a), driver=driver) for a in (Moon(average=average), FedAvg(average=average)))
     assert tree.same(ours.round().server.model, theirs.round().server.model)
-    toy.close(none.round().server.model, theirs.server.model, 0.0)
     assert not tree.same(ours.round().server.model, theirs.round().server.model)
-    toy.close(none.round().server.model, theirs.server.model, 1e-6)
+
+
+def test_without_mu_it_is_fedavg_bit_by_bit() -> None:
+    """Catches a loss of weight 0 that is computed all the same, and rounds otherwise."""
+    none, theirs = (toy.play(federation(a), 2) for a in (Moon(average="layer", mu=0.0), FedAvg(average="layer")))
+    assert tree.same(none.server.model, theirs.server.model)
+    local = none.local(0, 3)
+    message = none.federation.algorithm.message_for(none.server, local.info)
+    request: Any = next(none.federation.algorithm.client_round(none.private(0), message, local))
+    assert not request.frozen, "two networks are run for nothing"
 
 
 def test_the_last_model_is_that_of_the_last_participation() -> None:

@@ -1,5 +1,6 @@
 """SCAFFOLD: FedAvg in round 1, K of each key, bytes, and whose control variates are whose."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from layers_by_hand import DEPTHS, federation, numel
 from polyfed.algorithms.fedavg import FedAvg
 from polyfed.algorithms.scaffold import Scaffold
 from polyfed.base import tree
-from polyfed.base.errors import ModelError
+from polyfed.base.errors import MessageError, ModelError
 from polyfed.core.clients import ClientInfo
 from polyfed.core.message import size
 
@@ -100,3 +101,16 @@ def test_a_network_that_the_server_does_not_have_is_refused() -> None:
     game = toy.play(federation(Scaffold(average="architecture")), 1)
     with pytest.raises(ModelError, match=r"the server has no network 'mlp'"):
         game.federation.algorithm.message_for(game.server, ClientInfo(9, architecture="mlp"))
+
+
+def test_an_upload_without_its_buffers_is_refused() -> None:
+    """Catches fields that fit one another's shapes: a network without its running statistics is as large as c."""
+    game = toy.play(federation(Scaffold(average="layer"), clients={"participation": 1.0}), 1)
+    algorithm, task = game.federation.algorithm, game.federation.task
+    info, up = game.local(1, 2).info, game.got[-1][1]
+    down = replace(algorithm.message_for(game.server, info), control=up.control)
+    algorithm.check_upload(task, info, down, up)
+    with pytest.raises(MessageError, match="model"):
+        algorithm.check_upload(task, info, down, replace(up, model=tree.pick(up.model, up.control)))
+    with pytest.raises(MessageError, match="control"):
+        algorithm.check_upload(task, info, down, replace(up, control=up.model))

@@ -37,7 +37,7 @@ SEEDS = st.integers(0, 10**6)
 
 
 def image(spec: str) -> SplitModel:
-    return build(spec, input_shape=(3, 16, 16), num_classes=5)
+    return build(spec, input_shape=(3, 32) if "-1d" in spec else (3, 16, 16), num_classes=5)
 
 
 #: The networks of the catalogue in which a channel without weights is as good as none: all without LayerNorm.

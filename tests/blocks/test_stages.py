@@ -1,9 +1,13 @@
 """Stages, blocks, and the last blocks that deeper networks stand beside."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 from torch import Tensor, nn
 
 from polyfed.base.errors import ModelError
+from polyfed.blocks.inco import references
 from polyfed.blocks.stages import blocks, last_blocks, within
 from polyfed.models.split import SplitModel
 from polyfed.models.zoo import build
@@ -64,3 +68,18 @@ def test_networks_that_are_not_nested_are_refused(deeper: tuple[tuple[str, ...],
 def test_a_block_does_not_hold_what_begins_like_it() -> None:
     """Catches ``block10`` taken for a part of ``block1``."""
     assert within("block1", ["block1.w", "block10.w", "block1"]) == ["block1.w"]
+
+
+@pytest.mark.parametrize("stages", [lambda: 2, lambda: nn.ModuleList([nn.Linear(3, 3)]), lambda: ["trunk", "gone"]])
+def test_an_attribute_of_another_kind_names_no_stages(stages: Callable[[], Any]) -> None:
+    """Catches a network of one's own whose `stages` is something else, and ends in a traceback."""
+
+    class Other(Own):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stages = stages()
+
+    other = SplitModel("other", Other, input_shape=(3,), classifier="fc")
+    assert references(other) == {}
+    with pytest.raises(ModelError, match="'other' names no blocks"):
+        blocks(other)

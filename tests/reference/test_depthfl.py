@@ -96,8 +96,10 @@ def follow(
 ) -> None:
     (train_keys, settings), kind = TRAINING[training], "mlp" if net == "mlp" else f"resnet {net}"
     spec, shape = ("mlp(hidden=(9, 8, 6))", (7,)) if net == "mlp" else (f"resnet8(norm={net}, width=4)", (1, 8, 8))
+    idle = {key for key, switch in (("alpha", "feddyn"), ("ramp", "distill")) if not keys.get(switch, True)}
+    own = {key: value for key, value in {"alpha": ALPHA, "ramp": RAMP}.items() if key not in idle}
     fed = toy.federation(
-        cls(depths=TABLE, alpha=ALPHA, ramp=RAMP, **keys),
+        cls(depths=TABLE, **own, **keys),
         models=(spec,), shape=shape, sizes=(11, 8, 6), train=train_keys, clients={"capacities": list(CAPACITIES)},
     )  # fmt: skip
     game = toy.play(fed, precision=precision, driver=driver)

@@ -1,6 +1,7 @@
 """A round of ScaleFL against plain torch: narrow, shallow modules with heads, weights copied in and out by hand."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import plain
@@ -208,8 +209,7 @@ class SharedStatistics(ScaleFL):
         same = [c for c in new.buffers if server.chosen[c][0] == 0.5]
         common = new.buffers[same[0]].keys() & new.buffers[same[1]].keys()
         mean = plain.mean([{n: new.buffers[c][n] for n in common} for c in same], [1, 1])
-        return type(new)(new.model, {c: {**b, **mean} if c in same else b for c, b in new.buffers.items()},
-                         new.anatomy, new.chosen)  # fmt: skip
+        return replace(new, buffers={c: {**b, **mean} if c in same else b for c, b in new.buffers.items()})
 
 
 def test_the_exposed_loss_is_the_loss() -> None:

@@ -32,7 +32,7 @@ from polyfed.base.types import Params
 from polyfed.blocks.layerwise import Keyed, MeanByKey, Owns, by_architecture, by_size, first_layers, key_of, keys
 from polyfed.blocks.losses import supervised
 from polyfed.blocks.stages import blocks, last_blocks, within
-from polyfed.core.algorithm import Task
+from polyfed.core.algorithm import Task, raise_idle
 from polyfed.core.clients import Cohort, LocalClient
 from polyfed.core.message import Message, Nothing, State
 from polyfed.core.requests import ClientResult, Steps, exchange, fit
@@ -53,11 +53,14 @@ class InclusiveFL(Keyed):
 
     name = "inclusivefl"
     exempt = {"idle_rounds_change_nothing": "the state holds the changes of a round, which last blocks follow"}
-    switches = {"beta": "own_last", "stages": "own_last"}
     beta: Fraction = 0.2
     own_last: bool = True
     own_classifier: bool = True
     stages: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """No key without an effect."""
+        raise_idle(self, (not self.own_last, "own_last is off", {"beta", "stages"}), self.inco_is_idle)
 
     class Server(Keyed.Server):
         """Beside the tensors: the keys that teach each key of a last block, and how these moved in the last round."""

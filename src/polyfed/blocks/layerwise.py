@@ -195,7 +195,7 @@ class Layerwise(Keyed):
     def check(self, task: Task) -> None:
         """One architecture; or, as ``average`` says, several, whose layers of one name have one shape."""
         if self.average == "all":
-            task.common(f"{self.name} with average = 'all' ('architecture' and 'layer' allow several)")
+            task.common(self.name, "or set algorithm.average to 'architecture' or 'layer'")
         elif self.average == "layer":
             check_names_fit(task.family())
         super().check(task)

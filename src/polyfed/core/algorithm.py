@@ -71,15 +71,20 @@ class Task:
         """Return the clients' networks by name."""
         return {str(spec): self.build(spec) for spec in self.architectures}
 
-    def common(self, algorithm: str) -> SplitModel:
+    def common(self, algorithm: str, otherwise: str = "") -> SplitModel:
         """Return the common network of all clients.
+
+        Args:
+            algorithm: its name, for the message.
+            otherwise: what a user could do who wants several, for the message.
 
         Raises:
             ModelError: the clients' networks differ, or are private.
         """
         if len(self.architectures) != 1:
             got = ", ".join(map(str, self.architectures)) or "private networks"
-            raise ModelError(f"{algorithm} needs one architecture for all clients; clients.models gives {got}")
+            text = f"{algorithm} needs one architecture for all clients; clients.models gives {got}; give one model"
+            raise ModelError(f"{text}, {otherwise}" if otherwise else text)
         return self.build(self.architectures[0])
 
     def common_head(self, algorithm: str, *, linear: bool = False) -> SplitModel:
