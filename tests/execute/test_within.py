@@ -17,7 +17,7 @@ from polyfed.core.net import Batch
 from polyfed.core.plan import LocalSGD
 from polyfed.core.requests import Fit, fit
 from polyfed.execute.local_training import run_fit
-from polyfed.execute.stacked import kind_of, run_stacked
+from polyfed.execute.stacked import kind_of, replayable, run_stacked, signature
 from polyfed.models.split import SplitModel
 
 MASKED = ("fc1.weight", "fc2.weight", "fc2.bias")
@@ -119,11 +119,21 @@ def test_the_layout_of_kernels_changes_nothing() -> None:
 
 
 def test_other_coordinates_are_another_kind_only_if_their_number_differs() -> None:
-    """Catches a stack of tensors of unlike lengths."""
+    """Catches a stack of tensors of unlike lengths, a trace of them, and a step that is counted anew each round."""
     asked = request(PLANS["plain"])
     one, other, more = (replace(asked, within={"model": {"fc2.bias": torch.tensor(held)}}) for held in _HELD)
-    assert kind_of(one) == kind_of(other)
-    assert len({kind_of(fit) for fit in (asked, one, more)}) == 3
+    assert signature(one) == signature(other)
+    assert len({signature(fit) for fit in (asked, one, more)}) == 3
+    assert kind_of(one) == kind_of(more) != kind_of(asked)
+    assert replayable(asked) is not None
+    assert replayable(one) is None
+
+
+def test_a_mask_of_another_shape_is_refused() -> None:
+    """Catches a mask that is broadcast in silence."""
+    for mask in (torch.tensor([True, False]), torch.ones(4)):
+        with pytest.raises(TypeError, match=r"the mask of 'fc2\.bias' has shape"):
+            request(PLANS["plain"], within={"model": {"fc2.bias": mask}})
 
 
 _HELD = ([True, False, False, True], [False, True, True, False], [True, True, True, False])

@@ -97,6 +97,9 @@ def test_what_is_refused(kept: Path, tmp_path: Path) -> None:
         polyfed.kept_round(kept, 3)
     with pytest.raises(ConfigError, match=r"run\.keep_rounds: got 4; expected rounds from 0 to run\.rounds, 3"):
         config(keep_rounds=(1, 4))
+    for rounds in ((2, 1), (1, 1)):
+        with pytest.raises(ConfigError, match=r"run\.keep_rounds: .*expected rounds in ascending order, each once"):
+            config(keep_rounds=rounds)
     found = SavedRun(kept, polyfed.kept_round(kept, 1).algorithm.states, 1)
     with pytest.raises(CheckpointError, match="the server's state of round 1, no private states"):
         found.private(0)

@@ -44,6 +44,10 @@ class InTraining(ABC):
         """The local gradient, or at an IN step `combined` with the IN one, of a part ``model``."""
 
     @abstractmethod
+    def local_loss(self, nets: Nets, batch: Batch) -> Any:
+        """L_loc, of the client's own batch."""
+
+    @abstractmethod
     def in_loss(self, nets: Nets, batch: Batch) -> Any:
         """L_IN, of the features in the part ``pair``."""
 

@@ -203,6 +203,8 @@ class RunSection(Section):
         known = of_task(task)
         if beyond := [round_ for round_ in self.keep_rounds if round_ > self.rounds]:
             yield "keep_rounds", f"got {beyond[0]}; expected rounds from 0 to run.rounds, {self.rounds}"
+        if list(self.keep_rounds) != sorted(set(self.keep_rounds)):
+            yield "keep_rounds", f"got {shown(self.keep_rounds)}; expected rounds in ascending order, each once"
         if self.metrics is not None and (not self.metrics or len(set(self.metrics)) < len(self.metrics)):
             yield "metrics", f"got {shown(self.metrics)}; expected different names, at least one"
         for place, name in enumerate(self.metrics or ()):

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from types import GeneratorType
 from typing import Any, TypeAlias, TypeVar
 
+import torch
 from torch import Tensor
 
 from polyfed.base.types import ClientId, Params, Parts
@@ -180,6 +181,14 @@ def fit(
         raise TypeError("fit() takes exactly one of loss and gradient")
     if within and correction:
         raise TypeError("fit() takes within or correction, not both: a correction has the shape of the whole tensors")
+    for part, own in (within or {}).items():
+        for name, mask in own.items():
+            whole = tuple(parts[part][name].shape)
+            if mask.dtype != torch.bool or mask.shape != whole:
+                raise TypeError(
+                    f"fit(within=...): the mask of {name!r} has shape {tuple(mask.shape)} and type {mask.dtype}; "
+                    f"expected one bool for each coordinate, {whole}"
+                )
 
     def of_loss(grad: Grad, nets: Nets, batch: Batch, due: bool) -> Parts:
         assert loss is not None

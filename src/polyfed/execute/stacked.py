@@ -63,13 +63,15 @@ Gradients = Mapping[str, Mapping[str, Tensor | Product]]
 
 def signature(fit: Fit) -> object:
     """Return a key that is equal for requests that may be stacked: same function, networks, shapes and plan."""
-    return kind_of(fit), fit.client.plan, tuple(sorted(fit.lr.items()))
+    counts = tuple((part, *(int(mask.sum()) for mask in own.values())) for part, own in fit.within.items())
+    return kind_of(fit), counts, fit.client.plan, tuple(sorted(fit.lr.items()))
 
 
 def kind_of(fit: Fit) -> object:
-    """Return `signature` without learning rates: equal for requests whose steps cost the same and have one trace.
+    """Return `signature` without learning rates, and without how many coordinates of a tensor are trained.
 
-    A schedule changes the rates every round, and a new trace or count for each round would take longer than the round.
+    It is equal for requests whose steps are counted once. A schedule changes the rates every round, and FIARSE its
+    submodels; a new trace or count for each round would take longer than the round.
     """
 
     def shapes(parts: Parts) -> object:
@@ -78,7 +80,7 @@ def kind_of(fit: Fit) -> object:
     return (
         *(fit.identity, tuple((part, model.signature) for part, model in fit.client.models.items())),
         *(shapes(fit.parts), shapes(fit.frozen), shapes(fit.correction)),
-        tuple((part, tuple((n, int(mask.sum())) for n, mask in own.items())) for part, own in fit.within.items()),
+        tuple((part, tuple(own)) for part, own in fit.within.items()),
         *(replace(fit.client.plan, lr=0.0, factor=1.0, parts=()), fit.client.weights is None),
         *(
             "by step" if callable(fit.every) else fit.every,
@@ -105,6 +107,8 @@ def replayable(fit: Fit) -> object | None:
     closure or partial may hold values that differ from round to round.
     """
     source = fit.loss if fit.loss is not None else fit.gradient
+    if fit.within:  # its tensors have other lengths in each round, and a trace would serve one
+        return None
     if fit.moves is not None and not isinstance(getattr(fit.moves, "__self__", None), Algorithm):
         return None
     plain = isinstance(source, FunctionType) and source.__closure__ is None

@@ -36,13 +36,17 @@ def _spread(base: Tensor, where: Tensor, value: Tensor) -> Tensor:
 
 
 def _flat(base: Tensor) -> Tensor:
-    """Return a view of all coordinates in the order of memory; images' kernels may have the channels innermost."""
-    return base.reshape(-1) if base.is_contiguous() else base.permute(0, 2, 3, 1).reshape(-1)
+    """Return all coordinates in the order of memory, where images' kernels may have the channels innermost."""
+    return base.permute(0, 2, 3, 1).reshape(-1) if _innermost(base) else base.reshape(-1)
+
+
+def _innermost(base: Tensor) -> bool:
+    return base.dim() == 4 and not base.is_contiguous() and base.is_contiguous(memory_format=torch.channels_last)
 
 
 def _shaped(flat: Tensor, base: Tensor) -> Tensor:
     """Return the inverse of `_flat`."""
-    if base.is_contiguous():
+    if not _innermost(base):
         return flat.reshape(base.shape)
     out, channels, height, width = base.shape
     return flat.reshape(out, height, width, channels).permute(0, 3, 1, 2)

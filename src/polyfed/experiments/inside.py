@@ -20,7 +20,6 @@ from polyfed.base.errors import ConfigError
 from polyfed.base.types import ClientId
 from polyfed.blocks.gradients import inner
 from polyfed.blocks.in_training import InTraining
-from polyfed.blocks.losses import supervised
 from polyfed.core.clients import Cohort
 from polyfed.core.message import Message
 from polyfed.core.net import Net
@@ -191,7 +190,7 @@ def conflicts(fit: Fit, algorithm: InTraining, placement: Placement, most: int) 
     batches = torch.arange(len(client.train)).split(client.plan.batch_size)[:most]
     for rows in (rows for rows in batches if len(rows) > 1):  # BatchNorm cannot normalise a single example
         batch = client.weigh(placement.batch(client.train, rows))
-        own, foreign = (local.grad(batch, loss)["model"] for loss in (supervised, algorithm.in_loss))
+        own, foreign = (local.grad(batch, loss)["model"] for loss in (algorithm.local_loss, algorithm.in_loss))
         for name, g in algorithm.taught(own, model.intermediate_names).items():
             if a := float(inner(g, g)):
                 found.setdefault(stage_of(name, model), []).append(float(inner(foreign[name], g)) / a)

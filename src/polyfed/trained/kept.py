@@ -36,6 +36,11 @@ class KeptRound:
     task: Task
     server: State
 
+    def __repr__(self) -> str:
+        """One line: the state holds weights, and FedIN's the features that clients have shown."""
+        names = ", ".join(self.nets) or "no networks"
+        return f"KeptRound(round {self.round} of {self.config.run.rounds}: {self.algorithm.name}, {names})"
+
     @property
     def nets(self) -> Mapping[str, Nets]:
         """The networks that the server can make by itself, by name, such as one of each architecture; maybe none."""

@@ -223,3 +223,10 @@ def test_the_real_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tested = np.unique(dataset.groups[dataset.test_rows]) + 1
     assert tested.tolist() == [2, 4, 9, 10, 12, 13, 18, 20, 24]
     assert np.bincount(dataset.y).tolist() == [1722, 1544, 1406, 1777, 1906, 1944]
+
+
+def test_a_folder_that_was_not_unpacked_is_refused(tmp_path: Path) -> None:
+    """Catches a traceback where the right folders are there, and nothing in them."""
+    (tmp_path / "train").mkdir()
+    with pytest.raises(DataError, match="not found"):
+        load_dataset("uci-har", path=tmp_path)

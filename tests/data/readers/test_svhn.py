@@ -104,6 +104,9 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot be read as a file of MATLAB 5"):
         load_dataset("svhn", path=tmp_path)
     savemat(path, {"images": np.zeros(3)})
+    with pytest.raises(DataError, match="its arrays are not compressed"):
+        load_dataset("svhn", path=tmp_path)
+    savemat(path, {"images": np.zeros(3)}, do_compression=True)
     with pytest.raises(DataError, match="lacks the arrays X and y"):
         load_dataset("svhn", path=tmp_path)
     path.unlink()

@@ -127,7 +127,7 @@ def _usable(arrays: Arrays) -> bool:
 def _opened(place: Path) -> Generator[Callable[[str], bytes]]:
     """Yield what reads one of ``_NAMES``; nothing is unpacked to disk."""
     files = har_files(place)
-    if files == [place] or files[0].suffix == ".zip":
+    if files == [place] or [file.suffix for file in files[:1]] == [".zip"]:
         try:
             with zipfile.ZipFile(files[0]) as archive:
                 yield _reader(archive, files[0])

@@ -83,6 +83,7 @@ def read_svhn(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     from scipy.io import loadmat  # takes a tenth of a second
     from scipy.io.matlab import MatReadError
 
+    _check_compressed(path)
     try:
         arrays: dict[str, Any] = loadmat(path, variable_names=("X", "y"))
     except (*_DAMAGED, MatReadError) as error:
@@ -96,6 +97,27 @@ def read_svhn(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         raise DataError(f"{path}: X has shape {x.shape} and type {x.dtype}; expected uint8 (32, 32, 3, N), N above 0")
     labels = _labels(y, x.shape[3], path)
     return np.ascontiguousarray(x.transpose(3, 2, 0, 1)), labels
+
+
+def _check_compressed(path: Path) -> None:
+    """Raise DataError unless the file's first array is compressed, as in SVHN's: then damage fails zlib's checksum.
+
+    A damaged file that is not compressed can make scipy's reader read beyond its buffers.
+    """
+    with path.open("rb") as file:
+        start = file.read(_HEADER + 4)
+    if len(start) < _HEADER + 4 or start[_HEADER - 2 : _HEADER] not in (b"IM", b"MI"):
+        raise DataError(f"{path}: cannot be read as a file of MATLAB 5; it is damaged or another file; fetch it again")
+    order = "little" if start[_HEADER - 2 : _HEADER] == b"IM" else "big"
+    if int.from_bytes(start[_HEADER:], order) != _COMPRESSED:
+        raise DataError(
+            f"{path}: cannot be read as a file of SVHN: its arrays are not compressed, as those of the published files "
+            "are, so damage would go unnoticed; fetch it again, or save it with compression"
+        )
+
+
+#: Bytes before a MATLAB 5 file's first array, and the type of a compressed array.
+_HEADER, _COMPRESSED = 128, 15
 
 
 def _labels(y: NDArray[Any], rows: int, path: Path) -> NDArray[np.int64]:
