@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polyfed.base.errors import ConfigError
-from polyfed.config.toml import parse_override, to_toml
+from polyfed.comparison.specs import AlgorithmEntry
+from polyfed.config.toml import apply, parse_override, to_toml
 
 
 @pytest.mark.parametrize(
@@ -41,6 +42,15 @@ def test_overrides_that_are_none(override):
     else:
         with pytest.raises(ConfigError, match=r"expected section\.key=value"):
             parse_override(override)
+
+
+def test_none_is_a_value_of_an_algorithms_key_that_has_it() -> None:
+    """Catches a run under a label such as ``fedin:align=none`` that plays the default."""
+    tables = {"algorithm": {"name": "fedin", "align": "always", "weighting": "uniform"}, "run": {"name": "fedin"}}
+    for override in ("algorithm.align=none", "algorithm.weighting=none", "run.threads=none", "run.name=none"):
+        apply(tables, *parse_override(override))
+    assert tables == {"algorithm": {"name": "fedin", "align": "none"}, "run": {}}
+    assert AlgorithmEntry.parse("fedin:align=none:weighting=none").keys == {"align": "none"}
 
 
 keys = st.text(min_size=1, max_size=5).filter(lambda key: "\n" not in key and key.isprintable())

@@ -325,6 +325,21 @@ def test_the_servers_largest_model_and_any_capacity(
             assert held(trained_model(run, capacity=capacity)) < held(whole)
 
 
+def test_of_unlike_networks_the_server_exports_the_largest(tmp_path: Path) -> None:
+    """Catches the first network of the configuration, which may be the smallest."""
+    models = [f"in-resnet{depth}-small(width=4)" for depth in (10, 18, 14)]
+    simulate(
+        digits(
+            run={"rounds": 1},
+            algorithm={"name": "fedavg", "average": "layer"},
+            clients={"models": models, "participation": 1.0},
+        ),
+        out=tmp_path / "run",
+    )
+    assert trained_model(tmp_path / "run").about["server_model"] == models[1]
+    assert trained_model(tmp_path / "run", predictor=models[0]).about["server_model"] == models[0]
+
+
 def test_kept_parts_do_not_fit_a_message_with_fewer_tensors(tmp_path: Path) -> None:
     """Catches an error of Python where a message lacks tensors that the kept parts have."""
     kept, whole = AssembledParts(tmp_path), Update({"a": torch.zeros(2), "b": torch.ones(2)})

@@ -36,7 +36,7 @@ _SWITCHED = {"every", "feature_batch", "max_age"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class FedIN(InTraining, FeatureExchange, InCo, Algorithm):
+class FedIN(FeatureExchange, InTraining, InCo, Algorithm):
     """Hyper-parameters beside those of `InTraining`, `FeatureExchange` and `InCo`; no IN steps is layer-wise averaging.
 
     Args:

@@ -88,10 +88,10 @@ class AlgorithmEntry:
         head, *settings = re.split(r":(?=[^:=]+=)", text.strip())
         if not head or "=" in head:
             raise ConfigError(f"--algorithms {text!r}: expected a name, or name:key=value")
-        tables: Table = {}
+        tables: Table = {"name": head}
         for setting in settings:
             apply(tables, *parse_override(setting))
-        return cls.of(text.strip(), {"name": head, **tables}, f"--algorithms {text!r}")
+        return cls.of(text.strip(), tables, f"--algorithms {text!r}")
 
     @classmethod
     def of(cls, label: str, table: Mapping[str, Any], where: str) -> AlgorithmEntry:

@@ -9,7 +9,7 @@ import dataclasses
 import inspect
 from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -93,6 +93,15 @@ def algorithm_fields(cls: type[Algorithm]) -> Mapping[str, AlgorithmField]:
         for field in dataclasses.fields(cls)  # pyright: ignore[reportArgumentType]  # algorithm_class saw to it
         if field.init
     }
+
+
+def takes_none(name: object, key: str) -> bool:
+    """Return whether a key of an algorithm has the text "none" among its values, such as FedIN's ``align``."""
+    try:
+        fields = algorithm_fields(algorithm_class(str(name)))
+    except PolyfedError:
+        return False  # an error of its own says so
+    return key in fields and "none" in get_args(fields[key].annotation)
 
 
 @cache

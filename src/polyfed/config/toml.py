@@ -131,7 +131,9 @@ def items(text: str) -> list[str]:
 
 
 def apply(tables: Table, path: Sequence[str], value: Any, option: str = "--set") -> None:
-    """Put ``value`` at ``path``; None removes the key. Changes ``tables``. An error names ``option``.
+    """Put ``value`` at ``path``; None removes the key, unless it is an algorithm's that has a value "none".
+
+    Changes ``tables``. An error names ``option``.
 
     Raises:
         ConfigError: a key on the path is not a table.
@@ -143,6 +145,10 @@ def apply(tables: Table, path: Sequence[str], value: Any, option: str = "--set")
         if not isinstance(below, dict):
             raise ConfigError(f"{option} {'.'.join(path)}: {part} is not a table")
         node = cast(Table, below)
+    if value is None and "name" in node:  # an algorithm's table, or one that no algorithm's key is in
+        from polyfed.config.algorithms import takes_none  # it takes long, and most values are not none
+
+        value = "none" if takes_none(node["name"], last) else None
     if value is None:
         node.pop(last, None)
     else:

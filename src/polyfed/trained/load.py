@@ -18,6 +18,7 @@ from polyfed.config import Config, load_algorithm
 from polyfed.core.algorithm import Algorithm, Task
 from polyfed.core.clients import ClientInfo, NeedsDataError
 from polyfed.core.message import Message, size
+from polyfed.core.net import Net
 from polyfed.execute.placement import Placement
 from polyfed.models.split import SplitModel
 from polyfed.rounds.federation import configured_info, configured_task
@@ -241,7 +242,7 @@ class _Loader:
             )
         if name is not None and name not in named:
             raise ConfigError(f"predictor: got {name!r}{hint(name, named)} the server has {', '.join(named)}")
-        chosen = name or next(iter(named))
+        chosen = name or max(named, key=lambda one: _size(named[one]))  # of equal sizes the first
         nets = named[chosen]
         models = {part: net.model for part, net in nets.items() if net.model is not None}
         return {part: net.params for part, net in nets.items()}, models, chosen
@@ -286,3 +287,8 @@ class _Loader:
                 f"capacity: got {capacity}, but {self.algorithm.name} has no submodels of one model; leave it out"
             )
         return resized, found
+
+
+def _size(nets: Mapping[str, Net]) -> int:
+    """The number of all numbers of some networks."""
+    return sum(value.numel() for net in nets.values() for value in net.params.values())
