@@ -1,15 +1,19 @@
 """Reads an export back with the runtime that it is for, as a program that knows nothing of polyfed.
 
-``python read_back.py FILE INPUTS.npz OUT.npz ...`` runs each model on the arrays of its inputs, and on the example of
-the file. It imports neither polyfed nor what a model was made with.
+``python read_back.py`` reads a line of JSON at a time, ``[FILE, INPUTS.npz, OUT.npz, ...]``, runs each model on the arrays
+of its inputs and on the example of the file, and answers ``done``. It imports neither polyfed nor what a model was made
+with. One process serves all calls, as starting it takes longer than the models do.
 """
 
 from __future__ import annotations
 
+import atexit
 import json
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -29,15 +33,16 @@ def read_back(
 
     Raises:
         AssertionError: the example of a file does not give the output beside it.
+        RuntimeError: a file cannot be read; the process has printed why.
     """
     words: list[str] = []
     outs: list[Path] = []
     for number, (file, inputs) in enumerate(cases):
         given, out = folder / f"in-{number}.npz", folder / f"out-{number}.npz"
         np.savez(given, **dict[str, Any](inputs))
-        words += [str(file), str(given), str(out)]
+        words += [str(each.absolute()) for each in (file, given, out)]
         outs.append(out)
-    subprocess.run([sys.executable, "-W", "ignore", "-I", __file__, *words], check=True, cwd=folder)
+    _ask(words)
     found: list[tuple[NDArray[Any], dict[str, Any]]] = []
     for out in outs:
         with np.load(out) as arrays:
@@ -46,6 +51,37 @@ def read_back(
             np.testing.assert_allclose(arrays["example"], expected, atol=1e-5, rtol=1e-6, err_msg=str(out))
             found.append((arrays["output"], about))
     return found
+
+
+def _ask(words: Sequence[str]) -> None:
+    reader = _reader()
+    assert reader.stdin is not None
+    assert reader.stdout is not None
+    print(json.dumps(words), file=reader.stdin, flush=True)
+    for line in reader.stdout:  # a library may print, too
+        if line.strip() == _DONE:
+            return
+        if line.strip() == _FAILED:
+            break
+    else:
+        _reader.cache_clear()
+    raise RuntimeError(f"one of {', '.join(words[::3])} cannot be read back")
+
+
+_DONE, _FAILED = "done", "failed"
+
+
+@cache
+def _reader() -> subprocess.Popen[str]:
+    command = [sys.executable, "-W", "ignore", "-I", __file__]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def end() -> None:
+        process.kill()
+        process.communicate()
+
+    atexit.register(end)
+    return process
 
 
 def _pt2(path: str) -> tuple[dict[str, Any], Callable[[Sequence[NDArray[Any]]], NDArray[Any]]]:
@@ -80,4 +116,10 @@ def _main(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1:])
+    for each in sys.stdin:
+        try:
+            _main(json.loads(each))
+            print(_DONE, flush=True)
+        except Exception:
+            traceback.print_exc()
+            print(_FAILED, flush=True)
