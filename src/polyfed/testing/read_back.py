@@ -1,8 +1,8 @@
 """Reads an export back with the runtime that it is for, as a program that knows nothing of polyfed.
 
-``python read_back.py`` reads a line of JSON at a time, ``[FILE, INPUTS.npz, OUT.npz, ...]``, runs each model on the arrays
-of its inputs and on the example of the file, and answers ``done``. It imports neither polyfed nor what a model was made
-with. One process serves all calls, as starting it takes longer than the models do.
+``python read_back.py`` reads a line of JSON at a time, ``[FILE, INPUTS.npz, OUT.npz, ...]``, runs each model on the
+arrays of its inputs and on the example of the file, and answers ``done``. It imports neither polyfed nor what a model
+was made with. One process serves all calls, as starting it takes longer than the models do.
 """
 
 from __future__ import annotations
