@@ -88,6 +88,19 @@ def test_a_size_without_clients_in_a_round_stays_but_for_what_others_share() -> 
     assert seen
 
 
+def test_a_donor_counts_for_one_round() -> None:
+    """Catches the change of an older round, where nobody has trained the donor in the last."""
+    fed = toy.federation(InclusiveFL(), models=TOWERS, sizes=(8, 9, 7), clients={"participation": 0.34})
+    game, absent = toy.play(fed), 0
+    for _ in range(6):
+        game.round()
+        (client,) = game.played[-1].cohort
+        donors = {donor for some in game.server.donors.values() for donor in some}
+        assert set(game.server.change) == donors & set(game.server.owns[client.architecture])
+        absent += len(donors - set(game.server.change))
+    assert absent
+
+
 def test_traffic_is_that_of_the_clients_network() -> None:
     """Catches changes or copies of other sizes that travel."""
     game = toy.play(toy.federation(InclusiveFL(), models=TOWERS, sizes=(8, 9, 7)), 2)

@@ -197,6 +197,18 @@ def test_reduce_sums_over_all_rows_in_evaluation_mode() -> None:
     assert torch.allclose(some["logits"], module(x[[5, 3]]).sum(0), rtol=1e-5, atol=1e-6)
 
 
+def test_reduce_keeps_what_some_batches_do_not_name() -> None:
+    """Catches statistics of BatchNorm that are lost where the last batch has one example, of which there are none."""
+    asked = request(PLANS["plain"], n=501)
+
+    def count(nets: Nets, batch: Batch) -> dict[str, Tensor]:
+        n = torch.tensor(len(batch[0]))
+        return {"n": n, **({"several": n} if n > 1 else {})}
+
+    found = run_reduce(Reduce(asked.client, asked.parts, count, None), FP32)
+    assert {name: int(value) for name, value in found.items()} == {"n": 501, "several": 500}
+
+
 def test_reduce_goes_over_held_out_examples_where_asked() -> None:
     """Catches a look at the training examples instead, and one at nothing where nothing is held out."""
     net = model()

@@ -34,6 +34,7 @@ class FedProx(Layerwise):
     """
 
     name = "fedprox"
+    numbers = 2
     mu: NonNegative = 0.01
 
     class Upload(Message):

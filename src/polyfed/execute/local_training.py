@@ -242,7 +242,7 @@ def run_reduce(request: Reduce, placement: Placement) -> dict[str, Tensor]:
         batch = client.weigh(placement.batch(request.data, some))
         with placement.autocast(), reported(f"client {client.info.id}, round {client.round}"):
             part = request.fn(nets, batch)
-        out = {name: out[name] + value if name in out else value for name, value in part.items()}
+        out |= {name: out[name] + value if name in out else value for name, value in part.items()}
     bad = tree.first_not_finite({"sum": out})
     if bad is not None:
         raise DivergedError(
