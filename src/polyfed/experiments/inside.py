@@ -172,7 +172,7 @@ def linear_cka(x: Tensor, y: Tensor) -> float:
 def conflicts(fit: Fit, algorithm: InTraining, placement: Placement, most: int) -> dict[str, list[float]]:
     """B / a of every weight that IN training moves, by stage: b = <g_IN, g_loc>, a = ||g_loc||^2, of one batch.
 
-    g_loc is the gradient of cross-entropy on a batch of the client's own examples, g_IN that of L_IN on the pairs that
+    g_loc is the gradient of L_loc on a batch of the client's own examples, g_IN that of L_IN on the pairs that
     it was dealt, both at the weights that it received. b < 0 is a conflict. A weight whose g_loc is 0 is left out.
 
     Args:
