@@ -124,8 +124,8 @@ def cka(results: Results) -> View:
     told = [(*key, *(values.get(name, "-") for name in names)) for key, values in table.items()]
     return View(
         "cka",
-        f"Linear CKA between networks, by stage, on the same test rows, at most {ROWS}, mean over pairs: `clients` are the "
-        f"first {EACH} clients of each architecture and capacity after the local training of the round that follows; "
+        f"Linear CKA between networks, by stage, on the same test rows, at most {ROWS}, mean over pairs: `clients` are "
+        f"the first {EACH} clients of each architecture and capacity after the local training of the round that follows; "
         "`server` is the server's network of each architecture. The last stage gives the classifier's input. "
         "Clients that the server sends one network differ only by that training.",
         ("setting", "algorithm", "round", "pairs", "stage", "number", "cka"),
