@@ -125,7 +125,7 @@ def cka(results: Results) -> View:
     return View(
         "cka",
         f"Linear CKA between networks, by stage, on the same test rows, at most {ROWS}, mean over pairs: `clients` are "
-        f"the first {EACH} clients of each architecture and capacity after the local training of the round that follows; "
+        f"the first {EACH} of each architecture and capacity after the local training of the round that follows; "
         "`server` is the server's network of each architecture. The last stage gives the classifier's input. "
         "Clients that the server sends one network differ only by that training.",
         ("setting", "algorithm", "round", "pairs", "stage", "number", "cka"),
