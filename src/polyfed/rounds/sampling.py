@@ -40,6 +40,35 @@ class Weighted:
         return sorted(list(drawn)[:count])
 
 
+class Strata:
+    """Draws different numbers from 0 to n - 1, equally likely, and of each stratum as many as its share of all numbers.
+
+    Of a stratum with n_s of the n numbers come m n_s / n of m, rounded up or down at random by systematic sampling
+    (W. G. Madow, 1949), so that it is m n_s / n in the mean.
+
+    Args:
+        keys: ``(n,)``; equal ones are one stratum.
+    """
+
+    def __init__(self, keys: ArrayLike) -> None:
+        _, place, counts = np.unique(np.asarray(keys), return_inverse=True, return_counts=True)
+        self._members = np.split(np.argsort(place, kind="stable"), np.cumsum(counts)[:-1])
+        self._ends = np.cumsum(counts)
+
+    def draw(self, rng: np.random.Generator, count: int) -> list[int]:
+        """Return ``count`` numbers in ascending order, at most n."""
+        before = np.ceil(self._ends * count / self._ends[-1] - rng.random()).astype(int)
+        each = np.diff(before, prepend=0)
+        drawn = [rng.choice(some, k, replace=False) for some, k in zip(self._members, each, strict=True)]
+        return sorted(np.concatenate(drawn).tolist())
+
+
+def by_capacity(selection: str, capacities: ArrayLike) -> Weighted | Strata | None:
+    """What draws clients of these capacities where ``clients.selection`` is a rule about capacities; else None."""
+    rules: dict[str, type[Weighted | Strata]] = {"by-capacity": Weighted, "stratified": Strata}
+    return rules[selection](capacities) if selection in rules else None
+
+
 def draw_available(
     rng: np.random.Generator, total: int, count: int, available: Callable[[ClientIds], NDArray[np.bool_]]
 ) -> list[int]:
