@@ -135,7 +135,10 @@ class Federation(ServerView):
         clients = self.config.clients
         if clients.selection == "by-size":
             return Weighted(np.diff(self.partition.train_offsets))
-        return Weighted(np.resize(clients.capacities, clients.count)) if clients.selection == "by-capacity" else None
+        capacities = np.resize(clients.capacities, clients.count)
+        if clients.selection == "largest":
+            return Weighted(capacities == capacities.max())
+        return Weighted(capacities) if clients.selection == "by-capacity" else None
 
     def info(self, client: ClientId) -> ClientInfo:
         """What the server knows of a client."""
@@ -340,7 +343,7 @@ def unread(config: Config, algorithm: Algorithm) -> list[str]:
     """
     given = set(config.clients.capacities[: config.clients.count]) != {1.0}
     reads = algorithm.masks or type(algorithm).models_at is not Algorithm.models_at
-    if reads or not given or config.clients.selection == "by-capacity":  # the draw reads them
+    if reads or not given or config.clients.selection in ("by-capacity", "largest"):  # the draw reads them
         return []
     if canonical_name(config.algorithm.name) not in ALGORITHMS:
         return []

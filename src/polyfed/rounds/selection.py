@@ -58,7 +58,7 @@ def draw_connected(view: ServerView, round_: int, connected: Sequence[ClientId],
 
 def pick(rng: Rng, total: int, count: int, weighted: Weighted | None = None) -> Sequence[int]:
     """Draw ``count`` different numbers below ``total``, ascending: equally likely, or by weight."""
-    if count == total:
+    if count == total and (weighted is None or weighted.positive == total):
         return range(total)
     if weighted is not None:
         return weighted.draw(rng.numpy(), count)
