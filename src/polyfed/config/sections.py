@@ -343,7 +343,8 @@ class ClientsSection(Section):
         participation: fraction of the clients that train in a round.
         selection: how these are drawn, without replacement: all equally; in proportion to their training examples; in
             proportion to their capacities; equally, and of each capacity as many as its share of the clients; equally
-            among the clients whose device is available.
+            among the clients of the largest capacity, while no other client trains; equally among the clients whose
+            device is available.
         models: names of `polyfed list models`, tables of a name and options, or "package.module:attribute".
         capacities: fractions of a full-size model that clients can hold.
         names: a name for each client, for tables, pictures and results; without names, groups of the data name them.
@@ -351,7 +352,7 @@ class ClientsSection(Section):
 
     count: Positive = 10
     participation: Portion = 1.0
-    selection: Literal["uniform", "by-size", "by-capacity", "stratified", "available"] = "uniform"
+    selection: Literal["uniform", "by-size", "by-capacity", "stratified", "largest", "available"] = "uniform"
     models: Annotated[tuple[Model, ...], Field(min_length=1)] = (ModelSpec("cnn5"),)
     capacities: Portions = (1.0,)
     names: tuple[Annotated[str, Field(min_length=1)], ...] | None = None

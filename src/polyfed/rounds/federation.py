@@ -340,7 +340,9 @@ def unread(config: Config, algorithm: Algorithm) -> list[str]:
     """
     given = set(config.clients.capacities[: config.clients.count]) != {1.0}
     reads = algorithm.masks or type(algorithm).models_at is not Algorithm.models_at
-    if reads or not given or config.clients.selection in ("by-capacity", "stratified"):  # the draw reads them
+    if (
+        reads or not given or config.clients.selection in ("by-capacity", "stratified", "largest")
+    ):  # the draw reads them
         return []
     if canonical_name(config.algorithm.name) not in ALGORITHMS:
         return []

@@ -21,11 +21,12 @@ class Weighted:
 
     def __init__(self, weights: ArrayLike) -> None:
         self.weights = np.asarray(weights, dtype=np.float64)
+        self.positive = int(np.count_nonzero(self.weights))
         self._sums = np.cumsum(self.weights)
 
     def draw(self, rng: np.random.Generator, count: int) -> list[int]:
         """Return ``count`` numbers in ascending order, or all numbers of positive weight if these are fewer."""
-        count = min(count, int(np.count_nonzero(self.weights))) if 2 * count > len(self.weights) else count
+        count = min(count, self.positive)
         drawn: dict[int, None] = {}
         sums = self._sums
         while len(drawn) < count:
@@ -35,8 +36,6 @@ class Weighted:
                 rest = self.weights.copy()
                 rest[list(drawn)] = 0
                 sums = np.cumsum(rest)
-                if sums[-1] == 0:
-                    break
         return sorted(list(drawn)[:count])
 
 
@@ -65,8 +64,12 @@ class Strata:
 
 def by_capacity(selection: str, capacities: ArrayLike) -> Weighted | Strata | None:
     """What draws clients of these capacities where ``clients.selection`` is a rule about capacities; else None."""
-    rules: dict[str, type[Weighted | Strata]] = {"by-capacity": Weighted, "stratified": Strata}
-    return rules[selection](capacities) if selection in rules else None
+    weights = np.asarray(capacities)
+    if selection == "stratified":
+        return Strata(weights)
+    if selection == "largest":
+        return Weighted(weights == weights.max())
+    return Weighted(weights) if selection == "by-capacity" else None
 
 
 def draw_available(

@@ -56,7 +56,7 @@ def draw_connected(view: ServerView, round_: int, connected: Sequence[ClientId],
 
 def pick(rng: Rng, total: int, count: int, weighted: Weighted | Strata | None = None) -> Sequence[int]:
     """Draw ``count`` different numbers below ``total``, ascending: equally likely, or by weight or stratum."""
-    if count == total:
+    if count == total and not (isinstance(weighted, Weighted) and weighted.positive < total):
         return range(total)
     if weighted is not None:
         return weighted.draw(rng.numpy(), count)
