@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 from polyfed.base.errors import StorageError
 from polyfed.comparison.render import aim_text
 from polyfed.data.readers.cache import replacing
+from polyfed.experiments.sizes import size_text
 from polyfed.experiments.views import View
 from polyfed.metrics.catalogue import METRICS
 from polyfed.report.curves import COLOURS, MARKERS
@@ -80,13 +82,13 @@ def _panels(
     return list(zip(axes, groups.values(), strict=False))
 
 
-def _legend(figure: Any) -> None:
+def _legend(figure: Any, title: str = "") -> None:
     """Draw one legend for all panels, at their right; algorithms in the order of the study."""
     found: dict[str, Any] = {}
     for one in figure.axes:
         handles, labels = one.get_legend_handles_labels()
         found |= {label: handle for handle, label in zip(handles, labels, strict=True) if label not in found}
-    figure.legend(found.values(), found.keys(), loc="outside right center", frameon=False, fontsize=9)
+    figure.legend(found.values(), found.keys(), loc="outside right center", frameon=False, fontsize=9, title=title)
 
 
 def _axis(view: View) -> tuple[int, str]:
@@ -270,6 +272,103 @@ def _reconstructions(figure: Any, view: View) -> None:
         one.set_title(title, fontsize=9)
 
 
+def _histogram(figure: Any, view: View) -> None:
+    """Draw a panel for each setting and algorithm, with the clients of each size on top of the others'."""
+    by, axis = _axis(view)
+    sizes = sorted({row[2] for row in view.rows})
+    panelled = replace(view, rows=[(": ".join(filter(None, row[:2])), *row[1:]) for row in view.rows])
+    for one, rows in _panels(figure, panelled, width=3.6, height=2.6, legend=1.0):
+        lows = sorted({row[3] for row in rows})
+        below = dict.fromkeys(lows, 0)
+        for size in sizes:
+            counts = {row[3]: row[5] for row in rows if row[2] == size}
+            width = by * (rows[0][4] - rows[0][3])
+            x, heights = [by * low for low in counts], list(counts.values())
+            look = {"color": COLOURS[sizes.index(size) % len(COLOURS)], "edgecolor": "white", "linewidth": 0.4}
+            bottom = [below[low] for low in counts]
+            one.bar(x, heights, width, bottom, align="edge", label=size_text(size), **look)
+            below |= {low: below[low] + count for low, count in counts.items()}
+        one.yaxis.get_major_locator().set_params(integer=True)
+        one.set(xlabel=axis, ylabel="clients")
+    _legend(figure, "size")
+
+
+def _spent(figure: Any, view: View) -> None:
+    """Draw two panels: against local steps and against bytes; colours are settings, dashes algorithms."""
+    from matplotlib.ticker import EngFormatter
+
+    by, axis = _axis(view)
+    steps = all(row[3] is not None for row in view.rows)
+    settings, labels = _unique(view, 0), _unique(view, 1)
+    figure.set_size_inches(9.4, 3.6)
+    for one, (column, name) in zip(
+        figure.subplots(1, 2), ((3 if steps else 2, "local steps" if steps else "round"), (5, "bytes")), strict=True
+    ):
+        for setting, label in dict.fromkeys(row[:2] for row in view.rows):
+            rows = [row for row in view.rows if row[:2] == (setting, label)]
+            place = settings.index(setting)
+            look = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
+            x, mean = [row[column] for row in rows], [by * row[6] for row in rows]
+            line = _LINES[labels.index(label) % len(_LINES)]
+            told = f"{label}, {setting}" if setting else label
+            one.plot(x, mean, label=told, markersize=4, markevery=max(1, len(x) // 8), linestyle=line, **look)
+            if all(row[7] is not None for row in rows):
+                low, high = ([by * (row[6] + sign * row[7]) for row in rows] for sign in (-1, 1))
+                one.fill_between(x, low, high, color=look["color"], alpha=0.12, linewidth=0)
+        one.xaxis.set_major_formatter(EngFormatter("B" if column == 5 else "", sep=" " if column == 5 else ""))
+        one.set(xlabel=name, ylabel=axis)
+        one.grid(alpha=0.3)
+        one.spines[["top", "right"]].set_visible(False)
+    _legend(figure)
+
+
+def _exploration(figure: Any, view: View) -> None:
+    """Draw for each setting and algorithm the two quantities over rounds, a line for each size."""
+    keys = list(dict.fromkeys(row[:2] for row in view.rows))
+    sizes = sorted({row[2] for row in view.rows})
+    figure.set_size_inches(9.0, 3.2 * len(keys) + 0.4)
+    for line, key in zip(figure.subplots(len(keys), 2, squeeze=False), keys, strict=True):
+        for one, (column, name) in zip(line, ((4, "exploration rate [%]"), (5, "model difference [%]")), strict=True):
+            for place, size in enumerate(sizes):
+                rows = [row for row in view.rows if row[:3] == (*key, size) and row[column] is not None]
+                look = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
+                x, y = [row[3] for row in rows], [100 * row[column] for row in rows]
+                if rows:
+                    one.plot(x, y, label=size_text(size), markersize=4, markevery=max(1, len(x) // 8), **look)
+            one.set(xlabel="round", ylabel=name, ylim=(0, 105 if column == 4 else None))
+            one.set_title(", ".join(filter(None, key)), fontsize=10)
+            one.grid(alpha=0.3)
+            one.spines[["top", "right"]].set_visible(False)
+    _legend(figure, "size")
+
+
+def _convergence(figure: Any, view: View) -> None:
+    """Draw the least squared gradient so far, and the largest squared mask error, over rounds in logarithms."""
+    keys = list(dict.fromkeys(row[:2] for row in view.rows))
+    figure.set_size_inches(10.4, 3.8)
+    left, right = figure.subplots(1, 2)
+    for place, key in enumerate(keys):
+        rows = {row[2]: row for row in view.rows if row[:2] == key and row[2]}
+        worst = {row: max(r[7] for r in view.rows if r[:3] == (*key, row)) for row in rows}
+        look = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)], "markersize": 4}
+        name = ", ".join(filter(None, key))
+        left.plot([*rows], [row[3] for row in rows.values()], **{**look, "marker": ""}, linewidth=0.7, alpha=0.6)
+        left.plot([*rows], [row[4] for row in rows.values()], label=name, **look)
+        right.plot([*worst], [*worst.values()], label=name, **look)
+    rounds = sorted({row[2] for row in view.rows if row[2]})
+    if rounds:
+        top = max(row[4] for row in view.rows if row[2] == rounds[0])
+        guide = [top * (round_ / rounds[0]) ** -0.5 for round_ in rounds]
+        left.plot(rounds, guide, ":", color="black", label="slope -1/2, for the eye")
+    left.set(ylabel="squared gradient of the full objective\n(thick: the least so far)")
+    right.set(ylabel="largest squared mask error")
+    for one in (left, right):
+        one.set(xscale="log", yscale="log", xlabel="round")
+        one.grid(alpha=0.3, which="both")
+        one.spines[["top", "right"]].set_visible(False)
+    _legend(figure)
+
+
 _DRAW: dict[str, Callable[[Any, View], None]] = {
     "accuracy": _dots,
     "curves": _curves,
@@ -284,4 +383,8 @@ _DRAW: dict[str, Callable[[Any, View], None]] = {
     "conflict": _by_stage,
     "tsne": _planes,
     "leakage": _reconstructions,
+    "histogram": _histogram,
+    "spent": _spent,
+    "exploration": _exploration,
+    "convergence": _convergence,
 }

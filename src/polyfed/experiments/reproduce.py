@@ -25,6 +25,7 @@ from polyfed.experiments.inside_views import INSIDE
 from polyfed.experiments.known import TAGS, Known
 from polyfed.experiments.plan import rates, seconds
 from polyfed.experiments.study import Study
+from polyfed.experiments.submodels import SUBMODELS
 from polyfed.experiments.views import VIEWS, Results, View
 from polyfed.report.units import percent
 
@@ -195,7 +196,7 @@ def _page(
     if study.tune is not None and everything:
         what = _chosen(cells, tuned, job.edges(), waiting)
         parts += [f"Chosen on validation rows, which come out of the training rows:\n\n{what}"]
-    for view in [{**VIEWS, **INSIDE}[name](results) for name in study.show]:
+    for view in [{**VIEWS, **INSIDE, **SUBMODELS}[name](results) for name in study.show]:
         write(page / f"{view.name}.csv", csv_text(view.headings, view.rows))
         parts += [_shown(view, draw(view, page / f"{view.name}.png", study.title))]
     notes = page / "notes.md"

@@ -31,6 +31,7 @@ from polyfed.config.toml import Table, read_toml
 ViewName = (
     Literal["accuracy", "curves", "clients", "targets", "grid", "predictors", "gradient", "networks"]
     | Literal["whole", "differences", "cka", "tsne", "conflict", "leakage"]
+    | Literal["histogram", "spent", "exploration", "convergence"]
 )
 Values = Annotated[tuple[Any, ...], Field(min_length=1)]
 
