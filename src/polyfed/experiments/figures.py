@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 from polyfed.base.errors import StorageError
 from polyfed.comparison.render import aim_text
 from polyfed.data.readers.cache import replacing
+from polyfed.experiments.sizes import size_text
 from polyfed.experiments.views import View
 from polyfed.metrics.catalogue import METRICS
 from polyfed.report.curves import COLOURS, MARKERS
@@ -270,6 +272,53 @@ def _reconstructions(figure: Any, view: View) -> None:
         one.set_title(title, fontsize=9)
 
 
+def _sizes(figure: Any, view: View) -> None:
+    """Draw a panel for each setting and kind of test data, with accuracy over size; a network for all is a line."""
+    by, axis = _axis(view)
+    panelled = replace(view, rows=[(f"{row[0]}, {row[2]}".removeprefix(", "), *row[1:]) for row in view.rows])
+    for one, here in _panels(figure, panelled, width=3.8, height=3.2, legend=1.8):
+        for label, look, rows in _by_algorithm(panelled, here):
+            some = sorted(row for row in rows if row[3] is not None)
+            if some:
+                ends = [by * (row[5] or 0) for row in some]
+                x, y = [row[3] for row in some], [by * row[4] for row in some]
+                one.errorbar(x, y, yerr=ends, label=label, capsize=3, markersize=5, **look)
+            else:
+                one.axhline(by * rows[0][4], label=label, **{**look, "marker": ""})
+        ticks = sorted({row[3] for row in here if row[3] is not None})
+        one.set(xscale="log", xlabel="size", ylabel=axis)
+        one.set_xticks(ticks, [size_text(tick) for tick in ticks], fontsize=8)
+        one.minorticks_off()
+    _legend(figure)
+
+
+def _size_curves(figure: Any, view: View) -> None:
+    """Draw a panel for each size and kind of test data, a line of panels for each setting and kind."""
+    by, axis = _axis(view)
+    lines = list(dict.fromkeys((row[0], row[2]) for row in view.rows))
+    columns = {setting: sorted({row[3] for row in view.rows if row[0] == setting}) for setting, _ in lines}
+    many = max(map(len, columns.values()))
+    figure.set_size_inches(2.7 * many + 1.8, 2.5 * len(lines) + 0.4)
+    axes = figure.subplots(len(lines), many, squeeze=False)
+    for place, (setting, where) in enumerate(lines):
+        rows = [row for row in view.rows if (row[0], row[2]) == (setting, where)]
+        for one in axes[place][len(columns[setting]) :]:
+            one.set_visible(False)
+        for number, (one, capacity) in enumerate(zip(axes[place], columns[setting], strict=False)):
+            for label, look, some in _by_algorithm(view, [row for row in rows if row[3] == capacity]):
+                x, mean = [row[4] for row in some], [by * row[5] for row in some]
+                one.plot(x, mean, label=label, markersize=4, markevery=max(1, len(x) // 5), **look)
+                if all(row[6] is not None for row in some):
+                    low, high = ([by * (row[5] + sign * row[6]) for row in some] for sign in (-1, 1))
+                    one.fill_between(x, low, high, color=look["color"], alpha=0.12, linewidth=0)
+            told = f"{where}, size {size_text(capacity)}"
+            one.set_title(textwrap.fill(f"{setting}: {told}" if setting else told, 30), fontsize=9)
+            one.set(xlabel="round", ylabel=axis if number == 0 else "")
+            one.grid(alpha=0.3)
+            one.spines[["top", "right"]].set_visible(False)
+    _legend(figure)
+
+
 _DRAW: dict[str, Callable[[Any, View], None]] = {
     "accuracy": _dots,
     "curves": _curves,
@@ -284,4 +333,6 @@ _DRAW: dict[str, Callable[[Any, View], None]] = {
     "conflict": _by_stage,
     "tsne": _planes,
     "leakage": _reconstructions,
+    "sizes": _sizes,
+    "size_curves": _size_curves,
 }
