@@ -301,6 +301,8 @@ class PartitionSection(Section):
         classes_per_client: for kind "classes": number of classes of a client; 2 if not given.
         alpha: for the Dirichlet kinds and "resampled": concentration, 0.5 if not given; a small value is uneven.
         groups: for kind "natural": "largest" permits fewer clients than groups.
+        tests: for kind "balanced-dirichlet" with official test rows: "independent" deals these by class mixes of
+            their own, so that a client is tested on other classes than it trains on.
     """
 
     kind: Annotated[str, _one_of(PARTITIONS, "partition")] = "classes"
@@ -310,6 +312,7 @@ class PartitionSection(Section):
     classes_per_client: Positive | None = None
     alpha: Rate | None = None
     groups: Literal["largest"] | None = None
+    tests: Literal["independent"] | None = None
 
     @model_validator(mode="before")
     @classmethod

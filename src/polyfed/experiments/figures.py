@@ -189,19 +189,27 @@ def _grid(figure: Any, view: View) -> None:
     _legend(figure)
 
 
-def _gradient(figure: Any, view: View) -> None:
+def _logarithmic(one: Any, axes: str) -> None:
+    """Make the axes logarithmic, "x", "y" or "xy", with plain numbers at 1, 2 and 5."""
     from matplotlib.ticker import LogLocator
 
+    for name in axes:
+        getattr(one, f"set_{name}scale")("log")
+        axis = getattr(one, f"{name}axis")
+        axis.set_minor_locator(LogLocator(subs=(2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("{x:g}")
+
+
+def _gradient(figure: Any, view: View) -> None:
     for one, here in _panels(figure, view, width=4.6, height=3.4, legend=1.8):
         for label, look, rows in _by_algorithm(view, here):
             x = [row[2] for row in rows]
             one.plot(x, [row[3] for row in rows], color=look["color"], linestyle="-", linewidth=0.8, alpha=0.6)
             look = {**look, "linewidth": 2.2, "markersize": 5, "markevery": max(1, len(x) // 6)}
             one.plot(x, [row[5] for row in rows], label=label, **look)
-        one.set(yscale="log", xlabel="round", ylabel="squared norm of the gradient")
-        one.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
-        one.yaxis.set_major_formatter("{x:g}")
-        one.yaxis.set_minor_formatter("{x:g}")
+        one.set(xlabel="round", ylabel="squared norm of the gradient")
+        _logarithmic(one, "y")
     _legend(figure)
 
 
@@ -335,7 +343,11 @@ def _exploration(figure: Any, view: View) -> None:
                 x, y = [row[3] for row in rows], [100 * row[column] for row in rows]
                 if rows:
                     one.plot(x, y, label=size_text(size), markersize=4, markevery=max(1, len(x) // 8), **look)
-            one.set(xlabel="round", ylabel=name, ylim=(0, 105 if column == 4 else None))
+            one.set(xlabel="round", ylabel=name)
+            if column == 4:  # small sizes explore little of all weights, but much of what they hold
+                _logarithmic(one, "y")
+            else:
+                one.set_ylim(0, None)
             one.set_title(", ".join(filter(None, key)), fontsize=10)
             one.grid(alpha=0.3)
             one.spines[["top", "right"]].set_visible(False)
@@ -363,9 +375,57 @@ def _convergence(figure: Any, view: View) -> None:
     left.set(ylabel="squared gradient of the full objective\n(thick: the least so far)")
     right.set(ylabel="largest squared mask error")
     for one in (left, right):
-        one.set(xscale="log", yscale="log", xlabel="round")
+        one.set(xlabel="round")
+        _logarithmic(one, "xy")
         one.grid(alpha=0.3, which="both")
         one.spines[["top", "right"]].set_visible(False)
+    _legend(figure)
+
+
+def _sizes(figure: Any, view: View) -> None:
+    """Draw a panel for each setting and kind of test data, with accuracy over size; a network for all is a line."""
+    by, axis = _axis(view)
+    panelled = replace(view, rows=[(f"{row[0]}, {row[2]}".removeprefix(", "), *row[1:]) for row in view.rows])
+    for one, here in _panels(figure, panelled, width=3.8, height=3.2, legend=1.8):
+        for label, look, rows in _by_algorithm(panelled, here):
+            some = sorted(row for row in rows if row[3] is not None)
+            if some:
+                ends = [by * (row[5] or 0) for row in some]
+                x, y = [row[3] for row in some], [by * row[4] for row in some]
+                one.errorbar(x, y, yerr=ends, label=label, capsize=3, markersize=5, **look)
+            else:
+                one.axhline(by * rows[0][4], label=label, **{**look, "marker": ""})
+        ticks = sorted({row[3] for row in here if row[3] is not None})
+        one.set(xscale="log", xlabel="size", ylabel=axis)
+        one.set_xticks(ticks, [size_text(tick) for tick in ticks], fontsize=8)
+        one.minorticks_off()
+    _legend(figure)
+
+
+def _size_curves(figure: Any, view: View) -> None:
+    """Draw a panel for each size and kind of test data, a line of panels for each setting and kind."""
+    by, axis = _axis(view)
+    lines = list(dict.fromkeys((row[0], row[2]) for row in view.rows))
+    columns = {setting: sorted({row[3] for row in view.rows if row[0] == setting}) for setting, _ in lines}
+    many = max(map(len, columns.values()))
+    figure.set_size_inches(2.7 * many + 1.8, 2.5 * len(lines) + 0.4)
+    axes = figure.subplots(len(lines), many, squeeze=False)
+    for place, (setting, where) in enumerate(lines):
+        rows = [row for row in view.rows if (row[0], row[2]) == (setting, where)]
+        for one in axes[place][len(columns[setting]) :]:
+            one.set_visible(False)
+        for number, (one, capacity) in enumerate(zip(axes[place], columns[setting], strict=False)):
+            for label, look, some in _by_algorithm(view, [row for row in rows if row[3] == capacity]):
+                x, mean = [row[4] for row in some], [by * row[5] for row in some]
+                one.plot(x, mean, label=label, markersize=4, markevery=max(1, len(x) // 5), **look)
+                if all(row[6] is not None for row in some):
+                    low, high = ([by * (row[5] + sign * row[6]) for row in some] for sign in (-1, 1))
+                    one.fill_between(x, low, high, color=look["color"], alpha=0.12, linewidth=0)
+            told = f"{where}, size {size_text(capacity)}"
+            one.set_title(textwrap.fill(f"{setting}: {told}" if setting else told, 30), fontsize=9)
+            one.set(xlabel="round", ylabel=axis if number == 0 else "")
+            one.grid(alpha=0.3)
+            one.spines[["top", "right"]].set_visible(False)
     _legend(figure)
 
 
@@ -387,4 +447,6 @@ _DRAW: dict[str, Callable[[Any, View], None]] = {
     "spent": _spent,
     "exploration": _exploration,
     "convergence": _convergence,
+    "sizes": _sizes,
+    "size_curves": _size_curves,
 }
