@@ -85,7 +85,8 @@ def full_gradient(fit: Fit, placement: Placement) -> dict[tuple[str, str], torch
     for index, rows in enumerate(torch.arange(count).split(EVAL_BATCH)):
         batch = client.weigh(placement.batch(client.train, rows))
         local.see(fit.drawn(Step(rows, index, index)))
-        grads = fit.gradient(partial(local.grad, batch), local.nets, batch, False)
+        with torch.no_grad():  # a gradient that is a function of the weights, such as FIARSE's, would hold their graph
+            grads = fit.gradient(partial(local.grad, batch), local.nets, batch, False)
         for part, params in grads.items():
             for name, g in params.items():
                 share = g.double() * (len(rows) / count)  # a loss is the mean over its batch
