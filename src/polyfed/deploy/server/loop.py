@@ -152,8 +152,8 @@ def create(folder: Path, config: Config, deployment: Deployment, nodes: Path | N
         )
     if config.clients.selection == "largest":
         raise ConfigError(
-            'clients.selection: got "largest", which is for simulated runs: a round would ask nobody while no client of '
-            'the largest capacity is connected; expected "uniform" (among the connected clients) or "by-capacity"'
+            'clients.selection: got "largest", which is for simulated runs: a round would ask nobody while no client '
+            'of the largest capacity is connected; expected "uniform" (among the connected clients) or "by-capacity"'
         )
     if (folder / "config.toml").exists():
         raise RunDirError(f"{folder} already holds a run; to continue it, run `polyfed deploy resume {folder}`")
