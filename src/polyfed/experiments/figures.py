@@ -65,11 +65,11 @@ def _unique(view: View, column: int) -> list[Any]:
 
 
 def _panels(
-    figure: Any, view: View, *, width: float, height: float, legend: float = 0.0
+    figure: Any, view: View, *, width: float, height: float, legend: float = 0.0, most: int = 3
 ) -> list[tuple[Any, list[tuple[Any, ...]]]]:
-    """Return axes and rows for each setting, at most three settings in a row."""
+    """Return axes and rows for each setting, at most ``most`` settings in a row."""
     groups = {setting: [row for row in view.rows if row[0] == setting] for setting in _unique(view, 0)}
-    columns = min(3, len(groups))
+    columns = min(most, len(groups))
     lines = -(-len(groups) // columns)
     figure.set_size_inches(width * columns + legend, height * lines + 0.4)
     axes = figure.subplots(lines, columns, squeeze=False).ravel().tolist()
@@ -344,6 +344,7 @@ def _exploration(figure: Any, view: View) -> None:
                 if rows:
                     one.plot(x, y, label=size_text(size), markersize=4, markevery=max(1, len(x) // 8), **look)
             one.set(xlabel="round", ylabel=name)
+            one.xaxis.get_major_locator().set_params(integer=True)
             if column == 4:  # small sizes explore little of all weights, but much of what they hold
                 _logarithmic(one, "y")
             else:
@@ -386,7 +387,7 @@ def _sizes(figure: Any, view: View) -> None:
     """Draw a panel for each setting and kind of test data, with accuracy over size; a network for all is a line."""
     by, axis = _axis(view)
     panelled = replace(view, rows=[(f"{row[0]}, {row[2]}".removeprefix(", "), *row[1:]) for row in view.rows])
-    for one, here in _panels(figure, panelled, width=3.8, height=3.2, legend=1.8):
+    for one, here in _panels(figure, panelled, width=4.4, height=3.2, legend=1.8, most=2):
         for label, look, rows in _by_algorithm(panelled, here):
             some = sorted(row for row in rows if row[3] is not None)
             if some:

@@ -1,4 +1,4 @@
-"""The views of submodels of several sizes: their accuracy, at the end and over rounds, and what a client of each costs."""
+"""The views of submodels of several sizes: accuracy, at the end and over rounds, and costs of a client of each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from polyfed.blocks.submodel import above
 from polyfed.comparison.specs import RunSpec
-from polyfed.comparison.statistics import deviation
+from polyfed.comparison.statistics import deviation, mean_over
 from polyfed.core.net import Nets
 from polyfed.experiments.views import Results, View
 from polyfed.models.flops import multiplications
@@ -45,8 +45,9 @@ def sizes(results: Results) -> View:
     return View(
         "sizes",
         f"Test {results.metric} by size. *Local*: clients of a size on their own test data, and the mean over clients. "
-        "*Global*: the submodel of a size on the test data of all clients, and the mean over the sizes that clients have; "
-        "sizes that have no Local are of no client. An algorithm without submodels has one network for all.",
+        "*Global*: the submodel of a size on the test data of all clients, and the mean over the sizes that clients "
+        "have; sizes that have no Local are of no client. An algorithm without submodels has one network for all, a "
+        "level line.",
         ("setting", "algorithm", "where", "size", "mean", "sd", "seeds"),
         rows,
         (
@@ -86,23 +87,24 @@ def size_costs(results: Results) -> View:
     rows: list[tuple[Any, ...]] = []
     for (setting, label), cells in results.groups().items():
         found = [_costs(results, cell) for cell in cells]
-        for capacity in sorted(found[0], reverse=True):
-            some = [one[capacity] for one in found if capacity in one]
-            means = [
-                statistics.fmean(cast(Any, column)) if None not in column else None
-                for column in zip(*some, strict=True)
-            ]
-            rows.append((setting, label, capacity, *means))
+        for capacity in sorted(found[0], key=lambda capacity: capacity or 0, reverse=True):
+            some = [one[capacity] for one in found]
+            rows.append((setting, label, capacity, *map(mean_over, zip(*some, strict=True))))
+    texts = (flops, flops, size, size, flops)
     told = [
-        (row[0] or "-", row[1], size_text(row[2]), *("-" if n is None else flops(n) for n in row[3:5]))
-        + (*("-" if n is None else size(n) for n in row[5:7]), "-" if row[7] is None else flops(row[7]))
-        for row in rows
+        (
+            setting or "-",
+            label,
+            "all" if at is None else size_text(at),
+            *("-" if n is None else text(n) for n, text in zip(numbers, texts, strict=True)),
+        )
+        for setting, label, at, *numbers in rows
     ]
     return View(
         "size_costs",
         "What a client of each size costs, mean over seeds: weights that it holds and multiply-accumulates of one "
-        "example in the layers that it runs, both counted in the server's model at the last kept round; bytes down and up "
-        "and FLOPs of training in one round, as the run counted them. Multiply-accumulates count kept weights only; "
+        "example in the layers that it runs, both counted in the server's model at the last kept round; bytes down and "
+        "up and FLOPs of training in one round, as the run counted them. Multiply-accumulates count kept weights only; "
         "FIARSE runs them in layers of full size, so that its FLOPs are those of the largest.",
         ("setting", "algorithm", "size", "parameters", "macs", "bytes_down", "bytes_up", "training_flops"),
         rows,
@@ -152,27 +154,23 @@ def named_values(results: Results) -> dict[tuple[str, str, str], str]:
     }
 
 
-def _costs(results: Results, cell: RunSpec) -> dict[float, tuple[float | None, ...]]:
-    """Return by size: weights, MACs, bytes down and up, and training FLOPs of a client in a round."""
+def _costs(results: Results, cell: RunSpec) -> dict[float | None, tuple[float | None, ...]]:
+    """Return by size, or None for all, weights, MACs, bytes down and up, and training FLOPs of a client in a round."""
     named = nominal(results, cell)
-    sent: dict[float, list[tuple[float | None, ...]]] = {}
-    for row in results.rows(cell, "clients.jsonl"):
-        if "bytes_up" in row:
-            capacity = named.get(f"{row['capacity']:g}", row["capacity"])
-            sent.setdefault(capacity, []).append((row["bytes_down"], row["bytes_up"], row["flops"]))
-    held: dict[float | None, tuple[float, float | None]] = {}
+    held: dict[float | None, tuple[float | None, ...]] = {}
     if cell.config.run.keep_rounds:
         kept = kept_round(cell.run_dir(results.root), cell.config.run.keep_rounds[-1])
         for name, nets in kept.nets.items():
             match = _NAME.fullmatch(name)
             held[named.get(match[1], float(match[1])) if match else None] = held_by(nets)
-    return {
-        capacity: (
-            *held.get(capacity, held.get(None, (None, None))),
-            *(None if None in column else statistics.fmean(cast(Any, column)) for column in zip(*many, strict=True)),
-        )
-        for capacity, many in sent.items()
-    }
+    sent: dict[float | None, list[tuple[float | None, ...]]] = {}
+    for row in results.rows(cell, "clients.jsonl"):
+        if "bytes_up" in row:
+            capacity = None if None in held else named.get(f"{row['capacity']:g}", row["capacity"])
+            sent.setdefault(capacity, []).append((row["bytes_down"], row["bytes_up"], row["flops"]))
+    sizes = {None} if None in held else {*named.values(), *sent}
+    means = {key: [*map(mean_over, zip(*many, strict=True))] for key, many in sent.items()}
+    return {key: (*held.get(key, (None, None)), *means.get(key, [None] * 3)) for key in sizes}
 
 
 def held_by(nets: Nets) -> tuple[float, float | None]:
