@@ -13,8 +13,8 @@ from polyfed.config.profiles import load_profiles
 from polyfed.config.sections import oversampled
 from polyfed.rounds.availability import Availability
 from polyfed.rounds.federation import Federation, prepare
-from polyfed.rounds.sampling import Weighted, draw_available
-from polyfed.rounds.selection import draw_cohort
+from polyfed.rounds.sampling import Strata, Weighted, draw_available
+from polyfed.rounds.selection import draw_cohort, draw_connected
 
 MANY = 1_000_000
 
@@ -34,14 +34,35 @@ def test_uniform_cohorts_are_drawn_as_before() -> None:
 
 def test_by_size_and_by_capacity_weigh_what_they_say() -> None:
     sizes = federation(clients={"selection": "by-size"})
-    assert sizes.weighted is not None
+    assert isinstance(sizes.weighted, Weighted)
     assert sizes.weighted.weights.tolist() == [len(sizes.data.train(k)) for k in range(12)]
     capacities = federation(clients={"selection": "by-capacity", "capacities": [1.0, 0.25]})
-    assert capacities.weighted is not None
+    assert isinstance(capacities.weighted, Weighted)
     assert capacities.weighted.weights.tolist() == [1.0, 0.25] * 6
     drawn = Counter(c.id % 2 for round_ in range(200) for c in draw_cohort(capacities, round_))
     assert drawn[0] > 2 * drawn[1]
     assert len({tuple(c.id for c in draw_cohort(capacities, 5)) for _ in range(3)}) == 1
+
+
+def test_stratified_cohorts_have_each_capacity_and_take_all_clients_equally_often() -> None:
+    """Catches a capacity that is missing, shares of the cohort that are not the clients', and likelier clients."""
+    found = federation(count=16, clients={"selection": "stratified", "capacities": [1.0, 0.25, 0.0625, 0.0625]})
+    cohorts = [[c.id for c in draw_cohort(found, round_)] for round_ in range(400)]
+    assert all(len(cohort) == 4 and cohort == sorted(set(cohort)) for cohort in cohorts)
+    assert {tuple(sorted(Counter(k % 4 for k in cohort if k % 4 < 2).items())) for cohort in cohorts} == {
+        ((0, 1), (1, 1))
+    }
+    times = Counter(k for cohort in cohorts for k in cohort)
+    assert all(70 < times[k] < 130 for k in range(16))  # 100 expected, of deviation 8.7
+    strata, rng = Strata([2, 1, 1, 1, 2, 1, 1]), np.random.default_rng(0)  # 2 and 5 of 7: of 3 come 6/7 and 15/7
+    drawn = [strata.draw(rng, 3) for _ in range(1400)]
+    assert Counter(sum(k in (0, 4) for k in some) for some in drawn).keys() == {0, 1}
+    assert [sum(k in some for some in drawn) for k in range(7)] == pytest.approx([600] * 7, abs=75)
+    assert cohorts[5] == [c.id for c in draw_cohort(found, 5)]
+    there = [0, 1, 2, 3, 6, 7, 10, 11]  # of a deployment: one client of capacity 1, one of 0.25, six small ones
+    asked = [{c.id for c in draw_connected(found, round_, there, 0.0)} for round_ in range(40)]
+    assert all(len(some) == 4 and len(some & {2, 3, 6, 7, 10, 11}) == 3 for some in asked)
+    assert {min(some) for some in asked} == {0, 1}
 
 
 def test_over_sampling_asks_more_and_never_more_than_there_are() -> None:

@@ -408,6 +408,8 @@ def _misfits(sections: Mapping[str, Any]) -> Iterator[str]:
     if partition and clients and partition.kind == "resampled" and clients.selection == "by-size":
         text = 'got "by-size"; clients of partition kind "resampled" are of one size, so "uniform" is the same'
         yield f"clients.selection: {text}"
+    if partition and data and partition.tests and data.split != "official":
+        yield 'partition.tests: got "independent"; it deals official test rows, so set data.split = "official"'
     if partition and data and data.task == "regression" and partition.kind not in CLASSLESS:
         kinds = " or ".join(map(repr, CLASSLESS))
         yield f"partition.kind: got {partition.kind!r}, which deals classes; a regression has none: choose {kinds}"

@@ -301,6 +301,8 @@ class PartitionSection(Section):
         classes_per_client: for kind "classes": number of classes of a client; 2 if not given.
         alpha: for the Dirichlet kinds and "resampled": concentration, 0.5 if not given; a small value is uneven.
         groups: for kind "natural": "largest" permits fewer clients than groups.
+        tests: for kind "balanced-dirichlet" with official test rows: "independent" deals these by class mixes of
+            their own, so that a client is tested on other classes than it trains on.
     """
 
     kind: Annotated[str, _one_of(PARTITIONS, "partition")] = "classes"
@@ -310,6 +312,7 @@ class PartitionSection(Section):
     classes_per_client: Positive | None = None
     alpha: Rate | None = None
     groups: Literal["largest"] | None = None
+    tests: Literal["independent"] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -342,7 +345,9 @@ class ClientsSection(Section):
         count: number of clients.
         participation: fraction of the clients that train in a round.
         selection: how these are drawn, without replacement: all equally; in proportion to their training examples; in
-            proportion to their capacities; equally among the clients whose device is available.
+            proportion to their capacities; equally, and of each capacity as many as its share of the clients; equally
+            among the clients of the largest capacity, while no other client trains; equally among the clients whose
+            device is available.
         models: names of `polyfed list models`, tables of a name and options, or "package.module:attribute".
         capacities: fractions of a full-size model that clients can hold.
         names: a name for each client, for tables, pictures and results; without names, groups of the data name them.
@@ -350,7 +355,7 @@ class ClientsSection(Section):
 
     count: Positive = 10
     participation: Portion = 1.0
-    selection: Literal["uniform", "by-size", "by-capacity", "available"] = "uniform"
+    selection: Literal["uniform", "by-size", "by-capacity", "stratified", "largest", "available"] = "uniform"
     models: Annotated[tuple[Model, ...], Field(min_length=1)] = (ModelSpec("cnn5"),)
     capacities: Portions = (1.0,)
     names: tuple[Annotated[str, Field(min_length=1)], ...] | None = None

@@ -194,7 +194,7 @@ PARTITION_OPTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "iid": (),
         "classes": ("classes_per_client",),
         "dirichlet": ("alpha",),
-        "balanced-dirichlet": ("alpha",),
+        "balanced-dirichlet": ("alpha", "tests"),
         "natural": ("groups",),
         "resampled": ("alpha",),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 from polyfed.base.errors import StorageError
 from polyfed.comparison.render import aim_text
 from polyfed.data.readers.cache import replacing
+from polyfed.experiments.sizes import size_text
 from polyfed.experiments.views import View
 from polyfed.metrics.catalogue import METRICS
 from polyfed.report.curves import COLOURS, MARKERS
@@ -63,11 +65,11 @@ def _unique(view: View, column: int) -> list[Any]:
 
 
 def _panels(
-    figure: Any, view: View, *, width: float, height: float, legend: float = 0.0
+    figure: Any, view: View, *, width: float, height: float, legend: float = 0.0, most: int = 3
 ) -> list[tuple[Any, list[tuple[Any, ...]]]]:
-    """Return axes and rows for each setting, at most three settings in a row."""
+    """Return axes and rows for each setting, at most ``most`` settings in a row."""
     groups = {setting: [row for row in view.rows if row[0] == setting] for setting in _unique(view, 0)}
-    columns = min(3, len(groups))
+    columns = min(most, len(groups))
     lines = -(-len(groups) // columns)
     figure.set_size_inches(width * columns + legend, height * lines + 0.4)
     axes = figure.subplots(lines, columns, squeeze=False).ravel().tolist()
@@ -80,13 +82,13 @@ def _panels(
     return list(zip(axes, groups.values(), strict=False))
 
 
-def _legend(figure: Any) -> None:
+def _legend(figure: Any, title: str = "") -> None:
     """Draw one legend for all panels, at their right; algorithms in the order of the study."""
     found: dict[str, Any] = {}
     for one in figure.axes:
         handles, labels = one.get_legend_handles_labels()
         found |= {label: handle for handle, label in zip(handles, labels, strict=True) if label not in found}
-    figure.legend(found.values(), found.keys(), loc="outside right center", frameon=False, fontsize=9)
+    figure.legend(found.values(), found.keys(), loc="outside right center", frameon=False, fontsize=9, title=title)
 
 
 def _axis(view: View) -> tuple[int, str]:
@@ -187,19 +189,27 @@ def _grid(figure: Any, view: View) -> None:
     _legend(figure)
 
 
-def _gradient(figure: Any, view: View) -> None:
+def _logarithmic(one: Any, axes: str) -> None:
+    """Make the axes logarithmic, "x", "y" or "xy", with plain numbers at 1, 2 and 5."""
     from matplotlib.ticker import LogLocator
 
+    for name in axes:
+        getattr(one, f"set_{name}scale")("log")
+        axis = getattr(one, f"{name}axis")
+        axis.set_minor_locator(LogLocator(subs=(2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("{x:g}")
+
+
+def _gradient(figure: Any, view: View) -> None:
     for one, here in _panels(figure, view, width=4.6, height=3.4, legend=1.8):
         for label, look, rows in _by_algorithm(view, here):
             x = [row[2] for row in rows]
             one.plot(x, [row[3] for row in rows], color=look["color"], linestyle="-", linewidth=0.8, alpha=0.6)
             look = {**look, "linewidth": 2.2, "markersize": 5, "markevery": max(1, len(x) // 6)}
             one.plot(x, [row[5] for row in rows], label=label, **look)
-        one.set(yscale="log", xlabel="round", ylabel="squared norm of the gradient")
-        one.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
-        one.yaxis.set_major_formatter("{x:g}")
-        one.yaxis.set_minor_formatter("{x:g}")
+        one.set(xlabel="round", ylabel="squared norm of the gradient")
+        _logarithmic(one, "y")
     _legend(figure)
 
 
@@ -270,6 +280,156 @@ def _reconstructions(figure: Any, view: View) -> None:
         one.set_title(title, fontsize=9)
 
 
+def _histogram(figure: Any, view: View) -> None:
+    """Draw a panel for each setting and algorithm, with the clients of each size on top of the others'."""
+    by, axis = _axis(view)
+    sizes = sorted({row[2] for row in view.rows})
+    panelled = replace(view, rows=[(": ".join(filter(None, row[:2])), *row[1:]) for row in view.rows])
+    for one, rows in _panels(figure, panelled, width=3.6, height=2.6, legend=1.0):
+        lows = sorted({row[3] for row in rows})
+        below = dict.fromkeys(lows, 0)
+        for size in sizes:
+            counts = {row[3]: row[5] for row in rows if row[2] == size}
+            width = by * (rows[0][4] - rows[0][3])
+            x, heights = [by * low for low in counts], list(counts.values())
+            look = {"color": COLOURS[sizes.index(size) % len(COLOURS)], "edgecolor": "white", "linewidth": 0.4}
+            bottom = [below[low] for low in counts]
+            one.bar(x, heights, width, bottom, align="edge", label=size_text(size), **look)
+            below |= {low: below[low] + count for low, count in counts.items()}
+        one.yaxis.get_major_locator().set_params(integer=True)
+        one.set(xlabel=axis, ylabel="clients")
+    _legend(figure, "size")
+
+
+def _spent(figure: Any, view: View) -> None:
+    """Draw two panels: against local steps and against bytes; colours are settings, dashes algorithms."""
+    from matplotlib.ticker import EngFormatter
+
+    by, axis = _axis(view)
+    steps = all(row[3] is not None for row in view.rows)
+    settings, labels = _unique(view, 0), _unique(view, 1)
+    figure.set_size_inches(9.4, 3.6)
+    for one, (column, name) in zip(
+        figure.subplots(1, 2), ((3 if steps else 2, "local steps" if steps else "round"), (5, "bytes")), strict=True
+    ):
+        for setting, label in dict.fromkeys(row[:2] for row in view.rows):
+            rows = [row for row in view.rows if row[:2] == (setting, label)]
+            place = settings.index(setting)
+            look = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
+            x, mean = [row[column] for row in rows], [by * row[6] for row in rows]
+            line = _LINES[labels.index(label) % len(_LINES)]
+            told = f"{label}, {setting}" if setting else label
+            one.plot(x, mean, label=told, markersize=4, markevery=max(1, len(x) // 8), linestyle=line, **look)
+            if all(row[7] is not None for row in rows):
+                low, high = ([by * (row[6] + sign * row[7]) for row in rows] for sign in (-1, 1))
+                one.fill_between(x, low, high, color=look["color"], alpha=0.12, linewidth=0)
+        one.xaxis.set_major_formatter(EngFormatter("B" if column == 5 else "", sep=" " if column == 5 else ""))
+        one.set(xlabel=name, ylabel=axis)
+        one.grid(alpha=0.3)
+        one.spines[["top", "right"]].set_visible(False)
+    _legend(figure)
+
+
+def _exploration(figure: Any, view: View) -> None:
+    """Draw for each setting and algorithm the two quantities over rounds, a line for each size."""
+    keys = list(dict.fromkeys(row[:2] for row in view.rows))
+    sizes = sorted({row[2] for row in view.rows})
+    figure.set_size_inches(9.0, 3.2 * len(keys) + 0.4)
+    for line, key in zip(figure.subplots(len(keys), 2, squeeze=False), keys, strict=True):
+        for one, (column, name) in zip(line, ((4, "exploration rate [%]"), (5, "model difference [%]")), strict=True):
+            for place, size in enumerate(sizes):
+                rows = [row for row in view.rows if row[:3] == (*key, size) and row[column] is not None]
+                look = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
+                x, y = [row[3] for row in rows], [100 * row[column] for row in rows]
+                if rows:
+                    one.plot(x, y, label=size_text(size), markersize=4, markevery=max(1, len(x) // 8), **look)
+            one.set(xlabel="round", ylabel=name)
+            one.xaxis.get_major_locator().set_params(integer=True)
+            if column == 4:  # small sizes explore little of all weights, but much of what they hold
+                _logarithmic(one, "y")
+            else:
+                one.set_ylim(0, None)
+            one.set_title(", ".join(filter(None, key)), fontsize=10)
+            one.grid(alpha=0.3)
+            one.spines[["top", "right"]].set_visible(False)
+    _legend(figure, "size")
+
+
+def _convergence(figure: Any, view: View) -> None:
+    """Draw the least squared gradient so far, and the largest squared mask error, over rounds in logarithms."""
+    keys = list(dict.fromkeys(row[:2] for row in view.rows))
+    figure.set_size_inches(10.4, 3.8)
+    left, right = figure.subplots(1, 2)
+    for place, key in enumerate(keys):
+        rows = {row[2]: row for row in view.rows if row[:2] == key and row[2]}
+        worst = {row: max(r[7] for r in view.rows if r[:3] == (*key, row)) for row in rows}
+        look = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)], "markersize": 4}
+        name = ", ".join(filter(None, key))
+        left.plot([*rows], [row[3] for row in rows.values()], **{**look, "marker": ""}, linewidth=0.7, alpha=0.6)
+        left.plot([*rows], [row[4] for row in rows.values()], label=name, **look)
+        right.plot([*worst], [*worst.values()], label=name, **look)
+    rounds = sorted({row[2] for row in view.rows if row[2]})
+    if rounds:
+        top = max(row[4] for row in view.rows if row[2] == rounds[0])
+        guide = [top * (round_ / rounds[0]) ** -0.5 for round_ in rounds]
+        left.plot(rounds, guide, ":", color="black", label="slope -1/2, for the eye")
+    left.set(ylabel="squared gradient of the full objective\n(thick: the least so far)")
+    right.set(ylabel="largest squared mask error")
+    for one in (left, right):
+        one.set(xlabel="round")
+        _logarithmic(one, "xy")
+        one.grid(alpha=0.3, which="both")
+        one.spines[["top", "right"]].set_visible(False)
+    _legend(figure)
+
+
+def _sizes(figure: Any, view: View) -> None:
+    """Draw a panel for each setting and kind of test data, with accuracy over size; a network for all is a line."""
+    by, axis = _axis(view)
+    panelled = replace(view, rows=[(f"{row[0]}, {row[2]}".removeprefix(", "), *row[1:]) for row in view.rows])
+    for one, here in _panels(figure, panelled, width=4.4, height=3.2, legend=1.8, most=2):
+        for label, look, rows in _by_algorithm(panelled, here):
+            some = sorted(row for row in rows if row[3] is not None)
+            if some:
+                ends = [by * (row[5] or 0) for row in some]
+                x, y = [row[3] for row in some], [by * row[4] for row in some]
+                one.errorbar(x, y, yerr=ends, label=label, capsize=3, markersize=5, **look)
+            else:
+                one.axhline(by * rows[0][4], label=label, **{**look, "marker": ""})
+        ticks = sorted({row[3] for row in here if row[3] is not None})
+        one.set(xscale="log", xlabel="size", ylabel=axis)
+        one.set_xticks(ticks, [size_text(tick) for tick in ticks], fontsize=8)
+        one.minorticks_off()
+    _legend(figure)
+
+
+def _size_curves(figure: Any, view: View) -> None:
+    """Draw a panel for each size and kind of test data, a line of panels for each setting and kind."""
+    by, axis = _axis(view)
+    lines = list(dict.fromkeys((row[0], row[2]) for row in view.rows))
+    columns = {setting: sorted({row[3] for row in view.rows if row[0] == setting}) for setting, _ in lines}
+    many = max(map(len, columns.values()))
+    figure.set_size_inches(2.7 * many + 1.8, 2.5 * len(lines) + 0.4)
+    axes = figure.subplots(len(lines), many, squeeze=False)
+    for place, (setting, where) in enumerate(lines):
+        rows = [row for row in view.rows if (row[0], row[2]) == (setting, where)]
+        for one in axes[place][len(columns[setting]) :]:
+            one.set_visible(False)
+        for number, (one, capacity) in enumerate(zip(axes[place], columns[setting], strict=False)):
+            for label, look, some in _by_algorithm(view, [row for row in rows if row[3] == capacity]):
+                x, mean = [row[4] for row in some], [by * row[5] for row in some]
+                one.plot(x, mean, label=label, markersize=4, markevery=max(1, len(x) // 5), **look)
+                if all(row[6] is not None for row in some):
+                    low, high = ([by * (row[5] + sign * row[6]) for row in some] for sign in (-1, 1))
+                    one.fill_between(x, low, high, color=look["color"], alpha=0.12, linewidth=0)
+            told = f"{where}, size {size_text(capacity)}"
+            one.set_title(textwrap.fill(f"{setting}: {told}" if setting else told, 30), fontsize=9)
+            one.set(xlabel="round", ylabel=axis if number == 0 else "")
+            one.grid(alpha=0.3)
+            one.spines[["top", "right"]].set_visible(False)
+    _legend(figure)
+
+
 _DRAW: dict[str, Callable[[Any, View], None]] = {
     "accuracy": _dots,
     "curves": _curves,
@@ -284,4 +444,10 @@ _DRAW: dict[str, Callable[[Any, View], None]] = {
     "conflict": _by_stage,
     "tsne": _planes,
     "leakage": _reconstructions,
+    "histogram": _histogram,
+    "spent": _spent,
+    "exploration": _exploration,
+    "convergence": _convergence,
+    "sizes": _sizes,
+    "size_curves": _size_curves,
 }

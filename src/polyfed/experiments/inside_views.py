@@ -16,6 +16,7 @@ from polyfed.comparison.specs import RunSpec
 from polyfed.comparison.statistics import deviation, mean_over, participations, scaled, standard_error
 from polyfed.experiments.inside import Inside, conflicts, embedded, linear_cka, mixing, stage_outputs
 from polyfed.experiments.leakage import leakage
+from polyfed.experiments.sizes import by_size
 from polyfed.experiments.views import Results, View
 from polyfed.report.tables import Summary, metric_of
 from polyfed.report.units import flops, percent, size, spread_text
@@ -89,8 +90,8 @@ def differences(results: Results) -> View:
     return View(
         "differences",
         f"Test {results.metric} minus that of {against}, seed by seed: of the mean over the server's own networks on "
-        "all test data, or where a server has none, of the mean over clients. Bars are 95 % intervals of Student's t "
-        "over seeds, not corrected for their number; one seed has none.",
+        "all test data, without sizes that no client has, or where a server has none, of the mean over clients. Bars are "
+        "95 % intervals of Student's t over seeds, not corrected for their number; one seed has none.",
         ("setting", "algorithm", "against", "seeds", "difference", "low", "high"),
         rows,
         (("setting", "algorithm", "seeds", "difference", "95 % interval"), told),
@@ -224,8 +225,8 @@ def _globals(done: Summary, metric: str) -> dict[str, float]:
 
 
 def _one(results: Results, cell: RunSpec) -> float | None:
-    found = _globals(results.done[cell], results.metric)
-    return statistics.fmean(found.values()) if found else results.mean(cell)
+    found = by_size(results, cell, metric_of(results.done[cell], results.metric))
+    return found.get(("Global", None), results.mean(cell))
 
 
 def _spread(values: Sequence[float]) -> tuple[float, float | None]:

@@ -12,12 +12,14 @@ from polyfed.config.faults import by_key, dotted, sentence
 from polyfed.config.sections import Section
 from polyfed.config.toml import read_toml
 
-#: Tag of a source -> its meaning. Values from memory, or read off pictures, have no tag and are not listed.
+#: Tag of a source -> its meaning. Values from memory have no tag and are not listed.
 TAGS = {
     "P": "the paper's text",
     "ABS": "the paper's abstract",
     "SUM": "summaries of the paper that quote it",
     "CODE": "the authors' code",
+    "REPO": "a page or picture in the authors' repository",
+    "PIC": "read off the paper's picture, right to about a point",
     "SIB": "the sibling paper, InCo Aggregation (ICLR 2024): not this paper's",
     "CALC": "computed from the layers that the authors' code gives",
 }
@@ -41,12 +43,15 @@ class Value(Section):
     Args:
         setting: title of the setting in the study.
         algorithm: label of the algorithm in the study.
+        of: what it is the accuracy of; "" for the mean over clients, else a name of the view "sizes", such as
+            "Global" or "Local at 1/64".
         accuracy: accuracy, as a fraction.
         tag: its source, a key of `TAGS`.
     """
 
     setting: str = ""
     algorithm: str
+    of: str = ""
     accuracy: Annotated[float, Field(ge=0, le=1)]
     tag: str
 

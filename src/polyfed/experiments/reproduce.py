@@ -24,7 +24,9 @@ from polyfed.experiments.inside import needs_tsne
 from polyfed.experiments.inside_views import INSIDE
 from polyfed.experiments.known import TAGS, Known
 from polyfed.experiments.plan import rates, seconds
+from polyfed.experiments.sizes import SIZES, named_values
 from polyfed.experiments.study import Study
+from polyfed.experiments.submodels import SUBMODELS
 from polyfed.experiments.views import VIEWS, Results, View
 from polyfed.report.units import percent
 
@@ -195,7 +197,7 @@ def _page(
     if study.tune is not None and everything:
         what = _chosen(cells, tuned, job.edges(), waiting)
         parts += [f"Chosen on validation rows, which come out of the training rows:\n\n{what}"]
-    for view in [{**VIEWS, **INSIDE}[name](results) for name in study.show]:
+    for view in [{**VIEWS, **INSIDE, **SIZES, **SUBMODELS}[name](results) for name in study.show]:
         write(page / f"{view.name}.csv", csv_text(view.headings, view.rows))
         parts += [_shown(view, draw(view, page / f"{view.name}.png", study.title))]
     notes = page / "notes.md"
@@ -204,7 +206,7 @@ def _page(
     small = "\n".join(f"* {line}" for line in undecided(table.lines))
     parts += [
         *([_run(job, cells)] if cells else []),
-        *([_paper(job.known, table)] if study.source else []),
+        *([_paper(job.known, table, results, job.scale)] if study.source else []),
         *([f"## Below two standard errors\n\n{small}"] if cells else []),
         f"## In three sentences\n\n{notes.read_text(encoding='utf-8').strip()}",
     ]
@@ -256,7 +258,7 @@ def _head(job: Job, cells: Sequence[RunSpec], waiting: set[str]) -> str:
 def _shown(view: View, pictured: bool) -> str:
     headings, rows = view.cells or ((), [])
     parts = [
-        f"## {view.name.capitalize()}",
+        f"## {view.name.replace('_', ' ').capitalize()}",
         f"{view.caption} Numbers: [{view.name}.csv]({view.name}.csv).",
         *([f"![{view.name}]({view.name}.png)"] if pictured else []),
         *(
@@ -264,7 +266,7 @@ def _shown(view: View, pictured: bool) -> str:
                 markdown(
                     headings,
                     rows,
-                    left=("setting", "algorithm", "predictor", "network", "network by network", "pairs", "stage"),
+                    left=("setting", "algorithm", "predictor", "network", "network by network", "pairs", "stage", "on"),
                 )
             ]
             if rows
@@ -274,24 +276,29 @@ def _shown(view: View, pictured: bool) -> str:
     return "\n\n".join(parts)
 
 
-def _paper(known: Known, table: Comparison) -> str:
-    ours = {(line.setting, line.label): line.accuracy_text for line in table.lines}
+def _paper(known: Known, table: Comparison, results: Results, scale: str) -> str:
+    ours = {(line.setting, line.label, ""): line.accuracy_text for line in table.lines}
+    several = any(v.of for v in known.values)
+    ours |= named_values(results) if several else {}
     rows = [
         (
             v.setting or "-",
             v.algorithm,
-            ours.get((v.setting, v.algorithm), "-"),
+            *((v.of or "-",) if several else ()),
+            ours.get((v.setting, v.algorithm, v.of), "-"),
             percent(v.accuracy, 2),
             TAGS[v.tag],
         )
         for v in known.values
     ]
-    headings = ("setting", "algorithm", "ours", "paper", "read in")
+    headings = ("setting", "algorithm", *(("of",) if several else ()), "ours", "paper", "read in")
     claims = "\n".join(f"* {claim.text} ({TAGS[claim.tag]})" for claim in known.claims)
     missing = known.missing or ("" if rows or claims else "anything of this item.")
+    smaller = rows and scale in ("smoke", "cpu")
     parts = [
         "## Beside the paper",
-        *([markdown(headings, rows, left=("setting", "algorithm"))] if rows else []),
+        *(["This scale is smaller than the paper's: compare orders, not values."] if smaller else []),
+        *([markdown(headings, rows, left=("setting", "algorithm", "of"))] if rows else []),
         *([claims] if claims else []),
         *([f"Not available: {missing}"] if missing else []),
     ]

@@ -29,8 +29,10 @@ from polyfed.config.sections import Section
 from polyfed.config.toml import Table, read_toml
 
 ViewName = (
-    Literal["accuracy", "curves", "clients", "targets", "grid", "predictors", "gradient", "networks"]
+    Literal["accuracy", "curves", "clients", "targets", "grid", "predictors", "gradient", "networks", "protocol"]
     | Literal["whole", "differences", "cka", "tsne", "conflict", "leakage"]
+    | Literal["sizes", "size_curves", "size_costs"]
+    | Literal["histogram", "spent", "exploration", "convergence"]
 )
 Values = Annotated[tuple[Any, ...], Field(min_length=1)]
 
@@ -174,7 +176,7 @@ class Study(Section):
                 ]
         known = {*self.algorithms, *(label for keys in own.values() for label in keys.algorithms or ())}
         found += [f"pair: {label!r} is not among the algorithms" for label in self.pair or () if label not in known]
-        if not self.algorithms and self.show != ("networks",):
+        if not self.algorithms and self.show not in (("networks",), ("protocol",)):
             found.append("algorithms: got none; expected at least one")
         found += [
             f"{dotted('settings', name, key)}: unknown{hint(key, (*SECTIONS, *_OWN))} expected a section or one of "

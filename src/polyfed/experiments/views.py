@@ -87,7 +87,7 @@ class Results:
     ) -> list[tuple[int, float, float | None]]:
         """The mean and deviation, over cells, of a value of the evaluated rounds; without rounds that have None."""
         found: dict[int, list[float]] = {}
-        for row in chain.from_iterable(self._rows(cell, "rounds.jsonl") for cell in cells):
+        for row in chain.from_iterable(self.rows(cell, "rounds.jsonl") for cell in cells):
             if headline(row)[1] and (number := value(row)) is not None:
                 found.setdefault(row["round"], []).append(number)
         return [(round_, *_spread(numbers)) for round_, numbers in sorted(found.items())]
@@ -98,7 +98,8 @@ class Results:
         found = {client: row.get("metrics", row).get(self.metric) for client, row in rows.items()}
         return {client: value for client, value in found.items() if value is not None}
 
-    def _rows(self, cell: RunSpec, name: str) -> Iterator[dict[str, Any]]:
+    def rows(self, cell: RunSpec, name: str) -> Iterator[dict[str, Any]]:
+        """The lines of rounds.jsonl or clients.jsonl of a finished cell."""
         return map(json.loads, (cell.run_dir(self.root) / name).read_text().splitlines())
 
 
@@ -318,6 +319,33 @@ def networks(results: Results) -> View:
     )
 
 
+def protocol(results: Results) -> View:
+    """Hyper-parameters of each algorithm in the file, as the runs of other studies with the same base have them."""
+    study = results.study.model_copy(update={"algorithms": tuple(results.study.entries), "settings": {}})
+    cells = {cell.label: cell.config for cell in study.cells()}
+    rows: list[tuple[Any, ...]] = []
+    for label, config in cells.items():
+        run, data, clients, train = config.run, config.data, config.clients, config.train
+        skipped = ("unseen_capacities", "inco", "inco_stages")
+        keys = {key: value for key, value in config.resolved().algorithm.keys.items() if key not in skipped}
+        length = f"{train.steps} steps" if train.steps else f"{train.epochs} epochs"
+        network, *others = map(str, clients.models)
+        cohort = f"{clients.wanted} of {clients.count}"
+        named = (label, data.dataset, network if not others else f"{network}, ...", cohort, run.rounds, length)
+        rates = (train.batch_size, train.optimizer, train.lr, train.momentum, train.weight_decay)
+        rows.append((*named, *rates, ", ".join(f"{key} = {value}" for key, value in keys.items())))
+    heads = ("algorithm", "data", "network", "clients in a round", "rounds", "local work", "batch", "optimizer", "rate")
+    heads = (*heads, "momentum", "weight decay", "own keys")
+    return View(
+        "protocol",
+        "Hyper-parameters of the algorithms at this scale; rates are constant. The rest of the configuration is in the "
+        "files of the studies.",
+        heads,
+        rows,
+        (heads, [tuple(map(str, row)) for row in rows]),
+    )
+
+
 VIEWS: dict[str, Callable[[Results], View]] = {
     "accuracy": accuracy,
     "curves": curves,
@@ -327,4 +355,5 @@ VIEWS: dict[str, Callable[[Results], View]] = {
     "predictors": predictors,
     "gradient": gradient,
     "networks": networks,
+    "protocol": protocol,
 }

@@ -36,7 +36,7 @@ from polyfed.execute.choice import forward_flops
 from polyfed.models.split import SplitModel
 from polyfed.models.weights import load_weights
 from polyfed.rounds.availability import Availability
-from polyfed.rounds.sampling import Weighted
+from polyfed.rounds.sampling import Strata, Weighted, by_capacity
 
 
 class ServerView(ABC):
@@ -130,12 +130,12 @@ class Federation(ServerView):
         return Availability(load_profiles(devices.profiles), self.rng.at("devices"), devices.deal, devices.start_hour)
 
     @cached_property
-    def weighted(self) -> Weighted | None:
-        """The weighted draw of clients; None where all are equally likely."""
+    def weighted(self) -> Weighted | Strata | None:
+        """The draw of clients by their sizes or capacities; None where neither matters."""
         clients = self.config.clients
         if clients.selection == "by-size":
             return Weighted(np.diff(self.partition.train_offsets))
-        return Weighted(np.resize(clients.capacities, clients.count)) if clients.selection == "by-capacity" else None
+        return by_capacity(clients.selection, np.resize(clients.capacities, clients.count))
 
     def info(self, client: ClientId) -> ClientInfo:
         """What the server knows of a client."""
@@ -340,7 +340,9 @@ def unread(config: Config, algorithm: Algorithm) -> list[str]:
     """
     given = set(config.clients.capacities[: config.clients.count]) != {1.0}
     reads = algorithm.masks or type(algorithm).models_at is not Algorithm.models_at
-    if reads or not given or config.clients.selection == "by-capacity":  # the draw reads them
+    if (
+        reads or not given or config.clients.selection in ("by-capacity", "stratified", "largest")
+    ):  # the draw reads them
         return []
     if canonical_name(config.algorithm.name) not in ALGORITHMS:
         return []

@@ -72,6 +72,11 @@ def first_request(steps: Any, kind: type[Any], perform: Callable[[Any], Any]) ->
 
 def squared_norm(fit: Fit, placement: Placement) -> float:
     """Return the squared norm, over all trained parts, of the gradient on all examples at once."""
+    return float(sum(g.square().sum() for g in full_gradient(fit, placement).values()))
+
+
+def full_gradient(fit: Fit, placement: Placement) -> dict[tuple[str, str], torch.Tensor]:
+    """Return the gradient on all examples at once, by trained part and name, in float64; batches have `EVAL_BATCH`."""
     client = fit.client
     set_training(client.models, True)
     local = Local(fit, placement)
@@ -80,9 +85,10 @@ def squared_norm(fit: Fit, placement: Placement) -> float:
     for index, rows in enumerate(torch.arange(count).split(EVAL_BATCH)):
         batch = client.weigh(placement.batch(client.train, rows))
         local.see(fit.drawn(Step(rows, index, index)))
-        grads = fit.gradient(partial(local.grad, batch), local.nets, batch, False)
+        with torch.no_grad():  # a gradient that is a function of the weights, such as FIARSE's, would hold their graph
+            grads = fit.gradient(partial(local.grad, batch), local.nets, batch, False)
         for part, params in grads.items():
             for name, g in params.items():
                 share = g.double() * (len(rows) / count)  # a loss is the mean over its batch
                 sums[part, name] = sums[part, name] + share if (part, name) in sums else share
-    return float(sum(g.square().sum() for g in sums.values()))
+    return sums

@@ -21,11 +21,12 @@ class Weighted:
 
     def __init__(self, weights: ArrayLike) -> None:
         self.weights = np.asarray(weights, dtype=np.float64)
+        self.positive = int(np.count_nonzero(self.weights))
         self._sums = np.cumsum(self.weights)
 
     def draw(self, rng: np.random.Generator, count: int) -> list[int]:
         """Return ``count`` numbers in ascending order, or all numbers of positive weight if these are fewer."""
-        count = min(count, int(np.count_nonzero(self.weights))) if 2 * count > len(self.weights) else count
+        count = min(count, self.positive)
         drawn: dict[int, None] = {}
         sums = self._sums
         while len(drawn) < count:
@@ -35,9 +36,40 @@ class Weighted:
                 rest = self.weights.copy()
                 rest[list(drawn)] = 0
                 sums = np.cumsum(rest)
-                if sums[-1] == 0:
-                    break
         return sorted(list(drawn)[:count])
+
+
+class Strata:
+    """Draws different numbers from 0 to n - 1, equally likely, and of each stratum as many as its share of all numbers.
+
+    Of a stratum with n_s of the n numbers come m n_s / n of m, rounded up or down at random by systematic sampling
+    (W. G. Madow, 1949), so that it is m n_s / n in the mean.
+
+    Args:
+        keys: ``(n,)``; equal ones are one stratum.
+    """
+
+    def __init__(self, keys: ArrayLike) -> None:
+        _, place, counts = np.unique(np.asarray(keys), return_inverse=True, return_counts=True)
+        self._members = np.split(np.argsort(place, kind="stable"), np.cumsum(counts)[:-1])
+        self._ends = np.cumsum(counts)
+
+    def draw(self, rng: np.random.Generator, count: int) -> list[int]:
+        """Return ``count`` numbers in ascending order, at most n."""
+        before = np.ceil(self._ends * count / self._ends[-1] - rng.random()).astype(int)
+        each = np.diff(before, prepend=0)
+        drawn = [rng.choice(some, k, replace=False) for some, k in zip(self._members, each, strict=True)]
+        return sorted(np.concatenate(drawn).tolist())
+
+
+def by_capacity(selection: str, capacities: ArrayLike) -> Weighted | Strata | None:
+    """What draws clients of these capacities where ``clients.selection`` is a rule about capacities; else None."""
+    weights = np.asarray(capacities)
+    if selection == "stratified":
+        return Strata(weights)
+    if selection == "largest":
+        return Weighted(weights == weights.max())
+    return Weighted(weights) if selection == "by-capacity" else None
 
 
 def draw_available(

@@ -13,7 +13,7 @@ from polyfed.base.types import ClientId
 from polyfed.config.sections import oversampled
 from polyfed.core.clients import Cohort
 from polyfed.rounds.federation import Federation, ServerView
-from polyfed.rounds.sampling import Weighted, draw_available
+from polyfed.rounds.sampling import Strata, Weighted, by_capacity, draw_available
 
 
 def draw_cohort(federation: Federation, round_: int, now: float = 0.0) -> Cohort:
@@ -49,16 +49,14 @@ def draw_connected(view: ServerView, round_: int, connected: Sequence[ClientId],
     """
     clients = view.config.clients
     count = min(len(connected), oversampled(clients.wanted, oversample))
-    weighted = (
-        Weighted([view.info(client).capacity for client in connected]) if clients.selection == "by-capacity" else None
-    )
+    weighted = by_capacity(clients.selection, [view.info(client).capacity for client in connected])
     places = pick(view.rng.at("round", round_, "cohort"), len(connected), count, weighted)
     return cohort_of(view, [connected[place] for place in places], round_)
 
 
-def pick(rng: Rng, total: int, count: int, weighted: Weighted | None = None) -> Sequence[int]:
-    """Draw ``count`` different numbers below ``total``, ascending: equally likely, or by weight."""
-    if count == total:
+def pick(rng: Rng, total: int, count: int, weighted: Weighted | Strata | None = None) -> Sequence[int]:
+    """Draw ``count`` different numbers below ``total``, ascending: equally likely, or by weight or stratum."""
+    if count == total and not (isinstance(weighted, Weighted) and weighted.positive < total):
         return range(total)
     if weighted is not None:
         return weighted.draw(rng.numpy(), count)

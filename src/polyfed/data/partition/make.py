@@ -68,7 +68,8 @@ def make_partition(
         first_client: number of the first client: a node that has the rows of client k alone splits them as a
             simulation does, with ``num_clients=1`` and ``first_client=k``.
         options: options of the kind: ``classes_per_client`` for "classes", ``alpha`` for both Dirichlet kinds and
-            "resampled", and for "natural" ``groups="largest"``, which permits fewer clients than groups.
+            "resampled", for "natural" ``groups="largest"``, which permits fewer clients than groups, and for
+            "balanced-dirichlet" with split "official" ``tests="independent"``: test rows have class mixes of their own.
 
     Raises:
         ConfigError: an unknown kind or option, or a value out of range; all faults at once.
@@ -115,7 +116,9 @@ def make_partition(
     train[pool] = owner[pool] >= 0
     if split == "official" and dataset.test_rows is not None:
         rows = dataset.test_rows
-        if kind != "natural":  # by group, test rows have their owners already
+        if options.get("tests"):
+            owner[rows] = _deal(kind, y[rows], dataset.num_classes, clients, options, None, rng.at("test"))
+        elif kind != "natural":  # by group, test rows have their owners already
             held = np.bincount(owner[train] * dataset.num_classes + y[train], minlength=clients * dataset.num_classes)
             owner[rows] = deal_like(held.reshape(clients, -1), y[rows], rng.at("test").numpy())
         test[rows] = owner[rows] >= 0
@@ -335,6 +338,10 @@ def _check_settings(
             faults.append(f"alpha: got {alpha!r}; expected a number from 0.001 (very uneven) to 1000000 (even)")
     if "groups" in known and options.get("groups") not in (None, "largest"):
         faults.append(f"groups: got {options['groups']!r}; expected 'largest', or leave it out")
+    if "tests" in known and options.get("tests") not in (None, "independent"):
+        faults.append(f"tests: got {options['tests']!r}; expected 'independent', or leave it out")
+    elif options.get("tests") and split != "official":
+        faults.append(f"tests: got 'independent' with split {split!r}; it deals official test rows: split = 'official'")
     if faults:
         raise ConfigError(*faults)
     return {

@@ -1,0 +1,186 @@
+"""The views of what clients of each size have and hold, against plain definitions."""
+
+import csv
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import running
+import torch
+from torch import Tensor
+
+import polyfed
+from polyfed.algorithms.fiarse import FIARSE
+from polyfed.comparison.specs import RunSpec, Setting
+from polyfed.experiments.catalogue import find
+from polyfed.experiments.inside import Inside
+from polyfed.experiments.reproduce import reproduce
+from polyfed.experiments.study import Study
+from polyfed.experiments.submodels import Followed, convergence, exploration, histogram, look, slope_text, spent
+from polyfed.experiments.views import Results
+from polyfed.simulation.simulate import simulate
+
+SIZES = (1.0, 0.3, 0.1)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """A run of FIARSE that keeps all its rounds, as the finished cell of a study."""
+    out = tmp_path_factory.mktemp("submodels")
+    config = running.config(
+        run={"rounds": 3, "eval_every": 3, "keep_rounds": [0, 1, 2, 3], "precision": "fp64"},
+        clients={"participation": 1.0, "capacities": list(SIZES), "models": ["mlp(hidden=(6,))"]},
+        train={"lr": 0.5, "momentum": 0.0},
+        algorithm={"name": "fiarse", "unseen_capacities": []},
+    )
+    cell = RunSpec(Setting("s"), "fiarse", 0, config)
+    simulate(config, out=cell.run_dir(out), progress=False)
+    return Results(Study(title="t"), [cell], out)
+
+
+def test_exploration_and_difference_of_masks_by_hand() -> None:
+    """Catches a rate of the last mask alone, and a difference to all masks or over all weights."""
+    followed = Followed()
+
+    def see(*held: int) -> tuple[float, float | None]:
+        flat = torch.tensor([float(k in held) for k in range(8)]).bool()
+        return followed.see({"a": flat[:2], "b": flat[2:].reshape(2, 3)})
+
+    assert see(0, 1, 2, 3) == (0.5, None)
+    assert see(0, 1, 2, 5) == (5 / 8, 0.25)
+    assert see(0, 6) == (6 / 8, 0.5)
+    assert see(3, 6) == (6 / 8, 0.5)  # weight 3 was held before, but not in the mask just before
+    assert see(3, 6) == (6 / 8, 0.0)
+
+
+def test_exploration_of_a_run_follows_the_largest_weights(results: Results) -> None:
+    """Catches a mask of another size or round, and sizes whose masks are mixed up."""
+    rows = {row[2:4]: row[4:] for row in exploration(results).rows}
+    assert set(rows) == {(size, round_) for size in SIZES for round_ in range(4)}
+    (cell,) = results.cells
+    states: list[Any] = [polyfed.kept_round(cell.run_dir(results.root), round_).server for round_ in range(4)]
+    weights = [torch.cat([state.model[name].abs().reshape(-1) for name in state.masked]) for state in states]
+    for size in SIZES:
+        ever, last = set[int](), set[int]()
+        for round_, w in enumerate(weights):
+            now = set(w.topk(int(size * len(w))).indices.tolist())
+            ever |= now
+            rate, difference = rows[size, round_]
+            assert rate == pytest.approx(len(ever) / len(w))
+            assert difference == (pytest.approx(len(now - last) / len(now)) if round_ else None)
+            last = now
+    assert rows[0.1, 3][0] > 0.1
+
+
+def gradient(net: Any, params: dict[str, Tensor], data: Any) -> dict[str, Tensor]:
+    """Of the mean cross-entropy of all examples."""
+    leaves = {name: value.detach().clone().requires_grad_() for name, value in params.items()}
+    x, y = data.batch(torch.arange(len(data)), dtype=torch.float64)
+    loss = torch.nn.functional.cross_entropy(net(leaves, x), y)
+    return dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+
+
+def test_the_gradient_of_the_full_objective_and_the_mask_error(results: Results) -> None:
+    """Catches a mean of squares, a masked objective, an error outside the mask, and the factor of Eq. 3 left out."""
+    (cell,) = results.cells
+    inside = Inside(cell.run_dir(results.root), 2)
+    algorithm, server = inside.kept.algorithm, inside.kept.server
+    assert isinstance(algorithm, FIARSE)
+    assert isinstance(server, FIARSE.Server)
+    found = look(inside, algorithm)
+    x = dict(server.model)
+    flat = torch.cat([value.abs().reshape(-1) for value in x.values()])
+    total = {name: torch.zeros_like(value) for name, value in x.items()}
+    errors: dict[float, float] = {}
+    for k in range(4):
+        local = inside.federation.local(k, 3)
+        net, data = local.models["model"], local.train
+        whole = gradient(net, x, data)
+        total = {name: total[name] + g / 4 for name, g in whole.items()}
+        if k < 3:  # client 3 is the second of capacity 1
+            size = SIZES[k]
+            theta = float(flat.topk(int(size * len(flat))).values[-1]) if size < 1 else 0.0
+            mask = {name: (value.abs() >= theta).double() for name, value in x.items()}
+            g = gradient(net, {name: value * mask[name] for name, value in x.items()}, data)
+            own = {
+                n: v * (1 + 2 * x[n].abs() * theta / (x[n].abs() + theta) ** 2) if theta else v for n, v in g.items()
+            }
+            errors[size] = sum(float((mask[n] * (whole[n] - own[n])).square().sum()) for n in x)
+    assert found.gradient == pytest.approx(sum(float(g.square().sum()) for g in total.values()), rel=1e-9)
+    assert found.norm == pytest.approx(sum(float(value.square().sum()) for value in x.values()), rel=1e-9)
+    assert list(found.errors) == list(SIZES)
+    assert found.errors == pytest.approx(errors, rel=1e-8, abs=1e-20)
+    assert errors[0.3] > 0
+    rows = [row for row in convergence(results).rows if row[2] == 2]
+    assert [row[6:] for row in rows] == [(size, found.errors[size], found.errors[size] / found.norm) for size in SIZES]
+    least = [row[3:5] for row in convergence(results).rows if row[6] == 1.0]
+    assert [row[1] for row in least] == [min(g for g, _ in least[: n + 1]) for n in range(4)]
+
+
+def test_slopes_begin_with_round_1() -> None:
+    assert slope_text([0, 1, 4, 16], [9.0, 2.0, 1.0, 0.5]) == "-0.50"
+    assert slope_text([0, 1], [9.0, 2.0]) == "-"
+
+
+def test_histograms_count_clients_by_size_and_bin(results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches clients of another size, a bin that loses its edge, and a seed that is left out."""
+    (cell,) = results.cells
+    both = replace(results, cells=[cell, replace(cell, seed=1)])
+    both.__dict__["done"] = {key: {"rounds": 3} for key in both.cells}
+    values = {0: {0: 1.0, 1: 0.05, 2: 0.049, 3: 0.99}, 1: {0: 0.52, 1: 0.05, 2: 0.0, 3: 0.5}}
+    monkeypatch.setattr(Results, "clients", lambda _, one: values[one.seed])
+    view = histogram(both)
+    found = {(row[2], round(row[3], 9)): row[5] for row in view.rows if row[5]}
+    assert found == {(1.0, 0.95): 2, (1.0, 0.5): 2, (0.3, 0.05): 2, (0.1, 0.0): 2}
+    assert len(view.rows) == 3 * 20
+    assert view.cells is not None
+    assert view.cells[1][0] == ("s", "fiarse", "1", "4", "50.0 %", "75.5 %", "75.2 %", "100.0 %")
+
+
+def test_what_was_spent_is_the_sum_so_far(results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches the bytes of a round or of one way, steps of one round, and another cost than that of the accuracy."""
+    (cell,) = results.cells
+    four = replace(cell, config=cell.config.replace("train", steps=5, epochs=None))
+    some = replace(results, cells=[four])
+    some.__dict__["done"] = {four: {}}
+    rows = [
+        {"round": n, "totals": {"bytes_up": 10 * n, "bytes_down": n, "flops": 100 * n}, "accuracy": {"mean": 0.1 * n}}
+        for n in (0, 2)
+    ]
+    monkeypatch.setattr(Results, "rows", lambda *_: iter(rows))
+    assert [row[2:7] for row in spent(some).rows] == [(0, 0, 0, 0, 0.0), (2, 10, 200, 22, 0.2)]
+
+
+@pytest.mark.parametrize("scale", ["smoke", "cpu", "paper"])
+def test_the_corollarys_rate_is_that_of_each_length(scale: str) -> None:
+    cells = Study.load(find("fiarse/theorem"), scale).cells()
+    for cell in cells:
+        run, train = cell.config.run, cell.config.train
+        assert train.steps is not None
+        if cell.label != "constant lr":
+            assert train.lr == pytest.approx(1 / (train.steps * math.sqrt(run.rounds)), rel=1e-7)
+        assert (train.optimizer, train.momentum, train.weight_decay, train.clip) == ("sgd", 0.0, 0.0, 0.0)
+    work = {c.config.run.rounds * (c.config.train.steps or 0) for c in Study.load(find("fiarse/steps"), scale).cells()}
+    assert len(work) == 1
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the committed studies share their cells."""
+    return tmp_path_factory.mktemp("fiarse")
+
+
+@pytest.mark.parametrize(
+    ("item", "only"),
+    [("fig2", "fiarse"), ("fig7", "fiarse"), ("theorem", "T = 1"), ("steps", "K = 4, T = 2")],
+)
+def test_studies_of_fiarse_run(item: str, only: str, out: Path) -> None:
+    """At smoke scale, of which one cell is enough here; fig2 and steps share theirs."""
+    algorithm = "lr*" if item == "theorem" else "fiarse"
+    _, page = reproduce(find(f"fiarse/{item}"), "smoke", out, only=[only, algorithm, "seed 0"])
+    for name in Study.load(find(f"fiarse/{item}"), "smoke").show:
+        assert list(csv.DictReader((page / f"{name}.csv").read_text().splitlines())), name
+        assert (page / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert len(list((out / "cells").iterdir())) <= 3
