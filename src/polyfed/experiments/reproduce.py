@@ -204,7 +204,7 @@ def _page(
     small = "\n".join(f"* {line}" for line in undecided(table.lines))
     parts += [
         *([_run(job, cells)] if cells else []),
-        *([_paper(job.known, table)] if study.source else []),
+        *([_paper(job.known, table, everything)] if study.source else []),
         *([f"## Below two standard errors\n\n{small}"] if cells else []),
         f"## In three sentences\n\n{notes.read_text(encoding='utf-8').strip()}",
     ]
@@ -274,24 +274,23 @@ def _shown(view: View, pictured: bool) -> str:
     return "\n\n".join(parts)
 
 
-def _paper(known: Known, table: Comparison) -> str:
-    ours = {(line.setting, line.label): line.accuracy_text for line in table.lines}
+def _paper(known: Known, table: Comparison, cells: Sequence[RunSpec]) -> str:
+    """Return the section of what is known, with the accuracies of the settings and rows that the page has."""
+    ours = {(cell.setting.title, cell.label): "-" for cell in cells}
+    ours |= {(line.setting, line.label): line.accuracy_text for line in table.lines}
     rows = [
-        (
-            v.setting or "-",
-            v.algorithm,
-            ours.get((v.setting, v.algorithm), "-"),
-            percent(v.accuracy, 2),
-            TAGS[v.tag],
-        )
+        (v.setting or "-", v.algorithm, ours[v.setting, v.algorithm], percent(v.accuracy, 2), TAGS[v.tag])
         for v in known.values
+        if (v.setting, v.algorithm) in ours
     ]
-    headings = ("setting", "algorithm", "ours", "paper", "read in")
+    headings = ("setting", "algorithm", "ours", "known", "read in")
     claims = "\n".join(f"* {claim.text} ({TAGS[claim.tag]})" for claim in known.claims)
-    missing = known.missing or ("" if rows or claims else "anything of this item.")
+    missing = known.missing or ("" if known.values or claims else "anything of this item.")
+    left = len(known.values) - len(rows)
     parts = [
         "## Beside the paper",
         *([markdown(headings, rows, left=("setting", "algorithm"))] if rows else []),
+        *([f"Known, too, are {left} accuracies of settings or rows that this page does not have."] if left else []),
         *([claims] if claims else []),
         *([f"Not available: {missing}"] if missing else []),
     ]
