@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,7 @@ def _dots(figure: Any, view: View) -> None:
                 one.errorbar(by * mean, place, xerr=by * (sd or 0), fmt="o", color=colour, capsize=3, markersize=6)
             parts = [] if networks and row[2] == "mean" else [mean] if networks else rest
             parts = [by * part for part in parts if part is not None]
-            one.plot(parts, [place] * len(parts), "|", color=colour, markersize=7, alpha=0.6)
+            one.plot(parts, [place] * len(parts), "|", color=colour, markersize=9, alpha=0.6)
         one.set_yticks(range(len(names)), ticks if panel % 3 == 0 else [""] * len(names))
         one.set(ylim=(len(names) - 0.5, -0.5), xlabel=label)
 
@@ -223,22 +224,18 @@ def _differences(figure: Any, view: View) -> None:
 
 
 def _by_stage(figure: Any, view: View) -> None:
-    """Draw a number of each stage in each kept round; earlier rounds are paler."""
+    """Draw a number of each stage, in a panel for each setting and kept round."""
     column = view.headings.index("cka" if view.name == "cka" else "share_negative")
     at = view.headings.index("stage")
-    for one, here in _panels(figure, view, width=4.2, height=3.2, legend=1.8):
-        here = [row for row in here if view.name != "cka" or row[3] == "clients"]
-        stages, rounds = list(dict.fromkeys(row[at] for row in here)), sorted({row[2] for row in here})
-        shades = {round_: 0.25 + 0.75 * number / len(rounds) for number, round_ in enumerate(rounds, 1)}
-        for label, look, rows in _by_algorithm(view, here):
-            for round_, shade in shades.items():
-                some = [row for row in rows if row[2] == round_]
-                x, y = [stages.index(row[at]) for row in some], [row[column] for row in some]
-                one.plot(x, y, label=label if round_ == rounds[-1] else None, alpha=shade, markersize=5, **look)
-        for round_, shade in shades.items():
-            one.plot([], [], label=f"round {round_}", alpha=shade, color="black")
+    shown = [row for row in view.rows if view.name != "cka" or row[3] == "clients"]
+    rows = [(", ".join(filter(None, (row[0], f"round {row[2]}"))), *row[1:]) for row in shown]
+    stages = list(dict.fromkeys(row[at] for row in rows))
+    for one, here in _panels(figure, replace(view, rows=rows), width=4.2, height=3.2, legend=1.8):
+        for label, look, some in _by_algorithm(view, here):
+            x, y = [stages.index(row[at]) for row in some], [row[column] for row in some]
+            one.plot(x, y, label=label, markersize=5, **look)
         one.set_xticks(range(len(stages)), stages)
-        one.set(ylabel="linear CKA" if view.name == "cka" else "share of b < 0", ylim=(0, 1), xlabel="stage")
+        one.set(ylabel="linear CKA" if view.name == "cka" else "share of b < 0", ylim=(0, 1.02), xlabel="stage")
     _legend(figure)
 
 
