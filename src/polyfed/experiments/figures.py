@@ -264,33 +264,30 @@ def _reconstructions(figure: Any, view: View) -> None:
     figure.set_size_inches(13, 0.5 * len(view.pictures) + 1.3)
     lines = figure.subplots(len(view.pictures), 5, squeeze=False, width_ratios=(3, 3, 3, 2, 2))
     last = {row[:2]: dict(zip(view.headings, row, strict=True)) for row in view.rows}  # of the last round
-    points = {
-        3: ("blind_psnr", ("decoder_psnr", "search_psnr"), "PSNR [dB]"),
-        4: ("label_majority", ("label_accuracy",), "share of labels found"),
+    guesses = {  # by column: the guess, what was found without it, and the axis
+        3: ("blind_psnr", {"decoder": "decoder_psnr", "search": "search_psnr"}, "PSNR [dB]"),
+        4: ("label_majority", {"labels": "label_accuracy"}, "labels found [share]"),
     }
-    limits = {
-        at: (0, 1.05 * max(row[name] for row in last.values() for name in (guess, *found)))
-        for at, (guess, found, _) in points.items()
-    }
+    looks = {what: (MARKERS[i], COLOURS[i]) for i, what in enumerate(("decoder", "search", "labels"))}
     for line, (name, groups), row in zip(lines, view.pictures.items(), last.values(), strict=True):
         for one, images in zip(line, groups, strict=False):
             strip = np.concatenate([np.pad(image, ((0, 0), (0, 0), (0, 1)), constant_values=1) for image in images], 2)
             one.imshow(strip[0] if len(strip) == 1 else strip.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=1)
             one.set(xticks=[], yticks=[])
             one.spines[:].set_visible(False)
-        line[0].set_ylabel(textwrap.fill(name, 28), rotation=0, ha="right", va="center", fontsize=8)
-        for at, (guess, found, axis) in points.items():
-            line[at].axvline(row[guess], color="black", linestyle="--", label="no better than guessing")
-            for i, what in enumerate(found):
-                attack = "labels" if at == 4 else what.removesuffix("_psnr")
-                line[at].plot(row[what], 0, MARKERS[i + at - 3], color=COLOURS[i + 2 * (at - 3)], label=attack)
-            line[at].set(xlim=limits[at], yticks=[])
+        told = "\n".join(textwrap.fill(part, 32) for part in name.splitlines())
+        line[0].set_ylabel(told, rotation=0, ha="right", va="center", fontsize=8)
+        for at, (guess, found, _) in guesses.items():
+            line[at].axvline(row[guess], color="black", linestyle="--", linewidth=1, label="no better than guessing")
+            for what, column in found.items():
+                marker, colour = looks[what]
+                line[at].plot(row[column], 0, marker, color=colour, markersize=5, label=what)
+            most = max(one[column] for one in last.values() for column in (guess, *found.values()))
+            line[at].set(xlim=(-0.05 * most, 1.05 * most), yticks=[])
             line[at].spines[["top", "right", "left"]].set_visible(False)
-            if line is lines[-1]:
-                line[at].set_xlabel(axis)
-            else:
-                line[at].set_xticklabels([])
-    for one, title in zip(lines[0], ("the client's images", "found by the decoder", "found by the search"), strict=False):
+            line[at].tick_params(labelbottom=name == list(view.pictures)[-1], labelsize=8)
+    titles = ("the client's images", "found by the decoder", "found by the search", *(x for *_, x in guesses.values()))
+    for one, title in zip(lines[0], titles, strict=True):
         one.set_title(title, fontsize=9)
     _legend(figure)
 

@@ -53,8 +53,8 @@ def leakage(results: Results) -> View:
             numbers = [one for one, _ in found if one]
             if numbers:
                 rows.append((setting, label, round_, *(_mean([one[name] for one in numbers]) for name in _NUMBERS)))
-                of = (setting, label, f"round {round_}", f"client {insides[0].some(1)[0]}")
-                last[setting, label] = ", ".join(filter(None, of)), found[0][1]
+                which = f"round {round_}, client {insides[0].some(1)[0]}"
+                last[setting, label] = f"{', '.join(filter(None, (setting, label)))}\n{which}", found[0][1]
     told = [(row[0] or "-", row[1], str(row[2]), *_text(dict(zip(_NUMBERS, row[3:], strict=True)))) for row in rows]
     return View(
         "leakage",
@@ -66,10 +66,10 @@ def leakage(results: Results) -> View:
         "(one client) make of s_in as sent; `blind`: of the mean test image, which needs no features. `labels`: share "
         "of the batch's labels that classifier and s_out give, beside the share of the most frequent one; `mix`: half "
         "the L1 distance between the shares of classes so found and the true ones. The attacker is the server, with "
-        "the client's own weights. An attack that fails shows that this attack fails, and nothing of a stronger one. The "
-        "picture has images of the first client of the first seed in the last kept round, and beside them this round's "
-        "means of the table; a dashed line is what a guess without features reaches, by the mean image or the most "
-        "frequent label.",
+        "the client's own weights. An attack that fails shows that this attack fails, and nothing of a stronger one. "
+        "The picture has images of the first client of the first seed in the last kept round, and beside them that "
+        "round's means of the table; a dashed line is what a guess without features reaches: the mean image, or the "
+        "most frequent label.",
         ("setting", "algorithm", "round", *_NUMBERS),
         rows,
         (
