@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from polyfed.experiments import views
 from polyfed.experiments.figures import draw
@@ -34,8 +35,17 @@ def test_pictures_are_drawn_from_made_up_results(tmp_path: Path) -> None:
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """The figures that would be written."""
     kept: list[Figure] = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, handle, **_: kept.append(figure))
+
+    def keep(figure: Figure, *_: object, **__: object) -> None:
+        kept.append(figure)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
     return kept
+
+
+def along(line: Line2D, axis: int = 0) -> list[float]:
+    """The places of a line's points."""
+    return np.asarray(line.get_data()[axis], dtype=float).tolist()
 
 
 def told(figure: Figure) -> list[str]:
@@ -52,7 +62,7 @@ def test_each_kept_round_has_a_panel(figures: list[Figure], tmp_path: Path) -> N
     ]
     headings = ("setting", "algorithm", "round", "pairs", "stage", "number", "cka")
     assert draw(views.View("cka", "", headings, rows), tmp_path / "a.png", "Title")
-    found = [(one.get_title(), *(list(line.get_ydata()) for line in one.lines)) for one in figures[0].axes]
+    found = [(one.get_title(), *(along(line, 1) for line in one.lines)) for one in figures[0].axes]
     assert found == [("s, round 1", [0.5, 0.25]), ("s, round 25", [0.25, 0.125])]
     assert told(figures[0]) == ["a"]
 
@@ -65,9 +75,7 @@ def test_networks_are_ticks_beside_their_mean(figures: list[Figure], tmp_path: P
     assert draw(views.View("whole", "", headings, rows), tmp_path / "a.png", "Title")
     (one,) = figures[0].axes
     assert [text.get_text() for text in one.get_yticklabels()] == ["a", "b"]
-    assert [line.get_xdata()[0] for line in one.lines if line.get_alpha() and len(line.get_xdata())] == [
-        *(0, 50, 0, 50)
-    ]
+    assert [place for line in one.lines if line.get_alpha() for place in along(line)] == [0, 50, 0, 50]
 
 
 def test_attacks_stand_beside_a_guess_without_features(figures: list[Figure], tmp_path: Path) -> None:
@@ -81,6 +89,6 @@ def test_attacks_stand_beside_a_guess_without_features(figures: list[Figure], tm
     assert draw(views.View("leakage", "", headings, rows, pictures=pictures), tmp_path / "a.png", "Title")
     *images, decibels, labels = figures[0].axes
     assert images[0].get_ylabel() == "a\nround 50, client 3"
-    assert [line.get_xdata()[0] for line in decibels.lines] == [10, 20, 5]
-    assert [line.get_xdata()[0] for line in labels.lines] == [0.25, 0.75]
+    assert [along(line)[0] for line in decibels.lines] == [10, 20, 5]
+    assert [along(line)[0] for line in labels.lines] == [0.25, 0.75]
     assert told(figures[0]) == ["no better than guessing", "decoder", "search", "labels"]

@@ -54,8 +54,11 @@ def test_the_page_has_leakage_beside_accuracy_and_pictures(done: tuple[Job, Path
 def test_a_picture_names_its_round_and_client(done: tuple[Job, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches images of an earlier round under the numbers of the last."""
     job, out = done
-    numbers: dict[str, float] = defaultdict(float, dcor=0.5)
-    monkeypatch.setattr(views, "leak", lambda inside, attack: (numbers, inside.kept.round))
+
+    def found(look: Inside, _: object) -> tuple[dict[str, float], int]:
+        return defaultdict(float, dcor=0.5), look.kept.round
+
+    monkeypatch.setattr(views, "leak", found)
     view = views.leakage(Results(job.study, job.study.cells(), out))
     assert view.pictures == {f"digits, IID, {label}\nround 2, client 0": 2 for label in ("fedin", "pin")}
 

@@ -143,9 +143,9 @@ def test_the_costs_of_each_capacity_stand_in_a_table(tmp_path: Path) -> None:
         {"round": n, "client": k, "capacity": float(of), "bytes_up": b, "bytes_down": 2 * b, "flops": 3 * b}
         for of, k, n, b in trained
     ]
-    rows.append({"round": 2, "client": 4, "capacity": 0.25, "examples": 8, "accuracy": 0.5})
+    rows.append({"round": 2, "client": 4, "model": "mlp", "capacity": 0.25, "examples": 8, "accuracy": 0.5})
     (tmp_path / "clients.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    run = {**summary(0.5), "run_dir": str(tmp_path)}
+    run = {**summary(0.5), "run_dir": str(tmp_path), "rounds": 2}
     run["accuracy"]["by_capacity"] = {"1": 0.75, "0.25": 0.5}
     text = written_of({"heterofl": run})
     assert re.search(r"^ *0.25 +2 +50.0 % +20 B +40 B +60$", text, re.MULTILINE)
