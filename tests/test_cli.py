@@ -133,6 +133,24 @@ def test_validate_says_that_capacities_are_not_read(tiny, overrides, noted):
     assert ("note:" in done.output) == noted
 
 
+def test_validate_says_what_clients_of_each_capacity_hold(tiny):
+    """Catches sizes of the whole network in place of the smaller one, and sizes where none differ."""
+    sizes = (
+        "--set",
+        "clients.capacities=[0.25, 1.0]",
+        "--set",
+        "data.image_size=8",
+        "--set",
+        "algorithm.name=heterofl",
+    )
+    done = polyfed("validate", tiny, *sizes)
+    assert done.output.splitlines()[1:] == [
+        f"mlp(hidden=(8,)) at capacity {capacity}: {held} in fp32; {macs} multiply-accumulates for an example"
+        for capacity, held, macs in ((1, "610 parameters, 2.44 kB", 592), (0.25, "310 parameters, 1.24 kB", 296))
+    ]
+    assert len(polyfed("validate", tiny, *sizes, "--set", "algorithm.name=fiarse").output.splitlines()) == 1
+
+
 def test_validate_asks_the_algorithm_about_the_networks_where_the_shape_is_known(tiny, tmp_path):
     models = ("--set", 'clients.models=["mlp(hidden=(8,))", "cnn5"]')
     for dataset in ("digits", "cifar100"):

@@ -353,14 +353,16 @@ def validate(config: _Config, overrides: _Set = None) -> None:
 
     with _reported():
         settings = Config.load(config, overrides or ())
-        from polyfed.rounds.federation import check_networks, configured_task, unread
+        from polyfed.report.units import flops, size
+        from polyfed.rounds.federation import check_networks, configured_task, sizes, unread
 
-        algorithm = load_algorithm(settings.algorithm.name, settings.algorithm.keys)
+        algorithm, task = load_algorithm(settings.algorithm.name, settings.algorithm.keys), None
         unchecked = "the data and whether the networks fit them"
         if settings.data.dataset in SHAPES:
             name = settings.data.dataset
             shape = row_shape(name, settings.data.image_size)
-            check_networks(algorithm, configured_task(settings, shape, SHAPES[name][1]))
+            task = configured_task(settings, shape, SHAPES[name][1])
+            check_networks(algorithm, task)
             unchecked = "the data"
         read = [f"note: {note}" for note in unread(settings, algorithm)]
         if settings.data.path is not None and settings.data.dataset not in SHAPES and Path(settings.data.path).exists():
@@ -368,7 +370,8 @@ def validate(config: _Config, overrides: _Set = None) -> None:
             from polyfed.report.columns import summary
             from polyfed.rounds.federation import prepare
 
-            dataset = prepare(settings).dataset
+            federation = prepare(settings)
+            dataset, task = federation.dataset, federation.task
             read += [f"data: {summary(dataset)}", *(f"note: {doubt}" for doubt in doubts(dataset))]
             unchecked = ""
         clients, run = settings.clients, settings.run
@@ -379,6 +382,11 @@ def validate(config: _Config, overrides: _Set = None) -> None:
         )
         for line in read:
             typer.echo(line)
+        for name, capacity, count, macs in [] if task is None else sizes(algorithm, task):
+            typer.echo(
+                f"{name} at capacity {capacity:g}: {count:,} parameters, {size(4 * count)} in fp32; "
+                f"{flops(macs)} multiply-accumulates for an example"
+            )
 
 
 @app.command(name="data")

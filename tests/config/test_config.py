@@ -171,7 +171,10 @@ def test_a_text_without_quotes_is_named(value, told, tmp_path):
 
 def test_files_that_are_none(tmp_path):
     (tmp_path / "b.toml").write_bytes(b"\xff\xfe")
-    for path, what in ((tmp_path / "no", "no such file"), (tmp_path, "a folder"), (tmp_path / "b.toml", "UTF-8")):
+    for path, what in (
+        *((tmp_path / "no", "no such file"), (tmp_path, "a folder"), (tmp_path / "b.toml", "UTF-8")),
+        ("uci-har", r'the name of a data set; .* \[data\] has dataset = "uci-har"'),
+    ):
         with pytest.raises(ConfigError, match=what):
             Config.load(path)
 

@@ -2,6 +2,12 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from polyfed.experiments import views
 from polyfed.experiments.figures import draw
@@ -27,3 +33,66 @@ def test_pictures_are_drawn_from_made_up_results(tmp_path: Path) -> None:
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert not draw(replace(view, rows=[]), tmp_path / "none.png", "Title")
     assert not (tmp_path / "none.png").exists()
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that would be written."""
+    kept: list[Figure] = []
+
+    def keep(figure: Figure, *_: object, **__: object) -> None:
+        kept.append(figure)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return kept
+
+
+def along(line: Line2D, axis: int = 0) -> list[float]:
+    """The places of a line's points."""
+    return np.asarray(line.get_data()[axis], dtype=float).tolist()
+
+
+def told(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_each_kept_round_has_a_panel(figures: list[Figure], tmp_path: Path) -> None:
+    """Catches rounds that cannot be told apart, and pairs of the server among those of clients."""
+    rows = [
+        ("s", "a", round_, of, stage, 1, value)
+        for round_, by in ((1, 0.5), (25, 0.25))
+        for of, less in (("clients", 1.0), ("server", 0.5))
+        for stage, value in (("one", by * less), ("last", by * less / 2))
+    ]
+    headings = ("setting", "algorithm", "round", "pairs", "stage", "number", "cka")
+    assert draw(views.View("cka", "", headings, rows), tmp_path / "a.png", "Title")
+    found = [(one.get_title(), *(along(line, 1) for line in one.lines)) for one in figures[0].axes]
+    assert found == [("s, round 1", [0.5, 0.25]), ("s, round 25", [0.25, 0.125])]
+    assert told(figures[0]) == ["a"]
+
+
+def test_networks_are_ticks_beside_their_mean(figures: list[Figure], tmp_path: Path) -> None:
+    """Catches a line for each network, which 18 algorithms with five networks make too many of."""
+    values = (("mean", 0.25), ("one", 0.0), ("other", 0.5))
+    rows = [("s", label, name, value, None, 1, 1.0, 1.0) for label in ("a", "b") for name, value in values]
+    headings = ("setting", "algorithm", "network", "mean", "sd", "seeds", "bytes", "macs")
+    assert draw(views.View("whole", "", headings, rows), tmp_path / "a.png", "Title")
+    (one,) = figures[0].axes
+    assert [text.get_text() for text in one.get_yticklabels()] == ["a", "b"]
+    assert [place for line in one.lines if line.get_alpha() for place in along(line)] == [0, 50, 0, 50]
+
+
+def test_attacks_stand_beside_a_guess_without_features(figures: list[Figure], tmp_path: Path) -> None:
+    """Catches a picture that does not say what no attack would reach, and numbers of an earlier round."""
+    headings = (
+        *("setting", "algorithm", "round", "blind_psnr", "decoder_psnr", "search_psnr"),
+        *("label_accuracy", "label_majority"),
+    )
+    rows: list[tuple[Any, ...]] = [("", "a", 1, 9, 9, 9, 0.9, 0.9), ("", "a", 50, 10, 20, 5, 0.75, 0.25)]
+    pictures = {"a\nround 50, client 3": np.zeros((3, 2, 1, 4, 4), np.float32)}
+    assert draw(views.View("leakage", "", headings, rows, pictures=pictures), tmp_path / "a.png", "Title")
+    *images, decibels, labels = figures[0].axes
+    assert images[0].get_ylabel() == "a\nround 50, client 3"
+    assert [along(line)[0] for line in decibels.lines] == [10, 20, 5]
+    assert [along(line)[0] for line in labels.lines] == [0.25, 0.75]
+    assert told(figures[0]) == ["no better than guessing", "decoder", "search", "labels"]

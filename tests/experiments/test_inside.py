@@ -219,7 +219,10 @@ def test_every_study_of_fedin_runs(item: str, out: Path) -> None:
     """At smoke scale, of which two cells are enough here; all studies share them."""
     _, page = reproduce(find(item), "smoke", out, only=["fedin,layer-wise FedAvg,IN off", "seed 0"])
     text = (page / "page.md").read_text()
-    for name in Study.load(find(item), "smoke").show:
+    study = Study.load(find(item), "smoke")
+    note, labels = study.note.replace("InCo Aggregation", ""), {cell.label for cell in study.cells()}
+    assert [label for label in study.entries if label in note and label not in labels] == []
+    for name in study.show:
         rows = list(csv.DictReader((page / f"{name}.csv").read_text().splitlines()))
         assert rows, name
         assert (page / f"{name}.png").exists()

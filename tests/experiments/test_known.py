@@ -16,6 +16,12 @@ def test_what_the_paper_says_needs_a_source(tmp_path: Path) -> None:
     reproduce(path, out=tmp_path)
     beside = (tmp_path / "s" / "page.md").read_text().split("## Beside the paper")[1]
     assert "| 50.00 % | the paper's text |" in beside
+    elsewhere = '[[s.values]]\nsetting = "elsewhere"\nalgorithm = "fedavg"\naccuracy = 0.25\ntag = "P"\n'
+    (tmp_path / "known.toml").write_text(f"[s]\n{elsewhere}{elsewhere}")
+    reproduce(path, out=tmp_path)
+    beside = (tmp_path / "s" / "page.md").read_text().split("## Beside the paper")[1]
+    assert "Known, too, are 2 accuracies of settings or rows that this page does not have." in beside
+    assert "25.00 %" not in beside
     (tmp_path / "known.toml").write_text('[s]\n[[s.claims]]\ntext = "better"\ntag = "REC"\n')
     with pytest.raises(ConfigError, match="tag 'REC'; expected one of P, ABS"):
         Known.load(tmp_path / "known.toml", "s")

@@ -1,6 +1,7 @@
 """The view of what features give away, on the smallest study that has it."""
 
 import csv
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ import torch
 
 from polyfed.base.errors import ConfigError
 from polyfed.core.message import Nothing
+from polyfed.experiments import leakage as views
 from polyfed.experiments.catalogue import find
 from polyfed.experiments.inside import Inside
 from polyfed.experiments.leakage import leak, shower, shown_share
 from polyfed.experiments.reproduce import Job, reproduce
+from polyfed.experiments.views import Results
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +49,18 @@ def test_the_page_has_leakage_beside_accuracy_and_pictures(done: tuple[Job, Path
     assert [float(row["shown"]) for row in rows][::2] == pytest.approx([8 / 24, 8 / 24])
     assert float(rows[3]["shown"]) == pytest.approx(8 / 24)
     assert 8 / 24 < float(rows[1]["shown"]) <= 16 / 24
+
+
+def test_a_picture_names_its_round_and_client(done: tuple[Job, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches images of an earlier round under the numbers of the last."""
+    job, out = done
+
+    def found(look: Inside, _: object) -> tuple[dict[str, float], int]:
+        return defaultdict(float, dcor=0.5), look.kept.round
+
+    monkeypatch.setattr(views, "leak", found)
+    view = views.leakage(Results(job.study, job.study.cells(), out))
+    assert view.pictures == {f"digits, IID, {label}\nround 2, client 0": 2 for label in ("fedin", "pin")}
 
 
 def test_the_images_are_those_whose_features_were_sent(done: tuple[Job, Path]) -> None:

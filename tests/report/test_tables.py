@@ -136,6 +136,24 @@ def test_the_table_of_clients_is_of_the_kept_model(tmp_path: Path) -> None:
     assert "93.8 %" not in text
 
 
+def test_the_costs_of_each_capacity_stand_in_a_table(tmp_path: Path) -> None:
+    """Catches sums in place of means, and clients that were tested and did not train."""
+    trained = [("0.25", 0, 1, 10), ("0.25", 0, 2, 20), ("0.25", 2, 1, 30), ("1", 1, 1, 400)]
+    rows: list[dict[str, object]] = [
+        {"round": n, "client": k, "capacity": float(of), "bytes_up": b, "bytes_down": 2 * b, "flops": 3 * b}
+        for of, k, n, b in trained
+    ]
+    rows.append({"round": 2, "client": 4, "model": "mlp", "capacity": 0.25, "examples": 8, "accuracy": 0.5})
+    (tmp_path / "clients.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = {**summary(0.5), "run_dir": str(tmp_path), "rounds": 2}
+    run["accuracy"]["by_capacity"] = {"1": 0.75, "0.25": 0.5}
+    text = written_of({"heterofl": run})
+    assert re.search(r"^ *0.25 +2 +50.0 % +20 B +40 B +60$", text, re.MULTILINE)
+    assert re.search(r"^ *1 +1 +75.0 % +400 B +800 B +1.2 k$", text, re.MULTILINE)
+    run["accuracy"]["by_capacity"] = {"1": 0.75}
+    assert "capacity" not in written_of({"heterofl": run})
+
+
 def test_the_class_is_named_whose_metrics_stand_in_the_table():
     """Catches the metrics of a class that nobody named, and a remark where no class is meant."""
     two = {"mean": 0.5, "clients": 3, "pooled_by_class": {"ill": 0.1, "well": 0.9}}

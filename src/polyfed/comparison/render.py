@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 COST_NOTE = (
     "Up, down and training FLOPs are per client and round; header is its share of the bytes; inference FLOPs are of "
-    "one example; extra memory is what a training step needs beyond Standalone's; training time is wall clock of all "
-    "rounds, without evaluation."
+    "one example; extra memory is what a training step needs beyond Standalone's, by the client of each architecture "
+    "that needs most; training time is wall clock of all rounds, without evaluation."
 )
 
 

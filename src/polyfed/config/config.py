@@ -36,7 +36,7 @@ from polyfed.config.sections import (
     TrainSection,
 )
 from polyfed.config.toml import Table, apply, parse_override, read_toml, to_toml
-from polyfed.data.catalogue import CLASSLESS, SIZES
+from polyfed.data.catalogue import CLASSLESS, DATASETS, SIZES
 from polyfed.metrics.catalogue import DEFAULTS
 from polyfed.models.catalogue import ModelSpec
 
@@ -88,6 +88,11 @@ class Config(Section):
             ConfigError: all faults at once, each naming file, key, what was got and what was expected.
         """
         source = Path(str(files("polyfed") / "defaults" / "digits.toml")) if path is None else Path(path)
+        if str(source) in DATASETS and not source.exists():
+            raise ConfigError(
+                f"{source}: got the name of a data set; expected a TOML file, in which [data] has dataset = "
+                f'"{source}"; write one and give its name'
+            )
         tables = read_toml(source)
         _anchor(tables, source.parent)
         faults: list[str] = []

@@ -97,18 +97,24 @@ def _axis(view: View) -> tuple[int, str]:
 
 
 def _dots(figure: Any, view: View) -> None:
-    """Draw the mean of each algorithm, or of each of its predictors; bars are deviations, ticks are seeds."""
-    named, legend = (3, 2.0) if view.name in ("predictors", "whole") else (2, 1.4)  # columns before the mean
+    """Draw the mean of each algorithm, or of each of its predictors; bars are deviations, ticks are seeds.
+
+    Of the view "whole", ticks are the networks of the mean.
+    """
+    networks = view.name == "whole"
+    named, legend = (3, 2.0) if view.name == "predictors" else (2, 1.4)  # columns of a line's name
     names, (by, label) = list(dict.fromkeys(row[1:named] for row in view.rows)), _axis(view)
     ticks = [": ".join(name) for name in names]
     panels = _panels(figure, view, width=3.6, height=0.26 * len(names) + 0.9, legend=legend)
     for panel, (one, rows) in enumerate(panels):
         for row in rows:
             place, colour = names.index(row[1:named]), _MAIN if row[1] == names[0][0] else _PLAIN
-            mean, sd, *rest = row[named:]
-            one.errorbar(by * mean, place, xerr=by * (sd or 0), fmt="o", color=colour, capsize=3, markersize=6)
-            seeds = [by * seed for seed in rest[1:] if seed is not None] if view.name != "whole" else []
-            one.plot(seeds, [place] * len(seeds), "|", color=colour, markersize=7, alpha=0.6)
+            mean, sd, _, *rest = row[named + networks :]
+            if not networks or row[2] == "mean":
+                one.errorbar(by * mean, place, xerr=by * (sd or 0), fmt="o", color=colour, capsize=3, markersize=6)
+            parts = [] if networks and row[2] == "mean" else [mean] if networks else rest
+            parts = [by * part for part in parts if part is not None]
+            one.plot(parts, [place] * len(parts), "|", color=colour, markersize=9, alpha=0.6)
         one.set_yticks(range(len(names)), ticks if panel % 3 == 0 else [""] * len(names))
         one.set(ylim=(len(names) - 0.5, -0.5), xlabel=label)
 
@@ -227,21 +233,18 @@ def _differences(figure: Any, view: View) -> None:
 
 
 def _by_stage(figure: Any, view: View) -> None:
-    """Draw a number of each stage in the last kept round; earlier rounds are paler, and without a label."""
+    """Draw a number of each stage, in a panel for each setting and kept round."""
     column = view.headings.index("cka" if view.name == "cka" else "share_negative")
     at = view.headings.index("stage")
-    for one, here in _panels(figure, view, width=4.2, height=3.2, legend=1.8):
-        here = [row for row in here if view.name != "cka" or row[3] == "clients"]
-        stages = list(dict.fromkeys(row[at] for row in here))
-        for label, look, rows in _by_algorithm(view, here):
-            rounds = sorted({row[2] for row in rows})
-            for number, round_ in enumerate(rounds, 1):
-                some = [row for row in rows if row[2] == round_]
-                name = f"{label}, round {round_}" if number == len(rounds) else None
-                x, y = [stages.index(row[at]) for row in some], [row[column] for row in some]
-                one.plot(x, y, label=name, alpha=0.25 + 0.75 * number / len(rounds), markersize=5, **look)
+    shown = [row for row in view.rows if view.name != "cka" or row[3] == "clients"]
+    rows = [(", ".join(filter(None, (row[0], f"round {row[2]}"))), *row[1:]) for row in shown]
+    stages = list(dict.fromkeys(row[at] for row in rows))
+    for one, here in _panels(figure, replace(view, rows=rows), width=4.2, height=3.2, legend=1.8):
+        for label, look, some in _by_algorithm(view, here):
+            x, y = [stages.index(row[at]) for row in some], [row[column] for row in some]
+            one.plot(x, y, label=label, markersize=5, **look)
         one.set_xticks(range(len(stages)), stages)
-        one.set(ylabel="linear CKA" if view.name == "cka" else "share of b < 0", ylim=(0, 1), xlabel="stage")
+        one.set(ylabel="linear CKA" if view.name == "cka" else "share of b < 0", ylim=(0, 1.02), xlabel="stage")
     _legend(figure)
 
 
@@ -266,18 +269,36 @@ def _planes(figure: Any, view: View) -> None:
 
 
 def _reconstructions(figure: Any, view: View) -> None:
-    """Draw for each algorithm the images of a client, and beside them what the decoder and the search found."""
-    figure.set_size_inches(8.5, 0.5 * len(view.pictures) + 0.8)
-    axes = figure.subplots(len(view.pictures), 3, squeeze=False)
-    for line, (name, groups) in zip(axes, view.pictures.items(), strict=True):
-        for one, images in zip(line, groups, strict=True):
+    """Draw for each algorithm the images of a client, what attacks found, and how far that is from guessing."""
+    figure.set_size_inches(13, 0.5 * len(view.pictures) + 1.3)
+    lines = figure.subplots(len(view.pictures), 5, squeeze=False, width_ratios=(3, 3, 3, 2, 2))
+    last = {row[:2]: dict(zip(view.headings, row, strict=True)) for row in view.rows}  # of the last round
+    guesses = {  # by column: the guess, what was found without it, and the axis
+        3: ("blind_psnr", {"decoder": "decoder_psnr", "search": "search_psnr"}, "PSNR [dB]"),
+        4: ("label_majority", {"labels": "label_accuracy"}, "labels found [share]"),
+    }
+    looks = {what: (MARKERS[i], COLOURS[i]) for i, what in enumerate(("decoder", "search", "labels"))}
+    for line, (name, groups), row in zip(lines, view.pictures.items(), last.values(), strict=True):
+        for one, images in zip(line, groups, strict=False):
             strip = np.concatenate([np.pad(image, ((0, 0), (0, 0), (0, 1)), constant_values=1) for image in images], 2)
             one.imshow(strip[0] if len(strip) == 1 else strip.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=1)
             one.set(xticks=[], yticks=[])
             one.spines[:].set_visible(False)
-        line[0].set_ylabel(textwrap.fill(name, 24), rotation=0, ha="right", va="center", fontsize=8)
-    for one, title in zip(axes[0], ("the client's images", "found by the decoder", "found by the search"), strict=True):
+        told = "\n".join(textwrap.fill(part, 32) for part in name.splitlines())
+        line[0].set_ylabel(told, rotation=0, ha="right", va="center", fontsize=8)
+        for at, (guess, found, _) in guesses.items():
+            line[at].axvline(row[guess], color="black", linestyle="--", linewidth=1, label="no better than guessing")
+            for what, column in found.items():
+                marker, colour = looks[what]
+                line[at].plot(row[column], 0, marker, color=colour, markersize=5, label=what)
+            most = max(one[column] for one in last.values() for column in (guess, *found.values()))
+            line[at].set(xlim=(-0.05 * most, 1.05 * most), yticks=[])
+            line[at].spines[["top", "right", "left"]].set_visible(False)
+            line[at].tick_params(labelbottom=name == list(view.pictures)[-1], labelsize=8)
+    titles = ("the client's images", "found by the decoder", "found by the search", *(x for *_, x in guesses.values()))
+    for one, title in zip(lines[0], titles, strict=True):
         one.set_title(title, fontsize=9)
+    _legend(figure)
 
 
 def _histogram(figure: Any, view: View) -> None:

@@ -51,8 +51,9 @@ def whole(results: Results) -> View:
     return View(
         "whole",
         f"Test {results.metric} of each network that the server has after the last round, on the test rows of all "
-        "clients, and its mean over these networks; beside it bytes, both ways, and multiply-accumulates of local "
-        "training, of one client in one round.",
+        "clients, and its mean over these networks (in the picture a dot, with a tick for each network and a bar for "
+        "the deviation over seeds); beside it bytes, both ways, and multiply-accumulates of local training, of one "
+        "client in one round.",
         ("setting", "algorithm", "network", "mean", "sd", "seeds", "bytes", "macs"),
         rows,
         (heads, told),
@@ -90,8 +91,8 @@ def differences(results: Results) -> View:
     return View(
         "differences",
         f"Test {results.metric} minus that of {against}, seed by seed: of the mean over the server's own networks on "
-        "all test data, without sizes that no client has, or where a server has none, of the mean over clients. Bars are "
-        "95 % intervals of Student's t over seeds, not corrected for their number; one seed has none.",
+        "all test data, without sizes that no client has, or where a server has none, of the mean over clients. Bars "
+        "are 95 % intervals of Student's t over seeds, not corrected for their number; one seed has none.",
         ("setting", "algorithm", "against", "seeds", "difference", "low", "high"),
         rows,
         (("setting", "algorithm", "seeds", "difference", "95 % interval"), told),
@@ -128,7 +129,7 @@ def cka(results: Results) -> View:
         f"Linear CKA between networks, by stage, on the same test rows, at most {ROWS}, mean over pairs: `clients` are "
         f"the first {EACH} of each architecture and capacity after the local training of the round that follows; "
         "`server` is the server's network of each architecture. The last stage gives the classifier's input. "
-        "Clients that the server sends one network differ only by that training.",
+        "Clients that the server sends one network differ only by that training. The picture has `clients` alone.",
         ("setting", "algorithm", "round", "pairs", "stage", "number", "cka"),
         rows,
         (("setting", "algorithm", "round", "pairs", *names), told),

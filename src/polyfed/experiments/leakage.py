@@ -45,7 +45,7 @@ def leakage(results: Results) -> View:
     Raises:
         ConfigError: the data are no images of 8 bits with classes.
     """
-    attack, rows, pictures = results.study.attack, list[tuple[Any, ...]](), dict[str, Any]()
+    attack, rows, last = results.study.attack, list[tuple[Any, ...]](), dict[tuple[str, str], tuple[str, Any]]()
     for (setting, label), cells in results.groups().items():
         for round_ in cells[0].config.run.keep_rounds:
             insides = [Inside(cell.run_dir(results.root), round_) for cell in cells]
@@ -53,7 +53,8 @@ def leakage(results: Results) -> View:
             numbers = [one for one, _ in found if one]
             if numbers:
                 rows.append((setting, label, round_, *(_mean([one[name] for one in numbers]) for name in _NUMBERS)))
-                pictures[", ".join(filter(None, (setting, label)))] = found[0][1]  # of the last round
+                which = f"round {round_}, client {insides[0].some(1)[0]}"
+                last[setting, label] = f"{', '.join(filter(None, (setting, label)))}\n{which}", found[0][1]
     told = [(row[0] or "-", row[1], str(row[2]), *_text(dict(zip(_NUMBERS, row[3:], strict=True)))) for row in rows]
     return View(
         "leakage",
@@ -65,7 +66,10 @@ def leakage(results: Results) -> View:
         "(one client) make of s_in as sent; `blind`: of the mean test image, which needs no features. `labels`: share "
         "of the batch's labels that classifier and s_out give, beside the share of the most frequent one; `mix`: half "
         "the L1 distance between the shares of classes so found and the true ones. The attacker is the server, with "
-        "the client's own weights. An attack that fails shows that this attack fails, and nothing of a stronger one.",
+        "the client's own weights. An attack that fails shows that this attack fails, and nothing of a stronger one. "
+        "The picture has images of the first client of the first seed in the last kept round, and beside them that "
+        "round's means of the table; a dashed line is what a guess without features reaches: the mean image, or the "
+        "most frequent label.",
         ("setting", "algorithm", "round", *_NUMBERS),
         rows,
         (
@@ -75,7 +79,7 @@ def leakage(results: Results) -> View:
             ),
             told,
         ),
-        pictures=pictures,
+        pictures=dict(last.values()),
     )
 
 

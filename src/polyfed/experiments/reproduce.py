@@ -206,7 +206,7 @@ def _page(
     small = "\n".join(f"* {line}" for line in undecided(table.lines))
     parts += [
         *([_run(job, cells)] if cells else []),
-        *([_paper(job.known, table, results, job.scale)] if study.source else []),
+        *([_paper(job.known, table, results, everything, job.scale)] if study.source else []),
         *([f"## Below two standard errors\n\n{small}"] if cells else []),
         f"## In three sentences\n\n{notes.read_text(encoding='utf-8').strip()}",
     ]
@@ -276,7 +276,9 @@ def _shown(view: View, pictured: bool) -> str:
     return "\n\n".join(parts)
 
 
-def _paper(known: Known, table: Comparison, results: Results, scale: str) -> str:
+def _paper(known: Known, table: Comparison, results: Results, cells: Sequence[RunSpec], scale: str) -> str:
+    """Return the section of what is known, with the accuracies of the settings and rows that the page has."""
+    rowed = {(cell.setting.title, cell.label) for cell in cells}
     ours = {(line.setting, line.label, ""): line.accuracy_text for line in table.lines}
     several = any(v.of for v in known.values)
     ours |= named_values(results) if several else {}
@@ -290,15 +292,18 @@ def _paper(known: Known, table: Comparison, results: Results, scale: str) -> str
             TAGS[v.tag],
         )
         for v in known.values
+        if (v.setting, v.algorithm) in rowed
     ]
-    headings = ("setting", "algorithm", *(("of",) if several else ()), "ours", "paper", "read in")
+    headings = ("setting", "algorithm", *(("of",) if several else ()), "ours", "known", "read in")
     claims = "\n".join(f"* {claim.text} ({TAGS[claim.tag]})" for claim in known.claims)
-    missing = known.missing or ("" if rows or claims else "anything of this item.")
+    missing = known.missing or ("" if known.values or claims else "anything of this item.")
     smaller = rows and scale in ("smoke", "cpu")
+    left = len(known.values) - len(rows)
     parts = [
         "## Beside the paper",
         *(["This scale is smaller than the paper's: compare orders, not values."] if smaller else []),
         *([markdown(headings, rows, left=("setting", "algorithm", "of"))] if rows else []),
+        *([f"Known, too, are {left} accuracies of settings or rows that this page does not have."] if left else []),
         *([claims] if claims else []),
         *([f"Not available: {missing}"] if missing else []),
     ]

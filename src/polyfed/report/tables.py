@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
@@ -209,6 +210,34 @@ def client_table(console: Console, summary: Summary) -> None:
     )
 
 
+def capacity_table(console: Console, summary: Summary) -> None:
+    """Print a row per capacity, where they differ: what a client sends, receives and computes in a round, on average.
+
+    Args:
+        console: the output.
+        summary: summary.json of the run.
+    """
+    metric, _ = headline(summary)
+    means = metric_of(summary, metric).get("by_capacity", {})
+    log = Path(summary.get("run_dir", "")) / "clients.jsonl"
+    if len(means) < 2 or not log.is_file():
+        return
+    with log.open(encoding="utf-8") as lines:
+        trained = [row for row in map(json.loads, lines) if "bytes_up" in row]
+    rows: list[tuple[str, ...]] = []
+    for name, mean in sorted(means.items(), key=lambda item: float(item[0])):
+        here = [row for row in trained if f"{row['capacity']:g}" == name]
+        counts = [row["flops"] for row in here]
+        done = fmean(counts) if counts and None not in counts else None
+        sent = (size(fmean(row[way] for row in here)) if here else "-" for way in ("bytes_up", "bytes_down"))
+        clients = len({row["client"] for row in here})
+        rows.append((name, str(clients), measured(metric, mean), *sent, flops(done) if here else "-"))
+    mean = "mean" if metric == "accuracy" else heading(metric)
+    each = ("up, a client\nand round", "down, a client\nand round", "FLOPs, a client\nand round")
+    console.print()
+    print_table(console, ("capacity", "clients\nthat trained", mean, *each), rows)
+
+
 def tested_clients(run_dir: Path, summary: Summary) -> dict[int, dict[str, Any]]:
     """Return the test of each client that a finished run reports, by client; empty where a run left no logs.
 
@@ -370,6 +399,7 @@ def show(console: Console, summaries: Mapping[str, Summary], notes: Sequence[str
     closing_table(console, summaries)
     selection_table(console, summaries)
     client_table(console, next(iter(summaries.values())))
+    capacity_table(console, next(iter(summaries.values())))
     console.print()
     for remark in (*notes, *remarks(summaries)):
         console.print(remark, soft_wrap=True, markup=False, highlight=False)

@@ -349,6 +349,25 @@ def unread(config: Config, algorithm: Algorithm) -> list[str]:
     return [f"{algorithm.name} reads no capacities: every client holds its whole network; see clients.capacities"]
 
 
+def sizes(algorithm: Algorithm, task: Task) -> list[tuple[str, float, int, float | None]]:
+    """Return what clients of each architecture and capacity hold, where the algorithm cuts networks to capacities.
+
+    Returns:
+        The architecture, the capacity, the parameters of all parts, and the multiply-accumulates of one example, None
+        if they cannot be counted; empty for an algorithm whose networks are alike at all capacities.
+    """
+    if len(task.capacities) == 1 or type(algorithm).models_at is Algorithm.models_at:
+        return []
+    found: list[tuple[str, float, int, float | None]] = []
+    for name, model in task.family().items():
+        for capacity in task.capacities:
+            parts = algorithm.models_at(task, model, capacity)
+            count = sum(part.shapes[key].numel() for part in parts.values() for key in part.parameter_names)
+            flops = forward_flops(parts, task.input_shape)
+            found.append((name, capacity, count, None if flops is None else flops / 2))
+    return found
+
+
 def configured_task(
     config: Config, input_shape: tuple[int, ...], num_classes: int, dtype: torch.dtype | None = None
 ) -> Task:

@@ -160,11 +160,12 @@ def test_another_layout_or_archive_is_refused(tmp_path: Path) -> None:
     refused(r"train/Inertial Signals/body_acc_x_train.txt and 17 more not found; .*561 features", zipped(without))
     refused("subject_train.txt and 21 more not found", zipped({"x.npy": "1"}))
     whole = zipped(texts())
-    refused("a.zip: cannot be read as a zip file", whole[: len(whole) // 2])
+    refused("a.zip: cannot be read as a zip file .* truncated", whole[: len(whole) // 2])
     damaged = bytearray(whole)
     damaged[2000:2010] = b"8888888888"
-    refused("a.zip: cannot be read as a zip file .*CRC", bytes(damaged))
-    refused("cannot be read as a zip file", zipped({"b.zip": b"no archive"}))
+    refused("a.zip: cannot be read as a zip file .*CRC.* it is damaged or another", bytes(damaged))
+    refused("a zip file .* it is damaged or another", zipped({"b.zip": b"no archive"}))
+    refused("a zip file .* it is damaged or another", b"no archive")
     (tmp_path / "c.zip").write_bytes(whole)
     refused("holds 2 zip files")
     with pytest.raises(DataError, match=r"subject_test.txt and 10 more not found"):

@@ -38,6 +38,7 @@ _NAMES = tuple(
     for part in _PARTS
     for name in ("subject", "y", *(f"Inertial Signals/{s}" for s in SIGNALS))
 )
+_ODD = "it is damaged or another file"
 # What zipfile raises on a damaged, foreign or encrypted archive.
 _DAMAGED = (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error)
 
@@ -132,9 +133,8 @@ def _opened(place: Path) -> Generator[Callable[[str], bytes]]:
             with zipfile.ZipFile(files[0]) as archive:
                 yield _reader(archive, files[0])
         except _DAMAGED as error:
-            raise DataError(
-                f"{files[0]}: cannot be read as a zip file ({error}); it is damaged or another file; fetch it again"
-            ) from error
+            what = "it is truncated, as the list of files at its end is missing" if _cut(files[0], error) else _ODD
+            raise DataError(f"{files[0]}: cannot be read as a zip file ({error}); {what}; fetch it again") from error
         return
     found = {name: path for name in _NAMES for path in files if path.as_posix().endswith(f"/{name}")}
     _check_names(found, place)
@@ -146,6 +146,14 @@ def _opened(place: Path) -> Generator[Callable[[str], bytes]]:
             raise DataError(f"{found[name]}: cannot be read ({error}); correct its permissions") from error
 
     yield read
+
+
+def _cut(path: Path, error: Exception) -> bool:
+    """Whether a file begins as a zip file and lacks the end of one."""
+    if not isinstance(error, zipfile.BadZipFile) or zipfile.is_zipfile(path):
+        return False
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
 
 
 def _reader(archive: zipfile.ZipFile, where: Path) -> Callable[[str], bytes]:
