@@ -377,7 +377,8 @@ def _convergence(figure: Any, view: View) -> None:
     right.set(ylabel="largest squared mask error")
     for one in (left, right):
         one.set(xlabel="round")
-        _logarithmic(one, "xy")
+        # Without a mask, where all clients hold the whole model, there is no error.
+        _logarithmic(one, "xy" if one is left or any(row[7] for row in view.rows) else "x")
         one.grid(alpha=0.3, which="both")
         one.spines[["top", "right"]].set_visible(False)
     _legend(figure)
