@@ -90,8 +90,8 @@ def differences(results: Results) -> View:
     return View(
         "differences",
         f"Test {results.metric} minus that of {against}, seed by seed: of the mean over the server's own networks on "
-        "all test data, without sizes that no client has, or where a server has none, of the mean over clients. Bars are "
-        "95 % intervals of Student's t over seeds, not corrected for their number; one seed has none.",
+        "all test data, without sizes that no client has, or where a server has none, of the mean over clients. Bars "
+        "are 95 % intervals of Student's t over seeds, not corrected for their number; one seed has none.",
         ("setting", "algorithm", "against", "seeds", "difference", "low", "high"),
         rows,
         (("setting", "algorithm", "seeds", "difference", "95 % interval"), told),
