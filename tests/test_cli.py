@@ -120,6 +120,7 @@ def test_validate(tiny):
     [
         (("clients.capacities=[1.0, 0.25]",), True),
         (("clients.capacities=[1.0, 0.25]", "clients.selection=by-capacity"), False),
+        (("clients.capacities=[1.0, 0.25]", "clients.selection=largest"), False),
         (("clients.capacities=[1.0, 0.25]", "algorithm.name=fiarse"), False),
         (("clients.capacities=[1.0, 0.25]", "algorithm.name=heterofl"), False),
         ((), False),

@@ -30,7 +30,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     path = study(
         folder / "mine.toml",
         algorithms=["fedmrl:rep_dim=4:auxiliary=mlp(hidden=(4,))", "standalone"],
-        show=["accuracy", "curves", "clients", "targets", "grid", "predictors", "gradient", "networks"],
+        show=["accuracy", "curves", "clients", "targets", "grid", "predictors", "gradient", "networks", "protocol"],
+        entries={"longer": {"name": "standalone", "train": {"epochs": 3}}},
         pair=["fedmrl:rep_dim=4:auxiliary=mlp(hidden=(4,))", "standalone"],
         grid={"train.lr": [0.01, 0.1]},
     )
@@ -45,7 +46,7 @@ def test_the_page_has_its_tables_pictures_and_notes(done: tuple[Path, Path]) -> 
     for name in views.VIEWS:
         rows = list(csv.DictReader((page / f"{name}.csv").read_text().splitlines()))
         assert rows, name
-        assert (page / f"{name}.png").exists() == (name != "networks")
+        assert (page / f"{name}.png").exists() == (name not in ("networks", "protocol"))
         assert f"[{name}.csv]({name}.csv)" in text
     rows = list(csv.DictReader((page / "table.csv").read_text().splitlines()))
     assert [row["algorithm"] == "majority class" for row in rows] == [False, False, True] * 2
@@ -54,6 +55,8 @@ def test_the_page_has_its_tables_pictures_and_notes(done: tuple[Path, Path]) -> 
     assert all((out / row["folder"] / "summary.json").exists() for row in index)
     assert "## Below two standard errors\n\n* lr = 0.01: " in text
     assert "lr = 0.1, " not in text.split("## In three sentences")[1]
+    (protocol,) = csv.DictReader((page / "protocol.csv").read_text().splitlines())
+    assert (protocol["algorithm"], protocol["local work"], protocol["rate"]) == ("longer", "3 epochs", "0.05")
     gradient = list(csv.DictReader((page / "gradient.csv").read_text().splitlines()))
     assert [row["round"] for row in gradient[:3]] == ["0", "1", "2"]
     assert float(gradient[1]["mean_so_far"]) == pytest.approx(

@@ -65,6 +65,17 @@ def test_stratified_cohorts_have_each_capacity_and_take_all_clients_equally_ofte
     assert {min(some) for some in asked} == {0, 1}
 
 
+def test_largest_draws_among_the_clients_of_the_largest_capacity_alone() -> None:
+    """Catches a smaller client that trains, also where a round wants more clients than there are large ones."""
+    clients = {"selection": "largest", "capacities": [0.5, 0.25, 0.5]}
+    found = [[c.id for c in draw_cohort(federation(clients=clients), round_)] for round_ in range(20)]
+    assert {len(cohort) for cohort in found} == {3}
+    assert {k for cohort in found for k in cohort} == {k for k in range(12) if k % 3 != 1}
+    for wanted in (0.75, 1.0):  # 9 and 12 of 4
+        few = federation(clients={"selection": "largest", "capacities": [0.25, 1.0, 0.25], "participation": wanted})
+        assert [c.id for c in draw_cohort(few, 1)] == [1, 4, 7, 10]
+
+
 def test_over_sampling_asks_more_and_never_more_than_there_are() -> None:
     assert [oversampled(10, s) for s in (0.0, 0.1, 0.25, 0.31)] == [10, 11, 13, 14]
     assert len(draw_cohort(federation(devices={"oversample": 0.5}), 1)) == 5

@@ -398,7 +398,8 @@ def _convergence(figure: Any, view: View) -> None:
     right.set(ylabel="largest squared mask error")
     for one in (left, right):
         one.set(xlabel="round")
-        _logarithmic(one, "xy")
+        # Without a mask, where all clients hold the whole model, there is no error.
+        _logarithmic(one, "xy" if one is left or any(row[7] for row in view.rows) else "x")
         one.grid(alpha=0.3, which="both")
         one.spines[["top", "right"]].set_visible(False)
     _legend(figure)
@@ -407,6 +408,7 @@ def _convergence(figure: Any, view: View) -> None:
 def _sizes(figure: Any, view: View) -> None:
     """Draw a panel for each setting and kind of test data, with accuracy over size; a network for all is a line."""
     by, axis = _axis(view)
+    own = {row[3] for row in view.rows if row[2] == "Local"}
     panelled = replace(view, rows=[(f"{row[0]}, {row[2]}".removeprefix(", "), *row[1:]) for row in view.rows])
     for one, here in _panels(figure, panelled, width=4.4, height=3.2, legend=1.8, most=2):
         for label, look, rows in _by_algorithm(panelled, here):
@@ -417,7 +419,9 @@ def _sizes(figure: Any, view: View) -> None:
                 one.errorbar(x, y, yerr=ends, label=label, capsize=3, markersize=5, **look)
             else:
                 one.axhline(by * rows[0][4], label=label, **{**look, "marker": ""})
-        ticks = sorted({row[3] for row in here if row[3] is not None})
+        ticks: list[float] = []
+        for tick in sorted({row[3] for row in here if row[3] is not None}, key=lambda tick: (tick not in own, tick)):
+            ticks += [tick] if all(not 0.7 < tick / other < 1.4 for other in ticks) else []  # labels would overlap
         one.set(xscale="log", xlabel="size", ylabel=axis)
         one.set_xticks(ticks, [size_text(tick) for tick in ticks], fontsize=8)
         one.minorticks_off()

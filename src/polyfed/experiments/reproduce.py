@@ -266,7 +266,17 @@ def _shown(view: View, pictured: bool) -> str:
                 markdown(
                     headings,
                     rows,
-                    left=("setting", "algorithm", "predictor", "network", "network by network", "pairs", "stage", "on"),
+                    left=(
+                        "setting",
+                        "algorithm",
+                        "predictor",
+                        "network",
+                        "network by network",
+                        "pairs",
+                        "stage",
+                        "on",
+                        "own keys",
+                    ),
                 )
             ]
             if rows

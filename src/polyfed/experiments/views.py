@@ -326,14 +326,14 @@ def protocol(results: Results) -> View:
     rows: list[tuple[Any, ...]] = []
     for label, config in cells.items():
         run, data, clients, train = config.run, config.data, config.clients, config.train
-        skipped = ("unseen_capacities", "inco", "inco_stages")
-        keys = {key: value for key, value in config.resolved().algorithm.keys.items() if key not in skipped}
+        skipped = ("unseen_capacities", "inco")
+        keys = {key: value for key, value in config.resolved().algorithm.keys.items() if value and key not in skipped}
         length = f"{train.steps} steps" if train.steps else f"{train.epochs} epochs"
         network, *others = map(str, clients.models)
         cohort = f"{clients.wanted} of {clients.count}"
         named = (label, data.dataset, network if not others else f"{network}, ...", cohort, run.rounds, length)
         rates = (train.batch_size, train.optimizer, train.lr, train.momentum, train.weight_decay)
-        rows.append((*named, *rates, ", ".join(f"{key} = {value}" for key, value in keys.items())))
+        rows.append((*named, *rates, ", ".join(f"{key} = {value}" for key, value in keys.items()) or "-"))
     heads = ("algorithm", "data", "network", "clients in a round", "rounds", "local work", "batch", "optimizer", "rate")
     heads = (*heads, "momentum", "weight decay", "own keys")
     return View(

@@ -386,6 +386,24 @@ def test_official_test_rows_follow_training_proportions() -> None:
         assert (test[train == 0] == 0).all()
 
 
+def test_tests_of_another_draw_are_of_equal_size_and_say_nothing_of_training() -> None:
+    """Catches test rows in the training proportions, and another draw of the training rows."""
+    dataset = some_labels(6000, official=1500)
+    kind = {"kind": "balanced-dirichlet", "num_clients": 10, "rng": Rng((1,)), "split": "official", "alpha": 0.3}
+    own, other = make_partition(dataset, **kind), make_partition(dataset, **kind, tests="independent")
+    check_laws(other, dataset)
+    assert np.array_equal(own.train_rows, other.train_rows)
+    assert {len(other.test(k)) for k in range(10)} == {150}
+    shares = [
+        [p.counts(dataset.y, 6, part)[k] / len(getattr(p, part)(k)) for k in range(10)]
+        for p, part in ((own, "train"), (own, "test"), (other, "test"))
+    ]
+    train, same, independent = map(np.array, shares)
+    assert np.abs(train - same).sum(axis=1).mean() < 0.5 < np.abs(train - independent).sum(axis=1).mean()
+    with pytest.raises(ConfigError, match="it deals official test rows"):
+        make_partition(dataset, **{**kind, "split": "pooled"}, tests="independent")
+
+
 def test_official_gives_every_client_a_test_row() -> None:
     y = np.concatenate([np.arange(300) % 2, np.arange(30) % 2])
     dataset = labelled(y, 2, test_rows=np.arange(300, 330))
