@@ -109,10 +109,10 @@ def _dots(figure: Any, view: View) -> None:
     for panel, (one, rows) in enumerate(panels):
         for row in rows:
             place, colour = names.index(row[1:named]), _MAIN if row[1] == names[0][0] else _PLAIN
-            mean, sd, _, *rest = row[named + networks :]
+            mean, sd, *rest = row[named + networks :]
             if not networks or row[2] == "mean":
                 one.errorbar(by * mean, place, xerr=by * (sd or 0), fmt="o", color=colour, capsize=3, markersize=6)
-            parts = [] if networks and row[2] == "mean" else [mean] if networks else rest
+            parts = [] if networks and row[2] == "mean" else [mean] if networks else rest[1:]
             parts = [by * part for part in parts if part is not None]
             one.plot(parts, [place] * len(parts), "|", color=colour, markersize=9, alpha=0.6)
         one.set_yticks(range(len(names)), ticks if panel % 3 == 0 else [""] * len(names))
