@@ -321,7 +321,7 @@ def networks(results: Results) -> View:
 
 def protocol(results: Results) -> View:
     """Hyper-parameters of each algorithm in the file, as the runs of other studies with the same base have them."""
-    study = results.study.model_copy(update={"algorithms": tuple(results.study.entries), "settings": {}})
+    study = results.study.model_copy(update={"algorithms": tuple(results.study.entries), "settings": {}, "grid": {}})
     cells = {cell.label: cell.config for cell in study.cells()}
     rows: list[tuple[Any, ...]] = []
     for label, config in cells.items():
