@@ -2,6 +2,7 @@
 
 import csv
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,11 @@ def test_histograms_count_clients_by_size_and_bin(results: Results, monkeypatch:
     both = replace(results, cells=[cell, replace(cell, seed=1)])
     both.__dict__["done"] = {key: {"rounds": 3} for key in both.cells}
     values = {0: {0: 1.0, 1: 0.05, 2: 0.049, 3: 0.99}, 1: {0: 0.52, 1: 0.05, 2: 0.0, 3: 0.5}}
-    monkeypatch.setattr(Results, "clients", lambda _, one: values[one.seed])
+
+    def clients(_: Results, one: RunSpec) -> dict[int, float]:
+        return values[one.seed]
+
+    monkeypatch.setattr(Results, "clients", clients)
     view = histogram(both)
     found = {(row[2], round(row[3], 9)): row[5] for row in view.rows if row[5]}
     assert found == {(1.0, 0.95): 2, (1.0, 0.5): 2, (0.3, 0.05): 2, (0.1, 0.0): 2}
@@ -149,7 +154,11 @@ def test_what_was_spent_is_the_sum_so_far(results: Results, monkeypatch: pytest.
         {"round": n, "totals": {"bytes_up": 10 * n, "bytes_down": n, "flops": 100 * n}, "accuracy": {"mean": 0.1 * n}}
         for n in (0, 2)
     ]
-    monkeypatch.setattr(Results, "rows", lambda *_: iter(rows))
+
+    def lines(*_: object) -> Iterator[dict[str, Any]]:
+        return iter(rows)
+
+    monkeypatch.setattr(Results, "rows", lines)
     assert [row[2:7] for row in spent(some).rows] == [(0, 0, 0, 0, 0.0), (2, 10, 200, 22, 0.2)]
 
 
