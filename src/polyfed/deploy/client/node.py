@@ -53,7 +53,7 @@ class _Uncounted(Sequential):
 
 def answer(
     header: str,
-    body: bytes | None,
+    body: bytes | bytearray | None,
     settings: NodeSettings,
     *,
     wait: Callable[[str], None] | None = None,
@@ -63,7 +63,7 @@ def answer(
 
     Args:
         header: the header of the request.
-        body: the bytes of the message; None if the request carries no message.
+        body: the bytes of the message; None if the request carries no message. Training writes into a bytearray.
         settings: the client's settings.
         wait: called with ``"received"``, ``"trained"`` and ``"kept"`` at these steps; tests stop the work there.
         imported: seconds that this process took to import torch.
@@ -112,7 +112,7 @@ class _Node:
     def __init__(
         self,
         request: RequestHeader,
-        body: bytes | None,
+        body: bytes | bytearray | None,
         settings: NodeSettings,
         wait: Callable[[str], None],
         imported: float,
