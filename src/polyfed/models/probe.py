@@ -65,7 +65,7 @@ _UNFIT: tuple[tuple[Callable[[Tensor], object], str], ...] = (
 
 
 def _finite(tensor: Tensor) -> bool:
-    """Return whether a tensor holds no NaN and no infinity, in no memory of its size: `torch.isfinite` takes 1.7 of it."""
+    """Return whether a tensor holds no NaN and no infinity; `torch.isfinite` would take 1.7 times its memory."""
     return not tensor.numel() or all(math.isfinite(end) for end in torch.aminmax(tensor.detach()))
 
 
