@@ -1,6 +1,6 @@
 """Peak memory of a deployed client of capacity 1/16 beside one of capacity 1, for a model of 231 MB: real processes.
 
-    OMP_NUM_THREADS=1 python benchmarks/deploy/memory.py [--algorithms fiarse-neuron heterofl fiarse] [--out memory.json]
+    OMP_NUM_THREADS=1 python benchmarks/deploy/memory.py [--algorithms heterofl fiarse] [--out memory.json]
 
 Each algorithm has a deployment of two clients on loopback, with a worker process each. A round with a small network
 loads everything that a worker has anyway; its peak is the worker's own size. Then comes a round with the large network,
