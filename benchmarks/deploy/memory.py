@@ -1,6 +1,6 @@
 """Peak memory of a deployed client of capacity 1/16 beside one of capacity 1, for a model of 231 MB: real processes.
 
-    OMP_NUM_THREADS=1 python benchmarks/deploy/memory.py [--algorithms fiarse-neuron heterofl] [--out memory.json]
+    OMP_NUM_THREADS=1 python benchmarks/deploy/memory.py [--algorithms heterofl fiarse] [--out memory.json]
 
 Each algorithm has a deployment of two clients on loopback, with a worker process each. A round with a small network
 loads everything that a worker has anyway; its peak is the worker's own size. Then comes a round with the large network,
@@ -72,7 +72,7 @@ def measured(algorithm: str) -> dict[str, object]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--algorithms", nargs="+", default=["fiarse-neuron", "heterofl"])
+    parser.add_argument("--algorithms", nargs="+", default=["fiarse-neuron", "heterofl", "fiarse"])
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     found = [measured(algorithm) for algorithm in arguments.algorithms]

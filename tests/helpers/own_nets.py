@@ -638,6 +638,14 @@ class NotANumber(Own):
         self.scale = nn.Parameter(torch.full((8,), float("nan")))
 
 
+class OneInfinity(Own):
+    """One infinity in a new weight."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.scale = nn.Parameter(torch.tensor([1.0, float("inf")]))
+
+
 class PlainList(Own):
     """Layers in a list that torch does not look into."""
 
@@ -1074,6 +1082,7 @@ REFUSED = [
     ("Complex", "'phase' is complex64", "torch.view_as_real"),
     ("Placed", "puts 'head.weight' on the device 'meta'", "run.device"),
     ("NotANumber", "'scale' holds NaN or infinity when it is new", "torch.nn.init"),
+    ("OneInfinity", "'scale' holds NaN or infinity when it is new", "torch.nn.init"),
     ("PlainList", "'blocks' is a list of a Linear that torch does not register", "nn.ModuleList"),
     ("PlainQuery", "of shape (8,) with requires_grad in 'query' (Tensor) that torch does not", "an nn.Parameter"),
     ("InHelper", "with requires_grad in 'hidden' (SimpleNamespace) that torch does not register", "an attribute of"),

@@ -195,10 +195,16 @@ class Backwards(nn.Module):
 
 
 def net(
-    factory: Callable[..., nn.Module], shape: tuple[int, ...], dtype: torch.dtype | None = None, **keys: int
+    factory: Callable[..., nn.Module],
+    shape: tuple[int, ...],
+    dtype: torch.dtype | None = None,
+    *,
+    empty: bool = False,
+    **keys: int,
 ) -> SplitModel:
     """A network of this file."""
-    return SplitModel(factory.__name__, partial(factory, **keys), input_shape=shape, classifier="head", dtype=dtype)
+    made = partial(factory, **keys)
+    return SplitModel(factory.__name__, made, input_shape=shape, classifier="head", dtype=dtype, empty=empty)
 
 
 class Places(nn.Module):

@@ -3,6 +3,7 @@
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 import slice_nets as nets
 import torch
@@ -10,8 +11,10 @@ from torch import nn
 
 from polyfed.base.errors import ModelError
 from polyfed.base.rng import Rng
+from polyfed.models.binding import places
 from polyfed.models.catalogue import MODELS
 from polyfed.models.channels import channels, narrowed
+from polyfed.models.flops import multiplications
 from polyfed.models.split import SplitModel
 from polyfed.models.zoo import build
 
@@ -157,6 +160,61 @@ def test_a_smaller_network_begins_with_a_part_of_the_full_draw() -> None:
     full, small = (net.init(Rng((7,))) for net in (model, narrowed(model, sizes(model, 0.25))))
     assert torch.equal(small["layer2.0.conv1.weight"], full["layer2.0.conv1.weight"][:8, :4])
     assert torch.equal(small["fc.bias"], full["fc.bias"])
+
+
+@pytest.mark.parametrize(
+    ("whole", "empty"),
+    [
+        *(
+            (zoo(SMALL[name]), build(SMALL[name], input_shape=(3, 32, 32), num_classes=10, empty=True))
+            for name in ("cnn1", "resnet8", "vit")
+        ),
+        *(
+            (nets.net(*net), nets.net(*net, empty=True))
+            for net in ((nets.Declared, nets.SERIES), (nets.Tokens, (5,), torch.int64), (nets.Up, nets.IMAGE))
+        ),
+    ],
+    ids=lambda value: value.name,
+)
+def test_a_network_without_values_is_sliced_as_one_with_values(whole: SplitModel, empty: SplitModel) -> None:
+    """Catches a client and a server that cut other slices, and a slice that computes with what it was tested with."""
+    own, other = channels(whole), channels(empty)
+    assert (own.groups, own.outputs) == (other.groups, other.outputs)
+    assert all(all(map(torch.equal, axes, other.positions[name])) for name, axes in own.positions.items())
+    assert multiplications(whole) == multiplications(empty)
+    assert {place.tensor.device.type for place in places(empty.new_module())} == {"meta"}
+    small, cut = narrowed(whole, sizes(whole, 0.5)), narrowed(empty, sizes(empty, 0.5))
+    assert cut.whole is empty
+    assert not cut.empty
+    assert (small.shapes, small.parameter_names, small.random) == (cut.shapes, cut.parameter_names, cut.random)
+    params, x = small.init(Rng((0,))), small.inputs(1)
+    assert torch.equal(small(params, x), cut(params, x))
+    for model in (empty, cut):
+        with pytest.raises(ModelError, match="was built without weights; the server sends them"):
+            model.init(Rng((0,)))
+
+
+class Apart(nn.Module):
+    """A buffer that torch did not make, so that the meta device does not hold it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.from_numpy(np.ones(6, dtype=np.float32)))
+        self.hidden = nn.Linear(6, 4)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.hidden(x * self.scale).relu())
+
+
+@pytest.mark.parametrize(
+    ("net", "message"),
+    [(nets.Frozen, "'b.bias', 'b.weight' belong to the architecture"), (Apart, "puts 'scale' on the device 'cpu'")],
+)
+def test_a_network_that_cannot_be_empty_says_why(net: type[nn.Module], message: str) -> None:
+    """Catches constants, or values that torch did not make, that a client would lack."""
+    with pytest.raises(ModelError, match=message):
+        nets.net(net, nets.ROW, empty=True)
 
 
 def test_all_channels_are_the_network_itself() -> None:

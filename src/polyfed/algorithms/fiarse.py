@@ -23,7 +23,7 @@ from polyfed.base.ranges import Portion, Rate
 from polyfed.base.rng import Rng
 from polyfed.base.types import Params, Parts
 from polyfed.blocks.losses import supervised
-from polyfed.blocks.submodel import Sparse, above, apply_mask, bias_factor, take
+from polyfed.blocks.submodel import Mask, Sparse, above, apply_mask, bias_factor, take
 from polyfed.blocks.weightwise import Global, WeightWise
 from polyfed.core.algorithm import Task
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
@@ -99,8 +99,8 @@ class FIARSE(WeightWise):
 
     def client_round(self, private: Nothing, msg: Broadcast, client: LocalClient) -> Steps[ClientResult]:
         """K steps of the threshold-controlled gradient; the difference goes back."""
-        parts = self.predictor_parts(private, msg, client)
         mask = msg.submodel.mask(client.models["model"].shapes)
+        parts = self.predictor_parts(private, msg, client, mask)
         open_ = self.gate == "frozen" or not any(msg.threshold)  # M(x) stays as it is: of the round's start, or scores'
         fitted = yield from fit(
             client,
@@ -120,10 +120,10 @@ class FIARSE(WeightWise):
         bias = self.gate == "biased"
         return {"model": {n: v * M[n] * bias_factor(x[n], theta[n], bias) if n in M else v for n, v in g.items()}}
 
-    def predictor_parts(self, private: Nothing, msg: Broadcast, client: LocalClient) -> Parts:
-        """The submodel at full shape, and its thresholds."""
+    def predictor_parts(self, private: Nothing, msg: Broadcast, client: LocalClient, mask: Mask | None = None) -> Parts:
+        """The submodel at full shape, by the mask if it is known, and its thresholds."""
         shapes = client.models["model"].shapes
-        model = msg.submodel.dense(shapes)
+        model = msg.submodel.dense(shapes, mask)
         return {"model": model, "gate": self.gates(model, msg.submodel.names(shapes), msg.threshold)}
 
     def predict(self, nets: Nets, x: Tensor) -> Mapping[str, Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from polyfed.base import tree
 from polyfed.base.errors import ModelError
 from polyfed.base.types import Params
-from polyfed.blocks.submodel import Part, Slice, check_fits, leading
+from polyfed.blocks.submodel import Part, Slice, check_fits, flat_places, leading
 from polyfed.core.clients import ClientInfo
 from polyfed.core.gather import Gather
 from polyfed.core.message import Message
@@ -184,8 +184,7 @@ class CoverageMean(Gather):
         weight = _weight(upload, self.weight)
         for name, held in value.items():
             where = part.get(name, ...)
-            if isinstance(where, Tensor):
-                where, held = where.to(held.device), held.reshape(-1)
+            held = held.reshape(-1) if isinstance(where, Tensor) else held
             if name not in total:
                 shape = self._shape(part, name, held)
                 zeros = torch.zeros(shape or (), dtype=torch.float64, device=held.device)
@@ -194,6 +193,8 @@ class CoverageMean(Gather):
             else:
                 check_fits(name, held, part, tuple(total[name][0].shape))
             sums, weights, _ = total[name]
+            if isinstance(where, Tensor):
+                where, sums, weights = flat_places(where, held.device), sums.reshape(-1), weights.reshape(-1)  # views
             sums[where] = sums[where].add(held, alpha=weight)
             weights[where] += weight * (held != 0) if self.nonzero else weight
         return total

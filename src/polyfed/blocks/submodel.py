@@ -125,7 +125,7 @@ def put(values: Params, part: Part | None, elsewhere: Mapping[str, Tensor | Sequ
             continue
         out[name] = base.clone() if isinstance(base, Tensor) else value.new_zeros(shape)
         if isinstance(where := part[name], Tensor):
-            flat = out[name].reshape(-1).index_copy(0, _places(where, value.device), value)
+            flat = out[name].reshape(-1).index_copy(0, flat_places(where, value.device), value)
             out[name] = flat.reshape(shape)
         else:
             out[name][where] = value
@@ -160,14 +160,14 @@ def held_shape(where: Index, shape: Sequence[int]) -> tuple[int, ...] | None:
 
 def _taken(name: str, value: Tensor, where: Index) -> Tensor:
     if isinstance(where, Tensor):
-        return value.reshape(-1).index_select(0, _places(where, value.device))
+        return value.reshape(-1).index_select(0, flat_places(where, value.device))
     if held_shape(where, value.shape) is None:
         ends = tuple(index.stop if isinstance(index, slice) else int(index.max()) + 1 for index in where)
         raise ModelError(f"{name!r} has shape {tuple(value.shape)}, in which there are no places up to {ends}")
     return value[where].clone()  # a view would keep the whole alive
 
 
-def _places(mask: Tensor, device: torch.device) -> Tensor:
+def flat_places(mask: Tensor, device: torch.device) -> Tensor:
     """The flat positions that a mask holds: 1 ms for 2.4 million weights, where an index of bools takes 5 to 40."""
     if mask.is_cuda:
         return mask.reshape(-1).nonzero()[:, 0].to(device)
@@ -480,10 +480,15 @@ class Sparse(Record):
             for name, n, where in zip(self.names(shapes), self.masked, self.positions, strict=True)
         }
 
-    def dense(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
-        """All tensors at full shape, zero where nothing was sent, in the order of ``shapes``; errors as of `mask`."""
-        mask, held = self.mask(shapes), self.held(shapes)
-        return put({name: held[name] for name in shapes}, mask, shapes)
+    def dense(self, shapes: Mapping[str, Sequence[int]], mask: Mask | None = None) -> dict[str, Tensor]:
+        """All tensors at full shape, zero where nothing was sent, in the order of ``shapes``; errors as of `mask`.
+
+        Args:
+            shapes: as of `names`.
+            mask: what `mask` gives, where it is known, as to decode the positions takes time.
+        """
+        held = self.held(shapes)
+        return put({name: held[name] for name in shapes}, self.mask(shapes) if mask is None else mask, shapes)
 
 
 def _network(shapes: Mapping[str, Sequence[int]]) -> str:

@@ -51,9 +51,10 @@ class Task:
     dtype: torch.dtype | None = None
     counts: tuple[int, ...] = ()
 
-    def build(self, spec: ModelSpec | str) -> SplitModel:
-        """Build the network ``spec`` for this input and these classes."""
-        return build(spec, input_shape=self.input_shape, num_classes=self.num_classes, dtype=self.dtype)
+    def build(self, spec: ModelSpec | str, *, empty: bool = False) -> SplitModel:
+        """Build the network ``spec`` for this input and these classes; ``empty``: without values, to be sliced."""
+        shape, classes = self.input_shape, self.num_classes
+        return build(spec, input_shape=shape, num_classes=classes, dtype=self.dtype, empty=empty)
 
     def auxiliary(self, text: str, **options: Option) -> SplitModel:
         """Build the network of an algorithm's key ``auxiliary``, with options added or replaced.

@@ -232,8 +232,8 @@ def example(model: SplitModel) -> Tensor:
     """Return an input of two examples, the same in every process."""
     shape = (2, *model.input_shape)
     if model.dtype is not None and not model.dtype.is_floating_point:
-        return torch.zeros(shape, dtype=model.dtype)
-    return torch.randn(shape, dtype=model.dtype, generator=_RNG.at("x").torch())
+        return torch.zeros(shape, dtype=model.dtype, device=model.device)
+    return torch.randn(shape, dtype=model.dtype, generator=_RNG.at("x").torch()).to(model.device)
 
 
 def _inside(path: str, submodule: str) -> bool:
@@ -286,7 +286,7 @@ def _plainly() -> Generator[None]:
 
 
 def _narrow_module(model: SplitModel, kept: Mapping[str, tuple[Tensor | None, ...]]) -> nn.Module:
-    """Return a new module of a network with some positions of its tensors only."""
+    """Return a new module of a network with some positions of its tensors only; it has values even if that has none."""
     module = model.new_module()
     made: dict[str, Tensor] = {}
     old: dict[str, torch.Size] = {}
@@ -296,7 +296,9 @@ def _narrow_module(model: SplitModel, kept: Mapping[str, tuple[Tensor | None, ..
             if place.name not in made:
                 small = place.tensor.detach()
                 for dim, stays in enumerate(kept[place.name]):
-                    small = small if stays is None else small.index_select(dim, stays)
+                    small = small if stays is None else small.index_select(dim, stays.to(small.device))
+                if small.is_meta:
+                    small = _stand_in(small, isinstance(place.tensor, nn.Parameter))
                 made[place.name] = nn.Parameter(small) if isinstance(place.tensor, nn.Parameter) else small
             place.owner[place.local] = made[place.name]
     for path, child in cast("Iterable[tuple[str, nn.Module]]", module.named_modules()):
@@ -304,9 +306,17 @@ def _narrow_module(model: SplitModel, kept: Mapping[str, tuple[Tensor | None, ..
     return module
 
 
+def _stand_in(small: Tensor, parameter: bool) -> Tensor:
+    """Return values for the slice of a tensor that has none, to test the small network: small numbers, or zeros."""
+    made = torch.zeros(small.shape, dtype=small.dtype)
+    return made.normal_(0, 0.02) if parameter else made
+
+
 def _resize(layer: Any, path: str, old: Mapping[str, torch.Size]) -> None:
     """Set the attributes of a layer of PyTorch to the shapes of its weights."""
     weight: Tensor | None = getattr(layer, "weight", None)
+    if isinstance(layer, nn.RNNBase):  # it reads its weights from a list of its own
+        layer._flat_weights = [getattr(layer, name, None) for name in layer._flat_weights_names]  # pyright: ignore[reportPrivateUsage]
     if isinstance(layer, nn.MultiheadAttention):
         size = layer.out_proj.weight.shape[0]
         layer.num_heads, layer.embed_dim = size // layer.head_dim, size

@@ -142,6 +142,7 @@ def with_exits(model: SplitModel, ends: tuple[str, ...], depth: int, head: str =
         signature=("exits", depth, model.signature, ends, head),
         dtype=model.dtype,
         whole=model.whole,
+        empty=model.empty,
     )
 
 

@@ -230,9 +230,11 @@ class Follower(TorchDispatchMode):
     @staticmethod
     def _thin(label: Tensor) -> Tensor:
         """Give every dimension along which a label does not vary the size 1."""
+        expanded = [size > 1 and stride == 0 for size, stride in zip(label.shape, label.stride(), strict=True)]
+        label = label[tuple(slice(0, 1) if one else slice(None) for one in expanded)]  # else == makes all of the tensor
         for dim, size in enumerate(label.shape):
             first = label.narrow(dim, 0, min(size, 1))
-            if size > 1 and (label.stride(dim) == 0 or bool((label == first).all())):
+            if size > 1 and bool((label == first).all()):
                 label = first
         return label
 

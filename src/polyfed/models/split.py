@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterable
+from contextlib import nullcontext
 from copy import copy
 from functools import cached_property
 from hashlib import sha256
@@ -59,6 +60,9 @@ class SplitModel:
             factory itself, with the shape and the cuts.
         dtype: type of the input: int64 for tokens; None for the type of new tensors, such as float32.
         whole: the network of which this one has some channels or stages; None for a network that is no part.
+        empty: whether it is built on torch's meta device, where tensors have shapes and no values, so that it takes no
+            memory. It has names and shapes, and can be sliced: a slice has memory of its own, for weights from outside.
+            An empty network and its slices have no weights to start with, and the network's own tests are left out.
 
     A parameter with ``requires_grad`` False is a constant of the architecture: the factory makes it under a fixed seed,
     all weights share it, and no mapping holds it. So are the statistics of a normalisation whose parameters are frozen
@@ -73,7 +77,7 @@ class SplitModel:
 
     Raises:
         ModelError: the factory or the forward fails, the network keeps state outside its buffers, or it cannot be cut
-            there.
+            there; or it cannot be ``empty``.
 
     Example:
         >>> net = lambda: nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -96,6 +100,7 @@ class SplitModel:
         signature: Hashable | None = None,
         dtype: torch.dtype | None = None,
         whole: SplitModel | None = None,
+        empty: bool = False,
     ) -> None:
         if extractor is not None and classifier is None:
             raise ModelError(f"model {name!r} names an extractor ({extractor!r}) but no classifier; name both, or none")
@@ -107,16 +112,23 @@ class SplitModel:
         )
         self.dtype = dtype
         self._whole = whole
+        self.empty = empty
         self.cuts = (classifier, extractor)
         self._factory = factory
         self._cut_names = (classifier, extractor)
         self._module = self._new(_PROBE)
         self._module.eval()
-        check_module(self._module, name)
+        check_module(self._module, name, "meta" if empty else "cpu")
         self.notes = check_input(self._module, name)
         self._binding = Binding(self._module, name)
+        if empty and self.constants:
+            raise ModelError(
+                f"model {name!r} cannot be built without its weights: {listed(sorted(self.constants))} belong to the "
+                "architecture, which the server does not send"
+            )
         # polyfed's own networks keep no state, and to find that out takes several passes.
         own = not type(self._module).__module__.startswith("polyfed.")
+        own = own and not empty
         prober = Prober(lambda: self._new(_PROBE), self._module, name, self.inputs, _PROBE) if own else None
         self.caches = prober is not None and prober.check_state()
         plain = attributes(self._module)
@@ -166,6 +178,11 @@ class SplitModel:
         return self if self._whole is None else self._whole
 
     @property
+    def device(self) -> torch.device:
+        """Where new modules have their tensors: the CPU, or for an ``empty`` network the meta device."""
+        return torch.device("meta" if self.empty else "cpu")
+
+    @property
     def described(self) -> str:
         """The layers, as torch prints a module."""
         return repr(self._module)
@@ -187,6 +204,11 @@ class SplitModel:
         """
         if self._start is not None:
             return {name: value.clone() for name, value in self._start.items()}
+        if self.whole.empty:
+            raise ModelError(f"model {self.name!r} was built without weights; the server sends them")
+        return self._drawn(rng)
+
+    def _drawn(self, rng: Rng) -> dict[str, Tensor]:
         module = self._new(rng)
         if module is self._module:
             raise ModelError(
@@ -304,10 +326,10 @@ class SplitModel:
         """
         shape, draw = (examples, *self.input_shape), _PROBE.at("x", number).torch()
         if self.dtype is None or self.dtype.is_floating_point:
-            return torch.randn(shape, dtype=self.dtype, generator=draw)
+            return torch.randn(shape, dtype=self.dtype, generator=draw).to(self.device)
         tokens = torch.randint(0, 2, shape, dtype=self.dtype, generator=draw)
         tokens[:, 0] = 1
-        return tokens
+        return tokens.to(self.device)
 
     def check_tokens(self, x: Tensor) -> None:
         """Raise unless the network takes these one or two rows of the data, ``(B, T)`` int64, and keeps none of them.
@@ -374,7 +396,7 @@ class SplitModel:
         self.train(True)
         try:
             with _PROBE.fork(), torch.no_grad():
-                logits = self(self.init(_PROBE), self.inputs(0, 1))
+                logits = self(self._drawn(_PROBE), self.inputs(0, 1))
             return None if logits.shape == (1, self.num_classes) else f"it returns {tuple(logits.shape)}"
         except Exception as error:  # user code
             return fault(error)
@@ -433,7 +455,8 @@ class SplitModel:
 
     def new_module(self) -> nn.Module:
         """Return a new module with all its lazy layers, drawn by torch's generator as it stands."""
-        module = self._build()
+        with self.device if self.empty else nullcontext():
+            module = self._build()
         try:
             complete(module, self.inputs(0))
         except Exception as error:  # user code
@@ -518,7 +541,7 @@ class SplitModel:
             # A new input, as the forward above may have written into x.
             x = self.inputs(0)
             self._s_in_shape, self._rep_dim, again = self._walk(x, clobbers)
-            if not torch.allclose(again, logits, rtol=0, atol=0, equal_nan=True):
+            if not self.empty and not torch.allclose(again, logits, rtol=0, atol=0, equal_nan=True):
                 raise ModelError(
                     f"model {self.name!r} cannot be cut there: its pieces in a row differ from its forward; "
                     f"does the forward write into tensors in place, or use randomness in eval mode? {_CONTEXTS}"
@@ -529,7 +552,7 @@ class SplitModel:
     def _check_gradients(self, examples: int) -> None:
         """Raise unless the pieces in a row have the gradients of the whole, on a batch of so many examples."""
         found: list[Any] = []
-        names, weights = sorted(self.parameter_names), self.init(_PROBE)
+        names, weights = sorted(self.parameter_names), self._drawn(_PROBE)
         self.train(True)
         try:
             for cut_apart in (False, True):

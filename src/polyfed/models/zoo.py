@@ -14,7 +14,12 @@ from polyfed.models.split import SplitModel
 
 
 def build(
-    spec: ModelSpec | str, *, input_shape: tuple[int, ...], num_classes: int, dtype: torch.dtype | None = None
+    spec: ModelSpec | str,
+    *,
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    dtype: torch.dtype | None = None,
+    empty: bool = False,
 ) -> SplitModel:
     """Build a model; equal arguments return the same object.
 
@@ -23,6 +28,7 @@ def build(
         input_shape: shape of one sample, ``(C, H, W)``, ``(C, T)`` or ``(F,)``.
         num_classes: number of logits.
         dtype: type of the input: int64 for tokens; None for the type of new tensors, such as float32.
+        empty: whether it has no values, as of :class:`SplitModel`.
 
     Raises:
         ModelError: the name or an option is unknown, the input is too small, or the user's own code fails.
@@ -36,7 +42,7 @@ def build(
     spec = spec.architecture
     options = {**({} if spec.own else OPTIONS[spec.name]), **dict(spec.options)}
     # With the defaults filled in, "resnet18" and "resnet18(norm=batch)" are the same model.
-    return _build(spec.name, tuple(sorted(options.items())), tuple(input_shape), num_classes, dtype)
+    return _build(spec.name, tuple(sorted(options.items())), tuple(input_shape), num_classes, dtype, empty)
 
 
 @lru_cache(maxsize=256)
@@ -66,6 +72,7 @@ def _build(
     input_shape: tuple[int, ...],
     num_classes: int,
     dtype: torch.dtype | None,
+    empty: bool,
 ) -> SplitModel:
     # Any: the catalogue has checked the types of the options.
     given: dict[str, Any] = dict(options)
@@ -100,6 +107,7 @@ def _build(
         extractor=extractor,
         signature=(name, options, input_shape, num_classes, dtype),
         dtype=dtype,
+        empty=empty,
     )
     if model.num_classes != num_classes:
         what = "the prediction of a regression" if num_classes == 1 else "one per class"

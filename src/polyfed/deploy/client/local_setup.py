@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.metadata import version
@@ -38,6 +40,8 @@ from polyfed.rounds.federation import (
 )
 from polyfed.rounds.own_file import kind_of_file, options_of_file, read_own
 from polyfed.trained.preprocessing import Preprocessing
+
+log = logging.getLogger(__name__)
 
 
 def task_of(config: Config, facts: TaskFacts) -> Task:
@@ -245,12 +249,30 @@ class LocalSetup:
         """The examples of the data set; the client's are those at ``place``."""
         return FederatedData(self.dataset, self.partition, augment=self.config.data.augment)
 
+    def networks(self, task: Task) -> tuple[SplitModel, Mapping[str, SplitModel]]:
+        """Return the client's network and those of its parts.
+
+        Where all parts are slices of the network, it is never in memory as a whole: it is built without values, and the
+        server sends those of the slices. A network that cannot be built so is built as ever, and the log says why.
+        """
+        sliced = type(self.algorithm).models_at is not Algorithm.models_at and self.algorithm.shared_networks
+        if sliced:
+            try:
+                own = task.build(self.spec, empty=True)
+                models = self.algorithm.models_at(task, own, self.info.capacity)
+                if not any(model.empty for model in models.values()):
+                    return own, models
+            except Exception as error:  # also of the network's own code
+                log.warning("client %d makes its slice from the whole network: %s", self.settings.client, error)
+        own = task.build(self.spec)
+        return own, self.algorithm.models_at(task, own, self.info.capacity)
+
     def local(self, task: Task, round_: int) -> LocalClient:
         """Return the client at work in a round; round 0 is its creation."""
-        own = task.build(self.spec)
+        own, models = self.networks(task)
         if self.weights is not None and round_ == 0:
             own = own.starting_with(load_weights(Path(self.weights), own))
-        models = self.algorithm.models_at(task, own, self.info.capacity)
+            models = self.algorithm.models_at(task, own, self.info.capacity)
         data = self.data.train(self.place)
         check_training(self.config, self.algorithm, models, data)
         return client_at_work(self.info, models, data, self.algorithm, self.config, round_)

@@ -32,7 +32,7 @@ from polyfed.execute.drivers import Sequential, Work
 from polyfed.execute.local_training import bind, tree_to
 from polyfed.execute.placement import Placement
 from polyfed.metrics.metrics import sent_sums
-from polyfed.models.zoo import build
+from polyfed.rounds.federation import check_training, configured_task
 from polyfed.rounds.identity import Content
 from polyfed.rounds.scoring import Scorer, majority
 from polyfed.rounds.unit import worth_a_test
@@ -53,7 +53,7 @@ class _Uncounted(Sequential):
 
 def answer(
     header: str,
-    body: bytes | None,
+    body: bytes | bytearray | None,
     settings: NodeSettings,
     *,
     wait: Callable[[str], None] | None = None,
@@ -63,7 +63,7 @@ def answer(
 
     Args:
         header: the header of the request.
-        body: the bytes of the message; None if the request carries no message.
+        body: the bytes of the message; None if the request carries no message. Training writes into a bytearray.
         settings: the client's settings.
         wait: called with ``"received"``, ``"trained"`` and ``"kept"`` at these steps; tests stop the work there.
         imported: seconds that this process took to import torch.
@@ -112,7 +112,7 @@ class _Node:
     def __init__(
         self,
         request: RequestHeader,
-        body: bytes | None,
+        body: bytes | bytearray | None,
         settings: NodeSettings,
         wait: Callable[[str], None],
         imported: float,
@@ -157,8 +157,11 @@ class _Node:
         salt = self.request.experiment
         setup = LocalSetup.agreeing(self.settings, self.config, self.request.agreed, salt)
         shape, classes = setup.dataset.input_shape, setup.dataset.num_classes
-        # Reports a network that cannot work before round 1.
-        setup.check(build(setup.spec, input_shape=shape, num_classes=classes, dtype=setup.dataset.input_dtype))
+        # Reports networks that cannot work, and keys of [train] that do not fit them or the data, before round 1.
+        own, models = setup.networks(configured_task(self.config, shape, classes, setup.dataset.input_dtype))
+        setup.check(own)
+        if self.settings.data is None or self.request.agreed is not None:  # else other sites may have more classes
+            check_training(self.config, setup.algorithm, models, setup.data.train(setup.place))
         about = About(
             client=setup.info.id,
             capacity=setup.info.capacity,

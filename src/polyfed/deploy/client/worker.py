@@ -40,7 +40,7 @@ def ask(path: Path, header: str, body: bytes | None) -> Frame:
         try:
             connection.connect(str(path))
             _send(connection, pack(header, body))
-            return unpack(_receive(connection))
+            return unpack(bytes(_receive(connection)))
         except (EOFError, OSError) as error:
             raise WorkerGoneError("the client's worker ended while it was working on this message") from error
 
@@ -50,18 +50,18 @@ def _send(connection: socket.socket, data: bytes) -> None:
     connection.sendall(data)
 
 
-def _receive(connection: socket.socket) -> bytes:
+def _receive(connection: socket.socket) -> bytearray:
     return _read(connection, int.from_bytes(_read(connection, 8), "little"))
 
 
-def _read(connection: socket.socket, count: int) -> bytes:
+def _read(connection: socket.socket, count: int) -> bytearray:
     data = bytearray()
     while len(data) < count:
         piece = connection.recv(min(count - len(data), 1 << 20))
         if not piece:
             raise EOFError
         data += piece
-    return bytes(data)
+    return data
 
 
 def keep(path: Path, settings: Path) -> None:
@@ -117,7 +117,7 @@ def serve(descriptor: int, settings: Path) -> None:
             connection, _ = listener.accept()
             # The sender may be gone (the result is stored and sent when it asks again), or may send no valid frame.
             with connection, contextlib.suppress(EOFError, OSError, ValueError, PolyfedError):
-                frame = unpack(_receive(connection))
+                frame = unpack(_receive(connection))  # a bytearray, of which the message needs no copy
                 _send(connection, pack(*answer(*frame, NodeSettings.load(settings))))
 
 

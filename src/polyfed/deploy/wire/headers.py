@@ -216,7 +216,7 @@ def load(cls: type[_H], text: str) -> _H:
         raise MessageError(f"the header of a message is damaged: {where}: {first['msg']}") from error
 
 
-def digest(request: RequestHeader, body: bytes | None) -> str:
+def digest(request: RequestHeader, body: bytes | bytearray | None) -> str:
     """Return a hash of all that the answer depends on; a repeated request has the same."""
     found = hashlib.sha256(dump(request).encode() + (b"-" if body is None else b"+"))
     found.update(body or b"")  # a body may have a gigabyte, so it is not copied
