@@ -190,13 +190,14 @@ def test_replayed_equals_stacked(subject: Subject) -> None:
     Not bitwise: the gradient of a dense layer goes into the weights as the two factors that it is the product of.
     Catches losses that depend on more than their tensors: on the round, a counter, a number read out of a tensor.
     """
-    # Few kinds of steps, as a trace takes seconds: one network, batches of one size; an update that takes factors.
-    network = str(subject.federation().config.clients.models[0])
+    # Few kinds of steps, as a trace of a deep network takes seconds: one network, dense where the algorithm takes such
+    # ones, batches of one size; an update that takes factors.
+    network = str(subject.calm().config.clients.models[0])
     even: Tables = {"clients": {"models": [network]}, "partition": {"kind": "iid", "alpha": None, "min_samples": None}}
     full: Tables = {"train": {"epochs": None, "steps": 3, "batch_size": 9, "optimizer": "sgd", "momentum": 0.0}}
     close(
         *(
-            play(subject.federation(even, full), here(LocalClients), rounds=2, driver=driver, precision="fp64")
+            play(subject.calm(even, full), here(LocalClients), rounds=2, driver=driver, precision="fp64")
             for driver in ("replayed", "batched")
         )
     )
