@@ -199,7 +199,7 @@ def test_statistics_are_of_the_outputs_that_tests_see(algorithm: Any) -> None:
     fed = toy.federation(
         algorithm, models=("resnet8(width=8)",), shape=(1, 8, 8), train=train, clients=clients, augment=False
     )
-    played = toy.play(fed, 1)
+    played = toy.play(fed)
     local, net = played.local(0), "net." if isinstance(algorithm, ScaleFL) else ""
     call = algorithm.client_round(Nothing(), algorithm.message_for(played.server, local.info), local)
     w = played.driver.play({0: call})[0].trained["model"]

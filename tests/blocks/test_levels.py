@@ -1,5 +1,7 @@
 """Levels of width and depth: sizes, what fits a capacity, nested parts, and networks that are what is taken."""
 
+from functools import cache
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -45,19 +47,24 @@ def test_the_network_of_a_level_runs_what_is_taken(model: SplitModel, width: flo
     assert submodel(model, 4, head, 1.0, len(levels.names)) is full
 
 
+@cache
+def sizes(model: SplitModel) -> dict[float, list[int]]:
+    """Those of every width."""
+    return {k / 100: Levels.of(model, 4, "").sizes(k / 100) for k in range(1, 101)}
+
+
 @pytest.mark.parametrize("model", [RESNET, VIT], ids=lambda model: model.name)
 @pytest.mark.parametrize("capacity", [1.0, 0.5, 0.25, 0.0625, 0.015625])
 def test_a_level_fits_its_capacity_and_is_balanced(model: SplitModel, capacity: float) -> None:
     """Catches a level that is too large, one that wastes capacity, and one that shrinks a single dimension."""
-    levels = Levels.of(model, 4, "")
-    whole = levels.sizes(1.0)[-1]
+    whole = sizes(model)[1.0][-1]
     found = {}
     for e in range(1, 5):
-        fits = [k / 100 for k in range(1, 101) if levels.sizes(k / 100)[e - 1] <= capacity * whole]
+        fits = [width for width, size in sizes(model).items() if size[e - 1] <= capacity * whole]
         if fits:
             found[e] = max(fits)
     best = min(found, key=lambda e: (round(abs(found[e] - e / 4), 9), -e))
-    assert levels.fitting(capacity) == (found[best], best)
+    assert Levels.of(model, 4, "").fitting(capacity) == (found[best], best)
 
 
 def test_levels_of_a_resnet() -> None:

@@ -23,7 +23,7 @@ from polyfed.core.requests import Fit, Fitted, drive
 from polyfed.data.readers.digits import load_digits
 from polyfed.execute.choice import Chosen, ExecutionChoice
 from polyfed.execute.drivers import Auto, Batched, Calls, Outcome, Sequential, Work
-from polyfed.execute.placement import Placement, Precision
+from polyfed.execute.placement import Placement, Precision, threads
 from polyfed.execute.stacked import StackRule
 from polyfed.parallel.clients import Worker, WorkerClients
 from polyfed.parallel.pool import Pool
@@ -118,10 +118,10 @@ def play(
     driver: str = "sequential",
     precision: Precision = "fp32",
 ) -> Run[C]:
-    """The first rounds of a run, without its directory and its evaluations."""
+    """The first rounds of a run on one thread, without its directory and its evaluations."""
     works = make_driver(driver, precision)
     met = clients(federation, works)
-    with works.placement.defaults():
+    with threads(1), works.placement.defaults():
         servers = [federation.algorithm.init_server(federation.task, federation.rng.at("server"))]
         seen = [digest(servers[0])]
         for round_ in range(1, rounds + 1):
