@@ -116,7 +116,7 @@ class FedMRLSSL(Views, Algorithm):
         """Train G, F_k, P_k and H_k together on two views of each example; keep F_k, P_k and H_k, send G."""
         draw = partial(draw_views, self, client.models["F"].input_shape, client.rng)
         parts = self.with_received(private, msg) | {"H": private.H}
-        fitted = yield from fit(client, parts, loss=self.loss, draw=draw)
+        fitted = yield from fit(client, parts, loss=self.loss, draw=draw, pairwise=self.contrast == "simclr")
         F, P, H, G = (fitted.parts[part] for part in ("F", "P", "H", "G"))
         home, up = ({}, self.Upload(G, len(client.train))) if msg else (G, None)
         return self.Private(F, P, H, home), up
