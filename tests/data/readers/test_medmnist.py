@@ -34,7 +34,7 @@ def read(folder: Path, found: dict[str, Any], **options: Any) -> Dataset:
 
 @pytest.mark.parametrize("colour", [(), (3,)])
 def test_images_and_classes_are_those_of_the_file(tmp_path: Path, colour: tuple[int, ...]) -> None:
-    """Catches axes exchanged, parts in another order, statistics that see test images, and a flip that nobody allowed."""
+    """Catches axes exchanged, parts in another order, statistics that see test images, and a flip by default."""
     found = arrays(*colour)
     found["test_labels"][0] = 4
     dataset = read(tmp_path, found)
