@@ -32,6 +32,11 @@ SUITED: dict[str, tuple[str, ...]] = {
         "algorithm.rep_dim=8",
         "algorithm.auxiliary=mlp(hidden=(12,))",
     ),
+    "fedmrl-ssl": (
+        'clients.models=["mlp(hidden=(24,20))", "mlp(hidden=(16,))"]',
+        "algorithm.rep_dim=8",
+        "algorithm.auxiliary=mlp(hidden=(12,))",
+    ),
     "fiarse": ('clients.models=["mlp(hidden=(24,))"]', "clients.capacities=[1.0,0.5,0.25]"),
     "fedin": (
         'clients.models=["in-resnet10-small(norm=group, width=4)","in-resnet14-small(norm=group, width=4)"]',

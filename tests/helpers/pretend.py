@@ -48,6 +48,7 @@ KEYS: dict[str, dict[str, Any]] = {
     "fedmrl": {"rep_dim": 9},
     "fedmrl-adaptive": {"rep_dim": 9},
     "fedmrl-e": {"rep_dim": 9, "granularities": [5, 9]},
+    "fedmrl-ssl": {"rep_dim": 9, "head_dim": 7, "auxiliary": "mlp(hidden=(24, 21))"},
     "fedl2g": {"warmup": 1},
     "fedin": {"feature_batch": 8},
 }

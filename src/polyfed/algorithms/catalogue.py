@@ -52,6 +52,10 @@ ALGORITHMS: dict[str, tuple[str, str]] = {
         "polyfed.algorithms.fedmrl_e:FedMRLE",
         "FedMRL with one private header, tied over several granularities (future work of Yi et al. 2024)",
     ),
+    "fedmrl-ssl": (
+        "polyfed.algorithms.fedmrl_ssl:FedMRLSSL",
+        "FedMRL without labels, by views of each example; linear probes predict (beyond Yi et al. 2024)",
+    ),
     "fednova": (
         "polyfed.algorithms.fednova:FedNova",
         "FedAvg whose clients may take unlike numbers of steps (Wang et al. 2020)",

@@ -164,3 +164,47 @@ def kl_divergence(logits: Tensor, target: Tensor) -> Tensor:
 def supervised(nets: Nets, batch: Batch) -> Tensor:
     """The task's loss of the part ``model``: plain local training."""
     return task_loss(nets["model"](batch[0]), batch)
+
+
+def nt_xent(z: Tensor, temperature: float) -> Tensor:
+    """SimCLR's loss: each view has to name its partner among all other views of the batch, by cosine.
+
+    Mean over the 2 B rows of -log softmax_j(cos(z_i, z_j) / temperature)[partner of i], j != i.
+
+    T. Chen et al.: A Simple Framework for Contrastive Learning of Visual Representations, ICML 2020, Eq. 1.
+
+    Args:
+        z: projected views (2 B, p); rows i and B + i are views of one example. With B = 1 there is nothing to tell
+            apart, and the loss is 0.
+        temperature: above 0.
+    """
+    unit, rows = functional.normalize(z, dim=1), torch.arange(len(z), device=z.device)
+    likeness = (unit @ unit.T / temperature).masked_fill(rows[:, None] == rows, -torch.inf)  # (2B, 2B)
+    return functional.cross_entropy(likeness, rows.roll(len(z) // 2))
+
+
+def barlow_twins(z: Tensor, redundancy: float) -> Tensor:
+    """Barlow Twins' loss: the two views' numbers correlate one by one, and with no other.
+
+    Mean over i of (1 - C_ii)^2 + redundancy * sum over j != i of C_ij^2, where C (p, p) is the correlation over the
+    batch of the one view's numbers with the other's.
+
+    J. Zbontar et al.: Barlow Twins: Self-Supervised Learning via Redundancy Reduction, ICML 2021, Eq. 1 and 2, which
+    have the sum over i.
+
+    Args:
+        z: projected views (2 B, p); rows i and B + i are views of one example.
+        redundancy: the weight of what should be 0.
+    """
+    pair = z.unflatten(0, (2, -1))  # (2, B, p)
+    centred = pair - pair.mean(dim=1, keepdim=True)
+    one, other = centred / (centred.square().mean(dim=1, keepdim=True) + 1e-6).sqrt()
+    C = one.T @ other / one.shape[0]  # noqa: N806
+    on = C.diagonal()
+    off = C.square().sum() - on.square().sum()
+    return ((1 - on).square().sum() + redundancy * off) / len(C)
+
+
+def view_loss(z: Tensor, kind: Literal["simclr", "barlow"], temperature: float, redundancy: float) -> Tensor:
+    """`nt_xent` or `barlow_twins` of projected views (2 B, p)."""
+    return nt_xent(z, temperature) if kind == "simclr" else barlow_twins(z, redundancy)

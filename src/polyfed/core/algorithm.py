@@ -160,6 +160,9 @@ class Algorithm(ABC):
     exempt: ClassVar[Mapping[str, str]] = {}
     #: Whether a client's private state, where it has one, has a network of its own, which may start with given weights.
     own_networks: ClassVar[bool] = True
+    #: Whether a client can predict with the parts of its last fit. Where predictors take more, such as a pass over its
+    #: data, it is not tested before aggregation.
+    fit_predicts: ClassVar[bool] = True
     #: Whether clients of other capacities hold other weights of the same networks; `models_at` says it of networks.
     masks: ClassVar[bool] = False
     #: Whether `message_for` depends on the client's id, not only on its capacity and architecture.

@@ -83,6 +83,7 @@ class Fit:
     moves: Moves | None = None
     correction: Parts = field(default_factory=dict[str, Params])
     within: Parts = field(default_factory=dict[str, Params])
+    pairwise: bool = False
 
     @property
     def identity(self) -> object:
@@ -147,6 +148,7 @@ def fit(
     moves: Moves | None = None,
     correction: Parts | None = None,
     within: Parts | None = None,
+    pairwise: bool = False,
 ) -> Steps[Fitted]:
     """Train ``parts`` on the client's data.
 
@@ -173,6 +175,8 @@ def fit(
             trained: gradient, clip, optimizer and ``moves`` work on their values alone, in one dimension, and that is
             the form in which ``gradient`` and ``moves`` see these tensors in ``nets``, and ``grad(loss, model=w)``
             takes and returns them. A loss sees whole tensors. Not beside ``correction``.
+        pairwise: whether the loss multiplies examples of a batch with one another. FLOPs are then counted at every size
+            of a batch, not at two, from which the others would follow.
 
     Returns:
         The trained parts, at full shape.
@@ -195,7 +199,7 @@ def fit(
         return grad(loss)
 
     asked = gradient or of_loss
-    last = (correction or {}, within or {})
+    last = (correction or {}, within or {}, pairwise)
     return (yield Fit(client, parts, asked, loss, frozen or {}, lr or {}, every, draw, moves, *last))
 
 

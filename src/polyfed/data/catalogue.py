@@ -17,6 +17,7 @@ DATASETS: Mapping[str, str] = MappingProxyType(
         "svhn": "SVHN house numbers, 73,257 + 26,032 colour images of 32x32, 10 digits; 531,131 more with extra",
         "uci-har": "UCI HAR, 7,352 + 2,947 windows of 9 signals x 128 steps, 6 activities; 30 subjects are the groups",
         "npz": "your own arrays: x and y, optionally test, groups, units, times and classes, in one .npz file",
+        "medmnist": "a file of MedMNIST, or of its layout: medical images of 28x28 to 224x224, grey or colour, by path",
         "csv": "your own table: one .csv file, or a folder with one .csv file per client",
         "parquet": "your own table with types: one .parquet file, or a folder with one .parquet file per client",
         "images": "your own image files: folders by class, or by client and class, or with a table that says both",
@@ -84,6 +85,7 @@ DATASET_OPTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "svhn": ("extra",),
         "uci-har": (),
         "npz": ("flip", "kind", "layout"),
+        "medmnist": ("flip", "label", "validation"),
         "csv": ("header", *_TABLE_OPTIONS, "delimiter", "decimal", "thousands", "encoding"),
         "parquet": _TABLE_OPTIONS,
         "images": ("channels", "flip", "table", "file", "label", "group", "unit", "time"),
@@ -130,6 +132,7 @@ _KINDS = ("image", "features", "series", "tokens")
 _OPTIONS: Mapping[str, tuple[str, Callable[[object], bool]]] = MappingProxyType(
     {
         "flip": ("true or false", lambda value: isinstance(value, bool)),
+        "validation": ("true or false", lambda value: isinstance(value, bool)),
         "extra": ("true or false", lambda value: isinstance(value, bool)),
         "channels": ("1 (grey) or 3 (colour)", lambda value: value is None or value in (1, 3)),
         "table": ("the name of a csv file in the folder", lambda value: value is None or isinstance(value, str)),

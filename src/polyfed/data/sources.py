@@ -34,6 +34,7 @@ from polyfed.data.readers.folder import load_folder
 from polyfed.data.readers.har import har_files, load_har
 from polyfed.data.readers.huggingface import load_huggingface
 from polyfed.data.readers.idx import IDX_NAMES, find_idx, read_mnist_layout
+from polyfed.data.readers.medmnist import load_medmnist
 from polyfed.data.readers.npz import load_npz
 from polyfed.data.readers.parquet import find_parquet, read_images
 from polyfed.data.readers.parquet_table import load_parquet
@@ -68,8 +69,8 @@ def load_dataset(
             frame of 2 pixels; 28 keeps them raw, any other side resizes), as stored for images of your own.
         task: with "regression" the label is a number to predict; for files of the user's own only.
         agreed: what all sites agreed on; a table of one of them may lack a class, even all but one.
-        options: as listed in ``catalogue.DATASET_OPTIONS``; see ``load_npz``, ``load_csv``, ``table.Rules``,
-            ``load_folder`` and ``load_huggingface``.
+        options: as listed in ``catalogue.DATASET_OPTIONS``; see ``load_npz``, ``load_medmnist``, ``load_csv``,
+            ``table.Rules``, ``load_folder`` and ``load_huggingface``.
 
     Raises:
         ConfigError: an unknown name or option.
@@ -156,6 +157,8 @@ def _read(
         return _FOLDERS[name](Path(path), cache=cache, digest=digest, image_size=image_size, **options)
     if name == "npz" and path is not None:
         return load_npz(Path(path), image_size=image_size, **options)
+    if name == "medmnist" and path is not None:
+        return load_medmnist(Path(path), image_size=image_size, **options)
     side = check_image_size(image_size, 32)
     place = _find(name, path, root, download=True, extra=bool(options.get("extra")))
     if name == "uci-har":

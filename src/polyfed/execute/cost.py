@@ -75,7 +75,7 @@ class PeakMemory(TorchDispatchMode):
 class Counts(dict[int, float]):
     """FLOPs of one kind of step by number of examples.
 
-    They are affine in that number, so two counted sizes tell all others.
+    They are affine in that number, so two counted sizes tell all others; but not those of `Fit.pairwise`.
     """
 
     def at(self, examples: int, count: Callable[[], float]) -> float:
@@ -101,7 +101,10 @@ class CostCounter:
 
         They are those of products and convolutions, forward and backward: torch's counter counts no others.
         """
-        return self.counts.setdefault((key, due), Counts()).at(examples, lambda: self._measure(fit, examples, due)[0])
+        counts = self.counts.setdefault((key, due), Counts())
+        if fit.pairwise and examples not in counts:
+            counts[examples] = self._measure(fit, examples, due)[0]
+        return counts.at(examples, lambda: self._measure(fit, examples, due)[0])
 
     def peak(self, key: object, fit: Fit, examples: int, due: int) -> int:
         """Return the largest sum of live tensors, in bytes, of a whole step at that batch size, optimizer included."""

@@ -90,6 +90,7 @@ class UnitRunner:
             for client, message in down.items()
         }
         received: dict[int, Size] = {}
+        score = score and self.federation.algorithm.fit_predicts
         finished: dict[ClientId, Finished] = {}
         for client, outcome in self.play(calls).items():
             key = id(down[client])

@@ -57,6 +57,7 @@ KEYS: Mapping[str, Mapping[str, Any]] = {
     "fedmrl": {"rep_dim": 9},
     "fedmrl-adaptive": {"rep_dim": 9, "auxiliary": "mlp(hidden=(24, 21))"},
     "fedmrl-e": {"rep_dim": 9, "granularities": [5, 9], "auxiliary": "mlp(hidden=(24, 21))"},
+    "fedmrl-ssl": {"rep_dim": 9, "head_dim": 7, "auxiliary": "mlp(hidden=(24, 21))"},
     "fedl2g": {"warmup": 1},
     # The server's batch is all that a round brings, or the order of answers and equal answers would make other batches.
     "fedgh": {"server_batch": 1000},

@@ -221,7 +221,7 @@ class _Node:
                 outcome = driver.play({client: self.algorithm.client_round(private, message, local)})[client]
             self.wait("trained")
             tested = request.score and self.settings.tells_scores and worth_a_test(outcome, message)
-            score = self._score(outcome.trained) if tested else None
+            score = self._score(outcome.trained) if tested and self.algorithm.fit_predicts else None
             with self._timed("encode"):
                 upload = None if outcome.upload is None else encode(outcome.upload)
             work = outcome.work
