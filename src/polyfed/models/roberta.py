@@ -68,7 +68,10 @@ def new(
     config |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
     usual = {"type_vocab_size": 1, "layer_norm_eps": 1e-5, "pad_token_id": PADDING, "bos_token_id": 0}
     settings, network = _package()
-    return network(settings(**config, **usual, eos_token_id=2, attn_implementation="eager"))
+    module = network(settings(**config, **usual, eos_token_id=2, attn_implementation="eager"))
+    for name in ("position_ids", "token_type_ids"):  # numbers that the forward gives; as buffers they would be sent
+        delattr(module.roberta.embeddings, name)
+    return module
 
 
 @cache
@@ -85,7 +88,7 @@ def _package() -> tuple[Any, Any]:
     class Roberta(RobertaForSequenceClassification):
         """The package's network; it makes the mask itself, of zeros and large negative numbers, as a stack needs it."""
 
-        drawn, left_out = DRAWN, LEFT_OUT
+        may_lack, passed_over = DRAWN, LEFT_OUT
 
         def forward(self, x: Tensor) -> Tensor:
             """Tokens ``(B, T)``, 0 = padding -> logits ``(B, L)``."""
