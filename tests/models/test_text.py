@@ -50,7 +50,7 @@ def drawn(model: SplitModel) -> dict[str, torch.Tensor]:
     return {n: 0.5 * torch.randn(v.shape, generator=draw).double() for n, v in model.init(Rng((0,))).items()}
 
 
-@pytest.mark.parametrize("spec", [TRANSFORMER, TRANSFORMER[:-1] + ", pool=last)", BILSTM, BILSTM[:-1] + ", pool=last)"])
+@pytest.mark.parametrize("spec", [TRANSFORMER, TRANSFORMER[:-1] + ", pool=last)", BILSTM, BILSTM[:-1] + ", pool=last, rep_dim=5)"])
 def test_padding_has_no_part_in_a_text(spec: str) -> None:
     """Catches attention to padding, a mean over it, a state that it moves, and a last token that is padding."""
     model = net(spec)
@@ -109,14 +109,14 @@ def test_heads_units_and_gates_are_coupled() -> None:
     """Catches a gate of a state that stays without its others, and a head in pieces."""
     groups = channels(net(TRANSFORMER)).groups
     assert dict(groups) == {"embed.places[2]": 8, "block1.attention.qkv.weight[0]": 2, "block1.fc1.weight[0]": 16}
-    model = net(BILSTM)
+    model = net(BILSTM, 3)
     found = channels(model)
     assert set(found.groups.values()) == {6, 4}
     assert len(found.groups) == 3
     own = found.positions["lstm.backwards.state.weight"][1].tolist()
     assert found.positions["lstm.backwards.inputs.weight"][0].tolist() == own * 4
     assert found.positions["fc.weight"][1].tolist()[4:] == own
-    small, x = narrowed(model, tuple((group, 2) for group in found.groups)), texts(4)
+    small, x = narrowed(model, tuple((group, 2) for group in found.groups)), texts(4, 3)
     kept = found.kept({group: torch.arange(2) for group in found.groups})
     full = drawn(model)
     part, zeroed = dict(full), {}
@@ -154,7 +154,7 @@ def test_stacked_training_is_that_of_one_after_another(name: str, spec: str, key
     """Catches a mask that leaks between the clients of a stack, whose batches are as long as the longest of all."""
     algorithm = load_algorithm(name, keys)
     tables: dict[str, Any] = {
-        "run": {"rounds": 2, "threads": 1, "precision": "fp64"},
+        "run": {"rounds": 2, "threads": 1},
         "clients": {"count": 3, "models": [spec]},
         "train": {"epochs": 1, "batch_size": 4, "lr": 0.2},
         "algorithm": {"name": name},
@@ -164,10 +164,10 @@ def test_stacked_training_is_that_of_one_after_another(name: str, spec: str, key
     x = texts(24)
     data = Dataset("texts", x, x[:, 0] % 3, ("a", "b", "c"), (), (), declared="tokens", bucket=2)
     fed = Federation(Config.parse(tables), data, toy.partition((6, 6, 6), 2, 3), algorithm)
-    one, many = (toy.play(fed, 2, driver=driver) for driver in ("sequential", "batched"))
-    assert set(many.driver.paths) == {"stacked"}
+    one, many = (toy.play(fed, 2, driver=driver, precision="fp64") for driver in ("sequential", "batched"))
+    assert many.driver.paths["stacked"] >= 4
     gap, where = furthest(one.server, many.server)
-    assert gap < 1e-10, where
+    assert gap < 1e-9, where
     flops = [[r.work.flops for played in game.played for r in played.reports.values()] for game in (one, many)]
     assert flops[0] == flops[1]
     assert all(math.isfinite(count) and count > 0 for count in flops[0])
@@ -251,13 +251,12 @@ def test_roberta_trains(transformers: Any) -> None:
     x = texts(12)
     data = Dataset("texts", x, x[:, 0] % 3, ("a", "b", "c"), (), (), declared="tokens", bucket=2)
     config = Config.parse(
-        {"run": {"precision": "fp64", "threads": 1}, "clients": {"count": 2, "models": [ROBERTA]},
+        {"run": {"threads": 1}, "clients": {"count": 2, "models": [ROBERTA]},
          "train": {"epochs": 1, "batch_size": 4, "lr": 0.2}, "algorithm": {"name": "fedavg"}}
     )  # fmt: skip
     fed = Federation(config, data, toy.partition((4, 4), 2, 2), load_algorithm("fedavg", {}))
-    one, many = (toy.play(fed, 1, driver=driver) for driver in ("sequential", "batched"))
-    assert set(many.driver.paths) == {"stacked"}
-    gap, where = furthest(one.server, many.server)
-    assert gap < 1e-10, where
-    dropping = ModelSpec.parse(ROBERTA).having(dropout=0.1)
-    assert net(str(dropping)).random
+    one, many = (toy.play(fed, 1, driver=driver, precision="fp64") for driver in ("sequential", "batched"))
+    assert many.driver.paths["stacked"] == 2
+    # Not by their norms: a key's bias changes no softmax, so its gradient is rounding alone.
+    torch.testing.assert_close(dict(one.server.model), dict(many.server.model), rtol=1e-9, atol=1e-12)
+    assert net(str(ModelSpec.parse(ROBERTA).having(dropout=0.1))).random

@@ -77,6 +77,7 @@ class TextTransformer(nn.Module):
         depth: number of blocks.
         heads: heads of each attention; a divisor of ``width``.
         pool: "mean" or "last".
+        rep_dim: width of the representation, by a dense layer with tanh more; None: ``width``, without it.
         num_classes: width of ``fc``.
     """
 
@@ -89,6 +90,7 @@ class TextTransformer(nn.Module):
         depth: int,
         heads: int,
         pool: str,
+        rep_dim: int | None,
         num_classes: int,
     ) -> None:
         _check("text-transformer", input_shape)
@@ -103,14 +105,15 @@ class TextTransformer(nn.Module):
             self.add_module(name, Layer(width, heads))
         self.pool = Pool(pool)
         self.norm = nn.LayerNorm(width)
-        self.fc = nn.Linear(width, num_classes)
+        self.rep = _dense(width, rep_dim)
+        self.fc = nn.Linear(rep_dim or width, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens ``(B, T)`` -> logits ``(B, L)``."""
         x = self.embed(x)  # (B, T, width)
         for name in self.stages:
             x = self.get_submodule(name)(x)
-        return self.fc(self.norm(self.pool(x)))  # (B, L)
+        return self.fc(self.rep(self.norm(self.pool(x))))  # (B, L)
 
 
 class Recurrence(nn.Module):
@@ -167,22 +170,36 @@ class BiLSTM(nn.Module):
         width: width of a token.
         state: width of the state of each direction.
         pool: "mean" or "last"; the last is where the backward direction begins.
+        rep_dim: width of the representation, by a dense layer with tanh more; None: two ``state``, without it.
         num_classes: width of ``fc``.
     """
 
     def __init__(
-        self, input_shape: tuple[int, ...], *, vocabulary: int, width: int, state: int, pool: str, num_classes: int
+        self,
+        input_shape: tuple[int, ...],
+        *,
+        vocabulary: int,
+        width: int,
+        state: int,
+        pool: str,
+        rep_dim: int | None,
+        num_classes: int,
     ) -> None:
         _check("bilstm", input_shape)
         super().__init__()
         self.embed = Embedding(vocabulary, width)
         self.lstm = Both(width, state)
         self.pool = Pool(pool)
-        self.fc = nn.Linear(2 * state, num_classes)
+        self.rep = _dense(2 * state, rep_dim)
+        self.fc = nn.Linear(rep_dim or 2 * state, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens ``(B, T)`` -> logits ``(B, L)``."""
-        return self.fc(self.pool(self.lstm(self.embed(x))))
+        return self.fc(self.rep(self.pool(self.lstm(self.embed(x)))))
+
+
+def _dense(width: int, rep_dim: int | None) -> nn.Module:
+    return nn.Identity() if rep_dim is None else nn.Sequential(nn.Linear(width, rep_dim), nn.Tanh())
 
 
 def _check(name: str, input_shape: tuple[int, ...]) -> None:
