@@ -45,9 +45,7 @@ SIZES: Mapping[str, tuple[int, int]] = MappingProxyType(
 )
 
 #: Name of a public data set of texts -> the folder of its files, in the cache and in $POLYFED_DATA.
-TEXTS: Mapping[str, str] = MappingProxyType(
-    dict.fromkeys(("agnews", "agnews-noisy", "agnews-extra"), "ag_news_csv")
-)
+TEXTS: Mapping[str, str] = MappingProxyType(dict.fromkeys(("agnews", "agnews-noisy", "agnews-extra"), "ag_news_csv"))
 
 #: Most tokens of a text, and of a vocabulary, if no option says so.
 LENGTH, VOCABULARY = 64, 8192
@@ -70,8 +68,10 @@ SHAPES: Mapping[str, tuple[int, int]] = MappingProxyType(
 STEPS: Mapping[str, int] = MappingProxyType({"uci-har": 128})
 
 
-def row_shape(name: str, image_size: int | None, options: Mapping[str, object] = MappingProxyType({})) -> tuple[int, ...]:
-    """Return the shape of a row of a public data set: ``(C, H, W)``, 32 pixels a side by default, ``(C, T)`` or ``(T,)``."""
+def row_shape(
+    name: str, image_size: int | None, options: Mapping[str, object] = MappingProxyType({})
+) -> tuple[int, ...]:
+    """Return the shape of a row of public data: ``(C, H, W)``, 32 pixels a side by default, ``(C, T)``, ``(T,)``."""
     if name in TEXTS:
         return (cast("int", options.get("length", LENGTH)),)
     channels, side = SHAPES[name][0], image_size or 32

@@ -43,9 +43,9 @@ MODELS: Mapping[str, str] = MappingProxyType(
         "in-resnet22-1d": "in-resnet22 for signals: 367,446 parameters",
         "in-resnet26-1d": "in-resnet26 for signals: 375,318 parameters",
         "vit": "small vision transformer: patches of 4x4, width 64, 4 blocks of 4 heads, 141,898 parameters",
-        "text-transformer": "small transformer for tokens: 2 blocks of 4 heads, 64 wide, 595,716 parameters for 4 classes",
+        "text-transformer": "small transformer for tokens: 2 blocks of 4 heads, 64 wide; 595,716 parameters, 4 classes",
         "bilstm": "LSTM from each end for tokens: 64 wide, states of 64, 590,852 parameters for 4 classes",
-        "roberta": "RoBERTa for sequence classification, of the package transformers; base size, 124,648,708 parameters",
+        "roberta": "RoBERTa for sequence classification, by the package transformers: 124,648,708 parameters",
         "mlp": "dense layers with ReLU, for images or plain features",
     }
 )
@@ -196,7 +196,7 @@ def _check_value(name: str, key: str, value: Option) -> None:
     elif key == "dropout":
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1:
             raise ModelError(where + "a share from 0 to below 1")
-    elif not _positive(value) and not (value is None and OPTIONS[name][key] is None):  # None: without a layer for it
+    elif not _positive(value) and not (value is None is OPTIONS[name][key]):  # None: without a layer for it
         raise ModelError(where + "a positive integer")
 
 

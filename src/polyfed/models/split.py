@@ -223,7 +223,7 @@ class SplitModel:
     def leniency(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Beginnings of names that a file of weights may lack, and of names there that are passed over.
 
-        They are the attributes ``may_lack`` and ``passed_over`` of a network, whose pretrained files are of other tasks.
+        They are the attributes ``may_lack`` and ``passed_over`` of a network whose pretrained files are of other tasks.
         """
         return getattr(self._module, "may_lack", ()), getattr(self._module, "passed_over", ())
 

@@ -1,7 +1,7 @@
 """Networks for text: a compact transformer and a BiLSTM over tokens ``(B, T)``, of which 0 is padding.
 
-No mask travels beside a batch: a network finds the padding in its input. Behind the embedding a padded place is a vector of
-zeros, and each layer leaves it so; the next layer, or the classifier of a stage, reads the mask off its own input. So a
+No mask travels beside a batch: a network finds the padding in its input. Behind the embedding a padded place is a
+vector of zeros, and each layer leaves it so; the next layer, or the pooling, reads the mask off its own input. So a
 single tensor passes wherever a network is cut, and batches, stacks and messages stay what they are.
 
 References:
@@ -18,11 +18,13 @@ from torch.nn import functional
 from polyfed.base.errors import ModelError
 from polyfed.models.vit import Block
 
-_FAR = 1e4  # taken off the scores of padding: finite, so that a row of padding alone has no NaN, and fits half precision
+_FAR = (
+    1e4  # taken off the scores of padding: finite, so that a row of padding alone has no NaN, and fits half precision
+)
 
 
 def seen(h: Tensor) -> Tensor:
-    """``(B, T, C)`` -> ``(B, T)``, 1 where a token is and 0 where padding, a vector of zeros, is; of the type of ``h``."""
+    """``(B, T, C)`` -> ``(B, T)``, 1 where a token is and 0 where padding is, a vector of zeros; of ``h``'s type."""
     return (h != 0).any(-1).to(h.dtype)
 
 
@@ -205,6 +207,6 @@ def _dense(width: int, rep_dim: int | None) -> nn.Module:
 def _check(name: str, input_shape: tuple[int, ...]) -> None:
     if len(input_shape) != 1:
         raise ModelError(
-            f"{name} takes tokens (T,), got samples of shape {input_shape}; choose a data set of texts, such as agnews, "
-            "or another network"
+            f"{name} takes tokens (T,), got samples of shape {input_shape}; choose a data set of texts, such as "
+            "agnews, or another network"
         )

@@ -1,7 +1,7 @@
 """AG News in its csv layout, ``ag_news_csv``: a line is a class from 1, a title and a description.
 
-The data set is Zhang, Zhao and LeCun's, "Character-level Convolutional Networks for Text Classification", NeurIPS 2015; the
-labels of people are those of Huang et al., "NoisyAG-News", 2024, https://arxiv.org/abs/2407.06579.
+The data set is Zhang, Zhao and LeCun's, "Character-level Convolutional Networks for Text Classification", NeurIPS 2015;
+the labels of people are those of Huang et al., "NoisyAG-News", 2024, https://arxiv.org/abs/2407.06579.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def load_agnews(
     files = agnews_files(name, place)
     if missing := [file for file in FILES[name] if place / file not in files]:
         raise DataError(
-            f"{place}: {', '.join(missing)} not found; {name!r} has the files {', '.join(FILES[name])}; correct the path"
+            f"{place}: {', '.join(missing)} not found; {name!r} has {', '.join(FILES[name])}; correct the path"
         )
     given = None if tokenizer is None else Path(tokenizer)
     if given is not None and not given.is_file():
@@ -71,7 +71,8 @@ def load_agnews(
 
     def build() -> Arrays:
         parts = [_rows(file) for file in files if file.suffix == ".csv"]
-        texts, labels = ([one for part in parts for one in part[k]] for k in (0, 1))
+        texts = [text for part, _ in parts for text in part]
+        labels = [label for _, part in parts for label in part]
         n_train = len(texts) - len(parts[-1][0])
         if name == "agnews-noisy":
             labels[:n_train] = _labels(place / NOISY, n_train)
@@ -127,7 +128,7 @@ def _labels(path: Path, rows: int) -> list[int]:
     lines = path.read_text("utf-8").split()
     if len(lines) != rows or not {*lines} <= {"1", "2", "3", "4"}:
         raise DataError(
-            f"{path}: holds {len(lines)} labels; expected one from 1 to 4 for each of the {rows} rows of train.csv; do the "
-            "files belong together?"
+            f"{path}: holds {len(lines)} labels; expected one from 1 to 4 for each of the {rows} rows of train.csv; "
+            "do the files belong together?"
         )
     return [int(line) for line in lines]

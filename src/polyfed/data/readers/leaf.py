@@ -1,8 +1,8 @@
 """Text in LEAF's layout: what comes next after some characters, or after some words. Users are the groups.
 
-A file is ``{"users": [...], "num_samples": [...], "user_data": {user: {"x": [...], "y": [...]}}}``. An entry of ``x`` is a
-string, whose characters are the tokens, as in LEAF's Shakespeare (a role of a play is a user), or a list of words; the entry
-of ``y`` is the character, or the word, that follows.
+A file is ``{"users": [...], "num_samples": [...], "user_data": {user: {"x": [...], "y": [...]}}}``. An entry of ``x``
+is a string, whose characters are the tokens, as in LEAF's Shakespeare (a role of a play is a user), or a list of words;
+the entry of ``y`` is the character, or the word, that follows.
 
 Reference:
     Caldas et al., "LEAF: A Benchmark for Federated Settings", 2018, https://arxiv.org/abs/1812.01097.
@@ -39,7 +39,7 @@ def leaf_files(place: Path) -> tuple[list[Path], list[Path]]:
 def load_leaf(place: Path, *, vocabulary: int = VOCABULARY, length: int | None = None, bucket: int = 16) -> Dataset:
     """The data set at ``place``: tokens ``(N, length)``, and the next token as the class.
 
-    Tokens are numbered by how often they are in the training rows, from 2; 0 is padding, 1 unknown. Class c is token c + 1.
+    Tokens are numbered from 2 by how often training rows have them; 0 is padding, 1 unknown. Class c is token c + 1.
 
     Args:
         place: a file, a folder of files, or a folder with ``train/`` and ``test/``.
@@ -84,9 +84,7 @@ def _rows(path: Path) -> list[tuple[str, Sequence[str], str]]:
     try:
         found: Any = json.loads(path.read_bytes())
         data = found["user_data"]
-        rows = [
-            (user, x, y) for user in found["users"] for x, y in zip(data[user]["x"], data[user]["y"], strict=True)
-        ]
+        rows = [(user, x, y) for user in found["users"] for x, y in zip(data[user]["x"], data[user]["y"], strict=True)]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{path}: is not of LEAF's layout ({type(error).__name__}: {error}); expected a json object with users and "
@@ -96,7 +94,7 @@ def _rows(path: Path) -> list[tuple[str, Sequence[str], str]]:
         words = isinstance(x, list) and all(isinstance(token, str) for token in x)
         if not (isinstance(y, str) and y and x and (words or isinstance(x, str))):
             raise DataError(
-                f"{path}: user {user!r} has x = {str(x)[:60]!r} and y = {str(y)[:60]!r}; expected for x a text or a list "
-                "of words, none empty, and for y the character or the word that follows"
+                f"{path}: user {user!r} has x = {str(x)[:60]!r} and y = {str(y)[:60]!r}; expected for x a text or a "
+                "list of words, none empty, and for y the character or the word that follows"
             )
     return rows

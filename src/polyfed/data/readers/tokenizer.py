@@ -1,4 +1,4 @@
-"""From texts to tokens, by the package ``tokenizers``, an extra of polyfed: a vocabulary learnt from texts, or a file's.
+"""From texts to tokens, by the package ``tokenizers``, an extra of polyfed: a vocabulary learnt here, or a file's.
 
 Token 0 is padding, whichever number the tokenizer itself gives padding: these two change places.
 """
@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ def learnt(texts: Sequence[str], vocabulary: int, cache: Path) -> str:
     tokenizer = package.Tokenizer(package.models.BPE(unk_token=_UNKNOWN))
     tokenizer.normalizer = package.normalizers.Sequence([package.normalizers.NFKC(), package.normalizers.Lowercase()])
     tokenizer.pre_tokenizer = package.pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = package.decoders.ByteLevel()
     trainer = package.trainers.BpeTrainer(
         vocab_size=vocabulary,
         special_tokens=[_PADDING, _UNKNOWN],
@@ -87,7 +89,9 @@ def encoded(texts: Sequence[str], tokenizer: str, length: int, where: object) ->
     for row, found in zip(rows, made.encode_batch(list(texts)), strict=True):
         row[: len(found.ids)] = found.ids
     if padding is None:
-        raise DataError(f"{where}: has no token {_PADDING!r} or '<pad>'; add one, as texts of unlike length need padding")
+        raise DataError(
+            f"{where}: has no token {_PADDING!r} or '<pad>'; add one, as texts of unlike length need padding"
+        )
     return np.where(rows == -1, 0, np.where(rows == padding, 0, np.where(rows == 0, padding, rows)))
 
 
@@ -95,11 +99,8 @@ def _package() -> Any:
     # A process that is forked after the package used threads, as a worker is, would be warned of at each fork.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        import tokenizers
-        from tokenizers import models, normalizers, pre_tokenizers, trainers
+        return import_module("tokenizers")
     except ImportError as error:
         raise DataError(
             f"text needs the package tokenizers, which cannot be imported ({error}); run: pip install 'polyfed[text]'"
         ) from error
-    del models, normalizers, pre_tokenizers, trainers
-    return tokenizers
