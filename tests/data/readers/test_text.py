@@ -13,11 +13,9 @@ from data_helpers import real_data
 from typer.testing import CliRunner
 
 from polyfed.base.errors import ConfigError, DataError
-from polyfed.base.rng import Rng
 from polyfed.cli import app
 from polyfed.config import Config
 from polyfed.data.client import ClientData, shortened
-from polyfed.data.partition.make import make_partition
 from polyfed.data.readers import tokenizer
 from polyfed.data.sources import file_digests, load_dataset
 
@@ -153,9 +151,6 @@ def test_roles_are_clients_and_the_next_character_is_the_class(tmp_path: Path) -
     assert data.test_rows.tolist() == [3]
     assert [data.group_names[g] for g in data.groups] == ["ROMEO", "ROMEO", "JULIET", "JULIET"]  # type: ignore[union-attr]
     assert {*file_digests("leaf", path=tmp_path)} == {"a.json", "b.json"}
-    alone = load_dataset("leaf", path=tmp_path / "train" / "a.json")
-    dealt = make_partition(alone, kind="natural", num_clients=2, rng=Rng((0,)), min_samples=1, groups="largest")
-    assert dealt.about["group_names"] == ["JULIET", "ROMEO"]
 
 
 def test_words_and_their_limits(tmp_path: Path) -> None:
