@@ -112,7 +112,7 @@ def test_a_bilstm_is_that_of_torch() -> None:
 
 def test_heads_units_and_gates_are_coupled() -> None:
     """Catches a gate of a state that stays without its others, and a head in pieces."""
-    groups = channels(net(TRANSFORMER)).groups
+    groups = channels(net(TRANSFORMER, 3)).groups
     assert dict(groups) == {"embed.places[2]": 8, "block1.attention.qkv.weight[0]": 2, "block1.fc1.weight[0]": 16}
     model = net(BILSTM, 3)
     found = channels(model)
@@ -178,6 +178,22 @@ def test_stacked_training_is_that_of_one_after_another(name: str, spec: str, key
     flops = [[r.work.flops for played in game.played for r in played.reports.values()] for game in (one, many)]
     assert flops[0] == flops[1]
     assert all(math.isfinite(count) and count > 0 for count in flops[0])
+
+
+def test_flops_of_training_are_of_full_length() -> None:
+    """Catches a count that depends on which rows the counter's own step took, so on who was trained first."""
+    counts: list[float] = []
+    for bucket in (0, 1):
+        x = texts(6).clamp(max=9) * (torch.arange(9) < 3)
+        data = Dataset("texts", x, x[:, 0] % 3, ("a", "b", "c"), (), (), declared="tokens", bucket=bucket)
+        tables = {
+            "run": {"threads": 1},
+            "clients": {"count": 2, "models": [TRANSFORMER]},
+            "algorithm": {"name": "fedavg"},
+        }
+        fed = Federation(Config.parse(tables), data, toy.partition((2, 2), 1, 2), load_algorithm("fedavg", {}))
+        counts.append(toy.play(fed, 1).played[0].reports[0].work.flops)
+    assert counts[0] == counts[1] > 0
 
 
 def test_the_groups_of_fiarse_for_ag_news() -> None:
