@@ -349,10 +349,12 @@ def validate(config: _Config, overrides: _Set = None) -> None:
     data sets, whose shapes are known: only a run checks whether they exist and suffice for the partition.
     """
     from polyfed.config import Config, load_algorithm
-    from polyfed.data.catalogue import SHAPES, row_shape
+    from polyfed.data.catalogue import SHAPES, TEXTS, row_shape
 
     with _reported():
         settings = Config.load(config, overrides or ())
+        import torch
+
         from polyfed.report.units import flops, size
         from polyfed.rounds.federation import check_networks, configured_task, sizes, unread
 
@@ -360,8 +362,9 @@ def validate(config: _Config, overrides: _Set = None) -> None:
         unchecked = "the data and whether the networks fit them"
         if settings.data.dataset in SHAPES:
             name = settings.data.dataset
-            shape = row_shape(name, settings.data.image_size)
-            task = configured_task(settings, shape, SHAPES[name][1])
+            shape = row_shape(name, settings.data.image_size, settings.data.options)
+            dtype = torch.int64 if name in TEXTS else None
+            task = configured_task(settings, shape, SHAPES[name][1], dtype)
             check_networks(algorithm, task)
             unchecked = "the data"
         read = [f"note: {note}" for note in unread(settings, algorithm)]

@@ -40,8 +40,9 @@ def image(spec: str) -> SplitModel:
     return build(spec, input_shape=(3, 32) if "-1d" in spec else (3, 16, 16), num_classes=5)
 
 
-#: The networks of the catalogue in which a channel without weights is as good as none: all without LayerNorm.
-ZOO = [f"{name}({'rep_dim=20' if 'cnn' in name else 'width=4'})" for name in CATALOGUE if name not in ("mlp", "vit")]
+#: The networks of images and signals in which a channel without weights is as good as none: all without LayerNorm.
+OTHERS = ("mlp", "vit", "text-transformer", "bilstm", "roberta")
+ZOO = [f"{name}({'rep_dim=20' if 'cnn' in name else 'width=4'})" for name in CATALOGUE if name not in OTHERS]
 MODELS: dict[str, Callable[[], SplitModel]] = {
     "mlp": lambda: build("mlp(hidden=(7, 5))", input_shape=(6,), num_classes=3),
     "resnet": lambda: image("resnet8(width=4)"),

@@ -291,6 +291,9 @@ def _anchor(tables: Table, folder: Path) -> None:
         value: object = keys.get(key) if isinstance(keys, dict) else None
         if isinstance(value, str) and (key == "path" or value.endswith(".csv")):
             tables[section][key] = str(folder / Path(value).expanduser())
+    options: Any = data.get("options") if isinstance(data := tables.get("data"), dict) else None
+    if isinstance(options, dict) and isinstance(place := options.get("tokenizer"), str):
+        tables["data"]["options"] = {**options, "tokenizer": str(folder / Path(place).expanduser())}
     clients = tables.get("clients")
     models: object = clients.get("models") if isinstance(clients, dict) else None
     if isinstance(models, list):

@@ -26,11 +26,11 @@ from polyfed.core.schedule import SCHEDULE_KEYS, OptimizerName, Schedule, Schedu
 from polyfed.data.catalogue import (
     DATASET_OPTIONS,
     DATASETS,
+    IMAGELESS,
     NUMERIC,
     PARTITION_OPTIONS,
     PARTITIONS,
     SIZES,
-    STEPS,
     option_fault,
 )
 from polyfed.data.catalogue import TABLES as OWN_TABLES
@@ -277,7 +277,7 @@ class DataSection(Section):
             yield "path", f"got {self.path!r}; data set 'digits' comes with polyfed and takes no path"
         if self.dataset == "python" and (self.path or self.image_size):
             yield "path" if self.path else "image_size", "data set 'python' is given by a program; leave it out"
-        if self.dataset in (*OWN_TABLES, *STEPS) and self.image_size is not None:
+        if self.dataset in (*OWN_TABLES, *IMAGELESS) and self.image_size is not None:
             yield "image_size", f"got {self.image_size}; data set {self.dataset!r} has no images"
         if self.task == "regression" and self.dataset not in NUMERIC:
             yield "task", f"got 'regression'; the labels of data set {self.dataset!r} are classes"

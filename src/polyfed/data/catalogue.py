@@ -16,6 +16,10 @@ DATASETS: Mapping[str, str] = MappingProxyType(
         "cifar100": "CIFAR-100 photographs, 50,000 + 10,000 colour images of 32x32, 100 classes",
         "svhn": "SVHN house numbers, 73,257 + 26,032 colour images of 32x32, 10 digits; 531,131 more with extra",
         "uci-har": "UCI HAR, 7,352 + 2,947 windows of 9 signals x 128 steps, 6 activities; 30 subjects are the groups",
+        "agnews": "AG News, 120,000 + 7,600 titles and descriptions of news in 4 classes; text, as tokens",
+        "agnews-noisy": "AG News whose training labels people gave, a fifth of them wrong (NoisyAG-News)",
+        "agnews-extra": "AG News with the further training rows of train_extra_joined.csv",
+        "leaf": "your own text in LEAF's layout: what follows 80 characters, or some words; users are the groups",
         "npz": "your own arrays: x and y, optionally test, groups, units, times and classes, in one .npz file",
         "medmnist": "a file of MedMNIST, or of its layout: medical images of 28x28 to 224x224, grey or colour, by path",
         "csv": "your own table: one .csv file, or a folder with one .csv file per client",
@@ -37,8 +41,15 @@ SIZES: Mapping[str, tuple[int, int]] = MappingProxyType(
         "cifar100": (60_000, 10_000),
         "svhn": (99_289, 26_032),
         "uci-har": (10_299, 2_947),
+        **dict.fromkeys(("agnews", "agnews-noisy", "agnews-extra"), (127_600, 7_600)),
     }
 )
+
+#: Name of a public data set of texts -> the folder of its files, in the cache and in $POLYFED_DATA.
+TEXTS: Mapping[str, str] = MappingProxyType(dict.fromkeys(("agnews", "agnews-noisy", "agnews-extra"), "ag_news_csv"))
+
+#: Most tokens of a text, and of a vocabulary, if no option says so.
+LENGTH, VOCABULARY = 64, 8192
 
 #: Name of a public data set -> channels and classes.
 SHAPES: Mapping[str, tuple[int, int]] = MappingProxyType(
@@ -50,6 +61,7 @@ SHAPES: Mapping[str, tuple[int, int]] = MappingProxyType(
         "cifar100": (3, 100),
         "svhn": (3, 10),
         "uci-har": (9, 6),
+        **dict.fromkeys(TEXTS, (1, 4)),
     }
 )
 
@@ -57,10 +69,18 @@ SHAPES: Mapping[str, tuple[int, int]] = MappingProxyType(
 STEPS: Mapping[str, int] = MappingProxyType({"uci-har": 128})
 
 
-def row_shape(name: str, image_size: int | None) -> tuple[int, ...]:
-    """Return the shape of a row of a public data set: ``(C, H, W)``, 32 pixels a side by default, or ``(C, T)``."""
+def row_shape(
+    name: str, image_size: int | None, options: Mapping[str, object] = MappingProxyType({})
+) -> tuple[int, ...]:
+    """Return the shape of a row of public data: ``(C, H, W)``, 32 pixels a side by default, ``(C, T)``, ``(T,)``."""
+    if name in TEXTS:
+        return (cast("int", options.get("length", LENGTH)),)
     channels, side = SHAPES[name][0], image_size or 32
     return (channels, STEPS[name]) if name in STEPS else (channels, side, side)
+
+
+#: Data sets without images, whatever their files hold.
+IMAGELESS = (*STEPS, *TEXTS, "leaf")
 
 
 #: Data sets that are tables of the user's own -> the suffix of their files.
@@ -84,6 +104,8 @@ DATASET_OPTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "cifar100": (),
         "svhn": ("extra",),
         "uci-har": (),
+        **dict.fromkeys(TEXTS, ("vocabulary", "length", "tokenizer", "bucket")),
+        "leaf": ("vocabulary", "length", "bucket"),
         "npz": ("flip", "kind", "layout"),
         "medmnist": ("flip", "label", "validation"),
         "csv": ("header", *_TABLE_OPTIONS, "delimiter", "decimal", "thousands", "encoding"),
@@ -101,6 +123,10 @@ def _column(value: object) -> bool:
 
 def _listed(value: object, right: Callable[[object], bool]) -> bool:
     return isinstance(value, list | tuple) and all(map(right, cast("Sequence[object]", value)))
+
+
+def _whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _encoding(value: object) -> bool:
@@ -134,6 +160,10 @@ _OPTIONS: Mapping[str, tuple[str, Callable[[object], bool]]] = MappingProxyType(
         "flip": ("true or false", lambda value: isinstance(value, bool)),
         "validation": ("true or false", lambda value: isinstance(value, bool)),
         "extra": ("true or false", lambda value: isinstance(value, bool)),
+        "vocabulary": ("a whole number of tokens, 3 or more", lambda value: _whole(value, 3)),
+        "length": ("a whole number of tokens above 0", lambda value: _whole(value, 1)),
+        "bucket": ("a whole number of tokens, or 0 for batches of full length", lambda value: _whole(value, 0)),
+        "tokenizer": ("the path of a tokenizer.json", lambda value: value is None or isinstance(value, str)),
         "channels": ("1 (grey) or 3 (colour)", lambda value: value is None or value in (1, 3)),
         "table": ("the name of a csv file in the folder", lambda value: value is None or isinstance(value, str)),
         "input": ("the name of a column", lambda value: value is None or isinstance(value, str)),

@@ -208,7 +208,7 @@ def together(
     if first.stats is not None and dataset.is_standardised:
         return first.stats.apply(x).to(dtype), y
     if dataset.kind == "tokens":
-        return x, y
+        return shortened(x, dataset.bucket), y
     x = first.normalised(x)
     if first.augment and generators[0] is not None:
         draws = [
@@ -218,6 +218,20 @@ def together(
         ]
         x = shifted(x, *(send(torch.cat(column), x.device) for column in zip(*draws, strict=True)))
     return x.to(dtype), y
+
+
+def shortened(x: Tensor, bucket: int) -> Tensor:
+    """Tokens ``(B, T)`` without the columns behind the longest row, up to a multiple of ``bucket``; 0 keeps all.
+
+    Which rows make a batch does not depend on lengths, so neither does their order. The padding that is left out has no
+    part in what a network computes, but sums over fewer terms may round differently: a stack, which is as long as the
+    longest row of all its clients, agrees with one client after another up to rounding.
+    """
+    if not bucket:
+        return x
+    columns = (x != 0).any(0).nonzero()
+    used = int(columns.max()) + 1 if len(columns) else 1
+    return x[:, : -(-used // bucket) * bucket]
 
 
 def draw_shifts(count: int, generator: torch.Generator, *, flip: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -92,6 +92,8 @@ class Dataset:
             the source has none.
         times: ``(N,)`` int64 place of each row in time, equal for rows of one moment, for ``split = "time"``; None if
             rows are in order of time.
+        bucket: of tokens that end in padding, 0: batches are as long as their longest row, up to a multiple of
+            ``bucket``; 0 gives all batches the full length.
 
     Raises:
         DataError: a field of the wrong type or length, or a value out of range.
@@ -115,6 +117,7 @@ class Dataset:
     channels_first: bool = False
     units: NDArray[np.int64] | None = None
     times: NDArray[np.int64] | None = None
+    bucket: int = 0
 
     def __post_init__(self) -> None:
         """Refuse fields on which a later step would fail."""
@@ -198,6 +201,8 @@ class Dataset:
                 found.update(f"{array.dtype.str}{array.shape}".encode())
                 found.update(np.ascontiguousarray(array).reshape(-1).data)
             found.update(b";")
+        if self.bucket:
+            found.update(f"bucket {self.bucket}".encode())
         return found.hexdigest()
 
     def to(self, device: torch.device | str) -> Dataset:

@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 
 from polyfed.base.errors import ConfigError, DataError
 from polyfed.base.text import nearest
-from polyfed.data.catalogue import DATASET_OPTIONS, DATASETS, NUMERIC, SIZES, STEPS, TABLES, option_fault
+from polyfed.data.catalogue import DATASET_OPTIONS, DATASETS, IMAGELESS, NUMERIC, SIZES, TABLES, TEXTS, option_fault
 from polyfed.data.conform import conform
 from polyfed.data.dataset import Dataset
 from polyfed.data.images import check_image_size, pad_or_resize, pixel_stats, resize
+from polyfed.data.readers.agnews import agnews_files, load_agnews
 from polyfed.data.readers.cache import Arrays, cached_arrays, file_digest, fingerprint, folder_digest
 from polyfed.data.readers.cifar import CIFAR10, CIFAR100, joined, read_cifar_archive, read_cifar_folder
 from polyfed.data.readers.class_names import CIFAR10_CLASSES, CIFAR100_CLASSES, FASHION_CLASSES
@@ -34,6 +35,7 @@ from polyfed.data.readers.folder import load_folder
 from polyfed.data.readers.har import har_files, load_har
 from polyfed.data.readers.huggingface import load_huggingface
 from polyfed.data.readers.idx import IDX_NAMES, find_idx, read_mnist_layout
+from polyfed.data.readers.leaf import leaf_files, load_leaf
 from polyfed.data.readers.medmnist import load_medmnist
 from polyfed.data.readers.npz import load_npz
 from polyfed.data.readers.parquet import find_parquet, read_images
@@ -119,6 +121,9 @@ def file_digests(
         return {Path(path).name: folder_digest(Path(path), names, root)}
     extra = bool((options or {}).get("extra"))
     digests = {file.name: file_digest(file, root) for file in _files(name, path, root, extra)}
+    pretrained = (options or {}).get("tokenizer")
+    if pretrained is not None and Path(pretrained).is_file():
+        digests["tokenizer"] = file_digest(Path(pretrained), root)
     test = (options or {}).get("test")
     if path is not None and name in TABLES and Path(path).exists():
         apart = table_files(Path(path), TABLES[name], test)[1:] if Path(path).is_file() else []
@@ -136,8 +141,12 @@ def _files(name: str, path: Path | None, root: Path, extra: bool) -> list[Path]:
         return []
     if name in TABLES:
         return table_files(place, TABLES[name])
+    if name == "leaf":
+        return [file for part in leaf_files(place) for file in part]
     if name not in SIZES:
         return [place]
+    if name in TEXTS:
+        return agnews_files(name, place)
     if name.startswith("cifar"):
         return _cifar_reader(name, place)[0]
     if name == "uci-har":
@@ -159,10 +168,14 @@ def _read(
         return load_npz(Path(path), image_size=image_size, **options)
     if name == "medmnist" and path is not None:
         return load_medmnist(Path(path), image_size=image_size, **options)
+    if name == "leaf" and path is not None:
+        return load_leaf(Path(path), **options)
     side = check_image_size(image_size, 32)
     place = _find(name, path, root, download=True, extra=bool(options.get("extra")))
     if name == "uci-har":
         return load_har(place, root / "decoded")
+    if name in TEXTS:
+        return load_agnews(name, place, root / "decoded", **options)
     if name == "svhn":
         return load_svhn(place, side, **options)
     if name.startswith("cifar"):
@@ -202,7 +215,7 @@ def _check_arguments(name: str, path: Path | None, image_size: int | None, optio
         faults.append(f"path: missing; dataset {name!r} needs the path of your file")
     if name == "digits" and path is not None:
         faults.append(f"path: got {path}; dataset 'digits' comes with polyfed and takes no path")
-    if name in (*TABLES, *STEPS) and image_size is not None:
+    if name in (*TABLES, *IMAGELESS) and image_size is not None:
         faults.append(f"image_size: got {image_size}; dataset {name!r} has no images")
     if faults:
         raise ConfigError(*faults)
@@ -224,9 +237,16 @@ def _find(name: str, path: Path | None, root: Path, *, download: bool, extra: bo
     shared = os.environ.get("POLYFED_DATA")
     if shared and not Path(shared).is_dir():
         raise DataError(f"POLYFED_DATA: got {shared!r}; expected a folder that exists; correct or unset it")
-    folders = [Path(place) / name for place in (shared, root) if place]
+    folders = [Path(place) / TEXTS.get(name, name) for place in (shared, root) if place]
     if shared and folders[0].is_dir():
         return folders[0]
+    if download and name not in OFFICIAL_FILES:
+        if not folders[-1].is_dir():
+            raise DataError(
+                f"dataset {name!r} was not found in {' or '.join(map(str, folders))}, and polyfed downloads "
+                f"{', '.join(OFFICIAL_FILES)} alone; set the data path to a folder with its files"
+            )
+        return folders[-1]
     if download:
         try:
             for file in OFFICIAL_FILES[name]:
@@ -237,7 +257,8 @@ def _find(name: str, path: Path | None, root: Path, *, download: bool, extra: bo
                 f"dataset {name!r} was not found in {' or '.join(map(str, folders))}, and the download failed: "
                 f"{error}. Set the data path to a folder with its files, or POLYFED_DATA to a folder that holds {name}/"
             ) from error
-    return folders[-1] / (OFFICIAL_FILES[name][0].name if len(OFFICIAL_FILES[name]) == 1 else "")
+    official = OFFICIAL_FILES.get(name, ())
+    return folders[-1] / (official[0].name if len(official) == 1 else "")
 
 
 def _load_cifar(name: str, place: Path, root: Path, side: int) -> Dataset:

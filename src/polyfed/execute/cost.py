@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from polyfed.core.plan import Step
@@ -128,12 +129,17 @@ class CostCounter:
     def _measure(self, fit: Fit, examples: int, due: int) -> tuple[float, int]:
         """Return the FLOPs and the peak of a step of the counter's own, which moves no random stream of the run.
 
+        Texts count at full length, as the length of a batch depends on its rows.
         A step that fails here, and not in training, has unknown FLOPs, and the peak up to its failure.
         """
         set_training(fit.client.models, True)
         with self.aside(), fit.client.rng.at("cost").fork():
             rows = torch.arange(examples) % len(fit.client.train)
-            batch = fit.client.weigh(self.placement.batch(fit.client.train, rows))
+            x, y = self.placement.batch(fit.client.train, rows)
+            full = [model.input_shape[0] for model in fit.client.models.values() if model.dtype == x.dtype]
+            if full and x.dim() == 2:  # tokens
+                x = functional.pad(x, (0, full[0] - x.shape[1]))
+            batch = fit.client.weigh((x, y))
             drawn = fit.drawn(Step(rows, 0, 0))
             local = Local(fit, self.placement)
             with counting() as counter, PeakMemory() as memory:

@@ -302,7 +302,7 @@ def networks(results: Results) -> View:
     """Parameters and sizes of the clients' networks, counted."""
     config = results.study.configuration
     data = config.data
-    task = Task(input_shape=row_shape(data.dataset, data.image_size), num_classes=SHAPES[data.dataset][1])
+    task = Task(input_shape=row_shape(data.dataset, data.image_size, data.options), num_classes=SHAPES[data.dataset][1])
     auxiliary = ModelSpec.parse("cnn5").having(rep_dim=int(config.algorithm.keys.get("rep_dim", 100)))
     rows: list[tuple[Any, ...]] = []
     for spec in dict.fromkeys((*config.clients.models, auxiliary)):

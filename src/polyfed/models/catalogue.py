@@ -43,6 +43,9 @@ MODELS: Mapping[str, str] = MappingProxyType(
         "in-resnet22-1d": "in-resnet22 for signals: 367,446 parameters",
         "in-resnet26-1d": "in-resnet26 for signals: 375,318 parameters",
         "vit": "small vision transformer: patches of 4x4, width 64, 4 blocks of 4 heads, 141,898 parameters",
+        "text-transformer": "small transformer for tokens: 2 blocks of 4 heads, 64 wide; 595,716 parameters, 4 classes",
+        "bilstm": "LSTM from each end for tokens: 64 wide, states of 64, 590,852 parameters for 4 classes",
+        "roberta": "RoBERTa for sequence classification, by the package transformers: 124,648,708 parameters",
         "mlp": "dense layers with ReLU, for images or plain features",
     }
 )
@@ -55,6 +58,13 @@ def _defaults(name: str) -> Mapping[str, Option]:
         return {"hidden": (200, 100), "rep_dim": None}
     if name == "vit":
         return {"patch": 4, "width": 64, "depth": 4, "heads": 4}
+    if name == "text-transformer":
+        return {"vocabulary": 8192, "width": 64, "depth": 2, "heads": 4, "pool": "mean", "rep_dim": None}
+    if name == "bilstm":
+        return {"vocabulary": 8192, "width": 64, "state": 64, "pool": "mean", "rep_dim": None}
+    if name == "roberta":
+        sizes: dict[str, Option] = {"vocabulary": 50265, "width": 768, "depth": 12, "heads": 12, "ffn": 3072}
+        return {**sizes, "places": 514, "dropout": 0.1}
     return {
         "norm": "batch",
         "width": 16 if name == "resnet8" or name.endswith(("-small", "-1d")) else 64,
@@ -167,7 +177,11 @@ class ModelSpec:
             _check_value(self.name, key, value)
 
 
-_CHOICES: Mapping[str, tuple[str, ...]] = {"norm": ("batch", "group", "static"), "cut": ("stem", "stage1", "stage2")}
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "norm": ("batch", "group", "static"),
+    "cut": ("stem", "stage1", "stage2"),
+    "pool": ("mean", "last"),
+}
 
 
 def _check_value(name: str, key: str, value: Option) -> None:
@@ -179,7 +193,10 @@ def _check_value(name: str, key: str, value: Option) -> None:
     elif key == "hidden":
         if not isinstance(value, tuple) or not all(map(_positive, value)):
             raise ModelError(where + "the widths of the hidden layers, such as (200, 100)")
-    elif not _positive(value) and not (name == "mlp" and value is None):  # None: the last hidden layer as it is
+    elif key == "dropout":
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1:
+            raise ModelError(where + "a share from 0 to below 1")
+    elif not _positive(value) and not (value is None is OPTIONS[name][key]):  # None: without a layer for it
         raise ModelError(where + "a positive integer")
 
 

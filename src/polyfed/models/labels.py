@@ -76,6 +76,7 @@ _REDUCTIONS = frozenset(
         "sum",
         "amax",
         "amin",
+        "any",
         "max",
         "min",
         "var",

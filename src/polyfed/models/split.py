@@ -242,6 +242,14 @@ class SplitModel:
         return sha256(repr(found).encode()).hexdigest() if found else ""
 
     @property
+    def leniency(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Beginnings of names that a file of weights may lack, and of names there that are passed over.
+
+        They are the attributes ``may_lack`` and ``passed_over`` of a network whose pretrained files are of other tasks.
+        """
+        return getattr(self._module, "may_lack", ()), getattr(self._module, "passed_over", ())
+
+    @property
     def training(self) -> bool:
         """Whether the next calls behave as in training."""
         return self._module.training

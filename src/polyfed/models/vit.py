@@ -37,10 +37,10 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, T, width)`` -> the same shape."""
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """``(B, T, width)`` -> the same shape; ``bias`` is added to the scores ``(B, heads, T, T)``."""
         q, k, v = self.qkv(x).unflatten(2, (3, -1, self.size)).permute(2, 0, 3, 1, 4)  # each (B, heads, T, size)
-        mixed = functional.scaled_dot_product_attention(q, k, v)
+        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 

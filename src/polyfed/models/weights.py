@@ -23,13 +23,16 @@ def load_weights(path: Path, model: SplitModel) -> dict[str, Tensor]:
 
     Args:
         path: a safetensors file with the names that the network's ``state_dict()`` has. Frozen parameters, which the
-            network makes itself, may be left out.
+            network makes itself, may be left out. Where the network says so (`SplitModel.leniency`), tensors that are
+            missing get the values of a fixed draw, and others are passed over.
         model: the network.
 
     Raises:
         ModelError: the file cannot be read, or differs from the network; the text has every difference.
     """
-    found, like = _read(path), model.init(Rng(("polyfed.models", "weights")))
+    (may_lack, passed_over), like = model.leniency, model.init(Rng(("polyfed.models", "weights")))
+    found = {name: value for name, value in _read(path).items() if not name.startswith(passed_over)}
+    found |= {name: value for name, value in like.items() if name not in found and name.startswith(may_lack)}
     faults = [
         *(f"{name}: missing" for name in like if name not in found),
         *(fault for name, value in found.items() if (fault := _difference(model, like.get(name), name, value))),

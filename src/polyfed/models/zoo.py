@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from polyfed.base.errors import ModelError
-from polyfed.models import cnn, custom, mlp, resnet, vit
+from polyfed.models import cnn, custom, mlp, resnet, roberta, text, vit
 from polyfed.models.catalogue import OPTIONS, ModelSpec, Option
 from polyfed.models.split import SplitModel
 
@@ -93,6 +93,15 @@ def _build(
     elif name == "vit":
         factory = partial(vit.ViT, input_shape, num_classes=num_classes, **given)
         classifier, extractor = "fc", "patches"
+    elif name == "text-transformer":
+        factory = partial(text.TextTransformer, input_shape, num_classes=num_classes, **given)
+        classifier, extractor = "fc", "embed"
+    elif name == "bilstm":
+        factory = partial(text.BiLSTM, input_shape, num_classes=num_classes, **given)
+        classifier, extractor = "fc", "embed"
+    elif name == "roberta":
+        factory = partial(roberta.new, input_shape, num_classes=num_classes, **given)
+        classifier, extractor = "classifier.out_proj", None
     else:
         rep_dim: int | None = given["rep_dim"]
         hidden = given["hidden"] if rep_dim is None else (*given["hidden"][:-1], rep_dim)

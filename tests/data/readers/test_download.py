@@ -17,6 +17,7 @@ from data_helpers import write_mnist
 
 from polyfed.base.errors import DataError
 from polyfed.data import sources
+from polyfed.data.catalogue import TEXTS
 from polyfed.data.readers import download
 from polyfed.data.readers.download import RemoteFile, fetch
 from polyfed.data.sources import load_dataset
@@ -86,7 +87,7 @@ def test_mnist_from_the_server(tmp_path: Path, server: tuple[Path, str], monkeyp
     assert len(load_dataset("mnist")) == 17
 
 
-@pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10", "cifar100", "svhn", "uci-har"])
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10", "cifar100", "svhn", "uci-har", "agnews"])
 def test_without_a_network_one_message_says_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     (tmp_path / "data").mkdir()
     monkeypatch.setenv("POLYFED_DATA", str(tmp_path / "data"))
@@ -94,7 +95,8 @@ def test_without_a_network_one_message_says_all(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(DataError) as caught:
         load_dataset(name)
     message = str(caught.value)
-    for part in (f"{tmp_path}/data/{name}", f"{tmp_path}/cache/{name}", "no route to http", "POLYFED_DATA", "path"):
+    folder = TEXTS.get(name, name)
+    for part in (f"{tmp_path}/data/{folder}", f"{tmp_path}/cache/{folder}", "no route to http", "POLYFED_DATA", "path"):
         assert part in message
 
 

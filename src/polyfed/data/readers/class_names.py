@@ -37,6 +37,8 @@ HAR_CLASSES: tuple[str, ...] = (
     "laying",
 )
 
+AGNEWS_CLASSES: tuple[str, ...] = ("World", "Sports", "Business", "Sci/Tech")
+
 # fmt: off
 CIFAR100_CLASSES: tuple[str, ...] = (
     "apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle", "bottle",

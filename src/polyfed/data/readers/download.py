@@ -89,6 +89,15 @@ OFFICIAL_FILES: Mapping[str, tuple[RemoteFile, ...]] = MappingProxyType(
                 strict=True,
             )
         ),
+        "agnews": tuple(
+            RemoteFile(
+                name, f"https://raw.githubusercontent.com/mhjabreel/CharCnn_Keras/master/data/ag_news_csv/{name}", md5
+            )
+            for name, md5 in (
+                ("train.csv", "b1a00f826fdfbd249f79597b59e1dc12"),
+                ("test.csv", "d52ea96a97a2d943681189a97654912d"),
+            )
+        ),
         "uci-har": (
             RemoteFile(
                 "human+activity+recognition+using+smartphones.zip",

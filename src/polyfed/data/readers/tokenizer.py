@@ -1,0 +1,106 @@
+"""From texts to tokens, by the package ``tokenizers``, an extra of polyfed: a vocabulary learnt here, or a file's.
+
+Token 0 is padding, whichever number the tokenizer itself gives padding: these two change places.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polyfed.base.errors import DataError
+from polyfed.base.files import replacing
+
+_PADDING, _UNKNOWN = "[PAD]", "[UNK]"
+_VERSION = 1  # raise it when training changes, so that older tokenizers are not used
+
+
+def learnt(texts: Sequence[str], vocabulary: int, cache: Path) -> str:
+    """Return the JSON text of a tokenizer of pieces of lower-case words (byte-pair encoding of bytes).
+
+    Unlike the package's WordPiece, this gives the same pieces in each process.
+
+    Args:
+        texts: what it learns from: training rows alone.
+        vocabulary: most tokens, padding and the unknown included.
+        cache: folder in which it is kept, by a digest of the texts; a folder that cannot be written keeps nothing.
+
+    Raises:
+        DataError: the package is not installed.
+    """
+    content = hashlib.sha256(json.dumps([_VERSION, vocabulary, *texts]).encode()).hexdigest()[:24]
+    kept = cache / f"tokenizer-{content}.json"
+    with contextlib.suppress(OSError, ValueError):
+        text = kept.read_text("utf-8")
+        json.loads(text)
+        return text
+    package = _package()
+    tokenizer = package.Tokenizer(package.models.BPE(unk_token=_UNKNOWN))
+    tokenizer.normalizer = package.normalizers.Sequence([package.normalizers.NFKC(), package.normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = package.pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = package.decoders.ByteLevel()
+    trainer = package.trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[_PADDING, _UNKNOWN],
+        initial_alphabet=sorted(package.pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    text = str(tokenizer.to_str())
+    with contextlib.suppress(OSError), replacing(kept) as handle:
+        handle.write(text.encode())
+    return text
+
+
+def encoded(texts: Sequence[str], tokenizer: str, length: int, where: object) -> NDArray[np.int64]:
+    """Return the tokens of texts, ``(N, length)``: longer texts are cut, shorter ones end in 0.
+
+    Args:
+        texts: the texts.
+        tokenizer: the JSON text of a tokenizer, such as that of a pretrained network.
+        length: most tokens of a text.
+        where: the source of ``tokenizer``, for messages.
+
+    Raises:
+        DataError: the package is not installed, or the text describes no tokenizer.
+    """
+    package = _package()
+    try:
+        made = package.Tokenizer.from_str(tokenizer)
+    except Exception as error:  # what the package raises has no class of its own
+        raise DataError(
+            f"{where}: is no tokenizer.json ({error}); expected a file that the package tokenizers wrote, such as that "
+            "beside a pretrained network"
+        ) from error
+    made.no_padding()
+    made.enable_truncation(length)
+    names = (found for name in (_PADDING, "<pad>") if (found := made.token_to_id(name)) is not None)
+    padding = next(names, None)
+    rows = np.full((len(texts), length), -1, dtype=np.int64)
+    for row, found in zip(rows, made.encode_batch(list(texts)), strict=True):
+        row[: len(found.ids)] = found.ids
+    if padding is None:
+        raise DataError(
+            f"{where}: has no token {_PADDING!r} or '<pad>'; add one, as texts of unlike length need padding"
+        )
+    return np.where(rows == -1, 0, np.where(rows == padding, 0, np.where(rows == 0, padding, rows)))
+
+
+def _package() -> Any:
+    # A process that is forked after the package used threads, as a worker is, would be warned of at each fork.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        return import_module("tokenizers")
+    except ImportError as error:
+        raise DataError(
+            f"text needs the package tokenizers, which cannot be imported ({error}); run: pip install 'polyfed[text]'"
+        ) from error

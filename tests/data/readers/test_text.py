@@ -1,0 +1,222 @@
+"""AG News and LEAF's layout: texts become tokens, by what the training rows say alone."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from data_helpers import real_data
+from typer.testing import CliRunner
+
+from polyfed.base.errors import ConfigError, DataError
+from polyfed.cli import app
+from polyfed.config import Config
+from polyfed.data.client import ClientData, shortened
+from polyfed.data.readers import tokenizer
+from polyfed.data.sources import file_digests, load_dataset
+
+TRAIN = ["the red cat", "the red dog", "a fast red car", "the cat and the dog"]
+TEST = ["the zebra, quickly", "the cat"]
+
+
+def agnews(folder: Path, *, labels: str = "1 2 3 4") -> Path:
+    folder.mkdir()
+    for file, texts in (("train.csv", TRAIN), ("test.csv", TEST), ("train_extra_joined.csv", ["yellow yellow yellow"])):
+        lines = [f'"{k % 4 + 1}","{text.split()[0]}","{" ".join(text.split()[1:])}"' for k, text in enumerate(texts)]
+        (folder / file).write_text("\n".join(lines) + "\n")
+    (folder / "train_noisy_labels.txt").write_text(labels.replace(" ", "\n") + "\n")
+    return folder
+
+
+@pytest.fixture
+def package() -> Any:
+    return pytest.importorskip("tokenizers", reason="tokenizers is not installed (the extra text)")
+
+
+def read(tmp_path: Path, name: str = "agnews", **options: Any) -> Any:
+    place = tmp_path / "csv"
+    return load_dataset(
+        name, path=place if place.exists() else agnews(place), cache=tmp_path / "cache",
+        **{"vocabulary": 280, "length": 12, **options},
+    )  # fmt: skip
+
+
+def test_title_and_description_become_tokens(package: Any, tmp_path: Path) -> None:
+    """Catches a tokenizer that learns from test rows, texts without their titles, and padding that is not 0."""
+    data = read(tmp_path)
+    assert (data.kind, tuple(data.x.shape), data.bucket) == ("tokens", (6, 12), 16)
+    assert data.y.tolist() == [0, 1, 2, 3, 0, 1]
+    assert data.test_rows.tolist() == [4, 5]
+    assert data.classes == ("World", "Sports", "Business", "Sci/Tech")
+    (kept,) = (tmp_path / "cache" / "decoded").glob("tokenizer-*.json")
+    made = package.Tokenizer.from_file(str(kept))
+    vocabulary = made.get_vocab()
+    assert "Ġred" in vocabulary
+    assert not [piece for piece in vocabulary if "ze" in piece or "qu" in piece]
+    assert made.decode([t for t in data.x[2].tolist() if t]) == " a fast red car"
+    assert made.decode([t for t in data.x[4].tolist() if t]).startswith(" the zeb")  # cut at 12 tokens
+    assert data.x[0].tolist()[-1] == 0
+    assert read(tmp_path, length=3).x.tolist() == data.x[:, :3].tolist()
+
+
+def test_what_is_kept_needs_no_package(package: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a cache that other texts, or another vocabulary, would be read from."""
+    first = read(tmp_path)
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    assert read(tmp_path).digest == first.digest
+    with pytest.raises(DataError, match=r"pip install 'polyfed\[text\]'"):
+        read(tmp_path, vocabulary=270)
+    monkeypatch.undo()
+    assert read(tmp_path, vocabulary=270).digest != first.digest
+    assert int(read(tmp_path, vocabulary=270).x.max()) < int(first.x.max()) < 280
+    made = tokenizer.learnt(TRAIN, 280, tmp_path)
+    (kept,) = tmp_path.glob("tokenizer-*.json")
+    kept.write_text("{")
+    assert tokenizer.learnt(TRAIN, 280, tmp_path) == made == kept.read_text("utf-8")  # a damaged file is made anew
+
+
+def test_the_named_variants(package: Any, tmp_path: Path) -> None:
+    """Catches labels of people in the test, and further rows that test."""
+    place = agnews(tmp_path / "csv", labels="2 2 2 1")
+    people = load_dataset("agnews-noisy", path=place, cache=tmp_path, length=8)
+    assert people.y.tolist() == [1, 1, 1, 0, 0, 1]
+    more = load_dataset("agnews-extra", path=place, cache=tmp_path, length=8)
+    assert (len(more), more.test_rows.tolist()) == (7, [5, 6])  # type: ignore[union-attr]
+    assert set(file_digests("agnews-noisy", path=place)) == {"train.csv", "test.csv", "train_noisy_labels.txt"}
+    (place / "train_noisy_labels.txt").write_text("1\n2\n")
+    with pytest.raises(DataError, match="holds 2 labels; expected one from 1 to 4 for each of the 4 rows"):
+        load_dataset("agnews-noisy", path=place, cache=tmp_path, length=8)
+
+
+def test_a_pretrained_tokenizer_whose_padding_is_another_number(package: Any, tmp_path: Path) -> None:
+    """Catches <s> of RoBERTa taken for padding; the network puts the two numbers back in place."""
+    words = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "the": 4, "cat": 5}
+    made = package.Tokenizer(package.models.WordLevel(words, unk_token="<unk>"))
+    made.pre_tokenizer = package.pre_tokenizers.Whitespace()
+    made.post_processor = package.processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    made.save(str(tmp_path / "tokenizer.json"))
+    data = read(tmp_path, tokenizer=str(tmp_path / "tokenizer.json"), length=5)
+    assert data.x[5].tolist() == [1, 4, 5, 2, 0]
+    assert data.x[0].tolist() == [1, 4, 3, 5, 2]
+    assert "tokenizer" in data.files
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(DataError, match="is no tokenizer"):
+        read(tmp_path, tokenizer=str(tmp_path / "tokenizer.json"), length=5)
+    with pytest.raises(DataError, match=r"data.options.tokenizer: no file"):
+        read(tmp_path, tokenizer=str(tmp_path / "none.json"))
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("train.csv", '"5","a","b"\n', r"row 1 is \['5', 'a', 'b'\]; expected a class from 1 to 4"),
+        ("test.csv", '"1","a"\n', "expected a class from 1 to 4, a title and a description"),
+        ("test.csv", '"1","a","b', "cannot be read"),
+        ("train.csv", "", "is empty"),
+        ("test.csv", None, "test.csv not found; 'agnews' has train.csv, test.csv"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path: Path, file: str, text: str | None, message: str) -> None:
+    place = agnews(tmp_path / "csv")
+    (place / file).unlink() if text is None else (place / file).write_text(text)
+    with pytest.raises(DataError, match=message):
+        read(tmp_path)
+
+
+# ----------------------------------------------------------------------------------------------------------- LEAF
+
+
+def leaf(path: Path, data: dict[str, tuple[list[Any], list[Any]]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    users = {user: {"x": x, "y": y} for user, (x, y) in data.items()}
+    path.write_text(
+        json.dumps({"users": [*data], "num_samples": [len(y) for _, y in data.values()], "user_data": users})
+    )
+    return path
+
+
+def test_roles_are_clients_and_the_next_character_is_the_class(tmp_path: Path) -> None:
+    """Catches characters that only test rows have in the vocabulary, and rows of another role."""
+    leaf(tmp_path / "train" / "a.json", {"ROMEO": (["abab", "baba"], ["a", "b"]), "JULIET": (["aacc"], ["a"])})
+    leaf(tmp_path / "test" / "b.json", {"JULIET": (["azb"], ["z"])})
+    data = load_dataset("leaf", path=tmp_path)
+    assert data.classes == ("<unknown>", "a", "b", "c")
+    assert data.x.tolist() == [[2, 3, 2, 3], [3, 2, 3, 2], [2, 2, 4, 4], [2, 1, 3, 0]]
+    assert data.y.tolist() == [1, 2, 1, 0]
+    assert data.test_rows is not None
+    assert data.test_rows.tolist() == [3]
+    assert [data.group_names[g] for g in data.groups] == ["ROMEO", "ROMEO", "JULIET", "JULIET"]  # type: ignore[union-attr]
+    assert {*file_digests("leaf", path=tmp_path)} == {"a.json", "b.json"}
+
+
+def test_words_and_their_limits(tmp_path: Path) -> None:
+    """Catches the first words kept in place of the last, and rare words kept before frequent ones."""
+    place = leaf(tmp_path / "w.json", {"u": ([["to", "be"], ["or", "not", "to"]], ["or", "be"])})
+    data = load_dataset("leaf", path=place, vocabulary=5, length=2)
+    assert data.classes == ("<unknown>", "be", "or", "to")
+    assert data.x.tolist() == [[4, 2], [1, 4]]
+    assert data.y.tolist() == [2, 1]
+
+
+@pytest.mark.parametrize("content", ["[]", '{"users": ["u"], "user_data": {"u": {"x": ["a"], "y": []}}}', "{"])
+def test_a_file_of_another_layout(tmp_path: Path, content: str) -> None:
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(DataError, match="not of LEAF's layout"):
+        load_dataset("leaf", path=tmp_path)
+    leaf(tmp_path / "a.json", {"u": ([[1.0, 2.0]], [3])})
+    with pytest.raises(DataError, match=r"user 'u' has x = .*expected for x a text or a list of words"):
+        load_dataset("leaf", path=tmp_path)
+    (tmp_path / "a.json").unlink()
+    with pytest.raises(DataError, match=r"holds no \*.json"):
+        load_dataset("leaf", path=tmp_path)
+
+
+# -------------------------------------------------------------------------------------------------------- batches
+
+
+def test_a_batch_is_as_long_as_its_longest_row(tmp_path: Path) -> None:
+    """Catches tokens that are cut off, and a batch whose rows or order depend on their lengths."""
+    x = torch.tensor([[1, 2, 0, 0, 0, 0], [3, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0]])
+    assert shortened(x[:2], 1).tolist() == [[1, 2], [3, 0]]
+    assert [shortened(x[:2], b).shape[1] for b in (0, 2, 4, 16)] == [6, 2, 4, 6]
+    assert [shortened(x[some], 3).shape[1] for some in ([2], [1, 2], [3])] == [6, 6, 3]
+    place = leaf(tmp_path / "a.json", {"u": (["ab", "a", "ababa"], ["a", "b", "a"])})
+    data = ClientData(load_dataset("leaf", path=place, bucket=2), torch.arange(3), augment=False)
+    got, y = data.batch(torch.tensor([1, 0]))
+    assert got.tolist() == [[2, 0], [2, 3]]
+    assert y.tolist() == [2, 1]
+    whole = ClientData(load_dataset("leaf", path=place, bucket=0), torch.arange(3), augment=False)
+    assert whole.batch(torch.tensor([1, 0]))[0].shape == (2, 5)
+    assert whole.dataset.digest != data.dataset.digest
+
+
+def test_the_commands_take_text(tmp_path: Path) -> None:
+    """Catches networks that are checked with images, and a tokenizer's path that starts elsewhere than the file."""
+    config = tmp_path / "c.toml"
+    config.write_text(
+        '[data]\ndataset = "agnews"\noptions = { length = 20, tokenizer = "t.json" }\n[clients]\ncount = 2\n'
+        'models = ["text-transformer", "bilstm"]\n[algorithm]\nname = "fedmrl"\nrep_dim = 16\nauxiliary = "bilstm"\n'
+    )
+    checked = CliRunner().invoke(app, ["validate", str(config)])
+    assert checked.exit_code == 0, checked.output
+    assert Config.load(config).data.options["tokenizer"] == str(tmp_path / "t.json")
+    for wrong in ("data.image_size=32", "data.options.length=0", "data.options.vocabulary=1", "data.options.bucket=-1"):
+        with pytest.raises(ConfigError):
+            Config.load(config, [wrong])
+    shown = CliRunner().invoke(app, ["validate", str(config), "--set", 'clients.models=["cnn5"]'])
+    assert "(20,)" in shown.output
+
+
+def test_the_real_data(package: Any, tmp_path: Path) -> None:
+    """Catches a class that is shifted by one, and a quoted line that ends a row."""
+    for file in ("train.csv", "test.csv"):
+        lines = (real_data("ag_news_csv") / file).read_text("utf-8").splitlines()[:400]
+        (tmp_path / file).write_text("\n".join(lines) + "\n", "utf-8")
+    data = load_dataset("agnews", path=tmp_path, cache=tmp_path, vocabulary=300, length=8)
+    assert data.x.shape == (800, 8)
+    assert data.y[:7].tolist() == [1, 1, 2, 2, 2, 3, 2]  # two of baseball first, then of companies
+    assert int(data.x.max()) == 299
