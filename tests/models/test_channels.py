@@ -21,6 +21,9 @@ SMALL = {
     **{name: f"{name}(width=4)" for name in MODELS if "resnet" in name},
     "mlp": "mlp(hidden=(8, 6))",
     "vit": "vit(width=16, depth=2, heads=4)",
+    "cnn-1d": "cnn-1d(width=8)",
+    "gru-1d": "gru-1d(width=8)",
+    "vit-1d": "vit-1d(width=16)",
 }
 
 

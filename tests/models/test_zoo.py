@@ -16,6 +16,7 @@ from polyfed.models.zoo import build, projector
 DEPTHS = (10, 14, 18, 22, 26)
 SMALL = ["cnn2", "cnn5", "resnet8", *(f"in-resnet{depth}-small" for depth in DEPTHS), "mlp"]
 SIGNAL = [f"in-resnet{depth}-1d" for depth in DEPTHS]
+KINDS = ["cnn-1d", "gru-1d", "vit-1d"]
 
 
 def image(spec: str, num_classes: int = 10, shape: tuple[int, ...] = (3, 32, 32)) -> SplitModel:
@@ -190,9 +191,11 @@ def test_the_small_family_fits_together() -> None:
         check_cuts_fit({"cnn": image("cnn5"), "mlp": image("mlp")})
 
 
-@pytest.mark.parametrize("spec", [*SMALL, *SIGNAL, "resnet8(norm=group)", "resnet8(norm=static)", "mlp(hidden=())"])
+@pytest.mark.parametrize(
+    "spec", [*SMALL, *SIGNAL, *KINDS, "resnet8(norm=group)", "resnet8(norm=static)", "mlp(hidden=())"]
+)
 def test_each_small_model_trains_and_its_pieces_are_the_whole(spec: str) -> None:
-    shape = (9, 32) if spec in SIGNAL else (1, 16, 16)
+    shape = (9, 32) if "-1d" in spec else (1, 16, 16)
     model = image(spec, 7, shape)
     params = model.init(Rng((0,)))
     for name in model.parameter_names:
@@ -291,6 +294,26 @@ def test_images_that_a_vision_transformer_does_not_take(spec: str, shape: tuple[
         image(spec, shape=shape)
 
 
+def test_networks_of_three_kinds_for_signals_have_equal_cuts() -> None:
+    """Catches a block of another width or name, a GRU that is not PyTorch's, and steps that are left out."""
+    family = {name: image(name, 6, (9, 128)) for name in (*KINDS, "cnn-1d(depth=1)", "gru-1d(depth=2)")}
+    check_cuts_fit(family)
+    assert [size(family[name]) for name in KINDS] == [20_294, 11_174, 22_950]
+    shared = {*family["cnn-1d"].shapes} & {*family["gru-1d"].shapes}
+    assert shared == {f"{name}.{kind}" for name in ("stem.conv", "fc1", "fc2") for kind in ("weight", "bias")}
+    params, x = family["gru-1d"].init(Rng((0,))), torch.randn(2, 32, 32)
+    gru = torch.nn.GRU(32, 32, batch_first=True)
+    for ours, theirs in (("inputs", "ih"), ("state", "hh")):
+        for kind in ("weight", "bias"):
+            gru.get_parameter(f"{kind}_{theirs}_l0").data = params[f"gru1.{ours}.{kind}"]
+    after = torch.nn.functional.linear((x + gru(x)[0]).mean(1), params["fc1.weight"], params["fc1.bias"]).relu()
+    assert torch.allclose(family["gru-1d"].intermediate(params, x), after, atol=1e-6)
+    with pytest.raises(ModelError, match=r"multiple of 4 steps, got .*\(9, 30\)"):
+        image("cnn-1d", shape=(9, 30))
+    with pytest.raises(ModelError, match="width to a multiple of 4"):
+        image("vit-1d(width=6)", shape=(9, 32))
+
+
 def test_every_model_of_the_catalogue_is_tested_above() -> None:
     tested = {"cnn1", "cnn3", "cnn4", "resnet18", "vit", *(f"in-resnet{depth}" for depth in DEPTHS)}
-    assert tested | {*SMALL, *SIGNAL} == set(MODELS)
+    assert tested | {*SMALL, *SIGNAL, *KINDS} == set(MODELS)

@@ -42,13 +42,22 @@ MODELS: Mapping[str, str] = MappingProxyType(
         "in-resnet18-1d": "in-resnet18 for signals: 243,798 parameters",
         "in-resnet22-1d": "in-resnet22 for signals: 367,446 parameters",
         "in-resnet26-1d": "in-resnet26 for signals: 375,318 parameters",
+        "cnn-1d": "residual convolutions for signals, 32 wide, 3 deep: 20,294 parameters for 9 channels, 6 classes",
+        "gru-1d": "gated recurrent units for signals, 32 wide, 1 deep: 11,174 parameters",
+        "vit-1d": "small transformer for signals, 32 wide, 2 blocks of 4 heads: 22,950 parameters for 128 steps",
         "vit": "small vision transformer: patches of 4x4, width 64, 4 blocks of 4 heads, 141,898 parameters",
         "mlp": "dense layers with ReLU, for images or plain features",
     }
 )
 
 
+#: Networks of one family of signals -> how many blocks they have where no option says it.
+_DEPTHS: Mapping[str, int] = MappingProxyType({"cnn-1d": 3, "gru-1d": 1, "vit-1d": 2})
+
+
 def _defaults(name: str) -> Mapping[str, Option]:
+    if name in _DEPTHS:
+        return {"width": 32, "depth": _DEPTHS[name], "rep_dim": 64}
     if name.startswith("cnn"):
         return {"rep_dim": 500}
     if name == "mlp":

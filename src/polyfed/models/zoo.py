@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from polyfed.base.errors import ModelError
-from polyfed.models import cnn, custom, mlp, resnet, vit
+from polyfed.models import cnn, custom, mlp, resnet, signals, vit
 from polyfed.models.catalogue import OPTIONS, ModelSpec, Option
 from polyfed.models.split import SplitModel
 
@@ -86,6 +86,9 @@ def _build(
     elif name == "vit":
         factory = partial(vit.ViT, input_shape, num_classes=num_classes, **given)
         classifier, extractor = "fc", "patches"
+    elif name in signals.KINDS:
+        factory = partial(signals.Signal, input_shape, kind=name, num_classes=num_classes, **given)
+        classifier, extractor = "fc2", "stem"
     else:
         rep_dim: int | None = given["rep_dim"]
         hidden = given["hidden"] if rep_dim is None else (*given["hidden"][:-1], rep_dim)
