@@ -39,6 +39,7 @@ class Task:
         kind: "classification", or "regression" with ``num_classes`` 1: the one output.
         dtype: type of the input: int64 for tokens; None for numbers.
         counts: how many clients have each of the architectures; empty where that is not known.
+        columns: name and number of features of each column of a table, in order; empty for other data.
     """
 
     input_shape: tuple[int, ...]
@@ -50,9 +51,11 @@ class Task:
     kind: TaskKind = "classification"
     dtype: torch.dtype | None = None
     counts: tuple[int, ...] = ()
+    columns: tuple[tuple[str, int], ...] = ()
 
     def build(self, spec: ModelSpec | str) -> SplitModel:
         """Build the network ``spec`` for this input and these classes."""
+        spec = ModelSpec.parse(spec).reading(self.columns)
         return build(spec, input_shape=self.input_shape, num_classes=self.num_classes, dtype=self.dtype)
 
     def auxiliary(self, text: str, **options: Option) -> SplitModel:

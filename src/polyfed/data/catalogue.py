@@ -70,7 +70,7 @@ NUMERIC = ("npz", "python", *TABLES)
 
 _TABLE_OPTIONS = (
     *("label", "classes", "missing", "also_missing", "categorical", "numeric"),
-    *("group", "unit", "time", "ignore", "test"),
+    *("group", "unit", "time", "ignore", "test", "union"),
 )
 
 #: Name of a data set -> options of ``load_dataset`` beyond path, cache and image_size.
@@ -131,6 +131,7 @@ _OPTIONS: Mapping[str, tuple[str, Callable[[object], bool]]] = MappingProxyType(
     {
         "flip": ("true or false", lambda value: isinstance(value, bool)),
         "extra": ("true or false", lambda value: isinstance(value, bool)),
+        "union": ("true or false", lambda value: isinstance(value, bool)),
         "channels": ("1 (grey) or 3 (colour)", lambda value: value is None or value in (1, 3)),
         "table": ("the name of a csv file in the folder", lambda value: value is None or isinstance(value, str)),
         "input": ("the name of a column", lambda value: value is None or isinstance(value, str)),

@@ -91,8 +91,9 @@ def _build(
         classifier, extractor = "fc2", "stem"
     else:
         rep_dim: int | None = given["rep_dim"]
+        columns: tuple[int, ...] | None = given["columns"]
         hidden = given["hidden"] if rep_dim is None else (*given["hidden"][:-1], rep_dim)
-        factory = partial(mlp.MLP, input_shape, hidden=hidden, num_classes=num_classes)
+        factory = partial(mlp.MLP, input_shape, hidden=hidden, num_classes=num_classes, columns=columns)
         classifier, extractor = f"fc{len(hidden) + 1}", "act1" if hidden else None
     shown = tuple((key, value) for key, value in options if OPTIONS.get(name, {}).get(key, ...) != value)
     model = SplitModel(

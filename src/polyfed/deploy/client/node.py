@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,9 @@ class _Node:
         setup = LocalSetup.agreeing(self.settings, self.config, self.request.agreed, salt)
         shape, classes = setup.dataset.input_shape, setup.dataset.num_classes
         # Reports a network that cannot work before round 1.
-        setup.check(build(setup.spec, input_shape=shape, num_classes=classes, dtype=setup.dataset.input_dtype))
+        spec = setup.spec.reading(setup.dataset.feature_columns)
+        setup.check_columns()
+        setup.check(build(spec, input_shape=shape, num_classes=classes, dtype=setup.dataset.input_dtype))
         about = About(
             client=setup.info.id,
             capacity=setup.info.capacity,
@@ -175,7 +178,8 @@ class _Node:
             raise MessageError(f"a {self.request.kind} request came without the task; expected the field 'task'")
         with self._timed("data"):
             self.setup = LocalSetup.fitting(self.settings, self.config, self.request.task, self.request.experiment)
-        self.task = task_of(self.config, self.request.task)
+        columns = self.setup.dataset.feature_columns
+        self.task = replace(task_of(self.config, self.request.task), columns=columns)
         self.algorithm = self.setup.algorithm
         self.state_dir = ClientStateDir(
             Path(self.settings.state_dir).expanduser(),
