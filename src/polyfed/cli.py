@@ -357,7 +357,7 @@ def validate(config: _Config, overrides: _Set = None) -> None:
 
         algorithm = load_algorithm(settings.algorithm.name, settings.algorithm.keys)
         unchecked = "the data and whether the networks fit them"
-        if settings.data.dataset in SHAPES:
+        if settings.data.dataset in SHAPES and not settings.data.options.get("statistics"):
             name = settings.data.dataset
             shape = row_shape(name, settings.data.image_size)
             check_networks(algorithm, configured_task(settings, shape, SHAPES[name][1]))

@@ -26,6 +26,7 @@ from polyfed.core.schedule import SCHEDULE_KEYS, OptimizerName, Schedule, Schedu
 from polyfed.data.catalogue import (
     DATASET_OPTIONS,
     DATASETS,
+    INSIDE,
     NUMERIC,
     PARTITION_OPTIONS,
     PARTITIONS,
@@ -273,11 +274,11 @@ class DataSection(Section):
                 yield f"options.{key}", fault
         if self.dataset not in (*SIZES, "python") and self.path is None:
             yield "path", f"missing; data set {self.dataset!r} needs the path of your file"
-        if self.dataset == "digits" and self.path is not None:
-            yield "path", f"got {self.path!r}; data set 'digits' comes with polyfed and takes no path"
+        if self.dataset in INSIDE and self.path is not None:
+            yield "path", f"got {self.path!r}; data set {self.dataset!r} comes with polyfed and takes no path"
         if self.dataset == "python" and (self.path or self.image_size):
             yield "path" if self.path else "image_size", "data set 'python' is given by a program; leave it out"
-        if self.dataset in (*OWN_TABLES, *STEPS) and self.image_size is not None:
+        if self.dataset in (*OWN_TABLES, *STEPS, "breast-cancer") and self.image_size is not None:
             yield "image_size", f"got {self.image_size}; data set {self.dataset!r} has no images"
         if self.task == "regression" and self.dataset not in NUMERIC:
             yield "task", f"got 'regression'; the labels of data set {self.dataset!r} are classes"

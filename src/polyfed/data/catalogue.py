@@ -16,6 +16,7 @@ DATASETS: Mapping[str, str] = MappingProxyType(
         "cifar100": "CIFAR-100 photographs, 50,000 + 10,000 colour images of 32x32, 100 classes",
         "svhn": "SVHN house numbers, 73,257 + 26,032 colour images of 32x32, 10 digits; 531,131 more with extra",
         "uci-har": "UCI HAR, 7,352 + 2,947 windows of 9 signals x 128 steps, 6 activities; 30 subjects are the groups",
+        "breast-cancer": "UCI breast cancer, a table: 569 tumours, 30 measures of cells, 2 classes; comes with polyfed",
         "npz": "your own arrays: x and y, optionally test, groups, units, times and classes, in one .npz file",
         "csv": "your own table: one .csv file, or a folder with one .csv file per client",
         "parquet": "your own table with types: one .parquet file, or a folder with one .parquet file per client",
@@ -36,10 +37,11 @@ SIZES: Mapping[str, tuple[int, int]] = MappingProxyType(
         "cifar100": (60_000, 10_000),
         "svhn": (99_289, 26_032),
         "uci-har": (10_299, 2_947),
+        "breast-cancer": (569, 0),
     }
 )
 
-#: Name of a public data set -> channels and classes.
+#: Name of a public data set -> channels and classes; of a table nobody need know them before it is read.
 SHAPES: Mapping[str, tuple[int, int]] = MappingProxyType(
     {
         "digits": (1, 10),
@@ -62,6 +64,9 @@ def row_shape(name: str, image_size: int | None) -> tuple[int, ...]:
     return (channels, STEPS[name]) if name in STEPS else (channels, side, side)
 
 
+#: Data sets that come with polyfed.
+INSIDE = ("digits", "breast-cancer")
+
 #: Data sets that are tables of the user's own -> the suffix of their files.
 TABLES: Mapping[str, str] = MappingProxyType({"csv": ".csv", "parquet": ".parquet"})
 
@@ -82,7 +87,8 @@ DATASET_OPTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "cifar10": (),
         "cifar100": (),
         "svhn": ("extra",),
-        "uci-har": (),
+        "uci-har": ("statistics",),
+        "breast-cancer": (),
         "npz": ("flip", "kind", "layout"),
         "csv": ("header", *_TABLE_OPTIONS, "delimiter", "decimal", "thousands", "encoding"),
         "parquet": _TABLE_OPTIONS,
@@ -131,6 +137,7 @@ _OPTIONS: Mapping[str, tuple[str, Callable[[object], bool]]] = MappingProxyType(
     {
         "flip": ("true or false", lambda value: isinstance(value, bool)),
         "extra": ("true or false", lambda value: isinstance(value, bool)),
+        "statistics": ("true or false", lambda value: isinstance(value, bool)),
         "union": ("true or false", lambda value: isinstance(value, bool)),
         "channels": ("1 (grey) or 3 (colour)", lambda value: value is None or value in (1, 3)),
         "table": ("the name of a csv file in the folder", lambda value: value is None or isinstance(value, str)),
