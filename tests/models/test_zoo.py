@@ -7,6 +7,7 @@ import torch
 
 from polyfed.base.errors import ModelError
 from polyfed.base.rng import Rng
+from polyfed.core.algorithm import Task
 from polyfed.models.catalogue import MODELS, ModelSpec
 from polyfed.models.compatibility import check_cuts_fit, check_heads_fit
 from polyfed.models.norm import groups
@@ -240,6 +241,25 @@ def test_other_inputs() -> None:
             image("in-resnet10-1d", shape=wrong)
     with pytest.raises(ModelError, match=r"at least 16x16 pixels, got \(12,\)"):
         image("cnn1", shape=(12,))
+
+
+def test_a_dense_network_reads_the_columns_that_it_names() -> None:
+    """Catches features of another column, and weights whose places depend on the order of the names."""
+    task = Task((6,), 3, columns=(("age", 1), ("sex", 2), ("lab a", 1), ("lab b", 1), ("bmi", 1)))
+    one = task.build("mlp(hidden=(4,), columns=('lab *', 'age'))")
+    assert one is task.build(ModelSpec.parse("mlp(hidden=(4,), columns=('age', 'lab b', 'lab a'))"))
+    params, x = one.init(Rng((0,))), torch.randn(3, 6)
+    whole = build("mlp(hidden=(4,))", input_shape=(3,), num_classes=3)
+    assert torch.equal(one(params, x), whole(params, x[:, [0, 3, 4]]))
+    assert task.build("mlp(columns=('sex',))").shapes["fc1.weight"] == (200, 2)
+    for wrong, fault in (
+        ("('aeg',)", "names 'aeg', which is no column; did you mean 'age'.; the data have age, sex"),
+        ("()", "expected names or patterns of columns"),
+        ("(3, 1)", "expected ascending positions below 6"),
+        ("(5, 6)", "expected ascending positions below 6"),
+    ):
+        with pytest.raises(ModelError, match=fault):
+            task.build(f"mlp(columns={wrong})")
 
 
 def test_equal_requests_share_one_model() -> None:
