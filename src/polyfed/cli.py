@@ -360,7 +360,7 @@ def validate(config: _Config, overrides: _Set = None) -> None:
 
         algorithm, task = load_algorithm(settings.algorithm.name, settings.algorithm.keys), None
         unchecked = "the data and whether the networks fit them"
-        if settings.data.dataset in SHAPES:
+        if settings.data.dataset in SHAPES and not settings.data.options.get("statistics"):
             name = settings.data.dataset
             shape = row_shape(name, settings.data.image_size, settings.data.options)
             dtype = torch.int64 if name in TEXTS else None

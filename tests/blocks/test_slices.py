@@ -41,8 +41,12 @@ def image(spec: str) -> SplitModel:
 
 
 #: The networks of images and signals in which a channel without weights is as good as none: all without LayerNorm.
-OTHERS = ("mlp", "vit", "text-transformer", "bilstm", "roberta")
-ZOO = [f"{name}({'rep_dim=20' if 'cnn' in name else 'width=4'})" for name in CATALOGUE if name not in OTHERS]
+OTHERS = ("mlp", "vit", "vit-1d", "text-transformer", "bilstm", "roberta")
+ZOO = [
+    f"{name}({'rep_dim=20' if name[:3] == 'cnn' and name != 'cnn-1d' else 'width=4'})"
+    for name in CATALOGUE
+    if name not in OTHERS
+]
 MODELS: dict[str, Callable[[], SplitModel]] = {
     "mlp": lambda: build("mlp(hidden=(7, 5))", input_shape=(6,), num_classes=3),
     "resnet": lambda: image("resnet8(width=4)"),

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from polyfed.core.plan import LocalSGD
 from polyfed.execute.local_training import run_fit
 from polyfed.execute.replay import Product, Replays
 from polyfed.execute.stacked import StackRule, Update, kind_of, run_stacked, signature
+from polyfed.models.signals import KINDS, Signal
 from polyfed.models.split import SplitModel
 
 
@@ -90,6 +92,26 @@ def test_a_product_with_a_weight_is_made_before_that_weight_moves() -> None:
     for asked, got in zip(fits, run_stacked(fits, FP64, replays), strict=True):
         check(got.parts, run_fit(asked, FP64).parts, 1e-11)
     assert replays.count == 6
+
+
+class Signals(nn.Module):
+    """The seven features as a signal of eight steps."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.net = Signal((1, 8), kind=kind, width=4, depth=2, rep_dim=3, num_classes=4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(functional.pad(x, (0, 1))[:, None])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_networks_of_signals_are_stacked(kind: str) -> None:
+    """Catches a recurrence or an attention that takes the state or the tokens of another client."""
+    net = SplitModel(kind, partial(Signals, kind), input_shape=(7,), classifier="net.fc2")
+    fits = [request(PLANS["plain"], k=k, n=n, net=net, dtype=torch.float64) for k, n in enumerate((6, 4))]
+    for asked, got in zip(fits, run_stacked(fits, FP64), strict=True):
+        check(got.parts, run_fit(asked, FP64).parts, 1e-11)
 
 
 def test_running_statistics_move_under_stacking_as_alone() -> None:

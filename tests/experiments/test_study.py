@@ -13,7 +13,7 @@ from polyfed.comparison.specs import chosen
 from polyfed.config.toml import to_toml
 from polyfed.core.algorithm import Task
 from polyfed.core.net import Net
-from polyfed.data.catalogue import SHAPES
+from polyfed.data.catalogue import INSIDE, SHAPES
 from polyfed.experiments.catalogue import SCALES, find, items
 from polyfed.experiments.reproduce import Job
 from polyfed.experiments.study import Study
@@ -34,7 +34,7 @@ def test_every_committed_study_is_valid_at_every_scale(item: str, scale: str) ->
     assert job.known.claims or job.known.values or item.startswith("beyond/")  # which no paper has
     assert job.study.source
     if scale == "smoke":
-        assert {cell.config.data.dataset for cell in cells} <= {"digits"}
+        assert {cell.config.data.dataset for cell in cells} <= {*INSIDE}
 
 
 @pytest.mark.parametrize("item", ["fedmrl/table1", "fedmrl/table3", "fedmrl/fig6"])

@@ -26,6 +26,9 @@ SMALL = {
     "vit": "vit(width=16, depth=2, heads=4)",
     "text-transformer": "text-transformer(vocabulary=9, width=16, depth=1, heads=2)",
     "bilstm": "bilstm(vocabulary=9, width=8, state=6)",
+    "cnn-1d": "cnn-1d(width=8)",
+    "gru-1d": "gru-1d(width=8)",
+    "vit-1d": "vit-1d(width=16)",
 }
 TEXT = ("text-transformer", "bilstm")
 

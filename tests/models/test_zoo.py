@@ -7,6 +7,7 @@ import torch
 
 from polyfed.base.errors import ModelError
 from polyfed.base.rng import Rng
+from polyfed.core.algorithm import Task
 from polyfed.models.catalogue import MODELS, ModelSpec
 from polyfed.models.compatibility import check_cuts_fit, check_heads_fit
 from polyfed.models.norm import groups
@@ -16,6 +17,7 @@ from polyfed.models.zoo import build, projector
 DEPTHS = (10, 14, 18, 22, 26)
 SMALL = ["cnn2", "cnn5", "resnet8", *(f"in-resnet{depth}-small" for depth in DEPTHS), "mlp"]
 SIGNAL = [f"in-resnet{depth}-1d" for depth in DEPTHS]
+KINDS = ["cnn-1d", "gru-1d", "vit-1d"]
 
 
 def image(spec: str, num_classes: int = 10, shape: tuple[int, ...] = (3, 32, 32)) -> SplitModel:
@@ -190,9 +192,11 @@ def test_the_small_family_fits_together() -> None:
         check_cuts_fit({"cnn": image("cnn5"), "mlp": image("mlp")})
 
 
-@pytest.mark.parametrize("spec", [*SMALL, *SIGNAL, "resnet8(norm=group)", "resnet8(norm=static)", "mlp(hidden=())"])
+@pytest.mark.parametrize(
+    "spec", [*SMALL, *SIGNAL, *KINDS, "resnet8(norm=group)", "resnet8(norm=static)", "mlp(hidden=())"]
+)
 def test_each_small_model_trains_and_its_pieces_are_the_whole(spec: str) -> None:
-    shape = (9, 32) if spec in SIGNAL else (1, 16, 16)
+    shape = (9, 32) if "-1d" in spec else (1, 16, 16)
     model = image(spec, 7, shape)
     params = model.init(Rng((0,)))
     for name in model.parameter_names:
@@ -237,6 +241,25 @@ def test_other_inputs() -> None:
             image("in-resnet10-1d", shape=wrong)
     with pytest.raises(ModelError, match=r"at least 16x16 pixels, got \(12,\)"):
         image("cnn1", shape=(12,))
+
+
+def test_a_dense_network_reads_the_columns_that_it_names() -> None:
+    """Catches features of another column, and weights whose places depend on the order of the names."""
+    task = Task((6,), 3, columns=(("age", 1), ("sex", 2), ("lab a", 1), ("lab b", 1), ("bmi", 1)))
+    one = task.build("mlp(hidden=(4,), columns=('lab *', 'age'))")
+    assert one is task.build(ModelSpec.parse("mlp(hidden=(4,), columns=('age', 'lab b', 'lab a'))"))
+    params, x = one.init(Rng((0,))), torch.randn(3, 6)
+    whole = build("mlp(hidden=(4,))", input_shape=(3,), num_classes=3)
+    assert torch.equal(one(params, x), whole(params, x[:, [0, 3, 4]]))
+    assert task.build("mlp(columns=('sex',))").shapes["fc1.weight"] == (200, 2)
+    for wrong, fault in (
+        ("('aeg',)", "names 'aeg', which is no column; did you mean 'age'.; the data have age, sex"),
+        ("()", "expected names or patterns of columns"),
+        ("(3, 1)", "expected ascending positions below 6"),
+        ("(5, 6)", "expected ascending positions below 6"),
+    ):
+        with pytest.raises(ModelError, match=fault):
+            task.build(f"mlp(columns={wrong})")
 
 
 def test_equal_requests_share_one_model() -> None:
@@ -291,7 +314,27 @@ def test_images_that_a_vision_transformer_does_not_take(spec: str, shape: tuple[
         image(spec, shape=shape)
 
 
+def test_networks_of_three_kinds_for_signals_have_equal_cuts() -> None:
+    """Catches a block of another width or name, a GRU that is not PyTorch's, and steps that are left out."""
+    family = {name: image(name, 6, (9, 128)) for name in (*KINDS, "cnn-1d(depth=1)", "gru-1d(depth=2)")}
+    check_cuts_fit(family)
+    assert [size(family[name]) for name in KINDS] == [20_294, 11_174, 22_950]
+    shared = {*family["cnn-1d"].shapes} & {*family["gru-1d"].shapes}
+    assert shared == {f"{name}.{kind}" for name in ("stem.conv", "fc1", "fc2") for kind in ("weight", "bias")}
+    params, x = family["gru-1d"].init(Rng((0,))), torch.randn(2, 32, 32)
+    gru = torch.nn.GRU(32, 32, batch_first=True)
+    for ours, theirs in (("inputs", "ih"), ("state", "hh")):
+        for kind in ("weight", "bias"):
+            gru.get_parameter(f"{kind}_{theirs}_l0").data = params[f"gru1.{ours}.{kind}"]
+    after = torch.nn.functional.linear((x + gru(x)[0]).mean(1), params["fc1.weight"], params["fc1.bias"]).relu()
+    assert torch.allclose(family["gru-1d"].intermediate(params, x), after, atol=1e-6)
+    with pytest.raises(ModelError, match=r"multiple of 4 steps, got .*\(9, 30\)"):
+        image("cnn-1d", shape=(9, 30))
+    with pytest.raises(ModelError, match="width to a multiple of 4"):
+        image("vit-1d(width=6)", shape=(9, 32))
+
+
 def test_every_model_of_the_catalogue_is_tested_above() -> None:
     tested = {"cnn1", "cnn3", "cnn4", "resnet18", "vit", *(f"in-resnet{depth}" for depth in DEPTHS)}
     text = {"text-transformer", "bilstm", "roberta"}  # in test_text.py
-    assert tested | {*SMALL, *SIGNAL} | text == set(MODELS)
+    assert tested | {*SMALL, *SIGNAL, *KINDS} | text == set(MODELS)

@@ -27,6 +27,7 @@ from polyfed.data.catalogue import (
     DATASET_OPTIONS,
     DATASETS,
     IMAGELESS,
+    INSIDE,
     NUMERIC,
     PARTITION_OPTIONS,
     PARTITIONS,
@@ -273,8 +274,8 @@ class DataSection(Section):
                 yield f"options.{key}", fault
         if self.dataset not in (*SIZES, "python") and self.path is None:
             yield "path", f"missing; data set {self.dataset!r} needs the path of your file"
-        if self.dataset == "digits" and self.path is not None:
-            yield "path", f"got {self.path!r}; data set 'digits' comes with polyfed and takes no path"
+        if self.dataset in INSIDE and self.path is not None:
+            yield "path", f"got {self.path!r}; data set {self.dataset!r} comes with polyfed and takes no path"
         if self.dataset == "python" and (self.path or self.image_size):
             yield "path" if self.path else "image_size", "data set 'python' is given by a program; leave it out"
         if self.dataset in (*OWN_TABLES, *IMAGELESS) and self.image_size is not None:

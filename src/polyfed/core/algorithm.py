@@ -39,6 +39,7 @@ class Task:
         kind: "classification", or "regression" with ``num_classes`` 1: the one output.
         dtype: type of the input: int64 for tokens; None for numbers.
         counts: how many clients have each of the architectures; empty where that is not known.
+        columns: name and number of features of each column of a table, in order; empty for other data.
     """
 
     input_shape: tuple[int, ...]
@@ -50,10 +51,11 @@ class Task:
     kind: TaskKind = "classification"
     dtype: torch.dtype | None = None
     counts: tuple[int, ...] = ()
+    columns: tuple[tuple[str, int], ...] = ()
 
     def build(self, spec: ModelSpec | str, *, empty: bool = False) -> SplitModel:
         """Build the network ``spec`` for this input and these classes; ``empty``: without values, to be sliced."""
-        shape, classes = self.input_shape, self.num_classes
+        spec, shape, classes = ModelSpec.parse(spec).reading(self.columns), self.input_shape, self.num_classes
         return build(spec, input_shape=shape, num_classes=classes, dtype=self.dtype, empty=empty)
 
     def auxiliary(self, text: str, **options: Option) -> SplitModel:

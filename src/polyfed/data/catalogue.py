@@ -20,6 +20,7 @@ DATASETS: Mapping[str, str] = MappingProxyType(
         "agnews-noisy": "AG News whose training labels people gave, a fifth of them wrong (NoisyAG-News)",
         "agnews-extra": "AG News with the further training rows of train_extra_joined.csv",
         "leaf": "your own text in LEAF's layout: what follows 80 characters, or some words; users are the groups",
+        "breast-cancer": "UCI breast cancer, a table: 569 tumours, 30 measures of cells, 2 classes; comes with polyfed",
         "npz": "your own arrays: x and y, optionally test, groups, units, times and classes, in one .npz file",
         "medmnist": "a file of MedMNIST, or of its layout: medical images of 28x28 to 224x224, grey or colour, by path",
         "csv": "your own table: one .csv file, or a folder with one .csv file per client",
@@ -42,6 +43,7 @@ SIZES: Mapping[str, tuple[int, int]] = MappingProxyType(
         "svhn": (99_289, 26_032),
         "uci-har": (10_299, 2_947),
         **dict.fromkeys(("agnews", "agnews-noisy", "agnews-extra"), (127_600, 7_600)),
+        "breast-cancer": (569, 0),
     }
 )
 
@@ -51,7 +53,7 @@ TEXTS: Mapping[str, str] = MappingProxyType(dict.fromkeys(("agnews", "agnews-noi
 #: Most tokens of a text, and of a vocabulary, if no option says so.
 LENGTH, VOCABULARY = 64, 8192
 
-#: Name of a public data set -> channels and classes.
+#: Name of a public data set -> channels and classes; of a table nobody need know them before it is read.
 SHAPES: Mapping[str, tuple[int, int]] = MappingProxyType(
     {
         "digits": (1, 10),
@@ -80,8 +82,10 @@ def row_shape(
 
 
 #: Data sets without images, whatever their files hold.
-IMAGELESS = (*STEPS, *TEXTS, "leaf")
+IMAGELESS = (*STEPS, *TEXTS, "leaf", "breast-cancer")
 
+#: Data sets that come with polyfed.
+INSIDE = ("digits", "breast-cancer")
 
 #: Data sets that are tables of the user's own -> the suffix of their files.
 TABLES: Mapping[str, str] = MappingProxyType({"csv": ".csv", "parquet": ".parquet"})
@@ -91,7 +95,7 @@ NUMERIC = ("npz", "python", *TABLES)
 
 _TABLE_OPTIONS = (
     *("label", "classes", "missing", "also_missing", "categorical", "numeric"),
-    *("group", "unit", "time", "ignore", "test"),
+    *("group", "unit", "time", "ignore", "test", "union"),
 )
 
 #: Name of a data set -> options of ``load_dataset`` beyond path, cache and image_size.
@@ -103,9 +107,10 @@ DATASET_OPTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "cifar10": (),
         "cifar100": (),
         "svhn": ("extra",),
-        "uci-har": (),
         **dict.fromkeys(TEXTS, ("vocabulary", "length", "tokenizer", "bucket")),
         "leaf": ("vocabulary", "length", "bucket"),
+        "uci-har": ("statistics",),
+        "breast-cancer": (),
         "npz": ("flip", "kind", "layout"),
         "medmnist": ("flip", "label", "validation"),
         "csv": ("header", *_TABLE_OPTIONS, "delimiter", "decimal", "thousands", "encoding"),
@@ -164,6 +169,8 @@ _OPTIONS: Mapping[str, tuple[str, Callable[[object], bool]]] = MappingProxyType(
         "length": ("a whole number of tokens above 0", lambda value: _whole(value, 1)),
         "bucket": ("a whole number of tokens, or 0 for batches of full length", lambda value: _whole(value, 0)),
         "tokenizer": ("the path of a tokenizer.json", lambda value: value is None or isinstance(value, str)),
+        "statistics": ("true or false", lambda value: isinstance(value, bool)),
+        "union": ("true or false", lambda value: isinstance(value, bool)),
         "channels": ("1 (grey) or 3 (colour)", lambda value: value is None or value in (1, 3)),
         "table": ("the name of a csv file in the folder", lambda value: value is None or isinstance(value, str)),
         "input": ("the name of a column", lambda value: value is None or isinstance(value, str)),

@@ -32,3 +32,8 @@ class Column:
     low: float | None = None
     high: float | None = None
     doubt: float | None = None
+
+    @property
+    def width(self) -> int:
+        """Number of features that it becomes: 1, or one for each category."""
+        return len(self.categories) if self.kind == "category" else 1

@@ -160,6 +160,11 @@ class Dataset:
         return self.declared or ("image" if self.x.dtype == torch.uint8 else "features")
 
     @property
+    def feature_columns(self) -> tuple[tuple[str, int], ...]:
+        """Name and number of features of each column of a table, in the order of ``x``; empty if it is no table."""
+        return tuple((column.name, column.width) for column in self.columns if column.kind in ("number", "category"))
+
+    @property
     def is_image(self) -> bool:
         """Whether rows are images."""
         return self.kind == "image"

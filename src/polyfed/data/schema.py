@@ -62,6 +62,11 @@ class Schema(BaseModel, frozen=True, extra="forbid"):
         found = (Column(c.name, "category" if c.categories else "number", c.categories) for c in self.columns)
         return tuple(found) or None
 
+    @property
+    def feature_columns(self) -> tuple[tuple[str, int], ...]:
+        """Name and number of features of each column."""
+        return tuple((column.name, len(column.categories) or 1) for column in self.columns)
+
     def over(self, other: Schema | None) -> Schema:
         """Return this schema, with the parts of another that it leaves empty."""
         own = {part: value for part, value in self if value}

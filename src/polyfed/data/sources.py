@@ -20,11 +20,22 @@ from numpy.typing import NDArray
 
 from polyfed.base.errors import ConfigError, DataError
 from polyfed.base.text import nearest
-from polyfed.data.catalogue import DATASET_OPTIONS, DATASETS, IMAGELESS, NUMERIC, SIZES, TABLES, TEXTS, option_fault
+from polyfed.data.catalogue import (
+    DATASET_OPTIONS,
+    DATASETS,
+    IMAGELESS,
+    INSIDE,
+    NUMERIC,
+    SIZES,
+    TABLES,
+    TEXTS,
+    option_fault,
+)
 from polyfed.data.conform import conform
 from polyfed.data.dataset import Dataset
 from polyfed.data.images import check_image_size, pad_or_resize, pixel_stats, resize
 from polyfed.data.readers.agnews import agnews_files, load_agnews
+from polyfed.data.readers.breast_cancer import BREAST_CANCER, load_breast_cancer
 from polyfed.data.readers.cache import Arrays, cached_arrays, file_digest, fingerprint, folder_digest
 from polyfed.data.readers.cifar import CIFAR10, CIFAR100, joined, read_cifar_archive, read_cifar_folder
 from polyfed.data.readers.class_names import CIFAR10_CLASSES, CIFAR100_CLASSES, FASHION_CLASSES
@@ -132,8 +143,8 @@ def file_digests(
 
 
 def _files(name: str, path: Path | None, root: Path, extra: bool) -> list[Path]:
-    if name == "digits":
-        return [DIGITS]
+    if name in INSIDE:
+        return [DIGITS if name == "digits" else BREAST_CANCER]
     if name == "python":
         return []
     place = _find(name, path, root, download=False)
@@ -161,6 +172,8 @@ def _read(
 ) -> Dataset:
     if name == "digits":
         return load_digits(image_size)
+    if name == "breast-cancer":
+        return load_breast_cancer()
     if name in _FOLDERS and path is not None:
         cache = root / "decoded"
         return _FOLDERS[name](Path(path), cache=cache, digest=digest, image_size=image_size, **options)
@@ -173,7 +186,7 @@ def _read(
     side = check_image_size(image_size, 32)
     place = _find(name, path, root, download=True, extra=bool(options.get("extra")))
     if name == "uci-har":
-        return load_har(place, root / "decoded")
+        return load_har(place, root / "decoded", **options)
     if name in TEXTS:
         return load_agnews(name, place, root / "decoded", **options)
     if name == "svhn":
@@ -213,8 +226,8 @@ def _check_arguments(name: str, path: Path | None, image_size: int | None, optio
     ]
     if name not in SIZES and path is None:
         faults.append(f"path: missing; dataset {name!r} needs the path of your file")
-    if name == "digits" and path is not None:
-        faults.append(f"path: got {path}; dataset 'digits' comes with polyfed and takes no path")
+    if name in INSIDE and path is not None:
+        faults.append(f"path: got {path}; dataset {name!r} comes with polyfed and takes no path")
     if name in (*TABLES, *IMAGELESS) and image_size is not None:
         faults.append(f"image_size: got {image_size}; dataset {name!r} has no images")
     if faults:

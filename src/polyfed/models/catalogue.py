@@ -6,13 +6,14 @@ This module does not import torch, so that a configuration is checked before tor
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import TypeAlias, cast
 
 from polyfed.base.errors import ModelError
-from polyfed.base.text import hint
+from polyfed.base.text import hint, nearest
 
 #: The value of an option: a string, number, truth value, None, or a tuple of these.
 Option: TypeAlias = "str | int | float | bool | tuple[Option, ...] | None"
@@ -42,6 +43,9 @@ MODELS: Mapping[str, str] = MappingProxyType(
         "in-resnet18-1d": "in-resnet18 for signals: 243,798 parameters",
         "in-resnet22-1d": "in-resnet22 for signals: 367,446 parameters",
         "in-resnet26-1d": "in-resnet26 for signals: 375,318 parameters",
+        "cnn-1d": "residual convolutions for signals, 32 wide, 3 deep: 20,294 parameters for 9 channels, 6 classes",
+        "gru-1d": "gated recurrent units for signals, 32 wide, 1 deep: 11,174 parameters",
+        "vit-1d": "small transformer for signals, 32 wide, 2 blocks of 4 heads: 22,950 parameters for 128 steps",
         "vit": "small vision transformer: patches of 4x4, width 64, 4 blocks of 4 heads, 141,898 parameters",
         "text-transformer": "small transformer for tokens: 2 blocks of 4 heads, 64 wide; 595,716 parameters, 4 classes",
         "bilstm": "LSTM from each end for tokens: 64 wide, states of 64, 590,852 parameters for 4 classes",
@@ -51,11 +55,17 @@ MODELS: Mapping[str, str] = MappingProxyType(
 )
 
 
+#: Networks of one family of signals -> how many blocks they have where no option says it.
+_DEPTHS: Mapping[str, int] = MappingProxyType({"cnn-1d": 3, "gru-1d": 1, "vit-1d": 2})
+
+
 def _defaults(name: str) -> Mapping[str, Option]:
+    if name in _DEPTHS:
+        return {"width": 32, "depth": _DEPTHS[name], "rep_dim": 64}
     if name.startswith("cnn"):
         return {"rep_dim": 500}
     if name == "mlp":
-        return {"hidden": (200, 100), "rep_dim": None}
+        return {"hidden": (200, 100), "rep_dim": None, "columns": None}
     if name == "vit":
         return {"patch": 4, "width": 64, "depth": 4, "heads": 4}
     if name == "text-transformer":
@@ -126,6 +136,29 @@ class ModelSpec:
         merged = {**dict(self.options), **options}  # an option may be called "name", so they are not one table
         return ModelSpec(self.name, tuple((key, _option(self.name, key, merged[key])) for key in sorted(merged)))
 
+    def reading(self, columns: Sequence[tuple[str, int]]) -> ModelSpec:
+        """Return this specification with positions of features in place of the names in its option ``columns``.
+
+        Args:
+            columns: name and number of features of each column of the table, in order; empty if the data are none.
+
+        Raises:
+            ModelError: a name or pattern fits no column.
+        """
+        wanted = None if self.own else dict(self.options).get("columns")
+        if not isinstance(wanted, tuple) or not all(isinstance(name, str) for name in wanted):
+            return self
+        names = [name for name, _ in columns]
+        strangers = [
+            str(name) for name in wanted if name not in names and not any(fnmatchcase(n, str(name)) for n in names)
+        ]
+        if strangers:
+            known = f"{nearest(strangers[0], names)}; the data have {', '.join(names) or 'no columns with names'}"
+            raise ModelError(f"model {str(self)!r}: option 'columns' names {strangers[0]!r}, which is no column{known}")
+        read = [name in wanted or any(fnmatchcase(name, str(pattern)) for pattern in wanted) for name in names]
+        each = [own for own, (_, width) in zip(read, columns, strict=True) for _ in range(width)]
+        return self.having(columns=tuple(place for place, own in enumerate(each) if own))
+
     @property
     def weights(self) -> str | None:
         """The .safetensors file whose weights a client's network starts with; None if it starts with a draw.
@@ -190,6 +223,10 @@ def _check_value(name: str, key: str, value: Option) -> None:
     if key in _CHOICES:
         if value not in _CHOICES[key]:
             raise ModelError(where + "one of " + ", ".join(_CHOICES[key]))
+    elif key == "columns":
+        kinds = {type(name) for name in value} if isinstance(value, tuple) else set[type]()
+        if value is not None and kinds not in ({str}, {int}):
+            raise ModelError(where + "names or patterns of columns, such as ('age', 'lab *'), or positions of features")
     elif key == "hidden":
         if not isinstance(value, tuple) or not all(map(_positive, value)):
             raise ModelError(where + "the widths of the hidden layers, such as (200, 100)")

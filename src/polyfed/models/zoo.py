@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from polyfed.base.errors import ModelError
-from polyfed.models import cnn, custom, mlp, resnet, roberta, text, vit
+from polyfed.models import cnn, custom, mlp, resnet, roberta, signals, text, vit
 from polyfed.models.catalogue import OPTIONS, ModelSpec, Option
 from polyfed.models.split import SplitModel
 
@@ -102,10 +102,14 @@ def _build(
     elif name == "roberta":
         factory = partial(roberta.new, input_shape, num_classes=num_classes, **given)
         classifier, extractor = "classifier.out_proj", None
+    elif name in signals.KINDS:
+        factory = partial(signals.Signal, input_shape, kind=name, num_classes=num_classes, **given)
+        classifier, extractor = "fc2", "stem"
     else:
         rep_dim: int | None = given["rep_dim"]
+        columns: tuple[int, ...] | None = given["columns"]
         hidden = given["hidden"] if rep_dim is None else (*given["hidden"][:-1], rep_dim)
-        factory = partial(mlp.MLP, input_shape, hidden=hidden, num_classes=num_classes)
+        factory = partial(mlp.MLP, input_shape, hidden=hidden, num_classes=num_classes, columns=columns)
         classifier, extractor = f"fc{len(hidden) + 1}", "act1" if hidden else None
     shown = tuple((key, value) for key, value in options if OPTIONS.get(name, {}).get(key, ...) != value)
     model = SplitModel(

@@ -33,6 +33,7 @@ from polyfed.data.partition.make import make_partition, splitter
 from polyfed.data.partition.partition import Partition
 from polyfed.data.sources import load_dataset
 from polyfed.execute.choice import forward_flops
+from polyfed.models.catalogue import ModelSpec
 from polyfed.models.split import SplitModel
 from polyfed.models.weights import load_weights
 from polyfed.rounds.availability import Availability
@@ -110,7 +111,7 @@ class Federation(ServerView):
     def task(self) -> Task:
         """What the server and all clients know."""
         data = self.dataset
-        return configured_task(self.config, data.input_shape, data.num_classes, data.input_dtype)
+        return configured_task(self.config, data.input_shape, data.num_classes, data.input_dtype, data.feature_columns)
 
     def keys(self, client: ClientId) -> TrainKeys:
         """Return the keys of ``[train]`` that hold for a client."""
@@ -369,9 +370,13 @@ def sizes(algorithm: Algorithm, task: Task) -> list[tuple[str, float, int, float
 
 
 def configured_task(
-    config: Config, input_shape: tuple[int, ...], num_classes: int, dtype: torch.dtype | None = None
+    config: Config,
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    dtype: torch.dtype | None = None,
+    columns: tuple[tuple[str, int], ...] = (),
 ) -> Task:
-    """Return the task of a configuration whose data have these shapes, classes and type."""
+    """Return the task of a configuration whose data have these shapes, classes, type and columns."""
     clients = config.clients
     return Task(
         input_shape=input_shape,
@@ -383,6 +388,7 @@ def configured_task(
         kind=config.data.task,
         dtype=dtype,
         counts=clients.counts,
+        columns=columns,
     )
 
 
@@ -415,13 +421,13 @@ def misfits(configs: Sequence[Config], given: Dataset | None = None) -> list[str
     Raises:
         PolyfedError: the data cannot be loaded.
     """
-    shapes: dict[object, tuple[tuple[int, ...], int, torch.dtype | None]] = {}
+    shapes: dict[object, tuple[tuple[int, ...], int, torch.dtype | None, tuple[tuple[str, int], ...]]] = {}
     faults: list[str] = []
     for config in configs:
         data = config.data.model_dump_json()
         if data not in shapes:
             dataset = _load(config) if given is None else given
-            shapes[data] = (dataset.input_shape, dataset.num_classes, dataset.input_dtype)
+            shapes[data] = (dataset.input_shape, dataset.num_classes, dataset.input_dtype, dataset.feature_columns)
         try:
             check_networks(
                 load_algorithm(config.algorithm.name, config.algorithm.keys), configured_task(config, *shapes[data])
@@ -554,6 +560,7 @@ def prepare(config: Config, dataset: Dataset | None = None) -> Federation:
             "clients could be late by; add [devices], or remove the key"
         )
     check_networks(algorithm, federation.task, dataset)
+    check_columns(federation)
     first = algorithm.models_at(federation.task, federation.own(0), federation.info(0).capacity)
     check_training(config, algorithm, first, federation.data.train(0))
     check_weights(config, algorithm, federation.task)
@@ -569,6 +576,51 @@ def prepare(config: Config, dataset: Dataset | None = None) -> Federation:
                 )
     give_back()
     return federation
+
+
+def check_columns(federation: Federation) -> None:
+    """Raise if a network reads a column of which its client has no value, where files may have unlike columns.
+
+    Raises:
+        ModelError: the text names clients, networks and columns.
+    """
+    if not federation.config.data.options.get("union"):
+        return
+    faults: list[str] = []
+    for client in range(federation.config.clients.count):
+        rows = federation.dataset.x[torch.tensor(federation.partition.train(client))]
+        spec = federation.config.clients.model(client)
+        if fault := unread_columns(federation.algorithm, spec, rows, federation.task.columns):
+            name = federation.client_names[client] if federation.client_names else client
+            faults.append(f"client {name}: {fault}")
+    if faults:
+        raise ModelError("\n".join(faults[:5]))
+
+
+def unread_columns(
+    algorithm: Algorithm, spec: ModelSpec, rows: Tensor, columns: tuple[tuple[str, int], ...]
+) -> str | None:
+    """Return which network of a client reads a column of which the client has no value; None if none does.
+
+    Args:
+        algorithm: the algorithm of the run, whose key ``auxiliary``, if it has one, names a network that all share.
+        spec: the client's network.
+        rows: ``(n, F)`` training rows.
+        columns: name and number of features of each column.
+    """
+    shared = getattr(algorithm, "auxiliary", None)
+    for own in (spec, *(() if shared is None else (ModelSpec.parse(shared),))):
+        read = dict(own.reading(columns).options).get("columns")
+        empty = rows.isnan().all(dim=0).tolist()
+        names = [name for name, width in columns for _ in range(width)]
+        places = range(len(names)) if read is None else cast("tuple[int, ...]", read)
+        if lacking := list(dict.fromkeys(names[at] for at in places if empty[at])):
+            return (
+                f"network {str(own)!r} reads {', '.join(map(repr, lacking))}, of which its training rows have no "
+                "value; give the network's option columns the names that it is to read; where clients share the "
+                "network, those that all of them have"
+            )
+    return None
 
 
 def check_single_examples(federation: Federation) -> None:

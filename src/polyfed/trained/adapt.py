@@ -194,7 +194,7 @@ class _Shared:
             about = Preprocessing.read(folder)
             shape, outputs, agreed = about.input_shape, about.num_classes, _schema(about)
             dtype = about.input_dtype
-        task = configured_task(config, shape, outputs, dtype)
+        task = configured_task(config, shape, outputs, dtype, agreed.feature_columns)
         if facts is None:
             check_saved(folder, config, task, saved)
         else:

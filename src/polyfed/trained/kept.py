@@ -69,6 +69,6 @@ def kept_round(run_dir: Path | str, round_: int) -> KeptRound:
         Placement.of("cpu", config.run.precision).defaults(),
         closing(SavedRun(folder, algorithm.states, round_)) as saved,
     ):
-        task = configured_task(config, about.input_shape, about.num_classes, about.input_dtype)
+        task = configured_task(config, about.input_shape, about.num_classes, about.input_dtype, about.feature_columns)
         check_saved(folder, config, task, saved)
     return KeptRound(round_, config, algorithm, task, saved.server)

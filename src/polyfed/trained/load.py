@@ -207,7 +207,9 @@ class _Loader:
     def __init__(self, folder: Path, config: Config, about: Preprocessing) -> None:
         self.folder, self.config, self.about = folder, config, about
         self.algorithm: Algorithm = load_algorithm(config.algorithm.name, config.algorithm.keys)
-        self.task: Task = configured_task(config, about.input_shape, about.num_classes, about.input_dtype)
+        self.task: Task = configured_task(
+            config, about.input_shape, about.num_classes, about.input_dtype, about.feature_columns
+        )
 
     def model(self, client: ClientId | str | None, predictor: str | None, capacity: float | None) -> TrainedModel:
         if capacity is not None and not 0 < capacity <= 1:

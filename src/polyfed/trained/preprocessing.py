@@ -23,7 +23,17 @@ from polyfed.rounds.federation import Federation
 
 NAME = "preprocessing.json"
 #: Options of a reader that new rows are read by, too; the others say which column is what.
-_OF_READING = ("delimiter", "encoding", "decimal", "thousands", "missing", "also_missing", "layout", "channels")
+_OF_READING = (
+    "union",
+    "delimiter",
+    "encoding",
+    "decimal",
+    "thousands",
+    "missing",
+    "also_missing",
+    "layout",
+    "channels",
+)
 #: Beside it, for data that each client standardises.
 STATISTICS = "preprocessing.safetensors"
 
@@ -123,6 +133,11 @@ class Preprocessing(BaseModel, frozen=True, extra="forbid"):
     def num_classes(self) -> int:
         """Number of classes; 1 for a regression."""
         return len(self.classes) or 1
+
+    @property
+    def feature_columns(self) -> tuple[tuple[str, int], ...]:
+        """Name and number of features of each column of a table, in order."""
+        return tuple((c.name, 1 if c.categories is None else len(c.categories)) for c in self.columns)
 
     @property
     def input_dtype(self) -> torch.dtype | None:

@@ -119,4 +119,5 @@ class SingleClient(BaseModel, frozen=True, extra="forbid"):
             capacities=self.capacities,
             kind=config.data.task,
             dtype=about.input_dtype,
+            columns=about.feature_columns,
         )

@@ -1,4 +1,4 @@
-"""The digits that come with polyfed."""
+"""The digits and the table that come with polyfed."""
 
 from __future__ import annotations
 
@@ -17,3 +17,16 @@ def test_digits_are_the_uci_digits() -> None:
     assert raw[0].round().int()[7].tolist() == [0, 0, 6, 13, 10, 0, 0, 0]
     assert int(digits.x.max()) > 240
     assert not digits.flip
+
+
+def test_the_table_of_tumours_is_that_of_uci() -> None:
+    """Catches rows and columns that are mixed, decimals of another column, and classes the other way round."""
+    table = load_dataset("breast-cancer")
+    assert torch.bincount(table.y).tolist() == [212, 357]
+    assert table.classes == ("malignant", "benign")
+    first = dict(zip((name for name, _ in table.feature_columns), table.x[0].tolist(), strict=True))
+    # The first row of the UCI file wdbc.data: 842302,M,17.99,10.38,122.8,1001, ...
+    known = {"mean radius": 17.99, "mean texture": 10.38, "mean area": 1001.0, "error radius": 1.095}
+    assert {name: first[name] for name in known} == known
+    assert (first["worst radius"], first["worst fractal dimension"]) == (25.38, 0.1189)
+    assert table.classes[table.y[0]] == "malignant"

@@ -223,6 +223,13 @@ def test_the_real_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert dataset.groups is not None
     tested = np.unique(dataset.groups[dataset.test_rows]) + 1
     assert tested.tolist() == [2, 4, 9, 10, 12, 13, 18, 20, 24]
+    table = load_dataset("uci-har", cache=tmp_path, statistics=True)
+    assert table.kind == "features"
+    assert len(table.feature_columns) == 45
+    at = [name for name, _ in table.feature_columns].index("total_acc_x mean")
+    assert torch.allclose(table.x[:, at], dataset.x[:, 6].mean(1), atol=1e-6)
+    assert torch.equal(table.x[:, at + 3], dataset.x[:, 6].amax(1))
+    assert table.y.equal(dataset.y)
     assert np.bincount(dataset.y).tolist() == [1722, 1544, 1406, 1777, 1906, 1944]
 
 

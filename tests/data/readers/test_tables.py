@@ -302,3 +302,28 @@ def test_half_of_the_values_or_of_the_cells_are_enough_to_ask(cells: tuple[str, 
     with pytest.raises(DataError, match="got 'x' in column 'a'; expected a number"):
         read(tmp_path, text)
     assert read(tmp_path, text, categorical=["a"]).columns[0].categories == tuple(sorted({*cells}))
+
+
+def test_files_may_have_unlike_columns(tmp_path: Path) -> None:
+    """Catches cells under the name of another column, and an absent category that is one of its levels."""
+    folder = tmp_path / "sites"
+    folder.mkdir()
+    (folder / "a.csv").write_text("age,ward,y\n1,x,0\n2,z,1\n")
+    (folder / "b.csv").write_text("y,bmi,age\n1,20.5,3\n0,,4\n")
+    with pytest.raises(DataError, match=r"columns y, bmi, age; expected those of a\.csv"):
+        load_dataset("csv", path=folder, label="y")
+    found = load_dataset("csv", path=folder, label="y", union=True)
+    assert found.feature_columns == (("age", 1), ("ward", 2), ("bmi", 1))
+    nan = math.nan
+    rows = [[1, 1, 0, nan], [2, 0, 1, nan], [3, nan, nan, 20.5], [4, nan, nan, nan]]
+    np.testing.assert_array_equal(found.x.numpy(), np.array(rows, dtype=found.x.numpy().dtype))
+    assert found.y.tolist() == [0, 1, 1, 0]
+    # A site alone, whose file lacks what the others have.
+    alone = load_dataset("csv", path=folder / "b.csv", label="y", union=True, agreed=schema_of(found))
+    assert alone.feature_columns == found.feature_columns
+    np.testing.assert_array_equal(alone.x.numpy(), found.x[2:].numpy())
+    with pytest.raises(ConfigError, match="label: got -1; expected a name, as the numbers of columns differ"):
+        load_dataset("csv", path=folder, union=True)
+    own = schema_of(load_dataset("csv", path=folder / "a.csv", label="y"))
+    with pytest.raises(DataError, match="has bmi beside them"):
+        load_dataset("csv", path=folder / "b.csv", label="y", union=True, agreed=own)

@@ -39,6 +39,29 @@ class Sheet(Protocol):
         ...
 
 
+class Padded:
+    """A file with columns that it lacks, whose cells are all missing.
+
+    Args:
+        sheet: the file.
+        names: its columns and the further ones, in the order that is wanted.
+    """
+
+    def __init__(self, sheet: Sheet, names: tuple[str, ...]) -> None:
+        self.path, self.guessed, self.typed = sheet.path, sheet.guessed, sheet.typed
+        self.names, self.place, self._sheet = names, sheet.place, sheet
+
+    def batches(self, columns: Sequence[int]) -> Iterator[Sequence[Any]]:
+        """Yield the cells of some columns, some rows at a time."""
+        import pyarrow as pa
+
+        own = self._sheet.names
+        here = [at for at in columns if self.names[at] in own]
+        for batch in self._sheet.batches([own.index(self.names[at]) for at in here]):
+            cells = dict(zip(here, batch, strict=True))
+            yield [cells[at] if at in cells else pa.nulls(len(batch[0])) for at in columns]
+
+
 @dataclass
 class Cells:
     """The cells of one column of all files.

@@ -1,7 +1,8 @@
 """UCI HAR: nine signals of a phone at the waist of 30 subjects; its zip file as UCI gives it, or the unpacked folder.
 
 A window is a line of 128 numbers in the text file of each signal: 2.56 seconds at 50 Hz, half of which the next window
-of the subject repeats. The 561 features that others computed from the windows are not read.
+of the subject repeats. The 561 features that others computed from the windows are not read; asked for, the reader makes
+a table of five plain statistics of each signal.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from polyfed.base.errors import DataError
 from polyfed.data.arrays import numbered
 from polyfed.data.catalogue import STEPS
+from polyfed.data.columns import Column
 from polyfed.data.dataset import Dataset
 from polyfed.data.readers.cache import Arrays, cached_arrays, fingerprint
 from polyfed.data.readers.class_names import HAR_CLASSES
@@ -66,12 +68,14 @@ def har_files(place: Path) -> list[Path]:
     )
 
 
-def load_har(place: Path, cache: Path) -> Dataset:
+def load_har(place: Path, cache: Path, *, statistics: bool = False) -> Dataset:
     """The data set at ``place``: series ``(N, 9, 128)``, subjects as groups, the windows of nine subjects as test rows.
 
     Args:
         place: as for `har_files`.
         cache: folder of decoded data sets.
+        statistics: whether a row is a table's instead: ``(N, 45)`` mean, standard deviation, smallest and largest value
+            and mean step of each signal.
 
     Raises:
         DataError: files are missing, damaged, of another layout, or disagree.
@@ -80,9 +84,10 @@ def load_har(place: Path, cache: Path) -> Dataset:
     kept = cache / f"uci-har-{fingerprint(_VERSION, 'uci-har', files=files)}.npz"
     arrays = cached_arrays(kept, lambda: read_har(place), _usable)
     groups, names = numbered(arrays["subjects"], len(arrays["y"]), f"{place}: subjects")
+    x, columns = _statistics(arrays["x"]) if statistics else (arrays["x"], ())
     return Dataset(
         "uci-har",
-        torch.from_numpy(arrays["x"]),
+        torch.from_numpy(x),
         torch.from_numpy(arrays["y"]),
         HAR_CLASSES,
         (),
@@ -90,9 +95,21 @@ def load_har(place: Path, cache: Path) -> Dataset:
         test_rows=np.arange(int(arrays["n_train"]), len(arrays["y"]), dtype=np.int64),
         groups=groups,
         group_names=names,
-        declared="series",
-        channels_first=True,
+        columns=columns,
+        declared="features" if statistics else "series",
+        channels_first=not statistics,
     )
+
+
+def _statistics(x: NDArray[np.float32]) -> tuple[NDArray[np.float32], tuple[Column, ...]]:
+    """Signals ``(N, 9, 128)`` -> ``(N, 45)`` features, and their columns."""
+    step = np.abs(np.diff(x, axis=2)).mean(2)
+    each = {"mean": x.mean(2), "deviation": x.std(2), "smallest": x.min(2), "largest": x.max(2), "step": step}
+    found = np.stack([*each.values()], axis=2).reshape(len(x), -1)  # (N, 9 * 5)
+    names = [f"{signal} {what}" for signal in SIGNALS for what in each]
+    ends = zip(names, found.min(0).tolist(), found.max(0).tolist(), strict=True)
+    features = (Column(name, "number", low=low, high=high) for name, low, high in ends)
+    return found, (*features, Column("activity", "label", HAR_CLASSES))
 
 
 def read_har(place: Path) -> dict[str, NDArray[Any]]:

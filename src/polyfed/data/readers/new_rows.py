@@ -20,7 +20,7 @@ from polyfed.data.columns import ColumnKind
 from polyfed.data.dataset import Kind
 from polyfed.data.images import pad_or_resize, resize
 from polyfed.data.readers.cache import read_npz
-from polyfed.data.readers.cells import Sheet, Table, read_cells
+from polyfed.data.readers.cells import Padded, Sheet, Table, read_cells
 from polyfed.data.readers.csv import open_csv
 from polyfed.data.readers.folder import image_files
 from polyfed.data.readers.parquet_table import open_parquet
@@ -86,6 +86,8 @@ def read_new_table(
         sheet: Sheet = open_csv(path, header=header, rules=rules, **how)
     else:
         sheet = open_parquet(path)
+    if options.get("union"):
+        sheet = Padded(sheet, tuple(dict.fromkeys((*sheet.names, *columns))))
     names = list(sheet.names)
     if lacking := [name for name in columns if name not in names]:
         raise DataError(

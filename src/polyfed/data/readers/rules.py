@@ -40,6 +40,8 @@ class Rules:
         decimal: the decimal separator of numbers, "." or ",".
         thousands: the separator of thousands; None if there is none.
         task: "classification", or "regression" for a label of numbers.
+        union: whether files may have unlike columns: what a file lacks of the others' columns, or of those that all
+            sites agreed on, is missing there.
         agreed: the columns that all sites agreed on: the features and the label are found by name, and categories and
             classes have the agreed numbers.
     """
@@ -58,6 +60,7 @@ class Rules:
     decimal: str = "."
     thousands: str | None = None
     task: str = "classification"
+    union: bool = False
     agreed: Sequence[Column] | None = None
 
     def __post_init__(self) -> None:
@@ -72,7 +75,7 @@ class Rules:
     def by_name(self) -> bool:
         """Whether an option or an agreement names a column."""
         named = (self.label, self.group, self.unit, self.time, *self.categorical, *self.numeric, *self.ignore)
-        return self.agreed is not None or any(isinstance(column, str) for column in named)
+        return self.union or self.agreed is not None or any(isinstance(column, str) for column in named)
 
     def number(self, cell: str) -> float | None:
         """Return the number in a cell; None if the cell is no number."""

@@ -22,7 +22,7 @@ from polyfed.base.errors import ConfigError, DataError
 from polyfed.data.arrays import in_order, ranked
 from polyfed.data.columns import Column, ColumnKind
 from polyfed.data.dataset import check_digits
-from polyfed.data.readers.cells import Sheet, Table, read_cells
+from polyfed.data.readers.cells import Padded, Sheet, Table, read_cells
 from polyfed.data.readers.rules import MISSING, Rules
 
 _MAX_CATEGORIES = 1000  # beyond this a column is an identifier or free text, not a category
@@ -78,7 +78,8 @@ def read_table(path: Path, suffix: str, open_sheet: Callable[[Path], Sheet], rul
     """The fields of the `Dataset` of a table.
 
     Args:
-        path: a file, or a folder of files of the same columns, one per client (file name = group).
+        path: a file, or a folder of files, one per client (file name = group); of the same columns, unless the rules
+            say otherwise.
         suffix: of the files in a folder.
         open_sheet: opens a file.
         rules: the options.
@@ -95,6 +96,10 @@ def read_table(path: Path, suffix: str, open_sheet: Callable[[Path], Sheet], rul
     files = table_files(path, suffix, rules.test)
     apart = path.is_file() and len(files) > 1
     sheets = [open_sheet(file) for file in files]
+    if rules.union:
+        _check_named(rules)
+        every = (*(name for sheet in sheets for name in sheet.names), *(column.name for column in rules.agreed or ()))
+        sheets = [Padded(sheet, tuple(dict.fromkeys(every))) for sheet in sheets]
     names = sheets[0].names
     for sheet in sheets[1:]:
         if sorted(sheet.names) != sorted(names):
@@ -139,6 +144,21 @@ def read_table(path: Path, suffix: str, open_sheet: Callable[[Path], Sheet], rul
         "units": None if unit is None else _groups(table, unit, "unit")[0],
         "times": None if time is None else _times(table, time),
     }
+
+
+def _check_named(rules: Rules) -> None:
+    """Refuse numbers of columns where files have unlike columns."""
+    one = {"label": rules.label, "group": rules.group, "unit": rules.unit, "time": rules.time, "test": rules.test}
+    lists = {"ignore": rules.ignore, "categorical": rules.categorical, "numeric": rules.numeric}
+    if any(column.kind == "label" for column in rules.agreed or ()):
+        del one["label"]
+    given = [*one.items(), *((option, column) for option, columns in lists.items() for column in columns)]
+    if faults := [
+        f"{option}: got {column}; expected a name, as the numbers of columns differ from file to file with union = true"
+        for option, column in given
+        if isinstance(column, int)
+    ]:
+        raise ConfigError(*faults)
 
 
 def _check_order(sheets: Sequence[Sheet], rules: Rules) -> None:

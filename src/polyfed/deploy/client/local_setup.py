@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from polyfed.base.errors import ConfigError, DataError
+from polyfed.base.errors import ConfigError, DataError, ModelError
 from polyfed.config import Config, load_algorithm
 from polyfed.core.algorithm import Algorithm, Task
 from polyfed.core.clients import ClientInfo, LocalClient
@@ -37,6 +37,7 @@ from polyfed.rounds.federation import (
     deal,
     deal_own,
     refuse_weights,
+    unread_columns,
 )
 from polyfed.rounds.own_file import kind_of_file, options_of_file, read_own
 from polyfed.trained.preprocessing import Preprocessing
@@ -45,7 +46,8 @@ log = logging.getLogger(__name__)
 
 
 def task_of(config: Config, facts: TaskFacts) -> Task:
-    """Return the task that the server's facts describe."""
+    """Return the task that the server's facts describe; columns are known where their names are not private."""
+    known = (Schema() if facts.agreed is None else facts.agreed.meaning).over(config.data.agreed)
     return Task(
         input_shape=facts.input_shape,
         num_classes=facts.num_classes,
@@ -56,6 +58,7 @@ def task_of(config: Config, facts: TaskFacts) -> Task:
         kind=config.data.task,
         dtype=torch.int64 if facts.tokens else None,
         counts=config.clients.counts if facts.architectures else (),
+        columns=known.feature_columns,
     )
 
 
@@ -204,6 +207,18 @@ class LocalSetup:
         if self.weights is not None:
             refuse_weights(self.algorithm)
             load_weights(Path(self.weights), network)
+
+    def check_columns(self) -> None:
+        """Raise if a network reads a column of which the client has no value, where files may have unlike columns.
+
+        Raises:
+            ModelError: the text names network and columns.
+        """
+        options = self.config.data.options | self.settings.data_options
+        rows = self.dataset.x[torch.tensor(self.partition.train(self.place))] if options.get("union") else None
+        columns = self.dataset.feature_columns
+        if rows is not None and (fault := unread_columns(self.algorithm, self.spec, rows, columns)):
+            raise ModelError(fault)
 
     @property
     def info(self) -> ClientInfo:

@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,9 @@ class _Node:
         setup = LocalSetup.agreeing(self.settings, self.config, self.request.agreed, salt)
         shape, classes = setup.dataset.input_shape, setup.dataset.num_classes
         # Reports networks that cannot work, and keys of [train] that do not fit them or the data, before round 1.
-        own, models = setup.networks(configured_task(self.config, shape, classes, setup.dataset.input_dtype))
+        setup.check_columns()
+        dtype, columns = setup.dataset.input_dtype, setup.dataset.feature_columns
+        own, models = setup.networks(configured_task(self.config, shape, classes, dtype, columns))
         setup.check(own)
         if self.settings.data is None or self.request.agreed is not None:  # else other sites may have more classes
             check_training(self.config, setup.algorithm, models, setup.data.train(setup.place))
@@ -178,7 +181,8 @@ class _Node:
             raise MessageError(f"a {self.request.kind} request came without the task; expected the field 'task'")
         with self._timed("data"):
             self.setup = LocalSetup.fitting(self.settings, self.config, self.request.task, self.request.experiment)
-        self.task = task_of(self.config, self.request.task)
+        columns = self.setup.dataset.feature_columns
+        self.task = replace(task_of(self.config, self.request.task), columns=columns)
         self.algorithm = self.setup.algorithm
         self.state_dir = ClientStateDir(
             Path(self.settings.state_dir).expanduser(),
