@@ -7,6 +7,6 @@
 
 Modules: ``catalogue`` (names of the studies), ``study`` (the file format), ``tuning`` (hyper-parameters chosen on
 validation rows), ``plan`` (the time that is left), ``views``, ``sizes``, ``submodels`` and ``figures`` (tables and
-pictures), ``known`` (the paper's results), ``reproduce`` (runs a study and writes its page). The studies of a paper are in a folder of its name,
-with ``known.toml``. docs/experiments.md describes the format.
+pictures), ``known`` (the paper's results), ``reproduce`` (runs a study and writes its page). The studies of a paper are
+in a folder of its name, with ``known.toml``. docs/experiments.md describes the format.
 """
