@@ -30,9 +30,12 @@ def test_every_committed_study_is_valid_at_every_scale(item: str, scale: str) ->
         here = {cell.label for cell in cells if cell.setting.title == setting}
         controls = {"local-only", "standalone", "standalone, equal FLOPs"} if item.startswith("fedmrl/") else set[str]()
         family = item.partition("/")[0]
-        assert {job.study.algorithms[0] if family == "beyond" else family, *controls} <= here
-    assert job.known.claims or job.known.values or item.startswith("beyond/")  # which no paper has
-    assert job.study.source
+        names = {cell.config.algorithm.name for cell in cells if cell.setting.title == setting}
+        assert job.study.algorithms[0] in here if family == "beyond" else family in names
+        assert controls <= here
+    # Two items are questions that the paper leaves open; of data beyond images no paper says anything.
+    assert bool(job.study.source) == (item not in ("fiarse/steps", "fiarse/sampling"))
+    assert job.known.claims or job.known.values or not job.study.source or item.startswith("beyond/")
     if scale == "smoke":
         assert {cell.config.data.dataset for cell in cells} <= {*INSIDE}
 
