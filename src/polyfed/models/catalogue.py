@@ -55,6 +55,9 @@ MODELS: Mapping[str, str] = MappingProxyType(
 )
 
 
+#: Networks for signals (C, T).
+SIGNAL_MODELS = tuple(name for name in MODELS if name.endswith("-1d"))
+
 #: Networks of one family of signals -> how many blocks they have where no option says it.
 _DEPTHS: Mapping[str, int] = MappingProxyType({"cnn-1d": 3, "gru-1d": 1, "vit-1d": 2})
 
