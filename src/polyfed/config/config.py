@@ -441,7 +441,7 @@ def _misfits(sections: Mapping[str, Any]) -> Iterator[str]:
                 )
             for name in (run.metrics or ()) if run and not made.probabilities else ():
                 if METRICS[name].probabilities:
-                    yield f"run.metrics: got {name!r}; scores of {made.name} are no probabilities: choose another metric"
+                    yield f"run.metrics: got {name!r}; scores of {made.name} are no probabilities; remove it"
     others = [
         ("controls", label, control.name, control.keys) for label, control in sections.get("controls", {}).items()
     ]

@@ -165,7 +165,7 @@ class Algorithm(ABC):
     #: Whether a client can predict with the parts of its last fit. Where predictors take more, such as a pass over its
     #: data, it is not tested before aggregation.
     fit_predicts: ClassVar[bool] = True
-    #: Whether training reads labels; else ``train.class_weights`` and ``train.label_smoothing`` do nothing, says a note.
+    #: Whether training reads labels; else ``train.class_weights`` and ``train.label_smoothing`` get a note.
     reads_labels: ClassVar[bool] = True
     #: Whether the softmax of its predictors' scores estimates probabilities; else metrics of these are refused.
     probabilities: ClassVar[bool] = True

@@ -203,11 +203,17 @@ def _page(
     notes = page / "notes.md"
     if not notes.exists():
         write(notes, NOTES)
-    small = "\n".join(f"* {line}" for line in undecided(table.lines))
+    # Of a study of gradients or masks accuracy is not the subject.
+    compared = [] if {*study.show} <= {"convergence", "exploration"} else undecided(table.lines)
+    small = "\n".join(f"* {line}" for line in compared)
     parts += [
         *([_run(job, cells)] if cells else []),
         *([_paper(job.known, table, results, everything, job.scale)] if study.source else []),
-        *([f"## Below two standard errors\n\n{small}"] if cells else []),
+        *(
+            [f"## Below two standard errors\n\n{small}"]
+            if any(not line.endswith(_NOTHING) for line in compared)
+            else []
+        ),
         f"## In three sentences\n\n{notes.read_text(encoding='utf-8').strip()}",
     ]
     write(page / "page.md", "\n\n".join(parts) + "\n")
@@ -320,6 +326,10 @@ def _paper(known: Known, table: Comparison, results: Results, cells: Sequence[Ru
     return "\n\n".join(parts)
 
 
+#: What `undecided` says of a setting with one algorithm.
+_NOTHING = "nothing to compare yet"
+
+
 def undecided(lines: Sequence[Line]) -> list[str]:
     """Return the differences to the main algorithm that are below two standard errors, by setting."""
     told: list[str] = []
@@ -342,5 +352,5 @@ def undecided(lines: Sequence[Line]) -> list[str]:
         if single:
             told.append(f"{where}one seed, so no standard error: {main.label} minus {', '.join(single)}")
         if not small and not single:
-            told.append(f"{where}{'none' if compared else 'nothing to compare yet'}")
+            told.append(f"{where}{'none' if compared else _NOTHING}")
     return told
