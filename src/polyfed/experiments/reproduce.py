@@ -204,16 +204,13 @@ def _page(
     if not notes.exists():
         write(notes, NOTES)
     # Of a study of gradients or masks accuracy is not the subject.
-    compared = [] if {*study.show} <= {"convergence", "exploration"} else undecided(table.lines)
-    small = "\n".join(f"* {line}" for line in compared)
+    compared = [] if {*study.show} & {"convergence", "exploration"} else undecided(table.lines)
+    some = any(not line.endswith(_NOTHING) for line in compared)
+    small = "\n".join(f"* {line}" for line in compared if some)
     parts += [
         *([_run(job, cells)] if cells else []),
         *([_paper(job.known, table, results, everything, job.scale)] if study.source else []),
-        *(
-            [f"## Below two standard errors\n\n{small}"]
-            if any(not line.endswith(_NOTHING) for line in compared)
-            else []
-        ),
+        *([f"## Below two standard errors\n\n{small}"] if small else []),
         f"## In three sentences\n\n{notes.read_text(encoding='utf-8').strip()}",
     ]
     write(page / "page.md", "\n\n".join(parts) + "\n")

@@ -190,13 +190,14 @@ def convergence(results: Results) -> View:
     return View(
         "convergence",
         "At kept rounds: the squared norm of the gradient of the full objective, the mean over all clients of their "
-        "loss at the whole unmasked model, over all training examples, and the least so far, of rounds from 1 on. Beside it the "
-        "mask error of assumption 5.3, the squared distance between a client's gradient at the whole model, where its mask holds, "
-        f"and the gradient that it trains with; of the first {EACH} of each size, and the largest of them. delta^2, "
-        "which the assumption wants below 1, is that error over the squared norm of the model. The slope is that of "
-        "the least gradient over rounds in logarithms; the first term of the theorem's bound has -1/2 "
-        "over runs of different T, where lr = 1/(K sqrt T). The last column is the second term, 32 N times the mean "
-        "error. BatchNorm, where a network has it, normalises by batches of 500. Mean over seeds.",
+        "loss at the whole unmasked model, over all training examples, and the least so far, of rounds from 1 on. "
+        "Beside it the mask error of assumption 5.3, the squared distance between a client's gradient at the whole "
+        f"model, where its mask holds, and the gradient that it trains with; of the first {EACH} of each size, and "
+        "the largest of them. delta^2, which the assumption wants below 1, is that error over the squared norm of "
+        "the model. The slope is that of the least gradient over rounds in logarithms; the first term of the "
+        "theorem's bound has -1/2 over runs of different T, where lr = 1/(K sqrt T). The last column is the second "
+        "term, 32 N times the mean error. BatchNorm, where a network has it, normalises by batches of 500. Mean "
+        "over seeds.",
         (
             *("setting", "algorithm", "round", "gradient_squared", "least_so_far", "model_squared"),
             *("size", "mask_error_squared", "delta_squared"),

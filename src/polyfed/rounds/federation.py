@@ -428,8 +428,8 @@ def check_axes(network: SplitModel, dataset: Dataset) -> None:
     if signals and dataset.kind == "series" and not dataset.channels_first:
         steps, channels = dataset.input_shape
         raise ModelError(
-            f"model {network.name!r} takes signals (C, T), and the data are series (T, C) of {steps} steps of {channels} "
-            f'channels: it would take steps for channels; transpose x and set data.options.layout = "NCT"'
+            f"model {network.name!r} takes signals (C, T), and the data are series (T, C) of {steps} steps of "
+            f'{channels} channels: it would take steps for channels; transpose x and set data.options.layout = "NCT"'
         )
 
 
