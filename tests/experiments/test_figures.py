@@ -115,12 +115,13 @@ def test_sizes_of_no_client_are_hollow_and_bars_lie_side_by_side(figures: list[F
     _, whole = figures[0].axes
     hollow = [line for line in whole.lines if line.get_markerfacecolor() == "white"]
     assert [round(along(line)[0], 2) for line in hollow] == pytest.approx([0.12, 0.12, 0.13], abs=0.006)
-    places = [along(line)[-1] for line in whole.lines if len(along(line)) == 3 and line.get_marker() in "os^"]
+    places = [along(line)[-1] for line in whole.lines if len(along(line)) == 3 and line.get_marker() in ("o", "s", "^")]
     assert len(set(places)) == 3
-    ends = [end for bars in whole.collections for path in bars.get_paths() for end in path.vertices[:, 1]]
+    paths = [path for bars in whole.collections for path in bars.get_paths()]
+    ends = np.concatenate([np.asarray(path.vertices)[:, 1] for path in paths])
     assert min(ends) == 0.0
-    (band,) = whole.patches
-    assert (band.get_y(), band.get_height()) == pytest.approx((25.0, 10.0))  # type: ignore[attr-defined]
+    band: Any = whole.patches[0]
+    assert (band.get_y(), band.get_height()) == pytest.approx((25.0, 10.0))
     assert "one deviation" in whole.get_ylabel()
     assert "a size of no client" in told(figures[0])
     draw(sizes_view("unseen_sizes"), tmp_path / "x.png", "Title")
@@ -129,7 +130,8 @@ def test_sizes_of_no_client_are_hollow_and_bars_lie_side_by_side(figures: list[F
 
 def test_a_variant_has_its_algorithms_colour(figures: list[Figure], tmp_path: Path) -> None:
     draw(sizes_view(), tmp_path / "x.png", "Title")
-    looks = {c.get_label(): (c.lines[0].get_color(), c.lines[0].get_linestyle()) for c in figures[0].axes[0].containers}
+    drawn: list[Any] = [*figures[0].axes[0].containers]
+    looks = {c.get_label(): (c.lines[0].get_color(), c.lines[0].get_linestyle()) for c in drawn}
     assert looks["b, dearer"][0] == looks["b"][0] != looks["a"][0]
     assert looks["b, dearer"][1] != looks["b"][1] == looks["a"][1]
 

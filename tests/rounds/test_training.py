@@ -21,6 +21,7 @@ from polyfed.blocks import losses
 from polyfed.config import Config, algorithm_class, load_algorithm
 from polyfed.core.algorithm import Task
 from polyfed.core.net import WeightedBatch
+from polyfed.data.dataset import Dataset
 from polyfed.execute.choice import Chosen, ExecutionChoice
 from polyfed.execute.local_training import run_fit
 from polyfed.models.catalogue import ModelSpec
@@ -253,7 +254,8 @@ def test_a_batch_without_settings_is_a_plain_pair() -> None:
 def test_networks_for_signals_refuse_series_whose_channels_come_last(model: str) -> None:
     """Catches convolutions along channels: 20 steps of 64 channels are no 20 channels of 64 steps."""
     algorithm, task = load_algorithm("fedavg"), Task((20, 64), 2, architectures=(ModelSpec.parse(model),))
-    rows = toy.dataset((20, 64), 4, 2)
-    check_networks(algorithm, task, replace(rows, declared="series", channels_first=True))
+    y = torch.tensor([0, 1, 0, 1])
+    rows = Dataset("toy", torch.randn(4, 20, 64), y, ("a", "b"), (), (), declared="series")
+    check_networks(algorithm, task, replace(rows, channels_first=True))
     with pytest.raises(ModelError, match=r"series \(T, C\) of 20 steps of 64 channels: .* transpose x"):
-        check_networks(algorithm, task, replace(rows, declared="series"))
+        check_networks(algorithm, task, rows)

@@ -203,14 +203,10 @@ def _page(
     notes = page / "notes.md"
     if not notes.exists():
         write(notes, NOTES)
-    # Of a study of gradients or masks accuracy is not the subject.
-    compared = [] if {*study.show} & {"convergence", "exploration"} else undecided(table.lines)
-    some = any(not line.endswith(_NOTHING) for line in compared)
-    small = "\n".join(f"* {line}" for line in compared if some)
     parts += [
         *([_run(job, cells)] if cells else []),
         *([_paper(job.known, table, results, everything, job.scale)] if study.source else []),
-        *([f"## Below two standard errors\n\n{small}"] if small else []),
+        *below(job.study.show, table.lines),
         f"## In three sentences\n\n{notes.read_text(encoding='utf-8').strip()}",
     ]
     write(page / "page.md", "\n\n".join(parts) + "\n")
@@ -321,6 +317,13 @@ def _paper(known: Known, table: Comparison, results: Results, cells: Sequence[Ru
         *([f"Not available: {missing}"] if missing else []),
     ]
     return "\n\n".join(parts)
+
+
+def below(shown: Sequence[str], lines: Sequence[Line]) -> list[str]:
+    """Return the section of `undecided`; none where nothing is compared, or masks are the subject and not accuracy."""
+    told = [] if {"convergence", "exploration"} & {*shown} else undecided(lines)
+    some = any(not line.endswith(_NOTHING) for line in told)
+    return ["## Below two standard errors\n\n" + "\n".join(f"* {line}" for line in told)] if some else []
 
 
 #: What `undecided` says of a setting with one algorithm.
