@@ -1,14 +1,14 @@
 """Views of made-up lines."""
 
+from polyfed.comparison.statistics import Line
 from polyfed.experiments.reproduce import below, undecided
 
 
+def line(label: str, *means: float) -> Line:
+    return Line("", label, dict(enumerate(means)), {}, 0, None)
+
+
 def test_what_is_below_two_standard_errors() -> None:
-    from polyfed.comparison.statistics import Line
-
-    def line(label: str, *means: float) -> Line:
-        return Line("", label, dict(enumerate(means)), {}, 0, None)
-
     main = line("a", 0.50, 0.60, 0.70)
     near, far = line("near", 0.40, 0.65, 0.72), line("far", 0.30, 0.41, 0.49)
     (told,) = undecided([main, near, far])
