@@ -391,8 +391,8 @@ def _convergence(figure: Any, view: View) -> None:
     for place, key in enumerate(keys):
         rows = {row[2]: row for row in view.rows if row[:2] == key and row[2]}
         worst = {row: max(r[7] for r in view.rows if r[:3] == (*key, row)) for row in rows}
-        look = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)], "markersize": 4}
-        look["zorder"] = 3 - 0.01 * len(rows)  # a run of few rounds is not hidden by longer ones
+        look: dict[str, Any] = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
+        look["markersize"], look["zorder"] = 4, 3 - 0.01 * len(rows)  # a run of few rounds is not hidden by longer ones
         name = ", ".join(filter(None, key))
         left.plot([*rows], [row[3] for row in rows.values()], **{**look, "marker": ""}, linewidth=0.7, alpha=0.6)
         left.plot([*rows], [row[4] for row in rows.values()], label=name, **look)
