@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -19,13 +19,16 @@ from polyfed.trained.preprocessing import Preprocessing
 _ARRAYS = (".npz", ".npy")
 
 
-def read_rows_to_predict(run_dir: Path, paths: Sequence[Path], keep: Sequence[str] = ()) -> NewRows:
+def read_rows_to_predict(
+    run_dir: Path, paths: Sequence[Path], keep: Sequence[str] = (), *, reads: Collection[str] | None = None
+) -> NewRows:
     """Read files as the training of a run read its own.
 
     Args:
         run_dir: the run directory, which names the columns and how cells are read.
         paths: for a table one .csv or .parquet file; for arrays one .npz or .npy file; image files or folders of them.
         keep: for a table: columns to return as texts.
+        reads: for a table: the columns that the file must have, ``TrainedModel.reads``; None takes all of the training.
 
     Raises:
         DataError: files that do not fit the training.
@@ -41,7 +44,7 @@ def read_rows_to_predict(run_dir: Path, paths: Sequence[Path], keep: Sequence[st
         if len(paths) != 1:
             raise DataError(f"got {len(paths)} files; expected one table, a .csv or .parquet file")
         columns = {column.name: column.categories for column in about.columns}
-        return read_new_table(paths[0], columns, about.options, header=about.header, keep=keep)
+        return read_new_table(paths[0], columns, about.options, header=about.header, keep=keep, reads=reads)
     if about.kind == "image" and about.dtype == "uint8" and not array:
         return read_new_images(
             paths,

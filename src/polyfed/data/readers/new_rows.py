@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from polyfed.data.columns import ColumnKind
 from polyfed.data.dataset import Kind
 from polyfed.data.images import pad_or_resize, resize
 from polyfed.data.readers.cache import read_npz
-from polyfed.data.readers.cells import Padded, Sheet, Table, read_cells
+from polyfed.data.readers.cells import Sheet, Table, read_cells
 from polyfed.data.readers.csv import open_csv
 from polyfed.data.readers.folder import image_files
 from polyfed.data.readers.parquet_table import open_parquet
@@ -58,10 +58,12 @@ def read_new_table(
     *,
     header: bool = True,
     keep: Sequence[str] = (),
+    reads: Collection[str] | None = None,
 ) -> NewRows:
     """Read a csv or parquet file of rows to predict.
 
     Columns are found by name, in any order; columns that are neither features nor kept, such as a label, are not read.
+    Features that the model does not read are missing in every row, and need not be in the file.
     A cell is missing where training would have taken it for missing, and where it holds a category that training did
     not know.
 
@@ -71,6 +73,7 @@ def read_new_table(
         options: the options with which the training's table was read.
         header: whether the file names its columns; without, the columns are those of the training's file by number.
         keep: names of further columns to return as texts.
+        reads: the features that the model reads; None for all.
 
     Raises:
         DataError: a column is missing, or a cell is no number where the training's were.
@@ -86,37 +89,38 @@ def read_new_table(
         sheet: Sheet = open_csv(path, header=header, rules=rules, **how)
     else:
         sheet = open_parquet(path)
-    if options.get("union"):
-        sheet = Padded(sheet, tuple(dict.fromkeys((*sheet.names, *columns))))
     names = list(sheet.names)
-    if lacking := [name for name in columns if name not in names]:
+    wanted = [name for name in columns if reads is None or name in reads]
+    if lacking := [name for name in wanted if name not in names]:
         raise DataError(
             f"{path}: lacks the column{'s' * (len(lacking) > 1)} {', '.join(map(repr, lacking))}"
-            f"{nearest(lacking[0], names)}; expected every column that the model was trained on: {', '.join(columns)}; "
+            f"{nearest(lacking[0], names)}; expected every column that the model reads: {', '.join(wanted)}; "
             f"the file has {', '.join(names)}"
         )
     if gone := [name for name in keep if name not in names]:
         raise ConfigError(f"keep: {path} has no column {gone[0]!r}{nearest(gone[0], names)}; it has {', '.join(names)}")
     roles: dict[int, ColumnKind] = {}
     for at, name in enumerate(names):
-        if name in columns:
+        if name in wanted:
             if columns[name] is not None:
                 roles[at] = "category"
         else:
             roles[at] = "unit" if name in keep else "ignored"
     table = read_cells([sheet], roles, rules, path)
-    numbers = [number_cells(table, names.index(name)) for name, levels in columns.items() if levels is None]
-    unknown: dict[str, tuple[int, str]] = {}
-    codes = [
-        _codes(table, names.index(name), levels, unknown) for name, levels in columns.items() if levels is not None
-    ]
+    numbers, codes, unknown = list[NDArray[Any]](), list[NDArray[Any]](), dict[str, tuple[int, str]]()
+    for name, levels in columns.items():
+        at = names.index(name) if name in wanted else None
+        if levels is None:
+            numbers.append(np.full(table.starts[-1], np.nan) if at is None else number_cells(table, at))
+        else:
+            codes.append(np.full(table.starts[-1], -1) if at is None else _codes(table, at, levels, unknown))
     arrays = [np.stack(each, axis=1) for each in (numbers, codes) if each]
     inputs = tuple(torch.from_numpy(array) for array in arrays)
     second = table
-    if doubled := [name for name in keep if name in columns]:  # a feature is read again, as text
+    if doubled := [name for name in keep if name in wanted]:  # a feature is read again, as text
         again: dict[int, ColumnKind] = {at: "unit" if name in doubled else "ignored" for at, name in enumerate(names)}
         second = read_cells([sheet], again, rules, path)
-    kept = {name: _texts(second if name in columns else table, names.index(name)) for name in keep}
+    kept = {name: _texts(second if name in wanted else table, names.index(name)) for name in keep}
     return NewRows(inputs, kept, unknown)
 
 
