@@ -403,6 +403,13 @@ def check_networks(algorithm: Algorithm, task: Task, dataset: Dataset | None = N
     Raises:
         ModelError: a network cannot be built, or the algorithm cannot train it, or it does not take the data.
     """
+    if dataset is not None and dataset.kind == "series" and not dataset.channels_first:
+        for spec in input_networks(algorithm, task.architectures):
+            if spec.name.endswith("-1d") and not spec.own:
+                raise ModelError(
+                    f"network {str(spec)!r} takes signals (C, T), and the data are (T, C) {task.input_shape}: it would "
+                    'read steps as channels; transpose the data and set layout = "NCT", or choose another network'
+                )
     algorithm.check(task)
     for model in task.family().values():
         for capacity in task.capacities:

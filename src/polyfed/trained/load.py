@@ -160,7 +160,8 @@ def _made(
         predictor=predictor,
         classes=about.classes,
         target=(about.target_offset, about.target_scale),
-        about={"polyfed": polyfed.__version__, "algorithm": config.algorithm.name, **whose},
+        about={"polyfed": polyfed.__version__, "algorithm": config.algorithm.name, **whose}
+        | ({"tokenizer": about.tokenizer} if about.tokenizer else {}),
         reads=tuple(reads),
     )
 

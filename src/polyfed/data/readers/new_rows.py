@@ -1,7 +1,8 @@
-"""Rows to predict: tables without a label, whose columns are found by name, arrays, and image files."""
+"""Rows to predict: tables without a label, whose columns are found by name, arrays, image files and texts."""
 
 from __future__ import annotations
 
+import csv
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,14 +20,17 @@ from polyfed.data.catalogue import DATASET_OPTIONS
 from polyfed.data.columns import ColumnKind
 from polyfed.data.dataset import Kind
 from polyfed.data.images import pad_or_resize, resize
+from polyfed.data.readers.agnews import text_of
 from polyfed.data.readers.cache import read_npz
 from polyfed.data.readers.cells import Sheet, Table, read_cells
 from polyfed.data.readers.csv import open_csv
 from polyfed.data.readers.folder import image_files
+from polyfed.data.readers.leaf import leaf_texts, leaf_tokens
 from polyfed.data.readers.parquet_table import open_parquet
 from polyfed.data.readers.pictures import decoded
 from polyfed.data.readers.rules import Rules
 from polyfed.data.readers.table import number_cells
+from polyfed.data.readers.tokenizer import encoded
 
 #: Options of a table that say how its cells are read, and not what its columns are.
 _OF_CELLS = ("missing", "also_missing", "decimal", "thousands")
@@ -137,6 +141,56 @@ def _codes(table: Table, at: int, levels: Sequence[str], unknown: dict[str, tupl
 def _texts(table: Table, at: int) -> list[str]:
     numbers, texts = table.cells[at].joined(), [*table.cells[at].texts, ""]
     return [texts[number] for number in numbers]
+
+
+def read_new_texts(path: Path, tokenizer: str, length: int, keep: Sequence[str] = ()) -> NewRows:
+    """Read a csv file of texts, as tokens: of its columns title and description, or of its column text.
+
+    Args:
+        path: the file, whose first line names the columns.
+        tokenizer: the JSON text of the training's tokenizer.
+        length: most tokens of a text.
+        keep: names of columns to return as texts.
+
+    Raises:
+        DataError: the file is damaged or lacks these columns, or the package ``tokenizers`` is not installed.
+        ConfigError: a column to keep is not there.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as handle:
+            names, *rows = csv.reader(handle, strict=True)
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read as a csv file of texts ({error})") from error
+    rows = [row for row in rows if row]  # an empty line
+    wanted = next((some for some in (("title", "description"), ("text",)) if {*some} <= {*names}), None)
+    if wanted is None:
+        raise DataError(
+            f"{path}: has the columns {', '.join(names)}; expected title and description, or text, in the first line"
+        )
+    if gone := [name for name in keep if name not in names]:
+        raise ConfigError(f"keep: {path} has no column {gone[0]!r}{nearest(gone[0], names)}; it has {', '.join(names)}")
+    if wrong := [row for row in rows if len(row) != len(names)]:
+        raise DataError(f"{path}: the row {wrong[0]!r} has {len(wrong[0])} cells; expected {len(names)}, as the header")
+    if not rows:
+        raise DataError(f"{path}: no rows below the header; expected at least one")
+    texts = [text_of([row[names.index(name)] for name in wanted]) for row in rows]
+    kept = {name: [row[names.index(name)] for row in rows] for name in keep}
+    return NewRows((torch.from_numpy(encoded(texts, tokenizer, length, "the run's tokenizer.json")),), kept)
+
+
+def read_new_leaf(path: Path, classes: Sequence[str], length: int) -> NewRows:
+    """Read a file in LEAF's layout, whose users need no ``y``; predictions show the user of each row.
+
+    Args:
+        path: the file.
+        classes: the classes of the training, which are its vocabulary.
+        length: most tokens of a text.
+
+    Raises:
+        DataError: the file is damaged or of another layout.
+    """
+    users, texts = leaf_texts(path)
+    return NewRows((torch.from_numpy(leaf_tokens(texts, classes, length)),), {"user": users})
 
 
 def read_new_array(
