@@ -165,7 +165,15 @@ class Preprocessing(BaseModel, frozen=True, extra="forbid"):
         return {column.name: column.categories for column in self.columns if column.categories is not None}
 
     def write(self, folder: Path, *, mode: int = 0o666) -> None:
-        """Write ``preprocessing.json``, and before it ``tokenizer.json`` if there is one; ``mode`` gives its permissions, as in `files.write`."""
+        """Write ``preprocessing.json``, and before it the tokenizer if there is one.
+
+        Args:
+            folder: where.
+            mode: its permissions, as in `files.write`.
+
+        Raises:
+            StorageError: the disk is full.
+        """
         if self.tokenizer:
             files.write(folder / TOKENIZER, self.tokenizer.encode(), mode=mode)
         files.write(folder / NAME, (self.model_dump_json(indent=2) + "\n").encode(), mode=mode)
