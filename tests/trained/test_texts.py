@@ -38,7 +38,7 @@ def test_news_become_the_tokens_of_the_training(tmp_path: Path, monkeypatch: pyt
     """Catches a tokenizer that is not kept, a text without its title, and a line end that is text."""
     pytest.importorskip("tokenizers", reason="tokenizers is not installed (the extra text)")
     monkeypatch.setenv("POLYFED_CACHE", str(tmp_path / "cache"))
-    place, lines = tmp_path / "ag", [f'{title.replace(chr(34), chr(34) * 2)}","over\\night news"' for title in TITLES]
+    place, lines = tmp_path / "ag", [f'{title.replace(chr(34), chr(34) * 2)}","over\\nall news"' for title in TITLES]
     place.mkdir()
     for name in ("train.csv", "test.csv"):
         (place / name).write_text("".join(f'"{at + 1}","{line}\n' for at, line in enumerate(lines)))
@@ -52,15 +52,15 @@ def test_news_become_the_tokens_of_the_training(tmp_path: Path, monkeypatch: pyt
     model = trained_model(folder)
     assert predictions_csv(model, rows).splitlines()[1].startswith("0,")
     assert description(model)["tokenizer"] == read.tokenizer
-    new.write_text("text\nRed dog over night news\n")
-    assert torch.equal(read_rows_to_predict(folder, [new]).inputs[0][0].count_nonzero(), read.x[1].count_nonzero())
-    with pytest.raises(ConfigError, match="keep: .*no column 'id'"):
+    new.write_text("text\nRed dog over all news\n")
+    assert torch.equal(read_rows_to_predict(folder, [new]).inputs[0], read.x[1:2])
+    with pytest.raises(ConfigError, match=r"keep: .*no column 'id'"):
         read_rows_to_predict(folder, [new], ["id"])
     for text, fault in (("body\na\n", "expected title and description, or text"), ("text\na,b\n", "has 2 cells")):
         new.write_text(text)
         with pytest.raises(DataError, match=fault):
             read_rows_to_predict(folder, [new])
-    with pytest.raises(DataError, match="or one .csv file of texts"):
+    with pytest.raises(DataError, match=r"or one \.csv file of texts"):
         read_rows_to_predict(folder, [tmp_path / "new.txt"])
 
 
@@ -79,5 +79,5 @@ def test_what_follows_a_text_of_leaf(tmp_path: Path) -> None:
     letter = {name: at + 1 for at, name in enumerate(load_dataset("leaf", path=data).classes)}
     assert rows.inputs[0].tolist() == [[letter["a"], letter["b"], 1], [letter["c"], 0, 0]]
     assert len(predictions_csv(trained_model(folder), rows).splitlines()) == 3
-    with pytest.raises(DataError, match="one .json file in LEAF's layout"):
+    with pytest.raises(DataError, match=r"one \.json file in LEAF's layout"):
         read_rows_to_predict(folder, [tmp_path / "b.csv"])
