@@ -22,7 +22,7 @@ NETWORK = "bilstm(vocabulary=280, width=2, state=2)"
 
 def run(folder: Path, dataset: str, path: Path) -> Path:
     """A run of one round on these texts."""
-    config = Config.from_dict(
+    config = Config.model_validate(
         {
             "algorithm": {"name": "fedavg"},
             "data": {"dataset": dataset, "path": str(path), "options": {"vocabulary": 280}},
