@@ -14,7 +14,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -98,6 +98,11 @@ def leaf_texts(path: Path) -> tuple[list[str], list[Sequence[str]]]:
     return [user for user, _, _ in rows], [x for _, x, _ in rows]
 
 
+def _entry(value: Any, key: str) -> Any:
+    """What a json object has under a key; None if it lacks the key, or is another json value."""
+    return cast("dict[str, Any]", value).get(key) if isinstance(value, dict) else None
+
+
 def _rows(path: Path, *, labelled: bool = True) -> list[tuple[str, Sequence[str], str]]:
     """User, tokens and next token of each row; "" for the next token if it is not wanted."""
     rows: list[tuple[str, Any, Any]] = []
@@ -107,20 +112,22 @@ def _rows(path: Path, *, labelled: bool = True) -> list[tuple[str, Sequence[str]
         found: Any = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: is not of LEAF's layout, as it is no json file ({error}); {layout}") from error
-    users, data = (found.get(key) if isinstance(found, dict) else None for key in ("users", "user_data"))
+    users, data = _entry(found, "users"), _entry(found, "user_data")
     if not isinstance(users, list) or not isinstance(data, dict):
         raise DataError(f"{path}: is not of LEAF's layout, as it lacks users or user_data; {layout}")
-    for user in users:
-        own = data.get(user) if isinstance(user, str) else None
-        given = [own.get(key) if isinstance(own, dict) else None for key in keys]
-        if not all(isinstance(each, list) for each in given):
+    for user in cast("list[Any]", users):
+        own = _entry(data, user) if isinstance(user, str) else None
+        x, y = _entry(own, "x"), _entry(own, "y")
+        if not isinstance(x, list) or (labelled and not isinstance(y, list)):
             raise DataError(f"{path}: is not of LEAF's layout, as user {user!r} has no {' and '.join(keys)}; {layout}")
-        if len(given[0]) != len(given[-1]):
+        texts = cast("list[Any]", x)
+        following = cast("list[Any]", y) if labelled else [""] * len(texts)
+        if len(texts) != len(following):
             raise DataError(
-                f"{path}: is not of LEAF's layout, as user {user!r} has {len(given[0])} entries of x and "
-                f"{len(given[-1])} of y; {layout} of one length"
+                f"{path}: is not of LEAF's layout, as user {user!r} has {len(texts)} entries of x and {len(following)} "
+                f"of y; {layout} of one length"
             )
-        rows += zip([user] * len(given[0]), given[0], given[1] if labelled else [""] * len(given[0]), strict=True)
+        rows += zip([user] * len(texts), texts, following, strict=True)
     for user, x, y in rows:
         words = isinstance(x, list) and all(isinstance(token, str) for token in x)
         if not (isinstance(y, str) and (y or not labelled) and x and (words or isinstance(x, str))):
