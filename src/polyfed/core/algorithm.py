@@ -68,7 +68,10 @@ class Task:
         try:
             return self.build(spec)
         except ModelError as error:
-            raise ModelError(f'algorithm.auxiliary = "{spec}": {error}; name another network, such as "mlp"') from error
+            such = "text-transformer" if self.dtype == torch.int64 else "mlp"
+            raise ModelError(
+                f'algorithm.auxiliary = "{spec}": {error}; name another network, such as "{such}"'
+            ) from error
 
     def family(self) -> dict[str, SplitModel]:
         """Return the clients' networks by name."""

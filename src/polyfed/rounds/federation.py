@@ -630,19 +630,38 @@ def unread_columns(
         rows: ``(n, F)`` training rows.
         columns: name and number of features of each column.
     """
-    shared = getattr(algorithm, "auxiliary", None)
-    for own in (spec, *(() if shared is None else (ModelSpec.parse(shared),))):
-        read = dict(own.reading(columns).options).get("columns")
-        empty = rows.isnan().all(dim=0).tolist()
-        names = [name for name, width in columns for _ in range(width)]
-        places = range(len(names)) if read is None else cast("tuple[int, ...]", read)
-        if lacking := list(dict.fromkeys(names[at] for at in places if empty[at])):
+    names = [name for name, width in columns for _ in range(width)]
+    empty = {name for name, gone in zip(names, rows.isnan().all(dim=0).tolist(), strict=True) if gone}
+    for own in input_networks(algorithm, (spec,)):
+        if lacking := [name for name in columns_read(own, columns) if name in empty]:
             return (
                 f"network {str(own)!r} reads {', '.join(map(repr, lacking))}, of which its training rows have no "
                 "value; give the network's option columns the names that it is to read; where clients share the "
                 "network, those that all of them have"
             )
     return None
+
+
+def input_networks(algorithm: Algorithm, specs: Sequence[ModelSpec], *, server: bool = False) -> tuple[ModelSpec, ...]:
+    """Return the networks that read a client's rows: its own, and the ``auxiliary`` that all share, if there is one.
+
+    Args:
+        algorithm: the algorithm of the run.
+        specs: the own networks.
+        server: whether the server's networks are asked for, which are the shared one alone where there is one.
+    """
+    shared = getattr(algorithm, "auxiliary", None)
+    if shared is None:
+        return tuple(specs)
+    return (ModelSpec.parse(shared),) if server else (*specs, ModelSpec.parse(shared))
+
+
+def columns_read(spec: ModelSpec, columns: tuple[tuple[str, int], ...]) -> list[str]:
+    """Return the names of the columns that a network reads; ``columns`` are those of the data, as in `Task`."""
+    read = dict(spec.reading(columns).options).get("columns") if not spec.own else None
+    names = [name for name, width in columns for _ in range(width)]
+    places = range(len(names)) if read is None else cast("tuple[int, ...]", read)
+    return list(dict.fromkeys(names[at] for at in places))
 
 
 def check_single_examples(federation: Federation) -> None:
