@@ -34,7 +34,7 @@ from polyfed.execute.placement import Placement
 from polyfed.rounds.callbacks import Quiet
 from polyfed.rounds.clients import LocalClients
 from polyfed.rounds.evaluation import Evaluation, Evaluator
-from polyfed.rounds.federation import prepare
+from polyfed.rounds.federation import Federation, prepare
 from polyfed.rounds.gathering import Gathering
 from polyfed.rounds.round import play_round
 from polyfed.rounds.scoring import Scorer
@@ -460,8 +460,12 @@ def test_trained_models_say_what_the_trainer_says(
     """
     config = subject.config({"run": {"rounds": 2, "eval_every": 2, "workers": 1}}).resolved()
     federation, place = prepare(config), Placement.of("cpu", "fp32")
-    # Training happens on these very objects; the run directory makes its own.
-    monkeypatch.setattr("polyfed.simulation.simulate.prepare", lambda *_: federation)
+
+    def prepared(*_: object) -> Federation:
+        return federation
+
+    # Training happens on these very objects; what is loaded from the run directory makes its own.
+    monkeypatch.setattr("polyfed.simulation.simulate.prepare", prepared)
     simulate(config, out=tmp_path / "run")
     data, cases, expected, chains = federation.data, list[tuple[Path, dict[str, Any]]](), list[Tensor](), set[str]()
     works = make_driver("sequential", "fp32")
