@@ -91,9 +91,9 @@ def test_rows_of_a_table_are_refused() -> None:
 @pytest.mark.parametrize(("shape", "last"), [((3, 8, 6), False), ((3, 20), False), ((20, 3), True)])
 def test_views_are_crops_that_differ_and_stay_in_their_ranges(shape: tuple[int, ...], last: bool) -> None:
     """Catches places outside the example, crops smaller than asked for, views alike, and draws that steps share."""
-    views, step = Views(crop=0.5, jitter=0.3, channels_last=last), Step(torch.arange(300), 4, 0)
-    drawn = draw_views(views, shape, Rng((0,)), step)
-    axes, channels = views.axes(shape)
+    views, step = Views(crop=0.5, jitter=0.3), Step(torch.arange(300), 4, 0)
+    drawn = draw_views(views, shape, not last, Rng((0,)), step)
+    axes, channels = ((2, 3), 1) if len(shape) == 3 else ((1,), 2) if last else ((2,), 1)
     for axis in axes:
         at, n = drawn[f"axis-{axis}"], shape[axis - 1]
         assert at.shape == (2, 300, n)
@@ -107,7 +107,7 @@ def test_views_are_crops_that_differ_and_stay_in_their_ranges(shape: tuple[int, 
     for name, middle in (("gain", 1.0), ("bias", 0.0)):
         assert drawn[name].shape == (2, 300, shape[channels - 1])
         assert 0.28 < float((drawn[name] - middle).abs().max()) <= 0.3001
-    again, other = (draw_views(views, shape, Rng((0,)), Step(torch.arange(300), index, 0)) for index in (4, 5))
+    again, other = (draw_views(views, shape, not last, Rng((0,)), Step(torch.arange(300), i, 0)) for i in (4, 5))
     for name, values in drawn.items():
         assert torch.equal(values, again[name])
         assert not torch.equal(values, other[name])
@@ -116,8 +116,8 @@ def test_views_are_crops_that_differ_and_stay_in_their_ranges(shape: tuple[int, 
 def test_views_of_nothing_random_are_the_examples() -> None:
     """Catches a crop of everything that moves anything."""
     views, x = Views(crop=1.0, flip=False, jitter=0.0, grey=0.0, noise=0.0), torch.randn(4, 3, 6, 5)
-    drawn = draw_views(views, (3, 6, 5), Rng((0,)), Step(torch.arange(4), 0, 0))
-    assert torch.equal(two_views(views, x, drawn), torch.cat([x, x]))
+    drawn = draw_views(views, (3, 6, 5), False, Rng((0,)), Step(torch.arange(4), 0, 0))
+    assert torch.equal(two_views(x, drawn), torch.cat([x, x]))
 
 
 def test_keys_without_an_effect_are_refused() -> None:

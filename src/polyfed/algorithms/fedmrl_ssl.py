@@ -108,7 +108,7 @@ class FedMRLSSL(Views, Algorithm):
 
     def client_round(self, private: Private, msg: Broadcast | None, client: LocalClient) -> Steps[ClientResult]:
         """Train G, F_k, P_k and H_k together on two views of each example; keep F_k, P_k and H_k, send G."""
-        draw = partial(draw_views, self, client.models["F"].input_shape, client.rng)
+        draw = partial(draw_views, self, client.models["F"].input_shape, client.train.channels_first, client.rng)
         parts = self.with_received(private, msg) | {"H": private.H}
         fitted = yield from fit(client, parts, loss=self.loss, draw=draw, pairwise=self.contrast == "simclr")
         F, P, H, G = (fitted.parts[part] for part in ("F", "P", "H", "G"))
@@ -117,7 +117,7 @@ class FedMRLSSL(Views, Algorithm):
 
     def loss(self, nets: Nets, batch: Batch) -> Tensor:
         """m_G * l(G_hd(R~[:d1])) + m_F * l(H(R~)), where R~ (2B, d2) is of both views of each example."""
-        small, _, fused = fuse(nets, two_views(self, batch[0], nets["drawn"].params))
+        small, _, fused = fuse(nets, two_views(batch[0], nets["drawn"].params))
         projected = nets["G"].classify(fused[:, : small.shape[1]]), nets["H"](fused)  # (2B, p) each
         coarse, fine = (view_loss(z, self.contrast, self.temperature, self.redundancy) for z in projected)
         return self.weights[0] * coarse + self.weights[1] * fine

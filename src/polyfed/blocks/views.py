@@ -32,7 +32,6 @@ class Views:
         jitter: channels are multiplied by up to 1 +- jitter, and up to +- jitter is added, in the channel's deviations.
         grey: the probability with which an image of three channels gets their mean in each.
         noise: standard deviation of the Gaussian noise that is added to every number of a signal.
-        channels_last: whether signals are ``(T, C)``; else ``(C, T)``.
     """
 
     contrast: Literal["simclr", "barlow"] = "simclr"
@@ -43,7 +42,6 @@ class Views:
     jitter: NonNegative = 0.4
     grey: Fraction = 0.2
     noise: NonNegative = 0.1
-    channels_last: bool = False
 
     def __post_init__(self) -> None:
         """No key without an effect."""
@@ -55,37 +53,27 @@ class Views:
         shape = task.input_shape
         if task.dtype is not None or len(shape) < 2:
             raise ModelError(f"{algorithm} makes views of images and signals; examples have shape {shape}")
-        if self.channels_last and len(shape) == 3:
-            raise ModelError("algorithm.channels_last: got true; images are (C, H, W), and only signals have a choice")
-
-    def axes(self, shape: Sequence[int]) -> tuple[tuple[int, ...], int]:
-        """Return the axes of a batch along which views are cropped, and that of the channels.
-
-        Args:
-            shape: of one example, ``(C, H, W)``, or of a signal.
-        """
-        if len(shape) == 3:
-            return (2, 3), 1
-        return ((1,), 2) if self.channels_last else ((2,), 1)
 
 
-def draw_views(views: Views, shape: Sequence[int], rng: Rng, step: Step) -> dict[str, Tensor]:
+def draw_views(views: Views, shape: Sequence[int], channels_first: bool, rng: Rng, step: Step) -> dict[str, Tensor]:
     """Return what the two views of a step's examples are made with.
 
     Args:
         views: how they differ.
         shape: of one example.
+        channels_first: whether signals are ``(C, T)``; else ``(T, C)``. Images are ``(C, H, W)``.
         rng: of the round and client; the step's number is added to its key.
         step: how many examples, and which step.
 
     Returns:
-        For each cropped axis ``a`` of n places ``axis-a`` (2, B, n) int64: where each place of a view comes from;
+        For each cropped axis ``a`` of a batch ``axis-a`` (2, B, n) int64: from which of its n places a view's come;
         ``gain`` and ``bias``, (2, B, C); for images of three channels ``grey``, (2, B, 1) bool; for signals ``noise``
         (2, B, ...), of the shape of two batches.
     """
     draws = rng.at("views", step.index).torch()
-    axes, channels = views.axes(shape)
-    size, count, image = (2, len(step.rows)), shape[channels - 1], len(shape) == 3
+    image = len(shape) == 3
+    axes = (2, 3) if image else (2,) if channels_first else (1,)
+    size, count = (2, len(step.rows)), shape[1 if axes == (1,) else 0]
     out: dict[str, Tensor] = {}
     for axis in axes:
         n = shape[axis - 1]
@@ -104,15 +92,15 @@ def draw_views(views: Views, shape: Sequence[int], rng: Rng, step: Step) -> dict
     return out
 
 
-def two_views(views: Views, x: Tensor, drawn: Params) -> Tensor:
+def two_views(x: Tensor, drawn: Params) -> Tensor:
     """Return both views of a batch, one below the other, (2 B, ...): rows i and B + i are views of example i.
 
     Args:
-        views: how they differ.
         x: normalised images (B, C, H, W), or standardised signals.
         drawn: by `draw_views`.
     """
-    axes, channels = views.axes(x.shape[1:])
+    axes = [axis for axis in (1, 2, 3) if f"axis-{axis}" in drawn]
+    channels = 2 if axes == [1] else 1
 
     def view(which: int) -> Tensor:
         out = x

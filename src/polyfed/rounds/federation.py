@@ -412,25 +412,25 @@ def check_networks(algorithm: Algorithm, task: Task, dataset: Dataset | None = N
     Raises:
         ModelError: a network cannot be built, or the algorithm cannot train it, or it does not take the data.
     """
+    if dataset is not None:
+        check_axes(algorithm, task.architectures, dataset)
     algorithm.check(task)
     for model in task.family().values():
         for capacity in task.capacities:
             for part in algorithm.models_at(task, model, capacity).values():
                 if dataset is not None and part.dtype is not None:
                     part.check_tokens(dataset.extremes)
-                if dataset is not None:
-                    check_axes(part, dataset)
 
 
-def check_axes(network: SplitModel, dataset: Dataset) -> None:
+def check_axes(algorithm: Algorithm, specs: Sequence[ModelSpec], dataset: Dataset) -> None:
     """Raise ModelError if a network for signals (C, T) would read the steps of series (T, C) as channels."""
-    signals = network.name.partition("(")[0] in SIGNAL_MODELS
-    if signals and dataset.kind == "series" and not dataset.channels_first:
-        steps, channels = dataset.input_shape
-        raise ModelError(
-            f"model {network.name!r} takes signals (C, T), and the data are series (T, C) of {steps} steps of "
-            f'{channels} channels: it would take steps for channels; transpose x and set data.options.layout = "NCT"'
-        )
+    if dataset.kind == "series" and not dataset.channels_first:
+        for spec in input_networks(algorithm, specs):
+            if spec.name in SIGNAL_MODELS:
+                raise ModelError(
+                    f"network {str(spec)!r} takes signals (C, T), and the data are (T, C) {dataset.input_shape}: it "
+                    'would take steps for channels; transpose x and set data.options.layout = "NCT", or choose another'
+                )
 
 
 def misfits(configs: Sequence[Config], given: Dataset | None = None) -> list[str]:

@@ -291,6 +291,5 @@ class LocalSetup:
             models = self.algorithm.models_at(task, own, self.info.capacity)
         data = self.data.train(self.place)
         check_training(self.config, self.algorithm, models, data)
-        for model in models.values():
-            check_axes(model, self.dataset)
+        check_axes(self.algorithm, (self.spec,), self.dataset)
         return client_at_work(self.info, models, data, self.algorithm, self.config, round_)
