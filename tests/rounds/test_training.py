@@ -257,5 +257,5 @@ def test_networks_for_signals_refuse_series_whose_channels_come_last(model: str)
     y = torch.tensor([0, 1, 0, 1])
     rows = Dataset("toy", torch.randn(4, 20, 64), y, ("a", "b"), (), (), declared="series")
     check_networks(algorithm, task, replace(rows, channels_first=True))
-    with pytest.raises(ModelError, match=r"series \(T, C\) of 20 steps of 64 channels: .* transpose x"):
+    with pytest.raises(ModelError, match=r"the data are \(T, C\) \(20, 64\): .* transpose x"):
         check_networks(algorithm, task, rows)
