@@ -25,6 +25,8 @@ def schema_of(dataset: Dataset) -> Schema:
         form += " of bytes" if dataset.x.dtype == torch.uint8 else " of numbers"
     elif dataset.kind == "series":
         form += " NCT" if dataset.channels_first else " NTC"
+    elif dataset.tokenizer:
+        form += f" of {dataset.tokenizer[:12]}"
     try:
         return Schema(
             classes=dataset.classes,

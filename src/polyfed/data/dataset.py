@@ -94,6 +94,7 @@ class Dataset:
             rows are in order of time.
         bucket: of tokens that end in padding, 0: batches are as long as their longest row, up to a multiple of
             ``bucket``; 0 gives all batches the full length.
+        tokenizer: of tokens, a digest of what numbered them: they mean alike only where it is equal; empty if unknown.
 
     Raises:
         DataError: a field of the wrong type or length, or a value out of range.
@@ -118,6 +119,7 @@ class Dataset:
     units: NDArray[np.int64] | None = None
     times: NDArray[np.int64] | None = None
     bucket: int = 0
+    tokenizer: str = ""
 
     def __post_init__(self) -> None:
         """Refuse fields on which a later step would fail."""

@@ -16,10 +16,11 @@ from polyfed.base.errors import ConfigError, DataError
 from polyfed.cli import app
 from polyfed.config import Config
 from polyfed.data.client import ClientData, shortened
+from polyfed.data.conform import conform, schema_of
 from polyfed.data.readers import tokenizer
 from polyfed.data.sources import file_digests, load_dataset
 
-TRAIN = ["the red cat", "the red dog", "a fast red car", "the cat and the dog"]
+TRAIN = ["the red cat", "the red dog", "a fast\\red \\$car", "the cat [PAD]and\\the dog"]  # with line ends of the files
 TEST = ["the zebra, quickly", "the cat"]
 
 
@@ -57,10 +58,23 @@ def test_title_and_description_become_tokens(package: Any, tmp_path: Path) -> No
     vocabulary = made.get_vocab()
     assert "Ġred" in vocabulary
     assert not [piece for piece in vocabulary if "ze" in piece or "qu" in piece]
-    assert made.decode([t for t in data.x[2].tolist() if t]) == " a fast red car"
+    assert made.decode([t for t in data.x[2].tolist() if t]) == " a fast red $car"
+    whole = [t for t in read(tmp_path, length=30).x[3].tolist() if t]
+    assert made.decode(whole) == " the cat [pad]and the dog"  # a name of padding in a text is text
+    assert {*data.x[:, 0].tolist()} == {1}  # the start, by which RoBERTa classifies
     assert made.decode([t for t in data.x[4].tolist() if t]).startswith(" the zeb")  # cut at 12 tokens
     assert data.x[0].tolist()[-1] == 0
     assert read(tmp_path, length=3).x.tolist() == data.x[:, :3].tolist()
+
+
+def test_sites_agree_on_the_tokenizer(package: Any, tmp_path: Path) -> None:
+    """Catches token 300 that is one word at a site and another at the next, whose tokenizer learnt from other rows."""
+    first, length = (schema_of(read(tmp_path, length=length)) for length in (12, 3))
+    other = read(tmp_path, vocabulary=270)
+    assert first == length
+    assert first.digests("s")["form"] != schema_of(other).digests("s")["form"]
+    with pytest.raises(DataError, match=r"form 'tokens of .*', where the others have 'tokens of "):
+        conform(other, first)
 
 
 def test_what_is_kept_needs_no_package(package: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,15 +130,18 @@ def test_a_pretrained_tokenizer_whose_padding_is_another_number(package: Any, tm
         ("train.csv", '"5","a","b"\n', r"row 1 is \['5', 'a', 'b'\]; expected a class from 1 to 4"),
         ("test.csv", '"1","a"\n', "expected a class from 1 to 4, a title and a description"),
         ("test.csv", '"1","a","b', "cannot be read"),
+        ("train_noisy_labels.txt", "\xff", "cannot be read"),
+        ("tokenizer.json", "\xff", "cannot be read"),
         ("train.csv", "", "is empty"),
         ("test.csv", None, "test.csv not found; 'agnews' has train.csv, test.csv"),
     ],
 )
 def test_damaged_files_are_named(tmp_path: Path, file: str, text: str | None, message: str) -> None:
     place = agnews(tmp_path / "csv")
-    (place / file).unlink() if text is None else (place / file).write_text(text)
+    (place / file).unlink() if text is None else (place / file).write_text(text, "latin-1")
+    given = {"tokenizer": str(place / file)} if file == "tokenizer.json" else {}
     with pytest.raises(DataError, match=message):
-        read(tmp_path)
+        read(tmp_path, "agnews-noisy" if "noisy" in file else "agnews", **given)
 
 
 # ----------------------------------------------------------------------------------------------------------- LEAF
@@ -204,7 +221,12 @@ def test_the_commands_take_text(tmp_path: Path) -> None:
     checked = CliRunner().invoke(app, ["validate", str(config)])
     assert checked.exit_code == 0, checked.output
     assert Config.load(config).data.options["tokenizer"] == str(tmp_path / "t.json")
-    for wrong in ("data.image_size=32", "data.options.length=0", "data.options.vocabulary=1", "data.options.bucket=-1"):
+    for wrong in (
+        "data.image_size=32",
+        "data.options.length=0",
+        "data.options.vocabulary=257",
+        "data.options.bucket=-1",
+    ):
         with pytest.raises(ConfigError):
             Config.load(config, [wrong])
     shown = CliRunner().invoke(app, ["validate", str(config), "--set", 'clients.models=["cnn5"]'])

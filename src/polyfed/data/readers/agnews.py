@@ -7,6 +7,7 @@ the labels of people are those of Huang et al., "NoisyAG-News", 2024, https://ar
 from __future__ import annotations
 
 import csv
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ FILES = {
     "agnews-extra": ("train.csv", "train_extra_joined.csv", "test.csv"),
 }
 
-_VERSION = 1  # raise it when decoding changes, so that older caches are not used
+_VERSION = 2  # raise it when decoding changes, so that older caches are not used
 
 
 def agnews_files(name: str, place: Path) -> list[Path]:
@@ -51,7 +52,7 @@ def load_agnews(
         name: a key of `FILES`.
         place: the folder of its files.
         cache: folder of decoded data sets and learnt tokenizers.
-        vocabulary: most tokens that the tokenizer learns from the training rows.
+        vocabulary: most tokens that the tokenizer learns from the training rows, at least 258.
         length: most tokens of a text.
         tokenizer: a ``tokenizer.json`` to take in place of a learnt one.
         bucket: as of `Dataset`.
@@ -76,13 +77,14 @@ def load_agnews(
         n_train = len(texts) - len(parts[-1][0])
         if name == "agnews-noisy":
             labels[:n_train] = _labels(place / NOISY, n_train)
-        text = learnt(texts[:n_train], vocabulary, cache) if given is None else given.read_text("utf-8")
+        text = learnt(texts[:n_train], vocabulary, cache) if given is None else _text(given)
         x = encoded(texts, text, length, given or "the learnt tokenizer")
-        return {"x": x.astype(np.int32), "y": np.array(labels) - 1, "n_train": np.asarray(n_train)}
+        meaning = np.asarray(hashlib.sha256(text.encode()).hexdigest())
+        return {"x": x.astype(np.int32), "y": np.array(labels) - 1, "n_train": np.asarray(n_train), "meaning": meaning}
 
     def usable(arrays: Arrays) -> bool:
         return (
-            set(arrays) == {"x", "y", "n_train"}
+            set(arrays) == {"x", "y", "n_train", "meaning"}
             and arrays["x"].dtype == np.int32
             and arrays["x"].shape == (len(arrays["y"]), length)
             and arrays["y"].dtype == np.int64
@@ -101,6 +103,7 @@ def load_agnews(
         test_rows=np.arange(int(arrays["n_train"]), len(arrays["y"]), dtype=np.int64),
         declared="tokens",
         bucket=bucket,
+        tokenizer=str(arrays["meaning"]),
     )
 
 
@@ -116,7 +119,8 @@ def _rows(path: Path) -> tuple[list[str], list[int]]:
                         "the file is truncated or another one, fetch it again"
                     )
                 labels.append(int(cells[0]))
-                texts.append(" ".join(cells[1:]).replace("\\n", " ").strip())  # a line end is written as \n
+                # A backslash stands for a line end, and before "$" or another one for nothing.
+                texts.append(" ".join(" ".join(cells[1:]).replace("\\", " ").split()))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read ({error}); it is damaged or another file, fetch it again") from error
     if not texts:
@@ -124,8 +128,20 @@ def _rows(path: Path) -> tuple[list[str], list[int]]:
     return texts, labels
 
 
+def _text(path: Path) -> str:
+    """Return the text of a file.
+
+    Raises:
+        DataError: the file cannot be read, or its bytes are no UTF-8.
+    """
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); it is damaged or another file, fetch it again") from error
+
+
 def _labels(path: Path, rows: int) -> list[int]:
-    lines = path.read_text("utf-8").split()
+    lines = _text(path).split()
     if len(lines) != rows or not {*lines} <= {"1", "2", "3", "4"}:
         raise DataError(
             f"{path}: holds {len(lines)} labels; expected one from 1 to 4 for each of the {rows} rows of train.csv; "
