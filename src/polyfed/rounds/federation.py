@@ -602,6 +602,8 @@ def unread_columns(
 ) -> str | None:
     """Return which network of a client reads a column of which the client has no value; None if none does.
 
+    Classes and functions of the user's own are left out: what these read is not known.
+
     Args:
         algorithm: the algorithm of the run, whose key ``auxiliary``, if it has one, names a network that all share.
         spec: the client's network.
@@ -610,6 +612,8 @@ def unread_columns(
     """
     shared = getattr(algorithm, "auxiliary", None)
     for own in (spec, *(() if shared is None else (ModelSpec.parse(shared),))):
+        if own.own:  # its author chooses what it reads
+            continue
         read = dict(own.reading(columns).options).get("columns")
         empty = rows.isnan().all(dim=0).tolist()
         names = [name for name, width in columns for _ in range(width)]

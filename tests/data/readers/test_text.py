@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 from polyfed.base.errors import ConfigError, DataError
 from polyfed.cli import app
 from polyfed.config import Config
-from polyfed.data.client import ClientData, shortened
+from polyfed.data.client import ClientData
 from polyfed.data.conform import conform, schema_of
+from polyfed.data.dataset import Dataset
 from polyfed.data.readers import tokenizer
 from polyfed.data.sources import file_digests, load_dataset
 
@@ -198,9 +199,14 @@ def test_a_file_of_another_layout(tmp_path: Path, content: str) -> None:
 def test_a_batch_is_as_long_as_its_longest_row(tmp_path: Path) -> None:
     """Catches tokens that are cut off, and a batch whose rows or order depend on their lengths."""
     x = torch.tensor([[1, 2, 0, 0, 0, 0], [3, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0]])
-    assert shortened(x[:2], 1).tolist() == [[1, 2], [3, 0]]
-    assert [shortened(x[:2], b).shape[1] for b in (0, 2, 4, 16)] == [6, 2, 4, 6]
-    assert [shortened(x[some], 3).shape[1] for some in ([2], [1, 2], [3])] == [6, 6, 3]
+
+    def batch(rows: list[int], bucket: int) -> torch.Tensor:
+        data = Dataset("t", x, torch.zeros(4).long(), ("a", "b"), (), (), declared="tokens", bucket=bucket)
+        return ClientData(data, torch.arange(4), augment=False).batch(torch.tensor(rows))[0]
+
+    assert batch([0, 1], 1).tolist() == [[1, 2], [3, 0]]
+    assert [batch([0, 1], b).shape[1] for b in (0, 2, 4, 16)] == [6, 2, 4, 6]
+    assert [batch(some, 3).shape[1] for some in ([2], [1, 2], [3])] == [6, 6, 3]
     place = leaf(tmp_path / "a.json", {"u": (["ab", "a", "ababa"], ["a", "b", "a"])})
     data = ClientData(load_dataset("leaf", path=place, bucket=2), torch.arange(3), augment=False)
     got, y = data.batch(torch.tensor([1, 0]))
