@@ -235,6 +235,12 @@ def test_the_commands_take_text(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError):
             Config.load(config, [wrong])
+    tables = Config.load(config).to_dict()
+    tables["clients"]["models"] = ["roberta(weights='w.safetensors')"]
+    assert Config.parse(tables)
+    del tables["data"]["options"]["tokenizer"]
+    with pytest.raises(ConfigError, match="weights for 50265 tokens, but the tokenizer that is learnt here has 8192"):
+        Config.parse(tables)
     shown = CliRunner().invoke(app, ["validate", str(config), "--set", 'clients.models=["cnn5"]'])
     assert "(20,)" in shown.output
 
