@@ -12,11 +12,11 @@ from deploy_toy import Run, kept, same, with_tables
 from polyfed import simulate
 from polyfed.algorithms.fml import FML
 from polyfed.base.errors import ConfigError, DataError, ModelError
-from polyfed.config import Config
+from polyfed.config import Config, load_algorithm
 from polyfed.data.readers.new_rows import NewRows, read_new_table
 from polyfed.deploy.client.local_setup import LocalSetup
 from polyfed.models.catalogue import ModelSpec
-from polyfed.rounds.federation import columns_read, input_networks, prepare
+from polyfed.rounds.federation import columns_read, input_networks, prepare, unread_columns
 from polyfed.trained.load import trained_model
 from polyfed.trained.predict import read_rows_to_predict
 
@@ -109,6 +109,15 @@ def test_a_network_cannot_read_what_a_client_lacks(tmp_path: Path, keys: tuple[s
     settings, _ = study(tmp_path, *keys)
     with pytest.raises(ModelError, match=fault):
         prepare(settings)
+
+
+def test_own_networks_read_what_they_choose() -> None:
+    """Catches a class of the user's own, that is refused for a column without values."""
+    rows, columns = torch.tensor([[1.0, float("nan")]]), (("age", 1), ("bmi", 1))
+    algorithm = load_algorithm("standalone", {})
+    assert "reads 'bmi'" in (unread_columns(algorithm, ModelSpec.parse("mlp"), rows, columns) or "")
+    for own in ("nets:Net", "nets:Net(columns=('age',))"):
+        assert unread_columns(algorithm, ModelSpec.parse(own), rows, columns) is None
 
 
 def test_the_common_columns_are_enough_for_any_algorithm(tmp_path: Path) -> None:

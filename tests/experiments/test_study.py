@@ -36,6 +36,9 @@ def test_every_committed_study_is_valid_at_every_scale(item: str, scale: str) ->
     # Two items are questions that the paper leaves open; of data beyond images no paper says anything.
     assert bool(job.study.source) == (item not in ("fiarse/steps", "fiarse/sampling"))
     assert job.known.claims or job.known.values or not job.study.source or item.startswith("beyond/")
+    if scale == "paper":  # a value of a row that is not there would not be shown
+        rows = {(cell.setting.title, cell.label) for cell in cells}
+        assert {(value.setting, value.algorithm) for value in job.known.values} <= rows
     if scale == "smoke":
         assert {cell.config.data.dataset for cell in cells} <= {*INSIDE}
 

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from polyfed.base.errors import ModelError
 from polyfed.models.compatibility import check_layers_fit, check_names_fit
 from polyfed.models.split import SplitModel
+from polyfed.models.zoo import build
 
 
 def test_fedin_refuses_networks_with_nothing_between_the_cuts() -> None:
@@ -43,3 +44,11 @@ def test_models_of_a_chain_share_names() -> None:
         check_names_fit({"ab": chain["ab"], "bc": chain["bc"], "xy": some("xy")})
     with pytest.raises(ModelError, match=r"layer 'b\.weight' is \(4, 4\) in 'ab' but \(5, 4\) in 'ab, wide'"):
         check_names_fit({"ab": chain["ab"], "ab, wide": some("ab", 5)})
+
+
+def test_first_layers_of_unlike_columns_are_not_averaged() -> None:
+    """Catches weights of one column that are averaged with those of another, as both layers have one name and shape."""
+    nets = [build(f"mlp(hidden=(4,), columns={c})", input_shape=(5,), num_classes=2) for c in ((0, 1), (0, 1), (0, 3))]
+    check_names_fit({"a": nets[0], "b": nets[1]})
+    with pytest.raises(ModelError, match=r"what the first layer reads is \(0, 1\) in 'a' but \(0, 3\) in 'c'"):
+        check_names_fit({"a": nets[0], "b": nets[1], "c": nets[2]})

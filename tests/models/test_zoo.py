@@ -277,6 +277,15 @@ def test_a_dense_network_reads_the_columns_that_it_names() -> None:
             task.build(f"mlp(columns={wrong})")
 
 
+def test_the_name_of_a_column_is_no_pattern() -> None:
+    """Catches "smoker?" that is "smokers" too, and a bracket in a pattern that is a set of letters."""
+    columns = tuple((name, 1) for name in ("smoker?", "smokers", "lab [a]", "lab a", "lab*", "lab [b]"))
+    for wanted, places in {"smoker?": (0,), "lab [a]": (2,), "lab*": (4,), "lab [*": (2, 5), "*": range(6)}.items():
+        assert ModelSpec("mlp", (("columns", (wanted,)),)).reading(columns).options == (("columns", tuple(places)),)
+    with pytest.raises(ModelError, match=r"names 'lab \?', which is no column"):
+        ModelSpec("mlp", (("columns", ("lab ?",)),)).reading(columns)
+
+
 def test_equal_requests_share_one_model() -> None:
     assert image("resnet8") is image("resnet8(norm=batch)") is image("resnet8(cut=stem, norm=batch)")
     assert image("resnet8") is build(ModelSpec("resnet8"), input_shape=(3, 32, 32), num_classes=10)

@@ -36,9 +36,9 @@ from polyfed.config.sections import (
     TrainSection,
 )
 from polyfed.config.toml import Table, apply, parse_override, read_toml, to_toml
-from polyfed.data.catalogue import CLASSLESS, DATASETS, SIZES
+from polyfed.data.catalogue import CLASSLESS, DATASETS, SIZES, TEXTS, VOCABULARY
 from polyfed.metrics.catalogue import DEFAULTS, METRICS
-from polyfed.models.catalogue import ModelSpec
+from polyfed.models.catalogue import OPTIONS, ModelSpec
 
 #: Keys of ``run`` that change neither the computation nor its report; threads change the rounding only.
 _INCIDENTAL = ("name", "threads", "server_threads", "workers", "memory", "checkpoint_every", "store", "controls")
@@ -424,6 +424,15 @@ def _misfits(sections: Mapping[str, Any]) -> Iterator[str]:
     for place, spec in enumerate(clients.models if clients else ()):
         if spec.own and (text := _refusal(spec)):
             yield f"clients.models[{place}]: {text}"
+    if data and clients and data.dataset in TEXTS and data.options.get("tokenizer") is None:
+        here = data.options.get("vocabulary", VOCABULARY)
+        for place, spec in enumerate(clients.models):
+            size = dict(spec.options).get("vocabulary", OPTIONS["roberta"]["vocabulary"])
+            if spec.name == "roberta" and spec.weights and size != here:
+                yield (
+                    f"clients.models[{place}]: weights for {size} tokens, but the tokenizer that is learnt here has "
+                    f"{here}, which mean other words; set data.options.tokenizer to the tokenizer.json of the weights"
+                )
     main: AlgorithmSection | None = sections.get("algorithm")
     if main is not None:
         yield from (f"algorithm.{key}: {text}" for key, text in try_algorithm(main.name, main.keys)[1])

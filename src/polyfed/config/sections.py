@@ -270,7 +270,7 @@ class DataSection(Section):
                     f"unknown option of data set {self.dataset!r}{hint(key, takes)} it has "
                     f"{', '.join(takes) or 'none'}",
                 )
-            elif fault := option_fault(key, value):
+            elif fault := option_fault(self.dataset, key, value):
                 yield f"options.{key}", fault
         if self.dataset not in (*SIZES, "python") and self.path is None:
             yield "path", f"missing; data set {self.dataset!r} needs the path of your file"

@@ -207,9 +207,11 @@ _OPTIONS: Mapping[str, tuple[str, Callable[[object], bool]]] = MappingProxyType(
 )
 
 
-def option_fault(option: str, value: object) -> str | None:
+def option_fault(dataset: str, option: str, value: object) -> str | None:
     """Return the fault in the value of a data set's option; None if there is none."""
     expected, right = _OPTIONS[option]
+    if option == "vocabulary" and dataset in TEXTS:  # of pieces of bytes
+        expected, right = "258 or more: 256 bytes, padding and the start of a text", lambda value: _whole(value, 258)
     return None if right(value) else f"got {value!r}; expected {expected}"
 
 

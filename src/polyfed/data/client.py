@@ -206,14 +206,16 @@ def together(
     first = clients[0]
     dataset, flip = first.dataset, first.dataset.flip
     rows = torch.cat([client.rows[some.cpu()] for client, some in zip(clients, positions, strict=True)])
+    cut = used(dataset, rows) if dataset.kind == "tokens" else None
     rows = send(rows, dataset.x.device)
-    x, y = send(dataset.x[rows], device), send(dataset.y[rows], device)
+    x, y = dataset.x[rows], send(dataset.y[rows], device)
+    x = send(x if cut is None else x[:, :cut], device)
     if dataset.task == "regression":
         y = ((y - dataset.target_offset) / dataset.target_scale).to(dtype)
     if first.stats is not None and dataset.is_standardised:
         return first.stats.apply(x).to(dtype), y
     if dataset.kind == "tokens":
-        return shortened(x, dataset.bucket), y
+        return x, y
     x = first.normalised(x)
     if first.augment and generators[0] is not None:
         draws = [
@@ -225,18 +227,19 @@ def together(
     return x.to(dtype), y
 
 
-def shortened(x: Tensor, bucket: int) -> Tensor:
-    """Tokens ``(B, T)`` without the columns behind the longest row, up to a multiple of ``bucket``; 0 keeps all.
+def used(dataset: Dataset, rows: Tensor) -> int | None:
+    """Columns of tokens that a batch keeps: those of its longest row, up to a multiple of ``bucket``; None is all.
 
     Which rows make a batch does not depend on lengths, so neither does their order. The padding that is left out has no
     part in what a network computes, but sums over fewer terms may round differently: a stack, which is as long as the
     longest row of all its clients, agrees with one client after another up to rounding.
+
+    Args:
+        dataset: the data set.
+        rows: ``(B,)`` rows of the batch, on the CPU as lengths are, so that no batch waits for a GPU.
     """
-    if not bucket:
-        return x
-    columns = (x != 0).any(0).nonzero()
-    used = int(columns.max()) + 1 if len(columns) else 1
-    return x[:, : -(-used // bucket) * bucket]
+    bucket = dataset.bucket
+    return -(-max(1, int(dataset.lengths[rows].max())) // bucket) * bucket if bucket else None
 
 
 def draw_shifts(count: int, generator: torch.Generator, *, flip: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 
 import numpy as np
@@ -25,6 +26,8 @@ def schema_of(dataset: Dataset) -> Schema:
         form += " of bytes" if dataset.x.dtype == torch.uint8 else " of numbers"
     elif dataset.kind == "series":
         form += " NCT" if dataset.channels_first else " NTC"
+    elif dataset.tokenizer:
+        form += f" of {hashlib.sha256(dataset.tokenizer.encode()).hexdigest()[:12]}"
     try:
         return Schema(
             classes=dataset.classes,

@@ -191,6 +191,12 @@ class Dataset:
         return mean, std
 
     @cached_property
+    def lengths(self) -> Tensor:
+        """``(N,)`` columns of each row up to the last token that is no padding; on the CPU, wherever ``x`` is."""
+        places = torch.arange(1, self.x.shape[1] + 1, device=self.x.device)
+        return torch.cat([((piece != 0) * places).amax(dim=1) for piece in self.x.split(_LOOK)]).cpu()
+
+    @cached_property
     def extremes(self) -> Tensor:
         """The first row, of ``(2, *input_shape)``, that holds the smallest value of all, and that with the largest."""
         size = math.prod(self.input_shape)

@@ -39,7 +39,8 @@ class Schema(BaseModel, frozen=True, extra="forbid"):
         columns: the features of a table, in order of their positions; empty if the data are no table.
         mean: mean of each channel of images; empty for other data.
         std: standard deviation of each channel of images; empty for other data.
-        form: kind, type and layout of an example, such as "image of bytes" and "series NTC".
+        form: kind, type and layout of an example, such as "image of bytes", "series NTC" and "tokens of"
+            and a digest of the tokenizer.
     """
 
     classes: tuple[_Name, ...] = ()

@@ -222,7 +222,7 @@ def _check_arguments(name: str, path: Path | None, image_size: int | None, optio
     faults += [
         f"{option}: {fault}"
         for option in known
-        if option in options and (fault := option_fault(option, options[option]))
+        if option in options and (fault := option_fault(name, option, options[option]))
     ]
     if name not in SIZES and path is None:
         faults.append(f"path: missing; dataset {name!r} needs the path of your file")

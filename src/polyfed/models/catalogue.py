@@ -6,9 +6,9 @@ This module does not import torch, so that a configuration is checked before tor
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import TypeAlias, cast
 
@@ -154,14 +154,12 @@ class ModelSpec:
         if twice := [name for place, name in enumerate(wanted) if name in wanted[:place]]:
             raise ModelError(f"model {str(self)!r}: option 'columns' has {twice[0]!r} twice; give each column once")
         names = [name for name, _ in columns]
-        strangers = [
-            str(name) for name in wanted if name not in names and not any(fnmatchcase(n, str(name)) for n in names)
-        ]
-        if strangers:
+        named = {str(name): _named(str(name), names) for name in wanted}
+        if strangers := [name for name, found in named.items() if not found]:
             known = f"{nearest(strangers[0], names)}; the data have {', '.join(names) or 'no columns with names'}"
             raise ModelError(f"model {str(self)!r}: option 'columns' names {strangers[0]!r}, which is no column{known}")
-        read = [name in wanted or any(fnmatchcase(name, str(pattern)) for pattern in wanted) for name in names]
-        each = [own for own, (_, width) in zip(read, columns, strict=True) for _ in range(width)]
+        read = set[str]().union(*named.values())
+        each = [name in read for name, width in columns for _ in range(width)]
         return self.having(columns=tuple(place for place, own in enumerate(each) if own))
 
     @property
@@ -240,6 +238,14 @@ def _check_value(name: str, key: str, value: Option) -> None:
             raise ModelError(where + "a share from 0 to below 1")
     elif not _positive(value) and not (value is None is OPTIONS[name][key]):  # None: without a layer for it
         raise ModelError(where + "a positive integer")
+
+
+def _named(text: str, names: Sequence[str]) -> list[str]:
+    """The columns that a text names: the one of that name, or all that fit, where ``*`` stands for any text."""
+    if text in names:
+        return [text]
+    pattern = re.compile(".*".join(map(re.escape, text.split("*"))), re.DOTALL)
+    return [name for name in names if pattern.fullmatch(name)]
 
 
 def _positive(value: Option) -> bool:

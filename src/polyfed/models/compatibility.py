@@ -98,19 +98,24 @@ def check_layers_fit(models: Mapping[str, SplitModel]) -> None:
 
 
 def check_names_fit(models: Mapping[str, SplitModel]) -> None:
-    """Raise unless the models can be averaged by name: a name has one shape, and each model shares a name with others.
+    """Raise unless the models can be averaged by name: names mean one thing, and each model shares one.
+
+    A name has one shape, and dense networks that read some columns of a table read the same ones.
 
     Args:
         models: by the name that a message shall use.
 
     Raises:
-        ModelError: the text names the layer, both models and both shapes; or the model that shares nothing.
+        ModelError: the text names the layer, both models and both shapes or columns; or which shares nothing.
     """
     owner: dict[str, str] = {}
     for name, model in models.items():
         for layer, shape in model.shapes.items():
             first = owner.setdefault(layer, name)
             _same(f"layer {layer!r}", first, tuple(models[first].shapes[layer]), name, tuple(shape))
+    readers = [(name, model.columns) for name, model in models.items() if model.columns]
+    for name, columns in readers[1:]:
+        _same("what the first layer reads", *readers[0], name, columns)
     for name, model in models.items():
         others = [other for other in models if other != name]
         if others and not any(model.shapes.keys() & models[other].shapes.keys() for other in others):

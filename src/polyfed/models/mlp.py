@@ -30,6 +30,7 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         widest = prod(input_shape)
+        self.columns = columns or ()
         places = range(widest) if columns is None else columns
         if columns is not None and (list(columns) != sorted({*columns}) or not -1 < columns[0] <= columns[-1] < widest):
             raise ModelError(

@@ -19,6 +19,7 @@ from polyfed.base.errors import ModelError
 from polyfed.base.rng import Rng
 from polyfed.base.types import Params
 from polyfed.models.binding import Binding, listed, places
+from polyfed.models.mlp import MLP
 from polyfed.models.probe import Prober, check_input, check_module, close, complete, failed, fault
 from polyfed.models.state import attributes, digest
 from polyfed.models.trace import Piece, Pieces, cut, find_submodule
@@ -362,6 +363,11 @@ class SplitModel:
             ) from error.__cause__
 
     # ------------------------------------------------------------------------------------------------ anatomy
+
+    @property
+    def columns(self) -> tuple[int, ...]:
+        """Positions of the features that it reads, of an mlp with the option ``columns``; of another network none."""
+        return self._module.columns if isinstance(self._module, MLP) else ()
 
     @property
     def rep_dim(self) -> int:

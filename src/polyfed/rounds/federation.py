@@ -624,6 +624,8 @@ def unread_columns(
 ) -> str | None:
     """Return which network of a client reads a column of which the client has no value; None if none does.
 
+    Classes and functions of the user's own are left out: what these read is not known.
+
     Args:
         algorithm: the algorithm of the run, whose key ``auxiliary``, if it has one, names a network that all share.
         spec: the client's network.
@@ -633,6 +635,8 @@ def unread_columns(
     names = [name for name, width in columns for _ in range(width)]
     empty = {name for name, gone in zip(names, rows.isnan().all(dim=0).tolist(), strict=True) if gone}
     for own in input_networks(algorithm, (spec,)):
+        if own.own:  # its author chooses what it reads
+            continue
         if lacking := [name for name in columns_read(own, columns) if name in empty]:
             return (
                 f"network {str(own)!r} reads {', '.join(map(repr, lacking))}, of which its training rows have no "

@@ -327,3 +327,16 @@ def test_files_may_have_unlike_columns(tmp_path: Path) -> None:
     own = schema_of(load_dataset("csv", path=folder / "a.csv", label="y"))
     with pytest.raises(DataError, match="has bmi beside them"):
         load_dataset("csv", path=folder / "b.csv", label="y", union=True, agreed=own)
+
+
+def test_what_to_do_where_a_file_of_unlike_columns_has_an_index_or_no_label(tmp_path: Path) -> None:
+    """Catches an advice that is refused in its turn, and a missing cell that is spoken of where the column is."""
+    (tmp_path / "a.csv").write_text(",age,y\n0,1,0\n1,2,1\n")
+    (tmp_path / "b.csv").write_text("age,y\n3,0\n4,1\n")
+    with pytest.raises(DataError, match=r"has no name and is no index.* in every file; .*`ignore = \[''\]`"):
+        load_dataset("csv", path=tmp_path, label="y", union=True)
+    assert load_dataset("csv", path=tmp_path, label="y", union=True, ignore=[""]).feature_columns == (("age", 1),)
+    (tmp_path / "b.csv").write_text("age,bmi\n3,1\n4,2\n")
+    (tmp_path / "a.csv").write_text("age,y\n1,0\n2,1\n")
+    with pytest.raises(DataError, match=r"b\.csv: lacks the label's column 'y'"):
+        load_dataset("csv", path=tmp_path, label="y", union=True)

@@ -15,12 +15,14 @@ from typer.testing import CliRunner
 from polyfed.base.errors import ConfigError, DataError
 from polyfed.cli import app
 from polyfed.config import Config
-from polyfed.data.client import ClientData, shortened
+from polyfed.data.client import ClientData
+from polyfed.data.conform import conform, schema_of
+from polyfed.data.dataset import Dataset
 from polyfed.data.doubts import doubts
 from polyfed.data.readers import tokenizer
 from polyfed.data.sources import file_digests, load_dataset
 
-TRAIN = ["the red cat", "the red dog", "a fast red car", "the cat and the dog"]
+TRAIN = ["the red cat", "the red dog", "a fast\\red \\$car", "the cat [PAD]and\\the dog"]  # with line ends of the files
 TEST = ["the zebra, quickly", "the cat"]
 
 
@@ -58,10 +60,23 @@ def test_title_and_description_become_tokens(package: Any, tmp_path: Path) -> No
     vocabulary = made.get_vocab()
     assert "Ġred" in vocabulary
     assert not [piece for piece in vocabulary if "ze" in piece or "qu" in piece]
-    assert made.decode([t for t in data.x[2].tolist() if t]) == " a fast red car"
+    assert made.decode([t for t in data.x[2].tolist() if t]) == " a fast red $car"
+    whole = [t for t in read(tmp_path, length=30).x[3].tolist() if t]
+    assert made.decode(whole) == " the cat [pad]and the dog"  # a name of padding in a text is text
+    assert {*data.x[:, 0].tolist()} == {1}  # the start, by which RoBERTa classifies
     assert made.decode([t for t in data.x[4].tolist() if t]).startswith(" the zeb")  # cut at 12 tokens
     assert data.x[0].tolist()[-1] == 0
     assert read(tmp_path, length=3).x.tolist() == data.x[:, :3].tolist()
+
+
+def test_sites_agree_on_the_tokenizer(package: Any, tmp_path: Path) -> None:
+    """Catches token 300 that is one word at a site and another at the next, whose tokenizer learnt from other rows."""
+    first, length = (schema_of(read(tmp_path, length=length)) for length in (12, 3))
+    other = read(tmp_path, vocabulary=270)
+    assert first == length
+    assert first.digests("s")["form"] != schema_of(other).digests("s")["form"]
+    with pytest.raises(DataError, match=r"form 'tokens of .*', where the others have 'tokens of "):
+        conform(other, first)
 
 
 def test_what_is_kept_needs_no_package(package: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,15 +132,18 @@ def test_a_pretrained_tokenizer_whose_padding_is_another_number(package: Any, tm
         ("train.csv", '"5","a","b"\n', r"row 1 is \['5', 'a', 'b'\]; expected a class from 1 to 4"),
         ("test.csv", '"1","a"\n', "expected a class from 1 to 4, a title and a description"),
         ("test.csv", '"1","a","b', "cannot be read"),
+        ("train_noisy_labels.txt", "\xff", "cannot be read"),
+        ("tokenizer.json", "\xff", "cannot be read"),
         ("train.csv", "", "is empty"),
         ("test.csv", None, "test.csv not found; 'agnews' has train.csv, test.csv"),
     ],
 )
 def test_damaged_files_are_named(tmp_path: Path, file: str, text: str | None, message: str) -> None:
     place = agnews(tmp_path / "csv")
-    (place / file).unlink() if text is None else (place / file).write_text(text)
+    (place / file).unlink() if text is None else (place / file).write_text(text, "latin-1")
+    given = {"tokenizer": str(place / file)} if file == "tokenizer.json" else {}
     with pytest.raises(DataError, match=message):
-        read(tmp_path)
+        read(tmp_path, "agnews-noisy" if "noisy" in file else "agnews", **given)
 
 
 # ----------------------------------------------------------------------------------------------------------- LEAF
@@ -211,9 +229,14 @@ def test_labels_among_words_are_doubted(tmp_path: Path) -> None:
 def test_a_batch_is_as_long_as_its_longest_row(tmp_path: Path) -> None:
     """Catches tokens that are cut off, and a batch whose rows or order depend on their lengths."""
     x = torch.tensor([[1, 2, 0, 0, 0, 0], [3, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0]])
-    assert shortened(x[:2], 1).tolist() == [[1, 2], [3, 0]]
-    assert [shortened(x[:2], b).shape[1] for b in (0, 2, 4, 16)] == [6, 2, 4, 6]
-    assert [shortened(x[some], 3).shape[1] for some in ([2], [1, 2], [3])] == [6, 6, 3]
+
+    def batch(rows: list[int], bucket: int) -> torch.Tensor:
+        data = Dataset("t", x, torch.zeros(4).long(), ("a", "b"), (), (), declared="tokens", bucket=bucket)
+        return ClientData(data, torch.arange(4), augment=False).batch(torch.tensor(rows))[0]
+
+    assert batch([0, 1], 1).tolist() == [[1, 2], [3, 0]]
+    assert [batch([0, 1], b).shape[1] for b in (0, 2, 4, 16)] == [6, 2, 4, 6]
+    assert [batch(some, 3).shape[1] for some in ([2], [1, 2], [3])] == [6, 6, 3]
     place = leaf(tmp_path / "a.json", {"u": (["ab", "a", "ababa"], ["a", "b", "a"])})
     data = ClientData(load_dataset("leaf", path=place, bucket=2), torch.arange(3), augment=False)
     got, y = data.batch(torch.tensor([1, 0]))
@@ -234,9 +257,20 @@ def test_the_commands_take_text(tmp_path: Path) -> None:
     checked = CliRunner().invoke(app, ["validate", str(config)])
     assert checked.exit_code == 0, checked.output
     assert Config.load(config).data.options["tokenizer"] == str(tmp_path / "t.json")
-    for wrong in ("data.image_size=32", "data.options.length=0", "data.options.vocabulary=1", "data.options.bucket=-1"):
+    for wrong in (
+        "data.image_size=32",
+        "data.options.length=0",
+        "data.options.vocabulary=257",
+        "data.options.bucket=-1",
+    ):
         with pytest.raises(ConfigError):
             Config.load(config, [wrong])
+    tables = Config.load(config).to_dict()
+    tables["clients"]["models"] = ["roberta(weights='w.safetensors')"]
+    assert Config.parse(tables)
+    del tables["data"]["options"]["tokenizer"]
+    with pytest.raises(ConfigError, match="weights for 50265 tokens, but the tokenizer that is learnt here has 8192"):
+        Config.parse(tables)
     shown = CliRunner().invoke(app, ["validate", str(config), "--set", 'clients.models=["cnn5"]'])
     assert "(20,)" in shown.output
 

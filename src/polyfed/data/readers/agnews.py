@@ -28,7 +28,7 @@ FILES = {
     "agnews-extra": ("train.csv", "train_extra_joined.csv", "test.csv"),
 }
 
-_VERSION = 2  # raise it when decoding changes, so that older caches are not used
+_VERSION = 3  # raise it when decoding changes, so that older caches are not used
 
 
 def agnews_files(name: str, place: Path) -> list[Path]:
@@ -52,7 +52,7 @@ def load_agnews(
         name: a key of `FILES`.
         place: the folder of its files.
         cache: folder of decoded data sets and learnt tokenizers.
-        vocabulary: most tokens that the tokenizer learns from the training rows.
+        vocabulary: most tokens that the tokenizer learns from the training rows, at least 258.
         length: most tokens of a text.
         tokenizer: a ``tokenizer.json`` to take in place of a learnt one.
         bucket: as of `Dataset`.
@@ -77,7 +77,7 @@ def load_agnews(
         n_train = len(texts) - len(parts[-1][0])
         if name == "agnews-noisy":
             labels[:n_train] = _labels(place / NOISY, n_train)
-        text = learnt(texts[:n_train], vocabulary, cache) if given is None else given.read_text("utf-8")
+        text = learnt(texts[:n_train], vocabulary, cache) if given is None else _text(given)
         x = encoded(texts, text, length, given or "the learnt tokenizer")
         whole = np.frombuffer(text.encode(), dtype=np.uint8)
         return {"x": x.astype(np.int32), "y": np.array(labels) - 1, "n_train": np.asarray(n_train), "tokenizer": whole}
@@ -110,7 +110,8 @@ def load_agnews(
 
 def text_of(cells: Sequence[str]) -> str:
     """Return the text of a title and a description."""
-    return " ".join(cells).replace("\\n", " ").strip()  # a line end is written as \n
+    # A backslash stands for a line end, and before "$" or another one for nothing.
+    return " ".join(" ".join(cells).replace("\\", " ").split())
 
 
 def _rows(path: Path) -> tuple[list[str], list[int]]:
@@ -133,8 +134,20 @@ def _rows(path: Path) -> tuple[list[str], list[int]]:
     return texts, labels
 
 
+def _text(path: Path) -> str:
+    """Return the text of a file.
+
+    Raises:
+        DataError: the file cannot be read, or its bytes are no UTF-8.
+    """
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); it is damaged or another file, fetch it again") from error
+
+
 def _labels(path: Path, rows: int) -> list[int]:
-    lines = path.read_text("utf-8").split()
+    lines = _text(path).split()
     if len(lines) != rows or not {*lines} <= {"1", "2", "3", "4"}:
         raise DataError(
             f"{path}: holds {len(lines)} labels; expected one from 1 to 4 for each of the {rows} rows of train.csv; "

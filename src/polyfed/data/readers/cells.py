@@ -49,13 +49,13 @@ class Padded:
 
     def __init__(self, sheet: Sheet, names: tuple[str, ...]) -> None:
         self.path, self.guessed, self.typed = sheet.path, sheet.guessed, sheet.typed
-        self.names, self.place, self._sheet = names, sheet.place, sheet
+        self.names, self.given, self.place, self._sheet = names, sheet.names, sheet.place, sheet
 
     def batches(self, columns: Sequence[int]) -> Iterator[Sequence[Any]]:
         """Yield the cells of some columns, some rows at a time."""
         import pyarrow as pa
 
-        own = self._sheet.names
+        own = self.given
         here = [at for at in columns if self.names[at] in own]
         for batch in self._sheet.batches([own.index(self.names[at]) for at in here]):
             cells = dict(zip(here, batch, strict=True))

@@ -32,6 +32,7 @@ _PANDAS_INDEX = re.compile(r"__index_level_\d+__")
 _DATE = re.compile(r"(\d{4}-\d{1,2}-\d{1,2}|\d{1,2}([./-])\d{1,2}\2(\d{4}|\d{2}))([ T]\d{1,2}:\d{2}.*)?$")
 #: Numbers that often stand for a missing value where all other values are far from them.
 _SENTINELS = (*(-9.0, -99.0, -999.0, -9999.0, -99999.0), *(999.0, 9999.0, 99999.0, 999999.0))
+_NEEDED = ("label", "group", "unit", "time", "test")  # their columns may not be missing from a file
 _TRUE, _FALSE = ("1", "1.0", "true", "yes", "test"), ("0", "0.0", "false", "no", "train")
 
 
@@ -107,6 +108,10 @@ def read_table(path: Path, suffix: str, open_sheet: Callable[[Path], Sheet], rul
             raise DataError(f"{sheet.path}: columns {own}; expected those of {sheets[0].path.name}: {others}")
     _check_order(sheets, rules)
     roles = _roles(names, rules, path, apart)
+    for at, role in roles.items():
+        for sheet in sheets:
+            if role in _NEEDED and isinstance(sheet, Padded) and names[at] not in sheet.given:
+                raise DataError(f"{sheet.path}: lacks the {role}'s column {names[at]!r}; add it, or leave the file out")
     table = read_cells(sheets, roles, rules, path)
     _find_index(table, roles)
     shown = {column.name: column for column in rules.agreed or ()}
@@ -269,7 +274,8 @@ def _find_index(table: Table, roles: dict[int, ColumnKind]) -> None:
         if not counts:
             raise DataError(
                 f"{table.sheets[0].path}: column {at} has no name and is no index, which would be in front and "
-                f"count 0, 1, 2 or 1, 2, 3 and so on; name it in the file, or leave it out with `ignore = [{at}]`"
+                "count 0, 1, 2 or 1, 2, 3 and so on, in every file; name it in the file, or leave it out with "
+                f"`ignore = [{repr(name) if table.rules.union else at}]`"
             )
         roles[at] = "index"
 

@@ -1,6 +1,7 @@
 """From texts to tokens, by the package ``tokenizers``, an extra of polyfed: a vocabulary learnt here, or a file's.
 
-Token 0 is padding, whichever number the tokenizer itself gives padding: these two change places.
+Token 0 is padding, whichever number the tokenizer itself gives padding: these two change places. A learnt
+tokenizer begins each text with token 1, for networks that classify by their first token.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from numpy.typing import NDArray
 from polyfed.base.errors import DataError
 from polyfed.base.files import replacing
 
-_PADDING, _UNKNOWN = "[PAD]", "[UNK]"
-_VERSION = 1  # raise it when training changes, so that older tokenizers are not used
+_PADDING, _START = "[PAD]", "[CLS]"
+_VERSION = 2  # raise it when training changes, so that older tokenizers are not used
 
 
 def learnt(texts: Sequence[str], vocabulary: int, cache: Path) -> str:
@@ -31,7 +32,7 @@ def learnt(texts: Sequence[str], vocabulary: int, cache: Path) -> str:
 
     Args:
         texts: what it learns from: training rows alone.
-        vocabulary: most tokens, padding and the unknown included.
+        vocabulary: most tokens, those of padding, of the start and of the 256 bytes included.
         cache: folder in which it is kept, by a digest of the texts; a folder that cannot be written keeps nothing.
 
     Raises:
@@ -44,17 +45,20 @@ def learnt(texts: Sequence[str], vocabulary: int, cache: Path) -> str:
         json.loads(text)
         return text
     package = _package()
-    tokenizer = package.Tokenizer(package.models.BPE(unk_token=_UNKNOWN))
+    tokenizer = package.Tokenizer(package.models.BPE())
     tokenizer.normalizer = package.normalizers.Sequence([package.normalizers.NFKC(), package.normalizers.Lowercase()])
     tokenizer.pre_tokenizer = package.pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = package.decoders.ByteLevel()
     trainer = package.trainers.BpeTrainer(
         vocab_size=vocabulary,
-        special_tokens=[_PADDING, _UNKNOWN],
+        special_tokens=[_PADDING, _START],
         initial_alphabet=sorted(package.pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = package.processors.TemplateProcessing(
+        single=f"{_START} $A", special_tokens=[(_START, tokenizer.token_to_id(_START))]
+    )
     text = str(tokenizer.to_str())
     with contextlib.suppress(OSError), replacing(kept) as handle:
         handle.write(text.encode())
@@ -63,6 +67,8 @@ def learnt(texts: Sequence[str], vocabulary: int, cache: Path) -> str:
 
 def encoded(texts: Sequence[str], tokenizer: str, length: int, where: object) -> NDArray[np.int64]:
     """Return the tokens of texts, ``(N, length)``: longer texts are cut, shorter ones end in 0.
+
+    Names of special tokens in a text are text.
 
     Args:
         texts: the texts.
@@ -81,6 +87,7 @@ def encoded(texts: Sequence[str], tokenizer: str, length: int, where: object) ->
             f"{where}: is no tokenizer.json ({error}); expected a file that the package tokenizers wrote, such as that "
             "beside a pretrained network"
         ) from error
+    made.encode_special_tokens = True  # of a text that contains "[PAD]" these are five characters
     made.no_padding()
     made.enable_truncation(length)
     names = (found for name in (_PADDING, "<pad>") if (found := made.token_to_id(name)) is not None)
