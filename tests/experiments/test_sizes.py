@@ -71,7 +71,7 @@ def test_accuracy_of_each_size_is_that_of_its_clients_and_of_its_submodel(done: 
     assert [row[4] for row in curves] == [0, 1, 2]
     assert curves[-1][5] == fiarse["capacity 0.25"]
     assert {row[3] for row in SIZES["size_curves"](results).rows} == {1.0, 0.25}
-    assert sorted(path.name for path in page.glob("*.png")) == ["size_curves.png", "sizes.png"]
+    assert sorted(path.name for path in page.glob("*.png")) == ["size_curves.png", "sizes.png", "unseen_sizes.png"]
 
 
 def test_costs_of_a_size_are_counted_by_hand(done: tuple[Results, Path]) -> None:
