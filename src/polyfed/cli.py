@@ -194,7 +194,7 @@ def predict(
         from polyfed.trained.predict import predictions_csv, read_rows_to_predict
 
         model = trained_model(run_dir, client, predictor=predictor, capacity=capacity)
-        rows = read_rows_to_predict(run_dir, files, keep or ())
+        rows = read_rows_to_predict(run_dir, files, keep or (), reads=model.reads)
         for column, (count, text) in rows.unknown.items():
             typer.echo(
                 f"{column}: {count} cell{'s' * (count > 1)} with a category that training did not know, such as "

@@ -9,7 +9,7 @@ from auxiliary import BODY, body, equal, federation, relabelled, told, weighs
 from torch import Tensor
 
 from polyfed.algorithms.fedmrl_ssl import FedMRLSSL
-from polyfed.base.errors import ModelError
+from polyfed.base.errors import ConfigError, ModelError
 from polyfed.base.rng import Rng
 from polyfed.blocks.linear_probe import moments, ridge
 from polyfed.blocks.losses import nt_xent
@@ -17,6 +17,7 @@ from polyfed.blocks.views import Views, draw_views, two_views
 from polyfed.core.plan import Step
 from polyfed.core.requests import drive
 from polyfed.execute.local_training import bind
+from polyfed.rounds.federation import check_single_examples
 
 MLP = "mlp(hidden=(12, 7))"  # G: 256 inputs, 12, d1, p
 
@@ -90,9 +91,9 @@ def test_rows_of_a_table_are_refused() -> None:
 @pytest.mark.parametrize(("shape", "last"), [((3, 8, 6), False), ((3, 20), False), ((20, 3), True)])
 def test_views_are_crops_that_differ_and_stay_in_their_ranges(shape: tuple[int, ...], last: bool) -> None:
     """Catches places outside the example, crops smaller than asked for, views alike, and draws that steps share."""
-    views, step = Views(crop=0.5, jitter=0.3, channels_last=last), Step(torch.arange(300), 4, 0)
-    drawn = draw_views(views, shape, Rng((0,)), step)
-    axes, channels = views.axes(shape)
+    views, step = Views(crop=0.5, jitter=0.3), Step(torch.arange(300), 4, 0)
+    drawn = draw_views(views, shape, not last, Rng((0,)), step)
+    axes, channels = ((2, 3), 1) if len(shape) == 3 else ((1,), 2) if last else ((2,), 1)
     for axis in axes:
         at, n = drawn[f"axis-{axis}"], shape[axis - 1]
         assert at.shape == (2, 300, n)
@@ -106,7 +107,7 @@ def test_views_are_crops_that_differ_and_stay_in_their_ranges(shape: tuple[int, 
     for name, middle in (("gain", 1.0), ("bias", 0.0)):
         assert drawn[name].shape == (2, 300, shape[channels - 1])
         assert 0.28 < float((drawn[name] - middle).abs().max()) <= 0.3001
-    again, other = (draw_views(views, shape, Rng((0,)), Step(torch.arange(300), index, 0)) for index in (4, 5))
+    again, other = (draw_views(views, shape, not last, Rng((0,)), Step(torch.arange(300), i, 0)) for i in (4, 5))
     for name, values in drawn.items():
         assert torch.equal(values, again[name])
         assert not torch.equal(values, other[name])
@@ -115,8 +116,26 @@ def test_views_are_crops_that_differ_and_stay_in_their_ranges(shape: tuple[int, 
 def test_views_of_nothing_random_are_the_examples() -> None:
     """Catches a crop of everything that moves anything."""
     views, x = Views(crop=1.0, flip=False, jitter=0.0, grey=0.0, noise=0.0), torch.randn(4, 3, 6, 5)
-    drawn = draw_views(views, (3, 6, 5), Rng((0,)), Step(torch.arange(4), 0, 0))
-    assert torch.equal(two_views(views, x, drawn), torch.cat([x, x]))
+    drawn = draw_views(views, (3, 6, 5), False, Rng((0,)), Step(torch.arange(4), 0, 0))
+    assert torch.equal(two_views(x, drawn), torch.cat([x, x]))
+
+
+def test_keys_without_an_effect_are_refused() -> None:
+    """Catches a temperature that is tuned under Barlow Twins, and channels last on images."""
+    for keys, key in (({"contrast": "barlow", "temperature": 0.1}, "temperature"), ({"redundancy": 1.0}, "redundancy")):
+        with pytest.raises(ConfigError, match=f"{key}: got .* does not use it; leave it at"):
+            ssl(**keys)
+    fed = federation(ssl(channels_last=True))
+    with pytest.raises(ModelError, match="channels_last: got true; images are"):
+        fed.algorithm.check(fed.task)
+
+
+@pytest.mark.parametrize("contrast", ["simclr", "barlow"])
+def test_batches_of_one_are_refused(contrast: str) -> None:
+    """Catches a run that trains nothing and says nothing."""
+    for keys, named in (({"train": {"batch_size": 1}}, "clients 0, 1, 2"), ({"sizes": (5, 1, 4)}, "client 1")):
+        with pytest.raises(ModelError, match=f"compares the examples of a batch, .* {named} would have such"):
+            check_single_examples(federation(ssl(contrast=contrast), **keys))
 
 
 def test_a_batch_of_one_has_nothing_to_tell_apart() -> None:

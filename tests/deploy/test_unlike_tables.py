@@ -10,11 +10,13 @@ import torch
 from deploy_toy import Run, kept, same, with_tables
 
 from polyfed import simulate
-from polyfed.base.errors import ModelError
+from polyfed.algorithms.fml import FML
+from polyfed.base.errors import ConfigError, DataError, ModelError
 from polyfed.config import Config, load_algorithm
+from polyfed.data.readers.new_rows import NewRows, read_new_table
 from polyfed.deploy.client.local_setup import LocalSetup
 from polyfed.models.catalogue import ModelSpec
-from polyfed.rounds.federation import prepare, unread_columns
+from polyfed.rounds.federation import columns_read, input_networks, prepare, unread_columns
 from polyfed.trained.load import trained_model
 from polyfed.trained.predict import read_rows_to_predict
 
@@ -60,11 +62,35 @@ def test_a_deployment_of_unlike_tables_computes_what_the_simulation_does(tmp_pat
     # New rows of a site have its own columns alone.
     (tmp_path / "new.csv").write_text("bmi,sex,age\n0.5,m,1.0\n0.5,f,\n")
     folder = tmp_path / "simulated"
-    rows = read_rows_to_predict(folder, [tmp_path / "new.csv"])
-    found = trained_model(folder, client=0)(*rows.inputs)
+    model = trained_model(folder, client=0)
+    rows = read_rows_to_predict(folder, [tmp_path / "new.csv"], reads=model.reads)
+    found = model(*rows.inputs)
     assert found.shape == (2, 2)
     assert bool(found.isfinite().all())
     assert not torch.equal(found[0], found[1])
+    assert model.reads == ("age", "sex", "bmi")
+    small, large = ModelSpec.parse("mlp(columns=('age',))"), settings.clients.model(1)
+    server = input_networks(FML(auxiliary=str(small)), (large,), server=True)
+    assert [columns_read(spec, (("age", 1), ("sex", 2))) for spec in server] == [["age"]]
+
+
+def test_new_rows_have_the_columns_that_the_networks_read(tmp_path: Path) -> None:
+    """Catches a misspelt column that is taken for missing, and a note on a column that is not read."""
+    columns, new = {"age": None, "sex": ("f", "m"), "lab a": None, "ward": ("a", "b")}, tmp_path / "new.csv"
+
+    def read(text: str, *keep: str) -> NewRows:
+        new.write_text(text)
+        return read_new_table(new, columns, {"union": True}, keep=keep, reads=("age", "sex"))
+
+    rows = read("ward,sex,age,lab a\nz,m,3,high\n", "ward")
+    assert (rows.unknown, rows.kept["ward"]) == ({}, ["z"])
+    torch.testing.assert_close(rows.inputs[0], torch.tensor([[3.0, torch.nan]]).double(), equal_nan=True)
+    assert rows.inputs[1].tolist() == [[1, -1]]
+    for text in ("sex,AGE\nm,3\n", "id\n7\n"):
+        with pytest.raises(DataError, match=r"lacks the columns? .*'age'.*model reads: age, sex; the file has"):
+            read(text)
+    with pytest.raises(ConfigError, match=r"no column 'nope'; it has sex, age$"):
+        read("sex,age\nm,3\n", "nope")
 
 
 @pytest.mark.parametrize(

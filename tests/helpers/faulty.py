@@ -348,6 +348,32 @@ class KnowsTheRound(FedAvg):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReadsANumber(FedAvg):
+    """The loss takes a number out of a tensor: no stack of clients can run it."""
+
+    def client_round(self, private, msg, client):
+        fitted = yield from fit(client, {"model": msg.model}, loss=self.scaled)
+        return private, self.Upload(fitted.parts["model"], len(client.train))
+
+    def scaled(self, nets, batch):
+        return supervised(nets, batch) * (1 + 0.01 * batch[1].sum().item())
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharpensWithTraining(FedAvg):
+    """Predicts by a temperature that training left on the algorithm: no run directory has it."""
+
+    left: dict[str, float] = field(default_factory=dict, compare=False)
+
+    def client_round(self, private, msg, client):
+        self.left["sharper"] = 1.0 + 0.05 * client.round
+        return super().client_round(private, msg, client)
+
+    def predict(self, nets, x):
+        return {name: logits * self.left.get("sharper", 1.0) for name, logits in super().predict(nets, x).items()}
+
+
+@dataclass(frozen=True, kw_only=True)
 class LabelsAlone(FedAvg):
     """Gives its loss the labels, without the client's weights of them."""
 

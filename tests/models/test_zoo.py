@@ -241,6 +241,20 @@ def test_other_inputs() -> None:
             image("in-resnet10-1d", shape=wrong)
     with pytest.raises(ModelError, match=r"at least 16x16 pixels, got \(12,\)"):
         image("cnn1", shape=(12,))
+    with pytest.raises(ModelError, match=r"got \(3, 62\); cut or pad them to 60 or 64 steps"):
+        image("cnn-1d", shape=(3, 62))
+    with pytest.raises(ModelError, match=r"got samples of shape \(45,\); choose an mlp"):
+        image("gru-1d", shape=(45,))
+
+
+def test_another_kind_of_data_is_told_which_networks_take_it() -> None:
+    """Catches advice to take a network that then fails on the type."""
+    tokens, numbers = Task((32,), 3, dtype=torch.int64), Task((32,), 3)
+    for name in ("cnn5", "mlp", "in-resnet10-1d", "vit"):
+        with pytest.raises(ModelError, match=r"takes numbers; choose text-transformer or .*such as .text-transformer"):
+            tokens.auxiliary(name)
+    with pytest.raises(ModelError, match=r"takes tokens; choose mlp; name another network, such as .mlp"):
+        numbers.auxiliary("bilstm")
 
 
 def test_a_dense_network_reads_the_columns_that_it_names() -> None:
@@ -255,6 +269,7 @@ def test_a_dense_network_reads_the_columns_that_it_names() -> None:
     for wrong, fault in (
         ("('aeg',)", "names 'aeg', which is no column; did you mean 'age'.; the data have age, sex"),
         ("()", "expected names or patterns of columns"),
+        ("('age', 'lab *', 'age')", "option 'columns' has 'age' twice"),
         ("(3, 1)", "expected ascending positions below 6"),
         ("(5, 6)", "expected ascending positions below 6"),
     ):

@@ -24,8 +24,7 @@ def start(algorithm: FedMRLSSL, kind: str, driver: str) -> toy.Game:
     shape = SHAPES[kind]
     if len(shape) == 2:
         x = torch.randn(len(fed.dataset), *shape, generator=torch.Generator().manual_seed(0))
-        first = not algorithm.channels_last
-        data = replace(fed.dataset, x=x, mean=(), std=(), declared="series", channels_first=first)
+        data = replace(fed.dataset, x=x, mean=(), std=(), declared="series", channels_first=kind == "signal")
         fed = Federation(fed.config, data, fed.partition, algorithm)
     return toy.play(fed, driver=driver, precision="fp64")
 
@@ -72,10 +71,7 @@ def barlow(z: Tensor, weight: float) -> Tensor:
 
 def fedmrl_ssl(cls: type[FedMRLSSL], kind: str = "image", driver: str = "sequential", **keys: Any) -> None:
     """One round of it is one by hand."""
-    algorithm = cls(
-        auxiliary=AUXILIARY, rep_dim=5, head_dim=4, weights=(0.5, 2.0), grey=0.5,
-        channels_last=kind.endswith("last"), **keys,
-    )  # fmt: skip
+    algorithm = cls(auxiliary=AUXILIARY, rep_dim=5, head_dim=4, weights=(0.5, 2.0), grey=0.5, **keys)
     game = start(algorithm, kind, driver)
     before, theta = privates(game), toy.copy(game.server.G)
     game.round()
@@ -88,7 +84,7 @@ def fedmrl_ssl(cls: type[FedMRLSSL], kind: str = "image", driver: str = "sequent
         with game.driver.placement.defaults():
             for step in local.plan.schedule(len(local.train), local.rng.at("batches")):
                 x, _ = local.train.batch(step.rows, dtype=torch.float64)
-                x = by_hand(x, draw_views(algorithm, SHAPES[kind], local.rng, step), kind)
+                x = by_hand(x, draw_views(algorithm, SHAPES[kind], kind == "signal", local.rng, step), kind)
                 small, large = forward(G, x.flatten(1), 2), forward(F, x.flatten(1), len(WIDTHS[k]))
                 fused = torch.cat([small, large], 1) @ P["fc1.weight"].T + P["fc1.bias"]
                 coarse = fused[:, :5] @ G["fc3.weight"].T + G["fc3.bias"]

@@ -112,6 +112,8 @@ def table() -> Dataset:
             "auxiliary.*model 'mlp.*' fails on an input .* and type int64",
         ),
         (series, "cnn5", {}, "the CNNs take images"),
+        (series, "mlp", {"name": "fml", "auxiliary": "gru-1d"}, r"'gru-1d' .*the data are \(T, C\) \(12, 3\)"),
+        (series, "in-resnet10-1d", {}, r"the data are \(T, C\) \(12, 3\): .*layout = \"NCT\""),
     ],
 )
 def test_a_network_that_does_not_take_the_data_is_refused_before_a_file_is_written(

@@ -1,4 +1,4 @@
-"""Two random views of each example, for losses that need no labels.
+"""Two random views of each example, for losses that need no labels, and what compares them.
 
 What is random is drawn outside the loss (`draw_views`, for ``fit(..., draw=...)``), and the loss makes the views from
 the batch and what was drawn (`two_views`): so stacked clients see what single ones do.
@@ -8,64 +8,72 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from polyfed.base.ranges import Fraction, NonNegative, Portion
+from polyfed.base.errors import ModelError
+from polyfed.base.ranges import Fraction, NonNegative, Portion, Rate
 from polyfed.base.rng import Rng
 from polyfed.base.types import Params
+from polyfed.core.algorithm import Task, raise_idle
 from polyfed.core.plan import Step
 
 
 @dataclass(frozen=True, kw_only=True)
 class Views:
-    """How a view differs from its example; a base of algorithms, with the keys.
+    """How a view differs from its example, and which loss compares two; a base of algorithms, with the keys.
 
     Args:
+        contrast: ``"simclr"``, NT-Xent with its ``temperature``; or ``"barlow"``, Barlow Twins with its ``redundancy``.
         crop: the least share of each axis (height and width; time) that a view keeps; it is stretched to the whole.
         flip: whether images are mirrored with probability 1/2.
         jitter: channels are multiplied by up to 1 +- jitter, and up to +- jitter is added, in the channel's deviations.
         grey: the probability with which an image of three channels gets their mean in each.
         noise: standard deviation of the Gaussian noise that is added to every number of a signal.
-        channels_last: whether signals are ``(T, C)``; else ``(C, T)``.
     """
 
+    contrast: Literal["simclr", "barlow"] = "simclr"
+    temperature: Rate = 0.5
+    redundancy: NonNegative = 0.005
     crop: Portion = 0.6
     flip: bool = True
     jitter: NonNegative = 0.4
     grey: Fraction = 0.2
     noise: NonNegative = 0.1
-    channels_last: bool = False
 
-    def axes(self, shape: Sequence[int]) -> tuple[tuple[int, ...], int]:
-        """Return the axes of a batch along which views are cropped, and that of the channels.
+    def __post_init__(self) -> None:
+        """No key without an effect."""
+        idle = {"simclr": "redundancy", "barlow": "temperature"}[self.contrast]
+        raise_idle(self, (True, f"contrast = {self.contrast!r} does not use it", {idle}))
 
-        Args:
-            shape: of one example, ``(C, H, W)``, or of a signal.
-        """
-        if len(shape) == 3:
-            return (2, 3), 1
-        return ((1,), 2) if self.channels_last else ((2,), 1)
+    def check_views(self, algorithm: str, task: Task) -> None:
+        """Raise ModelError where examples have no views: rows of a table, and tokens."""
+        shape = task.input_shape
+        if task.dtype is not None or len(shape) < 2:
+            raise ModelError(f"{algorithm} makes views of images and signals; examples have shape {shape}")
 
 
-def draw_views(views: Views, shape: Sequence[int], rng: Rng, step: Step) -> dict[str, Tensor]:
+def draw_views(views: Views, shape: Sequence[int], channels_first: bool, rng: Rng, step: Step) -> dict[str, Tensor]:
     """Return what the two views of a step's examples are made with.
 
     Args:
         views: how they differ.
         shape: of one example.
+        channels_first: whether signals are ``(C, T)``; else ``(T, C)``. Images are ``(C, H, W)``.
         rng: of the round and client; the step's number is added to its key.
         step: how many examples, and which step.
 
     Returns:
-        For each cropped axis ``a`` of n places ``axis-a`` (2, B, n) int64: where each place of a view comes from;
+        For each cropped axis ``a`` of a batch ``axis-a`` (2, B, n) int64: from which of its n places a view's come;
         ``gain`` and ``bias``, (2, B, C); for images of three channels ``grey``, (2, B, 1) bool; for signals ``noise``
         (2, B, ...), of the shape of two batches.
     """
     draws = rng.at("views", step.index).torch()
-    axes, channels = views.axes(shape)
-    size, count, image = (2, len(step.rows)), shape[channels - 1], len(shape) == 3
+    image = len(shape) == 3
+    axes = (2, 3) if image else (2,) if channels_first else (1,)
+    size, count = (2, len(step.rows)), shape[1 if axes == (1,) else 0]
     out: dict[str, Tensor] = {}
     for axis in axes:
         n = shape[axis - 1]
@@ -84,15 +92,15 @@ def draw_views(views: Views, shape: Sequence[int], rng: Rng, step: Step) -> dict
     return out
 
 
-def two_views(views: Views, x: Tensor, drawn: Params) -> Tensor:
+def two_views(x: Tensor, drawn: Params) -> Tensor:
     """Return both views of a batch, one below the other, (2 B, ...): rows i and B + i are views of example i.
 
     Args:
-        views: how they differ.
         x: normalised images (B, C, H, W), or standardised signals.
         drawn: by `draw_views`.
     """
-    axes, channels = views.axes(x.shape[1:])
+    axes = [axis for axis in (1, 2, 3) if f"axis-{axis}" in drawn]
+    channels = 2 if axes == [1] else 1
 
     def view(which: int) -> Tensor:
         out = x

@@ -30,6 +30,11 @@ class Examples(Protocol):
         """The labels, (n,) int64, or the targets of a regression, (n,) float64; on the CPU."""
         ...
 
+    @property
+    def channels_first(self) -> bool:
+        """Whether series are ``(C, T)``; else ``(T, C)``."""
+        ...
+
     def batch(self, positions: Tensor, *, generator: Any = None, dtype: Any = ..., device: Any = ...) -> Batch:
         """Return the examples at ``positions``; with a generator, augmented."""
         ...
@@ -50,6 +55,11 @@ class NoData:
     def labels(self) -> Tensor:
         """Refuse."""
         raise NeedsDataError("a client's labels were asked for")
+
+    @property
+    def channels_first(self) -> bool:
+        """Refuse."""
+        raise NeedsDataError("the layout of a client's examples was asked for")
 
     def batch(self, positions: Tensor, *, generator: Any = None, dtype: Any = None, device: Any = None) -> Batch:
         """Refuse."""

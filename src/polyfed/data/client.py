@@ -118,6 +118,11 @@ class ClientData:
         """``(n,)`` class numbers, or targets in the unit of the data, in the order of the rows; on the CPU."""
         return self.dataset.y[self.rows.to(self.dataset.y.device)].cpu()
 
+    @property
+    def channels_first(self) -> bool:
+        """Whether series are ``(C, T)``; else ``(T, C)``."""
+        return self.dataset.channels_first
+
     def normalised(self, x: Tensor) -> Tensor:
         """Pixels ``(B, C, H, W)`` with the data set's mean and deviation taken out."""
         mean, std = (send(value, x.device) for value in self.dataset.channels)

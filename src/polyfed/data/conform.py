@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 
 import numpy as np
@@ -26,7 +27,7 @@ def schema_of(dataset: Dataset) -> Schema:
     elif dataset.kind == "series":
         form += " NCT" if dataset.channels_first else " NTC"
     elif dataset.tokenizer:
-        form += f" of {dataset.tokenizer[:12]}"
+        form += f" of {hashlib.sha256(dataset.tokenizer.encode()).hexdigest()[:12]}"
     try:
         return Schema(
             classes=dataset.classes,

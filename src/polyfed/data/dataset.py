@@ -94,7 +94,8 @@ class Dataset:
             rows are in order of time.
         bucket: of tokens that end in padding, 0: batches are as long as their longest row, up to a multiple of
             ``bucket``; 0 gives all batches the full length.
-        tokenizer: of tokens, a digest of what numbered them: they mean alike only where it is equal; empty if unknown.
+        tokenizer: of tokens of texts: the JSON text of the tokenizer that made them; empty if there is none. Tokens of two
+            data sets mean alike only where it is equal.
 
     Raises:
         DataError: a field of the wrong type or length, or a value out of range.
@@ -119,7 +120,7 @@ class Dataset:
     units: NDArray[np.int64] | None = None
     times: NDArray[np.int64] | None = None
     bucket: int = 0
-    tokenizer: str = ""
+    tokenizer: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
         """Refuse fields on which a later step would fail."""

@@ -5,15 +5,23 @@ from __future__ import annotations
 import math
 
 from polyfed.data.dataset import Dataset
+from polyfed.data.readers.leaf import UNKNOWN
 
 
 def doubts(dataset: Dataset) -> list[str]:
-    """Return what may be meant otherwise than it was read: numbers for missing values, and targets far from 0 and 1."""
+    """Return what may be meant otherwise than it was read: missing values, labels, and targets far from 0 and 1."""
     out = [
         f"column {column.name!r}: {column.doubt:g} may stand for a missing value; if so, name it in `also_missing`"
         for column in dataset.columns
         if column.doubt is not None
     ]
+    occur = len(dataset.y.unique()) if dataset.classes[:1] == (UNKNOWN,) else dataset.num_classes
+    if 2 * occur < dataset.num_classes:
+        out.append(
+            f"{dataset.num_classes - occur} of {dataset.num_classes} classes never occur as y, as every character or "
+            "word of x is a class; if y is a label of the text, save the texts as tokens in an npz file, with "
+            'kind = "tokens"'
+        )
     if dataset.task == "regression":
         offset, scale = float(dataset.y.mean()), float(dataset.y.std(correction=0))
         mean, spread = (offset - dataset.target_offset) / dataset.target_scale, scale / dataset.target_scale

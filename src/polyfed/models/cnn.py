@@ -40,7 +40,12 @@ class CNN(nn.Module):
     def __init__(
         self, input_shape: tuple[int, ...], *, channels2: int, width1: int, rep_dim: int, num_classes: int
     ) -> None:
-        if len(input_shape) != 3 or min(input_shape[1:]) < _SMALLEST:
+        if len(input_shape) != 3:
+            raise ModelError(
+                f"the CNNs take images (C, H, W) of at least {_SMALLEST}x{_SMALLEST} pixels, got {input_shape}; choose "
+                "another model, such as mlp"
+            )
+        if min(input_shape[1:]) < _SMALLEST:
             raise ModelError(
                 f"the CNNs take images (C, H, W) of at least {_SMALLEST}x{_SMALLEST} pixels, got "
                 f"{input_shape}: two unpadded 5x5 convolutions and two poolings leave nothing of a smaller "

@@ -96,10 +96,13 @@ class Signal(nn.Module):
     def __init__(
         self, input_shape: tuple[int, ...], *, kind: str, width: int, depth: int, rep_dim: int, num_classes: int
     ) -> None:
-        if len(input_shape) != 2 or input_shape[1] % _STRIDE:
+        if len(input_shape) != 2:
+            raise ModelError(f"{kind} takes signals (C, T), got samples of shape {input_shape}; choose an mlp")
+        if rest := input_shape[1] % _STRIDE:
+            below, above = input_shape[1] - rest, input_shape[1] - rest + _STRIDE
             raise ModelError(
-                f"{kind} takes signals (C, T) of a multiple of {_STRIDE} steps, got samples of shape {input_shape}; "
-                'where the channels come last, transpose the data and set layout = "NCT"'
+                f"{kind} takes signals (C, T) of a multiple of {_STRIDE} steps, got {input_shape}; cut or "
+                f"pad them to {f'{below} or ' * (below > 0)}{above} steps, if the channels do not come last"
             )
         super().__init__()
         name, block = KINDS[kind]

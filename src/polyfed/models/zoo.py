@@ -12,6 +12,9 @@ from polyfed.models import cnn, custom, mlp, resnet, roberta, signals, text, vit
 from polyfed.models.catalogue import OPTIONS, ModelSpec, Option
 from polyfed.models.split import SplitModel
 
+#: The networks that take tokens.
+TEXT = ("text-transformer", "bilstm", "roberta")
+
 
 def build(
     spec: ModelSpec | str,
@@ -74,6 +77,13 @@ def _build(
     dtype: torch.dtype | None,
     empty: bool,
 ) -> SplitModel:
+    tokens = dtype == torch.int64
+    if ":" not in name and (name in TEXT) != tokens:
+        took, got, others = ("numbers", "int64", TEXT) if tokens else ("tokens", "float", ("mlp",))
+        raise ModelError(
+            f"model {name!r} fails on an input of shape {input_shape} and type {got}, as it takes {took}; choose "
+            f"{' or '.join(others)}"
+        )
     # Any: the catalogue has checked the types of the options.
     given: dict[str, Any] = dict(options)
     classifier: str | None

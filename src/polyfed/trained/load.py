@@ -20,8 +20,9 @@ from polyfed.core.clients import ClientInfo, NeedsDataError
 from polyfed.core.message import Message, size
 from polyfed.core.net import Net
 from polyfed.execute.placement import Placement
+from polyfed.models.catalogue import ModelSpec
 from polyfed.models.split import SplitModel
-from polyfed.rounds.federation import configured_info, configured_task
+from polyfed.rounds.federation import columns_read, configured_info, configured_task, input_networks
 from polyfed.rounds.identity import Content
 from polyfed.storage.run_dir import SavedRun
 from polyfed.trained.assemble import AssembledParts, without_data
@@ -128,7 +129,8 @@ def _of_folder(
     task = own.task(config, about)
     models = algorithm.models_at(task, task.build(own.model), own.capacity)
     whose: dict[str, Any] = {"client": own.client, "round": own.round}
-    return _made(folder, config, about, algorithm, models, own.parts(folder), 0, predictor, whose)
+    specs = input_networks(algorithm, (ModelSpec.parse(own.model),))
+    return _made(folder, config, about, algorithm, models, own.parts(folder), 0, predictor, whose, specs)
 
 
 def _made(
@@ -141,8 +143,11 @@ def _made(
     place: int | None,
     predictor: str | None,
     whose: Mapping[str, Any],
+    specs: Sequence[ModelSpec],
 ) -> TrainedModel:
     """Return the model of these parts; ``place`` is that of the client's statistics, None of all clients' together."""
+    columns = about.feature_columns
+    reads = dict.fromkeys(name for spec in specs for name in columns_read(spec, columns))
     return TrainedModel(
         algorithm,
         models,
@@ -155,7 +160,9 @@ def _made(
         predictor=predictor,
         classes=about.classes,
         target=(about.target_offset, about.target_scale),
-        about={"polyfed": polyfed.__version__, "algorithm": config.algorithm.name, **whose},
+        about={"polyfed": polyfed.__version__, "algorithm": config.algorithm.name, **whose}
+        | ({"tokenizer": about.tokenizer} if about.tokenizer else {}),
+        reads=tuple(reads),
     )
 
 
@@ -230,7 +237,11 @@ class _Loader:
         if capacity is not None:
             whose["capacity"] = capacity
         whose["round"] = saved.round
-        return _made(self.folder, self.config, self.about, self.algorithm, models, parts, number, predictor, whose)
+        own = self.task.architectures if number is None else (self.config.clients.model(number),)
+        specs = input_networks(self.algorithm, own, server="server_model" in whose)
+        return _made(
+            self.folder, self.config, self.about, self.algorithm, models, parts, number, predictor, whose, specs
+        )
 
     def _number(self, client: ClientId | str) -> ClientId:
         names = self.about.clients if isinstance(client, str) else ()  # a number is no name, though a name may be "2"

@@ -69,6 +69,7 @@ class TrainedModel(nn.Module):
         classes: the classes' names; empty for a regression.
         target: offset and scale of a regression's targets.
         about: whose model it is, as JSON values for the description of an export.
+        reads: the columns of a table that the networks read, by name; empty for other data.
 
     Attributes:
         predictor: the name of the predictor whose output `forward` returns.
@@ -91,10 +92,12 @@ class TrainedModel(nn.Module):
         classes: Sequence[str],
         target: tuple[float, float],
         about: Mapping[str, Any],
+        reads: Sequence[str],
     ) -> None:
         super().__init__()
         self.algorithm, self.classes, self.about = algorithm, tuple(classes), dict(about)
         self.offset, self.scale = target
+        self.reads = tuple(reads)
         self.preparation = preparation
         # Networks of its own: those of a task are shared with everybody who builds the same architecture.
         self.networks = {part: models[part].fresh() for part in parts if part in models}

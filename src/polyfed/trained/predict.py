@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -10,7 +10,14 @@ from torch import Tensor
 
 from polyfed.base.errors import DataError
 from polyfed.base.text import csv_text
-from polyfed.data.readers.new_rows import NewRows, read_new_array, read_new_images, read_new_table
+from polyfed.data.readers.new_rows import (
+    NewRows,
+    read_new_array,
+    read_new_images,
+    read_new_leaf,
+    read_new_table,
+    read_new_texts,
+)
 from polyfed.execute.local_training import EVAL_BATCH, reported
 from polyfed.trained.load import run_folder
 from polyfed.trained.model import TrainedModel
@@ -19,13 +26,17 @@ from polyfed.trained.preprocessing import Preprocessing
 _ARRAYS = (".npz", ".npy")
 
 
-def read_rows_to_predict(run_dir: Path, paths: Sequence[Path], keep: Sequence[str] = ()) -> NewRows:
+def read_rows_to_predict(
+    run_dir: Path, paths: Sequence[Path], keep: Sequence[str] = (), *, reads: Collection[str] | None = None
+) -> NewRows:
     """Read files as the training of a run read its own.
 
     Args:
         run_dir: the run directory, which names the columns and how cells are read.
-        paths: for a table one .csv or .parquet file; for arrays one .npz or .npy file; image files or folders of them.
-        keep: for a table: columns to return as texts.
+        paths: for a table one .csv or .parquet file; for arrays one .npz or .npy file; image files or folders of them;
+            for texts one .csv file, or one .json file in LEAF's layout.
+        keep: for a table or a .csv file of texts: columns to return as texts.
+        reads: for a table: the columns that the file must have, ``TrainedModel.reads``; None takes all of the training.
 
     Raises:
         DataError: files that do not fit the training.
@@ -33,6 +44,9 @@ def read_rows_to_predict(run_dir: Path, paths: Sequence[Path], keep: Sequence[st
     """
     about = Preprocessing.read(run_folder(run_dir))
     array = len(paths) == 1 and paths[0].suffix.lower() in _ARRAYS
+    suffix = paths[0].suffix.lower() if len(paths) == 1 else ""
+    if suffix == ".csv" and about.tokenizer:
+        return read_new_texts(paths[0], about.tokenizer, about.input_shape[0], keep)
     if keep and not about.columns:
         raise DataError(
             f"keep: got {', '.join(keep)}; the model was trained on {about.kind} data, which has no columns"
@@ -41,7 +55,7 @@ def read_rows_to_predict(run_dir: Path, paths: Sequence[Path], keep: Sequence[st
         if len(paths) != 1:
             raise DataError(f"got {len(paths)} files; expected one table, a .csv or .parquet file")
         columns = {column.name: column.categories for column in about.columns}
-        return read_new_table(paths[0], columns, about.options, header=about.header, keep=keep)
+        return read_new_table(paths[0], columns, about.options, header=about.header, keep=keep, reads=reads)
     if about.kind == "image" and about.dtype == "uint8" and not array:
         return read_new_images(
             paths,
@@ -50,10 +64,14 @@ def read_rows_to_predict(run_dir: Path, paths: Sequence[Path], keep: Sequence[st
             channels=about.options.get("channels"),
             image_size=about.image_size,
         )
+    if suffix == ".json" and about.dataset == "leaf":
+        return read_new_leaf(paths[0], about.classes, about.input_shape[0])
     if not array:
+        texts = ", or one .json file in LEAF's layout" if about.dataset == "leaf" else ""
+        texts = ", or one .csv file of texts" if about.tokenizer else texts
         raise DataError(
             f"got {', '.join(map(str, paths))}; the model was trained on {about.kind} data of shape "
-            f"{about.input_shape}: expected one .npz file with the array x, or one .npy file"
+            f"{about.input_shape}: expected one .npz file with the array x, or one .npy file{texts}"
         )
     layout = about.options.get("layout")
     return read_new_array(

@@ -8,7 +8,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -36,6 +36,8 @@ _OF_READING = (
 )
 #: Beside it, for data that each client standardises.
 STATISTICS = "preprocessing.safetensors"
+#: Beside it, for texts: what made tokens of them, as the package ``tokenizers`` reads it.
+TOKENIZER = "tokenizer.json"
 
 
 class InputColumn(BaseModel, frozen=True, extra="forbid"):
@@ -70,6 +72,7 @@ class Preprocessing(BaseModel, frozen=True, extra="forbid"):
         dataset: the name of the data set, which says what kind of file was read.
         options: the options of its reader that say how cells and arrays are read.
         image_size: side to which images were resized; None if they were not.
+        tokenizer: of texts: the JSON text of their tokenizer, which is a file of its own; empty if there is none.
     """
 
     kind: Kind
@@ -88,6 +91,7 @@ class Preprocessing(BaseModel, frozen=True, extra="forbid"):
     dataset: str
     options: dict[str, Any] = {}
     image_size: int | None = None
+    tokenizer: str = Field(default="", exclude=True)
 
     @classmethod
     def of(
@@ -127,6 +131,7 @@ class Preprocessing(BaseModel, frozen=True, extra="forbid"):
             dataset=name,
             options={option: options[option] for option in _OF_READING if option in options},
             image_size=image_size,
+            tokenizer=dataset.tokenizer,
         )
 
     @property
@@ -160,15 +165,25 @@ class Preprocessing(BaseModel, frozen=True, extra="forbid"):
         return {column.name: column.categories for column in self.columns if column.categories is not None}
 
     def write(self, folder: Path, *, mode: int = 0o666) -> None:
-        """Write ``preprocessing.json``; ``mode`` gives its permissions, as in `files.write`."""
+        """Write ``preprocessing.json``, and before it the tokenizer if there is one.
+
+        Args:
+            folder: where.
+            mode: its permissions, as in `files.write`.
+
+        Raises:
+            StorageError: the disk is full.
+        """
+        if self.tokenizer:
+            files.write(folder / TOKENIZER, self.tokenizer.encode(), mode=mode)
         files.write(folder / NAME, (self.model_dump_json(indent=2) + "\n").encode(), mode=mode)
 
     @classmethod
     def read(cls, folder: Path) -> Preprocessing:
-        """Read the file that `write` wrote.
+        """Read the files that `write` wrote.
 
         Raises:
-            CheckpointError: the file is missing or damaged.
+            CheckpointError: a file is missing or damaged.
         """
         path = folder / NAME
         if not path.exists():
@@ -177,8 +192,10 @@ class Preprocessing(BaseModel, frozen=True, extra="forbid"):
                 "data: take the client's own folder, STATE_DIR/EXPERIMENT/client-K. If an earlier version of polyfed "
                 f"began the run, `polyfed resume {folder}` writes it where the data are at hand"
             )
+        beside = folder / TOKENIZER
         try:
-            return cls.model_validate(files.read_json(path))
+            tokenizer = {"tokenizer": beside.read_text("utf-8")} if beside.exists() else {}
+            return cls.model_validate(files.read_json(path) | tokenizer)
         except ValidationError as error:
             raise CheckpointError(f"{path} is damaged ({error.errors()[0]['msg']}); restore it") from error
 

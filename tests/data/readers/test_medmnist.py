@@ -70,6 +70,9 @@ def test_one_of_several_labels_is_a_set_of_two_classes(tmp_path: Path) -> None:
     for wrong in (3, "effusion"):
         with pytest.raises(ConfigError, match="3 columns, expected a number from 0 to 2"):
             read(tmp_path, found, label=wrong)
+    found["val_labels"][1, 2] = 3
+    with pytest.raises(DataError, match="val_labels has values up to 3 in column 2; label takes a column of 0 and 1"):
+        read(tmp_path, found, label=2)
 
 
 @pytest.mark.parametrize(
@@ -80,6 +83,8 @@ def test_one_of_several_labels_is_a_set_of_two_classes(tmp_path: Path) -> None:
             r"val_labels not found; it holds test_images, .*; for your own arrays use dataset = \"npz\"",
         ),
         ({"train_images": np.zeros((6, 28, 28, 28), np.uint8)}, r"\(6, 28, 28, 28\) .*3-D images, .* cannot be read"),
+        ({"train_images": np.zeros((6, 28, 28, 1), np.uint8)}, r"for colour, N above 0; drop the last axis"),
+        ({"train_images": np.zeros((6, 28, 28, 4), np.uint8)}, r"for colour, N above 0$"),
         (
             {"train_images": np.zeros((6, 28, 28))},
             r"train_images has shape \(6, 28, 28\) and type float64; expected uint8",

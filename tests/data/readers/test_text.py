@@ -18,6 +18,7 @@ from polyfed.config import Config
 from polyfed.data.client import ClientData
 from polyfed.data.conform import conform, schema_of
 from polyfed.data.dataset import Dataset
+from polyfed.data.doubts import doubts
 from polyfed.data.readers import tokenizer
 from polyfed.data.sources import file_digests, load_dataset
 
@@ -191,6 +192,35 @@ def test_a_file_of_another_layout(tmp_path: Path, content: str) -> None:
     (tmp_path / "a.json").unlink()
     with pytest.raises(DataError, match=r"holds no \*.json"):
         load_dataset("leaf", path=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({"users": ["u"], "user_data": {"u": {"x": ["a", "b"], "y": ["c"]}}}, "'u' has 2 entries of x and 1 of y"),
+        ({"users": ["w"], "user_data": {}}, "user 'w' has no x and y; expected a json object"),
+        (
+            {"users": ["u"], "user_data": {"u": {"x": ["a"], "y": [0]}}},
+            'y = 0; .*classes .*npz file, with kind = "tokens"',
+        ),
+    ],
+)
+def test_what_a_file_lacks_is_said_in_words(tmp_path: Path, content: Any, says: str) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=says) as caught:
+        load_dataset("leaf", path=tmp_path / "a.json")
+    assert "Error" not in str(caught.value)
+    with pytest.raises(DataError, match="none: no such file or folder"):
+        load_dataset("leaf", path=tmp_path / "none")
+
+
+def test_labels_among_words_are_doubted(tmp_path: Path) -> None:
+    labels = load_dataset(
+        "leaf", path=leaf(tmp_path / "a.json", {"u": ([["so", "good"], ["so", "bad"]], ["pos", "neg"])})
+    )
+    assert ["4 of 6 classes never occur as y" in doubt for doubt in doubts(labels)] == [True]
+    following = load_dataset("leaf", path=leaf(tmp_path / "b.json", {"u": (["ab", "ba"], ["a", "b"])}))
+    assert doubts(following) == []
 
 
 # -------------------------------------------------------------------------------------------------------- batches

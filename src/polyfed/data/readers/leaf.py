@@ -14,10 +14,11 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from polyfed.base.errors import DataError
 from polyfed.data.arrays import coded
@@ -50,6 +51,8 @@ def load_leaf(place: Path, *, vocabulary: int = VOCABULARY, length: int | None =
     Raises:
         DataError: there are no files, or one is damaged or of another layout.
     """
+    if not place.exists():
+        raise DataError(f"{place}: no such file or folder; expected files of LEAF's layout; correct the path")
     files = leaf_files(place)
     if not files[0]:
         raise DataError(f"{place}: holds no *.json, nor does its folder train; expected files of LEAF's layout")
@@ -57,18 +60,14 @@ def load_leaf(place: Path, *, vocabulary: int = VOCABULARY, length: int | None =
     rows = [*parts[0], *parts[1]]
     counts = Counter(token for _, x, y in parts[0] for token in (*x, y))
     known = sorted(counts, key=lambda token: (-counts[token], token))[: vocabulary - 2]
-    number = {token: at for at, token in enumerate(known, 2)}
-    longest = length or max(len(x) for _, x, _ in rows)
-    tokens = np.zeros((len(rows), longest), dtype=np.int64)
-    for row, (_, x, _) in zip(tokens, rows, strict=True):
-        kept = [number.get(token, 1) for token in x[-longest:]]
-        row[: len(kept)] = kept
+    classes = (UNKNOWN, *known)
+    number = {token: at for at, token in enumerate(known, 1)}
     groups, names = coded([user for user, _, _ in rows])
     return Dataset(
         place.stem,
-        torch.from_numpy(tokens),
-        torch.tensor([number.get(y, 1) - 1 for _, _, y in rows]),
-        (UNKNOWN, *known),
+        torch.from_numpy(leaf_tokens([x for _, x, _ in rows], classes, length or max(len(x) for _, x, _ in rows))),
+        torch.tensor([number.get(y, 0) for _, _, y in rows]),
+        classes,
         (),
         (),
         test_rows=np.arange(len(parts[0]), len(rows), dtype=np.int64) if parts[1] else None,
@@ -79,22 +78,64 @@ def load_leaf(place: Path, *, vocabulary: int = VOCABULARY, length: int | None =
     )
 
 
-def _rows(path: Path) -> list[tuple[str, Sequence[str], str]]:
-    """User, tokens and next token of each row."""
+def leaf_tokens(texts: Sequence[Sequence[str]], classes: Sequence[str], length: int) -> NDArray[np.int64]:
+    """Return the tokens ``(N, length)`` of texts, of which the last are kept; class c of ``classes`` is token c + 1."""
+    number = {token: at for at, token in enumerate(classes[1:], 2)}
+    tokens = np.zeros((len(texts), length), dtype=np.int64)
+    for row, text in zip(tokens, texts, strict=True):
+        kept = [number.get(token, 1) for token in text[-length:]]
+        row[: len(kept)] = kept
+    return tokens
+
+
+def leaf_texts(path: Path) -> tuple[list[str], list[Sequence[str]]]:
+    """Return user and ``x`` of each row of a file, whose users need no ``y``.
+
+    Raises:
+        DataError: it is damaged or of another layout.
+    """
+    rows = _rows(path, labelled=False)
+    return [user for user, _, _ in rows], [x for _, x, _ in rows]
+
+
+def _entry(value: Any, key: str) -> Any:
+    """What a json object has under a key; None if it lacks the key, or is another json value."""
+    return cast("dict[str, Any]", value).get(key) if isinstance(value, dict) else None
+
+
+def _rows(path: Path, *, labelled: bool = True) -> list[tuple[str, Sequence[str], str]]:
+    """User, tokens and next token of each row; "" for the next token if it is not wanted."""
+    rows: list[tuple[str, Any, Any]] = []
+    keys = ("x", "y") if labelled else ("x",)
+    layout = f"expected a json object with users and user_data, and for each user lists {' and '.join(keys)}"
     try:
         found: Any = json.loads(path.read_bytes())
-        data = found["user_data"]
-        rows = [(user, x, y) for user in found["users"] for x, y in zip(data[user]["x"], data[user]["y"], strict=True)]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path}: is not of LEAF's layout ({type(error).__name__}: {error}); expected a json object with users and "
-            "user_data, and as many entries of x as of y for each user"
-        ) from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: is not of LEAF's layout, as it is no json file ({error}); {layout}") from error
+    users, data = _entry(found, "users"), _entry(found, "user_data")
+    if not isinstance(users, list) or not isinstance(data, dict):
+        raise DataError(f"{path}: is not of LEAF's layout, as it lacks users or user_data; {layout}")
+    for user in cast("list[Any]", users):
+        own = _entry(data, user) if isinstance(user, str) else None
+        x, y = _entry(own, "x"), _entry(own, "y")
+        if not isinstance(x, list) or (labelled and not isinstance(y, list)):
+            raise DataError(f"{path}: is not of LEAF's layout, as user {user!r} has no {' and '.join(keys)}; {layout}")
+        texts = cast("list[Any]", x)
+        following = cast("list[Any]", y) if labelled else [""] * len(texts)
+        if len(texts) != len(following):
+            raise DataError(
+                f"{path}: is not of LEAF's layout, as user {user!r} has {len(texts)} entries of x and {len(following)} "
+                f"of y; {layout} of one length"
+            )
+        rows += zip([user] * len(texts), texts, following, strict=True)
     for user, x, y in rows:
         words = isinstance(x, list) and all(isinstance(token, str) for token in x)
-        if not (isinstance(y, str) and y and x and (words or isinstance(x, str))):
+        if not (isinstance(y, str) and (y or not labelled) and x and (words or isinstance(x, str))):
             raise DataError(
-                f"{path}: user {user!r} has x = {str(x)[:60]!r} and y = {str(y)[:60]!r}; expected for x a text or a "
-                "list of words, none empty, and for y the character or the word that follows"
+                f"{path}: user {user!r} has x = {repr(x)[:60]} and y = {repr(y)[:60]}; expected for x a text or a list "
+                "of words, none empty, and for y the character or the word that follows, as a text; classes of texts "
+                'are not read from LEAF\'s layout: save such texts as tokens in an npz file, with kind = "tokens"'
             )
+    if not rows:
+        raise DataError(f"{path}: has no rows; {layout}")
     return rows

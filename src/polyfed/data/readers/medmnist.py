@@ -37,13 +37,13 @@ def load_medmnist(
         image_size: side in pixels that images are resized to; None keeps them.
         flip: whether a horizontally flipped image keeps its class.
         label: number of a column of labels, from 0, where the file has several: a set of two classes, with the label
-            and without it.
+            and without it, 1 and 0 in the column.
         validation: whether images of the part val are training rows, behind those of train; else they are left out.
 
     Raises:
         ConfigError: ``label`` is no column of the file.
         DataError: the file is damaged, lacks an array, or holds an array of another shape or type; images are 3-D; or
-            there are several labels for each image and ``label`` is None.
+            there are several labels for each image and ``label`` is None, or values other than 0 and 1 in its column.
     """
     arrays = read_npz(path)
     if missing := [name for name in _NAMES if name not in arrays]:
@@ -72,10 +72,14 @@ def load_medmnist(
 def _images(x: NDArray[Any], where: str) -> NDArray[np.uint8]:
     """Refuse what is no stack of grey or colour images."""
     if x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[3] != 3) or x.dtype != np.uint8 or 0 in x.shape:
-        solid = "; 3-D images, of the files named ...mnist3d, cannot be read" if x.ndim in (4, 5) else ""
+        hint = ""
+        if x.ndim == 4 and x.shape[3] == 1:
+            hint = "; drop the last axis, of a single channel"
+        elif x.ndim == 5 or (x.ndim == 4 and x.shape[3] > 4):
+            hint = "; 3-D images, of the files named ...mnist3d, cannot be read"
         raise DataError(
             f"{where} has shape {x.shape} and type {x.dtype}; expected uint8, (N, H, W) for grey images or "
-            f"(N, H, W, 3) for colour, N above 0{solid}"
+            f"(N, H, W, 3) for colour, N above 0{hint}"
         )
     return x
 
@@ -100,5 +104,10 @@ def _labels(arrays: Arrays, part: str, rows: int, path: Path, column: int | str 
     if not isinstance(column, int) or not 0 <= column < columns:
         raise ConfigError(
             f"label: got {column!r}; {where} has {columns} columns, expected a number from 0 to {columns - 1}"
+        )
+    if int(y[:, column].max()) > 1:
+        raise DataError(
+            f"{where} has values up to {y[:, column].max()} in column {column}; label takes a column of 0 and 1, "
+            "without and with the label; leave label out where the column says which of several classes it is"
         )
     return y[:, column].astype(np.int64)

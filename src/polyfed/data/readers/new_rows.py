@@ -1,9 +1,10 @@
-"""Rows to predict: tables without a label, whose columns are found by name, arrays, and image files."""
+"""Rows to predict: tables without a label, whose columns are found by name, arrays, image files and texts."""
 
 from __future__ import annotations
 
+import csv
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,17 @@ from polyfed.data.catalogue import DATASET_OPTIONS
 from polyfed.data.columns import ColumnKind
 from polyfed.data.dataset import Kind
 from polyfed.data.images import pad_or_resize, resize
+from polyfed.data.readers.agnews import text_of
 from polyfed.data.readers.cache import read_npz
-from polyfed.data.readers.cells import Padded, Sheet, Table, read_cells
+from polyfed.data.readers.cells import Sheet, Table, read_cells
 from polyfed.data.readers.csv import open_csv
 from polyfed.data.readers.folder import image_files
+from polyfed.data.readers.leaf import leaf_texts, leaf_tokens
 from polyfed.data.readers.parquet_table import open_parquet
 from polyfed.data.readers.pictures import decoded
 from polyfed.data.readers.rules import Rules
 from polyfed.data.readers.table import number_cells
+from polyfed.data.readers.tokenizer import encoded
 
 #: Options of a table that say how its cells are read, and not what its columns are.
 _OF_CELLS = ("missing", "also_missing", "decimal", "thousands")
@@ -58,10 +62,12 @@ def read_new_table(
     *,
     header: bool = True,
     keep: Sequence[str] = (),
+    reads: Collection[str] | None = None,
 ) -> NewRows:
     """Read a csv or parquet file of rows to predict.
 
     Columns are found by name, in any order; columns that are neither features nor kept, such as a label, are not read.
+    Features that the model does not read are missing in every row, and need not be in the file.
     A cell is missing where training would have taken it for missing, and where it holds a category that training did
     not know.
 
@@ -71,6 +77,7 @@ def read_new_table(
         options: the options with which the training's table was read.
         header: whether the file names its columns; without, the columns are those of the training's file by number.
         keep: names of further columns to return as texts.
+        reads: the features that the model reads; None for all.
 
     Raises:
         DataError: a column is missing, or a cell is no number where the training's were.
@@ -86,37 +93,38 @@ def read_new_table(
         sheet: Sheet = open_csv(path, header=header, rules=rules, **how)
     else:
         sheet = open_parquet(path)
-    if options.get("union"):
-        sheet = Padded(sheet, tuple(dict.fromkeys((*sheet.names, *columns))))
     names = list(sheet.names)
-    if lacking := [name for name in columns if name not in names]:
+    wanted = [name for name in columns if reads is None or name in reads]
+    if lacking := [name for name in wanted if name not in names]:
         raise DataError(
             f"{path}: lacks the column{'s' * (len(lacking) > 1)} {', '.join(map(repr, lacking))}"
-            f"{nearest(lacking[0], names)}; expected every column that the model was trained on: {', '.join(columns)}; "
+            f"{nearest(lacking[0], names)}; expected every column that the model reads: {', '.join(wanted)}; "
             f"the file has {', '.join(names)}"
         )
     if gone := [name for name in keep if name not in names]:
         raise ConfigError(f"keep: {path} has no column {gone[0]!r}{nearest(gone[0], names)}; it has {', '.join(names)}")
     roles: dict[int, ColumnKind] = {}
     for at, name in enumerate(names):
-        if name in columns:
+        if name in wanted:
             if columns[name] is not None:
                 roles[at] = "category"
         else:
             roles[at] = "unit" if name in keep else "ignored"
     table = read_cells([sheet], roles, rules, path)
-    numbers = [number_cells(table, names.index(name)) for name, levels in columns.items() if levels is None]
-    unknown: dict[str, tuple[int, str]] = {}
-    codes = [
-        _codes(table, names.index(name), levels, unknown) for name, levels in columns.items() if levels is not None
-    ]
+    numbers, codes, unknown = list[NDArray[Any]](), list[NDArray[Any]](), dict[str, tuple[int, str]]()
+    for name, levels in columns.items():
+        at = names.index(name) if name in wanted else None
+        if levels is None:
+            numbers.append(np.full(table.starts[-1], np.nan) if at is None else number_cells(table, at))
+        else:
+            codes.append(np.full(table.starts[-1], -1) if at is None else _codes(table, at, levels, unknown))
     arrays = [np.stack(each, axis=1) for each in (numbers, codes) if each]
     inputs = tuple(torch.from_numpy(array) for array in arrays)
     second = table
-    if doubled := [name for name in keep if name in columns]:  # a feature is read again, as text
+    if doubled := [name for name in keep if name in wanted]:  # a feature is read again, as text
         again: dict[int, ColumnKind] = {at: "unit" if name in doubled else "ignored" for at, name in enumerate(names)}
         second = read_cells([sheet], again, rules, path)
-    kept = {name: _texts(second if name in columns else table, names.index(name)) for name in keep}
+    kept = {name: _texts(second if name in wanted else table, names.index(name)) for name in keep}
     return NewRows(inputs, kept, unknown)
 
 
@@ -133,6 +141,56 @@ def _codes(table: Table, at: int, levels: Sequence[str], unknown: dict[str, tupl
 def _texts(table: Table, at: int) -> list[str]:
     numbers, texts = table.cells[at].joined(), [*table.cells[at].texts, ""]
     return [texts[number] for number in numbers]
+
+
+def read_new_texts(path: Path, tokenizer: str, length: int, keep: Sequence[str] = ()) -> NewRows:
+    """Read a csv file of texts, as tokens: of its columns title and description, or of its column text.
+
+    Args:
+        path: the file, whose first line names the columns.
+        tokenizer: the JSON text of the training's tokenizer.
+        length: most tokens of a text.
+        keep: names of columns to return as texts.
+
+    Raises:
+        DataError: the file is damaged or lacks these columns, or the package ``tokenizers`` is not installed.
+        ConfigError: a column to keep is not there.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as handle:
+            names, *rows = csv.reader(handle, strict=True)
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read as a csv file of texts ({error})") from error
+    rows = [row for row in rows if row]  # an empty line
+    wanted = next((some for some in (("title", "description"), ("text",)) if {*some} <= {*names}), None)
+    if wanted is None:
+        raise DataError(
+            f"{path}: has the columns {', '.join(names)}; expected title and description, or text, in the first line"
+        )
+    if gone := [name for name in keep if name not in names]:
+        raise ConfigError(f"keep: {path} has no column {gone[0]!r}{nearest(gone[0], names)}; it has {', '.join(names)}")
+    if wrong := [row for row in rows if len(row) != len(names)]:
+        raise DataError(f"{path}: the row {wrong[0]!r} has {len(wrong[0])} cells; expected {len(names)}, as the header")
+    if not rows:
+        raise DataError(f"{path}: no rows below the header; expected at least one")
+    texts = [text_of([row[names.index(name)] for name in wanted]) for row in rows]
+    kept = {name: [row[names.index(name)] for row in rows] for name in keep}
+    return NewRows((torch.from_numpy(encoded(texts, tokenizer, length, "the run's tokenizer.json")),), kept)
+
+
+def read_new_leaf(path: Path, classes: Sequence[str], length: int) -> NewRows:
+    """Read a file in LEAF's layout, whose users need no ``y``; predictions show the user of each row.
+
+    Args:
+        path: the file.
+        classes: the classes of the training, which are its vocabulary.
+        length: most tokens of a text.
+
+    Raises:
+        DataError: the file is damaged or of another layout.
+    """
+    users, texts = leaf_texts(path)
+    return NewRows((torch.from_numpy(leaf_tokens(texts, classes, length)),), {"user": users})
 
 
 def read_new_array(
