@@ -38,7 +38,7 @@ def test_news_become_the_tokens_of_the_training(tmp_path: Path, monkeypatch: pyt
     """Catches a tokenizer that is not kept, a text without its title, and a line end that is text."""
     pytest.importorskip("tokenizers", reason="tokenizers is not installed (the extra text)")
     monkeypatch.setenv("POLYFED_CACHE", str(tmp_path / "cache"))
-    place, lines = tmp_path / "ag", [f'{title.replace(chr(34), chr(34) * 2)}","over\\nall news"' for title in TITLES]
+    place, lines = tmp_path / "ag", [f'{title.replace(chr(34), chr(34) * 2)}","over\\all news"' for title in TITLES]
     place.mkdir()
     for name in ("train.csv", "test.csv"):
         (place / name).write_text("".join(f'"{at + 1}","{line}\n' for at, line in enumerate(lines)))
