@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Literal, cast
 
@@ -211,7 +212,7 @@ def option_fault(dataset: str, option: str, value: object) -> str | None:
     """Return the fault in the value of a data set's option; None if there is none."""
     expected, right = _OPTIONS[option]
     if option == "vocabulary" and dataset in TEXTS:  # of pieces of bytes
-        expected, right = "258 or more: 256 bytes, padding and the start of a text", lambda value: _whole(value, 258)
+        expected, right = "258 or more: 256 bytes, padding and the start of a text", partial(_whole, least=258)
     return None if right(value) else f"got {value!r}; expected {expected}"
 
 

@@ -94,7 +94,8 @@ class Dataset:
             rows are in order of time.
         bucket: of tokens that end in padding, 0: batches are as long as their longest row, up to a multiple of
             ``bucket``; 0 gives all batches the full length.
-        tokenizer: of tokens of texts: the JSON text of the tokenizer that made them; empty if there is none.
+        tokenizer: of tokens of texts: the JSON text of the tokenizer that made them; empty if there is none. Tokens
+            of two data sets mean alike only where it is equal.
 
     Raises:
         DataError: a field of the wrong type or length, or a value out of range.

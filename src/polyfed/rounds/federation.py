@@ -635,9 +635,8 @@ def unread_columns(
     names = [name for name, width in columns for _ in range(width)]
     empty = {name for name, gone in zip(names, rows.isnan().all(dim=0).tolist(), strict=True) if gone}
     for own in input_networks(algorithm, (spec,)):
-        if own.own:  # its author chooses what it reads
-            continue
-        if lacking := [name for name in columns_read(own, columns) if name in empty]:
+        read = [] if own.own else columns_read(own, columns)  # the author of an own network chooses what it reads
+        if lacking := [name for name in read if name in empty]:
             return (
                 f"network {str(own)!r} reads {', '.join(map(repr, lacking))}, of which its training rows have no "
                 "value; give the network's option columns the names that it is to read; where clients share the "

@@ -110,7 +110,7 @@ def load_agnews(
 
 def text_of(cells: Sequence[str]) -> str:
     """Return the text of a title and a description."""
-    # A backslash stands for a line end, and before "$" or another one for nothing.
+    # A backslash stands for a line end, and before "$" or another backslash for nothing.
     return " ".join(" ".join(cells).replace("\\", " ").split())
 
 
