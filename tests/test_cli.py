@@ -134,6 +134,22 @@ def test_validate_says_that_capacities_are_not_read(tiny, overrides, noted):
     assert ("note:" in done.output) == noted
 
 
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        (("clients.selection=stratified",), 'draws as "uniform" does: all clients have one capacity'),
+        (
+            ("algorithm.name=fedmrl-ssl", "algorithm.rep_dim=8", "data.image_size=16", "train.label_smoothing=0.1"),
+            "fedmrl-ssl reads no labels in training, so nothing comes of train.label_smoothing",
+        ),
+    ],
+)
+def test_validate_says_which_keys_change_nothing(tiny, overrides, text):
+    """Catches a draw by strata where there is one, and losses that are thought weighed."""
+    done = polyfed("validate", tiny, *(part for one in overrides for part in ("--set", one)))
+    assert f"note: {text}" in done.output.replace('clients.selection = "stratified" ', ""), done.output
+
+
 def test_validate_says_what_clients_of_each_capacity_hold(tiny):
     """Catches sizes of the whole network in place of the smaller one, and sizes where none differ."""
     sizes = (

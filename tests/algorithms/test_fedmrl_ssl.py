@@ -9,7 +9,7 @@ from auxiliary import BODY, body, equal, federation, relabelled, told, weighs
 from torch import Tensor
 
 from polyfed.algorithms.fedmrl_ssl import FedMRLSSL
-from polyfed.base.errors import ModelError
+from polyfed.base.errors import ConfigError, ModelError
 from polyfed.base.rng import Rng
 from polyfed.blocks.linear_probe import moments, ridge
 from polyfed.blocks.losses import nt_xent
@@ -17,6 +17,7 @@ from polyfed.blocks.views import Views, draw_views, two_views
 from polyfed.core.plan import Step
 from polyfed.core.requests import drive
 from polyfed.execute.local_training import bind
+from polyfed.rounds.federation import check_single_examples
 
 MLP = "mlp(hidden=(12, 7))"  # G: 256 inputs, 12, d1, p
 
@@ -117,6 +118,24 @@ def test_views_of_nothing_random_are_the_examples() -> None:
     views, x = Views(crop=1.0, flip=False, jitter=0.0, grey=0.0, noise=0.0), torch.randn(4, 3, 6, 5)
     drawn = draw_views(views, (3, 6, 5), Rng((0,)), Step(torch.arange(4), 0, 0))
     assert torch.equal(two_views(views, x, drawn), torch.cat([x, x]))
+
+
+def test_keys_without_an_effect_are_refused() -> None:
+    """Catches a temperature that is tuned under Barlow Twins, and channels last on images."""
+    for keys, key in (({"contrast": "barlow", "temperature": 0.1}, "temperature"), ({"redundancy": 1.0}, "redundancy")):
+        with pytest.raises(ConfigError, match=f"{key}: got .* does not use it; leave it at"):
+            ssl(**keys)
+    fed = federation(ssl(channels_last=True))
+    with pytest.raises(ModelError, match="channels_last: got true; images are"):
+        fed.algorithm.check(fed.task)
+
+
+@pytest.mark.parametrize("contrast", ["simclr", "barlow"])
+def test_batches_of_one_are_refused(contrast: str) -> None:
+    """Catches a run that trains nothing and says nothing."""
+    for keys, named in (({"train": {"batch_size": 1}}, "clients 0, 1, 2"), ({"sizes": (5, 1, 4)}, "client 1")):
+        with pytest.raises(ModelError, match=f"compares the examples of a batch, .* {named} would have such"):
+            check_single_examples(federation(ssl(contrast=contrast), **keys))
 
 
 def test_a_batch_of_one_has_nothing_to_tell_apart() -> None:

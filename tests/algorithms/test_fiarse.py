@@ -457,9 +457,9 @@ def test_groups_have_to_fit_the_network() -> None:
     with pytest.raises(ModelError) as caught:
         fed.algorithm.check(fed.task)
     assert str(caught.value).splitlines() == [
-        "algorithm.groups: groups 0 and 1 both have 'fc1.weight' of model 'mlp(hidden=(12, 6))'",
-        "algorithm.groups: groups 0 and 1 both have 'fc1.bias' of model 'mlp(hidden=(12, 6))'",
-        "algorithm.groups: no masked tensor begins with 'cf3' of model 'mlp(hidden=(12, 6))'",
+        "algorithm.groups: no masked tensor begins with 'cf3'; the model is 'mlp(hidden=(12, 6))'",
+        "algorithm.groups: groups 0 and 1 both have 'fc1.weight' and 1 more tensors of 'fc1'; the model is "
+        "'mlp(hidden=(12, 6))'",
     ]
 
 

@@ -63,9 +63,12 @@ def test_where_tensors_compete() -> None:
 def test_all_faults_of_groups_are_told() -> None:
     names = ("a.weight", "b.weight", "c.weight")
     assert misplaced(names, (("a", "b"), ("b.w", "d"))) == [
-        "no group has 'c.weight'",
-        "groups 0 and 1 both have 'b.weight'",
         "no masked tensor begins with 'd'",
+        "groups 0 and 1 both have 'b.weight'",
+        "no group has 'c.weight'",
+    ]
+    assert misplaced(("a.0.weight", "a.0.bias", "a.1.weight", "b.weight"), (("b",),)) == [
+        "no group has 'a.0.weight' and 2 more tensors of 'a'"
     ]
     assert misplaced(names, ((), ("a", "b", "c"), ())) == [
         "group 0 is empty; expected beginnings of names",

@@ -35,6 +35,10 @@ FEDAVG = '[algorithm]\nname = "fedavg"\n'
         (REGRESSION.replace("iid", "dirichlet") + FEDAVG, ("partition.kind: got 'dirichlet'", "'iid' or 'natural'")),
         (REGRESSION + '[algorithm]\nname = "fedgh"', ("algorithm.name: fedgh cannot train", "fedavg", "standalone")),
         (REGRESSION + FEDAVG + '[controls.x]\nname = "fd"', ("controls.x.name: fd cannot train", "fedavg")),
+        (
+            '[run]\nmetrics = ["auroc", "ece"]\n[algorithm]\nname = "fedmrl-ssl"',
+            ("run.metrics: got 'ece'", "fedmrl-ssl are"),
+        ),
         (REGRESSION.replace("task", "target_scale = 0.0\ntask") + FEDAVG, ("data.target_scale", "more than 0")),
     ],
 )

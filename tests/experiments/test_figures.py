@@ -96,3 +96,48 @@ def test_attacks_stand_beside_a_guess_without_features(figures: list[Figure], tm
     assert [along(line)[0] for line in decibels.lines] == [10, 20, 5]
     assert [along(line)[0] for line in labels.lines] == [0.25, 0.75]
     assert told(figures[0]) == ["no better than guessing", "decoder", "search", "labels"]
+
+
+def sizes_view(name: str = "sizes") -> views.View:
+    """Two algorithms, a variant and one network for all, at sizes of which clients have 1 and 1/4."""
+    rows: list[tuple[Any, ...]] = [
+        ("s", label, where, size, 0.02, 0.1, 2)
+        for label in ("a", "b", "b, dearer")
+        for where, places in (("Local", (0.25, 1.0)), ("Global", (0.125, 0.25, 1.0)))
+        for size in places
+    ]
+    return views.View(name, "", (), [*rows, ("s", "all", "Global", None, 0.3, 0.05, 2)])
+
+
+def test_sizes_of_no_client_are_hollow_and_bars_lie_side_by_side(figures: list[Figure], tmp_path: Path) -> None:
+    """Catches bars below 0 or on top of one another, a level line without its deviation, and sizes that look held."""
+    draw(sizes_view(), tmp_path / "x.png", "Title")
+    _, whole = figures[0].axes
+    hollow = [line for line in whole.lines if line.get_markerfacecolor() == "white"]
+    assert [round(along(line)[0], 2) for line in hollow] == pytest.approx([0.12, 0.12, 0.13], abs=0.006)
+    places = [along(line)[-1] for line in whole.lines if len(along(line)) == 3 and line.get_marker() in ("o", "s", "^")]
+    assert len(set(places)) == 3
+    paths = [path for bars in whole.collections for path in bars.get_paths()]
+    ends = np.concatenate([np.asarray(path.vertices)[:, 1] for path in paths])
+    assert min(ends) == 0.0
+    band: Any = whole.patches[0]
+    assert (band.get_y(), band.get_height()) == pytest.approx((25.0, 10.0))
+    assert "one deviation" in whole.get_ylabel()
+    assert "a size of no client" in told(figures[0])
+    draw(sizes_view("unseen_sizes"), tmp_path / "x.png", "Title")
+    assert [one.get_title() for one in figures[1].axes] == ["s, Global"]
+
+
+def test_a_variant_has_its_algorithms_colour(figures: list[Figure], tmp_path: Path) -> None:
+    draw(sizes_view(), tmp_path / "x.png", "Title")
+    drawn: list[Any] = [*figures[0].axes[0].containers]
+    looks = {c.get_label(): (c.lines[0].get_color(), c.lines[0].get_linestyle()) for c in drawn}
+    assert looks["b, dearer"][0] == looks["b"][0] != looks["a"][0]
+    assert looks["b, dearer"][1] != looks["b"][1] == looks["a"][1]
+
+
+def test_each_kept_round_has_a_tick(figures: list[Figure], tmp_path: Path) -> None:
+    rows = [("", "a", n, 2.0 / (n or 1), 2.0 / (n or 1), 9.0, 0.5, 1.0, 0.1) for n in (0, 1, 3, 40)]
+    draw(views.View("convergence", "", (), rows), tmp_path / "x.png", "Title")
+    for one in figures[0].axes:
+        assert [tick.get_text() for tick in one.get_xticklabels()] == ["1", "3", "40"]

@@ -117,7 +117,9 @@ def test_the_gradient_of_the_full_objective_and_the_mask_error(results: Results)
     rows = [row for row in convergence(results).rows if row[2] == 2]
     assert [row[6:] for row in rows] == [(size, found.errors[size], found.errors[size] / found.norm) for size in SIZES]
     least = [row[3:5] for row in convergence(results).rows if row[6] == 1.0]
-    assert [row[1] for row in least] == [min(g for g, _ in least[: n + 1]) for n in range(4)]
+    assert [row[1] for row in least] == [least[0][0], *(min(g for g, _ in least[1 : n + 1]) for n in range(1, 4))]
+    heads, (told,) = convergence(results).cells or ((), [()])
+    assert int(dict(zip(heads, told, strict=True))["at round"]) == 1 + [g for g, _ in least[1:]].index(least[3][1])
 
 
 def test_slopes_begin_with_round_1() -> None:

@@ -1,14 +1,14 @@
 """Views of made-up lines."""
 
-from polyfed.experiments.reproduce import undecided
+from polyfed.comparison.statistics import Line
+from polyfed.experiments.reproduce import below, undecided
+
+
+def line(label: str, *means: float) -> Line:
+    return Line("", label, dict(enumerate(means)), {}, 0, None)
 
 
 def test_what_is_below_two_standard_errors() -> None:
-    from polyfed.comparison.statistics import Line
-
-    def line(label: str, *means: float) -> Line:
-        return Line("", label, dict(enumerate(means)), {}, 0, None)
-
     main = line("a", 0.50, 0.60, 0.70)
     near, far = line("near", 0.40, 0.65, 0.72), line("far", 0.30, 0.41, 0.49)
     (told,) = undecided([main, near, far])
@@ -22,3 +22,12 @@ def test_what_is_below_two_standard_errors() -> None:
         "a minus twin (+0.0 ± 0.0); points ± standard error of the paired mean"
     ]
     assert undecided([main, line("open")]) == undecided([main]) == ["nothing to compare yet"]
+
+
+def test_a_page_has_the_section_of_undecided_differences_where_accuracies_are_compared() -> None:
+    """Catches an empty section, and accuracies as the result of a page about gradients."""
+    two = [line("a", 0.5), line("b", 0.4)]
+    assert below(["sizes"], two) == [
+        "## Below two standard errors\n\n* one seed, so no standard error: a minus b (+10.0)"
+    ]
+    assert below(["sizes"], two[:1]) == below(["sizes"], []) == below(["convergence"], two) == []

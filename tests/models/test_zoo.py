@@ -255,6 +255,7 @@ def test_a_dense_network_reads_the_columns_that_it_names() -> None:
     for wrong, fault in (
         ("('aeg',)", "names 'aeg', which is no column; did you mean 'age'.; the data have age, sex"),
         ("()", "expected names or patterns of columns"),
+        ("('age', 'lab *', 'age')", "option 'columns' has 'age' twice"),
         ("(3, 1)", "expected ascending positions below 6"),
         ("(5, 6)", "expected ascending positions below 6"),
     ):

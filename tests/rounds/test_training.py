@@ -16,14 +16,17 @@ from polyfed.algorithms.catalogue import ALGORITHMS
 from polyfed.algorithms.fedkd import FedKD
 from polyfed.algorithms.fedmrl import FedMRL
 from polyfed.algorithms.standalone import Standalone
-from polyfed.base.errors import ConfigError
+from polyfed.base.errors import ConfigError, ModelError
 from polyfed.blocks import losses
-from polyfed.config import Config, algorithm_class
+from polyfed.config import Config, algorithm_class, load_algorithm
+from polyfed.core.algorithm import Task
 from polyfed.core.net import WeightedBatch
+from polyfed.data.dataset import Dataset
 from polyfed.execute.choice import Chosen, ExecutionChoice
 from polyfed.execute.local_training import run_fit
+from polyfed.models.catalogue import ModelSpec
 from polyfed.parallel.setup import execution_choice
-from polyfed.rounds.federation import check_training, plan_of
+from polyfed.rounds.federation import check_networks, check_training, plan_of
 from polyfed.testing.subject import Subject
 
 NETS = ("mlp(hidden=(12, 6))", "mlp(hidden=(10, 6))")
@@ -245,3 +248,14 @@ def test_a_batch_without_settings_is_a_plain_pair() -> None:
     batch = local.train.batch(torch.arange(3))
     assert local.weigh(batch) is batch
     assert isinstance(replace(local, class_weights=lambda: torch.ones(4)).weigh(batch), WeightedBatch)
+
+
+@pytest.mark.parametrize("model", ["in-resnet10-1d", "cnn-1d(width=4)", "gru-1d(width=4)", "vit-1d(width=4)"])
+def test_networks_for_signals_refuse_series_whose_channels_come_last(model: str) -> None:
+    """Catches convolutions along channels: 20 steps of 64 channels are no 20 channels of 64 steps."""
+    algorithm, task = load_algorithm("fedavg"), Task((20, 64), 2, architectures=(ModelSpec.parse(model),))
+    y = torch.tensor([0, 1, 0, 1])
+    rows = Dataset("toy", torch.randn(4, 20, 64), y, ("a", "b"), (), (), declared="series")
+    check_networks(algorithm, task, replace(rows, channels_first=True))
+    with pytest.raises(ModelError, match=r"series \(T, C\) of 20 steps of 64 channels: .* transpose x"):
+        check_networks(algorithm, task, rows)

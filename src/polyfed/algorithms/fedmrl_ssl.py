@@ -12,12 +12,11 @@ linear probe of each prefix, fitted to its labels.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import Tensor
 from torch.nn.functional import linear
 
-from polyfed.base.errors import ModelError
 from polyfed.base.ranges import NonNegative, Positive, Rate
 from polyfed.base.rng import Rng
 from polyfed.base.types import Params, Parts
@@ -37,17 +36,16 @@ from polyfed.models.zoo import projector
 
 @dataclass(frozen=True, kw_only=True)
 class FedMRLSSL(Views, Algorithm):
-    """Hyper-parameters of FedMRL without labels, beside those of its views.
+    """Hyper-parameters of FedMRL without labels, beside those of `Views`.
 
     Args:
         auxiliary, rep_dim, weights, share: as FedMRL's.
-        contrast: ``"simclr"``, NT-Xent with its ``temperature``; or ``"barlow"``, Barlow Twins with its ``redundancy``.
         head_dim: p, the outputs of G's header and of H, both linear.
         penalty: of the probes' ridge regression, as a share of the mean variance of a representation's numbers.
     """
 
     name = "fedmrl-ssl"
-    fit_predicts = False
+    fit_predicts, reads_labels, probabilities, compares = False, False, False, True
     exempt: ClassVar[Mapping[str, str]] = {
         "labels_are_weighed": "it learns from no label",
         "learns": "a linear probe of random features is far above chance",
@@ -56,9 +54,6 @@ class FedMRLSSL(Views, Algorithm):
     rep_dim: Positive = 100
     weights: tuple[NonNegative, NonNegative] = (1.0, 1.0)
     share: bool = True
-    contrast: Literal["simclr", "barlow"] = "simclr"
-    temperature: Rate = 0.5
-    redundancy: NonNegative = 0.005
     head_dim: Positive = 64
     penalty: Rate = 0.01
 
@@ -88,8 +83,7 @@ class FedMRLSSL(Views, Algorithm):
 
     def check(self, task: Task) -> None:
         """Images and signals have views."""
-        if task.dtype is not None or len(task.input_shape) < 2:
-            raise ModelError(f"{self.name} makes views of images and signals; examples have shape {task.input_shape}")
+        self.check_views(self.name, task)
 
     def models(self, task: Task, own: SplitModel) -> Mapping[str, SplitModel]:
         """G with p outputs, the client's F, P: (d1 + d2) -> d2, and H: d2 -> p."""

@@ -37,14 +37,24 @@ def competing(names: Sequence[str], scope: Scope, prefixes: Sequence[Sequence[st
 
 
 def misplaced(names: Sequence[str], prefixes: Sequence[Sequence[str]]) -> list[str]:
-    """One sentence for each fault of a list of groups: a tensor in none, or in several; a group or prefix of none."""
-    within = {name: [g for g, few in enumerate(prefixes) if name.startswith(tuple(few))] for name in names}
+    """One sentence for each fault of a list of groups: a group or prefix of no tensor; tensors in none, or in several.
+
+    Tensors whose names have the same first part, and the same fault, share a sentence.
+    """
     unused = [p for few in prefixes for p in few if not any(name.startswith(p) for name in names)]
+    lost: dict[tuple[str, str], list[str]] = {}
+    for name in names:
+        groups = [g for g, few in enumerate(prefixes) if name.startswith(tuple(few))]
+        if len(groups) != 1:
+            what = f"groups {groups[0]} and {groups[1]} both have" if groups else "no group has"
+            lost.setdefault((what, name.split(".")[0]), []).append(name)
     return [
-        *(f"no group has {name!r}" for name, groups in within.items() if not groups),
-        *(f"groups {groups[0]} and {groups[1]} both have {n!r}" for n, groups in within.items() if len(groups) > 1),
         *(f"no masked tensor begins with {prefix!r}" for prefix in unused),
         *(f"group {g} is empty; expected beginnings of names" for g, few in enumerate(prefixes) if not few),
+        *(
+            f"{what} {some[0]!r}" + f" and {len(some) - 1} more tensors of {part!r}" * (len(some) > 1)
+            for (what, part), some in lost.items()
+        ),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Two random views of each example, for losses that need no labels.
+"""Two random views of each example, for losses that need no labels, and what compares them.
 
 What is random is drawn outside the loss (`draw_views`, for ``fit(..., draw=...)``), and the loss makes the views from
 the batch and what was drawn (`two_views`): so stacked clients see what single ones do.
@@ -8,21 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from polyfed.base.ranges import Fraction, NonNegative, Portion
+from polyfed.base.errors import ModelError
+from polyfed.base.ranges import Fraction, NonNegative, Portion, Rate
 from polyfed.base.rng import Rng
 from polyfed.base.types import Params
+from polyfed.core.algorithm import Task, raise_idle
 from polyfed.core.plan import Step
 
 
 @dataclass(frozen=True, kw_only=True)
 class Views:
-    """How a view differs from its example; a base of algorithms, with the keys.
+    """How a view differs from its example, and which loss compares two; a base of algorithms, with the keys.
 
     Args:
+        contrast: ``"simclr"``, NT-Xent with its ``temperature``; or ``"barlow"``, Barlow Twins with its ``redundancy``.
         crop: the least share of each axis (height and width; time) that a view keeps; it is stretched to the whole.
         flip: whether images are mirrored with probability 1/2.
         jitter: channels are multiplied by up to 1 +- jitter, and up to +- jitter is added, in the channel's deviations.
@@ -31,12 +35,28 @@ class Views:
         channels_last: whether signals are ``(T, C)``; else ``(C, T)``.
     """
 
+    contrast: Literal["simclr", "barlow"] = "simclr"
+    temperature: Rate = 0.5
+    redundancy: NonNegative = 0.005
     crop: Portion = 0.6
     flip: bool = True
     jitter: NonNegative = 0.4
     grey: Fraction = 0.2
     noise: NonNegative = 0.1
     channels_last: bool = False
+
+    def __post_init__(self) -> None:
+        """No key without an effect."""
+        idle = {"simclr": "redundancy", "barlow": "temperature"}[self.contrast]
+        raise_idle(self, (True, f"contrast = {self.contrast!r} does not use it", {idle}))
+
+    def check_views(self, algorithm: str, task: Task) -> None:
+        """Raise ModelError where examples have no views: rows of a table, and tokens."""
+        shape = task.input_shape
+        if task.dtype is not None or len(shape) < 2:
+            raise ModelError(f"{algorithm} makes views of images and signals; examples have shape {shape}")
+        if self.channels_last and len(shape) == 3:
+            raise ModelError("algorithm.channels_last: got true; images are (C, H, W), and only signals have a choice")
 
     def axes(self, shape: Sequence[int]) -> tuple[tuple[int, ...], int]:
         """Return the axes of a batch along which views are cropped, and that of the channels.

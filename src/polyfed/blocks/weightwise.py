@@ -104,7 +104,7 @@ class WeightWise(Algorithm):
         """One architecture for all clients, a group for each tensor, and multiplications that can be counted."""
         model = task.common(self.name)
         faults = misplaced(masked_names(model), self.groups) if self.scope == "groups" else []
-        faults = [f"algorithm.groups: {fault} of model {model.name!r}" for fault in faults]
+        faults = [f"algorithm.groups: {fault}; the model is {model.name!r}" for fault in faults]
         if self.capacity_in == "macs":
             try:
                 multiplications(model)

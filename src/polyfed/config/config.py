@@ -37,7 +37,7 @@ from polyfed.config.sections import (
 )
 from polyfed.config.toml import Table, apply, parse_override, read_toml, to_toml
 from polyfed.data.catalogue import CLASSLESS, DATASETS, SIZES
-from polyfed.metrics.catalogue import DEFAULTS
+from polyfed.metrics.catalogue import DEFAULTS, METRICS
 from polyfed.models.catalogue import ModelSpec
 
 #: Keys of ``run`` that change neither the computation nor its report; threads change the rounding only.
@@ -427,16 +427,21 @@ def _misfits(sections: Mapping[str, Any]) -> Iterator[str]:
     main: AlgorithmSection | None = sections.get("algorithm")
     if main is not None:
         yield from (f"algorithm.{key}: {text}" for key, text in try_algorithm(main.name, main.keys)[1])
-    if data and data.task != "classification":
+    if data:
         named = {"algorithm": main, **{dotted("controls", k): v for k, v in sections.get("controls", {}).items()}}
         for place, section in named.items():
             made = None if section is None else try_algorithm(section.name, section.keys)[0]
-            if section is not None and made is not None and data.task not in made.tasks:
+            if section is None or made is None:
+                continue
+            if data.task not in made.tasks:
                 known = ", ".join(name for name in ALGORITHMS if data.task in algorithm_class(name).tasks)
                 yield (
                     f"{place}.name: {section.name} cannot train a {data.task} (data.task): its equations need classes; "
                     f"algorithms that can: {known}"
                 )
+            for name in (run.metrics or ()) if run and not made.probabilities else ():
+                if METRICS[name].probabilities:
+                    yield f"run.metrics: got {name!r}; scores of {made.name} are no probabilities; remove it"
     others = [
         ("controls", label, control.name, control.keys) for label, control in sections.get("controls", {}).items()
     ]

@@ -165,6 +165,12 @@ class Algorithm(ABC):
     #: Whether a client can predict with the parts of its last fit. Where predictors take more, such as a pass over its
     #: data, it is not tested before aggregation.
     fit_predicts: ClassVar[bool] = True
+    #: Whether training reads labels; else ``train.class_weights`` and ``train.label_smoothing`` get a note.
+    reads_labels: ClassVar[bool] = True
+    #: Whether the softmax of its predictors' scores estimates probabilities; else metrics of these are refused.
+    probabilities: ClassVar[bool] = True
+    #: Whether its loss compares the examples of a batch, so that a batch of one teaches nothing and is refused.
+    compares: ClassVar[bool] = False
     #: Whether clients of other capacities hold other weights of the same networks; `models_at` says it of networks.
     masks: ClassVar[bool] = False
     #: Whether `message_for` depends on the client's id, not only on its capacity and architecture.

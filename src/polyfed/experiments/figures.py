@@ -48,15 +48,21 @@ def draw(view: View, path: Path, title: str) -> bool:
 def _by_algorithm(
     view: View, here: Sequence[tuple[Any, ...]]
 ) -> list[tuple[str, dict[str, Any], list[tuple[Any, ...]]]]:
-    """Return label, colour with marker and dashes, and rows of each algorithm that has rows ``here``."""
-    looks = {
-        label: {
-            "color": COLOURS[i % len(COLOURS)],
+    """Return label, colour with marker and dashes, and rows of each algorithm that has rows ``here``.
+
+    A variant has the colour of its algorithm and dashes of its own: "HeteroFL, equal MACs" is one of "HeteroFL".
+    """
+    labels = _unique(view, 1)
+    main = {label: min((m for m in labels if label.startswith(f"{m}, ")), key=len, default=label) for label in labels}
+    methods = list(dict.fromkeys(main.values()))
+    looks: dict[str, dict[str, Any]] = {}
+    for i, label in enumerate(labels):
+        place, variant = methods.index(main[label]), [m for m in labels if main[m] == main[label]].index(label)
+        looks[label] = {
+            "color": COLOURS[place % len(COLOURS)],
             "marker": MARKERS[i % len(MARKERS)],
-            "linestyle": _LINES[i // len(COLOURS) % len(_LINES)],
+            "linestyle": _LINES[(place // len(COLOURS) + variant) % len(_LINES)],
         }
-        for i, label in enumerate(_unique(view, 1))
-    }
     return [(label, look, rows) for label, look in looks.items() if (rows := [row for row in here if row[1] == label])]
 
 
@@ -196,13 +202,14 @@ def _grid(figure: Any, view: View) -> None:
 
 
 def _logarithmic(one: Any, axes: str) -> None:
-    """Make the axes logarithmic, "x", "y" or "xy", with plain numbers at 1, 2 and 5."""
+    """Make the axes of what is drawn logarithmic, "x", "y" or "xy", with plain numbers, more in a short range."""
     from matplotlib.ticker import LogLocator
 
     for name in axes:
         getattr(one, f"set_{name}scale")("log")
         axis = getattr(one, f"{name}axis")
-        axis.set_minor_locator(LogLocator(subs=(2, 5)))
+        low, high = axis.get_view_interval()
+        axis.set_minor_locator(LogLocator(subs=(2, 5) if high > 10 * low else (1.2, 1.5, 2, 2.5, 3, 4, 5, 7)))
         axis.set_major_formatter("{x:g}")
         axis.set_minor_formatter("{x:g}")
 
@@ -384,7 +391,8 @@ def _convergence(figure: Any, view: View) -> None:
     for place, key in enumerate(keys):
         rows = {row[2]: row for row in view.rows if row[:2] == key and row[2]}
         worst = {row: max(r[7] for r in view.rows if r[:3] == (*key, row)) for row in rows}
-        look = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)], "markersize": 4}
+        look: dict[str, Any] = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
+        look["markersize"], look["zorder"] = 4, 3 - 0.01 * len(rows)  # a run of few rounds is not hidden by longer ones
         name = ", ".join(filter(None, key))
         left.plot([*rows], [row[3] for row in rows.values()], **{**look, "marker": ""}, linewidth=0.7, alpha=0.6)
         left.plot([*rows], [row[4] for row in rows.values()], label=name, **look)
@@ -400,31 +408,50 @@ def _convergence(figure: Any, view: View) -> None:
         one.set(xlabel="round")
         # Without a mask, where all clients hold the whole model, there is no error.
         _logarithmic(one, "xy" if one is left or any(row[7] for row in view.rows) else "x")
+        one.set_xticks(rounds, [str(round_) for round_ in rounds])
+        one.set_xticks([], minor=True)
         one.grid(alpha=0.3, which="both")
         one.spines[["top", "right"]].set_visible(False)
     _legend(figure)
 
 
 def _sizes(figure: Any, view: View) -> None:
-    """Draw a panel for each setting and kind of test data, with accuracy over size; a network for all is a line."""
+    """Draw a panel for each setting and kind of test data, with accuracy over size; a network for all is a line.
+
+    Sizes that no client has are hollow. The view "unseen_sizes" has panels of all test data alone.
+    """
     by, axis = _axis(view)
+    labels, least = _unique(view, 1), 0.0 if METRICS[view.metric].fraction else -np.inf
+    deviations = any(row[5] for row in view.rows)
     own = {row[3] for row in view.rows if row[2] == "Local"}
-    panelled = replace(view, rows=[(f"{row[0]}, {row[2]}".removeprefix(", "), *row[1:]) for row in view.rows])
+    shown = [row for row in view.rows if view.name == "sizes" or row[2] == "Global"]
+    panelled = replace(view, rows=[(f"{row[0]}, {row[2]}".removeprefix(", "), *row[1:]) for row in shown])
+    hollow = False
     for one, here in _panels(figure, panelled, width=4.4, height=3.2, legend=1.8, most=2):
         for label, look, rows in _by_algorithm(panelled, here):
             some = sorted(row for row in rows if row[3] is not None)
+            # Bars at the same size are shifted, so that they do not hide each other.
+            shift = 1.03 ** (labels.index(label) - (len(labels) - 1) / 2)
             if some:
-                ends = [by * (row[5] or 0) for row in some]
-                x, y = [row[3] for row in some], [by * row[4] for row in some]
-                one.errorbar(x, y, yerr=ends, label=label, capsize=3, markersize=5, **look)
+                x, y = [shift * row[3] for row in some], [by * row[4] for row in some]
+                ends = [[by * min(row[5] or 0, row[4] - least) for row in some], [by * (row[5] or 0) for row in some]]
+                one.errorbar(x, y, yerr=ends if deviations else None, label=label, capsize=3, markersize=5, **look)
+                unseen = [place for place, row in enumerate(some) if row[3] not in own]
+                empty = {**look, "linestyle": "", "markersize": 5, "markerfacecolor": "white", "zorder": 4}
+                one.plot([x[place] for place in unseen], [y[place] for place in unseen], **empty)
+                hollow |= bool(unseen)
             else:
-                one.axhline(by * rows[0][4], label=label, **{**look, "marker": ""})
+                mean, sd = rows[0][4], rows[0][5] or 0
+                one.axhline(by * mean, label=label, **{**look, "marker": ""})
+                one.axhspan(by * max(mean - sd, least), by * (mean + sd), color=look["color"], alpha=0.1, linewidth=0)
         ticks: list[float] = []
         for tick in sorted({row[3] for row in here if row[3] is not None}, key=lambda tick: (tick not in own, tick)):
             ticks += [tick] if all(not 0.7 < tick / other < 1.4 for other in ticks) else []  # labels would overlap
-        one.set(xscale="log", xlabel="size", ylabel=axis)
+        one.set(xscale="log", xlabel="size", ylabel=f"{axis}, bars: one deviation" if deviations else axis)
         one.set_xticks(ticks, [size_text(tick) for tick in ticks], fontsize=8)
         one.minorticks_off()
+    if hollow:
+        figure.axes[0].plot([], [], "o", color=_PLAIN, markerfacecolor="white", label="a size of no client")
     _legend(figure)
 
 
@@ -474,5 +501,6 @@ _DRAW: dict[str, Callable[[Any, View], None]] = {
     "exploration": _exploration,
     "convergence": _convergence,
     "sizes": _sizes,
+    "unseen_sizes": _sizes,
     "size_curves": _size_curves,
 }

@@ -203,11 +203,10 @@ def _page(
     notes = page / "notes.md"
     if not notes.exists():
         write(notes, NOTES)
-    small = "\n".join(f"* {line}" for line in undecided(table.lines))
     parts += [
         *([_run(job, cells)] if cells else []),
         *([_paper(job.known, table, results, everything, job.scale)] if study.source else []),
-        *([f"## Below two standard errors\n\n{small}"] if cells else []),
+        *below(job.study.show, table.lines),
         f"## In three sentences\n\n{notes.read_text(encoding='utf-8').strip()}",
     ]
     write(page / "page.md", "\n\n".join(parts) + "\n")
@@ -320,6 +319,17 @@ def _paper(known: Known, table: Comparison, results: Results, cells: Sequence[Ru
     return "\n\n".join(parts)
 
 
+def below(shown: Sequence[str], lines: Sequence[Line]) -> list[str]:
+    """Return the section of `undecided`; none where nothing is compared, or masks are the subject and not accuracy."""
+    told = [] if {"convergence", "exploration"} & {*shown} else undecided(lines)
+    some = any(not line.endswith(_NOTHING) for line in told)
+    return ["## Below two standard errors\n\n" + "\n".join(f"* {line}" for line in told)] if some else []
+
+
+#: What `undecided` says of a setting with one algorithm.
+_NOTHING = "nothing to compare yet"
+
+
 def undecided(lines: Sequence[Line]) -> list[str]:
     """Return the differences to the main algorithm that are below two standard errors, by setting."""
     told: list[str] = []
@@ -342,5 +352,5 @@ def undecided(lines: Sequence[Line]) -> list[str]:
         if single:
             told.append(f"{where}one seed, so no standard error: {main.label} minus {', '.join(single)}")
         if not small and not single:
-            told.append(f"{where}{'none' if compared else 'nothing to compare yet'}")
+            told.append(f"{where}{'none' if compared else _NOTHING}")
     return told

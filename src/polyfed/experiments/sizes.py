@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 from polyfed.blocks.submodel import above
@@ -46,8 +47,9 @@ def sizes(results: Results) -> View:
         "sizes",
         f"Test {results.metric} by size. *Local*: clients of a size on their own test data, and the mean over clients. "
         "*Global*: the submodel of a size on the test data of all clients, and the mean over the sizes that clients "
-        "have; sizes that have no Local are of no client. An algorithm without submodels has one network for all, a "
-        "level line.",
+        "have; sizes that have no Local are of no client, and hollow in the picture. An algorithm without submodels "
+        "has one network for all, a level line. Bars and bands are one standard deviation over seeds, cut at 0; "
+        "algorithms are drawn side by side at a size. A variant has its algorithm's colour and dashes of its own.",
         ("setting", "algorithm", "where", "size", "mean", "sd", "seeds"),
         rows,
         (
@@ -56,6 +58,11 @@ def sizes(results: Results) -> View:
         ),
         metric=results.metric,
     )
+
+
+def unseen_sizes(results: Results) -> View:
+    """The same, for sizes that no client has: its picture has all test data alone, as such sizes have no others."""
+    return replace(sizes(results), name="unseen_sizes")
 
 
 def size_curves(results: Results) -> View:
@@ -191,4 +198,9 @@ def held_by(nets: Nets) -> tuple[float, float | None]:
     return sum(counts.values()), sum(each.get(name, 0.0) * count for name, count in counts.items())
 
 
-SIZES: dict[str, Callable[[Results], View]] = {"sizes": sizes, "size_curves": size_curves, "size_costs": size_costs}
+SIZES: dict[str, Callable[[Results], View]] = {
+    "sizes": sizes,
+    "unseen_sizes": unseen_sizes,
+    "size_curves": size_curves,
+    "size_costs": size_costs,
+}

@@ -31,7 +31,7 @@ from polyfed.config.toml import Table, read_toml
 ViewName = (
     Literal["accuracy", "curves", "clients", "targets", "grid", "predictors", "gradient", "networks", "protocol"]
     | Literal["whole", "differences", "cka", "tsne", "conflict", "leakage"]
-    | Literal["sizes", "size_curves", "size_costs"]
+    | Literal["sizes", "unseen_sizes", "size_curves", "size_costs"]
     | Literal["histogram", "spent", "exploration", "convergence"]
 )
 Values = Annotated[tuple[Any, ...], Field(min_length=1)]

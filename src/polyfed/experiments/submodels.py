@@ -160,11 +160,12 @@ def convergence(results: Results) -> View:
     told: list[tuple[str, ...]] = []
     for key, cells in _weightwise(results):
         looks = [[_look(results, cell, round_) for cell in cells] for round_ in cells[0].config.run.keep_rounds]
-        least, floor, mine = math.inf, list[float](), list[tuple[Any, ...]]()
+        least, at, floor, mine = math.inf, 0, list[float](), list[tuple[Any, ...]]()
         for round_, seeds in zip(cells[0].config.run.keep_rounds, looks, strict=True):
             gradient, norm = (statistics.fmean(getattr(one, name) for one in seeds) for name in ("gradient", "norm"))
             errors = {size: statistics.fmean(one.errors[size] for one in seeds) for size in seeds[0].errors}
-            least = min(least, gradient)
+            if gradient < least or at == 0:  # round 0 is the same in all runs, and no result of any
+                least, at = gradient, round_
             floor.append(max(errors.values()))
             mine += [(*key, round_, gradient, least, norm, size, e, e / norm) for size, e in errors.items()]
         rows += mine
@@ -178,23 +179,25 @@ def convergence(results: Results) -> View:
                 f"{train.lr:.3g}",
                 str(run.rounds),
                 f"{least:.3g}",
+                str(at),
                 slope_text([row[2] for row in mine], [row[4] for row in mine]),
                 f"{max(floor):.3g}",
                 f"{max(shares):.2g}",
                 f"{bound:.3g}",
             )
         )
-    heads = ("setting", "algorithm", "lr", "T", "least squared gradient", "its slope", "largest mask error")
+    heads = ("setting", "algorithm", "lr", "T", "least squared gradient", "at round", "its slope", "largest mask error")
     return View(
         "convergence",
         "At kept rounds: the squared norm of the gradient of the full objective, the mean over all clients of their "
-        "loss at the whole unmasked model, over all training examples, and the least so far. Beside it the mask error "
-        "of assumption 5.3, the squared distance between a client's gradient at the whole model, where its mask holds, "
-        f"and the gradient that it trains with; of the first {EACH} of each size, and the largest of them. delta^2, "
-        "which the assumption wants below 1, is that error over the squared norm of the model. The slope is that of "
-        "the least gradient over rounds in logarithms, from round 1; the first term of the theorem's bound has -1/2 "
-        "over runs of different T, where lr = 1/(K sqrt T). The last column is the second term, 32 N times the mean "
-        "error. BatchNorm, where a network has it, normalises by batches of 500. Mean over seeds.",
+        "loss at the whole unmasked model, over all training examples, and the least so far, of rounds from 1 on. "
+        "Beside it the mask error of assumption 5.3, the squared distance between a client's gradient at the whole "
+        f"model, where its mask holds, and the gradient that it trains with; of the first {EACH} of each size, and "
+        "the largest of them. delta^2, which the assumption wants below 1, is that error over the squared norm of "
+        "the model. The slope is that of the least gradient over rounds in logarithms; the first term of the "
+        "theorem's bound has -1/2 over runs of different T, where lr = 1/(K sqrt T). The last column is the second "
+        "term, 32 N times the mean error. BatchNorm, where a network has it, normalises by batches of 500. Mean "
+        "over seeds.",
         (
             *("setting", "algorithm", "round", "gradient_squared", "least_so_far", "model_squared"),
             *("size", "mask_error_squared", "delta_squared"),

@@ -21,6 +21,7 @@ class About:
         percent: whether it is printed in percent.
         fraction: whether it lies between 0 and 1.
         unit: whether it is in the target's unit.
+        probabilities: whether it compares scores with probabilities.
     """
 
     summary: str
@@ -29,6 +30,7 @@ class About:
     percent: bool = False
     fraction: bool = True
     unit: bool = False
+    probabilities: bool = False
 
 
 #: Name of a metric -> what it is; docs/metrics.md has the equations.
@@ -41,8 +43,12 @@ METRICS: Mapping[str, About] = MappingProxyType(
         "specificity": About("share of the other classes' examples that are not taken for it, by class", percent=True),
         "auroc": About("area under the ROC curve, one class against the rest; ties count half"),
         "auprc": About("average precision, one class against the rest"),
-        "brier": About("mean squared error of the predicted probabilities", higher=False, fraction=False),
-        "ece": About("expected calibration error in 15 bins of confidence", higher=False, percent=True),
+        "brier": About(
+            "mean squared error of the predicted probabilities", higher=False, fraction=False, probabilities=True
+        ),
+        "ece": About(
+            "expected calibration error in 15 bins of confidence", higher=False, percent=True, probabilities=True
+        ),
         "rmse": About(
             "root mean squared error, in the target's unit", "regression", higher=False, fraction=False, unit=True
         ),

@@ -55,6 +55,9 @@ MODELS: Mapping[str, str] = MappingProxyType(
 )
 
 
+#: Networks for signals (C, T).
+SIGNAL_MODELS = tuple(name for name in MODELS if name.endswith("-1d"))
+
 #: Networks of one family of signals -> how many blocks they have where no option says it.
 _DEPTHS: Mapping[str, int] = MappingProxyType({"cnn-1d": 3, "gru-1d": 1, "vit-1d": 2})
 
@@ -143,11 +146,13 @@ class ModelSpec:
             columns: name and number of features of each column of the table, in order; empty if the data are none.
 
         Raises:
-            ModelError: a name or pattern fits no column.
+            ModelError: a name or pattern fits no column, or is given twice.
         """
         wanted = None if self.own else dict(self.options).get("columns")
         if not isinstance(wanted, tuple) or not all(isinstance(name, str) for name in wanted):
             return self
+        if twice := [name for place, name in enumerate(wanted) if name in wanted[:place]]:
+            raise ModelError(f"model {str(self)!r}: option 'columns' has {twice[0]!r} twice; give each column once")
         names = [name for name, _ in columns]
         strangers = [
             str(name) for name in wanted if name not in names and not any(fnmatchcase(n, str(name)) for n in names)

@@ -33,7 +33,7 @@ from polyfed.data.partition.make import make_partition, splitter
 from polyfed.data.partition.partition import Partition
 from polyfed.data.sources import load_dataset
 from polyfed.execute.choice import forward_flops
-from polyfed.models.catalogue import ModelSpec
+from polyfed.models.catalogue import SIGNAL_MODELS, ModelSpec
 from polyfed.models.split import SplitModel
 from polyfed.models.weights import load_weights
 from polyfed.rounds.availability import Availability
@@ -335,19 +335,28 @@ def refuse_weights(algorithm: Algorithm) -> None:
 
 
 def unread(config: Config, algorithm: Algorithm) -> list[str]:
-    """Return a sentence if no client is smaller by its capacity, though capacities are given; of polyfed's algorithms.
+    """Return a sentence for each key of other sections that is given and that the algorithm or the draw does not read.
 
-    An algorithm of your own may read the capacity anywhere.
+    Of capacities it is about polyfed's algorithms alone: one of your own may read the capacity anywhere.
     """
-    given = set(config.clients.capacities[: config.clients.count]) != {1.0}
+    named = {"class_weights": config.train.class_weights, "label_smoothing": config.train.label_smoothing}
+    idle = " and ".join(f"train.{key}" for key, value in named.items() if value and not algorithm.reads_labels)
+    notes = [f"{algorithm.name} reads no labels in training, so nothing comes of {idle}"] if idle else []
+    capacities = set(config.clients.capacities[: config.clients.count])
+    if config.clients.selection == "stratified" and len(capacities) == 1:
+        notes.append('clients.selection = "stratified" draws as "uniform" does: all clients have one capacity')
+    given = capacities != {1.0}
     reads = algorithm.masks or type(algorithm).models_at is not Algorithm.models_at
     if (
         reads or not given or config.clients.selection in ("by-capacity", "stratified", "largest")
     ):  # the draw reads them
-        return []
+        return notes
     if canonical_name(config.algorithm.name) not in ALGORITHMS:
-        return []
-    return [f"{algorithm.name} reads no capacities: every client holds its whole network; see clients.capacities"]
+        return notes
+    return [
+        *notes,
+        f"{algorithm.name} reads no capacities: every client holds its whole network; see clients.capacities",
+    ]
 
 
 def sizes(algorithm: Algorithm, task: Task) -> list[tuple[str, float, int, float | None]]:
@@ -409,6 +418,19 @@ def check_networks(algorithm: Algorithm, task: Task, dataset: Dataset | None = N
             for part in algorithm.models_at(task, model, capacity).values():
                 if dataset is not None and part.dtype is not None:
                     part.check_tokens(dataset.extremes)
+                if dataset is not None:
+                    check_axes(part, dataset)
+
+
+def check_axes(network: SplitModel, dataset: Dataset) -> None:
+    """Raise ModelError if a network for signals (C, T) would read the steps of series (T, C) as channels."""
+    signals = network.name.partition("(")[0] in SIGNAL_MODELS
+    if signals and dataset.kind == "series" and not dataset.channels_first:
+        steps, channels = dataset.input_shape
+        raise ModelError(
+            f"model {network.name!r} takes signals (C, T), and the data are series (T, C) of {steps} steps of "
+            f'{channels} channels: it would take steps for channels; transpose x and set data.options.layout = "NCT"'
+        )
 
 
 def misfits(configs: Sequence[Config], given: Dataset | None = None) -> list[str]:
@@ -624,10 +646,10 @@ def unread_columns(
 
 
 def check_single_examples(federation: Federation) -> None:
-    """Raise if a client whose batches have a single example has a network that cannot be trained on one.
+    """Raise if a client whose batches have a single example has a network, or a loss, that cannot be trained on one.
 
     Raises:
-        ModelError: the text names the clients and the network.
+        ModelError: the text names the clients, and the network or the algorithm.
     """
     counts, algorithm, config = np.diff(federation.partition.train_offsets), federation.algorithm, federation.config
     if algorithm.holdout:
@@ -635,6 +657,12 @@ def check_single_examples(federation: Federation) -> None:
     same = not (config.train.clients or config.train.models)
     each = [config.train.batch_size] if same else [federation.keys(k).batch_size for k in range(len(counts))]
     clients = np.flatnonzero((counts == 1) | ((np.array(each) == 1) & (counts > 0)))
+    if len(clients) and algorithm.compares:
+        raise ModelError(
+            f"{algorithm.name} compares the examples of a batch, so that a batch of one teaches nothing, and "
+            f"{_listed(clients.tolist())} would have such batches; set train.batch_size above 1 and "
+            "partition.min_samples to 2 or more"
+        )
     for spec in federation.task.architectures if len(clients) else ():
         for model in algorithm.models(federation.task, federation.task.build(spec)).values():
             named = [k for k in clients.tolist() if federation.config.clients.model(k) == spec] * bool(

@@ -448,7 +448,7 @@ def test_natural_follows_groups() -> None:
             assert set(rows) == set(np.flatnonzero(dataset.groups == client))
     with pytest.raises(ConfigError, match=r"got 3, but 'labels' has 5 groups.* partition.groups = .largest."):
         make_partition(dataset, kind="natural", num_clients=3, rng=Rng((0,)))
-    with pytest.raises(ConfigError, match="5 or fewer"):
+    with pytest.raises(ConfigError, match=r"set it to 5, or to fewer with partition.groups = .largest."):
         make_partition(dataset, kind="natural", num_clients=6, rng=Rng((0,)))
     largest = make_partition(dataset, kind="natural", num_clients=3, rng=Rng((0,)), groups="largest")
     top = np.sort(np.argsort(-np.bincount(dataset.groups), kind="stable")[:3])

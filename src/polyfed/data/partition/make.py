@@ -197,8 +197,8 @@ def _natural(dataset: Dataset, pool: Ints, clients: int, choice: str | None) -> 
     """Return the client of each row of the whole data set (-1: no client), and the name of each client's group."""
     if dataset.groups is None:
         raise DataError(
-            f"partition 'natural': {dataset.name!r} has no groups; choose another kind, or read the data "
-            "with a group column (csv) or a 'groups' array (npz)"
+            f"partition 'natural': {dataset.name!r} has no groups; choose another kind; a table of your own "
+            "has groups by the option group of csv, arrays by the array groups of npz"
         )
     sizes = np.bincount(dataset.groups[pool], minlength=int(dataset.groups.max()) + 1)
     present = np.flatnonzero(sizes)
@@ -209,7 +209,9 @@ def _natural(dataset: Dataset, pool: Ints, clients: int, choice: str | None) -> 
             + (
                 ', or partition.groups = "largest" to keep the largest groups only'
                 if wanted < len(present)
-                else " or fewer"
+                else ", or to fewer"
+                if choice == "largest"
+                else ', or to fewer with partition.groups = "largest"'
             )
         )
     # The groups with the most rows (ties: lower number), in the order of their numbers.

@@ -31,6 +31,7 @@ from polyfed.models.catalogue import ModelSpec
 from polyfed.models.split import SplitModel
 from polyfed.models.weights import load_weights
 from polyfed.rounds.federation import (
+    check_axes,
     check_training,
     client_at_work,
     configured_info,
@@ -290,4 +291,6 @@ class LocalSetup:
             models = self.algorithm.models_at(task, own, self.info.capacity)
         data = self.data.train(self.place)
         check_training(self.config, self.algorithm, models, data)
+        for model in models.values():
+            check_axes(model, self.dataset)
         return client_at_work(self.info, models, data, self.algorithm, self.config, round_)
