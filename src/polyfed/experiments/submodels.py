@@ -158,6 +158,7 @@ def convergence(results: Results) -> View:
     """The gradient of the full objective over rounds, and the mask error that the theorem allows for."""
     rows: list[tuple[Any, ...]] = []
     told: list[tuple[str, ...]] = []
+    ends: dict[str, list[tuple[int, float]]] = {}
     for key, cells in _weightwise(results):
         looks = [[_look(results, cell, round_) for cell in cells] for round_ in cells[0].config.run.keep_rounds]
         least, at, floor, mine = math.inf, 0, list[float](), list[tuple[Any, ...]]()
@@ -170,7 +171,9 @@ def convergence(results: Results) -> View:
             mine += [(*key, round_, gradient, least, norm, size, e, e / norm) for size, e in errors.items()]
         rows += mine
         run, train = cells[0].config.run, cells[0].config.train
-        bound = 32 * cells[0].config.clients.count * statistics.fmean(floor)
+        gaps = np.diff([0, *run.keep_rounds[1:], run.rounds])  # a kept round stands for those up to the next
+        bound = 32 * cells[0].config.clients.count * np.average(floor, weights=gaps)
+        ends.setdefault(key[1], []).append((run.rounds, least))
         shares = [row[8] for row in mine if row[2] == mine[-1][2]]
         told.append(
             (
@@ -180,13 +183,13 @@ def convergence(results: Results) -> View:
                 str(run.rounds),
                 f"{least:.3g}",
                 str(at),
-                slope_text([row[2] for row in mine], [row[4] for row in mine]),
                 f"{max(floor):.3g}",
                 f"{max(shares):.2g}",
                 f"{bound:.3g}",
             )
         )
-    heads = ("setting", "algorithm", "lr", "T", "least squared gradient", "at round", "its slope", "largest mask error")
+    heads = ("setting", "algorithm", "lr", "T", "least squared gradient", "at round")
+    heads = (*heads, "slope over T", "largest mask error", "delta^2 at the end", "32 N mean error before T")
     return View(
         "convergence",
         "At kept rounds: the squared norm of the gradient of the full objective, the mean over all clients of their "
@@ -194,25 +197,26 @@ def convergence(results: Results) -> View:
         "Beside it the mask error of assumption 5.3, the squared distance between a client's gradient at the whole "
         f"model, where its mask holds, and the gradient that it trains with; of the first {EACH} of each size, and "
         "the largest of them. delta^2, which the assumption wants below 1, is that error over the squared norm of "
-        "the model. The slope is that of the least gradient over rounds in logarithms; the first term of the "
-        "theorem's bound has -1/2 over runs of different T, where lr = 1/(K sqrt T). The last column is the second "
-        "term, 32 N times the mean error. BatchNorm, where a network has it, normalises by batches of 500. Mean "
+        "the model. The slope is that of the least gradient over the runs of an algorithm with different T, in "
+        "logarithms; the first term of the theorem's bound has -1/2 where lr = 1/(K sqrt T). The last column is the "
+        "second term, 32 N / T times the sum of the error over the rounds before T, as a step function: a kept round "
+        "stands for all up to the next. BatchNorm, where a network has it, normalises by batches of 500. Mean "
         "over seeds.",
         (
             *("setting", "algorithm", "round", "gradient_squared", "least_so_far", "model_squared"),
             *("size", "mask_error_squared", "delta_squared"),
         ),
         rows,
-        ((*heads, "delta^2 at the end", "32 N mean error"), told),
+        (heads, [(*row[:6], slope_text(ends[row[1]]), *row[6:]) for row in told]),
     )
 
 
-def slope_text(rounds: list[int], values: list[float]) -> str:
-    """The slope of log value over log round, from round 1 on; "-" for fewer than two rounds."""
-    points = {math.log(r): math.log(v) for r, v in zip(rounds, values, strict=True) if r and v}
-    if len(points) < 2:
+def slope_text(ends: list[tuple[int, float]]) -> str:
+    """The slope of log value over log T, of pairs of T and value; "-" for fewer than two T."""
+    points = [(math.log(rounds), math.log(value)) for rounds, value in ends if value]
+    if len({x for x, _ in points}) < 2:
         return "-"
-    return f"{np.polyfit([*points], [*points.values()], 1)[0]:+.2f}"
+    return f"{np.polyfit(*zip(*points, strict=True), 1)[0]:+.2f}"
 
 
 @dataclass(frozen=True)
@@ -231,18 +235,19 @@ class Look:
 
 
 def look(inside: Inside, algorithm: WeightWise) -> Look:
-    """Measure a kept round of a run; it costs two gradients over a client's examples, and one for all other clients."""
+    """Measure a kept round; it costs a gradient for each client, and another for those whose mask error is measured."""
     server = inside.kept.server
     assert isinstance(server, Global)
     total: dict[str, Tensor] = {}
     errors: dict[float, float] = {}
     some, count = inside.some(EACH), inside.kept.config.clients.count
     for client in range(count):
-        whole, _ = gradient_at(inside, algorithm, client, 1.0)
+        own, mask = whole, _ = gradient_at(inside, algorithm, client, 1.0)
         total = {name: g / count + total[name] if name in total else g / count for name, g in whole.items()}
         if client in some:
             capacity = inside.federation.info(client).capacity
-            own, mask = gradient_at(inside, algorithm, client, capacity)
+            if capacity < 1:
+                own, mask = gradient_at(inside, algorithm, client, capacity)
             error = squared(tree.sub(masked(whole, mask), masked(own, mask)))
             errors[capacity] = max(error, errors.get(capacity, 0.0))
     sizes = sorted(errors, reverse=True)
