@@ -207,6 +207,9 @@ def test_what_was_spent_is_the_sum_so_far(results: Results, monkeypatch: pytest.
 
     monkeypatch.setattr(Results, "rows", lines)
     assert [row[2:7] for row in spent(some).rows] == [(0, 0, 0, 0, 0.0), (2, 10, 200, 22, 0.2)]
+    heads, (told,) = spent(some).cells or ((), [()])
+    assert dict(zip(heads, told, strict=True))["training FLOPs"] == "200"
+    assert told == ("s", "fiarse", "10", "200", "22 B", "20.0 %")
 
 
 @pytest.mark.parametrize("scale", ["smoke", "cpu", "paper"])

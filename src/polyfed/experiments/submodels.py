@@ -27,7 +27,7 @@ from polyfed.experiments.sizes import nominal, size_text
 from polyfed.experiments.views import Results, View
 from polyfed.metrics.catalogue import METRICS
 from polyfed.report.tables import metric_of
-from polyfed.report.units import measured, percent
+from polyfed.report.units import flops, measured, percent, size, spread_text
 from polyfed.rounds.gradient import first_request, full_gradient
 from polyfed.trained.kept import KeptRound, kept_round
 
@@ -85,14 +85,20 @@ def spent(results: Results) -> View:
             steps = cells[0].config.train.steps
             sent = costs["bytes_up"][at] + costs["bytes_down"][at]
             rows.append((setting, label, at, steps and at * steps, costs["flops"].get(at), sent, mean, sd))
+    last = {row[:2]: row[3:] for row in rows}.items()
+    told = [
+        (*(key[0] or "-", key[1], str(steps or "-"), flops(work), size(sent)), spread_text(results.metric, mean, sd))
+        for key, (steps, work, sent, mean, sd) in last
+    ]
     return View(
         "spent",
         f"Test {results.metric} against what was spent so far: local steps of a client that takes part in every round "
         "(rounds where steps are not given), and bytes of all clients, both ways. Settings of one number of steps in "
-        "all did equal work; its FLOPs are in the CSV and in the table of costs. Mean over seeds; bands are one "
-        "standard deviation.",
+        "all did equal work in the mean: where a size has FLOPs of its own, work depends on the sizes that were drawn. "
+        "The table has the last evaluated round. Mean over seeds; bands are one standard deviation.",
         ("setting", "algorithm", "round", "local_steps", "training_flops", "bytes", "mean", "sd"),
         rows,
+        (("setting", "algorithm", "local steps", "training FLOPs", "bytes", results.metric), told),
         metric=results.metric,
     )
 
@@ -131,15 +137,15 @@ def exploration(results: Results) -> View:
             sizes: dict[float, Followed] = {}
             for kept, algorithm in _kept(results, cell):
                 cut = algorithm.extract(kept.server)  # pyright: ignore[reportArgumentType]
-                for size in kept.task.capacities:
-                    seen = sizes.setdefault(size, Followed()).see(cut(size)[0])
-                    found.setdefault((size, kept.round), []).append(seen)
-        for (size, round_), seen in sorted(found.items(), key=lambda item: (-item[0][0], item[0][1])):
+                for capacity in kept.task.capacities:
+                    seen = sizes.setdefault(capacity, Followed()).see(cut(capacity)[0])
+                    found.setdefault((capacity, kept.round), []).append(seen)
+        for (capacity, round_), seen in sorted(found.items(), key=lambda item: (-item[0][0], item[0][1])):
             changes = [changed for _, changed in seen if changed is not None]
             rate, change = statistics.fmean(share for share, _ in seen), statistics.fmean(changes) if changes else None
-            rows.append((*key, size, round_, rate, change))
+            rows.append((*key, capacity, round_, rate, change))
             if round_ == cells[0].config.run.keep_rounds[-1]:
-                told.append((key[0] or "-", key[1], size_text(size), str(round_), percent(rate), percent(change)))
+                told.append((key[0] or "-", key[1], size_text(capacity), str(round_), percent(rate), percent(change)))
     return View(
         "exploration",
         "Of the masks of each size, at the rounds that the run kept: the exploration rate is the share of all weights "
@@ -214,9 +220,10 @@ def convergence(results: Results) -> View:
 def slope_text(ends: list[tuple[int, float]]) -> str:
     """The slope of log value over log T, of pairs of T and value; "-" for fewer than two T."""
     points = [(math.log(rounds), math.log(value)) for rounds, value in ends if value]
-    if len({x for x, _ in points}) < 2:
+    xs = [x for x, _ in points]
+    if len({*xs}) < 2:
         return "-"
-    return f"{np.polyfit(*zip(*points, strict=True), 1)[0]:+.2f}"
+    return f"{np.polyfit(xs, [y for _, y in points], 1)[0]:+.2f}"
 
 
 @dataclass(frozen=True)
