@@ -84,14 +84,25 @@ def gradient(net: Any, params: dict[str, Tensor], data: Any) -> dict[str, Tensor
     return dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
 
 
-def test_the_gradient_of_the_full_objective_and_the_mask_error(results: Results) -> None:
+def test_the_gradient_of_the_full_objective_and_the_mask_error(
+    results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Catches a mean of squares, a masked objective, an error outside the mask, and the factor of Eq. 3 left out."""
     (cell,) = results.cells
     inside = Inside(cell.run_dir(results.root), 2)
     algorithm, server = inside.kept.algorithm, inside.kept.server
     assert isinstance(algorithm, FIARSE)
     assert isinstance(server, FIARSE.Server)
-    found = look(inside, algorithm)
+    asked, gradient_at = list[float](), submodels.gradient_at
+
+    def counted(inside: Inside, algorithm: Any, client: int, capacity: float) -> Any:
+        asked.append(capacity)
+        return gradient_at(inside, algorithm, client, capacity)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(submodels, "gradient_at", counted)
+        found = look(inside, algorithm)
+    assert sorted(asked) == [0.1, 0.3, 1.0, 1.0, 1.0, 1.0]  # that of capacity 1 once for each client
     x = dict(server.model)
     flat = torch.cat([value.abs().reshape(-1) for value in x.values()])
     total = {name: torch.zeros_like(value) for name, value in x.items()}
