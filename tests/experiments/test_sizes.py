@@ -2,11 +2,14 @@
 
 import json
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from studies import TINY, study
 
+from polyfed.comparison.specs import RunSpec
 from polyfed.experiments.catalogue import find
 from polyfed.experiments.known import Known
 from polyfed.experiments.reproduce import Job, reproduce
@@ -72,6 +75,21 @@ def test_accuracy_of_each_size_is_that_of_its_clients_and_of_its_submodel(done: 
     assert curves[-1][5] == fiarse["capacity 0.25"]
     assert {row[3] for row in SIZES["size_curves"](results).rows} == {1.0, 0.25}
     assert sorted(path.name for path in page.glob("*.png")) == ["size_curves.png", "sizes.png", "unseen_sizes.png"]
+
+
+def test_logs_are_read_once(done: tuple[Results, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a log that is parsed for each size, and values computed again beside the paper."""
+    results, _ = done
+    read, rows = list[str](), Results.rows
+
+    def counted(self: Results, cell: RunSpec, name: str) -> Iterator[dict[str, Any]]:
+        read.append(cell.label)
+        return rows(self, cell, name)
+
+    monkeypatch.setattr(Results, "rows", counted)
+    SIZES["size_curves"](results)
+    assert sorted(read) == ["cut", "fiarse", "largest"]
+    assert SIZES["sizes"](results) is SIZES["sizes"](results)
 
 
 def test_costs_of_a_size_are_counted_by_hand(done: tuple[Results, Path]) -> None:

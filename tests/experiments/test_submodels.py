@@ -15,11 +15,12 @@ from torch import Tensor
 import polyfed
 from polyfed.algorithms.fiarse import FIARSE
 from polyfed.comparison.specs import RunSpec, Setting
+from polyfed.experiments import submodels
 from polyfed.experiments.catalogue import find
 from polyfed.experiments.inside import Inside
 from polyfed.experiments.reproduce import reproduce
 from polyfed.experiments.study import Study
-from polyfed.experiments.submodels import Followed, convergence, exploration, histogram, look, slope_text, spent
+from polyfed.experiments.submodels import Followed, Look, convergence, exploration, histogram, look, slope_text, spent
 from polyfed.experiments.views import Results
 from polyfed.simulation.simulate import simulate
 
@@ -83,14 +84,25 @@ def gradient(net: Any, params: dict[str, Tensor], data: Any) -> dict[str, Tensor
     return dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
 
 
-def test_the_gradient_of_the_full_objective_and_the_mask_error(results: Results) -> None:
+def test_the_gradient_of_the_full_objective_and_the_mask_error(
+    results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Catches a mean of squares, a masked objective, an error outside the mask, and the factor of Eq. 3 left out."""
     (cell,) = results.cells
     inside = Inside(cell.run_dir(results.root), 2)
     algorithm, server = inside.kept.algorithm, inside.kept.server
     assert isinstance(algorithm, FIARSE)
     assert isinstance(server, FIARSE.Server)
-    found = look(inside, algorithm)
+    asked, gradient_at = list[float](), submodels.gradient_at
+
+    def counted(inside: Inside, algorithm: Any, client: int, capacity: float) -> Any:
+        asked.append(capacity)
+        return gradient_at(inside, algorithm, client, capacity)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(submodels, "gradient_at", counted)
+        found = look(inside, algorithm)
+    assert sorted(asked) == [0.1, 0.3, 1.0, 1.0, 1.0, 1.0]  # that of capacity 1 once for each client
     x = dict(server.model)
     flat = torch.cat([value.abs().reshape(-1) for value in x.values()])
     total = {name: torch.zeros_like(value) for name, value in x.items()}
@@ -122,9 +134,53 @@ def test_the_gradient_of_the_full_objective_and_the_mask_error(results: Results)
     assert int(dict(zip(heads, told, strict=True))["at round"]) == 1 + [g for g, _ in least[1:]].index(least[3][1])
 
 
-def test_slopes_begin_with_round_1() -> None:
-    assert slope_text([0, 1, 4, 16], [9.0, 2.0, 1.0, 0.5]) == "-0.50"
-    assert slope_text([0, 1], [9.0, 2.0]) == "-"
+def test_slopes_are_over_runs_of_different_lengths() -> None:
+    assert slope_text([(1, 2.0), (4, 1.0), (16, 0.5)]) == "-0.50"
+    assert slope_text([(4, 2.0), (4, 1.0)]) == "-"
+
+
+def test_the_terms_of_the_theorem_by_hand(results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a plain mean over kept rounds, round T in the sum, another factor, and the least error of the sizes."""
+    (cell,) = results.cells
+    found = {
+        (4, 0): Look(9.0, 2.0, {1.0: 0.0, 0.3: 3.0}),
+        (4, 1): Look(2.0, 4.0, {1.0: 0.0, 0.3: 1.0}),
+        (4, 4): Look(4.0, 8.0, {1.0: 0.0, 0.3: 8.0}),
+        (16, 0): Look(9.0, 2.0, {1.0: 0.0, 0.3: 2.0}),
+        (16, 6): Look(1.0, 4.0, {1.0: 0.0, 0.3: 0.4}),
+    }
+    cells = [
+        replace(cell, setting=Setting(f"T = {t}"), config=cell.config.replace("run", rounds=t, keep_rounds=kept))
+        for t, kept in ((4, [0, 1, 4]), (16, [0, 6]))
+    ]
+    both = replace(results, cells=cells)
+    both.__dict__["done"] = {key: {} for key in cells}
+
+    def at(_: Results, one: RunSpec, round_: int) -> Look:
+        return found[one.config.run.rounds, round_]
+
+    monkeypatch.setattr(submodels, "_look", at)
+    heads, told = convergence(both).cells or ((), [])
+    assert [dict(zip(heads[3:], row[3:], strict=True)) for row in told] == [
+        {
+            "T": "4",
+            "least squared gradient": "2",
+            "at round": "1",
+            "slope over T": "-0.50",
+            "largest mask error": "8",
+            "delta^2 at the end": "1",
+            "32 N mean error before T": "192",  # 128 (1 x 3 + 3 x 1) / 4
+        },
+        {
+            "T": "16",
+            "least squared gradient": "1",
+            "at round": "6",
+            "slope over T": "-0.50",
+            "largest mask error": "2",
+            "delta^2 at the end": "0.1",
+            "32 N mean error before T": "128",  # 128 (6 x 2 + 10 x 0.4) / 16
+        },
+    ]
 
 
 def test_histograms_count_clients_by_size_and_bin(results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,6 +218,9 @@ def test_what_was_spent_is_the_sum_so_far(results: Results, monkeypatch: pytest.
 
     monkeypatch.setattr(Results, "rows", lines)
     assert [row[2:7] for row in spent(some).rows] == [(0, 0, 0, 0, 0.0), (2, 10, 200, 22, 0.2)]
+    heads, (told,) = spent(some).cells or ((), [()])
+    assert dict(zip(heads, told, strict=True))["training FLOPs"] == "200"
+    assert told == ("s", "fiarse", "10", "200", "22 B", "20.0 %")
 
 
 @pytest.mark.parametrize("scale", ["smoke", "cpu", "paper"])

@@ -1,7 +1,13 @@
-"""Views of made-up lines."""
+"""Views of made-up lines, and of configurations."""
+
+from pathlib import Path
+
+from studies import TINY, study
 
 from polyfed.comparison.statistics import Line
 from polyfed.experiments.reproduce import below, undecided
+from polyfed.experiments.study import Study
+from polyfed.experiments.views import Results, protocol
 
 
 def line(label: str, *means: float) -> Line:
@@ -22,6 +28,23 @@ def test_what_is_below_two_standard_errors() -> None:
         "a minus twin (+0.0 ± 0.0); points ± standard error of the paired mean"
     ]
     assert undecided([main, line("open")]) == undecided([main]) == ["nothing to compare yet"]
+
+
+def test_hyper_parameters_are_those_of_each_entry(tmp_path: Path) -> None:
+    """Catches a key that is False or 0 and left out, a selection or a schedule left out, and `inco`."""
+    entries = {
+        "cut": {"name": "heterofl", "scaler": False, "inco": "paper", "clients": {"selection": "largest"}},
+        "soft": {"name": "scalefl", "kd_weight": 0.0, "train": {"schedule": "cosine"}},
+    }
+    path = study(tmp_path / "mine.toml", algorithms=[], show=["protocol"], entries=entries, config=TINY)
+    view = protocol(Results(Study.load(path), (), tmp_path))
+    cut, soft = (dict(zip(view.headings, row, strict=True)) for row in view.rows)
+    assert (cut["selection"], cut["schedule"]) == ("largest", "constant")
+    assert (soft["selection"], soft["schedule"]) == ("uniform", "kind = cosine, rounds = 2")
+    assert {"scaler = False", "inco = paper"} <= {*cut["own keys"].split(", ")}
+    assert "kd_weight = 0.0" in soft["own keys"]
+    assert "unseen_capacities" not in cut["own keys"]
+    assert "constant" not in view.caption
 
 
 def test_a_page_has_the_section_of_undecided_differences_where_accuracies_are_compared() -> None:

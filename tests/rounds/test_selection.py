@@ -34,11 +34,11 @@ def test_uniform_cohorts_are_drawn_as_before() -> None:
 
 def test_by_size_and_by_capacity_weigh_what_they_say() -> None:
     sizes = federation(clients={"selection": "by-size"})
-    assert isinstance(sizes.weighted, Weighted)
-    assert sizes.weighted.weights.tolist() == [len(sizes.data.train(k)) for k in range(12)]
+    assert isinstance(sizes.draw, Weighted)
+    assert sizes.draw.weights.tolist() == [len(sizes.data.train(k)) for k in range(12)]
     capacities = federation(clients={"selection": "by-capacity", "capacities": [1.0, 0.25]})
-    assert isinstance(capacities.weighted, Weighted)
-    assert capacities.weighted.weights.tolist() == [1.0, 0.25] * 6
+    assert isinstance(capacities.draw, Weighted)
+    assert capacities.draw.weights.tolist() == [1.0, 0.25] * 6
     drawn = Counter(c.id % 2 for round_ in range(200) for c in draw_cohort(capacities, round_))
     assert drawn[0] > 2 * drawn[1]
     assert len({tuple(c.id for c in draw_cohort(capacities, 5)) for _ in range(3)}) == 1

@@ -6,6 +6,7 @@ import re
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, cast
 
 from polyfed.blocks.submodel import above
@@ -14,7 +15,7 @@ from polyfed.comparison.statistics import deviation, mean_over
 from polyfed.core.net import Nets
 from polyfed.experiments.views import Results, View
 from polyfed.models.flops import multiplications
-from polyfed.report.tables import metric_of
+from polyfed.report.tables import mean_costs, metric_of
 from polyfed.report.units import flops, size, spread_text
 from polyfed.trained.kept import kept_round
 
@@ -29,6 +30,7 @@ def size_text(capacity: float) -> str:
     return f"1/{parts}" if power else f"{capacity:g}"
 
 
+@lru_cache(maxsize=1)  # `unseen_sizes` and `named_values` read it again
 def sizes(results: Results) -> View:
     """Accuracies of each size on the own and on all test data."""
     rows: list[tuple[Any, ...]] = []
@@ -70,15 +72,15 @@ def size_curves(results: Results) -> View:
     rows: list[tuple[Any, ...]] = []
     for (setting, label), cells in results.groups().items():
         first = by_size(results, cells[0], metric_of(results.done[cells[0]], results.metric))
-        own = [capacity for where, capacity in first if where == "Local"]
-        for key in [key for key in first if key[1] is not None and key[1] in own]:
-
-            def value(
-                row: dict[str, Any], cell: RunSpec = cells[0], key: tuple[str, float | None] = key
-            ) -> float | None:
-                return by_size(results, cell, metric_of(row, results.metric)).get(key)
-
-            rows += [(setting, label, *key, *at) for at in results.by_round(cells, value)]
+        own = [capacity for where, capacity in first if where == "Local" and capacity is not None]
+        found: dict[tuple[str, float | None], dict[int, list[float]]] = {key: {} for key in first if key[1] in own}
+        for cell in cells:
+            for row in results.rows(cell, "rounds.jsonl"):
+                for key, value in by_size(results, cell, metric_of(row, results.metric)).items():
+                    if key in found:
+                        found[key].setdefault(row["round"], []).append(value)
+        for key, rounds in found.items():
+            rows += [(setting, label, *key, at, statistics.fmean(v), deviation(v)) for at, v in sorted(rounds.items())]
     return View(
         "size_curves",
         f"Test {results.metric} of each size that clients have over rounds, on own (Local) and on all test data "
@@ -170,14 +172,14 @@ def _costs(results: Results, cell: RunSpec) -> dict[float | None, tuple[float | 
         for name, nets in kept.nets.items():
             match = _NAME.fullmatch(name)
             held[named.get(match[1], float(match[1])) if match else None] = held_by(nets)
-    sent: dict[float | None, list[tuple[float | None, ...]]] = {}
-    for row in results.rows(cell, "clients.jsonl"):
-        if "bytes_up" in row:
-            capacity = None if None in held else named.get(f"{row['capacity']:g}", row["capacity"])
-            sent.setdefault(capacity, []).append((row["bytes_down"], row["bytes_up"], row["flops"]))
-    sizes = {None} if None in held else {*named.values(), *sent}
-    means = {key: [*map(mean_over, zip(*many, strict=True))] for key, many in sent.items()}
-    return {key: (*held.get(key, (None, None)), *means.get(key, [None] * 3)) for key in sizes}
+
+    def at(capacity: float) -> float | None:
+        return None if None in held else named.get(f"{capacity:g}", capacity)
+
+    spent = mean_costs(results.rows(cell, "clients.jsonl"), at)
+    means = {key: (down, up, done) for key, (_, up, down, done) in spent.items()}
+    sizes = {None} if None in held else {*named.values(), *means}
+    return {key: (*held.get(key, (None, None)), *means.get(key, (None,) * 3)) for key in sizes}
 
 
 def held_by(nets: Nets) -> tuple[float, float | None]:

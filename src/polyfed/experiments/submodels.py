@@ -27,7 +27,7 @@ from polyfed.experiments.sizes import nominal, size_text
 from polyfed.experiments.views import Results, View
 from polyfed.metrics.catalogue import METRICS
 from polyfed.report.tables import metric_of
-from polyfed.report.units import measured, percent
+from polyfed.report.units import flops, measured, percent, size, spread_text
 from polyfed.rounds.gradient import first_request, full_gradient
 from polyfed.trained.kept import KeptRound, kept_round
 
@@ -85,14 +85,20 @@ def spent(results: Results) -> View:
             steps = cells[0].config.train.steps
             sent = costs["bytes_up"][at] + costs["bytes_down"][at]
             rows.append((setting, label, at, steps and at * steps, costs["flops"].get(at), sent, mean, sd))
+    last = {row[:2]: row[3:] for row in rows}.items()
+    told = [
+        (*(key[0] or "-", key[1], str(steps or "-"), flops(work), size(sent)), spread_text(results.metric, mean, sd))
+        for key, (steps, work, sent, mean, sd) in last
+    ]
     return View(
         "spent",
         f"Test {results.metric} against what was spent so far: local steps of a client that takes part in every round "
         "(rounds where steps are not given), and bytes of all clients, both ways. Settings of one number of steps in "
-        "all did equal work; its FLOPs are in the CSV and in the table of costs. Mean over seeds; bands are one "
-        "standard deviation.",
+        "all did equal work in the mean: where a size has FLOPs of its own, work depends on the sizes that were drawn. "
+        "The table has the last evaluated round. Mean over seeds; bands are one standard deviation.",
         ("setting", "algorithm", "round", "local_steps", "training_flops", "bytes", "mean", "sd"),
         rows,
+        (("setting", "algorithm", "local steps", "training FLOPs", "bytes", results.metric), told),
         metric=results.metric,
     )
 
@@ -131,15 +137,15 @@ def exploration(results: Results) -> View:
             sizes: dict[float, Followed] = {}
             for kept, algorithm in _kept(results, cell):
                 cut = algorithm.extract(kept.server)  # pyright: ignore[reportArgumentType]
-                for size in kept.task.capacities:
-                    seen = sizes.setdefault(size, Followed()).see(cut(size)[0])
-                    found.setdefault((size, kept.round), []).append(seen)
-        for (size, round_), seen in sorted(found.items(), key=lambda item: (-item[0][0], item[0][1])):
+                for capacity in kept.task.capacities:
+                    seen = sizes.setdefault(capacity, Followed()).see(cut(capacity)[0])
+                    found.setdefault((capacity, kept.round), []).append(seen)
+        for (capacity, round_), seen in sorted(found.items(), key=lambda item: (-item[0][0], item[0][1])):
             changes = [changed for _, changed in seen if changed is not None]
             rate, change = statistics.fmean(share for share, _ in seen), statistics.fmean(changes) if changes else None
-            rows.append((*key, size, round_, rate, change))
+            rows.append((*key, capacity, round_, rate, change))
             if round_ == cells[0].config.run.keep_rounds[-1]:
-                told.append((key[0] or "-", key[1], size_text(size), str(round_), percent(rate), percent(change)))
+                told.append((key[0] or "-", key[1], size_text(capacity), str(round_), percent(rate), percent(change)))
     return View(
         "exploration",
         "Of the masks of each size, at the rounds that the run kept: the exploration rate is the share of all weights "
@@ -158,6 +164,7 @@ def convergence(results: Results) -> View:
     """The gradient of the full objective over rounds, and the mask error that the theorem allows for."""
     rows: list[tuple[Any, ...]] = []
     told: list[tuple[str, ...]] = []
+    ends: dict[str, list[tuple[int, float]]] = {}
     for key, cells in _weightwise(results):
         looks = [[_look(results, cell, round_) for cell in cells] for round_ in cells[0].config.run.keep_rounds]
         least, at, floor, mine = math.inf, 0, list[float](), list[tuple[Any, ...]]()
@@ -170,7 +177,9 @@ def convergence(results: Results) -> View:
             mine += [(*key, round_, gradient, least, norm, size, e, e / norm) for size, e in errors.items()]
         rows += mine
         run, train = cells[0].config.run, cells[0].config.train
-        bound = 32 * cells[0].config.clients.count * statistics.fmean(floor)
+        gaps = np.diff([0, *run.keep_rounds[1:], run.rounds])  # a kept round stands for those up to the next
+        bound = 32 * cells[0].config.clients.count * np.average(floor, weights=gaps)
+        ends.setdefault(key[1], []).append((run.rounds, least))
         shares = [row[8] for row in mine if row[2] == mine[-1][2]]
         told.append(
             (
@@ -180,13 +189,13 @@ def convergence(results: Results) -> View:
                 str(run.rounds),
                 f"{least:.3g}",
                 str(at),
-                slope_text([row[2] for row in mine], [row[4] for row in mine]),
                 f"{max(floor):.3g}",
                 f"{max(shares):.2g}",
                 f"{bound:.3g}",
             )
         )
-    heads = ("setting", "algorithm", "lr", "T", "least squared gradient", "at round", "its slope", "largest mask error")
+    heads = ("setting", "algorithm", "lr", "T", "least squared gradient", "at round")
+    heads = (*heads, "slope over T", "largest mask error", "delta^2 at the end", "32 N mean error before T")
     return View(
         "convergence",
         "At kept rounds: the squared norm of the gradient of the full objective, the mean over all clients of their "
@@ -194,25 +203,27 @@ def convergence(results: Results) -> View:
         "Beside it the mask error of assumption 5.3, the squared distance between a client's gradient at the whole "
         f"model, where its mask holds, and the gradient that it trains with; of the first {EACH} of each size, and "
         "the largest of them. delta^2, which the assumption wants below 1, is that error over the squared norm of "
-        "the model. The slope is that of the least gradient over rounds in logarithms; the first term of the "
-        "theorem's bound has -1/2 over runs of different T, where lr = 1/(K sqrt T). The last column is the second "
-        "term, 32 N times the mean error. BatchNorm, where a network has it, normalises by batches of 500. Mean "
+        "the model. The slope is that of the least gradient over the runs of an algorithm with different T, in "
+        "logarithms; the first term of the theorem's bound has -1/2 where lr = 1/(K sqrt T). The last column is the "
+        "second term, 32 N / T times the sum of the error over the rounds before T, as a step function: a kept round "
+        "stands for all up to the next. BatchNorm, where a network has it, normalises by batches of 500. Mean "
         "over seeds.",
         (
             *("setting", "algorithm", "round", "gradient_squared", "least_so_far", "model_squared"),
             *("size", "mask_error_squared", "delta_squared"),
         ),
         rows,
-        ((*heads, "delta^2 at the end", "32 N mean error"), told),
+        (heads, [(*row[:6], slope_text(ends[row[1]]), *row[6:]) for row in told]),
     )
 
 
-def slope_text(rounds: list[int], values: list[float]) -> str:
-    """The slope of log value over log round, from round 1 on; "-" for fewer than two rounds."""
-    points = {math.log(r): math.log(v) for r, v in zip(rounds, values, strict=True) if r and v}
-    if len(points) < 2:
+def slope_text(ends: list[tuple[int, float]]) -> str:
+    """The slope of log value over log T, of pairs of T and value; "-" for fewer than two T."""
+    points = [(math.log(rounds), math.log(value)) for rounds, value in ends if value]
+    xs = [x for x, _ in points]
+    if len({*xs}) < 2:
         return "-"
-    return f"{np.polyfit([*points], [*points.values()], 1)[0]:+.2f}"
+    return f"{np.polyfit(xs, [y for _, y in points], 1)[0]:+.2f}"
 
 
 @dataclass(frozen=True)
@@ -231,18 +242,19 @@ class Look:
 
 
 def look(inside: Inside, algorithm: WeightWise) -> Look:
-    """Measure a kept round of a run; it costs two gradients over a client's examples, and one for all other clients."""
+    """Measure a kept round; it costs a gradient for each client, and another for those whose mask error is measured."""
     server = inside.kept.server
     assert isinstance(server, Global)
     total: dict[str, Tensor] = {}
     errors: dict[float, float] = {}
     some, count = inside.some(EACH), inside.kept.config.clients.count
     for client in range(count):
-        whole, _ = gradient_at(inside, algorithm, client, 1.0)
+        own, mask = whole, _ = gradient_at(inside, algorithm, client, 1.0)
         total = {name: g / count + total[name] if name in total else g / count for name, g in whole.items()}
         if client in some:
             capacity = inside.federation.info(client).capacity
-            own, mask = gradient_at(inside, algorithm, client, capacity)
+            if capacity < 1:
+                own, mask = gradient_at(inside, algorithm, client, capacity)
             error = squared(tree.sub(masked(whole, mask), masked(own, mask)))
             errors[capacity] = max(error, errors.get(capacity, 0.0))
     sizes = sorted(errors, reverse=True)

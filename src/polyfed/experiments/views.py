@@ -325,25 +325,30 @@ def protocol(results: Results) -> View:
     cells = {cell.label: cell.config for cell in study.cells()}
     rows: list[tuple[Any, ...]] = []
     for label, config in cells.items():
-        run, data, clients, train = config.run, config.data, config.clients, config.train
-        skipped = ("unseen_capacities", "inco")
-        keys = {key: value for key, value in config.resolved().algorithm.keys.items() if value and key not in skipped}
+        run, data, clients, train, whole = config.run, config.data, config.clients, config.train, config.resolved()
+        keys = {key: value for key, value in whole.algorithm.keys.items() if value not in (None, "", (), {})}
+        keys.pop("unseen_capacities", None)  # tests alone read it
+        schedule = whole.train.schedule.model_dump(exclude_defaults=True) if whole.train.schedule else {}
         length = f"{train.steps} steps" if train.steps else f"{train.epochs} epochs"
         network, *others = map(str, clients.models)
         cohort = f"{clients.wanted} of {clients.count}"
-        named = (label, data.dataset, network if not others else f"{network}, ...", cohort, run.rounds, length)
-        rates = (train.batch_size, train.optimizer, train.lr, train.momentum, train.weight_decay)
-        rows.append((*named, *rates, ", ".join(f"{key} = {value}" for key, value in keys.items()) or "-"))
-    heads = ("algorithm", "data", "network", "clients in a round", "rounds", "local work", "batch", "optimizer", "rate")
-    heads = (*heads, "momentum", "weight decay", "own keys")
+        named = (label, data.dataset, network if not others else f"{network}, ...", cohort, clients.selection)
+        rates = (train.optimizer, train.lr, _listed(schedule) or "constant", train.momentum, train.weight_decay)
+        rows.append((*named, run.rounds, length, train.batch_size, *rates, _listed(keys) or "-"))
+    heads = ("algorithm", "data", "network", "clients in a round", "selection", "rounds", "local work", "batch")
+    heads = (*heads, "optimizer", "rate", "schedule", "momentum", "weight decay", "own keys")
     return View(
         "protocol",
-        "Hyper-parameters of the algorithms at this scale; rates are constant. The rest of the configuration is in the "
-        "files of the studies.",
+        "Hyper-parameters of the algorithms at this scale; own keys that are empty are left out. The rest of the "
+        "configuration is in the files of the studies.",
         heads,
         rows,
         (heads, [tuple(map(str, row)) for row in rows]),
     )
+
+
+def _listed(keys: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} = {value}" for key, value in keys.items())
 
 
 VIEWS: dict[str, Callable[[Results], View]] = {

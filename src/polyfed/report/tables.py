@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -19,6 +18,8 @@ from polyfed.report.units import duration, flops, heading, measured, size
 
 if TYPE_CHECKING:
     from polyfed.trained.adapt import Adapted
+
+K = TypeVar("K")
 
 TRAINING_TIME = "Training time is wall clock without evaluation, and FLOPs are those of training alone."
 
@@ -223,19 +224,41 @@ def capacity_table(console: Console, summary: Summary) -> None:
     if len(means) < 2 or not log.is_file():
         return
     with log.open(encoding="utf-8") as lines:
-        trained = [row for row in map(json.loads, lines) if "bytes_up" in row]
+        costs = mean_costs(map(json.loads, lines), lambda capacity: f"{capacity:g}")
     rows: list[tuple[str, ...]] = []
     for name, mean in sorted(means.items(), key=lambda item: float(item[0])):
-        here = [row for row in trained if f"{row['capacity']:g}" == name]
-        counts = [row["flops"] for row in here]
-        done = fmean(counts) if counts and None not in counts else None
-        sent = (size(fmean(row[way] for row in here)) if here else "-" for way in ("bytes_up", "bytes_down"))
-        clients = len({row["client"] for row in here})
-        rows.append((name, str(clients), measured(metric, mean), *sent, flops(done) if here else "-"))
+        clients, up, down, done = costs.get(name, (0, 0.0, 0.0, None))
+        spent = (size(up), size(down), flops(done)) if clients else ("-",) * 3
+        rows.append((name, str(clients), measured(metric, mean), *spent))
     mean = "mean" if metric == "accuracy" else heading(metric)
     each = ("up, a client\nand round", "down, a client\nand round", "FLOPs, a client\nand round")
     console.print()
     print_table(console, ("capacity", "clients\nthat trained", mean, *each), rows)
+
+
+def mean_costs(
+    rows: Iterable[Mapping[str, Any]], key: Callable[[float], K]
+) -> dict[K, tuple[int, float, float, float | None]]:
+    """Return by size how many clients trained, and bytes up, bytes down and FLOPs of a client in a round, in the mean.
+
+    FLOPs are None where those of any round are not counted.
+
+    Args:
+        rows: lines of clients.jsonl, of which one at a time is kept; lines of tests are left out.
+        key: makes a size of a capacity.
+    """
+    sums: dict[K, tuple[set[int], int, float, float, float | None]] = {}
+    for row in rows:
+        if "bytes_up" in row:
+            at, more = key(row["capacity"]), row["flops"]
+            clients, count, up, down, done = sums.get(at, (set[int](), 0, 0.0, 0.0, 0.0))
+            clients.add(row["client"])
+            done = None if done is None or more is None else done + more
+            sums[at] = clients, count + 1, up + row["bytes_up"], down + row["bytes_down"], done
+    return {
+        at: (len(clients), up / count, down / count, None if done is None else done / count)
+        for at, (clients, count, up, down, done) in sums.items()
+    }
 
 
 def tested_clients(run_dir: Path, summary: Summary) -> dict[int, dict[str, Any]]:

@@ -37,7 +37,7 @@ from polyfed.models.catalogue import SIGNAL_MODELS, ModelSpec
 from polyfed.models.split import SplitModel
 from polyfed.models.weights import load_weights
 from polyfed.rounds.availability import Availability
-from polyfed.rounds.sampling import Strata, Weighted, by_capacity
+from polyfed.rounds.sampling import Strata, Weighted, capacity_draw
 
 
 class ServerView(ABC):
@@ -131,12 +131,12 @@ class Federation(ServerView):
         return Availability(load_profiles(devices.profiles), self.rng.at("devices"), devices.deal, devices.start_hour)
 
     @cached_property
-    def weighted(self) -> Weighted | Strata | None:
+    def draw(self) -> Weighted | Strata | None:
         """The draw of clients by their sizes or capacities; None where neither matters."""
         clients = self.config.clients
         if clients.selection == "by-size":
             return Weighted(np.diff(self.partition.train_offsets))
-        return by_capacity(clients.selection, np.resize(clients.capacities, clients.count))
+        return capacity_draw(clients.selection, np.resize(clients.capacities, clients.count))
 
     def info(self, client: ClientId) -> ClientInfo:
         """What the server knows of a client."""

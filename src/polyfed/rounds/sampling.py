@@ -62,7 +62,7 @@ class Strata:
         return sorted(np.concatenate(drawn).tolist())
 
 
-def by_capacity(selection: str, capacities: ArrayLike) -> Weighted | Strata | None:
+def capacity_draw(selection: str, capacities: ArrayLike) -> Weighted | Strata | None:
     """What draws clients of these capacities where ``clients.selection`` is a rule about capacities; else None."""
     weights = np.asarray(capacities)
     if selection == "stratified":

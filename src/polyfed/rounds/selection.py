@@ -13,7 +13,7 @@ from polyfed.base.types import ClientId
 from polyfed.config.sections import oversampled
 from polyfed.core.clients import Cohort
 from polyfed.rounds.federation import Federation, ServerView
-from polyfed.rounds.sampling import Strata, Weighted, by_capacity, draw_available
+from polyfed.rounds.sampling import Strata, Weighted, capacity_draw, draw_available
 
 
 def draw_cohort(federation: Federation, round_: int, now: float = 0.0) -> Cohort:
@@ -34,7 +34,7 @@ def draw_cohort(federation: Federation, round_: int, now: float = 0.0) -> Cohort
             rng.at("cohort").numpy(), clients.count, count, partial(availability.available, now=now)
         )
     else:
-        chosen = pick(rng.at("cohort"), clients.count, count, federation.weighted)
+        chosen = pick(rng.at("cohort"), clients.count, count, federation.draw)
     return cohort_of(federation, chosen, round_)
 
 
@@ -49,17 +49,17 @@ def draw_connected(view: ServerView, round_: int, connected: Sequence[ClientId],
     """
     clients = view.config.clients
     count = min(len(connected), oversampled(clients.wanted, oversample))
-    weighted = by_capacity(clients.selection, [view.info(client).capacity for client in connected])
-    places = pick(view.rng.at("round", round_, "cohort"), len(connected), count, weighted)
+    draw = capacity_draw(clients.selection, [view.info(client).capacity for client in connected])
+    places = pick(view.rng.at("round", round_, "cohort"), len(connected), count, draw)
     return cohort_of(view, [connected[place] for place in places], round_)
 
 
-def pick(rng: Rng, total: int, count: int, weighted: Weighted | Strata | None = None) -> Sequence[int]:
+def pick(rng: Rng, total: int, count: int, draw: Weighted | Strata | None = None) -> Sequence[int]:
     """Draw ``count`` different numbers below ``total``, ascending: equally likely, or by weight or stratum."""
-    if count == total and not (isinstance(weighted, Weighted) and weighted.positive < total):
+    if count == total and not (isinstance(draw, Weighted) and draw.positive < total):
         return range(total)
-    if weighted is not None:
-        return weighted.draw(rng.numpy(), count)
+    if draw is not None:
+        return draw.draw(rng.numpy(), count)
     # NumPy's algorithm (Floyd's) costs as much as the cohort if that is at most a fiftieth of many clients.
     return sorted(rng.numpy().choice(total, count, replace=False).tolist())
 

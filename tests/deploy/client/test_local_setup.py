@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 from deploy_toy import config, nodes
 from requests_to_nodes import EXPERIMENT
 from torch import Tensor, nn
 
+from polyfed.core.algorithm import Task
+from polyfed.deploy.client import local_setup
 from polyfed.deploy.client.local_setup import LocalSetup
 from polyfed.deploy.client.node import answer
 from polyfed.deploy.wire import headers
@@ -62,10 +65,31 @@ def test_a_network_that_cannot_be_empty_is_built_as_ever_and_the_log_says_why(
     task = configured_task(found.config, found.dataset.input_shape, found.dataset.num_classes)
     with caplog.at_level(logging.WARNING):
         own, models = found.networks(task)
+        found.networks(task)
     assert not own.empty
     assert models["model"].shapes["hidden.weight"] == (3, 8)
-    assert "client 0 makes its slice from the whole network" in caplog.text
+    assert caplog.text.count("client 0 makes its slice from the whole network") == 1
     assert "'first.bias', 'first.weight' belong to the architecture" in caplog.text
+
+
+def test_a_part_that_leaves_nothing_out_is_tried_and_logged_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a small client that builds the whole network and never says so, or tries anew at each message."""
+    monkeypatch.setattr(local_setup, "_WHOLE", set[Any]())
+    found = setup(tmp_path, "heterofl", "clients.capacities=[0.9]", 'clients.models=["mlp(hidden=(2,))"]')
+    task = configured_task(found.config, found.dataset.input_shape, found.dataset.num_classes)
+    built, build = list[bool](), Task.build
+
+    def counted(task: Task, spec: Any, *, empty: bool = False) -> Any:
+        built.append(empty)
+        return build(task, spec, empty=empty)
+
+    monkeypatch.setattr(Task, "build", counted)
+    with caplog.at_level(logging.WARNING):
+        assert [found.networks(task)[0].empty for _ in range(3)] == [False] * 3
+    assert built == [True, False, False, False]
+    assert caplog.text.count("client 0 makes its slice from the whole network: model leaves nothing out") == 1
 
 
 @pytest.mark.parametrize("key", ["train.parts.nothing.lr=0.1", "train.class_weights=[1.0,2.0]"])

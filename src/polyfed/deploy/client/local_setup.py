@@ -45,6 +45,9 @@ from polyfed.trained.preprocessing import Preprocessing
 
 log = logging.getLogger(__name__)
 
+#: What a client builds whole although its algorithm slices: tried once, and in the log once.
+_WHOLE: set[tuple[Any, ...]] = set()
+
 
 def task_of(config: Config, facts: TaskFacts) -> Task:
     """Return the task that the server's facts describe; columns are known where their names are not private."""
@@ -269,17 +272,28 @@ class LocalSetup:
         """Return the client's network and those of its parts.
 
         Where all parts are slices of the network, it is never in memory as a whole: it is built without values, and the
-        server sends those of the slices. A network that cannot be built so is built as ever, and the log says why.
+        server sends those of the slices. A network that cannot be built so is built as ever; the log says why, once.
         """
+        about = (
+            self.settings.client,
+            self.info.capacity,
+            self.spec,
+            json.dumps(self.config.to_dict()["algorithm"]),
+            task,
+        )
         sliced = type(self.algorithm).models_at is not Algorithm.models_at and self.algorithm.shared_networks
-        if sliced:
+        if sliced and about not in _WHOLE:
             try:
                 own = task.build(self.spec, empty=True)
                 models = self.algorithm.models_at(task, own, self.info.capacity)
                 if not any(model.empty for model in models.values()):
                     return own, models
+                why = f"{', '.join(name for name, model in models.items() if model.empty)} leaves nothing out"
             except Exception as error:  # also of the network's own code
-                log.warning("client %d makes its slice from the whole network: %s", self.settings.client, error)
+                why = str(error)
+            _WHOLE.add(about)
+            if self.info.capacity < 1:
+                log.warning("client %d makes its slice from the whole network: %s", self.settings.client, why)
         own = task.build(self.spec)
         return own, self.algorithm.models_at(task, own, self.info.capacity)
 

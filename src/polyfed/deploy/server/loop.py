@@ -52,6 +52,9 @@ from polyfed.storage.state_store import Store
 
 log = logging.getLogger(__name__)
 
+#: The values of clients.selection that a deployed run takes.
+_DRAWS = '"uniform" (among the connected clients), "by-capacity" or "stratified"'
+
 
 class TooFewClientsError(PolyfedError):
     """Too few clients connected, or too many rounds in a row were void."""
@@ -148,12 +151,12 @@ def create(folder: Path, config: Config, deployment: Deployment, nodes: Path | N
     if config.clients.selection == "by-size":
         raise ConfigError(
             'clients.selection: got "by-size", but a deployed server does not know how many examples a client has; '
-            'expected "uniform" (among the connected clients), "by-capacity" or "stratified"'
+            f"expected {_DRAWS}"
         )
     if config.clients.selection == "largest":
         raise ConfigError(
             'clients.selection: got "largest", which is for simulated runs: a round would ask nobody while no client '
-            'of the largest capacity is connected; expected "uniform" (among the connected clients) or "by-capacity"'
+            f"of the largest capacity is connected; expected {_DRAWS}"
         )
     if (folder / "config.toml").exists():
         raise RunDirError(f"{folder} already holds a run; to continue it, run `polyfed deploy resume {folder}`")
