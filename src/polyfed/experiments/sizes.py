@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from polyfed.blocks.submodel import above
 from polyfed.comparison.specs import RunSpec
-from polyfed.comparison.statistics import deviation, mean_over
+from polyfed.comparison.statistics import deviation
 from polyfed.core.net import Nets
 from polyfed.experiments.views import Results, View
 from polyfed.models.flops import multiplications
@@ -97,8 +97,9 @@ def size_costs(results: Results) -> View:
     for (setting, label), cells in results.groups().items():
         found = [_costs(results, cell) for cell in cells]
         for capacity in sorted(found[0], key=lambda capacity: capacity or 0, reverse=True):
-            some = [one[capacity] for one in found]
-            rows.append((setting, label, capacity, *map(mean_over, zip(*some, strict=True))))
+            some = zip(*(one[capacity] for one in found), strict=True)
+            known = [[value for value in values if value is not None] for values in some]
+            rows.append((setting, label, capacity, *(statistics.fmean(values) if values else None for values in known)))
     texts = (flops, flops, size, size, flops)
     told = [
         (
@@ -111,9 +112,10 @@ def size_costs(results: Results) -> View:
     ]
     return View(
         "size_costs",
-        "What a client of each size costs, mean over seeds: weights that it holds and multiply-accumulates of one "
-        "example in the layers that it runs, both counted in the server's model at the last kept round; bytes down and "
-        "up and FLOPs of training in one round, as the run counted them. Multiply-accumulates count kept weights only; "
+        "What a client of each size costs, mean over the seeds that have a value: weights that it holds and "
+        "multiply-accumulates of one example in the layers that it runs, both counted in the server's model at the "
+        "last kept round (- for runs whose states are gone); bytes down and up and FLOPs of training in one round, as "
+        "the run counted them (- if no client of the size trained). Multiply-accumulates count kept weights only; "
         "FIARSE runs them in layers of full size, so that its FLOPs are those of the largest.",
         ("setting", "algorithm", "size", "parameters", "macs", "bytes_down", "bytes_up", "training_flops"),
         rows,
@@ -167,18 +169,22 @@ def _costs(results: Results, cell: RunSpec) -> dict[float | None, tuple[float | 
     """Return by size, or None for all, weights, MACs, bytes down and up, and training FLOPs of a client in a round."""
     named = nominal(results, cell)
     held: dict[float | None, tuple[float | None, ...]] = {}
-    if cell.config.run.keep_rounds:
-        kept = kept_round(cell.run_dir(results.root), cell.config.run.keep_rounds[-1])
+    folder = cell.run_dir(results.root)
+    if cell.config.run.keep_rounds and (folder / "checkpoint").exists():
+        kept = kept_round(folder, cell.config.run.keep_rounds[-1])
         for name, nets in kept.nets.items():
             match = _NAME.fullmatch(name)
             held[named.get(match[1], float(match[1])) if match else None] = held_by(nets)
 
+    whole = metric_of(results.done[cell], results.metric).get("global") or {}
+    single = bool(whole) and not any(map(_NAME.fullmatch, whole))  # one network for all capacities
+
     def at(capacity: float) -> float | None:
-        return None if None in held else named.get(f"{capacity:g}", capacity)
+        return None if single else named.get(f"{capacity:g}", capacity)
 
     spent = mean_costs(results.rows(cell, "clients.jsonl"), at)
     means = {key: (down, up, done) for key, (_, up, down, done) in spent.items()}
-    sizes = {None} if None in held else {*named.values(), *means}
+    sizes = {None} if single else {*named.values(), *means}
     return {key: (*held.get(key, (None, None)), *means.get(key, (None,) * 3)) for key in sizes}
 
 
