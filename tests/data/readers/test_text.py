@@ -201,8 +201,17 @@ def test_a_file_of_another_layout(tmp_path: Path, content: str) -> None:
         ({"users": ["w"], "user_data": {}}, "user 'w' has no x and y; expected a json object"),
         (
             {"users": ["u"], "user_data": {"u": {"x": ["a"], "y": [0]}}},
-            'y = 0; .*classes .*npz file, with kind = "tokens"',
+            'y = 0; .*classes .*npz, with kind = "tokens"',
         ),
+        ({"users": ["u", "u"], "user_data": {"u": {"x": ["ab"], "y": ["c"]}}}, "user 'u' is named twice in users"),
+        ({"users": [], "user_data": {"u": {"x": ["ab"], "y": ["c"]}}}, "user 'u' is not named in users"),
+        ({"users": ["u"], "user_data": {"u": {"x": [], "y": []}}}, "has no rows"),
+        (
+            {"users": ["u"], "num_samples": [9], "user_data": {"u": {"x": ["ab"], "y": ["c"]}}},
+            r"num_samples is \[9\], and users have \[1\] rows",
+        ),
+        ({"users": ["u"], "user_data": {"u": {"x": ["good"], "y": ["positive"]}}}, "y = 'positive'; expected"),
+        ({"users": ["u"], "user_data": {"u": {"x": ["ab", ["a"]], "y": ["c", "d"]}}}, "one kind in a file"),
     ],
 )
 def test_what_a_file_lacks_is_said_in_words(tmp_path: Path, content: Any, says: str) -> None:

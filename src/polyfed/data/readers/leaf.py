@@ -115,6 +115,11 @@ def _rows(path: Path, *, labelled: bool = True) -> list[tuple[str, Sequence[str]
     users, data = _entry(found, "users"), _entry(found, "user_data")
     if not isinstance(users, list) or not isinstance(data, dict):
         raise DataError(f"{path}: is not of LEAF's layout, as it lacks users or user_data; {layout}")
+    named, known = [str(user) for user in cast("list[Any]", users)], cast("dict[str, Any]", data)
+    if odd := [*(user for user, n in Counter(named).items() if n > 1), *(user for user in known if user not in named)]:
+        what = "is named twice in users" if odd[0] in named else "is not named in users"
+        raise DataError(f"{path}: is not of LEAF's layout, as user {odd[0]!r} {what}; {layout}")
+    counts: list[int] = []
     for user in cast("list[Any]", users):
         own = _entry(data, user) if isinstance(user, str) else None
         x, y = _entry(own, "x"), _entry(own, "y")
@@ -128,13 +133,19 @@ def _rows(path: Path, *, labelled: bool = True) -> list[tuple[str, Sequence[str]
                 f"of y; {layout} of one length"
             )
         rows += zip([user] * len(texts), texts, following, strict=True)
+        counts.append(len(texts))
+    if (declared := _entry(found, "num_samples")) is not None and declared != counts:
+        raise DataError(
+            f"{path}: num_samples is {declared}, and users have {counts} rows; the file is damaged, make it anew"
+        )
     for user, x, y in rows:
         words = isinstance(x, list) and all(isinstance(token, str) for token in x)
-        if not (isinstance(y, str) and (y or not labelled) and x and (words or isinstance(x, str))):
+        following = isinstance(y, str) and (not labelled or (bool(y) if words else len(y) == 1))
+        if not (following and x and (words or isinstance(x, str)) and isinstance(x, type(rows[0][1]))):
             raise DataError(
                 f"{path}: user {user!r} has x = {repr(x)[:60]} and y = {repr(y)[:60]}; expected for x a text or a list "
-                "of words, none empty, and for y the character or the word that follows, as a text; classes of texts "
-                'are not read from LEAF\'s layout: save such texts as tokens in an npz file, with kind = "tokens"'
+                "of words, one kind in a file, none empty, and for y the character or the word that follows; classes "
+                'of texts are not read from LEAF\'s layout: save such texts as tokens in an npz, with kind = "tokens"'
             )
     if not rows:
         raise DataError(f"{path}: has no rows; {layout}")
