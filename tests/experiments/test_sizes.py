@@ -114,6 +114,18 @@ def test_costs_of_a_size_are_counted_by_hand(done: tuple[Results, Path]) -> None
     assert left == {key: (None, None, *values[2:]) for key, values in rows.items()}
 
 
+def test_costs_are_means_of_the_seeds_that_have_them(
+    done: tuple[Results, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a seed without a client of a size, that takes the others' costs away, and the first seed for all."""
+    results, _ = done
+    first, second = results.cells[:2]
+    costs = {first: {1.0: (1.0, 2.0, None, 8.0, None)}, second: {1.0: (3.0, 2.0, 6.0, None, None)}}
+    monkeypatch.setattr("polyfed.experiments.sizes._costs", lambda _, cell: costs[cell])
+    monkeypatch.setattr(Results, "groups", lambda _: {("", "a"): [first, second]})
+    assert SIZES["size_costs"](results).rows == [("", "a", 1.0, 2.0, 2.0, 6.0, 8.0, None)]
+
+
 def test_all_large_trains_the_largest_clients_alone(done: tuple[Results, Path]) -> None:
     results, _ = done
     lines = (results.cells[2].run_dir(results.root) / "clients.jsonl").read_text().splitlines()
