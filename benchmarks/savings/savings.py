@@ -6,6 +6,9 @@ encoded messages; ``step_peak`` is the largest sum of live tensors in a step, co
 local step over turns in which every row takes its turn, and ``of_dense`` its share of a step of FedAvg with the whole
 network in the same turns. ``process`` is the largest resident memory of a process of its own that plays one round, less
 that of the imports; on a GPU it is the memory that torch allocated at most.
+
+``--round`` prints what a round of four clients, one of each capacity, takes instead: its seconds, without tests, over
+those of as many dense steps, which FedAvg takes with the whole network in the same turn.
 """
 
 from __future__ import annotations
@@ -15,10 +18,11 @@ import gc
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 import numpy as np
@@ -59,24 +63,24 @@ COLUMNS = ["algorithm", "capacity", "weights", "MACs", "down", "up", "step_peak"
 COLUMNS += ["step_s", "most_s", "of_dense"]
 
 
-class Client:
-    """One client of a capacity, and its server.
+class Clients:
+    """A client of each capacity, and their server.
 
     Args:
         name: the algorithm.
-        capacity: the capacity.
+        capacities: the capacities.
         data: a file of images.
         model: the network.
         steps: local steps in a round.
         device: where it trains.
     """
 
-    def __init__(self, name: str, capacity: float, data: Path, model: str, steps: int, device: str) -> None:
+    def __init__(self, name: str, capacities: Sequence[float], data: Path, model: str, steps: int, device: str) -> None:
         tables: dict[str, dict[str, Any]] = {
             "run": {"rounds": 10_000, "device": device, "threads": torch.get_num_threads()},
             "data": {"dataset": "npz", "path": str(data), "options": {"layout": "NHWC"}, "augment": False},
             "partition": {"kind": "iid", "samples_per_client": 20 * steps},
-            "clients": {"count": 1, "models": [model], "capacities": [capacity]},
+            "clients": {"count": len(capacities), "models": [model], "capacities": list(capacities)},
             "train": {"epochs": None, "steps": steps, "batch_size": 20, "lr": 0.01},
             "algorithm": {"name": name, **ALGORITHMS[name]},
         }
@@ -90,20 +94,20 @@ class Client:
         self.seconds: list[float] = []
         self.rounds = 0
 
-    def round(self) -> Any:
-        """Play a round; the costs of the client."""
+    def round(self) -> list[Any]:
+        """Play a round; the costs of each client."""
         self.rounds += 1
         with self.placement.defaults():
             cohort = draw_cohort(self.federation, self.rounds)
             played = play_round(self.federation, self.server, cohort, self.clients, self.driver)
             self.clients.commit()
         self.server = played.server
-        return played.reports[0]
+        return list(played.reports.values())
 
     def turn(self) -> None:
-        """Play a round and keep the seconds of its local step."""
-        work = self.round().work
-        self.seconds.append(work.seconds / work.steps)
+        """Play a round and keep the mean seconds of a local step."""
+        works = [report.work for report in self.round()]
+        self.seconds.append(sum(work.seconds for work in works) / sum(work.steps for work in works))
 
     def weights(self) -> int:
         """The number of the numbers that travel down."""
@@ -136,7 +140,7 @@ def memory(options: argparse.Namespace, name: str, capacity: float, data: Path) 
         torch.cuda.empty_cache()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        Client(name, capacity, data, options.model, 2, options.device).round()
+        Clients(name, [capacity], data, options.model, 2, options.device).round()
         return torch.cuda.max_memory_allocated() - before
     row = ["--row", name, str(capacity), str(data), "--model", options.model]
     command = [sys.executable, str(HERE / "savings.py"), *row]
@@ -150,6 +154,32 @@ def rows(options: argparse.Namespace) -> Iterator[tuple[str, float]]:
             yield name, capacity
 
 
+def rounds(options: argparse.Namespace, data: Path) -> None:
+    """Print the seconds of a round of four clients of each algorithm, and its share of as many dense steps."""
+    names = [name for name in options.only or ALGORITHMS if name != "fedavg"]
+    everyone = {
+        name: Clients(name, CAPACITIES, data, options.model, options.steps, options.device)
+        for name in ("fedavg", *names)
+    }
+    for clients in everyone.values():
+        clients.round()
+    taken: dict[str, list[float]] = {name: [] for name in everyone}
+    for _ in range(options.turns):
+        for name, clients in everyone.items():
+            began = time.perf_counter()
+            clients.turn()
+            taken[name].append(time.perf_counter() - began)
+    steps = len(CAPACITIES) * options.steps
+    dense = [steps * seconds for seconds in everyone["fedavg"].seconds]
+    for name, seconds in taken.items():
+        shares = [a / b for a, b in zip(seconds, dense, strict=True)]
+        print(
+            f"{name}: a round of {steps} steps takes {median(seconds):.2f} s, {median(shares):.3f} of as many dense "
+            f"steps ({min(shares):.3f} to {max(shares):.3f}, {options.turns} turns)",
+            flush=True,
+        )
+
+
 def main() -> None:
     """Measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -159,21 +189,28 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--only", nargs="*", help="algorithms; fedavg first, which the others are compared with")
     parser.add_argument("--out", type=Path, default=HERE)
+    parser.add_argument("--round", action="store_true", help="measure a round of four clients instead")
     parser.add_argument("--row", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.row:
         name, capacity, data = options.row
         before = process_peak()
-        Client(name, float(capacity), Path(data), options.model, 2, "cpu").round()
+        Clients(name, [float(capacity)], Path(data), options.model, 2, "cpu").round()
         print(process_peak() - before)
         return
     with tempfile.TemporaryDirectory() as folder:
-        data = images(Path(folder) / "noise.npz", 40 * options.steps)
+        data = images(Path(folder) / "noise.npz", 40 * options.steps * len(CAPACITIES))
+        if options.round:
+            rounds(options, data)
+            return
         if options.device != "cpu":  # what a GPU's libraries keep for good is on nobody's account
             memory(options, *next(rows(options)), data)
         taken = {row: memory(options, *row, data) for row in rows(options)}
-        clients = {row: Client(*row, data, options.model, options.steps, options.device) for row in rows(options)}
-        first = {row: client.round() for row, client in clients.items()}
+        clients = {
+            (name, capacity): Clients(name, [capacity], data, options.model, options.steps, options.device)
+            for name, capacity in rows(options)
+        }
+        first = {row: client.round()[0] for row, client in clients.items()}
         for _ in range(options.turns):
             for client in clients.values():
                 client.turn()

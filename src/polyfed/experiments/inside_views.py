@@ -64,15 +64,14 @@ def whole(results: Results) -> View:
 def differences(results: Results) -> View:
     """Differences of all algorithms to the first, with intervals."""
     rows: list[tuple[Any, ...]] = []
-    by = {(cell.setting.title, cell.label, cell.seed): _one(results, cell) for cell in results.done}
-    for setting in dict.fromkeys(title for title, *_ in by):
-        here = {(label, seed): value for (title, label, seed), value in by.items() if title == setting}
+    for setting in dict.fromkeys(cell.setting.title for cell in results.done):
+        here = {(cell.label, cell.seed): cell for cell in results.done if cell.setting.title == setting}
         labels = list(dict.fromkeys(cell.label for cell in results.cells if cell.setting.title == setting))
         seeds = sorted({seed for _, seed in here})
         for other in labels[1:]:
             pairs = [(here.get((other, seed)), here.get((labels[0], seed))) for seed in seeds]
-            found = [one - main for one, main in pairs if one is not None and main is not None]
-            if found:
+            gaps = [_gap(results, one, main) for one, main in pairs if one is not None and main is not None]
+            if found := [value for value in gaps if value is not None]:
                 half = _half(found)
                 mean = statistics.fmean(found)
                 ends = (None, None) if half is None else (mean - half, mean + half)
@@ -91,8 +90,9 @@ def differences(results: Results) -> View:
     return View(
         "differences",
         f"Test {results.metric} minus that of {against}, seed by seed: of the mean over the server's own networks on "
-        "all test data, without sizes that no client has, or where a server has none, of the mean over clients. Bars "
-        "are 95 % intervals of Student's t over seeds, not corrected for their number; one seed has none.",
+        "all test data, without sizes that no client has, or where one of the two servers has none, of the mean over "
+        "clients. Bars are 95 % intervals of Student's t over seeds, not corrected for their number; one seed has "
+        "none.",
         ("setting", "algorithm", "against", "seeds", "difference", "low", "high"),
         rows,
         (("setting", "algorithm", "seeds", "difference", "95 % interval"), told),
@@ -225,9 +225,13 @@ def _globals(done: Summary, metric: str) -> dict[str, float]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _one(results: Results, cell: RunSpec) -> float | None:
-    found = by_size(results, cell, metric_of(results.done[cell], results.metric))
-    return found.get(("Global", None), results.mean(cell))
+def _gap(results: Results, one: RunSpec, main: RunSpec) -> float | None:
+    """The difference of two cells in the same mean: over the networks of both servers, or else over clients."""
+    found = [by_size(results, cell, metric_of(results.done[cell], results.metric)) for cell in (one, main)]
+    for where in (("Global", None), ("Local", None)):
+        if all(where in means for means in found):
+            return found[0][where] - found[1][where]
+    return None
 
 
 def _spread(values: Sequence[float]) -> tuple[float, float | None]:
