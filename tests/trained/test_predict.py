@@ -16,7 +16,7 @@ from running import config as digits
 from trained_runs import HEADER, inputs_of, table_rows, trained, write_csv
 from typer.testing import CliRunner
 
-from polyfed.base.errors import ConfigError, DataError
+from polyfed.base.errors import ConfigError, DataError, ModelError
 from polyfed.cli import app
 from polyfed.simulation.simulate import simulate
 from polyfed.trained.load import trained_model
@@ -105,6 +105,7 @@ def test_a_table_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     text = refused(3, "predict", run.folder, new, "--client", "0")
     assert "lacks the columns 'site', 'dose'" in text
     assert "age, site, dose, smoker" in text
+    assert "may have empty cells" in text
     new = write_csv(tmp_path / "new.csv", [["p", "old", "a", "1", "1", ""]])
     text = refused(3, "predict", run.folder, new, "--client", "0")
     assert "new.csv, line 2: got 'old' in column 'age'; expected a number" in text
@@ -164,6 +165,10 @@ def test_arrays(kind: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "new.npz", rows=x)
     with pytest.raises(DataError, match="holds the arrays rows; expected x"):
         read_rows_to_predict(run.folder, [tmp_path / "new.npz"])
+    if kind == "tokens":
+        np.save(tmp_path / "new.npy", np.where(x == x.max(), 10**6, x))
+        with pytest.raises(ModelError, match=r"a prediction of tokens from \d+ to 1000000: its network fails"):
+            predictions_csv(model, read_rows_to_predict(run.folder, [tmp_path / "new.npy"]))
     if kind in ("numbers", "floats"):
         np.save(tmp_path / "new.npy", np.full_like(x, np.inf))
         with pytest.raises(DataError, match=r"infinite number|not finite"):

@@ -99,7 +99,7 @@ def read_new_table(
         raise DataError(
             f"{path}: lacks the column{'s' * (len(lacking) > 1)} {', '.join(map(repr, lacking))}"
             f"{nearest(lacking[0], names)}; expected every column that the model reads: {', '.join(wanted)}; "
-            f"the file has {', '.join(names)}"
+            f"the file has {', '.join(names)}; a column whose values are not known may have empty cells"
         )
     if gone := [name for name in keep if name not in names]:
         raise ConfigError(f"keep: {path} has no column {gone[0]!r}{nearest(gone[0], names)}; it has {', '.join(names)}")
