@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from polyfed.base.errors import ConfigError, DataError, ModelError
 from polyfed.cli import app
+from polyfed.data.readers.new_rows import read_new_array
 from polyfed.simulation.simulate import simulate
 from polyfed.trained.load import trained_model
 from polyfed.trained.predict import predictions_csv, read_rows_to_predict
@@ -185,6 +186,18 @@ def test_arrays_of_pictures_are_resized_as_in_training(tmp_path: Path) -> None:
     np.save(tmp_path / "new.npy", x.astype(float))
     with pytest.raises(DataError, match="expected bytes"):
         read_rows_to_predict(run.folder, [tmp_path / "new.npy"])
+
+
+def test_channels_may_be_last_where_no_layout_was_given(tmp_path: Path) -> None:
+    """Catches images of MedMNIST's layout that a model trained on them refuses."""
+    first = np.arange(2 * 3 * 5 * 4, dtype=np.uint8).reshape(2, 3, 5, 4)
+    np.save(tmp_path / "first.npy", first)
+    np.save(tmp_path / "last.npy", first.transpose(0, 2, 3, 1))
+    for name in ("first.npy", "last.npy"):
+        (found,) = read_new_array(tmp_path / name, "image", (3, 5, 4), torch.uint8).inputs
+        assert found.tolist() == first.tolist()
+    with pytest.raises(DataError, match="expected bytes"):
+        read_new_array(tmp_path / "last.npy", "image", (3, 5, 4), torch.uint8, layout="NCHW")
 
 
 def test_image_files_and_folders(tmp_path: Path) -> None:
