@@ -99,7 +99,7 @@ class Transformer(nn.Module):
 
 
 class Tokens(nn.Module):
-    """The mean of the embeddings of tokens."""
+    """The mean of the embeddings of a text's tokens, without its padding."""
 
     def __init__(self, num_classes: int, vocabulary: int = 1000, width: int = 32) -> None:
         super().__init__()
@@ -107,8 +107,9 @@ class Tokens(nn.Module):
         self.head = nn.Linear(width, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens (B, T) of int64 -> logits (B, L)."""
-        return self.head(self.embed(x).mean(1))
+        """Tokens (B, T) of int64, 0 = padding -> logits (B, L)."""
+        here = (x != 0).to(self.embed.weight.dtype).unsqueeze(2)  # the mask, found in the tokens
+        return self.head((self.embed(x) * here).sum(1) / here.sum(1).clamp(min=1))  # no 0 / 0 in a row of padding
 
 
 def run(rounds: int, algorithm: str, models: list[dict[str, str]]) -> None:

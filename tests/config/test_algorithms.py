@@ -51,6 +51,14 @@ def test_a_number_or_names_is_one_key(value, text):
     assert caught.value.faults == (text,)
 
 
+def test_a_network_as_a_table_is_written_as_a_text_where_a_key_takes_one():
+    net = {"name": "nets:Net", "classifier": "head", "width": 16}
+    with pytest.raises(ConfigError, match=r'expected a string, such as "nets:Net\(classifier=head, width=16\)"'):
+        load_algorithm("fedmrl", {"auxiliary": net})
+    with pytest.raises(ConfigError, match=r"expected a string$"):
+        load_algorithm("fedmrl", {"auxiliary": {"width": 16}})
+
+
 def test_what_a_class_refuses_is_told_key_by_key():
     """Catches faults of combined keys that come one at a time, or without their key."""
     with pytest.raises(ConfigError) as caught:

@@ -67,7 +67,7 @@ def test_what_can_be_read_in_two_ways_is_asked_for(shape, dtype: str, names: lis
         (np.ones((4, 9, 9)), {"kind": "features"}, "expected 2 axes for kind 'features'"),
         (np.ones((4, 9)), {"kind": "tokens"}, "expected whole numbers"),
         (np.full((4, 9), 2**63, np.uint64), {"kind": "tokens"}, "below 2"),
-        (np.array([["a"], ["b"]]), {}, "expected uint8 images"),
+        (np.array([["a"], ["b"]]), {}, "make tokens of texts"),
         (np.ones(4), {}, "expected uint8 images"),
         (np.ones((0, 4)), {}, "none of them empty"),
     ],

@@ -1076,7 +1076,7 @@ REFUSED = [
     ("OldWeightNorm", "'first' (Linear) is changed by torch.nn.utils.weight_norm", "parametrizations.weight_norm"),
     ("OldSpectralNorm", "changed by torch.nn.utils.spectral_norm", "parametrizations.spectral_norm"),
     ("Pruned", "changed by torch.nn.utils.prune", "prune.remove"),
-    ("TwoInputs", "TwoInputs.forward(x, mask) needs 2 inputs (x, mask), but polyfed feeds one", "join the inputs"),
+    ("TwoInputs", "TwoInputs.forward(x, mask) needs 2 inputs (x, mask), but polyfed feeds one", "tokens is x != 0"),
     ("NoInput", "NoInput.forward takes no input", "expected forward(self, x)"),
     ("LazyUnused", "still has no shape for 'unused.weight'", "does the forward call the layer"),
     ("Complex", "'phase' is complex64", "torch.view_as_real"),

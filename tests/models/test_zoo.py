@@ -253,7 +253,7 @@ def test_another_kind_of_data_is_told_which_networks_take_it() -> None:
     for name in ("cnn5", "mlp", "in-resnet10-1d", "vit"):
         with pytest.raises(ModelError, match=r"takes numbers; choose text-transformer or .*such as .text-transformer"):
             tokens.auxiliary(name)
-    with pytest.raises(ModelError, match=r"takes tokens; choose mlp; name another network, such as .mlp"):
+    with pytest.raises(ModelError, match=r"takes tokens; choose mlp, or set .*; name another network, such as .mlp"):
         numbers.auxiliary("bilstm")
 
 

@@ -13,11 +13,14 @@ import numpy as np
 import pytest
 import running
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import polyfed
 from polyfed import Config, simulate
 from polyfed.base.errors import CheckpointError, ConfigError
+from polyfed.base.rng import Rng
+from polyfed.models.zoo import build
 from polyfed.parallel import setup
 from polyfed.rounds.callbacks import Interrupted, Quiet
 from polyfed.simulation.arguments import arranged
@@ -345,6 +348,29 @@ def test_two_runs_of_one_second_get_two_folders(tmp_path: Path, monkeypatch: pyt
     given = tables(run={"rounds": 1})
     results = [simulate(given, algorithm="standalone", models=[MLP], progress=False) for _ in range(3)]
     assert len({result.run_dir for result in results}) == 3
+
+
+def test_relative_paths_of_a_dictionary_start_at_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches paths that start at the run directory when the run is read again, so that it is taken for another."""
+    monkeypatch.chdir(tmp_path)
+    draw = np.random.default_rng(0)
+    np.savez("own.npz", x=draw.normal(size=(40, 3)), y=np.arange(40) % 2)
+    spec = {"name": "mlp", "hidden": [4]}
+    given = tables(data={"dataset": "npz", "path": "own.npz"}, partition={"kind": "iid"})
+    del given["data"]["image_size"]
+    save_file(build("mlp(hidden=(4,))", input_shape=(3,), num_classes=2).init(Rng((1,))), "w.safetensors")
+    given["clients"] = {"count": 2, "models": [{**spec, "weights": "w.safetensors"}]}
+    given["algorithm"] = {"name": "standalone"}
+    for config in (given, Config.parse(given)):
+        result = simulate(config, progress=False)
+        monkeypatch.chdir("/")  # a run is read, or resumed, from anywhere
+        assert result.model(client=0).classes == ("0", "1")
+        assert polyfed.resume(result.run_dir, rounds=3, progress=False).summary["rounds"] == 3
+        monkeypatch.chdir(tmp_path)
+    absolute = Config.parse(given | {"data": {**given["data"], "path": str(tmp_path / "own.npz")}})
+    assert absolute.anchored(Path("/elsewhere")).data.path == str(tmp_path / "own.npz")
 
 
 @pytest.mark.parametrize(

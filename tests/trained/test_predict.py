@@ -16,8 +16,9 @@ from running import config as digits
 from trained_runs import HEADER, inputs_of, table_rows, trained, write_csv
 from typer.testing import CliRunner
 
-from polyfed.base.errors import ConfigError, DataError
+from polyfed.base.errors import ConfigError, DataError, ModelError
 from polyfed.cli import app
+from polyfed.data.readers.new_rows import read_new_array
 from polyfed.simulation.simulate import simulate
 from polyfed.trained.load import trained_model
 from polyfed.trained.predict import predictions_csv, read_rows_to_predict
@@ -105,6 +106,7 @@ def test_a_table_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     text = refused(3, "predict", run.folder, new, "--client", "0")
     assert "lacks the columns 'site', 'dose'" in text
     assert "age, site, dose, smoker" in text
+    assert "may have empty cells" in text
     new = write_csv(tmp_path / "new.csv", [["p", "old", "a", "1", "1", ""]])
     text = refused(3, "predict", run.folder, new, "--client", "0")
     assert "new.csv, line 2: got 'old' in column 'age'; expected a number" in text
@@ -164,6 +166,10 @@ def test_arrays(kind: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "new.npz", rows=x)
     with pytest.raises(DataError, match="holds the arrays rows; expected x"):
         read_rows_to_predict(run.folder, [tmp_path / "new.npz"])
+    if kind == "tokens":
+        np.save(tmp_path / "new.npy", np.where(x == x.max(), 10**6, x))
+        with pytest.raises(ModelError, match=r"a prediction of tokens from \d+ to 1000000: its network fails"):
+            predictions_csv(model, read_rows_to_predict(run.folder, [tmp_path / "new.npy"]))
     if kind in ("numbers", "floats"):
         np.save(tmp_path / "new.npy", np.full_like(x, np.inf))
         with pytest.raises(DataError, match=r"infinite number|not finite"):
@@ -180,6 +186,18 @@ def test_arrays_of_pictures_are_resized_as_in_training(tmp_path: Path) -> None:
     np.save(tmp_path / "new.npy", x.astype(float))
     with pytest.raises(DataError, match="expected bytes"):
         read_rows_to_predict(run.folder, [tmp_path / "new.npy"])
+
+
+def test_channels_may_be_last_where_no_layout_was_given(tmp_path: Path) -> None:
+    """Catches images of MedMNIST's layout that a model trained on them refuses."""
+    first = np.arange(2 * 3 * 5 * 4, dtype=np.uint8).reshape(2, 3, 5, 4)
+    np.save(tmp_path / "first.npy", first)
+    np.save(tmp_path / "last.npy", first.transpose(0, 2, 3, 1))
+    for name in ("first.npy", "last.npy"):
+        (found,) = read_new_array(tmp_path / name, "image", (3, 5, 4), torch.uint8).inputs
+        assert found.tolist() == first.tolist()
+    with pytest.raises(DataError, match="expected bytes"):
+        read_new_array(tmp_path / "last.npy", "image", (3, 5, 4), torch.uint8, layout="NCHW")
 
 
 def test_image_files_and_folders(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from polyfed.base.given import find, give, is_given
 from polyfed.base.imports import importable, load_attribute
 from polyfed.base.text import hint
 from polyfed.config.faults import by_key, dotted, facts, sentence
+from polyfed.models.catalogue import ModelSpec
 
 if TYPE_CHECKING:
     from polyfed.core.algorithm import Algorithm
@@ -143,7 +144,8 @@ def try_algorithm(name: str, keys: Mapping[str, Any]) -> tuple[Algorithm | None,
         try:
             good[key] = _adapter(cls, key).validate_python(facts(value))
         except ValidationError as error:
-            faults += [(dotted(key, *where), sentence(details)) for where, details in by_key(error).items()]
+            text = _network_text(value) if fields[key].annotation is str else ""
+            faults += [(dotted(key, *where), sentence(details) + text) for where, details in by_key(error).items()]
     instance = _instance(full_name)
     missing = [
         key
@@ -158,6 +160,14 @@ def try_algorithm(name: str, keys: Mapping[str, Any]) -> tuple[Algorithm | None,
     except (PolyfedError, TypeError, ValueError) as error:  # raised by the class's own __post_init__
         texts = error.faults if isinstance(error, ConfigError) else [str(error)]
         return None, [_refused(name, fields, text) for text in texts]
+
+
+def _network_text(value: object) -> str:
+    """Return how a network's table is written where a key takes a text, as ``auxiliary`` does."""
+    try:
+        return f', such as "{ModelSpec.parse(value)}"' if isinstance(value, Mapping) else ""  # pyright: ignore[reportUnknownArgumentType]
+    except PolyfedError:
+        return ""  # a table of something else
 
 
 def _refused(name: str, keys: Iterable[str], text: str) -> tuple[str, str]:

@@ -164,6 +164,17 @@ class Config(Section):
         tables[section] = {**tables.get(section, {}), **keys}
         return Config.parse(tables)
 
+    def anchored(self, folder: Path) -> Config:
+        """Return this configuration with relative paths that start at ``folder``.
+
+        A run keeps it so: its directory is another place than that where it was started, and so may be the one where it
+        is resumed.
+        """
+        tables = self.model_dump(exclude_none=True, exclude_unset=True)
+        before = json.dumps(tables, default=str)
+        _anchor(tables, folder)
+        return self if json.dumps(tables, default=str) == before else type(self).model_validate(tables)
+
     def with_algorithm(self, name: str, keys: Mapping[str, Any] | None = None) -> Config:
         """Return this configuration for another algorithm.
 
@@ -296,7 +307,7 @@ def _anchor(tables: Table, folder: Path) -> None:
         tables["data"]["options"] = {**options, "tokenizer": str(folder / Path(place).expanduser())}
     clients = tables.get("clients")
     models: object = clients.get("models") if isinstance(clients, dict) else None
-    if isinstance(models, list):
+    if isinstance(models, list | tuple):
         tables["clients"]["models"] = [_anchored(model, folder) for model in models]
 
 

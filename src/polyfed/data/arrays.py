@@ -99,6 +99,11 @@ def read_rows(x: NDArray[Any], where: object, *, kind: Kind | None = None, layou
             raise ConfigError(f"layout: got {layout!r}, a layout of kind {LAYOUTS[layout]!r}, for kind {kind!r}")
         kind = LAYOUTS[layout]
     got = f"{where}: x has shape {x.shape} and type {x.dtype}"
+    if x.dtype.kind == "U":
+        raise DataError(
+            f"{got}; expected numbers: make tokens of texts, whole numbers (N, T) with 0 as padding, and give the "
+            'option kind = "tokens"'
+        )
     if x.dtype.kind not in "fiub" or x.ndim not in (2, 3, 4) or 0 in x.shape:
         raise DataError(
             f"{got}; expected uint8 images (N, H, W) or (N, C, H, W), numbers (N, F), or with an option layout or kind "

@@ -167,9 +167,11 @@ def check_input(module: nn.Module, model: str) -> list[str]:
     needed = [parameter.name for parameter in takes if parameter.default is kinds.empty]
     where = f"{type(module).__name__}.forward({', '.join(parameter.name for parameter in takes)})"
     if len(needed) > 1 or (needed and takes[0].name != needed[0]):
+        mask = "; the mask of padded tokens is x != 0" if any("mask" in name for name in needed) else ""
         raise ModelError(
             f"model {model!r}: {where} needs {len(needed)} inputs ({', '.join(needed)}), but polyfed feeds one, the "
             "examples; join the inputs in the data, as more features or channels, and separate them in the forward"
+            f"{mask}"
         )
     rest = [parameter.name for parameter in takes[1:]]
     return [f"model {model!r}: {where} gets its first input alone, and {listed(rest)} the default"] if rest else []

@@ -80,9 +80,11 @@ def _build(
     tokens = dtype == torch.int64
     if ":" not in name and (name in TEXT) != tokens:
         took, got, others = ("numbers", "int64", TEXT) if tokens else ("tokens", "float", ("mlp",))
+        flat = not tokens and len(input_shape) == 1
+        read = ', or set the option kind = "tokens" if the numbers are tokens' if flat else ""
         raise ModelError(
             f"model {name!r} fails on an input of shape {input_shape} and type {got}, as it takes {took}; choose "
-            f"{' or '.join(others)}"
+            f"{' or '.join(others)}{read}"
         )
     # Any: the catalogue has checked the types of the options.
     given: dict[str, Any] = dict(options)

@@ -54,6 +54,7 @@ def arranged(
 ) -> tuple[Config, Dataset | None]:
     """Return the configuration with the arguments in it, and the data set if it is an object.
 
+    Relative paths that are no file's start at the working directory.
     A class or function gets the name by which a module file holds it; otherwise a name that holds in this process only
     (`polyfed.base.given`). A data set with named clients, for a configuration that names no data set and no kind of
     partition, is dealt by these.
@@ -71,7 +72,7 @@ def arranged(
         config = Config.load(config)
     if isinstance(config, Config):
         if algorithm is None and models is None and dataset is None:
-            return config, None
+            return config.anchored(Path().absolute()), None
         found: Mapping[str, Any] = config.model_dump(exclude_none=True, exclude_unset=True)
     elif isinstance(config, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
         found = config
@@ -94,7 +95,7 @@ def arranged(
         _put(tables, "data", "dataset", "python")
         if isinstance(dataset, Dataset):  # pyright: ignore[reportUnnecessaryIsInstance]
             _follow(tables, dataset)
-    return Config.parse(tables), None if isinstance(dataset, str) else dataset
+    return Config.parse(tables).anchored(Path().absolute()), None if isinstance(dataset, str) else dataset
 
 
 def _follow(tables: dict[str, Any], dataset: Dataset) -> None:

@@ -82,13 +82,20 @@ def read_rows_to_predict(
 @torch.no_grad()
 def predicted(model: TrainedModel, rows: NewRows) -> Tensor:
     """Return the probabilities (N, L), or the predictions (N, 1), of rows, some at a time."""
+    x = rows.inputs[0]
+    about = f" of tokens from {int(x.min())} to {int(x.max())}" if _tokens(model) else ""
 
     def each() -> Iterator[Tensor]:
         for at in torch.arange(len(rows)).split(EVAL_BATCH):
-            with reported("a prediction"):
+            with reported(f"a prediction{about}"):
                 yield model(*(value[at] for value in rows.inputs))
 
     return torch.cat(list(each()))
+
+
+def _tokens(model: TrainedModel) -> bool:
+    """Whether the model reads tokens."""
+    return [given.name for given in model.inputs] == ["tokens"]
 
 
 def predictions_csv(model: TrainedModel, rows: NewRows) -> str:
@@ -108,9 +115,8 @@ def predictions_csv(model: TrainedModel, rows: NewRows) -> str:
     found = predicted(model, rows)
     if bool(found.isnan().any()):
         at = int(found.isnan().any(dim=1).nonzero()[0])
-        raise DataError(
-            f"row {at + 1} has no prediction: the network's output is not finite; is a value far too large?"
-        )
+        cause = "is the row padding alone" if _tokens(model) else "is a value far too large"
+        raise DataError(f"row {at + 1} has no prediction: the network's output is not finite; {cause}?")
     names = model.classes if len(set(model.classes)) == len(model.classes) else [*map(str, range(len(model.classes)))]
     heads = ["class", *(f"score {name}" for name in names)] if names else ["prediction"]
     lines: list[list[object]] = []

@@ -98,8 +98,16 @@ def test_folder_of_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="files are the groups"):
         load_dataset("csv", path=folder, group="a")
     (folder / "bern.csv").write_text("a,d,y\n3,1,1\n")
-    with pytest.raises(DataError, match=r"oslo.csv: columns a, c, y; expected those of bern.csv: a, d, y"):
+    with pytest.raises(DataError, match=r"oslo.csv: columns a, c, y; expected those of bern.csv: a, d, y; .* `union`"):
         load_dataset("csv", path=folder)
+
+
+def test_a_column_of_texts_is_told_of_tokens(tmp_path: Path) -> None:
+    table = "t,y\n" + "".join(f"row {k} of a text,{k % 2}\n" for k in range(30))
+    with pytest.raises(DataError, match=r"column 't' has 30 different texts .*; a network reads texts as tokens"):
+        read(tmp_path, table, label="y")
+    with pytest.raises(DataError, match=r"or name it in `categorical`$"):
+        read(tmp_path, table.replace(" ", "-"), label="y")
 
 
 def test_delimiter_quotes_and_mark(tmp_path: Path) -> None:

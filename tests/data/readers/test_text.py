@@ -232,6 +232,21 @@ def test_labels_among_words_are_doubted(tmp_path: Path) -> None:
     assert doubts(following) == []
 
 
+def test_other_padding_than_0_is_doubted() -> None:
+    """Catches a tokenizer's own padding that is read as words, and a word 0 that is passed over."""
+
+    def said(x: list[list[int]]) -> list[str]:
+        return doubts(Dataset("t", torch.tensor(x), torch.arange(len(x)) % 2, ("a", "b"), (), (), declared="tokens"))
+
+    assert said([[5, 6, 0, 0], [5, 6, 7, 8], [0, 0, 0, 0]]) == []
+    (note,) = said([[5, 6, 0, 7], [0, 6, 7, 8], [5, 6, 0, 0]])
+    assert note.startswith("2 of 3 rows have a 0 before other tokens")
+    (note,) = said([[5, 6, 1, 1], [5, 1, 1, 1], [5, 6, 7, 8]])
+    assert note.startswith("2 of 3 rows end in 1, twice or more, and none has a 0")
+    assert said([[5, 6, 1, 1], [5, 6, 2, 2], [5, 6, 7, 8]]) == []  # texts that end alike in two rows of three
+    assert said([[5], [6]]) == []
+
+
 # -------------------------------------------------------------------------------------------------------- batches
 
 

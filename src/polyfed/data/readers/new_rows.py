@@ -99,7 +99,7 @@ def read_new_table(
         raise DataError(
             f"{path}: lacks the column{'s' * (len(lacking) > 1)} {', '.join(map(repr, lacking))}"
             f"{nearest(lacking[0], names)}; expected every column that the model reads: {', '.join(wanted)}; "
-            f"the file has {', '.join(names)}"
+            f"the file has {', '.join(names)}; a column whose values are not known may have empty cells"
         )
     if gone := [name for name in keep if name not in names]:
         raise ConfigError(f"keep: {path} has no column {gone[0]!r}{nearest(gone[0], names)}; it has {', '.join(names)}")
@@ -209,7 +209,7 @@ def read_new_array(
         kind: what the rows of the training were.
         shape: shape of one row of the training.
         dtype: type of the rows of the training.
-        layout: the option ``layout`` of the training: "NHWC" puts the channels last.
+        layout: the option ``layout`` of the training: "NHWC" puts the channels last; None takes either.
         image_size: side to which the training's images were resized.
 
     Raises:
@@ -227,7 +227,8 @@ def read_new_array(
         x = arrays["x"]
     got = f"{path}: x has shape {x.shape} and type {x.dtype}"
     images, words = kind == "image", kind == "tokens"
-    if images and layout == "NHWC" and x.ndim == 4:
+    # Without a layout, as of MedMNIST's files, the channels are last only where they can be nowhere else.
+    if images and x.ndim == 4 and (layout == "NHWC" or (layout is None and x.shape[1] != shape[0] == x.shape[3])):
         x = x.transpose(0, 3, 1, 2)
     if (images and x.ndim == 3) or (kind == "series" and x.ndim == 2):
         x = x[:, None] if images else x[:, :, None]

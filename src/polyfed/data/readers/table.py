@@ -105,7 +105,8 @@ def read_table(path: Path, suffix: str, open_sheet: Callable[[Path], Sheet], rul
     for sheet in sheets[1:]:
         if sorted(sheet.names) != sorted(names):
             own, others = (", ".join(name or "(no name)" for name in each) for each in (sheet.names, names))
-            raise DataError(f"{sheet.path}: columns {own}; expected those of {sheets[0].path.name}: {others}")
+            more = "; files that lack columns of others take the option `union`" if path.is_dir() else ""
+            raise DataError(f"{sheet.path}: columns {own}; expected those of {sheets[0].path.name}: {others}{more}")
     _check_order(sheets, rules)
     roles = _roles(names, rules, path, apart)
     for at, role in roles.items():
@@ -463,10 +464,12 @@ def _category_column(table: Table, at: int, agreed: Column | None, sure: bool) -
         )
     rows = len(codes)
     if len(levels) > _MAX_CATEGORIES or (not (sure or cells.declared) and _FEW < len(levels) > rows / 2):
+        free = sum(" " in level for level in levels) > len(levels) / 2
         raise DataError(
             f"{table.path}: column {name!r} has {len(levels)} different texts in {rows} rows; expected categories "
             f"that occur several times each, at most {_MAX_CATEGORIES}; name the column in `ignore` if it is an "
             "identifier, a date or free text, merge its categories, or name it in `categorical`"
+            + ('; a network reads texts as tokens, from an npz file with kind = "tokens"' if free else "")
         )
     if not (sure or cells.declared) and len(levels) > 2 and all(map(_DATE.match, levels)):
         raise DataError(
