@@ -20,6 +20,7 @@ from polyfed.config import Config, load_algorithm
 from polyfed.data.dataset import Dataset
 from polyfed.models.catalogue import ModelSpec
 from polyfed.models.channels import channels, narrowed
+from polyfed.models.exits import each_depth, with_exits
 from polyfed.models.flops import multiplications
 from polyfed.models.split import SplitModel
 from polyfed.models.weights import load_weights
@@ -69,6 +70,25 @@ def test_padding_has_no_part_in_a_text(spec: str) -> None:
     s_in = model.extract(params, x)
     assert torch.equal((s_in != 0).any(2), x != 0)  # what passes the cut carries the mask
     torch.testing.assert_close(model.classify(params, model.intermediate(params, s_in)), model(params, x))
+
+
+@pytest.mark.parametrize("spec", [TRANSFORMER[:-2] + "3)", BILSTM])
+def test_padding_has_no_part_in_a_classifier_behind_a_stage(spec: str) -> None:
+    """Catches a mean over places of padding, of which there are as many as the longest row of a batch has tokens."""
+    whole, x = each_depth(net(spec), (), "")[-1], texts(8)
+    w = drawn(whole)
+    assert whole.num_classes > 3
+    for row in x:
+        short = row[row != 0]
+        torch.testing.assert_close(whole(w, short[None]), whole(w, row[None]), rtol=1e-9, atol=1e-9)
+    first = with_exits(net(spec), ("embed",), 1)
+    tokens = {name: w[name] if name in w else torch.ones(shape).double() for name, shape in first.shapes.items()}
+    for padded in x:
+        row = padded[padded != 0]
+        h = w["net.embed.words.weight"][row]
+        h = h + w["net.embed.places"][0, : len(row)] if "net.embed.places" in w else h
+        expected = h.mean(0) @ tokens["heads.0.fc.weight"].T + tokens["heads.0.fc.bias"]
+        torch.testing.assert_close(first(tokens, padded[None])[0], expected, rtol=1e-9, atol=1e-9)
 
 
 def test_a_transformer_is_its_formula() -> None:
@@ -155,6 +175,8 @@ def test_attention_counts_as_if_it_were_written_out() -> None:
         ("heterofl", BILSTM, {}),
         ("fedmrl", TRANSFORMER, {"rep_dim": 4, "auxiliary": BILSTM}),
         ("fedin", TRANSFORMER, {"feature_batch": 4}),
+        ("depthfl", TRANSFORMER[:-2] + "2)", {}),
+        ("scalefl", TRANSFORMER[:-2] + "2)", {}),
     ],
 )
 def test_stacked_training_is_that_of_one_after_another(name: str, spec: str, keys: dict[str, Any]) -> None:
@@ -166,7 +188,7 @@ def test_stacked_training_is_that_of_one_after_another(name: str, spec: str, key
         "train": {"epochs": 1, "batch_size": 4, "lr": 0.2},
         "algorithm": {"name": name},
     }
-    if name in ("fiarse", "fiarse-neuron", "heterofl"):
+    if name not in ("fedmrl", "fedin"):
         tables["clients"]["capacities"] = [0.6]
     x = texts(24)
     data = Dataset("texts", x, x[:, 0] % 3, ("a", "b", "c"), (), (), declared="tokens", bucket=2)

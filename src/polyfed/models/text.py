@@ -83,6 +83,8 @@ class TextTransformer(nn.Module):
         num_classes: width of ``fc``.
     """
 
+    zero_padding = True  # behind each stage, so that a classifier there knows it
+
     def __init__(
         self,
         input_shape: tuple[int, ...],
@@ -175,6 +177,8 @@ class BiLSTM(nn.Module):
         rep_dim: width of the representation, by a dense layer with tanh more; None: two ``state``, without it.
         num_classes: width of ``fc``.
     """
+
+    zero_padding = True  # behind each stage, so that a classifier there knows it
 
     def __init__(
         self,
