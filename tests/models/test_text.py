@@ -23,6 +23,7 @@ from polyfed.models.channels import channels, narrowed
 from polyfed.models.exits import each_depth, with_exits
 from polyfed.models.flops import multiplications
 from polyfed.models.split import SplitModel
+from polyfed.models.text import Pool
 from polyfed.models.weights import load_weights
 from polyfed.models.zoo import build
 from polyfed.rounds.federation import Federation
@@ -89,6 +90,19 @@ def test_padding_has_no_part_in_a_classifier_behind_a_stage(spec: str) -> None:
         h = h + w["net.embed.places"][0, : len(row)] if "net.embed.places" in w else h
         expected = h.mean(0) @ tokens["heads.0.fc.weight"].T + tokens["heads.0.fc.bias"]
         torch.testing.assert_close(first(tokens, padded[None])[0], expected, rtol=1e-9, atol=1e-9)
+
+
+def test_the_last_token_is_one_token() -> None:
+    """Catches a sum over each token before a gap, as there is one where a mask took all numbers of a token."""
+    h = torch.tensor([[[1.0], [0], [5], [0]], [[1], [2], [3], [0]], [[1], [2], [3], [4]], [[0], [0], [7], [8]]])
+    assert Pool("last")(h).tolist() == [[5], [3], [4], [8]]
+    assert Pool("last")(torch.zeros(1, 4, 2)).tolist() == [[0, 0]]
+    assert Pool("mean")(h).tolist() == [[3], [2], [2.5], [7.5]]
+    model = net(BILSTM[:-1] + ", pool=last)")
+    params = drawn(model)
+    params["embed.words.weight"][4] = 0
+    gap, alone = (model.represent(params, torch.tensor([row])) for row in ([3, 4, 5], [5, 0, 0]))
+    torch.testing.assert_close(gap, alone, rtol=1e-9, atol=1e-9)
 
 
 def test_a_transformer_is_its_formula() -> None:
