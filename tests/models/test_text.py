@@ -216,6 +216,27 @@ def test_stacked_training_is_that_of_one_after_another(name: str, spec: str, key
     assert all(math.isfinite(count) and count > 0 for count in flops[0])
 
 
+def test_pairs_of_text_have_one_shape() -> None:
+    """Catches features as long as a batch's longest row: nobody can mix them, and a server refuses them."""
+    x = texts(24)
+    x[:8, 4:] = 0
+    data = Dataset("texts", x, x[:, 0] % 3, ("a", "b", "c"), (), (), declared="tokens", bucket=2)
+    tables = {
+        "run": {"rounds": 2, "threads": 1},
+        "clients": {"count": 3, "models": [TRANSFORMER]},
+        "train": {"epochs": 1, "batch_size": 4, "lr": 0.2},
+        "algorithm": {"name": "fedin"},
+    }
+    algorithm = load_algorithm("fedin", {"feature_batch": 4, "mix": 2})
+    fed = Federation(Config.parse(tables), data, toy.partition((6, 6, 6), 2, 3), algorithm)
+    game = toy.play(fed, 2)
+    bank = game.server.bank
+    assert {tuple(pair.s_in.shape) for pair in bank.values()} == {(4, 9, 8)}
+    assert bool((bank[0].s_in[:, 4:] == 0).all())
+    model = fed.local(0, 1).models["model"]
+    algorithm.check_pairs(model, tuple(bank.values()))
+
+
 def test_flops_of_training_are_of_full_length() -> None:
     """Catches a count that depends on which rows the counter's own step took, so on who was trained first."""
     counts: list[float] = []

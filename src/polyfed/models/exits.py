@@ -156,6 +156,18 @@ def with_exits(model: SplitModel, ends: tuple[str, ...], depth: int, head: str =
     )
 
 
+def channels_last(model: SplitModel, name: str, shape: tuple[int, ...]) -> bool:
+    """Return whether the channels of what a submodule of a network gives are the last of several dimensions.
+
+    Args:
+        model: the network.
+        name: the submodule.
+        shape: the shape of what it gives for one example.
+    """
+    with _RNG.fork():
+        return len(shape) > 1 and _channels_last(model.new_module(), name, shape)
+
+
 def inside(model: SplitModel) -> dict[str, str]:
     """What the tensors of a network are called in those of `with_exits`."""
     return {name: f"net.{name}" for name in model.shapes}
