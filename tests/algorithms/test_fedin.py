@@ -476,6 +476,13 @@ def test_features_of_no_positions_are_not_pooled() -> None:
     fed = toy.federation(FedIN(pool=2))
     with pytest.raises(ModelError, match=r"algorithm\.pool = 2"):
         fed.algorithm.check(fed.task)
+    for spec in ("vit(width=8, depth=1)", "resnet8(width=4)"):
+        model = build(spec, input_shape=(3, 16, 16), num_classes=4)
+        if spec.startswith("vit"):  # a mean over neighbouring numbers of a token
+            with pytest.raises(ModelError, match="with the channels last"):
+                FedIN(pool=2).check_features([model], batch_statistics=False)
+        else:
+            FedIN(pool=2).check_features([model], batch_statistics=False)
 
 
 @pytest.mark.parametrize("form", ["paper", "released"])

@@ -192,6 +192,9 @@ def test_where_a_head_reads() -> None:
         (build("vit(width=8)", input_shape=IMAGE, num_classes=5), (5, 8)),
         (build("mlp(hidden=(12, 6))", input_shape=(7,), num_classes=5), (5, 12)),
         (net(Signal, (2, 9)), (3, 6)),
+        *((build(f"cnn-1d(width={w})", input_shape=(2, 32), num_classes=5), (5, w)) for w in (6, 8)),  # 8 steps
+        (build("gru-1d(width=6, depth=2)", input_shape=(2, 32), num_classes=5), (5, 6)),
+        (build("vit-1d(width=4)", input_shape=(2, 32), num_classes=5), (5, 4)),
     ):
         assert with_exits(model, stage_ends(model), 1).shapes["heads.0.fc.weight"] == shape
     model = net(Signal, (2, 9))
@@ -207,6 +210,17 @@ def test_where_a_head_reads() -> None:
     features = nn.functional.conv2d(x, w["net.patches.map.weight"], w["net.patches.map.bias"], 4).flatten(2)
     features = (features.transpose(1, 2) + w["net.patches.places"]).mean(1)
     assert torch.allclose(small(w, x), features @ w["heads.0.fc.weight"].T + w["heads.0.fc.bias"], atol=1e-6)
+
+
+def test_a_network_says_where_its_channels_are() -> None:
+    """Catches a mean over the channels of convolutions that turn a signal and turn it back, of as many steps."""
+    model = build("cnn-1d(width=8, depth=2)", input_shape=(2, 32), num_classes=5)
+    small = with_exits(model, ("conv1",), 1)
+    w, x = small.init(Rng((0,))), torch.randn(4, 2, 32)
+    stem = nn.functional.conv1d(x, w["net.stem.conv.weight"], w["net.stem.conv.bias"], 4, padding=2).relu()
+    features = stem + nn.functional.conv1d(stem, w["net.conv1.conv.weight"], w["net.conv1.conv.bias"], padding=2).relu()
+    expected = features.mean(2) @ w["heads.0.fc.weight"].T + w["heads.0.fc.bias"]
+    torch.testing.assert_close(small(w, x), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_network_of_ones_own_is_cut_where_it_runs() -> None:
@@ -314,12 +328,12 @@ def test_statistics_of_the_mode_are_those_of_the_network() -> None:
 
 
 @pytest.mark.parametrize(
-    "spec", ["resnet8(width=8)", "vit(width=8, depth=3)", "mlp(hidden=(12, 6))", "cnn5(rep_dim=9)"]
+    "spec", ["resnet8(width=8)", "vit(width=8, depth=3)", "mlp(hidden=(12, 6))", "cnn5(rep_dim=9)", "cnn-1d(width=8)"]
 )
 @pytest.mark.parametrize("head", ["", "mlp(hidden=(6,))"])
 def test_a_network_with_exits_is_sliced(spec: str, head: str) -> None:
     """Catches heads whose columns do not go with the channels that they read: the others hold zeros of no effect."""
-    shape = (7,) if spec.startswith("mlp") else IMAGE
+    shape = {"mlp": (7,), "cnn-1d": (2, 32)}.get(spec.partition("(")[0], IMAGE)
     full = each_depth(build(spec, input_shape=shape, num_classes=5), 4, head)[-1]
     half = Slice.prefix(Layout.of(full), 0.5)
     small, w, x = half.network(full), half.take(full.init(Rng((0,)))), torch.randn(2, *shape)

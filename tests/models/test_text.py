@@ -20,8 +20,10 @@ from polyfed.config import Config, load_algorithm
 from polyfed.data.dataset import Dataset
 from polyfed.models.catalogue import ModelSpec
 from polyfed.models.channels import channels, narrowed
+from polyfed.models.exits import each_depth, with_exits
 from polyfed.models.flops import multiplications
 from polyfed.models.split import SplitModel
+from polyfed.models.text import Pool
 from polyfed.models.weights import load_weights
 from polyfed.models.zoo import build
 from polyfed.rounds.federation import Federation
@@ -69,6 +71,38 @@ def test_padding_has_no_part_in_a_text(spec: str) -> None:
     s_in = model.extract(params, x)
     assert torch.equal((s_in != 0).any(2), x != 0)  # what passes the cut carries the mask
     torch.testing.assert_close(model.classify(params, model.intermediate(params, s_in)), model(params, x))
+
+
+@pytest.mark.parametrize("spec", [TRANSFORMER[:-2] + "3)", BILSTM])
+def test_padding_has_no_part_in_a_classifier_behind_a_stage(spec: str) -> None:
+    """Catches a mean over places of padding, of which there are as many as the longest row of a batch has tokens."""
+    whole, x = each_depth(net(spec), (), "")[-1], texts(8)
+    w = drawn(whole)
+    assert whole.num_classes > 3
+    for row in x:
+        short = row[row != 0]
+        torch.testing.assert_close(whole(w, short[None]), whole(w, row[None]), rtol=1e-9, atol=1e-9)
+    first = with_exits(net(spec), ("embed",), 1)
+    tokens = {name: w[name] if name in w else torch.ones(shape).double() for name, shape in first.shapes.items()}
+    for padded in x:
+        row = padded[padded != 0]
+        h = w["net.embed.words.weight"][row]
+        h = h + w["net.embed.places"][0, : len(row)] if "net.embed.places" in w else h
+        expected = h.mean(0) @ tokens["heads.0.fc.weight"].T + tokens["heads.0.fc.bias"]
+        torch.testing.assert_close(first(tokens, padded[None])[0], expected, rtol=1e-9, atol=1e-9)
+
+
+def test_the_last_token_is_one_token() -> None:
+    """Catches a sum over each token before a gap, as there is one where a mask took all numbers of a token."""
+    h = torch.tensor([[[1.0], [0], [5], [0]], [[1], [2], [3], [0]], [[1], [2], [3], [4]], [[0], [0], [7], [8]]])
+    assert Pool("last")(h).tolist() == [[5], [3], [4], [8]]
+    assert Pool("last")(torch.zeros(1, 4, 2)).tolist() == [[0, 0]]
+    assert Pool("mean")(h).tolist() == [[3], [2], [2.5], [7.5]]
+    model = net(BILSTM[:-1] + ", pool=last)")
+    params = drawn(model)
+    params["embed.words.weight"][4] = 0
+    gap, alone = (model.represent(params, torch.tensor([row])) for row in ([3, 4, 5], [5, 0, 0]))
+    torch.testing.assert_close(gap, alone, rtol=1e-9, atol=1e-9)
 
 
 def test_a_transformer_is_its_formula() -> None:
@@ -155,6 +189,8 @@ def test_attention_counts_as_if_it_were_written_out() -> None:
         ("heterofl", BILSTM, {}),
         ("fedmrl", TRANSFORMER, {"rep_dim": 4, "auxiliary": BILSTM}),
         ("fedin", TRANSFORMER, {"feature_batch": 4}),
+        ("depthfl", TRANSFORMER[:-2] + "2)", {}),
+        ("scalefl", TRANSFORMER[:-2] + "2)", {}),
     ],
 )
 def test_stacked_training_is_that_of_one_after_another(name: str, spec: str, keys: dict[str, Any]) -> None:
@@ -166,7 +202,7 @@ def test_stacked_training_is_that_of_one_after_another(name: str, spec: str, key
         "train": {"epochs": 1, "batch_size": 4, "lr": 0.2},
         "algorithm": {"name": name},
     }
-    if name in ("fiarse", "fiarse-neuron", "heterofl"):
+    if name not in ("fedmrl", "fedin"):
         tables["clients"]["capacities"] = [0.6]
     x = texts(24)
     data = Dataset("texts", x, x[:, 0] % 3, ("a", "b", "c"), (), (), declared="tokens", bucket=2)
@@ -178,6 +214,27 @@ def test_stacked_training_is_that_of_one_after_another(name: str, spec: str, key
     flops = [[r.work.flops for played in game.played for r in played.reports.values()] for game in (one, many)]
     assert flops[0] == flops[1]
     assert all(math.isfinite(count) and count > 0 for count in flops[0])
+
+
+def test_pairs_of_text_have_one_shape() -> None:
+    """Catches features as long as a batch's longest row: nobody can mix them, and a server refuses them."""
+    x = texts(24)
+    x[:8, 4:] = 0
+    data = Dataset("texts", x, x[:, 0] % 3, ("a", "b", "c"), (), (), declared="tokens", bucket=2)
+    tables = {
+        "run": {"rounds": 2, "threads": 1},
+        "clients": {"count": 3, "models": [TRANSFORMER]},
+        "train": {"epochs": 1, "batch_size": 4, "lr": 0.2},
+        "algorithm": {"name": "fedin"},
+    }
+    algorithm = load_algorithm("fedin", {"feature_batch": 4, "mix": 2})
+    fed = Federation(Config.parse(tables), data, toy.partition((6, 6, 6), 2, 3), algorithm)
+    game = toy.play(fed, 2)
+    bank = game.server.bank
+    assert {tuple(pair.s_in.shape) for pair in bank.values()} == {(4, 9, 8)}
+    assert bool((bank[0].s_in[:, 4:] == 0).all())
+    model = fed.local(0, 1).models["model"]
+    algorithm.check_pairs(model, tuple(bank.values()))
 
 
 def test_flops_of_training_are_of_full_length() -> None:

@@ -129,7 +129,7 @@ class FedIN(FeatureExchange, InTraining, InCo, Algorithm):
 
     def capture(self, nets: Nets, batch: Batch) -> Params:
         """The extractor's output and the classifier's input."""
-        s_in, dtype = nets["model"].extract(batch[0]), torch.get_default_dtype()
+        s_in, dtype = nets["model"].extract(self.whole(batch[0], nets["model"])), torch.get_default_dtype()
         return {"s_in": s_in.to(dtype), "s_out": nets["model"].intermediate(s_in).to(dtype)}
 
     def check_upload(self, task: Task, client: ClientInfo, down: Broadcast, up: Upload) -> None:

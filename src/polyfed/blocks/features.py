@@ -16,7 +16,8 @@ from polyfed.blocks.losses import distance_correlation, task_loss
 from polyfed.core.checks import check_features
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
 from polyfed.core.message import Record, State
-from polyfed.core.net import Batch, Nets
+from polyfed.core.net import Batch, Net, Nets
+from polyfed.models.exits import channels_last
 from polyfed.models.split import SplitModel
 
 #: Whose pairs a client gets: another client's; or, as controls, its own, another's with the outputs of other rows, or
@@ -162,6 +163,15 @@ class FeatureExchange:
         order = torch.randperm(len(client.train), generator=client.rng.at("features").torch())
         return order[: self.feature_batch]
 
+    @staticmethod
+    def whole(x: Tensor, net: Net) -> Tensor:
+        """Return tokens ``(B, T)`` with padding up to the length of the data; anything else as it is.
+
+        A batch is as long as its longest row, and the pairs of all clients have one shape.
+        """
+        short = net.model.input_shape[-1] - x.shape[-1] if net.model is not None and not x.is_floating_point() else 0
+        return functional.pad(x, (0, short)) if short else x
+
     @property
     def wire_type(self) -> torch.dtype:
         """The type of features on the wire."""
@@ -190,10 +200,15 @@ class FeatureExchange:
             batch_statistics: whether normalisation layers of an IN step use those of the pair's examples.
 
         Raises:
-            ModelError: s_in has no positions to average over; or one example is too few.
+            ModelError: s_in has no positions to average over, or not behind its channels; or one example is too few.
         """
         for model in models:
             _ = self.wire_shape(model)
+            if self.pool > 1 and channels_last(model, str(model.cuts[1]), model.s_in_shape):
+                raise ModelError(
+                    f"algorithm.pool = {self.pool} averages over positions, but the extractor of {model.name!r} puts "
+                    f"out {model.s_in_shape} per example, with the channels last; expected them first; leave pool out"
+                )
             if self.feature_batch > 1:
                 continue
             if batch_statistics and model.statistic_names & model.intermediate_names:

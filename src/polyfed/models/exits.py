@@ -14,12 +14,17 @@ from polyfed.base.rng import Rng
 from polyfed.models.catalogue import ModelSpec
 from polyfed.models.probe import fault
 from polyfed.models.split import SplitModel
+from polyfed.models.text import Pool
 from polyfed.models.trace import Piece, chain, stages
 from polyfed.models.zoo import build
 
 _RNG = Rng(("polyfed.models", "exits"))
 #: The attribute in which a network names the submodules that its stages end with.
 _STAGES = "stages"
+#: The attribute by which a network says that channels are the last dimension of what its stages give, or the first.
+_LAST = "channels_last"
+#: The attribute by which a network of tokens says that a place of padding is a vector of zeros behind each stage.
+_PADDED = "zero_padding"
 #: Convolutions by the number of dimensions of what they give for one example.
 _CONVS: dict[int, tuple[type[nn.Module], ...]] = {
     2: (nn.Conv1d, nn.ConvTranspose1d),
@@ -35,16 +40,21 @@ class Pooled(nn.Module):
         shape: of the features of one example: ``(F,)``; channels first, ``(C, ...)``; or last, ``(..., C)``.
         num_classes: width of the linear layer.
         last: whether the channels are the last dimension.
+        padded: whether positions that are zeros in all channels are padding, over which no mean goes: how many there
+            are depends on the other rows of a batch.
     """
 
-    def __init__(self, shape: tuple[int, ...], num_classes: int, *, last: bool) -> None:
+    def __init__(self, shape: tuple[int, ...], num_classes: int, *, last: bool, padded: bool = False) -> None:
         super().__init__()
         self.last = last
+        self.seen = Pool("mean") if padded else None
         self.fc = nn.Linear(shape[-1] if last else shape[0], num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, *shape)`` -> ``(B, num_classes)``."""
-        if x.dim() > 2:
+        if x.dim() > 2 and self.seen is not None:
+            x = self.seen(x.flatten(1, -2) if self.last else x.flatten(2).mT)
+        elif x.dim() > 2:
             x = x.flatten(1, -2).mean(1) if self.last else x.flatten(2).mean(2)
         return self.fc(x)
 
@@ -125,7 +135,7 @@ def with_exits(model: SplitModel, ends: tuple[str, ...], depth: int, head: str =
     """
     if not 1 <= depth <= len(ends) + 1:
         raise ModelError(f"model {model.name!r} has {len(ends) + 1} stages, got a depth of {depth}")
-    runs, features, last = _stages(model, ends)
+    runs, features, last, padded = _stages(model, ends)
     for name, shape in zip(ends, features, strict=True):
         if isinstance(shape, str):
             raise ModelError(
@@ -133,7 +143,7 @@ def with_exits(model: SplitModel, ends: tuple[str, ...], depth: int, head: str =
                 "(2, ...); name a submodule that gives features"
             )
     kept = {mode: pieces[:depth] for mode, pieces in runs.items()}
-    heads = [partial(_head, head, *at, model.num_classes) for at in zip(features[:depth], last, strict=False)]
+    heads = [partial(_head, head, *at, padded, model.num_classes) for at in zip(features[:depth], last, strict=False)]
     return SplitModel(
         f"{model.name} to stage {depth} of {len(ends) + 1}",
         partial(_module, model, kept, heads, depth <= len(ends)),
@@ -144,6 +154,18 @@ def with_exits(model: SplitModel, ends: tuple[str, ...], depth: int, head: str =
         whole=model.whole,
         empty=model.empty,
     )
+
+
+def channels_last(model: SplitModel, name: str, shape: tuple[int, ...]) -> bool:
+    """Return whether the channels of what a submodule of a network gives are the last of several dimensions.
+
+    Args:
+        model: the network.
+        name: the submodule.
+        shape: the shape of what it gives for one example.
+    """
+    with _RNG.fork():
+        return len(shape) > 1 and _channels_last(model.new_module(), name, shape)
 
 
 def inside(model: SplitModel) -> dict[str, str]:
@@ -165,12 +187,12 @@ def depth_of(model: SplitModel) -> int:
 @lru_cache(maxsize=64)
 def _stages(
     model: SplitModel, ends: tuple[str, ...]
-) -> tuple[dict[bool, tuple[Piece, ...]], tuple[tuple[int, ...] | str, ...], tuple[bool, ...]]:
+) -> tuple[dict[bool, tuple[Piece, ...]], tuple[tuple[int, ...] | str, ...], tuple[bool, ...], bool]:
     """Cut a network behind ``ends``.
 
     Returns:
         the pieces in training and in evaluation mode; of each end the shape of one example's features, or what else is
-        there; and of each whether the channels are the last dimension.
+        there; of each whether the channels are the last dimension; and whether zeros are padding.
     """
     runs: dict[bool, tuple[Piece, ...]] = {}
     with _RNG.fork():
@@ -187,16 +209,19 @@ def _stages(
                 features.append(shape[1:] if isinstance(shape, tuple) and len(shape) > 1 else str(shape))
     pairs = zip(ends, features, strict=True)
     last = [isinstance(shape, str) or _channels_last(module, name, shape) for name, shape in pairs]
-    return runs, tuple(features), tuple(last)
+    return runs, tuple(features), tuple(last), getattr(module, _PADDED, None) is True
 
 
 def _channels_last(net: nn.Module, name: str, shape: tuple[int, ...]) -> bool:
     """Whether the channels of what a submodule gives are the last dimension, of one example's ``shape``.
 
-    They are the first where the submodule has a convolution over as many positions that gives so many channels, else
-    the last where it has dense layers or LayerNorm. Any other submodule, such as an activation, keeps the dimensions of
-    what came before: there the network's convolutions over as many positions decide.
+    The network's attribute ``channels_last`` says it. Without it they are the first where the submodule has a
+    convolution over as many positions that gives so many channels, else the last where it has dense layers or
+    LayerNorm. Any other submodule, such as an activation, keeps the dimensions of what came before: there the network's
+    convolutions over as many positions decide.
     """
+    if isinstance(told := getattr(net, _LAST, None), bool):
+        return told
     convs, own = _CONVS.get(len(shape), ()), list(net.get_submodule(name).modules())
     if len(shape) > 1 and any(isinstance(m, convs) and m.out_channels == shape[0] for m in own):
         return False
@@ -205,10 +230,10 @@ def _channels_last(net: nn.Module, name: str, shape: tuple[int, ...]) -> bool:
     return not any(isinstance(m, convs) for m in net.modules())
 
 
-def _head(spec: str, shape: tuple[int, ...], last: bool, num_classes: int) -> nn.Module:
+def _head(spec: str, shape: tuple[int, ...], last: bool, padded: bool, num_classes: int) -> nn.Module:
     """A new classifier of features of a shape."""
     if not spec:
-        return Pooled(shape, num_classes, last=last)
+        return Pooled(shape, num_classes, last=last, padded=padded)
     try:
         return build(ModelSpec.parse(spec), input_shape=shape, num_classes=num_classes).new_module()
     except ModelError as error:

@@ -93,6 +93,9 @@ class Signal(nn.Module):
         num_classes: width of ``fc2``.
     """
 
+    #: Of what a stage gives; the convolutions of cnn-1d would tell otherwise, as they turn it and turn it back.
+    channels_last = True
+
     def __init__(
         self, input_shape: tuple[int, ...], *, kind: str, width: int, depth: int, rep_dim: int, num_classes: int
     ) -> None:

@@ -65,7 +65,8 @@ class Pool(nn.Module):
         """``(B, T, C)`` -> ``(B, C)``; zeros for a row of padding."""
         counts = seen(x)
         if self.kind == "last":
-            counts = counts - functional.pad(counts[:, 1:], (0, 1))  # 1 1 1 0 - 1 1 0 0
+            so_far = counts.long().cumsum(1)  # zeros may also stand between tokens, where a mask took all of a token
+            counts = counts * (so_far == so_far[:, -1:]).to(counts.dtype)
         return (x * counts[..., None]).sum(1) / counts.sum(1, keepdim=True).clamp_min(1)
 
 
@@ -82,6 +83,8 @@ class TextTransformer(nn.Module):
         rep_dim: width of the representation, by a dense layer with tanh more; None: ``width``, without it.
         num_classes: width of ``fc``.
     """
+
+    zero_padding = True  # behind each stage, so that a classifier there knows it
 
     def __init__(
         self,
@@ -175,6 +178,8 @@ class BiLSTM(nn.Module):
         rep_dim: width of the representation, by a dense layer with tanh more; None: two ``state``, without it.
         num_classes: width of ``fc``.
     """
+
+    zero_padding = True  # behind each stage, so that a classifier there knows it
 
     def __init__(
         self,

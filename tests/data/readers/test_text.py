@@ -20,6 +20,8 @@ from polyfed.data.conform import conform, schema_of
 from polyfed.data.dataset import Dataset
 from polyfed.data.doubts import doubts
 from polyfed.data.readers import tokenizer
+from polyfed.data.readers.new_rows import read_new_leaf
+from polyfed.data.schema import Schema
 from polyfed.data.sources import file_digests, load_dataset
 
 TRAIN = ["the red cat", "the red dog", "a fast\\red \\$car", "the cat [PAD]and\\the dog"]  # with line ends of the files
@@ -146,6 +148,18 @@ def test_damaged_files_are_named(tmp_path: Path, file: str, text: str | None, me
         read(tmp_path, "agnews-noisy" if "noisy" in file else "agnews", **given)
 
 
+def test_a_tokenizer_that_cannot_encode_a_text_is_an_error_of_the_data(package: Any) -> None:
+    """Catches errors of the package, and of numpy, that say nothing of the tokenizer."""
+    words = package.models.WordLevel({"a": 0, "[PAD]": 1, "<s>": 2, "</s>": 3})
+    made = package.Tokenizer(words)
+    with pytest.raises(DataError, match=r"here: cannot encode a text .*needs a token for what it does not know"):
+        tokenizer.encoded(["a", "b"], made.to_str(), 4, "here")
+    made.post_processor = package.processors.RobertaProcessing(("</s>", 3), ("<s>", 2))
+    assert tokenizer.encoded(["a"], made.to_str(), 3, "here").tolist() == [[2, 1, 3]]
+    with pytest.raises(DataError, match=r"here: puts . tokens around a text, more than length = 1; raise it"):
+        tokenizer.encoded(["a"], made.to_str(), 1, "here")
+
+
 # ----------------------------------------------------------------------------------------------------------- LEAF
 
 
@@ -221,6 +235,35 @@ def test_what_a_file_lacks_is_said_in_words(tmp_path: Path, content: Any, says: 
     assert "Error" not in str(caught.value)
     with pytest.raises(DataError, match="none: no such file or folder"):
         load_dataset("leaf", path=tmp_path / "none")
+
+
+def test_characters_and_words_are_not_one_vocabulary(tmp_path: Path) -> None:
+    """Catches a folder of both kinds, and characters that are looked up among words, of which they are none."""
+    words = leaf(tmp_path / "w" / "a.json", {"u": ([["i", "am"], ["a", "man"]], ["here", "is"])})
+    known = load_dataset("leaf", path=words)
+    signs = leaf(tmp_path / "c.json", {"u": (["i am", "a man"], ["h", "i"])})
+    with pytest.raises(DataError, match=r"c\.json: x has texts of characters; expected lists of words"):
+        read_new_leaf(signs, known.classes, 2)
+    with pytest.raises(DataError, match=r"a\.json: x has lists of words; expected texts of characters"):
+        read_new_leaf(words, load_dataset("leaf", path=signs).classes, 2)
+    assert read_new_leaf(words, known.classes, 2).inputs[0].tolist() == known.x.tolist()
+    leaf(tmp_path / "w" / "b.json", {"v": (["i am"], ["a"])})
+    with pytest.raises(DataError, match=r"a\.json: its texts are lists of words, and those of .*b\.json are not"):
+        load_dataset("leaf", path=tmp_path / "w")
+
+
+def test_tokens_get_the_agreed_numbers_as_classes_do(tmp_path: Path) -> None:
+    """Catches sites whose classes are agreed and whose tokens are not, as each numbers them by its own frequencies."""
+    here = load_dataset("leaf", path=leaf(tmp_path / "a.json", {"u": (["aab", "aac"], ["a", "b"])}))
+    place = leaf(tmp_path / "b.json", {"u": (["bba", "bc"], ["b", "c"])})
+    agreed = schema_of(here)
+    found = load_dataset("leaf", path=place, agreed=agreed)
+    assert load_dataset("leaf", path=place).classes == ("<unknown>", "b", "c", "a")
+    assert found.classes == here.classes == ("<unknown>", "a", "b", "c")
+    assert found.x.tolist() == [[3, 3, 2], [3, 4, 0]]
+    assert found.y.tolist() == [2, 3]
+    with pytest.raises(DataError, match="the agreed classes begin with 'a'; expected '<unknown>'"):
+        load_dataset("leaf", path=place, agreed=Schema(classes=("a", "b", "c", "<unknown>")))
 
 
 def test_labels_among_words_are_doubted(tmp_path: Path) -> None:

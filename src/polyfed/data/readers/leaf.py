@@ -56,7 +56,12 @@ def load_leaf(place: Path, *, vocabulary: int = VOCABULARY, length: int | None =
     files = leaf_files(place)
     if not files[0]:
         raise DataError(f"{place}: holds no *.json, nor does its folder train; expected files of LEAF's layout")
-    parts = [[row for file in part for row in _rows(file)] for part in files]
+    read = {file: _rows(file) for part in files for file in part}
+    of_words = [file for file, found in read.items() if isinstance(found[0][1], list)]
+    if of_words and len(of_words) < len(read):
+        other = next(file for file in read if file not in of_words)
+        raise DataError(f"{of_words[0]}: its texts are lists of words, and those of {other} are not; expected one kind")
+    parts = [[row for file in part for row in read[file]] for part in files]
     rows = [*parts[0], *parts[1]]
     counts = Counter(token for _, x, y in parts[0] for token in (*x, y))
     known = sorted(counts, key=lambda token: (-counts[token], token))[: vocabulary - 2]

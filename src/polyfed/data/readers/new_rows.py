@@ -187,9 +187,14 @@ def read_new_leaf(path: Path, classes: Sequence[str], length: int) -> NewRows:
         length: most tokens of a text.
 
     Raises:
-        DataError: the file is damaged or of another layout.
+        DataError: the file is damaged or of another layout, or has characters where the training had words.
     """
     users, texts = leaf_texts(path)
+    # Of characters where the training had words, hardly a token would be known, and nothing would say so.
+    words, had_words = not isinstance(texts[0], str), any(len(name) > 1 for name in classes[1:])
+    if words != had_words and (had_words or any(len(word) > 1 for text in texts for word in text)):
+        has, expected = ("lists of words" if kind else "texts of characters" for kind in (words, had_words))
+        raise DataError(f"{path}: x has {has}; expected {expected}, as the model was trained on")
     return NewRows((torch.from_numpy(leaf_tokens(texts, classes, length)),), {"user": users})
 
 

@@ -77,7 +77,7 @@ def encoded(texts: Sequence[str], tokenizer: str, length: int, where: object) ->
         where: the source of ``tokenizer``, for messages.
 
     Raises:
-        DataError: the package is not installed, or the text describes no tokenizer.
+        DataError: the package is not installed, or the text describes no tokenizer, or one that cannot encode a text.
     """
     package = _package()
     try:
@@ -93,7 +93,17 @@ def encoded(texts: Sequence[str], tokenizer: str, length: int, where: object) ->
     names = (found for name in (_PADDING, "<pad>") if (found := made.token_to_id(name)) is not None)
     padding = next(names, None)
     rows = np.full((len(texts), length), -1, dtype=np.int64)
-    for row, found in zip(rows, made.encode_batch(list(texts)), strict=True):
+    try:
+        every = made.encode_batch(list(texts))
+    except Exception as error:
+        raise DataError(
+            f"{where}: cannot encode a text ({error}); a tokenizer needs a token for what it does not know"
+        ) from error
+    for row, found in zip(rows, every, strict=True):
+        if len(found.ids) > length:  # what it puts around every text is never cut
+            raise DataError(
+                f"{where}: puts {len(found.ids)} tokens around a text, more than length = {length}; raise it"
+            )
         row[: len(found.ids)] = found.ids
     if padding is None:
         raise DataError(
