@@ -62,7 +62,8 @@ def conform(dataset: Dataset, agreed: Schema) -> Dataset:
             f"{dataset.name}: has {len(dataset.mean)} channels; the agreed mean and deviation are of {len(agreed.mean)}"
         )
     code = torch.tensor([wanted.classes.index(name) for name in own.classes])
-    dataset = replace(dataset, y=code[dataset.y] if len(code) else dataset.y, classes=wanted.classes)
+    y = torch.where(dataset.y < 0, -1, code[dataset.y]) if len(code) else dataset.y  # -1: without a label
+    dataset = replace(dataset, y=y, classes=wanted.classes)
     if agreed.mean:
         dataset = replace(dataset, mean=agreed.mean, std=agreed.std)
     return _arranged(dataset, own, wanted) if own.columns != wanted.columns else dataset
