@@ -223,6 +223,26 @@ def test_data_says_how_every_column_was_read_and_what_each_client_holds(table):
     ]
 
 
+def test_data_say_how_many_rows_of_each_client_have_no_label(table):
+    """Catches rows that are counted for no client, or as a class of the client before."""
+    cells = table.with_name("p.csv")
+    cells.write_text(cells.read_text().replace(",ill,", ",,"))
+    table.write_text(
+        table.read_text().replace("[data.options]", '[data.options]\nunlabelled = true\nclasses = ["ill", "well"]')
+    )
+    done = polyfed("data", table)
+    assert done.exit_code == 0, done.output
+    assert "label 'dx' with 2 classes (ill, well), group" in done.stdout
+    assert "26 rows without a label, 1 missing cell\n" in done.stdout
+    for line in (line.split() for line in done.stdout.splitlines()):
+        if line[:1] in (["north"], ["south"]):
+            train, test, ill, well, gone = line[1:]
+            assert (ill, gone, int(train) + int(test), int(well)) == (".", "13", 20, 7)
+    done = polyfed("validate", table)
+    assert done.exit_code == errors.ConfigError.exit_code
+    assert "'fedavg', which learns from labels, but 26 of 40 rows have no label (unlabelled = true)" in done.output
+
+
 def test_data_prints_what_sites_agree_on_as_a_section_that_a_configuration_takes(table):
     printed = polyfed("data", table, "--agreed").stdout
     table.write_text(table.read_text() + printed)

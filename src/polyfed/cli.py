@@ -513,17 +513,23 @@ _ROWS, _COLUMNS = 50, 20  # clients and classes that a table may show
 
 
 def _show_partition(console: Console, dataset: Dataset, dealt: Partition, names: Sequence[str]) -> None:
+    import numpy as np
+
     from polyfed.report.tables import print_table
 
-    y, classes = dataset.strata, dataset.num_classes
+    y, classes, partial = dataset.strata, dataset.num_classes, dataset.num_unlabelled > 0
     train, test = (dealt.counts(y, classes, which, first=_ROWS) for which in ("train", "test"))
     wide = classes > _COLUMNS
     held = [[str((row > 0).sum())] if wide else [str(n or ".") for n in row] for row in train + test]
     told = [names[client] if names else str(client) for client in range(len(held))]
-    rows = [(told[client], str(train[client].sum()), str(test[client].sum()), *row) for client, row in enumerate(held)]
-    print_table(
-        console, ("client", "train", "test", *(["classes held"] if wide else dataset.classes or ["rows"])), rows
-    )
+    trained = train.sum(axis=1)
+    headings = ["classes held"] if wide else list(dataset.classes or ["rows"])
+    if partial:
+        gone = dealt.counts(np.where(y < 0, 0, -1), 1, first=_ROWS)[:, 0]
+        trained, headings = trained + gone, [*headings, "no label"]
+        held = [[*row, str(n or ".")] for row, n in zip(held, gone, strict=True)]
+    rows = [(told[client], str(trained[client]), str(test[client].sum()), *row) for client, row in enumerate(held)]
+    print_table(console, ("client", "train", "test", *headings), rows)
     if dealt.num_clients > _ROWS:
         typer.echo(f"... and {dealt.num_clients - _ROWS} more clients; the picture shows the first 200")
 

@@ -1,5 +1,6 @@
 """FedMRL without labels: what reads labels, what predicts, what travels, and what is refused."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from polyfed.base.errors import ConfigError, ModelError
 from polyfed.base.rng import Rng
 from polyfed.blocks.linear_probe import moments, ridge
 from polyfed.blocks.losses import nt_xent
+from polyfed.blocks.matryoshka import fuse
 from polyfed.blocks.views import Views, draw_views, two_views
 from polyfed.core.plan import Step
 from polyfed.core.requests import drive
@@ -36,6 +38,27 @@ def test_no_label_is_read_in_training() -> None:
     assert equal(*map(told, runs))
     probes = [parts(run)["probe-large"]["W"] for run in runs]
     assert not torch.equal(*probes)  # which read labels
+
+
+def test_rows_without_a_label_train_and_no_probe_reads_them() -> None:
+    """Catches rows that are dropped from training or from its weights, and -1 read as a class by a probe."""
+    fed = federation(ssl())
+    rows = torch.tensor(fed.partition.train(0)[:8])
+    y, x = fed.dataset.y.clone(), fed.dataset.x.clone()
+    y[rows], x[rows] = -1, 255 - x[rows]
+    some = replace(fed, dataset=replace(fed.dataset, y=y, unlabelled=True))
+    runs = [toy.play(one, 1) for one in (fed, some)]
+    assert equal(*map(told, runs))  # as if they had labels
+    assert runs[1].got[0][0].num_examples == 11
+    assert not equal(told(runs[1]), told(toy.play(replace(some, dataset=replace(some.dataset, x=x)), 1)))
+    found, local = parts(runs[1]), runs[1].local(0)
+    x, y = local.train.batch(torch.arange(8, 11))
+    with torch.no_grad():
+        z = fuse(bind(local.models, found), x)[2]
+    for name, width in (("probe-large", 9), ("probe-small", 8)):
+        probe = ridge(moments(z, y, 4), width, 0.01)
+        assert torch.allclose(found[name]["W"], probe["W"], rtol=1e-3, atol=1e-4), name
+        assert torch.allclose(found[name]["b"], probe["b"], rtol=1e-3, atol=1e-4), name
 
 
 def parts(game: toy.Game) -> Any:

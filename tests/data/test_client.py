@@ -258,3 +258,14 @@ def test_floating_images_are_normalised_and_augmented_as_bytes_are() -> None:
     deep = replace(floats, x=floats.x.double() + 1e7, mean=tuple(m + 1e7 for m in floats.mean))
     x, _ = ClientData(deep, np.arange(40), augment=False).batch(torch.arange(40))
     assert torch.allclose(x, clients[0].batch(torch.arange(40))[0], atol=1e-5)
+
+
+def test_the_labelled_rows_of_a_client_are_standardised_as_all_of_its_rows() -> None:
+    """Catches statistics of a few rows, which are those of no other part of the client."""
+    data = feature_dataset([[0.0], [1.0], [5.0], [9.0]], [0, 1, 1, 0])
+    some = ClientData(replace(data, y=torch.tensor([0, -1, 1, -1]), unlabelled=True), np.arange(1, 4), augment=False)
+    known = some.labelled()
+    assert (known.rows.tolist(), known.labels.tolist()) == ([2], [1])
+    assert torch.equal(known.batch(torch.tensor([0]))[0], some.batch(torch.tensor([1]))[0])
+    whole = ClientData(data, np.arange(1, 4), augment=False)
+    assert whole.labelled().rows.tolist() == [1, 2, 3]

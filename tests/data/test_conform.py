@@ -110,3 +110,9 @@ def test_a_name_that_is_too_long_is_an_error_of_the_data() -> None:
     data = replace(table(), classes=("ill", "w" * 1001), columns=())
     with pytest.raises(DataError, match="cannot be agreed on"):
         schema_of(data)
+
+
+def test_a_row_without_a_label_has_none_at_the_agreed_numbers_either() -> None:
+    """Catches -1 read as the last class of the site."""
+    data = replace(table(), y=torch.tensor([0, -1, 1]), unlabelled=True)
+    assert conform(data, Schema(classes=("well", "dead", "ill"))).y.tolist() == [2, -1, 0]

@@ -34,6 +34,9 @@ from polyfed.data.partition.make import make_partition
         ({"test_rows": np.array([40])}, "0 to 39"),
         ({"test_rows": np.arange(40)}, "not all rows"),
         ({"test_rows": np.array([0.5])}, "float64"),
+        ({"y": torch.arange(40) % 4 - 1}, "-1 marks rows without a label, say so by unlabelled = true"),
+        ({"y": torch.arange(40) % 4 - 2, "unlabelled": True}, "labels run from -2 to 1"),
+        ({"y": torch.full((40,), -1), "unlabelled": True}, "none of its 40 rows has a label"),
         ({"groups": np.zeros(39, dtype=np.int64)}, "one group"),
         ({"groups": np.full(40, 2), "group_names": ("a", "b")}, "0 to 1"),
     ],
@@ -133,3 +136,18 @@ def test_a_digest_changes_with_all_that_a_run_computes_with() -> None:
     ]
     assert len({data.digest, *(replace(data, **other).digest for other in others)}) == len(others) + 1
     assert replace(data, x=data.x.clone(), name="other").digest == data.digest
+
+
+def test_rows_without_a_label_are_counted_and_are_no_test_rows() -> None:
+    """Catches labels that are 0 for want of one, and data sets of before that have another identity."""
+    full = image_dataset(official=10)
+    y = full.y.clone()
+    y[:12] = -1
+    some = replace(full, y=y, unlabelled=True)
+    assert (some.num_unlabelled, full.num_unlabelled, some.num_classes) == (12, 0, 4)
+    assert some.strata.tolist() == y.tolist()
+    assert replace(full, unlabelled=True).digest == full.digest != some.digest
+    with pytest.raises(DataError, match="2 of the 10 official test rows have no label, such as row 3;"):
+        replace(some, test_rows=np.array([3, 5, *range(32, 40)]))
+    with pytest.raises(DataError, match="a regression needs the target of every row"):
+        replace(targets(torch.zeros(3, dtype=torch.float64)), unlabelled=True)

@@ -226,3 +226,24 @@ def test_large_whole_numbers_stay_apart(tmp_path: Path) -> None:
         federated_data([(x, Y)])
     with pytest.raises(DataError, match="would become equal"):
         federated_data([Frame(x=x[:, 0].tolist(), y=["p", "q"] * 3)], label="y")
+
+
+@pytest.mark.parametrize(
+    ("north", "south", "classes"),
+    [
+        (np.array([0, -1, 2, -1]), [-1, 1], ("0", "1", "2")),
+        (np.array([0.0, np.nan, 2.0, np.nan]), np.array([np.nan, 1.0]), ("0", "1", "2")),
+        (["a", "", "c", ""], ["", "b"], ("a", "b", "c")),
+        (np.array(["a", None, "c", NA()], dtype=object), np.array([None, "b"], dtype=object), ("a", "b", "c")),
+    ],
+)
+def test_a_row_may_have_no_label_if_that_is_said(north: Any, south: Any, classes: tuple[str, ...]) -> None:
+    """Catches a gap read as a class, and whole numbers beside gaps, which a frame has as fractions, refused."""
+    clients = {"north": (X[:4], north), "south": (X[4:], south)}
+    found = federated_data(clients, unlabelled=True)
+    assert (found.y.tolist(), found.classes) == ([0, -1, 2, -1, -1, 1], classes)
+    assert federated_data({**clients, "west": (X[:2], [-1, -1])}, unlabelled=True).num_unlabelled == 5
+    with pytest.raises(DataError, match="unlabelled"):
+        federated_data({"north": (X[:2], np.array([None, "b"], dtype=object))})
+    with pytest.raises(DataError, match="no row has a label"):
+        federated_data({"north": (X[:2], [-1, -1])}, unlabelled=True)

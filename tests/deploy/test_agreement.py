@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 from deploy_memory import Memory
-from deploy_toy import Run, config
+from deploy_toy import Run, config, kept, same
 
+from polyfed import simulate
 from polyfed.data.conform import schema_of
 from polyfed.data.schema import Schema
 from polyfed.data.sources import load_dataset
 from polyfed.deploy.client.local_setup import LocalSetup
+from polyfed.deploy.client.node import answer
 from polyfed.deploy.settings import NodeSettings
 from polyfed.deploy.wire import headers
 from polyfed.deploy.wire.headers import ReplyHeader, RequestHeader, TaskFacts
@@ -264,6 +266,47 @@ def test_a_site_keeps_the_rows_of_a_patient_together(tmp_path: Path) -> None:
     run.serve()
     partition = run.setup(100).partition
     assert not set(units[partition.train(0)]) & set(units[partition.test(0)])
+
+
+def test_a_site_may_have_rows_without_a_label(tmp_path: Path) -> None:
+    """Catches a site that splits, trains or probes such rows otherwise than a simulation, or that lets them through to
+    what learns from labels."""
+    draws, own = np.random.default_rng(0), list[dict[str, Any]]()
+    for k in range(2):
+        y = np.where(draws.random(ROWS) < 0.6, "", np.array(["a", "b"])[np.arange(ROWS) % 2])
+        own.append({"x": draws.standard_normal((ROWS, 2, 12)), "y": y})
+        np.savez(tmp_path / f"{k}.npz", **own[-1], classes=np.array(["b", "a"][:: 1 - 2 * k]))
+    both = {name: np.concatenate([arrays[name] for arrays in own]) for name in ("x", "y")}
+    np.savez(tmp_path / "all.npz", **both, groups=np.repeat([0, 1], ROWS), classes=np.array(["b", "a"]))
+    keys = (
+        "data.dataset=npz",
+        f"data.path={tmp_path / 'all.npz'}",
+        'data.options={layout="NCT", unlabelled=true}',
+        "data.image_size=none",
+        "partition.kind=natural",
+        "partition.samples_per_client=1000",
+        'clients.models=["mlp(hidden=(9,))"]',
+        "run.eval_every=2",
+    )
+    ssl = ("algorithm.name=fedmrl-ssl", "algorithm.auxiliary=mlp(hidden=(8,))", "algorithm.rep_dim=4")
+    run = Sites(tmp_path, [tmp_path / "0.npz", tmp_path / "1.npz"], *keys, *ssl)
+    run.serve()
+    found = run.setup(101)
+    y = found.dataset.strata
+    assert found.dataset.num_unlabelled == (own[1]["y"] == "").sum() == (y[found.partition.train(0)] < 0).sum()
+    simulate(run.config, out=tmp_path / "simulated")
+    private, known = run.private(), kept(tmp_path / "simulated", run.config)
+    assert all(same(private[client], known[client]) for client in range(2))
+    summed = [json.loads((folder / "summary.json").read_text()) for folder in (run.folder, tmp_path / "simulated")]
+    assert summed[0]["accuracy"] == summed[1]["accuracy"]
+    refused = run.config.to_dict() | {"algorithm": {"name": "fedavg"}}
+    asked = RequestHeader(kind="describe", experiment="one", config=refused)
+    header, _ = answer(headers.dump(asked), None, run.memory.settings[100])
+    assert (headers.load(ReplyHeader, header).error or "").startswith("ConfigError")
+    np.savez(tmp_path / "1.npz", **own[1] | {"y": np.array(["a", *[""] * (ROWS - 1)])})
+    asked = RequestHeader(kind="describe", experiment="two", config=run.config.to_dict())
+    header, _ = answer(headers.dump(asked), None, run.memory.settings[101])
+    assert (headers.load(ReplyHeader, header).error or "").startswith("DataError")
 
 
 def test_the_results_name_the_agreed_classes(tmp_path: Path) -> None:

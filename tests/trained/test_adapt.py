@@ -244,6 +244,27 @@ def own_rows_of_numbers(run: Trained, path: Path) -> tuple[Dataset, Partition]:
     return dataset, deal_own(run.config, dataset, run.config.clients.count)
 
 
+def test_rows_without_a_label_adapt_a_client_that_learns_alone_from_the_others(tmp_path: Path) -> None:
+    """Catches a client alone that learns -1, and one that the run's algorithm trains on its labelled rows alone."""
+    draws = np.random.default_rng(0)
+    for name, sites in (("run", ["a", "b"]), ("new", ["c"])):
+        rows = 30 * len(sites)
+        y = np.where(np.arange(rows) % 3 == 0, np.arange(rows) % 2, -1)
+        np.savez(tmp_path / f"{name}.npz", x=draws.standard_normal((rows, 2, 12)), y=y, groups=np.repeat(sites, 30))
+    tables: dict[str, Any] = {
+        "run": {"rounds": 1, "threads": 1, "driver": "sequential"},
+        "data": {"dataset": "npz", "path": str(tmp_path / "run.npz"), "options": {"layout": "NCT", "unlabelled": True}},
+        "partition": {"kind": "natural"},
+        "clients": {"count": 2, "models": ["mlp(hidden=(9,))"]},
+        "algorithm": {"name": "fedmrl-ssl", "auxiliary": "mlp(hidden=(8,))", "rep_dim": 4},
+    }
+    simulate(Config.parse(tables), out=tmp_path / "run")
+    found = adapt(tmp_path / "run", tmp_path / "new.npz")
+    assert (found.train_rows, found.test_rows) == (28, 2)
+    assert list(found.adapted) == ["probe-large", "probe-small"]
+    assert list(found.alone) == ["local"]
+
+
 def test_columns_of_the_run_that_a_single_client_lacks(tmp_path: Path) -> None:
     """The column that names the hospital, and ignored columns; a column that is there keeps its meaning."""
     rows = [["north" if at % 2 else "south", *row] for at, row in enumerate(table_rows())]

@@ -19,14 +19,15 @@ def moments(z: Tensor, y: Tensor, classes: int) -> dict[str, Tensor]:
 
     Args:
         z: representations (B, d).
-        y: labels (B,) int64.
+        y: labels (B,) int64; an example of -1, without a label, adds nothing.
         classes: L.
 
     Returns:
         ``zz`` (d + 1, d + 1) and ``zy`` (d + 1, L), of z with a 1 behind it.
     """
     exact = torch.cat([z, torch.ones_like(z[:, :1])], dim=1).double()  # (B, d + 1)
-    return {"zz": exact.T @ exact, "zy": exact.T @ one_hot(y, classes).double()}
+    exact = exact.masked_fill((y < 0)[:, None], 0)  # not by a choice of rows, for which a GPU would wait
+    return {"zz": exact.T @ exact, "zy": exact.T @ one_hot(y.clamp(min=0), classes).double()}
 
 
 def ridge(sums: Params, width: int, penalty: float) -> dict[str, Tensor]:

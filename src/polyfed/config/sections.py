@@ -282,6 +282,8 @@ class DataSection(Section):
             yield "image_size", f"got {self.image_size}; data set {self.dataset!r} has no images"
         if self.task == "regression" and self.dataset not in NUMERIC:
             yield "task", f"got 'regression'; the labels of data set {self.dataset!r} are classes"
+        elif self.task == "regression" and self.options.get("unlabelled"):
+            yield "options.unlabelled", "got true; a regression needs the target of every row: remove the key"
         if self.task != "regression":
             given = {"target_offset": self.target_offset, "target_scale": self.target_scale - 1}
             yield from ((key, 'belongs to task = "regression"; remove the key') for key, by in given.items() if by)

@@ -168,7 +168,8 @@ class Algorithm(ABC):
     #: Whether a client can predict with the parts of its last fit. Where predictors take more, such as a pass over its
     #: data, it is not tested before aggregation.
     fit_predicts: ClassVar[bool] = True
-    #: Whether training reads labels; else ``train.class_weights`` and ``train.label_smoothing`` get a note.
+    #: Whether training reads labels; else ``train.class_weights`` and ``train.label_smoothing`` get a note, and rows
+    #: may have no label: -1 in a batch.
     reads_labels: ClassVar[bool] = True
     #: Whether the softmax of its predictors' scores estimates probabilities; else metrics of these are refused.
     probabilities: ClassVar[bool] = True

@@ -96,7 +96,7 @@ NUMERIC = ("npz", "python", *TABLES)
 
 _TABLE_OPTIONS = (
     *("label", "classes", "missing", "also_missing", "categorical", "numeric"),
-    *("group", "unit", "time", "ignore", "test", "union"),
+    *("group", "unit", "time", "ignore", "test", "union", "unlabelled"),
 )
 
 #: Name of a data set -> options of ``load_dataset`` beyond path, cache and image_size.
@@ -112,7 +112,7 @@ DATASET_OPTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "leaf": ("vocabulary", "length", "bucket"),
         "uci-har": ("statistics",),
         "breast-cancer": (),
-        "npz": ("flip", "kind", "layout"),
+        "npz": ("flip", "kind", "layout", "unlabelled"),
         "medmnist": ("flip", "label", "validation"),
         "csv": ("header", *_TABLE_OPTIONS, "delimiter", "decimal", "thousands", "encoding"),
         "parquet": _TABLE_OPTIONS,
@@ -172,6 +172,7 @@ _OPTIONS: Mapping[str, tuple[str, Callable[[object], bool]]] = MappingProxyType(
         "tokenizer": ("the path of a tokenizer.json", lambda value: value is None or isinstance(value, str)),
         "statistics": ("true or false", lambda value: isinstance(value, bool)),
         "union": ("true or false", lambda value: isinstance(value, bool)),
+        "unlabelled": ("true or false", lambda value: isinstance(value, bool)),
         "channels": ("1 (grey) or 3 (colour)", lambda value: value is None or value in (1, 3)),
         "table": ("the name of a csv file in the folder", lambda value: value is None or isinstance(value, str)),
         "input": ("the name of a column", lambda value: value is None or isinstance(value, str)),

@@ -115,8 +115,13 @@ class ClientData:
 
     @property
     def labels(self) -> Tensor:
-        """``(n,)`` class numbers, or targets in the unit of the data, in the order of the rows; on the CPU."""
+        """``(n,)`` class numbers, -1 without a label, or targets in the unit of the data, on the CPU."""
         return self.dataset.y[self.rows.to(self.dataset.y.device)].cpu()
+
+    def labelled(self) -> ClientData:
+        """Those of these rows that have a label, standardised as these rows are."""
+        rows = self.rows[self.labels >= 0] if self.dataset.num_unlabelled else self.rows
+        return ClientData(self.dataset, rows, augment=self.augment, stats=self.stats)
 
     @property
     def channels_first(self) -> bool:

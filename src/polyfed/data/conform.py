@@ -71,7 +71,8 @@ def conform(dataset: Dataset, agreed: Schema) -> Dataset:
             )
         # Class c is token c + 1, and 0 is padding: so tokens get other numbers as classes do.
         dataset = replace(dataset, x=torch.cat([torch.zeros(1, dtype=torch.int64), code + 1])[dataset.x])
-    dataset = replace(dataset, y=code[dataset.y] if len(code) else dataset.y, classes=wanted.classes)
+    y = torch.where(dataset.y < 0, -1, code[dataset.y]) if len(code) else dataset.y  # -1: without a label
+    dataset = replace(dataset, y=y, classes=wanted.classes)
     if agreed.mean:
         dataset = replace(dataset, mean=agreed.mean, std=agreed.std)
     return _arranged(dataset, own, wanted) if own.columns != wanted.columns else dataset

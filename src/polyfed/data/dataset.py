@@ -1,4 +1,4 @@
-"""A labelled data set in memory, checked when it is made."""
+"""A data set in memory, checked when it is made; all of its rows, or some, have labels."""
 
 from __future__ import annotations
 
@@ -74,7 +74,8 @@ class Dataset:
         x: one row for each example, as read, neither normalised nor standardised: ``(N, C, H, W)`` pixels, uint8, or
             float32 or float64 of any range; ``(N, F)`` float32 or float64 features, NaN = missing; ``(N, T, C)`` or
             ``(N, C, T)`` float32 or float64 series, likewise; ``(N, T)`` int64 tokens.
-        y: ``(N,)`` int64 class numbers in ``[0, num_classes)``, or float64 targets of a regression.
+        y: ``(N,)`` int64 class numbers in ``[0, num_classes)``, or float64 targets of a regression. With
+            ``unlabelled``, -1 marks a row without a label.
         classes: the name of each class; empty for a regression.
         mean: per channel, of uint8 pixels / 255 or of floating-point pixels as they are; empty for other kinds.
         std: likewise.
@@ -96,6 +97,8 @@ class Dataset:
             ``bucket``; 0 gives all batches the full length.
         tokenizer: of tokens of texts: the JSON text of the tokenizer that made them; empty if there is none. Tokens
             of two data sets mean alike only where it is equal.
+        unlabelled: whether -1 in ``y`` marks a row without a label, which is trained on and never tested on; without
+            it -1 is refused, as it may be a class. Not for a regression.
 
     Raises:
         DataError: a field of the wrong type or length, or a value out of range.
@@ -121,6 +124,7 @@ class Dataset:
     times: NDArray[np.int64] | None = None
     bucket: int = 0
     tokenizer: str = field(default="", repr=False)
+    unlabelled: bool = False
 
     def __post_init__(self) -> None:
         """Refuse fields on which a later step would fail."""
@@ -149,8 +153,16 @@ class Dataset:
 
     @property
     def strata(self) -> NDArray[np.int64]:
-        """``(N,)`` class numbers, by which rows are dealt and split; all 0 for a regression, which splits at random."""
+        """``(N,)`` class numbers, by which rows are dealt and split, -1 for a row without a label.
+
+        All are 0 for a regression, which splits at random.
+        """
         return self.y.cpu().numpy() if self.task == "classification" else np.zeros(len(self), dtype=np.int64)
+
+    @cached_property
+    def num_unlabelled(self) -> int:
+        """Number of rows without a label."""
+        return int((self.y < 0).sum()) if self.unlabelled else 0
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -270,18 +282,26 @@ class Dataset:
                 f"{self.name}: y has shape {tuple(self.y.shape)} and type {self.y.dtype}; expected "
                 f"({len(self.x)},) torch.int64, one label for each row of x, or torch.float64 for a regression"
             )
+        low, high = int(self.y.min()), int(self.y.max())
+        if self.unlabelled and low == high == -1:
+            raise DataError(
+                f"{self.name}: none of its {len(self)} rows has a label; expected some, as each client predicts and is "
+                "tested by labelled rows; label a few rows of every client"
+            )
         if self.num_classes < 2:
             raise DataError(f"{self.name}: got {self.num_classes} classes {self.classes}; expected at least 2")
-        low, high = int(self.y.min()), int(self.y.max())
-        if low < 0 or high >= self.num_classes:
+        if low < (-1 if self.unlabelled else 0) or high >= self.num_classes:
+            marks = "; if -1 marks rows without a label, say so by unlabelled = true" * (low == -1)
             raise DataError(
                 f"{self.name}: labels run from {low} to {high}; expected 0 to {self.num_classes - 1} for "
-                f"{self.num_classes} classes; renumber the labels or name more classes"
+                f"{self.num_classes} classes; renumber the labels or name more classes{marks}"
             )
 
     def _check_targets(self) -> None:
         if self.classes:
             raise DataError(f"{self.name}: got {len(self.classes)} classes for targets of a regression; expected none")
+        if self.unlabelled:
+            raise DataError(f"{self.name}: unlabelled is for classes; a regression needs the target of every row")
         if not bool(self.y.isfinite().all()):
             row = int((~self.y.isfinite()).nonzero()[0])
             raise DataError(f"{self.name}: the target of row {row} is {float(self.y[row])}; expected finite numbers")
@@ -303,6 +323,11 @@ class Dataset:
             raise DataError(
                 f"{self.name}: test_rows has shape {rows.shape} and type {rows.dtype}; expected different "
                 f"int64 row numbers from 0 to {len(self) - 1}, at least one and not all rows"
+            )
+        if self.num_unlabelled and (gone := rows[self.strata[rows] < 0]).size:
+            raise DataError(
+                f"{self.name}: {gone.size} of the {len(rows)} official test rows have no label, such as row {gone[0]}; "
+                "a test needs labels: remove these rows, or flag them as training rows"
             )
 
     def _check_groups(self, groups: NDArray[np.int64]) -> None:

@@ -39,6 +39,7 @@ def federated_data(
     time: str | None = None,
     name: str = "data",
     task: TaskKind = "classification",
+    unlabelled: bool = False,
 ) -> Dataset:
     """Make a data set whose groups are the given clients, for ``simulate(config, dataset=...)``.
 
@@ -61,6 +62,7 @@ def federated_data(
         time: column of a frame with the time, for ``split = "time"``.
         name: name of the data set.
         task: "regression" if ``y`` holds numbers to predict; ``data.task`` says the same.
+        unlabelled: whether a row may have no label: -1, an empty text, None or NaN.
 
     Raises:
         DataError: data of another form, or that differ from client to client; the text names the client.
@@ -79,7 +81,10 @@ def federated_data(
     sizes = [len(part["y"]) for part in parts]
     rows, training = sum(sizes), sum(sizes[: len(names)])
     x, about = _joined(parts)
-    y, found = (_labels if task == "classification" else _targets)(_whole(parts, "y", name), classes, name)
+    if unlabelled and task == "classification":
+        y, found = _some_labels([part["y"] for part in parts], classes, name)
+    else:
+        y, found = (_labels if task == "classification" else _targets)(_whole(parts, "y", name), classes, name)
     units, times = (
         _whole(parts, key, name) if any(key in part for part in parts) else None for key in ("unit", "time")
     )
@@ -96,6 +101,7 @@ def federated_data(
         columns=about,
         units=None if units is None else coded(list(map(str, units)), units=True)[0],
         times=None if times is None else ranked(times, rows, f"{name}: time"),
+        unlabelled=unlabelled,
     )
 
 
@@ -288,7 +294,8 @@ def _whole(parts: Sequence[Mapping[str, Any]], key: str, name: str) -> NDArray[A
         if values.dtype == object:
             gone = np.flatnonzero([_missing(value) for value in values])
             if len(gone):
-                raise DataError(f"{name}: row {gone[0]} of a client has no {key}; fill it or drop the row")
+                more = ", or give unlabelled=True if rows may have no label" * (key == "y")
+                raise DataError(f"{name}: row {gone[0]} of a client has no {key}; fill it or drop the row{more}")
             values = np.array(values.tolist())
         found.append(values)
     if len({values.dtype.kind in "iufbM" for values in found}) > 1:
@@ -306,6 +313,25 @@ def _targets(y: NDArray[Any], classes: Sequence[str] | None, name: str) -> tuple
     if len(bad):
         raise DataError(f"{name}: {len(bad)} labels are not finite, such as {y[bad[0]]}; fill them or drop the rows")
     return y.astype(np.float64), ()
+
+
+def _some_labels(
+    labels: Sequence[NDArray[Any]], classes: Sequence[str] | None, name: str
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """The class of each row of all clients, -1 for a row without a label, and the names of the classes."""
+    gone = [np.array([_missing(value) or value in (-1, "") for value in part.tolist()], dtype=bool) for part in labels]
+    known = [np.array(part[~none].tolist()) for part, none in zip(labels, gone, strict=True) if not none.all()]
+    if not known:
+        raise DataError(f"{name}: no row has a label; expected some")
+    # A frame has whole numbers beside gaps as fractions.
+    known = [
+        part.astype(np.int64) if part.dtype.kind == "f" and (part == part.round()).all() else part for part in known
+    ]
+    code, found = _labels(_whole([{"y": part} for part in known], "y", name), classes, name)
+    every = np.concatenate(gone)
+    y = np.full(len(every), -1, dtype=np.int64)
+    y[~every] = code
+    return y, found
 
 
 def _labels(y: NDArray[Any], classes: Sequence[str] | None, name: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:

@@ -378,14 +378,15 @@ def local(
     """Run server and clients as real processes on this machine, and end all of them afterwards."""
     run_dir = out or _default(config)
     with _reported(lambda: f"polyfed deploy resume {shlex.quote(str(run_dir))}"):
-        from polyfed.config import Config
+        from polyfed.config import Config, load_algorithm
         from polyfed.deploy.server.loop import create
         from polyfed.deploy.settings import NODES, Deployment
-        from polyfed.rounds.federation import deal
+        from polyfed.rounds.federation import deal_to
 
         settings = Config.load(config, [*(overrides or ()), f"clients.count={clients}"])
         deployment = Deployment.load(None, rules or ())
-        deal(settings)  # each client would refuse data that cannot be dealt, and the server would wait for them
+        algorithm = load_algorithm(settings.algorithm.name, settings.algorithm.keys)
+        deal_to(algorithm, settings)  # each client would refuse what cannot be dealt, and the server would wait
         create(
             run_dir,
             settings,

@@ -46,6 +46,8 @@ def summary(dataset: Dataset) -> str:
     if not dataset.columns:
         parts[1] = parts[1] or f"{shape} features"
         parts.append(f"{len(dataset.classes)} classes: {_some(dataset.classes)}" if dataset.classes else "a regression")
+        if dataset.num_unlabelled:
+            parts.append(f"{dataset.num_unlabelled:,} rows without a label")
         if dataset.x.is_floating_point() and (gone := int(dataset.x.isnan().sum())):
             parts.append(f"{gone:,} missing values")
         return ", ".join(parts)
@@ -68,7 +70,9 @@ def summary(dataset: Dataset) -> str:
     left = [column.name or "(no name)" for column in dataset.columns if column.kind in ("index", "ignored")]
     if left:
         parts.append(f"left out: {_some(left)}")
-    missing = sum(column.missing for column in dataset.columns)
+    if dataset.num_unlabelled:
+        parts.append(f"{dataset.num_unlabelled:,} rows without a label")
+    missing = sum(column.missing for column in dataset.columns if column.kind != "label")
     return ", ".join([part for part in (*parts, f"{missing:,} missing cell{'s' * (missing != 1)}") if part])
 
 

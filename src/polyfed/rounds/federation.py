@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from polyfed.algorithms.catalogue import ALGORITHMS
-from polyfed.base.errors import ConfigError, ModelError
+from polyfed.base.errors import ConfigError, DataError, ModelError
 from polyfed.base.memory import give_back
 from polyfed.base.rng import Rng
 from polyfed.base.types import ClientId
@@ -284,11 +284,8 @@ def check_training(config: Config, algorithm: Algorithm, networks: Iterable[str]
         ConfigError: all faults at once.
     """
     faults: list[str] = []
-    tables: dict[str, TrainKeys] = {"train.": config.train}
-    for section in ("models", "clients"):
-        tables |= {f"train.{section}.{dotted(name)}.": keys for name, keys in getattr(config.train, section).items()}
     parts = dict.fromkeys((*networks, *algorithm.trains))
-    for where, keys in tables.items():
+    for where, keys in _training_tables(config).items():
         if strangers := [name for name in keys.parts if name not in parts]:
             faults.append(
                 f"{where}parts: {algorithm.name} has no part{'s' * (len(strangers) > 1)} {', '.join(strangers)}; it "
@@ -301,6 +298,14 @@ def check_training(config: Config, algorithm: Algorithm, networks: Iterable[str]
             faults += [fault.replace("train.", where, 1) for fault in error.faults]
     if faults:
         raise ConfigError(*faults)
+
+
+def _training_tables(config: Config) -> dict[str, TrainKeys]:
+    """Return the keys of ``[train]`` and of its tables for some clients, by what comes before a key."""
+    tables: dict[str, TrainKeys] = {"train.": config.train}
+    for section in ("models", "clients"):
+        tables |= {f"train.{section}.{dotted(name)}.": keys for name, keys in getattr(config.train, section).items()}
+    return tables
 
 
 def check_weights(config: Config, algorithm: Algorithm, task: Task) -> None:
@@ -434,7 +439,7 @@ def check_axes(algorithm: Algorithm, specs: Sequence[ModelSpec], dataset: Datase
 
 
 def misfits(configs: Sequence[Config], given: Dataset | None = None) -> list[str]:
-    """Return a fault for each configuration whose networks do not fit its data or its algorithm.
+    """Return a fault for each configuration whose networks or labels do not fit its data or its algorithm.
 
     Args:
         configs: the configurations.
@@ -444,16 +449,18 @@ def misfits(configs: Sequence[Config], given: Dataset | None = None) -> list[str
         PolyfedError: the data cannot be loaded.
     """
     shapes: dict[object, tuple[tuple[int, ...], int, torch.dtype | None, tuple[tuple[str, int], ...]]] = {}
+    rows: dict[object, tuple[int, int]] = {}
     faults: list[str] = []
     for config in configs:
         data = config.data.model_dump_json()
         if data not in shapes:
             dataset = _load(config) if given is None else given
             shapes[data] = (dataset.input_shape, dataset.num_classes, dataset.input_dtype, dataset.feature_columns)
+            rows[data] = dataset.num_unlabelled, len(dataset)
+        algorithm = load_algorithm(config.algorithm.name, config.algorithm.keys)
+        faults += label_faults(config, algorithm, *rows[data])
         try:
-            check_networks(
-                load_algorithm(config.algorithm.name, config.algorithm.keys), configured_task(config, *shapes[data])
-            )
+            check_networks(algorithm, configured_task(config, *shapes[data]))
         except ModelError as error:
             faults.append(str(error))
     return list(dict.fromkeys(faults))
@@ -470,20 +477,103 @@ def deal(config: Config, dataset: Dataset | None = None) -> tuple[Dataset, Parti
     Raises:
         PolyfedError: the data cannot be loaded or dealt; the text says why.
     """
+    dataset = _given(config, dataset)
+    return dataset, _dealt(config, dataset)
+
+
+def deal_to(algorithm: Algorithm, config: Config, dataset: Dataset | None = None) -> tuple[Dataset, Partition]:
+    """Return what `deal` returns, if it has the labels that the algorithm, and the clients' predictions, need.
+
+    Args:
+        algorithm: the algorithm of the run.
+        config: as for `deal`.
+        dataset: as for `deal`.
+
+    Raises:
+        ConfigError: rows lack labels that are needed; with the faults of the partition.
+        PolyfedError: as `deal`; or a client has no labelled training row.
+    """
+    dataset = _given(config, dataset)
+    faults = label_faults(config, algorithm, dataset.num_unlabelled, len(dataset))
+    try:
+        partition = _dealt(config, dataset)
+        check_labelled(dataset, partition, configured_names(config, partition))
+    except (ConfigError, DataError) as error:
+        if not faults:
+            raise
+        raise ConfigError(*faults, *(error.faults if isinstance(error, ConfigError) else ())) from error
+    if faults:
+        raise ConfigError(*faults)
+    return dataset, partition
+
+
+def label_faults(config: Config, algorithm: Algorithm, unlabelled: int, rows: int) -> list[str]:
+    """Return a fault for each part of a configuration that reads labels in training where rows have none.
+
+    Args:
+        config: the configuration of the run.
+        algorithm: the algorithm of the run.
+        unlabelled: number of rows without a label.
+        rows: number of all rows.
+    """
+    if not unlabelled:
+        return []
+    count = f"{unlabelled:,} of {rows:,} rows have no label (unlabelled = true)"
+    faults: list[str] = []
+    if algorithm.reads_labels:
+        faults.append(
+            f"algorithm.name: got {algorithm.name!r}, which learns from labels, but {count}; choose fedmrl-ssl, or "
+            "remove those rows"
+        )
+    faults += [
+        f"{where}class_weights: weighs rows by their labels, but {count}; remove the key"
+        for where, keys in _training_tables(config).items()
+        if keys.class_weights is not None
+    ]
+    return faults
+
+
+def check_labelled(dataset: Dataset, partition: Partition, names: Sequence[str] = ()) -> None:
+    """Raise if a client has no labelled training row, to which a probe could be fitted.
+
+    Args:
+        dataset: the data set.
+        partition: the rows of the clients.
+        names: names of the clients; empty for their numbers.
+
+    Raises:
+        DataError: the text names a client.
+    """
+    if not dataset.num_unlabelled:
+        return
+    bad = np.flatnonzero(partition.counts(dataset.strata, dataset.num_classes).sum(axis=1) == 0)
+    if len(bad):
+        k = int(bad[0])
+        raise DataError(
+            f"client {names[k] if names else k}: none of its {len(partition.train(k))} training rows has a label "
+            f"({len(bad)} of {partition.num_clients} clients lack them); expected at least one, as a probe of its own "
+            "labelled rows predicts; label some of its rows, lower data.test_fraction or data.validation_fraction, or "
+            "leave the client out"
+        )
+
+
+def _given(config: Config, dataset: Dataset | None) -> Dataset:
     if dataset is None:
-        dataset = _load(config)
-    elif config.data.dataset != "python" or not isinstance(dataset, Dataset):  # pyright: ignore[reportUnnecessaryIsInstance]
+        return _load(config)
+    if config.data.dataset != "python" or not isinstance(dataset, Dataset):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ConfigError(
             f"dataset: got {type(dataset).__name__} for data.dataset = {config.data.dataset!r}; expected a Dataset, "
             'such as polyfed.federated_data(...), and data.dataset = "python" or no data.dataset, so that the run is '
             "known to depend on it"
         )
-    elif dataset.task != config.data.task:
+    if dataset.task != config.data.task:
         raise ConfigError(
             f"dataset: got a {dataset.task} for data.task = {config.data.task!r}; set data.task = {dataset.task!r}"
         )
-    else:
-        dataset = with_units(replace(dataset, files={dataset.name: dataset.digest}), config)
+    return with_units(replace(dataset, files={dataset.name: dataset.digest}), config)
+
+
+def _dealt(config: Config, dataset: Dataset) -> Partition:
     partition = make_partition(
         dataset,
         kind=config.partition.kind,
@@ -499,7 +589,7 @@ def deal(config: Config, dataset: Dataset | None = None) -> tuple[Dataset, Parti
             f"clients.names: got {', '.join(names)}; the groups of the data, in the order of their clients, are "
             f"{', '.join(groups)}; give the names in this order, or leave them out"
         )
-    return dataset, validating(config, dataset, partition)
+    return validating(config, dataset, partition)
 
 
 def deal_own(config: Config, dataset: Dataset, client: ClientId) -> Partition:
@@ -573,8 +663,8 @@ def prepare(config: Config, dataset: Dataset | None = None) -> Federation:
     Raises:
         PolyfedError: the data cannot be loaded or dealt, or the networks not trained; the text says why.
     """
-    dataset, partition = deal(config, dataset)
     algorithm = load_algorithm(config.algorithm.name, config.algorithm.keys)
+    dataset, partition = deal_to(algorithm, config, dataset)
     federation = Federation(config, dataset, partition, algorithm)
     if algorithm.deadline is not None and config.devices is None:
         raise ConfigError(

@@ -74,7 +74,7 @@ def majority(train: Tensor, test: Tensor, num_classes: int, metrics: Sequence[st
     """Return the metrics of predicting the most frequent training class (the first of equals), or the mean target.
 
     Args:
-        train: labels of the training rows, (n,).
+        train: labels of the training rows, (n,); those of -1 are of rows without a label, and do not count.
         test: labels of the test rows, (m,).
         num_classes: L, or 1 for a regression.
         metrics: names of metrics.
@@ -82,7 +82,7 @@ def majority(train: Tensor, test: Tensor, num_classes: int, metrics: Sequence[st
     if train.is_floating_point():
         scores = np.full((len(test), 1), float(train.mean()))
     else:
-        scores = np.eye(num_classes)[[int(train.bincount().argmax())] * len(test)]
+        scores = np.eye(num_classes)[[int(train[train >= 0].bincount().argmax())] * len(test)]
     sums = tallies(metrics, Predictions(test.cpu().numpy(), scores))
     return {name: value(name, sums) for name in metrics}
 

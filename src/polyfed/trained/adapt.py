@@ -34,12 +34,14 @@ from polyfed.execute.placement import Placement, threads
 from polyfed.models.catalogue import ModelSpec
 from polyfed.models.split import SplitModel
 from polyfed.rounds.federation import (
+    check_labelled,
     check_networks,
     check_training,
     client_at_work,
     configured_task,
     configured_training,
     deal_own,
+    label_faults,
     plan_of,
 )
 from polyfed.rounds.own_file import kind_of_file, options_of_file, read_own
@@ -70,7 +72,8 @@ class Adapted:
         train_rows: number of its training rows.
         test_rows: number of its test rows.
         adapted: the scores with what the federation shares.
-        alone: the scores of the same network, trained for as many rounds on the same rows by ``standalone``.
+        alone: the scores of the same network, trained for as many rounds on the same rows, if they have labels, by
+            ``standalone``.
         baseline: the scores of the most frequent training class, or of the mean training target.
         note: what a reader must know of this algorithm; None for nothing.
         folder: where the model lies; None if it was not kept.
@@ -290,7 +293,11 @@ class _Site:
     def adapted(self, algorithm: Algorithm, rounds: int | None, out: Path | None) -> Adapted:
         """Train the client with what the run shares, and alone, and test both."""
         shared, config = self.shared, self.shared.config
-        check_networks(algorithm, self.task, self.data.dataset)
+        dataset = self.data.dataset
+        if faults := label_faults(config, algorithm, dataset.num_unlabelled, len(dataset)):
+            raise ConfigError(*faults)
+        check_labelled(dataset, self.data.partition, ("that adapts",))
+        check_networks(algorithm, self.task, dataset)
         stateless = algorithm.shared_networks
         if stateless and self.spec not in shared.task.architectures:
             names = ", ".join(map(str, shared.task.architectures))
@@ -319,7 +326,7 @@ class _Site:
             note = f"{algorithm.name} has no private network: the adapted model is the server's, as it is"
         else:
             note = f"{algorithm.name} sends this client nothing: it trains alone" if silent else None
-        partition, dataset = self.data.partition, self.data.dataset
+        partition = self.data.partition
         rows = partition.train(0), partition.evaluated(0, final=True)
         train, test = (dataset.y[torch.tensor(some)] for some in rows)
         found = Adapted(
@@ -389,6 +396,7 @@ class _Way:
     def at_work(self, round_: int) -> LocalClient:
         """Return the client in a round after the kept one, with the rates of one that begins; round 0 creates it."""
         data = self.site.data.train(0)
+        data = data.labelled() if self.algorithm.reads_labels else data
         local = client_at_work(self.site.info, self.models, data, self.algorithm, self.config, round_)
         keys = configured_training(self.config, self.site.info)
         return replace(local, plan=plan_of(keys, max(0, round_ - self.site.shared.round), self.config.run.rounds))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -435,6 +436,42 @@ def test_cap_keeps_the_mix(split: str) -> None:
     assert np.abs(mix - small).max() < 2.5 / 48
     fraction = 1 / 6 if split == "official" else 0.2
     assert np.diff(capped.test_offsets).mean() == pytest.approx(60 * fraction, abs=0.5)
+
+
+@pytest.mark.parametrize("kind", ["iid", "natural"])
+def test_a_cap_takes_rows_without_a_label_by_their_share(kind: str) -> None:
+    """Catches rows without a label counted as the last class of the client before, which is thinned in their place."""
+    y = np.tile([-1, -1, 0, 1], 100)
+    data = labelled(y, 2, groups=np.repeat(np.arange(4), 100), unlabelled=True)
+    found = make_partition(data, kind=kind, num_clients=4, rng=Rng((0,)), samples_per_client=40)
+    for client in range(4):
+        train, test = y[found.train(client)], y[found.test(client)]
+        assert len(train) + len(test) == 40
+        assert (test >= 0).all()
+        assert 3 <= len(test) <= 5  # a fifth of the labelled rows
+        assert abs((train < 0).sum() - 20) <= (1 if kind == "natural" else 6)
+
+
+def test_official_test_rows_follow_the_labelled_training_rows() -> None:
+    """Catches rows without a label that count as a class of another client."""
+    y = np.concatenate([[0] * 20 + [-1] * 60, [1] * 20 + [-1] * 20, [0, 1] * 20])
+    owner = np.repeat([0, 1, 0], [80, 40, 40])
+    data = labelled(y, 2, groups=owner, unlabelled=True, test_rows=np.arange(120, 160))
+    found = make_partition(data, kind="iid", num_clients=3, rng=Rng((0,)), split="official")
+    train, test = (found.counts(data.strata, 2, which) for which in ("train", "test"))
+    assert np.abs(test - 20 * train / train.sum(axis=0)).max() < 1
+    assert len(found.train_rows) == 120
+
+
+def test_kinds_that_deal_classes_need_the_label_of_every_row() -> None:
+    data = labelled(np.tile([-1, -1, 0, 1], 100), 2, unlabelled=True)
+    for kind, options in {**OPTIONS, "resampled": {"alpha": 0.5, "samples_per_client": 20}}.items():
+        if kind not in ("iid", "natural"):
+            with pytest.raises(ConfigError, match=r"deals classes, and 200 of 400 rows .* choose 'iid' or 'natural'"):
+                make_partition(data, kind=kind, num_clients=4, rng=Rng((0,)), **options)
+    groups = np.repeat([0, 1], [2, 398])
+    with pytest.raises(DataError, match=r"client 0 has 2 training and 0 test rows.* a row without a label is no test"):
+        make_partition(replace(data, groups=groups), kind="natural", num_clients=2, rng=Rng((0,)))
 
 
 def test_natural_follows_groups() -> None:

@@ -82,5 +82,7 @@ def test_counts() -> None:
     y = [0, 1, 0, 2, 1]
     assert partition.counts(y, 3).tolist() == [[2, 0, 0], [0, 1, 0]]
     assert partition.counts(y, 3, "test").tolist() == [[0, 0, 1], [0, 1, 0]]
+    assert partition.counts([0, -1, -1, 2, 1], 3).tolist() == [[1, 0, 0], [0, 0, 0]]  # rows without a label
+    assert partition.tested([0, -1, -1, 0, 1], 3).tolist() == [1, -1, -1]
     with pytest.raises(ConfigError, match="which"):
         partition.counts(y, 3, "all")

@@ -32,3 +32,16 @@ def test_picture(tmp_path: Path, classes: int) -> None:
     assert (tmp_path / "0.png").read_bytes() != (tmp_path / "1.png").read_bytes()
     with pytest.raises(StorageError):
         picture(partition, dataset.y, classes, tmp_path / "p.png" / "q.png")
+
+
+def test_rows_without_a_label_are_shown(tmp_path: Path) -> None:
+    """Catches a bar that is too short, and rows of one client drawn as a class of another."""
+    pytest.importorskip("matplotlib")
+    dataset = some_labels(120, 3)
+    partition = make_partition(dataset, kind="iid", num_clients=2, rng=Rng((0,)))
+    seen: list[bytes] = []
+    for labels in (dataset.y, dataset.y.where(dataset.y > 0, -1)):
+        picture(partition, labels, 3, tmp_path / "p.png")
+        seen.append((tmp_path / "p.png").read_bytes())
+        (tmp_path / "p.png").unlink()
+    assert seen[0] != seen[1]

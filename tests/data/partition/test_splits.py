@@ -142,6 +142,53 @@ def test_a_validation_part_is_split_in_the_same_way() -> None:
         assert by_time.train(client).max() < by_time.test(client).min() < before.test(client).min()
 
 
+@pytest.mark.parametrize("split", ["pooled", "groups", "time"])
+def test_rows_without_a_label_are_trained_on_and_change_no_draw(split: str) -> None:
+    """Catches test rows without a label, other test rows for their sake, rows that are dropped, and training on the
+    patients, or after the time, of a test."""
+    known, draws = patients(), np.random.default_rng(5)
+    times = draws.integers(0, 90, len(known))
+    # Between the labelled rows come as many without: of the same patients, and of others at the same hospitals.
+    place = np.sort(draws.permutation(2 * len(known))[: len(known)])
+    units = draws.integers(0, 120, 2 * len(known))
+    moments, y = draws.integers(-20, 110, 2 * len(known)), np.full(2 * len(known), -1)
+    units[place], moments[place], y[place] = known.units, times, known.y.numpy()
+    mixed = labelled(y, 3, groups=units % 4, units=units, times=moments, unlabelled=True)
+    for data in (alone := replace(known, times=times), mixed):
+        assert len(np.unique(data.groups)) == 4
+    usual, found = made(alone, split), made(mixed, split)
+    pairs = [(usual, found)]
+    if split != "pooled":
+        pick = [splitter(data, split, "natural") for data in (alone, mixed)]
+        pairs.append(
+            (usual.validating(0.3, alone.strata, Rng((1,)), pick[0]), found.validating(0.3, y, Rng((1,)), pick[1]))
+        )
+    else:
+        pairs.append((usual.validating(0.3, alone.strata, Rng((1,))), found.validating(0.3, y, Rng((1,)))))
+    gone = set(usual.test_rows)
+    for before, after in pairs:
+        for client in range(4):
+            assert after.test(client).tolist() == place[before.test(client)].tolist()
+            rows = after.train(client)
+            assert rows[y[rows] >= 0].tolist() == place[before.train(client)].tolist()
+            tested = place[sorted(gone.union(before.test_rows))]
+            own = tested[units[tested] % 4 == client]
+            free = np.flatnonzero((y < 0) & (units % 4 == client))
+            if split == "groups":
+                free = free[~np.isin(units[free], units[own])]
+            if split == "time":
+                free = free[moments[free] < moments[own].min()]
+            assert rows[y[rows] < 0].tolist() == free.tolist()
+            assert 20 < len(free) < (10**6 if split == "pooled" else ((y < 0) & (units % 4 == client)).sum())
+
+
+def test_a_test_in_time_leaves_a_labelled_row_for_training() -> None:
+    """Catches a boundary before the first labelled row, where earlier rows have no label."""
+    y = np.array([-1, -1, 0, 1, 0, 1, 0, 1])
+    data = labelled(y, 2, groups=np.zeros(8, np.int64), times=np.array([0, 1, 2, 2, 3, 4, 4, 4]), unlabelled=True)
+    assert made(data, "time", fraction=0.9, min_samples=1).test(0).tolist() == [4, 5, 6, 7]
+
+
 def test_faults() -> None:
     data = patients()
     with pytest.raises(DataError, match="its groups are the clients themselves"):

@@ -118,3 +118,19 @@ def test_npz_of_other_kinds(tmp_path: Path) -> None:
     for option in ({"kind": "words"}, {"layout": "CHW"}):
         with pytest.raises(ConfigError, match="expected one of"):
             load_dataset("npz", path=path, **option)
+
+
+def test_a_row_may_have_no_label_by_option(tmp_path: Path) -> None:
+    """Catches a class of its own for rows without a label, and class numbers that they shift."""
+    path, x = tmp_path / "t.npz", np.zeros((5, 3))
+    for y in (np.array([-1, 2, -1, 0, 1]), np.array(["", "c", "", "a", "b"])):
+        np.savez(path, x=x, y=y)
+        found = load_dataset("npz", path=path, unlabelled=True)
+        assert (found.y.tolist(), found.num_classes, found.num_unlabelled) == ([-1, 2, -1, 0, 1], 3, 2)
+    np.savez(path, x=x, y=y, classes=np.array(["c", "b", "a"]))
+    assert load_dataset("npz", path=path, unlabelled=True).y.tolist() == [-1, 0, -1, 2, 1]
+    np.savez(path, x=x, y=np.full(5, -1))
+    with pytest.raises(DataError, match="t: none of its 5 rows has a label"):
+        load_dataset("npz", path=path, unlabelled=True)
+    with pytest.raises(ConfigError, match="unlabelled: not an option of dataset 'digits'"):
+        load_dataset("digits", unlabelled=True)

@@ -15,6 +15,7 @@ from polyfed.data.conform import schema_of
 from polyfed.data.dataset import Dataset
 from polyfed.data.doubts import doubts
 from polyfed.data.sources import load_dataset
+from polyfed.report.columns import summary
 
 NUMBERS = "".join(f"{k}.5,{k % 2}\n" for k in range(20))
 
@@ -340,3 +341,32 @@ def test_what_to_do_where_a_file_of_unlike_columns_has_an_index_or_no_label(tmp_
     (tmp_path / "a.csv").write_text("age,y\n1,0\n2,1\n")
     with pytest.raises(DataError, match=r"b\.csv: lacks the label's column 'y'"):
         load_dataset("csv", path=tmp_path, label="y", union=True)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_cell_of_the_label_may_be_empty_by_option(suffix: str, tmp_path: Path) -> None:
+    """Catches an empty cell that becomes a class, or the last one, and doubts of a label that most rows lack."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    cells = ["", "ill", "?", "well", "ill", "", "well"]
+    if suffix == ".csv":
+        (tmp_path / "t.csv").write_text("a,y\n" + "".join(f"{at},{cell}\n" for at, cell in enumerate(cells)))
+    else:
+        table = {"a": list(range(7)), "y": [None if cell == "" else cell for cell in cells]}
+        pq.write_table(pa.table(table), tmp_path / "t.parquet")
+    path = tmp_path / f"t{suffix}"
+    found = load_dataset(suffix[1:], path=path, unlabelled=True)
+    assert (found.y.tolist(), found.classes) == ([-1, 0, -1, 1, 0, -1, 1], ("ill", "well"))
+    assert (found.num_unlabelled, found.columns[1].missing, len(found)) == (3, 3, 7)
+    assert (
+        summary(found)
+        == "7 rows, 1 number, label 'y' with 2 classes (ill, well), 3 rows without a label, 0 missing cells"
+    )
+    named = load_dataset(suffix[1:], path=path, unlabelled=True, classes=["well", "ill", "dead"])
+    assert (named.y.tolist(), named.num_classes) == ([-1, 1, -1, 0, 1, -1, 0], 3)
+    with pytest.raises(DataError, match=r"the label 'y' is missing .*, or set `unlabelled = true` if rows may have no"):
+        load_dataset(suffix[1:], path=path)
+    (tmp_path / "none.csv").write_text("a,y\n1,\n2,\n")
+    with pytest.raises(DataError, match="none of its 2 rows has a label"):
+        load_dataset("csv", path=tmp_path / "none.csv", unlabelled=True, header=True)

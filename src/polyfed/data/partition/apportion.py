@@ -47,7 +47,7 @@ class Cells:
     Args:
         order: ``(n,)`` positions of the rows, sorted.
         owner: ``(cells,)`` client of each cell.
-        klass: ``(cells,)`` class of each cell.
+        klass: ``(cells,)`` class of each cell; one more where there are rows without a label.
         size: ``(cells,)`` number of rows of each cell, at least 1.
     """
 
@@ -64,10 +64,11 @@ class Cells:
 
         Args:
             owner: ``(n,)`` owner of each row, from 0.
-            y: ``(n,)`` classes.
+            y: ``(n,)`` classes; -1, of rows without a label, is one more.
             rng: source of the order.
             first: number of the client that owner 0 stands for.
         """
+        y = y - y.min(initial=0)
         by_owner = np.argsort(owner, kind="stable")
         tie = np.empty(len(y))
         tie[by_owner] = rng.at("rows").uniform(_keys(owner[by_owner], first))
@@ -140,16 +141,22 @@ def pick_test(
     A client's rows, and its rows of a class, are rounded up or down at random. Each client gives at least one row to
     testing, and rounding up leaves it ``least`` rows for training where rounding down does. A class of which a
     client has several rows keeps one for training, which lowers the mean of classes with ``n (1 - fraction) < 1``.
+    Rows without a label do not count: the draws are those of the labelled rows alone.
 
     Args:
         owner: ``(n,)`` owner of each row, from 0.
-        y: ``(n,)`` classes.
+        y: ``(n,)`` classes; -1 for a row without a label.
         clients: number of clients.
         fraction: fraction of the rows that are for testing, above 0 and below 1.
         rng: source of the draws.
         least: training rows of a client.
         first: number of the client that owner 0 stands for; its draws depend on it and on the client's rows alone.
     """
+    known = y >= 0
+    if not known.all():
+        picked = np.zeros(len(y), dtype=np.bool_)
+        picked[known] = pick_test(owner[known], y[known], clients, fraction, rng, least=least, first=first)
+        return picked
     cells = Cells.of(owner, y, rng, first)
     total = np.maximum(np.bincount(owner, minlength=clients), 1)
     most = np.maximum(np.floor(fraction * total + 1e-9), total - least)
@@ -168,11 +175,12 @@ def pick_units(
     units: Ints,
     first: int = 0,
 ) -> Bools:
-    """``(n,)`` true for test rows: whole units, ``fraction`` of each client's units, in the mean over ``rng``.
+    """``(n,)`` true for rows of test units, ``fraction`` of each client's units, in the mean over ``rng``.
 
     A unit counts for the class that most of its rows have, so the classes of the test units are in proportion too. If
     rows of a unit belong to several clients, the units are drawn for all clients together, so that a unit that one
-    client tests on is in no client's training rows.
+    client tests on is in no client's training rows. A unit without a labelled row does not count; rows without a label
+    of a test unit are picked, too, and are for the caller to leave out.
 
     Args:
         owner: as for `pick_test`.
@@ -190,9 +198,9 @@ def pick_units(
     if (holder[unit] != owner).any():  # rows of a unit are with several clients
         holder, clients, first = np.zeros_like(holder), 1, 0
     classes = int(y.max(initial=0)) + 1
-    cells, sizes = np.unique(unit * classes + y, return_counts=True)
+    cells, sizes = np.unique((unit * classes + y)[y >= 0], return_counts=True)
     order = np.lexsort((sizes, cells // classes))
-    most = np.zeros(count, dtype=np.int64)
+    most = np.full(count, -1, dtype=np.int64)
     most[cells[order] // classes] = cells[order] % classes  # the last, and so the largest, of each unit
     return pick_test(holder, most, clients, fraction, rng, first=first)[unit]
 
@@ -208,14 +216,15 @@ def pick_later(
     least: int = 1,
     first: int = 0,
 ) -> Bools:
-    """``(n,)`` true for test rows: the later ``fraction`` of each client's rows, rounded up or down at random.
+    """``(n,)`` true for rows of test time: the later ``fraction`` of each client's rows, rounded at random.
 
     Rows of one moment stay together: the boundary moves to the nearest one between two moments. A client whose rows are
-    all of one moment gets no test row.
+    all of one moment gets no test row. Labelled rows alone count; rows without a label from the first test row's moment
+    on are picked, too, and are for the caller to leave out.
 
     Args:
         owner: as for `pick_test`.
-        y: not used.
+        y: as for `pick_test`; classes do not matter.
         clients: as for `pick_test`.
         fraction: as for `pick_test`.
         rng: as for `pick_test`.
@@ -225,7 +234,7 @@ def pick_later(
     """
     wanted = np.bincount(
         owner,
-        weights=pick_test(owner, np.zeros_like(y), clients, fraction, rng, least=least, first=first),
+        weights=pick_test(owner, np.minimum(y, 0), clients, fraction, rng, least=least, first=first),
         minlength=clients,
     )
     order = np.lexsort((times, owner))
@@ -235,8 +244,11 @@ def pick_later(
         start = ends[client - 1] if client else 0
         mine = order[start : ends[client]]
         changes = np.flatnonzero(np.diff(times[mine])) + 1
+        before = np.append(0, np.cumsum(y[mine] >= 0))  # labelled rows before each row, and all of them
+        here = before[np.append(changes[1:], len(mine))] > before[changes]  # a test begins with a labelled moment
+        changes = changes[here & (before[changes] > 0)]
         if len(changes):
-            picked[mine[changes[np.argmin(np.abs(changes - (len(mine) - wanted[client])))] :]] = True
+            picked[mine[changes[np.argmin(np.abs(before[changes] - (before[-1] - wanted[client])))] :]] = True
     return picked
 
 

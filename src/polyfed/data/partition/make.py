@@ -55,12 +55,15 @@ def make_partition(
     dealt in each client's own class proportions (for "natural": by group). "groups" and "time" split a client's rows as
     "pooled" does, but by unit (all rows of a patient on one side) or by time (the later rows for testing).
 
+    A row without a label is never a test row. With "groups" and "time" those of test units, or from the first test
+    row's moment on, are nobody's: who trains on them has seen the patients, or the time, of its test.
+
     Args:
         dataset: the data set.
         kind: one of ``catalogue.PARTITIONS``.
         num_clients: number of clients; None or 0 means one per group, for "natural" only.
         rng: names the randomness; the same name gives the same partition.
-        test_fraction: fraction of a client's rows for testing, above 0 and below 1; not for "official".
+        test_fraction: fraction of a client's labelled rows for testing, above 0 and below 1; not for "official".
         split: one of ``SPLITS``.
         min_samples: the fewest training rows of a client; each client also has at least one test row.
         samples_per_client: the most train and test rows together of a client, in its own class proportions;
@@ -119,7 +122,8 @@ def make_partition(
         if options.get("tests"):
             owner[rows] = _deal(kind, y[rows], dataset.num_classes, clients, options, None, rng.at("test"))
         elif kind != "natural":  # by group, test rows have their owners already
-            held = np.bincount(owner[train] * dataset.num_classes + y[train], minlength=clients * dataset.num_classes)
+            known = train & (y >= 0)
+            held = np.bincount(owner[known] * dataset.num_classes + y[known], minlength=clients * dataset.num_classes)
             owner[rows] = deal_like(held.reshape(clients, -1), y[rows], rng.at("test").numpy())
         test[rows] = owner[rows] >= 0
     if samples_per_client is not None:
@@ -131,15 +135,15 @@ def make_partition(
     if split != "official":
         rows = np.flatnonzero(train)
         pick = splitter(dataset, split, kind, least=min_samples, first=first_client)
-        test[rows] = pick(rows, owner[rows], clients, test_fraction, rng.at("split"))
-        train &= ~test
+        taken = pick(rows, owner[rows], clients, test_fraction, rng.at("split"))
+        test[rows], train[rows] = taken & (y[rows] >= 0), ~taken
     partition = Partition(*grouped(owner, train, clients), *grouped(owner, test, clients), about)
-    _check_sizes(partition, kind, min_samples, split)
+    _check_sizes(partition, kind, min_samples, split, partial=dataset.num_unlabelled > 0)
     return partition
 
 
 def splitter(dataset: Dataset, split: str, kind: str, *, least: int = 1, first: int = 0) -> Pick:
-    """Return the function that chooses test rows for "pooled", "groups" or "time".
+    """Return the function that chooses test rows for "pooled", "groups" or "time", and what no client may train on.
 
     Args:
         dataset: the data set; for "groups" its units are kept whole, or without units its groups.
@@ -151,7 +155,7 @@ def splitter(dataset: Dataset, split: str, kind: str, *, least: int = 1, first: 
     Raises:
         DataError: the split is "groups" and the data set has no units, nor groups that are not clients.
     """
-    y = np.zeros(len(dataset), np.int64) if dataset.y.is_floating_point() else dataset.y.cpu().numpy()
+    y = dataset.strata
     units = dataset.units if dataset.units is not None or kind == "natural" else dataset.groups
     if split == "groups" and units is None:
         raise DataError(
@@ -268,7 +272,7 @@ def hardly_tested(dataset: Dataset, partition: Partition) -> str:
     )
 
 
-def _check_sizes(partition: Partition, kind: str, min_samples: int, split: str) -> None:
+def _check_sizes(partition: Partition, kind: str, min_samples: int, split: str, *, partial: bool) -> None:
     train, test = np.diff(partition.train_offsets), np.diff(partition.test_offsets)
     bad = np.flatnonzero((train < min_samples) | (test < 1))
     if len(bad):
@@ -280,6 +284,8 @@ def _check_sizes(partition: Partition, kind: str, min_samples: int, split: str) 
         if split in ("groups", "time"):
             whole = {"groups": "units (patients, devices)", "time": "moments in time"}[split]
             advice = f"split {split!r} keeps {whole} whole, so a client needs rows of at least two; {advice}"
+        if partial and test[k] < 1:
+            advice = f"a row without a label is no test row: label rows of this client, or leave it out; or {advice}"
         raise DataError(
             f"partition {kind!r}: client {k} has {train[k]} training and {test[k]} test rows; expected at "
             f"least {min_samples} and 1 ({len(bad)} of {partition.num_clients} clients have too few); "
@@ -324,6 +330,11 @@ def _check_settings(
         faults.append(
             f"kind: got {kind!r}, which deals classes; a regression has none: "
             f"choose {' or '.join(map(repr, CLASSLESS))}"
+        )
+    if dataset.num_unlabelled and kind not in CLASSLESS:
+        faults.append(
+            f"kind: got {kind!r}, which deals classes, and {dataset.num_unlabelled} of {len(dataset)} rows have no "
+            f"label: choose {' or '.join(map(repr, CLASSLESS))}"
         )
     if kind == "resampled" and samples_per_client is None:
         faults.append("samples_per_client: missing; partition 'resampled' draws this number of rows for each client")

@@ -29,7 +29,8 @@ from polyfed.data.partition.apportion import (
 )
 from polyfed.data.readers.cache import read_npz
 
-#: Chooses test rows, from the dealt rows, the owner of each, the number of clients, the fraction and the draws.
+#: Chooses the rows that leave training, from the dealt rows, the owner of each, the number of clients, the fraction and
+#: the draws. Those of them that have a label are test rows.
 Pick: TypeAlias = "Callable[[Ints, Ints, int, float, Rng], Bools]"
 
 #: The parts of a client's rows, in the order of what is drawn for it.
@@ -159,7 +160,7 @@ class Partition:
         """``(clients, classes)`` number of rows of each class that each client holds.
 
         Args:
-            y: ``(N,)`` classes of all rows of the data set (array or CPU tensor).
+            y: ``(N,)`` classes of all rows of the data set (array or CPU tensor); rows of -1 are not counted.
             num_classes: number of classes.
             which: "train" or "test", or "validation" where there are such rows.
             first: number of clients to count, from client 0; None for all.
@@ -168,22 +169,24 @@ class Partition:
             raise ConfigError(f"which: got {which!r}; expected 'train' or 'test'")
         clients = self.num_clients if first is None else min(first, self.num_clients)
         rows, sizes = self._held(clients, which)
-        client = np.repeat(np.arange(clients), sizes)
-        flat = np.bincount(client * num_classes + np.asarray(y)[rows], minlength=clients * num_classes)
+        client, labels = np.repeat(np.arange(clients), sizes), np.asarray(y)[rows]
+        flat = np.bincount((client * num_classes + labels)[labels >= 0], minlength=clients * num_classes)
         return flat.reshape(clients, num_classes).astype(np.int64)
 
     def tested(self, y: ArrayLike, num_classes: int) -> NDArray[np.int64]:
         """``(classes,)`` number of test rows of each class in the clients that train on the class; -1 if none trains.
 
         Args:
-            y: ``(N,)`` classes of all rows of the data set.
+            y: ``(N,)`` classes of all rows of the data set; rows of -1 are not counted.
             num_classes: number of classes.
         """
         labels = np.asarray(y)
         cells: list[Ints] = []
         for which in _PARTS:
             rows, sizes = self._held(self.num_clients, which)
-            cells.append(np.repeat(np.arange(self.num_clients), sizes) * num_classes + labels[rows])
+            cells.append(
+                (np.repeat(np.arange(self.num_clients), sizes) * num_classes + labels[rows])[labels[rows] >= 0]
+            )
         train, test = cells
         counts = np.bincount(test[np.isin(test, train)] % num_classes, minlength=num_classes)
         return np.where(np.bincount(train % num_classes, minlength=num_classes) > 0, counts, -1)
@@ -209,8 +212,8 @@ class Partition:
         more, unless ``keep_test`` keeps them for the end of a run.
 
         Args:
-            fraction: fraction of each client's training rows, above 0 and below 1.
-            y: ``(N,)`` classes of all rows of the data set.
+            fraction: fraction of each client's labelled training rows, above 0 and below 1.
+            y: ``(N,)`` classes of all rows of the data set, -1 for a row without a label.
             rng: chooses the rows.
             pick: chooses by another rule than class by class, as `splitter` returns it.
             first: number of the client that client 0 stands for, as for `make_partition`; ``pick`` knows its own.
@@ -226,12 +229,13 @@ class Partition:
                 f"client {k} has {sizes[k]} training rows, too few to validate on a part of them; expected at least 2: "
                 "raise partition.min_samples, or lower clients.count"
             )
-        owner = np.repeat(np.arange(self.num_clients), sizes)
+        owner, labels = np.repeat(np.arange(self.num_clients), sizes), np.asarray(y)[self.train_rows]
         if pick is None:
-            held = pick_test(owner, np.asarray(y)[self.train_rows], self.num_clients, fraction, rng, first=first)
+            held = pick_test(owner, labels, self.num_clients, fraction, rng, first=first)
         else:
             held = pick(self.train_rows, owner, self.num_clients, fraction, rng)
         train = self.train_rows[~held], _offsets(owner[~held], self.num_clients)
+        held &= labels >= 0  # what is left out with them has no label
         chosen = self.train_rows[held], _offsets(owner[held], self.num_clients)
         about = {**self.about, "validation_fraction": fraction}
         if keep_test:

@@ -29,7 +29,7 @@ def picture(
 
     Args:
         partition: the partition.
-        y: ``(N,)`` classes of all rows of the data set.
+        y: ``(N,)`` classes of all rows of the data set; rows of -1, without a label, are a grey bar, or a line of text.
         num_classes: number of classes.
         path: the file to write.
         class_names: the classes' names; numbers without.
@@ -49,6 +49,11 @@ def picture(
     total = partition.num_clients
     shown = min(total, 200)  # with more clients the bars are thinner than a pixel or two
     counts = partition.counts(y, num_classes, first=shown) + partition.counts(y, num_classes, "test", first=shown)
+    labels = np.asarray(y)
+    gone = np.zeros(shown, dtype=np.int64)
+    if (labels < 0).any():
+        rest = np.where(labels < 0, 0, -1)
+        gone = partition.counts(rest, 1, first=shown)[:, 0]  # none is a test row
     # Figure with its own Agg canvas instead of pyplot: no window system, no global list of figures.
     figure = Figure(figsize=(min(16.0, 5.0 + 0.12 * shown), 4.5), layout="constrained")
     FigureCanvasAgg(figure)
@@ -59,6 +64,8 @@ def picture(
         for c, label in enumerate(class_names or map(str, range(num_classes))):
             axes.bar(np.arange(shown), counts[:, c], bottom=base, width=0.85, color=colours(c), label=label)
             base += counts[:, c]
+        if gone.any():
+            axes.bar(np.arange(shown), gone, bottom=base, width=0.85, color="lightgrey", label="(no label)")
         axes.set_ylabel("rows, train and test")
         axes.legend(
             title="class",
@@ -72,7 +79,7 @@ def picture(
     else:
         blank = np.ma.masked_equal(counts.T, 0)  # 0 rows are white
         image = axes.imshow(blank, aspect="auto", interpolation="nearest", cmap="viridis_r")
-        axes.set_ylabel("class")
+        axes.set_ylabel(f"class ({gone.sum():,} rows without a label are left out)" if gone.any() else "class")
         figure.colorbar(image, ax=axes, label="rows, train and test (white: none)")
     several = f"first {shown} of {total} clients" if shown < total else f"{total} clients"
     axes.set(

@@ -126,15 +126,24 @@ class Table:
         return self.place(int(np.argmax(codes == code)))
 
     def given(self, at: int, role: str, missing: Iterable[str]) -> tuple[NDArray[np.int32], list[str]]:
-        """The cells of a column of texts, of which none may be missing: ``(N,)`` numbers of texts, and the texts."""
+        """The cells of a column of texts: ``(N,)`` numbers of texts, and the texts.
+
+        None may be missing but labels by the option `unlabelled`; these have -1.
+        """
         codes, texts = self.cells[at].joined(), list(self.cells[at].texts)
         gone = [code for code, text in enumerate(texts) if text in missing]
         bad = np.flatnonzero(np.isin(codes, [-1, *gone]))
+        if role == "label" and self.rules.unlabelled:
+            there = [code for code in range(len(texts)) if code not in gone]
+            number = np.full(len(texts) + 1, -1, dtype=np.int32)  # the last is that of -1
+            number[there] = np.arange(len(there))
+            return number[codes], [texts[code] for code in there]
         if len(bad):
             text = texts[codes[bad[0]]] if codes[bad[0]] >= 0 else "null"
+            more = ", or set `unlabelled = true` if rows may have no label" * (role == "label")
             raise DataError(
                 f"{self.place(int(bad[0]))}: the {role} {self.names[at]!r} is missing ({text!r}); fill it or drop the "
-                "row, or give `missing` without this text"
+                f"row, or give `missing` without this text{more}"
             )
         return codes, texts
 

@@ -1,7 +1,8 @@
 """A user's own arrays in one .npz file.
 
 Arrays: ``x`` and ``y``, whole numbers or names of classes; optionally ``test`` (N,) bool, ``groups`` and ``units`` (N,)
-whole numbers or strings, ``times`` (N,) numbers or dates, ``classes`` names.
+whole numbers or strings, ``times`` (N,) numbers or dates, ``classes`` names. Where a row may have no label, -1 or "" in
+``y`` says so.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ def load_npz(
     layout: str | None = None,
     task: TaskKind = "classification",
     known: Sequence[str] = (),
+    unlabelled: bool = False,
 ) -> Dataset:
     """The data set of an .npz file.
 
@@ -47,6 +49,7 @@ def load_npz(
         kind: what ``x`` holds, as in `read_rows`.
         layout: the order of the axes of ``x``, as in `read_rows`.
         known: classes that other sites have; of labels that are numbers without names, the highest of all sites counts.
+        unlabelled: whether a row may have no label: -1, or an empty text.
 
     Raises:
         DataError: the file is damaged, or an array is missing or of a wrong shape or type.
@@ -64,7 +67,7 @@ def load_npz(
         if classes is not None:
             raise DataError(f"{path}: holds classes; a regression has none: remove the array, or correct data.task")
         classes = ()
-    y, classes = _read_y(arrays["y"], path, task, classes, known)
+    y, classes = _read_y(arrays["y"], path, task, classes, known, unlabelled=unlabelled)
     groups, group_names = numbered(arrays["groups"], len(y), f"{path}: groups") if "groups" in arrays else (None, ())
     return rows.dataset(
         path.stem,
@@ -78,11 +81,18 @@ def load_npz(
         flip=flip,
         units=numbered(arrays["units"], len(y), f"{path}: units")[0] if "units" in arrays else None,
         times=ranked(arrays["times"], len(y), f"{path}: times") if "times" in arrays else None,
+        unlabelled=unlabelled,
     )
 
 
 def _read_y(
-    y: NDArray[Any], path: Path, task: TaskKind, classes: tuple[str, ...] | None, known: Sequence[str]
+    y: NDArray[Any],
+    path: Path,
+    task: TaskKind,
+    classes: tuple[str, ...] | None,
+    known: Sequence[str],
+    *,
+    unlabelled: bool,
 ) -> tuple[NDArray[Any], tuple[str, ...]]:
     """Return the numbers of the labels, and the names of the classes: the given, those in y, or the numbers."""
     if task == "regression":
@@ -99,12 +109,14 @@ def _read_y(
             f"{path}: y has shape {y.shape} and type {y.dtype}; expected (N,) whole numbers or texts, N above 0"
         )
     if y.dtype.kind == "U":
-        code, names = coded(y.tolist())
+        there = (y != "") | (not unlabelled)
+        code, names = np.full(len(y), -1, dtype=np.int64), ()
+        code[there], names = coded(y[there].tolist())
         if classes is None:
             return code, names
         if unknown := sorted(set(names) - set(classes)):
             raise DataError(f"{path}: y holds {unknown[0]!r}; expected one of its classes {', '.join(classes)}")
-        return np.array([classes.index(name) for name in names])[code].astype(np.int64), classes
+        return np.array([*map(classes.index, names), -1])[code].astype(np.int64), classes  # the last is that of -1
     numbers = [int(name) for name in known if name.isascii() and name.isdigit()]
     highest = max([int(y.max()), *numbers])
     return y.astype(np.int64), tuple(map(str, range(highest + 1))) if classes is None else classes

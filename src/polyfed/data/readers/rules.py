@@ -42,6 +42,7 @@ class Rules:
         task: "classification", or "regression" for a label of numbers.
         union: whether files may have unlike columns: what a file lacks of the others' columns, or of those that all
             sites agreed on, is missing there.
+        unlabelled: whether a row may have no label, its cell missing.
         agreed: the columns that all sites agreed on: the features and the label are found by name, and categories and
             classes have the agreed numbers.
     """
@@ -61,6 +62,7 @@ class Rules:
     thousands: str | None = None
     task: str = "classification"
     union: bool = False
+    unlabelled: bool = False
     agreed: Sequence[Column] | None = None
 
     def __post_init__(self) -> None:

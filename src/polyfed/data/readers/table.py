@@ -149,6 +149,7 @@ def read_table(path: Path, suffix: str, open_sheet: Callable[[Path], Sheet], rul
         "columns": tuple(found[at] for at in order),
         "units": None if unit is None else _groups(table, unit, "unit")[0],
         "times": None if time is None else _times(table, time),
+        "unlabelled": rules.unlabelled,
     }
 
 
@@ -299,8 +300,8 @@ def _label(
         named = {text: text for text in texts}
         if any(sheet.guessed for sheet in table.sheets) and name in named:
             raise unclear_header(table.path, f"its label cell {name!r} is a class too")
-        if agreed is None:
-            _check_classes(table, name, texts, codes)
+        if agreed is None and texts:
+            _check_classes(table, name, texts, codes[codes >= 0])
         classes = _in_order(texts)
     else:
         named = dict(given) if isinstance(given, Mapping) else {text: text for text in given}
@@ -317,8 +318,8 @@ def _label(
                 f"{where}the sites agreed on the classes {', '.join(classes)}; rename it by the option `classes`, or "
                 "agree on it with the other sites"
             )
-    numbers = np.asarray([code[named[text]] for text in texts], dtype=np.int64)
-    return Column(name, "label", classes), numbers[codes], classes
+    numbers = np.asarray([*(code[named[text]] for text in texts), -1], dtype=np.int64)  # the last is that of -1
+    return Column(name, "label", classes, missing=int((codes < 0).sum())), numbers[codes], classes
 
 
 def _check_classes(table: Table, name: str, texts: Sequence[str], codes: NDArray[np.int32]) -> None:

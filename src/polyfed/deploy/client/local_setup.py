@@ -32,11 +32,13 @@ from polyfed.models.split import SplitModel
 from polyfed.models.weights import load_weights
 from polyfed.rounds.federation import (
     check_axes,
+    check_labelled,
     check_training,
     client_at_work,
     configured_info,
     deal,
     deal_own,
+    label_faults,
     refuse_weights,
     unread_columns,
 )
@@ -223,6 +225,18 @@ class LocalSetup:
         columns = self.dataset.feature_columns
         if rows is not None and (fault := unread_columns(self.algorithm, self.spec, rows, columns)):
             raise ModelError(fault)
+
+    def check_labels(self) -> None:
+        """Raise if rows lack labels that the algorithm, the configuration or a probe of this client reads.
+
+        Raises:
+            PolyfedError: the text says what reads them.
+        """
+        data = self.dataset
+        if faults := label_faults(self.config, self.algorithm, data.num_unlabelled, len(data)):
+            raise ConfigError(*faults)
+        alone = () if self.settings.data is None else (str(self.settings.client),)
+        check_labelled(data, self.partition, alone)
 
     @property
     def info(self) -> ClientInfo:

@@ -159,6 +159,7 @@ class _Node:
         setup = LocalSetup.agreeing(self.settings, self.config, self.request.agreed, salt)
         shape, classes = setup.dataset.input_shape, setup.dataset.num_classes
         # Reports networks that cannot work, and keys of [train] that do not fit them or the data, before round 1.
+        setup.check_labels()
         setup.check_columns()
         dtype, columns = setup.dataset.input_dtype, setup.dataset.feature_columns
         own, models = setup.networks(configured_task(self.config, shape, classes, dtype, columns))
