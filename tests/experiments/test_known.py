@@ -22,6 +22,13 @@ def test_what_the_paper_says_needs_a_source(tmp_path: Path) -> None:
     beside = (tmp_path / "s" / "page.md").read_text().split("## Beside the paper")[1]
     assert "Known, too, are 2 accuracies of settings or rows that this page does not have." in beside
     assert "25.00 %" not in beside
+    (tmp_path / "known.toml").write_text(f"[t]\n{elsewhere.replace('s.', 't.')}")
+    reproduce(
+        study(tmp_path / "t.toml", source="A paper", settings={"elsewhere, one seed": {"seeds": [0]}}), out=tmp_path
+    )
+    assert (
+        "| elsewhere, one seed | fedavg |" in (tmp_path / "t" / "page.md").read_text().split("## Beside the paper")[1]
+    )
     (tmp_path / "known.toml").write_text('[s]\n[[s.claims]]\ntext = "better"\ntag = "REC"\n')
     with pytest.raises(ConfigError, match="tag 'REC'; expected one of P, ABS"):
         Known.load(tmp_path / "known.toml", "s")

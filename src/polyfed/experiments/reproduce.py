@@ -291,17 +291,22 @@ def _paper(known: Known, table: Comparison, results: Results, cells: Sequence[Ru
     ours = {(line.setting, line.label, ""): line.accuracy_text for line in table.lines}
     several = any(v.of for v in known.values)
     ours |= named_values(results) if several else {}
+    # Rows with fewer seeds are in a setting of their own, "S, one seed" beside "S".
+    found = [
+        (v, next((title for title in (v.setting, f"{v.setting}, one seed") if (title, v.algorithm) in rowed), None))
+        for v in known.values
+    ]
     rows = [
         (
-            v.setting or "-",
+            title or "-",
             v.algorithm,
             *((v.of or "-",) if several else ()),
-            ours.get((v.setting, v.algorithm, v.of), "-"),
+            ours.get((title, v.algorithm, v.of), "-"),
             percent(v.accuracy, 2),
             TAGS[v.tag],
         )
-        for v in known.values
-        if (v.setting, v.algorithm) in rowed
+        for v, title in found
+        if title is not None
     ]
     headings = ("setting", "algorithm", *(("of",) if several else ()), "ours", "known", "read in")
     claims = "\n".join(f"* {claim.text} ({TAGS[claim.tag]})" for claim in known.claims)
