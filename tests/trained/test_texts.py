@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -12,9 +15,10 @@ from polyfed.base.errors import ConfigError, DataError
 from polyfed.config import Config
 from polyfed.data.sources import load_dataset
 from polyfed.simulation.simulate import simulate
+from polyfed.trained.adapt import adapt
 from polyfed.trained.export import description
 from polyfed.trained.load import trained_model
-from polyfed.trained.predict import predictions_csv, read_rows_to_predict
+from polyfed.trained.predict import predicted, predictions_csv, read_rows_to_predict
 
 TITLES = ["Cats win", "Red dog", 'A "fast" car', "The dog, again"]
 NETWORK = "bilstm(vocabulary=280, width=2, state=2)"
@@ -62,6 +66,54 @@ def test_news_become_the_tokens_of_the_training(tmp_path: Path, monkeypatch: pyt
             read_rows_to_predict(folder, [new])
     with pytest.raises(DataError, match=r"or one \.csv file of texts"):
         read_rows_to_predict(folder, [tmp_path / "new.txt"])
+
+
+def test_texts_of_a_table_become_the_tokens_of_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches predictions by another tokenizer or of another column, and a new client that learns words of its own."""
+    pytest.importorskip("tokenizers", reason="tokenizers is not installed (the extra text)")
+    monkeypatch.setenv("POLYFED_CACHE", str(tmp_path / "cache"))
+    texts = [f"{title} over\\all news, number {k}" for k in range(4) for title in TITLES]
+
+    def write(name: str, **columns: list[str]) -> Path:
+        with (tmp_path / name).open("w", newline="") as file:
+            csv.writer(file).writerows([[*columns], *zip(*columns.values(), strict=True)])
+        return tmp_path / name
+
+    write("t.csv", site=[*"NNSS"] * 4, text=texts, topic=["cats", "dogs"] * 8)
+    options = {"text": "text", "label": "topic", "group": "site", "vocabulary": 280, "length": 16}
+    config = Config.model_validate(
+        {
+            "algorithm": {"name": "fedmrl", "auxiliary": NETWORK, "rep_dim": 2},
+            "data": {"dataset": "csv", "path": str(tmp_path / "t.csv"), "options": options},
+            "partition": {"kind": "natural"},
+            "clients": {"count": 2, "models": ["text-transformer(vocabulary=280, width=4, heads=1)", NETWORK]},
+            "run": {"rounds": 2, "eval_every": 2, "workers": 1},
+        }
+    )
+    folder = simulate(config, out=tmp_path / "run") and tmp_path / "run"
+    read = load_dataset("csv", path=tmp_path / "t.csv", **options)
+    new = write("new.csv", title=["x", "y"], text=texts[1:3], id=["8", "9"])
+    pq.write_table(pa.table({"text": texts[1:3]}), tmp_path / "new.parquet")
+    rows = read_rows_to_predict(folder, [new], ["id", "text"])
+    assert torch.equal(rows.inputs[0], read.x[1:3])
+    assert rows.kept == {"id": ["8", "9"], "text": texts[1:3]}
+    for client in (0, 1):
+        model = trained_model(folder, client)
+        scores = model(read.x[1:3])
+        assert torch.equal(predicted(model, rows), scores)
+        assert torch.equal(predicted(model, read_rows_to_predict(folder, [tmp_path / "new.parquet"])), scores)
+        assert description(model)["tokenizer"] == read.tokenizer == (folder / "tokenizer.json").read_text("utf-8")
+    with pytest.raises(ConfigError, match=r"keep: .*no column 'topic'"):
+        read_rows_to_predict(folder, [new], ["topic"])
+    for content, fault in (("txt\na\n", "lacks the column 'text'"), ("text,id\na,1\n,2\n", "line 3: the text 'text'")):
+        new.write_text(content)
+        with pytest.raises(DataError, match=fault):
+            read_rows_to_predict(folder, [new])
+    with pytest.raises(DataError, match=r"expected a \.csv or \.parquet file"):
+        read_rows_to_predict(folder, [tmp_path / "new.npz"])
+    own = write("own.csv", text=[f"a zebra, {k}" for k in range(8)], topic=["cats", "dogs"] * 4)
+    adapt(folder, own, rounds=1, out=tmp_path / "fifth")
+    assert (tmp_path / "fifth" / "tokenizer.json").read_text("utf-8") == read.tokenizer
 
 
 def test_what_follows_a_text_of_leaf(tmp_path: Path) -> None:

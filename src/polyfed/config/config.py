@@ -435,7 +435,8 @@ def _misfits(sections: Mapping[str, Any]) -> Iterator[str]:
     for place, spec in enumerate(clients.models if clients else ()):
         if spec.own and (text := _refusal(spec)):
             yield f"clients.models[{place}]: {text}"
-    if data and clients and data.dataset in TEXTS and data.options.get("tokenizer") is None:
+    texts = data and (data.dataset in TEXTS or data.options.get("text") is not None)
+    if data and clients and texts and data.options.get("tokenizer") is None:
         here = data.options.get("vocabulary", VOCABULARY)
         for place, spec in enumerate(clients.models):
             size = dict(spec.options).get("vocabulary", OPTIONS["roberta"]["vocabulary"])

@@ -33,6 +33,7 @@ from polyfed.data.catalogue import (
     PARTITIONS,
     SIZES,
     option_fault,
+    option_misfits,
 )
 from polyfed.data.catalogue import TABLES as OWN_TABLES
 from polyfed.data.schema import Schema
@@ -272,6 +273,7 @@ class DataSection(Section):
                 )
             elif fault := option_fault(self.dataset, key, value):
                 yield f"options.{key}", fault
+        yield from ((f"options.{key}", text) for key, text in option_misfits(self.dataset, self.options))
         if self.dataset not in (*SIZES, "python") and self.path is None:
             yield "path", f"missing; data set {self.dataset!r} needs the path of your file"
         if self.dataset in INSIDE and self.path is not None:

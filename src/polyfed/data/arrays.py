@@ -102,7 +102,7 @@ def read_rows(x: NDArray[Any], where: object, *, kind: Kind | None = None, layou
     if x.dtype.kind == "U":
         raise DataError(
             f"{got}; expected numbers: make tokens of texts, whole numbers (N, T) with 0 as padding, and give the "
-            'option kind = "tokens"'
+            'option kind = "tokens"; or save the texts as a csv or parquet file, and name their column in `text`'
         )
     if x.dtype.kind not in "fiub" or x.ndim not in (2, 3, 4) or 0 in x.shape:
         raise DataError(

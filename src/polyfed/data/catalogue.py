@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Literal, cast
@@ -94,9 +94,15 @@ TABLES: Mapping[str, str] = MappingProxyType({"csv": ".csv", "parquet": ".parque
 #: Data sets whose labels may be numbers to predict.
 NUMERIC = ("npz", "python", *TABLES)
 
+#: Options of texts, which say how these become tokens.
+TOKENS = ("vocabulary", "length", "tokenizer", "bucket")
+
+#: Options of a table that say what its features are, and so mean nothing where a text is all that is read.
+_FEATURES = ("missing", "also_missing", "categorical", "numeric", "union")
+
 _TABLE_OPTIONS = (
     *("label", "classes", "missing", "also_missing", "categorical", "numeric"),
-    *("group", "unit", "time", "ignore", "test", "union", "unlabelled"),
+    *("group", "unit", "time", "ignore", "test", "union", "unlabelled", "text", *TOKENS),
 )
 
 #: Name of a data set -> options of ``load_dataset`` beyond path, cache and image_size.
@@ -108,7 +114,7 @@ DATASET_OPTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "cifar10": (),
         "cifar100": (),
         "svhn": ("extra",),
-        **dict.fromkeys(TEXTS, ("vocabulary", "length", "tokenizer", "bucket")),
+        **dict.fromkeys(TEXTS, TOKENS),
         "leaf": ("vocabulary", "length", "bucket"),
         "uci-har": ("statistics",),
         "breast-cancer": (),
@@ -183,6 +189,7 @@ _OPTIONS: Mapping[str, tuple[str, Callable[[object], bool]]] = MappingProxyType(
         "layout": (f"one of {', '.join(LAYOUTS)}", lambda value: value is None or value in [*LAYOUTS]),
         "header": ("true or false", lambda value: value is None or isinstance(value, bool)),
         "label": ("the name or number of a column", _column),
+        "text": ("the name or number of the column of texts", lambda value: value is None or _column(value)),
         "group": ("the name or number of a column", lambda value: value is None or _column(value)),
         "missing": ("a list of strings", lambda value: _listed(value, lambda text: isinstance(text, str))),
         "also_missing": ("a list of strings", lambda value: _listed(value, lambda text: isinstance(text, str))),
@@ -212,9 +219,27 @@ _OPTIONS: Mapping[str, tuple[str, Callable[[object], bool]]] = MappingProxyType(
 def option_fault(dataset: str, option: str, value: object) -> str | None:
     """Return the fault in the value of a data set's option; None if there is none."""
     expected, right = _OPTIONS[option]
-    if option == "vocabulary" and dataset in TEXTS:  # of pieces of bytes
+    if option == "vocabulary" and dataset != "leaf":  # of pieces of bytes
         expected, right = "258 or more: 256 bytes, padding and the start of a text", partial(_whole, least=258)
     return None if right(value) else f"got {value!r}; expected {expected}"
+
+
+def option_misfits(dataset: str, options: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+    """Yield (option, fault) for the options of a table that do not go together."""
+    if dataset not in TABLES:
+        return
+    if options.get("text") is None:
+        yield from (
+            (option, "says how texts become tokens; name the column of texts by the option `text`, or leave it out")
+            for option in TOKENS
+            if option in options
+        )
+        return
+    yield from (
+        (option, f"means nothing beside text = {options['text']!r}, as no other column is a feature; leave it out")
+        for option in _FEATURES
+        if option in options
+    )
 
 
 #: Kind of partition -> one line about it.

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-#: "number" and "category" are features; "index" is a nameless column of row numbers, which is left out; "ignored" was
-#: left out on request; "test" flags the official test rows; "unit" and "time" are for splits.
-ColumnKind: TypeAlias = Literal["number", "category", "index", "ignored", "label", "group", "test", "unit", "time"]
+#: "number" and "category" are features; "text" becomes tokens, and then the columns that no option names are "unused";
+#: "index" is a nameless column of row numbers, which is left out; "ignored" was left out on request; "test" flags the
+#: official test rows; "unit" and "time" are for splits.
+ColumnKind: TypeAlias = Literal[
+    "number", "category", "text", "unused", "index", "ignored", "label", "group", "test", "unit", "time"
+]
 
 
 @dataclass(frozen=True)

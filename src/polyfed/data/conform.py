@@ -28,7 +28,7 @@ def schema_of(dataset: Dataset) -> Schema:
     elif dataset.kind == "series":
         form += " NCT" if dataset.channels_first else " NTC"
     elif dataset.tokenizer:
-        form += f" of {hashlib.sha256(dataset.tokenizer.encode()).hexdigest()[:12]}"
+        form = tokens_of(dataset.tokenizer)
     try:
         return Schema(
             classes=dataset.classes,
@@ -42,6 +42,11 @@ def schema_of(dataset: Dataset) -> Schema:
             f"{dataset.name}: a name of a class, a column or a category cannot be agreed on: "
             f"{error.errors()[0]['msg']}; shorten it, or leave the column out"
         ) from error
+
+
+def tokens_of(tokenizer: str) -> str:
+    """Return the form of tokens of texts in a schema: the digest of their tokenizer tells which word a number is."""
+    return f"tokens of {hashlib.sha256(tokenizer.encode()).hexdigest()[:12]}"
 
 
 def conform(dataset: Dataset, agreed: Schema) -> Dataset:

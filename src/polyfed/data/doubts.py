@@ -40,8 +40,8 @@ def doubts(dataset: Dataset) -> list[str]:
     if 2 * occur < dataset.num_classes:
         out.append(
             f"{dataset.num_classes - occur} of {dataset.num_classes} classes never occur as y, as every character or "
-            "word of x is a class; if y is a label of the text, save the texts as tokens in an npz file, with "
-            'kind = "tokens"'
+            "word of x is a class; if y is a label of the text, put the texts into a csv or parquet file, and name "
+            "their column by its option `text`"
         )
     if dataset.kind == "tokens":
         out += _of_padding(dataset.x)

@@ -91,7 +91,9 @@ class Schema(BaseModel, frozen=True, extra="forbid"):
 def apart(own: Schema, agreed: Schema) -> Iterator[str]:
     """Yield in words what a site has that the others did not agree on."""
     if own.form != agreed.form:
-        yield f"examples of the form {own.form!r}, where the others have {agreed.form!r}"
+        both = all(form.startswith("tokens of ") for form in (own.form, agreed.form))
+        more = ", of another tokenizer: give all the same tokenizer.json by the option `tokenizer`" if both else ""
+        yield f"examples of the form {own.form!r}, where the others have {agreed.form!r}{more}"
     for what, mine, theirs in (
         ("classes", own.classes, agreed.classes),
         ("columns", [c.name for c in own.columns], [c.name for c in agreed.columns]),

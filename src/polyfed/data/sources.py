@@ -29,7 +29,9 @@ from polyfed.data.catalogue import (
     SIZES,
     TABLES,
     TEXTS,
+    TOKENS,
     option_fault,
+    option_misfits,
 )
 from polyfed.data.conform import conform
 from polyfed.data.dataset import Dataset
@@ -53,6 +55,7 @@ from polyfed.data.readers.parquet import find_parquet, read_images
 from polyfed.data.readers.parquet_table import load_parquet
 from polyfed.data.readers.svhn import load_svhn, svhn_names
 from polyfed.data.readers.table import table_files
+from polyfed.data.readers.tokenizer import Tokens
 from polyfed.data.schema import Schema
 from polyfed.metrics.catalogue import TaskKind
 
@@ -97,7 +100,11 @@ def load_dataset(
         read = load_csv if name == "csv" else load_parquet
         if agreed is not None and agreed.classes:
             options.setdefault("classes", list(agreed.classes))
-        dataset = read(Path(path), task=task, agreed=None if agreed is None else agreed.features(), **options)
+        rules = {option: value for option, value in options.items() if option not in TOKENS}
+        how = {option: value for option, value in options.items() if option in TOKENS}
+        tokens = None if options.get("text") is None else Tokens(_cache_root(cache) / "decoded", **how)
+        columns = agreed.features() if agreed is not None and tokens is None else None
+        dataset = read(Path(path), task=task, agreed=columns, tokens=tokens, **rules)
     else:
         given = {**options, "task": task} if name == "npz" else options
         if agreed is not None and name in ("npz", *_FOLDERS):
@@ -224,6 +231,7 @@ def _check_arguments(name: str, path: Path | None, image_size: int | None, optio
         for option in known
         if option in options and (fault := option_fault(name, option, options[option]))
     ]
+    faults += [f"{option}: {fault}" for option, fault in option_misfits(name, options)]
     if name not in SIZES and path is None:
         faults.append(f"path: missing; dataset {name!r} needs the path of your file")
     if name in INSIDE and path is not None:

@@ -213,5 +213,5 @@ def _check(name: str, input_shape: tuple[int, ...]) -> None:
     if len(input_shape) != 1:
         raise ModelError(
             f"{name} takes tokens (T,), got samples of shape {input_shape}; choose a data set of texts, such as "
-            "agnews, or another network"
+            "agnews or a table with the option `text`, or another network"
         )

@@ -14,7 +14,13 @@ if TYPE_CHECKING:
 HEADINGS = ("column", "taken for", "levels", "missing", "range")
 _SHOWN = 8  # levels, or columns of a kind, that a line names
 
-_WORDS = {"index": "index, left out", "ignored": "left out, as asked", "test": "flag of the official test rows"}
+_WORDS = {
+    "index": "index, left out",
+    "ignored": "left out, as asked",
+    "text": "text, as tokens",
+    "unused": "left out, beside the text",
+    "test": "flag of the official test rows",
+}
 
 
 def rows(columns: Sequence[Column]) -> list[tuple[str, ...]]:
@@ -58,7 +64,9 @@ def summary(dataset: Dataset) -> str:
     if levels:
         parts.append(f"{len(levels)} categor{'ies' if len(levels) > 1 else 'y'} ({_some(levels)})")
     for column in dataset.columns:
-        if column.kind == "label":
+        if column.kind == "text":
+            parts.append(f"text {column.name!r}")
+        elif column.kind == "label":
             of = (
                 f"with {len(column.categories)} classes ({_some(column.categories)})"
                 if column.categories
@@ -67,7 +75,8 @@ def summary(dataset: Dataset) -> str:
             parts.append(f"label {column.name!r} {of}")
         elif column.kind == "group":
             parts.append(f"group {column.name!r} with {len(dataset.group_names)} names")
-    left = [column.name or "(no name)" for column in dataset.columns if column.kind in ("index", "ignored")]
+    beside = ("index", "ignored", "unused")
+    left = [column.name or "(no name)" for column in dataset.columns if column.kind in beside]
     if left:
         parts.append(f"left out: {_some(left)}")
     if dataset.num_unlabelled:

@@ -24,6 +24,7 @@ from polyfed.core.message import Message, State, compact
 from polyfed.core.requests import Exchange, drive
 from polyfed.data.catalogue import TABLES
 from polyfed.data.client import FederatedData
+from polyfed.data.conform import tokens_of
 from polyfed.data.readers.csv import open_csv
 from polyfed.data.readers.parquet_table import open_parquet
 from polyfed.data.readers.rules import Rules
@@ -50,7 +51,7 @@ from polyfed.storage.run_dir import SavedRun
 from polyfed.trained.assemble import first_state
 from polyfed.trained.load import check_saved
 from polyfed.trained.model import TrainedModel
-from polyfed.trained.preprocessing import Preprocessing
+from polyfed.trained.preprocessing import TOKENIZER, Preprocessing
 from polyfed.trained.single import SingleClient
 
 #: What `adapt` writes beside the model: the numbers of `Adapted`.
@@ -200,6 +201,9 @@ class _Shared:
         task = configured_task(config, shape, outputs, dtype, agreed.feature_columns)
         if facts is None:
             check_saved(folder, config, task, saved)
+            if agreed.form.startswith("tokens of "):  # new texts become tokens by what the run learnt
+                given = {**config.data.options, "tokenizer": str((folder / TOKENIZER).absolute())}
+                config = config.replace("data", options=given)
         else:
             task = replace(task, architectures=tuple(map(ModelSpec.parse, facts["architectures"])))
         config = config.replace("train", clients={}).replace("clients", names=None).replace("data", agreed=agreed)
@@ -213,6 +217,8 @@ def _schema(about: Preprocessing) -> Schema:
         form += " of bytes" if about.dtype == "uint8" else " of numbers"
     elif about.kind == "series":
         form += " NCT" if about.channels_first else " NTC"
+    elif "text" in about.options:
+        form = tokens_of(about.tokenizer)
     columns = tuple(Feature(name=column.name, categories=column.categories or ()) for column in about.columns)
     return Schema(classes=about.classes, columns=columns, mean=about.mean, std=about.std, form=form)
 

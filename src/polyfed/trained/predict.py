@@ -13,6 +13,7 @@ from polyfed.base.text import csv_text
 from polyfed.data.readers.new_rows import (
     NewRows,
     read_new_array,
+    read_new_column,
     read_new_images,
     read_new_leaf,
     read_new_table,
@@ -45,6 +46,11 @@ def read_rows_to_predict(
     about = Preprocessing.read(run_folder(run_dir))
     array = len(paths) == 1 and paths[0].suffix.lower() in _ARRAYS
     suffix = paths[0].suffix.lower() if len(paths) == 1 else ""
+    if (column := about.options.get("text")) is not None and about.tokenizer:
+        if len(paths) != 1:
+            raise DataError(f"got {len(paths)} files; expected one table of texts, a .csv or .parquet file")
+        length, options = about.input_shape[0], about.options
+        return read_new_column(paths[0], column, about.tokenizer, length, options, header=about.header, keep=keep)
     if suffix == ".csv" and about.tokenizer:
         return read_new_texts(paths[0], about.tokenizer, about.input_shape[0], keep)
     if keep and not about.columns:

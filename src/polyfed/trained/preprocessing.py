@@ -70,7 +70,7 @@ class Preprocessing(BaseModel, frozen=True, extra="forbid"):
         target_scale: likewise.
         clients: the clients' names in order of their numbers; empty if they have none.
         dataset: the name of the data set, which says what kind of file was read.
-        options: the options of its reader that say how cells and arrays are read.
+        options: the options of its reader that say how cells and arrays are read, and which column has texts, by name.
         image_size: side to which images were resized; None if they were not.
         tokenizer: of texts: the JSON text of their tokenizer, which is a file of its own; empty if there is none.
     """
@@ -113,6 +113,7 @@ class Preprocessing(BaseModel, frozen=True, extra="forbid"):
             clients: the clients' names.
         """
         columns = dataset.columns
+        texts = [column.name for column in columns if column.kind == "text"]
         return cls(
             kind=dataset.kind,
             task=dataset.task,
@@ -129,7 +130,8 @@ class Preprocessing(BaseModel, frozen=True, extra="forbid"):
             target_scale=dataset.target_scale,
             clients=tuple(clients),
             dataset=name,
-            options={option: options[option] for option in _OF_READING if option in options},
+            options={option: options[option] for option in _OF_READING if option in options}
+            | ({"text": texts[0]} if texts else {}),
             image_size=image_size,
             tokenizer=dataset.tokenizer,
         )

@@ -1,12 +1,15 @@
-"""AG News and LEAF's layout: texts become tokens, by what the training rows say alone."""
+"""AG News, LEAF's layout and tables of texts: texts become tokens, by what the training rows say alone."""
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from data_helpers import real_data
@@ -23,6 +26,7 @@ from polyfed.data.readers import tokenizer
 from polyfed.data.readers.new_rows import read_new_leaf
 from polyfed.data.schema import Schema
 from polyfed.data.sources import file_digests, load_dataset
+from polyfed.report.columns import summary
 
 TRAIN = ["the red cat", "the red dog", "a fast\\red \\$car", "the cat [PAD]and\\the dog"]  # with line ends of the files
 TEST = ["the zebra, quickly", "the cat"]
@@ -160,6 +164,134 @@ def test_a_tokenizer_that_cannot_encode_a_text_is_an_error_of_the_data(package: 
         tokenizer.encoded(["a"], made.to_str(), 1, "here")
 
 
+# ------------------------------------------------------------------------------------------------ a table of texts
+
+LETTERS = ("the red cat", "the red dog", "NA", 'a\\b, "c"', "the red cat", "the zebra, quickly")
+
+
+def letters(folder: Path, texts: tuple[str | None, ...] = LETTERS, **columns: list[Any]) -> None:
+    """Write a table of texts as ``t.csv`` and ``t.parquet``; the last row is of the test."""
+    places = range(len(texts))
+    table: dict[str, list[Any]] = {
+        "id": [f"no {k}" for k in places],
+        "review": [*texts],
+        "stars": ["good" if k % 2 else "bad" for k in places],
+        "site": ["NS"[k // 2 % 2] for k in places],
+        "late": [int(k == places[-1]) for k in places],
+        **columns,
+    }
+    folder.mkdir(exist_ok=True)
+    with (folder / "t.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([[*table], *zip(*table.values(), strict=True)])
+    pq.write_table(pa.table(table), folder / "t.parquet")
+
+
+def read_letters(folder: Path, kind: str = "csv", **options: Any) -> Dataset:
+    given = {"text": "review", "label": "stars", "vocabulary": 400, "length": 12, **options}
+    return load_dataset(kind, path=folder / f"t.{kind}", cache=folder / "cache", **given)
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_column_of_texts_becomes_tokens(kind: str, package: Any, tmp_path: Path) -> None:
+    """Catches a tokenizer that learns from test rows, rows that change places, and another column that is read."""
+    letters(tmp_path)
+    data = read_letters(tmp_path, kind, group="site", test="late", bucket=4)
+    learnt = tokenizer.learnt(LETTERS[:5], 400, tmp_path / "elsewhere")  # equal texts count each time
+    assert data.tokenizer == learnt
+    assert data.x.tolist() == tokenizer.encoded(LETTERS, learnt, 12, "here").tolist()
+    assert (data.kind, data.bucket, data.classes, data.y.tolist()) == ("tokens", 4, ("bad", "good"), [0, 1] * 3)
+    assert data.test_rows is not None
+    assert data.test_rows.tolist() == [5]
+    assert [data.group_names[g] for g in data.groups] == [*"NNSSNN"]  # type: ignore[union-attr]
+    assert [c.kind for c in data.columns] == ["unused", "text", "label", "group", "test"]
+    assert "6 rows, 12 tokens each, text 'review', label 'stars' with 2 classes (bad, good)" in summary(data)
+    assert "left out: id" in summary(data)
+    pooled = read_letters(tmp_path, kind)  # without test rows of its own, all texts are learnt
+    assert pooled.tokenizer == tokenizer.learnt(LETTERS, 400, tmp_path / "elsewhere") != learnt
+    assert pooled.bucket == 16
+
+
+def test_files_of_texts_and_a_file_of_test_rows(package: Any, tmp_path: Path) -> None:
+    """Catches the texts of a file of test rows that are learnt, and files that are not the groups of their rows."""
+    letters(tmp_path)
+    letters(tmp_path / "north")
+    (tmp_path / "north" / "t.csv").replace(tmp_path / "new.csv")
+    data = read_letters(tmp_path, test="new.csv")
+    assert data.tokenizer == tokenizer.learnt(LETTERS, 400, tmp_path / "elsewhere")
+    assert data.test_rows is not None
+    assert (data.test_rows.tolist(), len(data)) == ([*range(6, 12)], 12)
+    (tmp_path / "north" / "t.parquet").unlink()
+    for name in ("a", "b"):
+        (tmp_path / "north" / f"{name}.csv").write_bytes((tmp_path / "t.csv").read_bytes())
+    two = load_dataset("csv", path=tmp_path / "north", cache=tmp_path, text="review", label="stars")
+    assert two.group_names == ("a", "b")
+    (tmp_path / "north" / "b.csv").write_text("review,stars\nso so,bad\nfine,good\n")
+    with pytest.raises(DataError, match=r"expected those of a\.csv: id, review, stars, site, late$"):
+        load_dataset("csv", path=tmp_path / "north", cache=tmp_path, text="review", label="stars")
+
+
+def test_numbers_are_predicted_from_texts(package: Any, tmp_path: Path) -> None:
+    """Catches a label of numbers that is read as classes."""
+    letters(tmp_path, stars=[1.5, 2, 3, 4.5, 5, 1])
+    data = read_letters(tmp_path, task="regression")
+    assert (data.y.tolist(), data.kind, data.classes) == ([1.5, 2, 3, 4.5, 5, 1], "tokens", ())
+
+
+@pytest.mark.parametrize("text", ["", "  ", None])
+@pytest.mark.parametrize(("kind", "place"), [("csv", "t.csv, line 4"), ("parquet", "t.parquet, row 3")])
+def test_an_empty_text_is_named(kind: str, place: str, text: str | None, tmp_path: Path) -> None:
+    letters(tmp_path, ("one", "two", text, "four"))
+    with pytest.raises(DataError, match=rf"{place}: the text 'review' is missing .*; fill it or drop the row$"):
+        read_letters(tmp_path, kind)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"categorical": ["site"]}, "categorical: means nothing beside text = 'review', as no other column is a feat"),
+        ({"numeric": ["id"], "missing": [""]}, "(?s)missing: means nothing.*numeric: means nothing"),
+        ({"also_missing": ["-"]}, "also_missing: means nothing beside"),
+        ({"union": True}, "union: means nothing beside"),
+        ({"text": None}, "vocabulary: says how texts become tokens; name the column of texts by the option `text`"),
+        ({"text": ["review"]}, "text: got .*; expected the name or number of the column of texts"),
+        ({"vocabulary": 257}, "vocabulary: got 257; expected 258 or more"),
+        ({"text": "stars"}, "text: column 'stars' is the label too; choose another"),
+    ],
+)
+def test_options_that_do_not_go_with_texts(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    letters(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        read_letters(tmp_path, **options)
+    given = {"text": "review", "label": "stars", "vocabulary": 400, **options}
+    if options.get("text") != "stars" and None not in options.values():  # a configuration knows without the file
+        with pytest.raises(ConfigError, match=rf"data\.options\.{message.removeprefix('(?s)')[:6]}"):
+            Config.parse({"data": {"dataset": "csv", "path": "t.csv", "options": given}})
+
+
+def test_texts_without_the_option_are_told_of_it(tmp_path: Path) -> None:
+    letters(tmp_path, tuple(f"text number {k}" for k in range(30)))
+    with pytest.raises(DataError, match=r"column 'review' has 30 different texts .* name its column in `text`"):
+        load_dataset("csv", path=tmp_path / "t.csv", label="stars", ignore=["id"])
+    with pytest.raises(DataError, match="no column 'body' for option 'text'"):
+        read_letters(tmp_path, text="body")
+
+
+def test_sites_with_tables_of_texts_share_a_tokenizer(package: Any, tmp_path: Path) -> None:
+    """Catches sites whose word 300 is another, and a file of a tokenizer that is passed over."""
+    letters(tmp_path / "a")
+    letters(tmp_path / "b", ("other words", "of another site"))
+    agreed = schema_of(first := read_letters(tmp_path / "a"))
+    with pytest.raises(DataError, match=r"another tokenizer: give all the same tokenizer\.json by the option"):
+        read_letters(tmp_path / "b", agreed=agreed)
+    place = tmp_path / "tokenizer.json"
+    place.write_text(first.tokenizer, "utf-8")
+    second = read_letters(tmp_path / "b", agreed=agreed, tokenizer=str(place))
+    assert (second.tokenizer, second.classes) == (first.tokenizer, first.classes)
+    assert "tokenizer" in second.files
+    with pytest.raises(DataError, match=r"data.options.tokenizer: no file"):
+        read_letters(tmp_path / "b", tokenizer="none.json")
+
+
 # ----------------------------------------------------------------------------------------------------------- LEAF
 
 
@@ -215,7 +347,7 @@ def test_a_file_of_another_layout(tmp_path: Path, content: str) -> None:
         ({"users": ["w"], "user_data": {}}, "user 'w' has no x and y; expected a json object"),
         (
             {"users": ["u"], "user_data": {"u": {"x": ["a"], "y": [0]}}},
-            'y = 0; .*classes .*npz, with kind = "tokens"',
+            "y = 0; .*classes .*csv or parquet file, and name their column by its option `text`",
         ),
         ({"users": ["u", "u"], "user_data": {"u": {"x": ["ab"], "y": ["c"]}}}, "user 'u' is named twice in users"),
         ({"users": [], "user_data": {"u": {"x": ["ab"], "y": ["c"]}}}, "user 'u' is not named in users"),
@@ -336,6 +468,9 @@ def test_the_commands_take_text(tmp_path: Path) -> None:
     tables["clients"]["models"] = ["roberta(weights='w.safetensors')"]
     assert Config.parse(tables)
     del tables["data"]["options"]["tokenizer"]
+    with pytest.raises(ConfigError, match="weights for 50265 tokens, but the tokenizer that is learnt here has 8192"):
+        Config.parse(tables)
+    tables["data"] |= {"dataset": "csv", "path": "t.csv", "options": {"text": "review"}}
     with pytest.raises(ConfigError, match="weights for 50265 tokens, but the tokenizer that is learnt here has 8192"):
         Config.parse(tables)
     shown = CliRunner().invoke(app, ["validate", str(config), "--set", 'clients.models=["cnn5"]'])

@@ -18,7 +18,7 @@ from polyfed.data.catalogue import LENGTH, VOCABULARY
 from polyfed.data.dataset import Dataset
 from polyfed.data.readers.cache import Arrays, cached_arrays, fingerprint
 from polyfed.data.readers.class_names import AGNEWS_CLASSES
-from polyfed.data.readers.tokenizer import encoded, learnt
+from polyfed.data.readers.tokenizer import Tokens, read_utf8
 
 NOISY = "train_noisy_labels.txt"
 #: Name of a data set -> its files, training rows first; the last has the test rows.
@@ -65,9 +65,8 @@ def load_agnews(
         raise DataError(
             f"{place}: {', '.join(missing)} not found; {name!r} has {', '.join(FILES[name])}; correct the path"
         )
-    given = None if tokenizer is None else Path(tokenizer)
-    if given is not None and not given.is_file():
-        raise DataError(f"data.options.tokenizer: no file {given}; expected a tokenizer.json; correct the path")
+    how = Tokens(cache, vocabulary, length, tokenizer, bucket)
+    given = how.given
     sources = [*files, *([given] if given else [])]
 
     def build() -> Arrays:
@@ -77,8 +76,7 @@ def load_agnews(
         n_train = len(texts) - len(parts[-1][0])
         if name == "agnews-noisy":
             labels[:n_train] = _labels(place / NOISY, n_train)
-        text = learnt(texts[:n_train], vocabulary, cache) if given is None else _text(given)
-        x = encoded(texts, text, length, given or "the learnt tokenizer")
+        x, text = how.of(texts, texts[:n_train])
         whole = np.frombuffer(text.encode(), dtype=np.uint8)
         return {"x": x.astype(np.int32), "y": np.array(labels) - 1, "n_train": np.asarray(n_train), "tokenizer": whole}
 
@@ -134,20 +132,8 @@ def _rows(path: Path) -> tuple[list[str], list[int]]:
     return texts, labels
 
 
-def _text(path: Path) -> str:
-    """Return the text of a file.
-
-    Raises:
-        DataError: the file cannot be read, or its bytes are no UTF-8.
-    """
-    try:
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); it is damaged or another file, fetch it again") from error
-
-
 def _labels(path: Path, rows: int) -> list[int]:
-    lines = _text(path).split()
+    lines = read_utf8(path).split()
     if len(lines) != rows or not {*lines} <= {"1", "2", "3", "4"}:
         raise DataError(
             f"{path}: holds {len(lines)} labels; expected one from 1 to 4 for each of the {rows} rows of train.csv; "

@@ -140,21 +140,22 @@ class Table:
             return number[codes], [texts[code] for code in there]
         if len(bad):
             text = texts[codes[bad[0]]] if codes[bad[0]] >= 0 else "null"
+            without = ", or give `missing` without this text" if self.rules.text is None else ""
             more = ", or set `unlabelled = true` if rows may have no label" * (role == "label")
             raise DataError(
                 f"{self.place(int(bad[0]))}: the {role} {self.names[at]!r} is missing ({text!r}); fill it or drop the "
-                f"row, or give `missing` without this text{more}"
+                f"row{without}{more}"
             )
         return codes, texts
 
 
 def read_cells(sheets: Sequence[Sheet], roles: Mapping[int, ColumnKind], rules: Rules, path: Path) -> Table:
     """Read the cells; where a column turns out to be text, begin anew, so that numbers never wait as text."""
-    roles_of_text = {"label", "group", "test", "unit", "time", "category"} - (
+    roles_of_text = {"label", "group", "test", "unit", "time", "category", "text"} - (
         {"label"} if rules.task == "regression" else set()
     )
     text = {at for at, role in roles.items() if role in roles_of_text}
-    used = [at for at in range(len(sheets[0].names)) if roles.get(at) != "ignored"]
+    used = [at for at in range(len(sheets[0].names)) if roles.get(at) not in ("ignored", "unused")]
     orders = [_order(sheet.names, sheets[0].names) for sheet in sheets]
     while True:
         before, starts = len(text), [0]

@@ -16,13 +16,20 @@ from polyfed.data.dataset import Dataset
 from polyfed.data.readers.cells import Sheet
 from polyfed.data.readers.rules import Rules
 from polyfed.data.readers.table import read_table, unclear_header
+from polyfed.data.readers.tokenizer import Tokens
 
 _BLOCK = 1 << 20  # bytes that are read at once; more where rows are long, as each block has a cost per column
 _LOOK = 1000  # rows that are looked at to tell whether the first line names the columns; fewer of long rows
 
 
 def load_csv(
-    path: Path, *, header: bool | None = None, delimiter: str = ",", encoding: str = "utf-8", **options: Any
+    path: Path,
+    *,
+    header: bool | None = None,
+    delimiter: str = ",",
+    encoding: str = "utf-8",
+    tokens: Tokens | None = None,
+    **options: Any,
 ) -> Dataset:
     """The data set of a table in text.
 
@@ -31,6 +38,7 @@ def load_csv(
         header: whether the first line names the columns; None infers it from the cells where they leave no doubt.
         delimiter: the character between cells.
         encoding: the name of a codec; a byte order mark is left out.
+        tokens: how texts become tokens, if an option names their column.
         options: see `Rules`.
 
     Raises:
@@ -41,7 +49,8 @@ def load_csv(
     if header is False and rules.by_name and rules.agreed is None:
         raise ConfigError("header: got false, but columns are given by name; give their numbers instead")
     known = True if rules.by_name and header is None else header
-    return Dataset(**read_table(path, ".csv", lambda file: _Sheet(file, known, delimiter, encoding, rules), rules))
+    fields = read_table(path, ".csv", lambda file: _Sheet(file, known, delimiter, encoding, rules), rules, tokens)
+    return Dataset(**fields)
 
 
 def open_csv(path: Path, *, header: bool, delimiter: str = ",", encoding: str = "utf-8", rules: Rules) -> Sheet:

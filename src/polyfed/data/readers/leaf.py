@@ -150,7 +150,8 @@ def _rows(path: Path, *, labelled: bool = True) -> list[tuple[str, Sequence[str]
             raise DataError(
                 f"{path}: user {user!r} has x = {repr(x)[:60]} and y = {repr(y)[:60]}; expected for x a text or a list "
                 "of words, one kind in a file, none empty, and for y the character or the word that follows; classes "
-                'of texts are not read from LEAF\'s layout: save such texts as tokens in an npz, with kind = "tokens"'
+                "of texts are not read from LEAF's layout: put such texts into a csv or parquet file, and name their "
+                "column by its option `text`"
             )
     if not rows:
         raise DataError(f"{path}: has no rows; {layout}")

@@ -83,16 +83,8 @@ def read_new_table(
         DataError: a column is missing, or a cell is no number where the training's were.
         ConfigError: a column to keep is not there.
     """
-    suffix = path.suffix.lower()
-    if not path.is_file() or suffix not in (".csv", ".parquet"):
-        what = "it has another ending" if path.is_file() else "there is no such file"
-        raise DataError(f"{path}: {what}; expected a .csv or .parquet file of rows to predict")
     rules = Rules(**{key: value for key, value in options.items() if key in _OF_CELLS})
-    if suffix == ".csv":
-        how = {key: options[key] for key in ("delimiter", "encoding") if key in options}
-        sheet: Sheet = open_csv(path, header=header, rules=rules, **how)
-    else:
-        sheet = open_parquet(path)
+    sheet = _opened(path, options, header, rules)
     names = list(sheet.names)
     wanted = [name for name in columns if reads is None or name in reads]
     if lacking := [name for name in wanted if name not in names]:
@@ -101,8 +93,7 @@ def read_new_table(
             f"{nearest(lacking[0], names)}; expected every column that the model reads: {', '.join(wanted)}; "
             f"the file has {', '.join(names)}; a column whose values are not known may have empty cells"
         )
-    if gone := [name for name in keep if name not in names]:
-        raise ConfigError(f"keep: {path} has no column {gone[0]!r}{nearest(gone[0], names)}; it has {', '.join(names)}")
+    _check_kept(path, names, keep)
     roles: dict[int, ColumnKind] = {}
     for at, name in enumerate(names):
         if name in wanted:
@@ -128,6 +119,24 @@ def read_new_table(
     return NewRows(inputs, kept, unknown)
 
 
+def _opened(path: Path, options: Mapping[str, Any], header: bool, rules: Rules) -> Sheet:
+    """Open a csv or parquet file of rows to predict."""
+    suffix = path.suffix.lower()
+    if not path.is_file() or suffix not in (".csv", ".parquet"):
+        what = "it has another ending" if path.is_file() else "there is no such file"
+        raise DataError(f"{path}: {what}; expected a .csv or .parquet file of rows to predict")
+    if suffix == ".parquet":
+        return open_parquet(path)
+    how = {key: options[key] for key in ("delimiter", "encoding") if key in options}
+    return open_csv(path, header=header, rules=rules, **how)
+
+
+def _check_kept(path: Path, names: Sequence[str], keep: Sequence[str]) -> None:
+    """Refuse a column to keep that a file lacks."""
+    if gone := [name for name in keep if name not in names]:
+        raise ConfigError(f"keep: {path} has no column {gone[0]!r}{nearest(gone[0], names)}; it has {', '.join(names)}")
+
+
 def _codes(table: Table, at: int, levels: Sequence[str], unknown: dict[str, tuple[int, str]]) -> NDArray[np.int64]:
     """The code of each cell, (N,), -1 where it is missing or unknown; unknown ones are counted."""
     numbers, texts = table.cells[at].joined(), list(table.cells[at].texts)
@@ -141,6 +150,47 @@ def _codes(table: Table, at: int, levels: Sequence[str], unknown: dict[str, tupl
 def _texts(table: Table, at: int) -> list[str]:
     numbers, texts = table.cells[at].joined(), [*table.cells[at].texts, ""]
     return [texts[number] for number in numbers]
+
+
+def read_new_column(
+    path: Path,
+    column: str,
+    tokenizer: str,
+    length: int,
+    options: Mapping[str, Any],
+    *,
+    header: bool = True,
+    keep: Sequence[str] = (),
+) -> NewRows:
+    """Read the texts of a csv or parquet file, as tokens, as a table with the option ``text`` was read.
+
+    Args:
+        path: the file; of its columns only that of the texts, and those to keep, are read.
+        column: the name of the column of the texts.
+        tokenizer: the JSON text of the training's tokenizer.
+        length: most tokens of a text.
+        options: the options with which the training's table was read.
+        header: as for `read_new_table`.
+        keep: names of columns to return as texts.
+
+    Raises:
+        DataError: the column is missing, a text is empty, or the package ``tokenizers`` is not installed.
+        ConfigError: a column to keep is not there.
+    """
+    rules = Rules(text=column)
+    sheet = _opened(path, options, header, rules)
+    names = list(sheet.names)
+    if column not in names:
+        raise DataError(
+            f"{path}: lacks the column {column!r}{nearest(column, names)}; expected the column of texts that the "
+            f"training had; the file has {', '.join(names)}"
+        )
+    _check_kept(path, names, keep)
+    roles: dict[int, ColumnKind] = {at: "unit" if name in keep else "unused" for at, name in enumerate(names)}
+    table = read_cells([sheet], {**roles, names.index(column): "text"}, rules, path)
+    codes, texts = table.given(names.index(column), "text", ("",))
+    tokens = encoded(texts, tokenizer, length, "the run's tokenizer.json")[codes]
+    return NewRows((torch.from_numpy(tokens),), {name: _texts(table, names.index(name)) for name in keep})
 
 
 def read_new_texts(path: Path, tokenizer: str, length: int, keep: Sequence[str] = ()) -> NewRows:
@@ -167,8 +217,7 @@ def read_new_texts(path: Path, tokenizer: str, length: int, keep: Sequence[str] 
         raise DataError(
             f"{path}: has the columns {', '.join(names)}; expected title and description, or text, in the first line"
         )
-    if gone := [name for name in keep if name not in names]:
-        raise ConfigError(f"keep: {path} has no column {gone[0]!r}{nearest(gone[0], names)}; it has {', '.join(names)}")
+    _check_kept(path, names, keep)
     if wrong := [row for row in rows if len(row) != len(names)]:
         raise DataError(f"{path}: the row {wrong[0]!r} has {len(wrong[0])} cells; expected {len(names)}, as the header")
     if not rows:

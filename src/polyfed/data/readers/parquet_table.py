@@ -15,15 +15,17 @@ from polyfed.data.dataset import Dataset
 from polyfed.data.readers.cells import Sheet
 from polyfed.data.readers.rules import Rules
 from polyfed.data.readers.table import read_table
+from polyfed.data.readers.tokenizer import Tokens
 
 _ROWS = 16_384  # rows that are read at once
 
 
-def load_parquet(path: Path, **options: Any) -> Dataset:
+def load_parquet(path: Path, *, tokens: Tokens | None = None, **options: Any) -> Dataset:
     """The data set of a parquet table.
 
     Args:
         path: a file, or a folder of ``*.parquet`` files of the same columns, one per client (file name = group).
+        tokens: how texts become tokens, if an option names their column.
         options: see `Rules`.
 
     Raises:
@@ -31,7 +33,7 @@ def load_parquet(path: Path, **options: Any) -> Dataset:
         ConfigError: options that contradict each other.
     """
     rules = Rules(**options)
-    return Dataset(**read_table(path, ".parquet", _Sheet, rules))
+    return Dataset(**read_table(path, ".parquet", _Sheet, rules, tokens))
 
 
 def open_parquet(path: Path) -> Sheet:

@@ -45,6 +45,7 @@ class Rules:
         unlabelled: whether a row may have no label, its cell missing.
         agreed: the columns that all sites agreed on: the features and the label are found by name, and categories and
             classes have the agreed numbers.
+        text: column of the texts, by name or number, which alone are read, as tokens; no other column is a feature.
     """
 
     label: str | int = -1
@@ -64,6 +65,7 @@ class Rules:
     union: bool = False
     unlabelled: bool = False
     agreed: Sequence[Column] | None = None
+    text: str | int | None = None
 
     def __post_init__(self) -> None:
         """Join the cells that stand for a missing value; refuse options that contradict each other."""
@@ -76,7 +78,8 @@ class Rules:
     @property
     def by_name(self) -> bool:
         """Whether an option or an agreement names a column."""
-        named = (self.label, self.group, self.unit, self.time, *self.categorical, *self.numeric, *self.ignore)
+        one = (self.label, self.group, self.unit, self.time, self.text)
+        named = (*one, *self.categorical, *self.numeric, *self.ignore)
         return self.union or self.agreed is not None or any(isinstance(column, str) for column in named)
 
     def number(self, cell: str) -> float | None:

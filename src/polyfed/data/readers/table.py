@@ -24,6 +24,7 @@ from polyfed.data.columns import Column, ColumnKind
 from polyfed.data.dataset import check_digits
 from polyfed.data.readers.cells import Padded, Sheet, Table, read_cells
 from polyfed.data.readers.rules import MISSING, Rules
+from polyfed.data.readers.tokenizer import Tokens
 
 _MAX_CATEGORIES = 1000  # beyond this a column is an identifier or free text, not a category
 _FEW = 20  # so many categories are plausible in the smallest table
@@ -75,7 +76,9 @@ def table_files(path: Path, suffix: str, test: object = None) -> list[Path]:
     return files
 
 
-def read_table(path: Path, suffix: str, open_sheet: Callable[[Path], Sheet], rules: Rules) -> dict[str, Any]:
+def read_table(
+    path: Path, suffix: str, open_sheet: Callable[[Path], Sheet], rules: Rules, tokens: Tokens | None = None
+) -> dict[str, Any]:
     """The fields of the `Dataset` of a table.
 
     Args:
@@ -84,6 +87,7 @@ def read_table(path: Path, suffix: str, open_sheet: Callable[[Path], Sheet], rul
         suffix: of the files in a folder.
         open_sheet: opens a file.
         rules: the options.
+        tokens: how texts become tokens, if the rules name their column.
 
     Returns:
         Fields by name. With ``task = "regression"`` y is ``(N,)`` float64 and classes is empty.
@@ -105,7 +109,8 @@ def read_table(path: Path, suffix: str, open_sheet: Callable[[Path], Sheet], rul
     for sheet in sheets[1:]:
         if sorted(sheet.names) != sorted(names):
             own, others = (", ".join(name or "(no name)" for name in each) for each in (sheet.names, names))
-            more = "; files that lack columns of others take the option `union`" if path.is_dir() else ""
+            unlike = path.is_dir() and rules.text is None
+            more = "; files that lack columns of others take the option `union`" if unlike else ""
             raise DataError(f"{sheet.path}: columns {own}; expected those of {sheets[0].path.name}: {others}{more}")
     _check_order(sheets, rules)
     roles = _roles(names, rules, path, apart)
@@ -119,12 +124,12 @@ def read_table(path: Path, suffix: str, open_sheet: Callable[[Path], Sheet], rul
     features = [at for at in range(len(names)) if roles.get(at, "category") in ("category", "number")]
     if rules.agreed is not None:
         features = [names.index(name) for name, column in shown.items() if column.kind in ("number", "category")]
-    if not features:
+    if not features and rules.text is None:
         raise DataError(f"{path}: no feature columns beside the label; columns are {', '.join(names)}")
     found = {at: Column(names[at], role) for at, role in roles.items() if role not in ("category", "number")}
     label = next(at for at, role in roles.items() if role == "label")
     found[label], y, classes = _label(table, label, shown.get(names[label]))
-    x = _features(table, features, shown, roles, found)
+    x = np.empty(0) if rules.text is not None else _features(table, features, shown, roles, found)
     order = sorted(found) if rules.agreed is None else [*features, *sorted(found.keys() - set(features))]
     group = next((at for at, role in roles.items() if role == "group"), None)
     groups, group_names = (None, ()) if group is None else _groups(table, group)
@@ -136,7 +141,11 @@ def read_table(path: Path, suffix: str, open_sheet: Callable[[Path], Sheet], rul
     unit, time = (next((at for at, role in roles.items() if role == key), None) for key in ("unit", "time"))
     if apart:
         test_rows = np.arange(table.starts[1], table.starts[2], dtype=np.int64)
-    return {
+    form: dict[str, Any] = {}
+    if tokens is not None and rules.text is not None:
+        x, tokenizer = _tokens(table, next(at for at, role in roles.items() if role == "text"), test_rows, tokens)
+        form = {"declared": "tokens", "bucket": tokens.bucket, "tokenizer": tokenizer}
+    return form | {
         "name": path.stem,
         "x": torch.from_numpy(x),
         "y": torch.from_numpy(y),
@@ -151,6 +160,16 @@ def read_table(path: Path, suffix: str, open_sheet: Callable[[Path], Sheet], rul
         "times": None if time is None else _times(table, time),
         "unlabelled": rules.unlabelled,
     }
+
+
+def _tokens(
+    table: Table, at: int, test_rows: NDArray[np.int64] | None, tokens: Tokens
+) -> tuple[NDArray[np.int64], str]:
+    """``(N, T)`` tokens of a column of texts, and their tokenizer, which learns from rows that are no official test."""
+    codes, texts = table.given(at, "text", ("",))
+    training = np.delete(codes, [] if test_rows is None else test_rows)
+    found, tokenizer = tokens.of(texts, [texts[code] for code in training])
+    return found[codes], tokenizer
 
 
 def _check_named(rules: Rules) -> None:
@@ -170,7 +189,7 @@ def _check_named(rules: Rules) -> None:
 
 def _check_order(sheets: Sequence[Sheet], rules: Rules) -> None:
     """Refuse a number for a column that has another name in another file."""
-    given = {"group": rules.group, "unit": rules.unit, "time": rules.time, "test": rules.test}
+    given = {"group": rules.group, "unit": rules.unit, "time": rules.time, "test": rules.test, "text": rules.text}
     if not any(column.kind == "label" for column in rules.agreed or ()):
         given |= {"label": rules.label}
     lists = {"ignore": rules.ignore, "categorical": rules.categorical, "numeric": rules.numeric}
@@ -204,6 +223,7 @@ def _roles(names: tuple[str, ...], rules: Rules, path: Path, apart: bool) -> dic
         ("unit", "unit", [rules.unit]),
         ("time", "time", [rules.time]),
         ("test", "test", [None if apart else rules.test]),
+        ("text", "text", [rules.text]),
         ("ignore", "ignored", rules.ignore),
         ("categorical", "category", rules.categorical),
         ("numeric", "number", rules.numeric),
@@ -251,7 +271,7 @@ def _roles(names: tuple[str, ...], rules: Rules, path: Path, apart: bool) -> dic
         raise DataError("\n".join(faults))
     if clashes:
         raise ConfigError(*clashes)
-    return roles
+    return roles if rules.text is None else {at: "unused" for at in range(count)} | roles
 
 
 def _nameless(name: str) -> bool:
@@ -470,7 +490,7 @@ def _category_column(table: Table, at: int, agreed: Column | None, sure: bool) -
             f"{table.path}: column {name!r} has {len(levels)} different texts in {rows} rows; expected categories "
             f"that occur several times each, at most {_MAX_CATEGORIES}; name the column in `ignore` if it is an "
             "identifier, a date or free text, merge its categories, or name it in `categorical`"
-            + ('; a network reads texts as tokens, from an npz file with kind = "tokens"' if free else "")
+            + ("; to predict from free text alone, name its column in `text`: it becomes tokens" if free else "")
         )
     if not (sure or cells.declared) and len(levels) > 2 and all(map(_DATE.match, levels)):
         raise DataError(

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,69 @@ from numpy.typing import NDArray
 
 from polyfed.base.errors import DataError
 from polyfed.base.files import replacing
+from polyfed.data.catalogue import LENGTH, VOCABULARY
 
 _PADDING, _START = "[PAD]", "[CLS]"
 _VERSION = 2  # raise it when training changes, so that older tokenizers are not used
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """How texts become tokens: the options of a data set of texts.
+
+    Args:
+        cache: folder of learnt tokenizers.
+        vocabulary: most tokens that the tokenizer learns, at least 258.
+        length: most tokens of a text.
+        tokenizer: a ``tokenizer.json`` to take in place of a learnt one.
+        bucket: as of `Dataset`.
+    """
+
+    cache: Path
+    vocabulary: int = VOCABULARY
+    length: int = LENGTH
+    tokenizer: str | None = None
+    bucket: int = 16
+
+    @property
+    def given(self) -> Path | None:
+        """The file of a tokenizer; None if it is learnt.
+
+        Raises:
+            DataError: there is no such file.
+        """
+        if self.tokenizer is None:
+            return None
+        path = Path(self.tokenizer)
+        if not path.is_file():
+            raise DataError(f"data.options.tokenizer: no file {path}; expected a tokenizer.json; correct the path")
+        return path
+
+    def of(self, texts: Sequence[str], training: Sequence[str]) -> tuple[NDArray[np.int64], str]:
+        """Return the tokens of texts, ``(N, length)``, and the JSON text of their tokenizer.
+
+        Args:
+            texts: all texts.
+            training: those that a tokenizer learns from, if no file has one.
+
+        Raises:
+            DataError: the package is not installed, or the file has no tokenizer.
+        """
+        given = self.given
+        made = learnt(training, self.vocabulary, self.cache) if given is None else read_utf8(given)
+        return encoded(texts, made, self.length, given or "the learnt tokenizer"), made
+
+
+def read_utf8(path: Path) -> str:
+    """Return the text of a file.
+
+    Raises:
+        DataError: the file cannot be read, or its bytes are no UTF-8.
+    """
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); it is damaged or another file, fetch it again") from error
 
 
 def learnt(texts: Sequence[str], vocabulary: int, cache: Path) -> str:
