@@ -104,7 +104,7 @@ def test_folder_of_files(tmp_path: Path) -> None:
 
 def test_a_column_of_texts_is_told_of_tokens(tmp_path: Path) -> None:
     table = "t,y\n" + "".join(f"row {k} of a text,{k % 2}\n" for k in range(30))
-    with pytest.raises(DataError, match=r"column 't' has 30 different texts .*; a network reads texts as tokens"):
+    with pytest.raises(DataError, match=r"column 't' has 30 different texts .*; .* name its column in `text`"):
         read(tmp_path, table, label="y")
     with pytest.raises(DataError, match=r"or name it in `categorical`$"):
         read(tmp_path, table.replace(" ", "-"), label="y")
