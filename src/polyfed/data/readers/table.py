@@ -271,7 +271,10 @@ def _roles(names: tuple[str, ...], rules: Rules, path: Path, apart: bool) -> dic
         raise DataError("\n".join(faults))
     if clashes:
         raise ConfigError(*clashes)
-    return roles if rules.text is None else {at: "unused" for at in range(count)} | roles
+    if rules.text is not None:
+        for at in range(count):
+            roles.setdefault(at, "unused")
+    return roles
 
 
 def _nameless(name: str) -> bool:
