@@ -72,7 +72,7 @@ def test_the_weight_that_predicts_is_the_weight_that_trains_next() -> None:
         products = sum(value.numel() for value in both.values() if value.dim() > 1)
         assert scores[k].flops == 2 * products * 6  # six test examples
         assert scores[k].flops_parts == 2 * products * held
-    whole = Evaluator(fed, game.driver.placement, game.driver.costs, fed.data).evaluate(
+    whole = Evaluator(fed, game.driver, fed.data).evaluate(
         game.server, game.clients, 2, range(fed.config.clients.count)
     )
     assert whole.flops_per_example == pytest.approx(sum(score.flops for score in scores.values()) / 6 / 3)

@@ -21,7 +21,7 @@ from polyfed.rounds.evaluation import Evaluator
 def test_fedproto_sends_what_the_card_says(classes: Any) -> None:
     """Catches weights on the wire, and prototypes of classes that the client lacks: d numbers for each of its own."""
     game = toy.play(federation(FedProto(classes=classes)), 2)
-    evaluator = Evaluator(game.federation, game.driver.placement, game.driver.costs)
+    evaluator = Evaluator(game.federation, game.driver)
     scores = evaluator.evaluate(game.server, game.clients, 2, range(3)).scores
     for k in range(3):
         own = set(game.local(k).train.labels.tolist())

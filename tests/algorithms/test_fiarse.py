@@ -299,11 +299,7 @@ def test_every_client_is_tested_with_the_submodel_of_its_own_capacity() -> None:
     """Catches one message for clients of unlike capacities: bytes and answers of the first client's for all."""
     fed = federation((0.25, 0.5, 1.0))
     game = toy.play(fed, 2)
-    scores = (
-        Evaluator(fed, game.driver.placement, game.driver.costs)
-        .evaluate(game.server, game.clients, 2, range(fed.config.clients.count))
-        .scores
-    )
+    scores = Evaluator(fed, game.driver).evaluate(game.server, game.clients, 2, range(fed.config.clients.count)).scores
     found = []
     for k in range(3):
         local = game.local(k)

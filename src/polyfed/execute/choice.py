@@ -138,6 +138,16 @@ def choose(
     return Chosen(rule.layout, 1, rule.layout, step)
 
 
+def layout(models: Mapping[str, SplitModel], device: str) -> ExecutionName:
+    """Return the layout in which networks are tested.
+
+    Args:
+        models: the networks by part.
+        device: "cpu" or "cuda".
+    """
+    return RULES[device][kind_of_network(models, math.inf)].layout  # "dense" and "other" have the same layout
+
+
 class ExecutionChoice:
     """The choices of a run, each made at the first client of its kind.
 

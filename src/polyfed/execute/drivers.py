@@ -17,7 +17,7 @@ from polyfed.base.types import ClientId, Parts
 from polyfed.core.clients import ClientInfo
 from polyfed.core.message import Message, State
 from polyfed.core.requests import ClientResult, Fit, Fitted, Reduce, Steps, drive, finished
-from polyfed.execute.choice import ExecutionChoice
+from polyfed.execute.choice import ExecutionChoice, layout
 from polyfed.execute.cost import CostCounter
 from polyfed.execute.local_training import run_fit, run_reduce
 from polyfed.execute.placement import Placement
@@ -25,6 +25,7 @@ from polyfed.execute.replay import Replays
 from polyfed.execute.stacked import SIZES, USUAL, StackRule, kind_of, pieces, run_stacked, signature, why_not
 from polyfed.models.flops import Flops
 from polyfed.models.probe import in_network
+from polyfed.models.split import SplitModel
 
 log = logging.getLogger(__name__)
 
@@ -127,6 +128,10 @@ class Sequential:
 
     def testing(self, client: ClientInfo) -> Placement:
         """Where and in which layout a client's networks are tested."""
+        return self.placement
+
+    def testing_server(self, models: Mapping[str, SplitModel]) -> Placement:
+        """Where and in which layout a network that the server has is tested."""
         return self.placement
 
     def charge(self, fit: Fit, fitted: Fitted, work: Work) -> None:
@@ -294,6 +299,10 @@ class Auto(Batched):
     def testing(self, client: ClientInfo) -> Placement:
         """Where and in which layout a client's networks are tested."""
         return replace(self.placement, channels_last=self.choice.of(client).layout == "channels-last")
+
+    def testing_server(self, models: Mapping[str, SplitModel]) -> Placement:
+        """Where and in which layout a network that the server has is tested."""
+        return replace(self.placement, channels_last=layout(models, self.placement.device.type) == "channels-last")
 
 
 def make_driver(

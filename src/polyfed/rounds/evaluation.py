@@ -14,8 +14,7 @@ from polyfed.base import tree
 from polyfed.base.types import ClientId
 from polyfed.core.message import Message
 from polyfed.data.client import FederatedData
-from polyfed.execute.cost import CostCounter
-from polyfed.execute.placement import Placement
+from polyfed.execute.drivers import Sequential
 from polyfed.metrics.catalogue import METRICS
 from polyfed.metrics.metrics import Tallies, plus
 from polyfed.rounds.clients import Clients
@@ -114,16 +113,13 @@ class Evaluator:
 
     Args:
         view: the server's knowledge of the federation.
-        placement: device and precision of the server's own tests.
-        costs: counts the FLOPs of the tests.
+        driver: says where and how networks are tested, and counts the FLOPs of the tests.
         test_data: all clients' test data; None if the server has no data, and so tests no models of its own.
     """
 
-    def __init__(
-        self, view: ServerView, placement: Placement, costs: CostCounter, test_data: FederatedData | None = None
-    ) -> None:
-        self.view, self.placement, self.costs, self.test_data = view, placement, costs, test_data
-        self.scorer = Scorer(view.algorithm, placement, costs, view.config)
+    def __init__(self, view: ServerView, driver: Sequential, test_data: FederatedData | None = None) -> None:
+        self.view, self.driver, self.costs, self.test_data = view, driver, driver.costs, test_data
+        self.scorer = Scorer(view.algorithm, driver.placement, driver.costs, view.config)
 
     def evaluate(
         self,
@@ -178,10 +174,10 @@ class Evaluator:
         out: dict[str, tuple[Score, list[Score]]] = {}
         flops: float = 0
         for name, nets in named.items():
-            placed = {
-                part: replace(net, params=tree.map_leaves(self.placement.put, net.params)) for part, net in nets.items()
-            }
-            outputs, cost = self.scorer.outputs(placed, data, self.placement)
+            models = {part: net.model for part, net in nets.items() if net.model is not None}
+            place = self.driver.testing_server(models)
+            placed = {part: replace(net, params=tree.map_leaves(place.put, net.params)) for part, net in nets.items()}
+            outputs, cost = self.scorer.outputs(placed, data, place)
             flops += cost
             predictor, found = next(iter(outputs.items()))
             whole = self.scorer.read({predictor: found}, data.labels)

@@ -228,7 +228,7 @@ class _Run(RoundLoop):
             return "-".join(each[:16] for each in (config.lasting(rounds).hash(), *hashes))
 
         super().__init__(federation, run_dir, store, self.execution.driver, identity)
-        self.evaluator = Evaluator(federation, self.placement, self.driver.costs, federation.data)
+        self.evaluator = Evaluator(federation, self.driver, federation.data)
         self.timed: TimedClients | None = None
 
     def run(self) -> RunResult:

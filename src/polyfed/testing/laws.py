@@ -337,9 +337,9 @@ def test_other_process_same_run(subject: Subject, child: Child) -> None:
 
 
 def _evaluated(run: Run[Any]) -> Evaluation:
-    place, everyone = run.driver.placement, range(run.federation.config.clients.count)
-    with place.defaults():
-        return Evaluator(run.federation, place, run.driver.costs, run.federation.data).evaluate(
+    everyone = range(run.federation.config.clients.count)
+    with run.driver.placement.defaults():
+        return Evaluator(run.federation, run.driver, run.federation.data).evaluate(
             run.servers[-1], run.clients, len(run.servers) - 1, everyone
         )
 

@@ -260,7 +260,7 @@ class _Served(RoundLoop):
             make_driver("sequential", Placement.of(config.run.device, config.run.precision)),
             lambda rounds: f"{config.lasting(rounds).hash()[:16]}-{experiment}",
         )
-        self.evaluator = Evaluator(self.view, self.driver.placement, self.driver.costs)
+        self.evaluator = Evaluator(self.view, self.driver)
         self.void = 0
         self.absent: list[ClientId] = []  # not connected when the run began
 
