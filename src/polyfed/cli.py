@@ -513,8 +513,6 @@ _ROWS, _COLUMNS = 50, 20  # clients and classes that a table may show
 
 
 def _show_partition(console: Console, dataset: Dataset, dealt: Partition, names: Sequence[str]) -> None:
-    import numpy as np
-
     from polyfed.report.tables import print_table
 
     y, classes, partial = dataset.strata, dataset.num_classes, dataset.num_unlabelled > 0
@@ -525,7 +523,7 @@ def _show_partition(console: Console, dataset: Dataset, dealt: Partition, names:
     trained = train.sum(axis=1)
     headings = ["classes held"] if wide else list(dataset.classes or ["rows"])
     if partial:
-        gone = dealt.counts(np.where(y < 0, 0, -1), 1, first=_ROWS)[:, 0]
+        gone = dealt.unlabelled(y, first=_ROWS)
         trained, headings = trained + gone, [*headings, "no label"]
         held = [[*row, str(n or ".")] for row, n in zip(held, gone, strict=True)]
     rows = [(told[client], str(trained[client]), str(test[client].sum()), *row) for client, row in enumerate(held)]

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from polyfed.base.errors import DataError
 from polyfed.data.dataset import Dataset
-from polyfed.data.readers.leaf import UNKNOWN
+from polyfed.data.readers.leaf import UNKNOWN, of_leaf
 from polyfed.data.schema import Feature, Schema, apart
 
 
@@ -68,7 +68,7 @@ def conform(dataset: Dataset, agreed: Schema) -> Dataset:
             f"{dataset.name}: has {len(dataset.mean)} channels; the agreed mean and deviation are of {len(agreed.mean)}"
         )
     code = torch.tensor([wanted.classes.index(name) for name in own.classes])
-    if _of_leaf(dataset):
+    if of_leaf(dataset):
         if wanted.classes[0] != UNKNOWN:
             raise DataError(
                 f"{dataset.name}: the agreed classes begin with {wanted.classes[0]!r}; expected {UNKNOWN!r}, as they "
@@ -81,11 +81,6 @@ def conform(dataset: Dataset, agreed: Schema) -> Dataset:
     if agreed.mean:
         dataset = replace(dataset, mean=agreed.mean, std=agreed.std)
     return _arranged(dataset, own, wanted) if own.columns != wanted.columns else dataset
-
-
-def _of_leaf(dataset: Dataset) -> bool:
-    """Whether the classes are the vocabulary of the tokens."""
-    return dataset.kind == "tokens" and dataset.classes[:1] == (UNKNOWN,)
 
 
 def _arranged(dataset: Dataset, own: Schema, wanted: Schema) -> Dataset:

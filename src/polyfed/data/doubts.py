@@ -7,7 +7,7 @@ import math
 from torch import Tensor
 
 from polyfed.data.dataset import Dataset
-from polyfed.data.readers.leaf import UNKNOWN
+from polyfed.data.readers.leaf import of_leaf
 
 
 def _of_padding(x: Tensor) -> list[str]:
@@ -36,7 +36,7 @@ def doubts(dataset: Dataset) -> list[str]:
         for column in dataset.columns
         if column.doubt is not None
     ]
-    occur = len(dataset.y.unique()) if dataset.classes[:1] == (UNKNOWN,) else dataset.num_classes
+    occur = len(dataset.y.unique()) if of_leaf(dataset) else dataset.num_classes
     if 2 * occur < dataset.num_classes:
         out.append(
             f"{dataset.num_classes - occur} of {dataset.num_classes} classes never occur as y, as every character or "

@@ -173,6 +173,15 @@ class Partition:
         flat = np.bincount((client * num_classes + labels)[labels >= 0], minlength=clients * num_classes)
         return flat.reshape(clients, num_classes).astype(np.int64)
 
+    def unlabelled(self, y: ArrayLike, *, first: int | None = None) -> NDArray[np.int64]:
+        """``(clients,)`` number of training rows without a label that each client holds; no test row is one.
+
+        Args:
+            y: ``(N,)`` classes of all rows of the data set, -1 for a row without a label.
+            first: as for `counts`.
+        """
+        return self.counts(np.where(np.asarray(y) < 0, 0, -1), 1, first=first)[:, 0]
+
     def tested(self, y: ArrayLike, num_classes: int) -> NDArray[np.int64]:
         """``(classes,)`` number of test rows of each class in the clients that train on the class; -1 if none trains.
 

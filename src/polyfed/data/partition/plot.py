@@ -49,11 +49,7 @@ def picture(
     total = partition.num_clients
     shown = min(total, 200)  # with more clients the bars are thinner than a pixel or two
     counts = partition.counts(y, num_classes, first=shown) + partition.counts(y, num_classes, "test", first=shown)
-    labels = np.asarray(y)
-    gone = np.zeros(shown, dtype=np.int64)
-    if (labels < 0).any():
-        rest = np.where(labels < 0, 0, -1)
-        gone = partition.counts(rest, 1, first=shown)[:, 0]  # none is a test row
+    gone = partition.unlabelled(y, first=shown)
     # Figure with its own Agg canvas instead of pyplot: no window system, no global list of figures.
     figure = Figure(figsize=(min(16.0, 5.0 + 0.12 * shown), 4.5), layout="constrained")
     FigureCanvasAgg(figure)

@@ -108,6 +108,11 @@ def _entry(value: Any, key: str) -> Any:
     return cast("dict[str, Any]", value).get(key) if isinstance(value, dict) else None
 
 
+def of_leaf(dataset: Dataset) -> bool:
+    """Return whether the classes of a data set are the vocabulary of its tokens, class c being token c + 1."""
+    return dataset.kind == "tokens" and dataset.classes[:1] == (UNKNOWN,)
+
+
 def _rows(path: Path, *, labelled: bool = True) -> list[tuple[str, Sequence[str], str]]:
     """User, tokens and next token of each row; "" for the next token if it is not wanted."""
     rows: list[tuple[str, Any, Any]] = []
