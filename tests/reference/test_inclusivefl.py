@@ -100,7 +100,7 @@ def test_the_reference_tells_a_distillation_from_none() -> None:
         return toy.play(toy.federation(InclusiveFL(beta=beta), models=TOWERS, sizes=(9, 8, 7)), 2).server.model
 
     one, other = play(0.3), play(0.0)
-    last = [n for n in one if n.startswith(TOWERS[0]) and "tower.0" in n and n.rpartition(".")[2] in ("weight", "bias")]
-    assert len(last) == 4
+    # BatchNorm takes off what the bias before it adds: the bias's gradient is rounding, and may be none at all.
+    last = [f"{TOWERS[0]}: tower.0.{end}" for end in ("0.weight", "1.weight", "1.bias")]
     assert not any(torch.equal(one[n], other[n]) for n in last)
     assert torch.equal(one["tower.2.0.weight"], other["tower.2.0.weight"])
