@@ -23,7 +23,10 @@ NUMBERS = 2146
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, Path]:
-    """Two sizes; the entry "cut" has others, dealt to the same clients, and "largest" trains those of capacity 1."""
+    """Two sizes; the entry "cut" has others, dealt to the same clients, and "largest" trains those of capacity 1.
+
+    The networks of "widths" are of no capacity.
+    """
     folder = tmp_path_factory.mktemp("sizes")
     (folder / "known.toml").write_text(
         '[mine]\n[[mine.values]]\nalgorithm = "fiarse"\nof = "Local at 1/4"\naccuracy = 0.5\ntag = "PIC"\n'
@@ -41,8 +44,9 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, Path]:
             "fiarse": {"unseen_capacities": [0.125]},
             "cut": {"name": "heterofl", "unseen_capacities": [], "clients": {"capacities": [1.0, 0.15]}},
             "largest": {"name": "fedavg", "clients": {"selection": "largest"}},
+            "widths": {"name": "fjord"},
         },
-        algorithms=["fiarse", "cut", "largest"],
+        algorithms=["fiarse", "cut", "largest", "widths"],
         show=[*SIZES],
     )
     _, page = reproduce(path, out=folder)
@@ -51,7 +55,10 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, Path]:
 
 
 def test_accuracy_of_each_size_is_that_of_its_clients_and_of_its_submodel(done: tuple[Results, Path]) -> None:
-    """Catches a mean with sizes that no client has, a size of other clients, and own capacities of an algorithm."""
+    """Catches a mean with sizes that no client has, a size of other clients, and own capacities of an algorithm.
+
+    And networks that are of no capacity, taken for one network of all.
+    """
     results, page = done
     rows = {tuple(row[1:4]): row[4] for row in SIZES["sizes"](results).rows}
     for cell in results.cells:
@@ -69,6 +76,9 @@ def test_accuracy_of_each_size_is_that_of_its_clients_and_of_its_submodel(done: 
     assert ("fiarse", "Local", 0.125) not in rows
     assert ("largest", "Global", 1.0) not in rows
     assert rows["largest", "Global", None] == next(iter(results.done[results.cells[2]]["accuracy"]["global"].values()))
+    assert len(results.done[results.cells[3]]["accuracy"]["global"]) > 1
+    own = {key[1:] for key in rows if key[0] == "widths"}
+    assert own == {("Local", None), ("Local", 1.0), ("Local", 0.25)}
     assert named_values(results)["", "fiarse", "Local at 1/4"] in (page / "page.md").read_text().split("## Beside")[1]
     curves = [row for row in SIZES["size_curves"](results).rows if row[1:4] == ("fiarse", "Global", 0.25)]
     assert [row[4] for row in curves] == [0, 1, 2]
@@ -88,15 +98,20 @@ def test_logs_are_read_once(done: tuple[Results, Path], monkeypatch: pytest.Monk
 
     monkeypatch.setattr(Results, "rows", counted)
     SIZES["size_curves"](results)
-    assert sorted(read) == ["cut", "fiarse", "largest"]
+    assert sorted(read) == ["cut", "fiarse", "largest", "widths"]
     assert SIZES["sizes"](results) is SIZES["sizes"](results)
 
 
 def test_costs_of_a_size_are_counted_by_hand(done: tuple[Results, Path]) -> None:
-    """Catches costs of the full network for a part, and bytes of another size."""
+    """Catches costs of the full network for a part, and bytes of another size.
+
+    And the weights of whichever network comes last, where several are of no capacity.
+    """
     results, _ = done
     rows = {tuple(row[1:3]): row[3:] for row in SIZES["size_costs"](results).rows}
-    assert set(rows) == {("fiarse", 1.0), ("fiarse", 0.25), ("cut", 1.0), ("cut", 0.25), ("largest", None)}
+    both = {(label, capacity) for label in ("fiarse", "cut", "widths") for capacity in (1.0, 0.25)}
+    assert set(rows) == {*both, ("largest", None)}
+    assert all(rows["widths", capacity][:2] == (None, None) for capacity in (1.0, 0.25))
     assert rows["fiarse", 1.0][:2] == (NUMBERS, NUMBERS - 18)
     assert rows["fiarse", 0.25][0] == NUMBERS // 4
     assert NUMBERS // 4 - 18 <= rows["fiarse", 0.25][1] <= NUMBERS // 4

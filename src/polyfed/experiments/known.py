@@ -22,6 +22,7 @@ TAGS = {
     "PIC": "read off the paper's picture, right to about a point",
     "SIB": "the sibling paper, InCo Aggregation (ICLR 2024): not this paper's",
     "CALC": "computed from the layers that the authors' code gives",
+    "OWN": "computed from the paper's own numbers",
 }
 
 

@@ -138,7 +138,8 @@ def by_size(results: Results, cell: RunSpec, found: Mapping[str, Any]) -> dict[t
         for name, value in (found.get("global") or {}).items()
         if (match := _NAME.fullmatch(name))
     }
-    single = [] if whole else list((found.get("global") or {}).values())
+    tested = list((found.get("global") or {}).values())
+    single = tested if len(tested) == 1 and not whole else []  # FjORD's and DepthFL's several are of no capacity
     trained = [value for capacity, value in whole.items() if capacity in local and value is not None] or single
     out: dict[tuple[str, float | None], float | None] = {("Local", None): found.get("mean")}
     out |= {("Local", capacity): value for capacity, value in local.items()}
@@ -174,10 +175,11 @@ def _costs(results: Results, cell: RunSpec) -> dict[float | None, tuple[float | 
         kept = kept_round(folder, cell.config.run.keep_rounds[-1])
         for name, nets in kept.nets.items():
             match = _NAME.fullmatch(name)
-            held[named.get(match[1], float(match[1])) if match else None] = held_by(nets)
+            if match or len(kept.nets) == 1:
+                held[named.get(match[1], float(match[1])) if match else None] = held_by(nets)
 
     whole = metric_of(results.done[cell], results.metric).get("global") or {}
-    single = bool(whole) and not any(map(_NAME.fullmatch, whole))  # one network for all capacities
+    single = len(whole) == 1 and not any(map(_NAME.fullmatch, whole))  # one network for all capacities
 
     def at(capacity: float) -> float | None:
         return None if single else named.get(f"{capacity:g}", capacity)
