@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -39,7 +40,10 @@ def run(folder: Path, dataset: str, path: Path) -> Path:
 
 
 def test_news_become_the_tokens_of_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches a tokenizer that is not kept, a text without its title, and a line end that is text."""
+    """Catches a tokenizer that is not kept, a text without its title, and a line end that is text.
+
+    And a run that was killed before it wrote its config.toml, whose folder cannot be used again.
+    """
     pytest.importorskip("tokenizers", reason="tokenizers is not installed (the extra text)")
     monkeypatch.setenv("POLYFED_CACHE", str(tmp_path / "cache"))
     place, lines = tmp_path / "ag", [f'{title.replace(chr(34), chr(34) * 2)}","over\\all news"' for title in TITLES]
@@ -56,6 +60,12 @@ def test_news_become_the_tokens_of_the_training(tmp_path: Path, monkeypatch: pyt
     model = trained_model(folder)
     assert predictions_csv(model, rows).splitlines()[1].startswith("0,")
     assert description(model)["tokenizer"] == read.tokenizer
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    for file in folder.glob("*.*"):
+        if file.name not in ("config.toml", "summary.json"):
+            shutil.copy(file, killed)
+    assert (run(killed, "agnews", place) / "summary.json").exists()
     new.write_text("text\nRed dog over all news\n")
     assert torch.equal(read_rows_to_predict(folder, [new]).inputs[0], read.x[1:2])
     with pytest.raises(ConfigError, match=r"keep: .*no column 'id'"):

@@ -51,7 +51,7 @@ from polyfed.trained.preprocessing import keep_preprocessing
 #: Files that a run leaves behind if it was killed before it wrote its config.toml.
 STARTED = (
     *("lock", "environment.json", "partition.npz", "devices.csv", "content.json", *LOGS),
-    *(preprocessing.NAME, preprocessing.STATISTICS),
+    *(preprocessing.NAME, preprocessing.STATISTICS, preprocessing.TOKENIZER),
 )
 
 
