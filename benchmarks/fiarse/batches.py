@@ -4,12 +4,13 @@
 
 For each network of the last kept round: its accuracy on all test data in batches of 500 in the order of the data set,
 which is *Global* of the pages; with each client's test images as one batch, as in *Local*; and in batches of 20 in the
-order of the clients, as in the authors' code. All runs must have the same data, partition and seed.
+order of the clients, as in the authors' code. Runs on other splits than the first one's are refused.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from polyfed.config import Config
 from polyfed.core.algorithm import Algorithm
 from polyfed.core.net import Nets
-from polyfed.execute.local_training import set_training
+from polyfed.execute.local_training import EVAL_BATCH, set_training
 from polyfed.execute.placement import Placement
 from polyfed.rounds.federation import prepare
 from polyfed.trained.kept import kept_round
@@ -41,6 +42,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     runs: list[Path] = parser.parse_args().runs
+    splits = [json.loads((run / "summary.json").read_text())["partition_hash"] for run in runs]
+    if other := [str(run) for run, split in zip(runs, splits, strict=True) if split != splits[0]]:
+        parser.error(f"{other[0]} is on other splits than {runs[0]}; give runs of one data set, partition and seed")
     config = Config.load(runs[0] / "config.toml")
     every, positions, sizes = prepare(config).data.global_test(range(config.clients.count))
     x, y = Placement.of("cpu", "fp32").batch(every, torch.arange(len(every)))
@@ -50,7 +54,7 @@ def main() -> None:
         kept = kept_round(run, config.run.keep_rounds[-1])
         for name, nets in kept.nets.items():
             set_training({part: net.model for part, net in nets.items() if net.model is not None}, False)
-            kinds = (torch.arange(len(every)).split(500), by_client.split(sizes.tolist()), by_client.split(20))
+            kinds = (torch.arange(len(every)).split(EVAL_BATCH), by_client.split(sizes.tolist()), by_client.split(20))
             told = [f"{100 * accuracy(kept.algorithm, nets, x, y, batches):.1f} %" for batches in kinds]
             print(f"{kept.algorithm.name + ', ' + name:38}{''.join(f'{one:>14}' for one in told)}", flush=True)
 
