@@ -173,6 +173,14 @@ def test_what_fiarse_s_paper_says_has_a_place_in_the_study(item: str) -> None:
     assert len({(v.setting, v.algorithm, v.of) for v in values}) == len(values) > 0
 
 
+def test_all_large_of_table_4_is_that_of_table_1(tmp_path: Path) -> None:
+    """Catches a run that is made twice: twice the clients in a round are no more than the five that can train it."""
+    cells = [Job.load(find(f"fiarse/{item}"), "cpu", tmp_path).study.cells({}) for item in ("table1", "table4")]
+    first, second = ({cell.folder for cell in some if cell.label == "AllLarge"} for some in cells)
+    assert len(second) == 1
+    assert second <= first
+
+
 def test_equal_macs_are_at_most_a_size() -> None:
     """Catches capacities and levels of the setting with equal MACs that do not fit the network any more."""
     from polyfed.blocks.levels import submodel
