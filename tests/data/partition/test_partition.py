@@ -83,6 +83,8 @@ def test_counts() -> None:
     assert partition.counts(y, 3).tolist() == [[2, 0, 0], [0, 1, 0]]
     assert partition.counts(y, 3, "test").tolist() == [[0, 0, 1], [0, 1, 0]]
     assert partition.counts([0, -1, -1, 2, 1], 3).tolist() == [[1, 0, 0], [0, 0, 0]]  # rows without a label
+    assert partition.unlabelled([0, 1, -1, 2, 1]).tolist() == [1, 0]
+    assert partition.unlabelled([0, 1, -1, 2, 1], first=1).tolist() == [1]
     assert partition.tested([0, -1, -1, 0, 1], 3).tolist() == [1, -1, -1]
     with pytest.raises(ConfigError, match="which"):
         partition.counts(y, 3, "all")
