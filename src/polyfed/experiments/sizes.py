@@ -175,8 +175,7 @@ def _costs(results: Results, cell: RunSpec) -> dict[float | None, tuple[float | 
         kept = kept_round(folder, cell.config.run.keep_rounds[-1])
         for name, nets in kept.nets.items():
             match = _NAME.fullmatch(name)
-            if match or len(kept.nets) == 1:
-                held[named.get(match[1], float(match[1])) if match else None] = held_by(nets)
+            held[named.get(match[1], float(match[1])) if match else None] = held_by(nets)
 
     whole = metric_of(results.done[cell], results.metric).get("global") or {}
     single = len(whole) == 1 and not any(map(_NAME.fullmatch, whole))  # one network for all capacities
