@@ -112,6 +112,14 @@ def test_a_name_that_is_too_long_is_an_error_of_the_data() -> None:
         schema_of(data)
 
 
+def test_a_class_of_a_table_may_be_called_unknown() -> None:
+    """Catches features that are taken for tokens of LEAF's layout because of the name of a class."""
+    data = replace(table(), classes=("<unknown>", "well"))
+    found = conform(data, Schema(classes=("well", "<unknown>")))
+    assert torch.equal(found.x.nan_to_num(), data.x.nan_to_num())
+    assert torch.equal(found.y, 1 - data.y)
+
+
 def test_a_row_without_a_label_has_none_at_the_agreed_numbers_either() -> None:
     """Catches -1 read as the last class of the site."""
     data = replace(table(), y=torch.tensor([0, -1, 1]), unlabelled=True)

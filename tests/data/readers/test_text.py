@@ -76,13 +76,20 @@ def test_title_and_description_become_tokens(package: Any, tmp_path: Path) -> No
 
 
 def test_sites_agree_on_the_tokenizer(package: Any, tmp_path: Path) -> None:
-    """Catches token 300 that is one word at a site and another at the next, whose tokenizer learnt from other rows."""
+    """Catches token 300 that is one word at a site and another at the next, whose tokenizer learnt from other rows.
+
+    And tokens that get other numbers as classes do, where classes are no tokens.
+    """
     first, length = (schema_of(read(tmp_path, length=length)) for length in (12, 3))
     other = read(tmp_path, vocabulary=270)
     assert first == length
     assert first.digests("s")["form"] != schema_of(other).digests("s")["form"]
     with pytest.raises(DataError, match=r"form 'tokens of .*', where the others have 'tokens of "):
         conform(other, first)
+    own = read(tmp_path)
+    turned = conform(own, Schema(classes=own.classes[::-1]))
+    assert torch.equal(turned.x, own.x)
+    assert torch.equal(turned.y, own.num_classes - 1 - own.y)
 
 
 def test_what_is_kept_needs_no_package(package: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
