@@ -16,7 +16,7 @@ from polyfed.comparison.specs import RunSpec
 from polyfed.comparison.statistics import deviation, mean_over, participations, scaled, standard_error
 from polyfed.experiments.inside import Inside, conflicts, embedded, linear_cka, mixing, stage_outputs
 from polyfed.experiments.leakage import leakage
-from polyfed.experiments.sizes import by_size
+from polyfed.experiments.sizes import global_mean
 from polyfed.experiments.views import Results, View
 from polyfed.report.tables import Summary, metric_of
 from polyfed.report.units import flops, percent, size, spread_text
@@ -227,10 +227,11 @@ def _globals(done: Summary, metric: str) -> dict[str, float]:
 
 def _gap(results: Results, one: RunSpec, main: RunSpec) -> float | None:
     """The difference of two cells in the same mean: over the networks of both servers, or else over clients."""
-    found = [by_size(results, cell, metric_of(results.done[cell], results.metric)) for cell in (one, main)]
-    for where in (("Global", None), ("Local", None)):
-        if all(where in means for means in found):
-            return found[0][where] - found[1][where]
+    metrics = [metric_of(results.done[cell], results.metric) for cell in (one, main)]
+    for mean in (global_mean, lambda found: found.get("mean")):
+        first, second = map(mean, metrics)
+        if first is not None and second is not None:
+            return first - second
     return None
 
 

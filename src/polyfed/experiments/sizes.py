@@ -138,14 +138,24 @@ def by_size(results: Results, cell: RunSpec, found: Mapping[str, Any]) -> dict[t
         for name, value in (found.get("global") or {}).items()
         if (match := _NAME.fullmatch(name))
     }
-    tested = list((found.get("global") or {}).values())
-    single = tested if len(tested) == 1 and not whole else []  # FjORD's and DepthFL's several are of no capacity
-    trained = [value for capacity, value in whole.items() if capacity in local and value is not None] or single
+    of_no_capacity = not whole and len(found.get("global") or {}) > 1  # FjORD's and DepthFL's
     out: dict[tuple[str, float | None], float | None] = {("Local", None): found.get("mean")}
     out |= {("Local", capacity): value for capacity, value in local.items()}
-    out |= {("Global", None): statistics.fmean(trained)} if trained else {}
+    out |= {} if of_no_capacity else {("Global", None): global_mean(found)}
     out |= {("Global", capacity): value for capacity, value in whole.items()}
     return {key: value for key, value in out.items() if value is not None}
+
+
+def global_mean(found: Mapping[str, Any]) -> float | None:
+    """Return the mean over the server's networks on all test data, without sizes that no client has; None for none.
+
+    Args:
+        found: the metric, as a row of rounds.jsonl or summary.json has it.
+    """
+    tested, local = found.get("global") or {}, set(map(float, found.get("by_capacity") or {}))
+    sizes = {name: float(match[1]) for name in tested if (match := _NAME.fullmatch(name))}
+    values = [v for name, v in tested.items() if v is not None and (not sizes or sizes.get(name) in local)]
+    return statistics.fmean(values) if values else None
 
 
 def nominal(results: Results, cell: RunSpec) -> dict[str, float]:
