@@ -227,11 +227,10 @@ def _globals(done: Summary, metric: str) -> dict[str, float]:
 
 def _gap(results: Results, one: RunSpec, main: RunSpec) -> float | None:
     """The difference of two cells in the same mean: over the networks of both servers, or else over clients."""
-    metrics = [metric_of(results.done[cell], results.metric) for cell in (one, main)]
-    for mean in (global_mean, lambda found: found.get("mean")):
-        first, second = map(mean, metrics)
-        if first is not None and second is not None:
-            return first - second
+    first, second = (metric_of(results.done[cell], results.metric) for cell in (one, main))
+    for a, b in ((global_mean(first), global_mean(second)), (first.get("mean"), second.get("mean"))):
+        if a is not None and b is not None:
+            return a - b
     return None
 
 
