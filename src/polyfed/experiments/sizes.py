@@ -141,7 +141,8 @@ def by_size(results: Results, cell: RunSpec, found: Mapping[str, Any]) -> dict[t
     of_no_capacity = not whole and len(found.get("global") or {}) > 1  # FjORD's and DepthFL's
     out: dict[tuple[str, float | None], float | None] = {("Local", None): found.get("mean")}
     out |= {("Local", capacity): value for capacity, value in local.items()}
-    out |= {} if of_no_capacity else {("Global", None): global_mean(found)}
+    if not of_no_capacity:
+        out["Global", None] = global_mean(found)
     out |= {("Global", capacity): value for capacity, value in whole.items()}
     return {key: value for key, value in out.items() if value is not None}
 
