@@ -52,7 +52,7 @@ CAPACITIES = (1.0, 1 / 4, 1 / 16, 1 / 64)
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "fedavg": {},
     "fiarse": {},
-    "fiarse-neuron": {"cost": "macs"},
+    "fiarse-neuron": {"capacity_in": "macs"},
     "heterofl": {},
     "fedrolex": {},
     "scalefl": {},

@@ -412,14 +412,12 @@ def test_scores_choose_and_travel_as_positions(importance: Any) -> None:
     fed = federation((0.25, 0.5, 0.25), importance=importance, train={"momentum": 0.9})
     game = toy.play(fed, 2)
     server, d = game.server, sum(game.server.model[n].numel() for n in game.server.masked)
-    by_size = {n: v.abs() >= 0 for n, v in server.model.items()}
     assert sum(v.numel() for v in server.scores.values()) == d
     mask, theta = fed.algorithm.extract(server)(0.25)
     assert theta == (0.0,)
     assert sum(int(m.sum()) for m in mask.values()) == math.floor(0.25 * d)
     weakest = min(float(server.scores[n].abs()[m].min()) for n, m in mask.items() if m.any())
     assert all(bool((server.scores[n].abs()[~m] <= weakest).all()) for n, m in mask.items())
-    assert by_size.keys() == server.model.keys()
     game.round()
     for k, capacity in enumerate((0.25, 0.5, 0.25)):
         report, held = game.played[-1].reports[k], math.floor(capacity * d)
@@ -435,16 +433,48 @@ def test_contradicting_keys_are_told_together() -> None:
     """Catches keys that do nothing, one at a time."""
     with pytest.raises(ConfigError) as caught:
         load_algorithm(
-            "fiarse", {"groups": [["fc"]], "threshold": "adaptive", "importance": "fisher", "gate": "released"}
+            "fiarse",
+            {"groups": [["fc"]], "threshold": "adaptive", "importance": "fisher", "gate": "released", "sticky": False},
         )
+    idle = "which has no effect: importance = 'fisher' fixes masks; leave it at"
     assert [fault.split(": ", 1)[1] for fault in caught.value.faults] == [
         "fiarse refused its keys: groups are given, but scope = 'model'; expected 'groups'",
         "fiarse refused its keys: threshold = 'adaptive' needs a deadline in seconds",
-        "fiarse refused its keys: gate = 'released' does nothing where importance = 'fisher' fixes masks",
+        f"got 'released', {idle} 'biased'",
+        f"got False, {idle} True",
     ]
     with pytest.raises(ConfigError, match="scope = 'groups' needs groups") as caught:
         FIARSE(scope="groups", deadline=3.0)
     assert "a deadline is given, but threshold = 'top-k'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("keys", "text"),
+    [
+        ({"memory": 0.5}, "memory: got 0.5, .*: importance = 'magnitude' has no running means; leave it at 0.9"),
+        ({"least_capacity": 0.5}, "least_capacity: got 0.5, .*: threshold = 'top-k' follows no deadline"),
+        ({"gate": "frozen", "sticky": False}, "sticky: got False, .*: gate = 'frozen' fixes masks"),
+        ({"gate": "frozen", "importance": "gradient"}, "gate: got 'frozen', .*: importance = 'gradient' fixes masks"),
+    ],
+)
+def test_keys_without_effect_are_refused(keys: dict[str, Any], text: str) -> None:
+    """Catches two configurations that are one run."""
+    with pytest.raises(ConfigError, match=text):
+        FIARSE(**keys)
+
+
+@pytest.mark.parametrize(
+    ("scope", "largest", "faulty"),
+    [("layer", 0.5, 2), ("stage", 0.5, 1), ("layer", 1.0, 0), ("model", 0.5, 0)],
+)
+def test_weights_that_nobody_would_ever_train_are_refused(scope: Any, largest: float, faulty: int) -> None:
+    """Catches a group of zeros, above whose threshold there is nothing, and that no client holds whole."""
+    fed = toy.federation(FIARSE(scope=scope), models=("own_nets:Blank",), clients={"capacities": [0.25, largest, 0.25]})
+    if not faulty:
+        fed.algorithm.init_server(fed.task, fed.rng.at("server"))
+        return
+    with pytest.raises(ModelError, match=rf"all weights of {faulty} groups begin at 0, such as that of 'fc2\.weight'"):
+        fed.algorithm.init_server(fed.task, fed.rng.at("server"))
 
 
 def test_groups_have_to_fit_the_network() -> None:

@@ -139,8 +139,8 @@ def test_channels_close_in_training_unless_frozen() -> None:
 
 def test_costs_of_multiply_adds_and_tables_change_the_sizes() -> None:
     """Catches a cost that the server uses and clients do not, or the other way round: shapes would not fit."""
-    table: dict[str, Any] = {"cost": "table", "table": {"conv1": 5.0, "layer1.0.conv1": 1.0}}
-    macs: dict[str, Any] = {"cost": "macs"}
+    table: dict[str, Any] = {"capacity_in": "table", "table": {"conv1": 5.0, "layer1.0.conv1": 1.0}}
+    macs: dict[str, Any] = {"capacity_in": "macs"}
     for keys in (macs, table):
         played = game([1.0, 0.3, 0.5], **keys)
         for client, capacity in enumerate((1.0, 0.3, 0.5)):
@@ -155,7 +155,12 @@ def test_costs_of_multiply_adds_and_tables_change_the_sizes() -> None:
 
 def test_a_table_is_read_from_a_configuration() -> None:
     """Catches a key that TOML cannot write or that is not checked."""
-    keys: dict[str, Any] = {"name": "fiarse-neuron", "cost": "table", "table": {"layer1.0.conv1": 2}, "hysteresis": 0.5}
+    keys: dict[str, Any] = {
+        "name": "fiarse-neuron",
+        "capacity_in": "table",
+        "table": {"layer1.0.conv1": 2},
+        "hysteresis": 0.5,
+    }
     with pytest.raises(ConfigError, match=r"algorithm\.hysteresis"):
         Config.parse({"algorithm": keys})
     keys["hysteresis"] = 1.0
@@ -182,7 +187,11 @@ def test_what_cannot_be_trained_is_refused() -> None:
     cases: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         ({}, {"clients": {"capacities": [1.0, 0.01]}}, r"capacity 0\.01 is too small"),
         ({}, {"models": (toy.MLP, "mlp(hidden=(5, 5))")}, "fiarse-neuron needs one architecture"),
-        ({"table": {"fc1": 1.0}}, {}, r"algorithm\.table: it has 1 layers where algorithm\.cost is 'parameters'"),
+        (
+            {"table": {"fc1": 1.0}},
+            {},
+            r"algorithm\.table: it has 1 layers where algorithm\.capacity_in is 'parameters'",
+        ),
     ]
     for keys, settings, text in cases:
         fed = toy.federation(FIARSENeuron(**keys), **settings)

@@ -1,4 +1,4 @@
-"""HeteroFL and FedRolex: bytes, widths, windows, label masks, the Scaler, statistics, and equality with FedAvg."""
+"""HeteroFL, and what FedRolex has of it: bytes, widths, label masks, the Scaler, statistics, equality with FedAvg."""
 
 import math
 from typing import Any
@@ -12,14 +12,11 @@ from polyfed.algorithms.fedrolex import FedRolex
 from polyfed.algorithms.heterofl import HeteroFL
 from polyfed.base import tree
 from polyfed.base.errors import MessageError, ModelError
-from polyfed.base.rng import Rng
 from polyfed.blocks.losses import cross_entropy, cross_entropy_among, without
 from polyfed.blocks.static_norm import Statistics, check_statistics, statistics_at
-from polyfed.blocks.submodel import Layout, Slice
-from polyfed.core.clients import ClientInfo, Cohort
-from polyfed.core.message import size
+from polyfed.blocks.submodel import Slice
+from polyfed.core.message import Nothing, size
 from polyfed.execute.local_training import bind
-from polyfed.models.zoo import build
 
 RESNET = "resnet8(width=4)"
 ALL = tuple((0, 1, 2, 3) * 2 for _ in range(3))
@@ -74,63 +71,6 @@ def test_at_full_capacity_it_is_fedavg_with_equal_weights(algorithm: HeteroFL) -
             toy.close(one.round().server.model, two.round().server.model, 1e-6)
 
 
-@pytest.mark.parametrize("window", ["rolling", "random", "static"])
-def test_what_no_client_holds_stays_bitwise(window: Any) -> None:
-    """Catches a mean over nobody, and windows that are not those of the round."""
-    game = toy.play(federation(FedRolex(window=window, own_rows=False), (0.25, 0.25, 0.25)))
-    for number in (1, 2, 3):
-        before = game.server.model
-        cohort = Cohort(
-            tuple(map(game.federation.info, range(3))), number, 3, game.federation.rng.at("round", number, "server")
-        )
-        held = game.federation.algorithm.slices(game.server.layout, cohort)
-        game.round()
-        covered = [part.coverage() for part in held.values()]
-        for name, value in game.server.model.items():
-            somewhere = torch.stack([one[name] for one in covered]).any(0)
-            assert torch.equal(value[~somewhere], before[name][~somewhere])
-            assert not torch.equal(value[somewhere], before[name][somewhere])
-
-
-def rounds(algorithm: HeteroFL, count: int, capacity: float = 0.25) -> list[Slice]:
-    layout = Layout.of(build(RESNET, input_shape=(1, 8, 8), num_classes=4))
-    clients = (ClientInfo(0, capacity), ClientInfo(1, capacity))
-    return [
-        algorithm.slices(layout, Cohort(clients, j + 1, count, Rng(("r", j))))[client.id]
-        for j in range(count)
-        for client in clients
-    ]
-
-
-def test_a_window_passes_over_every_channel_equally_often() -> None:
-    """Catches windows that do not wrap around, and offsets that differ between layers of one residual stream."""
-    found = rounds(FedRolex(), 16)
-    for group, n in found[0].layout.groups.items():
-        times = torch.zeros(n)
-        for part in found:
-            times[part.chosen[group]] += 1
-        assert len(set(times.tolist())) == 1
-    for part in found:
-        by_size: dict[int, list[int]] = {}
-        for group, n in part.layout.groups.items():
-            assert by_size.setdefault(n, part.chosen[group].tolist()) == part.chosen[group].tolist()
-
-
-def test_drawn_windows_differ_by_client_and_round_and_not_within_a_residual_stream() -> None:
-    """Catches one draw for all, and the released code's independent draws of layers whose outputs are added."""
-    found = rounds(FedRolex(window="random"), 3)
-    assert len({str({g: c.tolist() for g, c in part.chosen.items()}) for part in found}) == len(found)
-    for part in found:
-        rows = {name: axes[0] for name, axes in part.kept.items() if name.endswith("weight") and len(axes) == 4}
-        streams: dict[int, list[Any]] = {}
-        for name, axis in rows.items():
-            if "conv1" not in name or name == "conv1.weight":  # the stem, last convolutions, and shortcuts
-                assert axis is not None
-                streams.setdefault(len(axis), []).append(axis.tolist())
-        assert sum(len(stream) > 1 for stream in streams.values()) >= 2
-        assert all(one == stream[0] for stream in streams.values() for one in stream)
-
-
 def test_a_class_that_is_absent_never_wins() -> None:
     """Catches logits that are filled with 0, as in the released code: above the negative ones of present classes."""
     logits, present = torch.tensor([[-2.0, -1.0, -3.0, -3.0]]), torch.tensor([True, True, False, False])
@@ -152,6 +92,22 @@ def test_the_scaler_is_off_in_tests() -> None:
     assert torch.equal(game.federation.algorithm.predict(nets, x)["submodel"], local.models["model"](message.model, x))
 
 
+def test_just_after_training_the_scaler_is_on_beside_statistics_of_scaled_outputs() -> None:
+    """Catches outputs that BatchNorm normalises by the statistics of others: without the Scaler they are 1 / rho."""
+    outputs: list[torch.Tensor] = []
+    for algorithm in (HeteroFL(), HeteroFL(calibrate=False)):  # the second trains without the Scaler
+        train = {"lr": 1e-9, "epochs": None, "steps": 60, "batch_size": 64}
+        game = toy.play(federation(algorithm, (0.0625,) * 3, net="resnet8(width=8)", train=train, augment=False))
+        local = game.local(0)
+        call = algorithm.client_round(Nothing(), algorithm.message_for(game.server, local.info), local)
+        trained = game.driver.play({0: call})[0].trained
+        x, _ = local.train.batch(torch.arange(8))
+        outputs.append(algorithm.predict(bind(local.models, trained), x)["submodel"])
+    scaled, plain = outputs
+    assert torch.allclose(scaled, plain, rtol=0.01, atol=0.01), (scaled, plain)
+    assert float(plain.std(0).max()) > 0.05  # there is something to see
+
+
 def test_global_models_of_every_width_have_statistics_of_their_own() -> None:
     """Catches statistics of the largest width for all, and a width above all clients' that is tested all the same."""
     game = toy.play(federation(HeteroFL(unseen_capacities=(0.5, 0.1)), (0.25, 0.25, 0.04), net=RESNET), 1)
@@ -163,16 +119,6 @@ def test_global_models_of_every_width_have_statistics_of_their_own() -> None:
     name = "bn1.running_mean"
     assert torch.equal(found["capacity 0.1"]["model"].params[name], game.server.statistics["0.25"][name][:2])
     assert statistics_at({}, 0.5, lambda _: Slice({}, {})) == {}  # type: ignore[arg-type]
-
-
-def test_windows_can_be_tested_elsewhere() -> None:
-    """Catches offsets that change nothing."""
-    game = toy.play(federation(FedRolex(test_offsets=(2,), unseen_capacities=()), (1.0, 0.25, 0.25)), 1)
-    found = game.federation.algorithm.global_nets(game.server, game.federation.task)
-    assert list(found) == ["capacity 1", "capacity 0.25", "capacity 1, offset 2", "capacity 0.25, offset 2"]
-    w = game.server.model["fc1.weight"]
-    assert torch.equal(found["capacity 0.25"]["model"].params["fc1.weight"], w[:6])
-    assert torch.equal(found["capacity 0.25, offset 2"]["model"].params["fc1.weight"], w[2:8])
 
 
 def test_width_can_be_the_capacity() -> None:

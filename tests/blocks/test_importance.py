@@ -126,12 +126,25 @@ def test_each_group_has_its_own_threshold_and_budget() -> None:
     assert thresholds(weights, (0, 0, 0), None)(0.5) == (top_k_threshold(weights, 0.5),)
 
 
+@pytest.mark.parametrize("capacity", [0.0, -1.0, 2.0, float("nan")])
+def test_a_capacity_that_is_no_fraction_is_refused(capacity: float) -> None:
+    """Catches a silent submodel of one weight, or of all."""
+    weights = tensors([4.0, 1.0], [2.0, 0.5])
+    for made in (
+        thresholds(weights, (0, 0), None),
+        thresholds(weights, (0, 0), {"w0": 1.0}),
+        best(weights, weights, (0, 0), None),
+    ):
+        with pytest.raises(ValueError, match="expected a fraction"):
+            made(capacity)
+
+
 def test_without_scores_the_best_are_the_largest() -> None:
     """Catches a first round that is chosen by place, as all scores are 0."""
     generator = torch.Generator().manual_seed(3)
     weights = {name: torch.randn(6, 7, generator=generator) for name in ("a", "b")}
     nothing = {name: torch.zeros_like(value) for name, value in weights.items()}
-    for capacity in (0.05, 0.3, 0.9, 1.0):
+    for capacity in (0.05, 0.3, 0.9, 1.0, 59 / 84):  # 59 / 84 * 84 is 58.999...
         mask = best(nothing, weights, (0, 0), None)(capacity)
         theta = top_k_threshold(weights, capacity)
         assert {name: value.tolist() for name, value in mask.items()} == kept(weights, theta)

@@ -92,9 +92,11 @@ def test_faults_of_the_table_are_told_at_once() -> None:
     model = network("mlp(hidden=(10, 10))")
     with pytest.raises(ModelError, match=r"no layer 'fc9' has a weight; nearest: .*'fc8' has a weight.*no layer costs"):
         Neurons.of(model, "table", {"fc9": 0.0, "fc8": 0.0}, True)
-    with pytest.raises(ModelError, match=r"algorithm.table: it has 1 layers where algorithm.cost is 'macs'"):
+    with pytest.raises(ModelError, match=r"algorithm.table: it has 1 layers where algorithm.capacity_in is 'macs'"):
         Neurons.of(model, "macs", {"fc1": 1.0}, True)
-    with pytest.raises(ModelError, match=r"algorithm.cost is 'table'; give algorithm.table, such as \{fc1 = 1.0\}"):
+    with pytest.raises(
+        ModelError, match=r"algorithm.capacity_in is 'table'; give algorithm.table, such as \{fc1 = 1.0\}"
+    ):
         Neurons.of(model, "table", {}, True)
 
 

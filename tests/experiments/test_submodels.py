@@ -95,9 +95,9 @@ def test_the_gradient_of_the_full_objective_and_the_mask_error(
     assert isinstance(server, FIARSE.Server)
     asked, gradient_at = list[float](), submodels.gradient_at
 
-    def counted(inside: Inside, algorithm: Any, client: int, capacity: float) -> Any:
+    def counted(inside: Inside, algorithm: Any, server: Any, client: int, capacity: float) -> Any:
         asked.append(capacity)
-        return gradient_at(inside, algorithm, client, capacity)
+        return gradient_at(inside, algorithm, server, client, capacity)
 
     with monkeypatch.context() as patch:
         patch.setattr(submodels, "gradient_at", counted)
@@ -126,6 +126,8 @@ def test_the_gradient_of_the_full_objective_and_the_mask_error(
     assert list(found.errors) == list(SIZES)
     assert found.errors == pytest.approx(errors, rel=1e-8, abs=1e-20)
     assert errors[0.3] > 0
+    inside.kept = replace(inside.kept, server=replace(server, paces=dict.fromkeys(range(4), 0.1)))
+    assert look(inside, algorithm) == found  # the whole model is whole, whatever a client's pace
     rows = [row for row in convergence(results).rows if row[2] == 2]
     assert [row[6:] for row in rows] == [(size, found.errors[size], found.errors[size] / found.norm) for size in SIZES]
     least = [row[3:5] for row in convergence(results).rows if row[6] == 1.0]

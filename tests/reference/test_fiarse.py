@@ -90,9 +90,11 @@ def test_fiarse(net: str, gate: Any, scope: Any, precision: Any, driver: str) ->
 
 
 @pytest.mark.parametrize(("precision", "driver"), RUNS)
-@pytest.mark.parametrize("sticky", [True, False])
+@pytest.mark.parametrize(
+    ("gate", "sticky"),
+    [("biased", True), ("biased", False), ("released", True), ("released", False), ("frozen", True)],
+)
 @pytest.mark.parametrize("training", ["momentum, decay, clip", *ADAM])
-@pytest.mark.parametrize("gate", ["biased", "released", "frozen"])
 def test_fiarse_with_an_optimizer_that_coasts(
     gate: Any, training: str, sticky: bool, precision: Any, driver: str
 ) -> None:

@@ -207,7 +207,7 @@ def follow(cls: type[FIARSENeuron], net: str, keys: dict[str, Any], training: st
         ("mlp", {"normalise": False, "hysteresis": 1.0}, "sgd"),
         ("mlp", {}, "momentum, decay, clip"),
         ("batch", {}, "sgd"),
-        ("batch", {"gate": "frozen", "cost": "macs"}, "sgd"),
+        ("batch", {"gate": "frozen", "capacity_in": "macs"}, "sgd"),
         ("mlp", {}, "decay"),
     ],
 )

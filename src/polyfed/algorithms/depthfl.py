@@ -1,6 +1,7 @@
 """DepthFL: every client trains the first stages of one network, with a classifier after each, that teach one another.
 
     M. Kim, S. Yu, S. Kim, S.-M. Moon: DepthFL: Depthwise Federated Learning for Heterogeneous Clients. ICLR 2023.
+    https://openreview.net/forum?id=pf8RIZTMU58
 
 A client of depth d has the logits z_1, ..., z_d of d classifiers, and in round t the loss
 

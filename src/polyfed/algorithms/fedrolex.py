@@ -8,7 +8,7 @@ Client and server: as HeteroFL, without static BatchNorm.
 
 ``window = "random"`` is federated dropout (S. Caldas, J. Konečný, H. B. McMahan, A. Talwalkar: Expanding the Reach of
 Federated Learning by Reducing Client Resource Requirements. 2018. https://arxiv.org/abs/1812.07210) without its
-compression: m channels drawn per round and client. The server draws them again when it averages: no position travels.
+compression: m channels drawn per round and client, by the server alone: no position travels.
 
 The paper does not say which slice a small client predicts with; here the prefix of the new model. Differences from
 AIoT-MLSys-Lab/FedRolex: docs/algorithms/fedrolex.md.
@@ -34,7 +34,7 @@ class FedRolex(Widths):
     """Hyper-parameters of FedRolex; those of `Widths` come first, with ``calibrate`` off.
 
     Args:
-        window: the channels of a round: ``"rolling"``; ``"random"``, of each client others; or ``"static"``, the first.
+        window: the channels of a round: ``"rolling"``; ``"random"``, drawn for each client; or ``"static"``, the first.
         test_offsets: numbers of channels where windows begin that the global model is tested with, beside the prefix.
     """
 

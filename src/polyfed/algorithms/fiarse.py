@@ -25,7 +25,7 @@ from polyfed.base.types import Params, Parts
 from polyfed.blocks.losses import supervised
 from polyfed.blocks.submodel import Mask, Sparse, above, apply_mask, bias_factor, take
 from polyfed.blocks.weightwise import Global, WeightWise
-from polyfed.core.algorithm import Task
+from polyfed.core.algorithm import Task, idle
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
 from polyfed.core.message import Message, Nothing, State
 from polyfed.core.net import Batch, Grad, Net, Nets
@@ -47,7 +47,7 @@ class FIARSE(WeightWise):
 
     name = "fiarse"
     tasks = ("classification", "regression")
-    numbers = 2
+    numbers = 3
 
     gate: Literal["biased", "released", "frozen"] = "biased"
     sticky: bool = True
@@ -70,10 +70,10 @@ class FIARSE(WeightWise):
         delta: Params
 
     def faults(self) -> list[str]:
-        """Those of `WeightWise`, and a gate without effect."""
-        if self.importance == "magnitude" or self.gate != "released":
-            return super().faults()
-        return [*super().faults(), f"gate = 'released' does nothing where importance = {self.importance!r} fixes masks"]
+        """Those of `WeightWise`, and where masks stay as they are in a round, what speaks of their changes."""
+        scored = (self.importance != "magnitude", f"importance = {self.importance!r} fixes masks", {"gate", "sticky"})
+        frozen = (not scored[0] and self.gate == "frozen", "gate = 'frozen' fixes masks", {"sticky"})
+        return [*super().faults(), *idle(self, scored, frozen)]
 
     def init_server(self, task: Task, rng: Rng) -> Server:
         """x_0."""
@@ -101,13 +101,13 @@ class FIARSE(WeightWise):
         """K steps of the threshold-controlled gradient; the difference goes back."""
         mask = msg.submodel.mask(client.models["model"].shapes)
         parts = self.predictor_parts(private, msg, client, mask)
-        open_ = self.gate == "frozen" or not any(msg.threshold)  # M(x) stays as it is: of the round's start, or scores'
+        fixed = self.gate == "frozen" or not any(msg.threshold)  # M(x) stays as it is: of the round's start, or scores'
         fitted = yield from fit(
             client,
             {"model": parts["model"]},
             gradient=self.gradient,
-            frozen={"gate": {} if open_ else parts["gate"]},
-            moves=self.mask_of_model if self.sticky and client.plan.moves_without_gradient and not open_ else None,
+            frozen={"gate": {} if fixed else parts["gate"]},
+            moves=self.mask_of_model if self.sticky and client.plan.moves_without_gradient and not fixed else None,
             within={"model": {name: held for name, held in mask.items() if not held.all()}},
         )
         delta = tree.sub(fitted.parts["model"], parts["model"])  # lines 10-11, with the opposite sign
@@ -136,7 +136,7 @@ class FIARSE(WeightWise):
         return above(nets["model"].params, nets["gate"].params)
 
     def mask_of_model(self, nets: Nets) -> Parts:
-        """M(x): which weights may move. As what is below the threshold stays, it never comes back in the round."""
+        """M(x): the weights that may move. One below its threshold does not, so it does not come back in the round."""
         return {"model": self.mask_now(nets)}
 
     def global_nets(self, server: Server, task: Task) -> Mapping[str, Nets]:

@@ -40,10 +40,10 @@ class FIARSENeuron(Algorithm):
 
     Args:
         gate: ``"biased"``, channels close in training, with the gradient above; ``"frozen"``, all stay.
-        cost: what a capacity is a share of: ``"parameters"``, ``"macs"`` (multiply-accumulates), or ``"table"``.
+        capacity_in: what a capacity is a share of: ``"parameters"``, ``"macs"`` (multiply-accumulates), or ``"table"``.
         table: by layer the cost at full size, in any unit; a smaller one costs the kept share of inputs times outputs.
         normalise: whether squared weights are divided by z_l.
-        hysteresis: what factor a score has to be above another's to take its place; 1 is off.
+        hysteresis: the factor by which a newcomer's score must exceed that of the channel that it replaces; 1 is off.
         unseen_capacities: capacities that no client has, to test the global model at if one channel of each group fits.
     """
 
@@ -51,7 +51,7 @@ class FIARSENeuron(Algorithm):
     tasks = ("classification", "regression")
 
     gate: Literal["biased", "frozen"] = "biased"
-    cost: Literal["parameters", "macs", "table"] = "parameters"
+    capacity_in: Literal["parameters", "macs", "table"] = "parameters"
     table: Mapping[str, NonNegative] = field(default_factory=dict[str, float])
     normalise: bool = True
     hysteresis: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.1
@@ -77,7 +77,7 @@ class FIARSENeuron(Algorithm):
 
     def neurons(self, own: SplitModel) -> Neurons:
         """The channels, and what they cost."""
-        return Neurons.of(own, self.cost, self.table, self.normalise)
+        return Neurons.of(own, self.capacity_in, self.table, self.normalise)
 
     def check(self, task: Task) -> None:
         """One architecture for all clients, with channels to leave out, of which one each fits all capacities."""

@@ -1,6 +1,7 @@
 """ScaleFL: clients train networks that are narrower and shallower, with early exits that learn from their deepest.
 
     F. Ilhan, G. Su, L. Liu: ScaleFL: Resource-Adaptive Federated Learning with Heterogeneous Clients. CVPR 2023.
+    https://openaccess.thecvf.com/content/CVPR2023/html/Ilhan_ScaleFL_Resource-Adaptive_Federated_Learning_With_Heterogeneous_Clients_CVPR_2023_paper.html
 
 Client i has a level: its width s_i, a share of the channels of every layer, and its number e_i of exits. It trains
 
@@ -46,7 +47,10 @@ class ScaleFL(InCo, Algorithm):
         exits: E, the number of exits; or submodules after which there is an early exit, such as ``("layer2",)``.
         head: the network of early exits, built for the features; "" for a mean over positions and a linear layer.
         levels: (capacity, width, exits) of each capacity; empty: levels whose weights are the capacity's share.
-        kd_weight, temperature, kd_start, horizon: gamma, which counts after a share of so many (or all) rounds; T.
+        kd_weight: gamma.
+        temperature: T.
+        kd_start: the share of the rounds after which gamma counts.
+        horizon: the number of rounds of which that is a share; by default all.
         scaler: whether training divides outputs by the width, of a network without BatchNorm, which takes it out.
     """
 
@@ -88,7 +92,9 @@ class ScaleFL(InCo, Algorithm):
     def check(self, task: Task) -> None:
         """One architecture with channels to leave out, a level for each capacity, and layers that InCo can mix."""
         own = task.common(self.name)
-        _ = self.mixes(task.family(), lambda _: inside(own)), [self.level(own, c) for c in task.capacities]
+        self.mixes(task.family(), lambda _: inside(own))
+        for capacity in task.capacities:
+            self.level(own, capacity)
 
     def models_at(self, task: Task, own: SplitModel, capacity: float) -> Mapping[str, SplitModel]:
         """The network of the capacity's level."""

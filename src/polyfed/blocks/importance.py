@@ -13,7 +13,7 @@ from torch import Tensor
 from polyfed.base.errors import MessageError
 from polyfed.base.types import Params
 from polyfed.blocks.aggregate import CoverageMean
-from polyfed.blocks.submodel import Mask, top_k_threshold
+from polyfed.blocks.submodel import Mask, check_capacity, top_k_threshold
 from polyfed.core.clients import ClientInfo
 from polyfed.core.message import Message
 
@@ -69,9 +69,10 @@ def thresholds(
         macs: multiplications per weight, by tensor, if these are what fits; None: what fits is a number of weights.
 
     Returns:
-        a function of the share of each group that fits, in (0, 1]; with ``macs`` one sort serves all its calls.
+        a function of the share of each group that fits, in (0, 1]; with ``macs`` one sort serves all its calls. It
+        raises ValueError for other shares.
     """
-    each = _apart(weights, group)
+    each = apart(weights, group)
     cuts = [partial(top_k_threshold, few) if macs is None else budget_threshold(few, macs) for few in each]
     return lambda capacity: tuple(cut(capacity) for cut in cuts)
 
@@ -89,7 +90,7 @@ def budget_threshold(weights: Params, macs: Mapping[str, float]) -> Callable[[fl
 
     Returns:
         a function of the fraction that fits, in (0, 1]; 1 gives the threshold 0, which keeps everything, and so do
-        weights that all cost nothing.
+        weights that all cost nothing. It raises ValueError for other fractions.
     """
 
     @cache
@@ -102,6 +103,7 @@ def budget_threshold(weights: Params, macs: Mapping[str, float]) -> Callable[[fl
         return sizes[last], spent[last]
 
     def threshold(capacity: float) -> float:
+        check_capacity(capacity)
         if capacity == 1.0:
             return 0.0
         sizes, spent = order()
@@ -129,15 +131,16 @@ def best(
         macs: see there.
 
     Returns:
-        a function of the share of each group that fits, in (0, 1].
+        a function of the share of each group that fits, in (0, 1]. It raises ValueError for other shares.
     """
     ordered: list[tuple[dict[str, Tensor], np.ndarray, np.ndarray]] = []
-    for few in _apart(weights, group):
+    for few in apart(weights, group):
         costs = np.ones(sum(value.numel() for value in few.values())) if macs is None else _costs(few, macs)
         order = np.lexsort((-np.abs(_flat(few)), -_flat({name: scores[name] for name in few})))
         ordered.append((few, order, costs[order].cumsum()))
 
     def mask(capacity: float) -> dict[str, Tensor]:
+        check_capacity(capacity)
         found: dict[str, Tensor] = {}
         for few, order, spent in ordered:
             kept = np.zeros(len(order), dtype=bool)
@@ -196,7 +199,7 @@ class MeanSquare(CoverageMean):
         return super().add(total, client, squares, upload)
 
 
-def _apart(weights: Params, group: Sequence[int]) -> list[dict[str, Tensor]]:
+def apart(weights: Params, group: Sequence[int]) -> list[dict[str, Tensor]]:
     """The weights of each group."""
     return [dict(compress(weights.items(), (g == number for g in group))) for number in range(max(group) + 1)]
 

@@ -39,12 +39,12 @@ class Neurons(Record):
     normalise: bool
 
     @classmethod
-    def of(cls, model: SplitModel, cost: str, table: Mapping[str, float], normalise: bool) -> "Neurons":
+    def of(cls, model: SplitModel, capacity_in: str, table: Mapping[str, float], normalise: bool) -> "Neurons":
         """Those of a network.
 
         Args:
             model: the full network.
-            cost: ``"parameters"``, ``"macs"`` (multiply-accumulates of an example) or ``"table"``.
+            capacity_in: ``"parameters"``, ``"macs"`` (multiply-accumulates of an example) or ``"table"``.
             table: for the latter, by layer, such as ``"layer1.0.conv1"``, the cost at full size in any unit, of which a
                 smaller layer has the kept share of inputs times outputs; other layers cost nothing.
             normalise: as above.
@@ -54,19 +54,22 @@ class Neurons(Record):
         """
         layout = Layout.of(model)
         faults: list[str] = []
-        if table and cost != "table":
-            faults.append(f"it has {len(table)} layers where algorithm.cost is {cost!r}; it is read with 'table' alone")
+        if table and capacity_in != "table":
+            faults.append(
+                f"it has {len(table)} layers where algorithm.capacity_in is {capacity_in!r}; only 'table' reads it"
+            )
         layers = [name.removesuffix(".weight") for name in model.shapes if name.endswith(".weight")]
-        if cost == "table" and not table:
+        if capacity_in == "table" and not table:
             key = layers[0] if layers[0].isidentifier() else f'"{layers[0]}"'  # as TOML writes it
-            raise ModelError(f"algorithm.cost is 'table'; give algorithm.table, such as {{{key} = 1.0}}")
+            raise ModelError(f"algorithm.capacity_in is 'table'; give algorithm.table, such as {{{key} = 1.0}}")
         unknown = [layer for layer in table if layer not in layers]
         faults += [f"no layer {one!r} has a weight; nearest: {alternatives(one, layers)}" for one in unknown]
         if table and not any(table.values()):
             faults.append("no layer costs anything")
         if faults:
             raise ModelError("; ".join(f"algorithm.table: {fault}" for fault in faults))
-        costs = dict.fromkeys(sorted(model.parameter_names), 1.0) if cost == "parameters" else multiplications(model)
+        counted = capacity_in == "parameters"
+        costs = dict.fromkeys(sorted(model.parameter_names), 1.0) if counted else multiplications(model)
         if table:
             costs = {f"{one}.weight": own / model.shapes[f"{one}.weight"].numel() for one, own in table.items()}
         names = layout.scaling(model.parameter_names - model.norm_names)
@@ -177,8 +180,8 @@ def ranked(
 
     A capacity holds the k strongest, where the score of a channel counts ``hysteresis`` times if the same capacity held
     it ``before``: so a newcomer needs a score above ``hysteresis`` times that of the channel whose place it takes, the
-    weakest. Ties go to the lower number. Submodels nest: if k channels beat one at a capacity, then at least k' of them
-    beat it at a smaller one with k', as at most k - k' of them lose the factor.
+    weakest. Ties go to the channel held before, then to the lower number. Submodels nest: if k channels beat one at a
+    capacity, then at least k' of them beat it at a smaller one with k', as at most k - k' of them lose the factor.
 
     Args:
         scores: of each group, (n,).

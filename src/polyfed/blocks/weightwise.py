@@ -15,6 +15,7 @@ from polyfed.blocks.aggregate import CoverageMean
 from polyfed.blocks.importance import (
     MeanSquare,
     Scope,
+    apart,
     best,
     competing,
     misplaced,
@@ -24,7 +25,7 @@ from polyfed.blocks.importance import (
     thresholds,
 )
 from polyfed.blocks.submodel import Mask, Part, above, gates
-from polyfed.core.algorithm import Algorithm, Task
+from polyfed.core.algorithm import Algorithm, Task, idle
 from polyfed.core.checks import check_like
 from polyfed.core.clients import ClientInfo, Cohort
 from polyfed.core.gather import Declared, Gathered
@@ -70,7 +71,7 @@ class WeightWise(Algorithm):
         memory: the share of a running mean that stays when a coordinate is covered.
         threshold: ``"top-k"``, at the declared capacity; ``"adaptive"``, at one that follows ``deadline``, never above.
         deadline: seconds that a client is to take for a round.
-        least_capacity: below which no capacity falls that follows the deadline.
+        least_capacity: the lower bound of a capacity that follows the deadline.
     """
 
     scope: Scope = "model"
@@ -90,7 +91,7 @@ class WeightWise(Algorithm):
         object.__setattr__(self, "personal_message", self.threshold == "adaptive")
 
     def faults(self) -> list[str]:
-        """One sentence for each contradiction among the keys."""
+        """One sentence for each contradiction among the keys, and for each key without effect."""
         adaptive, said = self.threshold == "adaptive", f"threshold = {self.threshold!r}"
         told = {
             "scope = 'groups' needs groups, lists of beginnings of names": self.scope == "groups" and not self.groups,
@@ -98,7 +99,15 @@ class WeightWise(Algorithm):
             f"{said} needs a deadline in seconds": adaptive and self.deadline is None,
             f"a deadline is given, but {said}; expected 'adaptive'": not adaptive and self.deadline is not None,
         }
-        return [text for text, wrong in told.items() if wrong]
+        by_size = self.importance == "magnitude"
+        return [
+            *(text for text, wrong in told.items() if wrong),
+            *idle(
+                self,
+                (by_size, "importance = 'magnitude' has no running means", {"memory"}),
+                (not adaptive, f"{said} follows no deadline", {"least_capacity"}),
+            ),
+        ]
 
     def check(self, task: Task) -> None:
         """One architecture for all clients, a group for each tensor, and multiplications that can be counted."""
@@ -114,10 +123,22 @@ class WeightWise(Algorithm):
             raise ModelError("\n".join(faults))
 
     def begin(self, kind: type[S], task: Task, rng: Rng) -> S:
-        """The state before round 1: x_0, without scores and paces."""
+        """The state before round 1: x_0, without scores and paces.
+
+        Raises:
+            ModelError: all weights of a group are 0, so that none is above a threshold, and no client holds them all.
+        """
         model = task.common(self.name)
         params, masked = model.init(rng.at("model")), masked_names(model)
         macs = multiplications(model) if self.capacity_in == "macs" else {}
+        if self.importance == "magnitude" and max(task.capacities) < 1:
+            groups = apart(tree.pick(params, masked), competing(masked, self.scope, self.groups))
+            if dead := [next(iter(few)) for few in groups if not any(bool(value.any()) for value in few.values())]:
+                raise ModelError(
+                    f"{self.name}: all weights of {len(dead)} groups begin at 0, such as that of {dead[0]!r}; no "
+                    "client has capacity 1, so none would ever train them; set algorithm.scope = 'model', or "
+                    "algorithm.groups in which they compete with others"
+                )
         scored = masked if self.importance != "magnitude" else ()
         scores = {name: params[name].new_zeros(params[name].shape) for name in scored}
         return kind(params, masked, tuple(sorted(model.buffer_names)), macs, scores)
@@ -127,9 +148,11 @@ class WeightWise(Algorithm):
         return min(client.capacity, server.paces.get(client.id, client.capacity))
 
     def extract(self, server: Global) -> Callable[[float], tuple[dict[str, Tensor], tuple[float, ...]]]:
-        """By capacity the mask M, and the thresholds theta of which it is 1[|x| >= theta]; 0 where it has no such form.
+        """The submodels of a state, by capacity; one sort, where one is needed, serves all capacities.
 
-        The weights are sorted once, if they are, for all capacities.
+        Returns:
+            a function of the capacity: the mask M, and of each group the threshold theta, of which M is
+            1[|x| >= theta]; a single 0 where M has no such form.
         """
         weights = tree.pick(server.model, server.masked)
         group = competing(server.masked, self.scope, self.groups)
@@ -151,7 +174,12 @@ class WeightWise(Algorithm):
         return gates(params, masked, spread(theta, competing(masked, self.scope, self.groups)))
 
     def total(self, part: Callable[[ClientInfo], Part], *, nonzero: bool = False) -> Declared:
-        """What changes add up to: their mean over the clients that hold a coordinate; and, if needed, of squares."""
+        """What changes add up to: their mean over those who hold a coordinate; for ``"fisher"`` that of squares, too.
+
+        Args:
+            part: what a client holds.
+            nonzero: whether a change of 0 counts as if the client did not hold the coordinate.
+        """
         mean = CoverageMean(part, nonzero=nonzero)
         return (mean, MeanSquare(part)) if self.importance == "fisher" else mean
 

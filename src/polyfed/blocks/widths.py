@@ -181,9 +181,11 @@ class Widths(InCo, Algorithm):
 
     def loss(self, nets: Nets, batch: Batch) -> Tensor:
         """Cross-entropy of the scaled network over the client's classes: (W / rho) x + b / rho = (W x + b) / rho."""
-        rho, net = nets["rho"].params, nets["model"]
-        scaled = Net(net.model, divided(net.params, rho))
-        return cross_entropy_among(scaled(batch[0]), batch, nets["own"]["classes"], self.absent)
+        return cross_entropy_among(self.scaled(nets)(batch[0]), batch, nets["own"]["classes"], self.absent)
+
+    def scaled(self, nets: Nets) -> Net:
+        """The network with the Scaler."""
+        return Net(nets["model"].model, divided(nets["model"].params, nets["rho"].params))
 
     def check_upload(self, task: Task, client: ClientInfo, down: Any, up: Any) -> None:
         """The slice, trained, with classes; or the statistics that were asked for."""
@@ -198,8 +200,13 @@ class Widths(InCo, Algorithm):
         return {"model": {**msg.model, **msg.statistics}, "own": {"classes": own}}
 
     def predict(self, nets: Nets, x: Tensor) -> Mapping[str, Tensor]:
-        """The logits, without the Scaler; and at a client the same among its own classes."""
-        logits = nets["model"](x)
+        """The logits, without the Scaler; and at a client the same among its own classes.
+
+        Just after training BatchNorm's statistics are those of scaled outputs, and the Scaler stays.
+        """
+        model = nets["model"].model
+        assert model is not None
+        logits = (self.scaled(nets) if "rho" in nets and model.statistic_names else nets["model"])(x)
         return {"submodel": logits, **({"own": without(logits, nets["own"]["classes"])} if "own" in nets else {})}
 
     def global_nets(self, server: Server, task: Task) -> Mapping[str, Nets]:

@@ -124,25 +124,25 @@ class Task:
 
 
 def raise_idle(algorithm: object, *rules: tuple[bool, str, Iterable[str]]) -> None:
-    """Raise if a key of an algorithm has not its default although it has no effect; for ``__post_init__``.
+    """Raise ConfigError for all keys of which `idle` tells; for ``__post_init__``."""
+    if faults := idle(algorithm, *rules):
+        raise ConfigError(*faults)
+
+
+def idle(algorithm: object, *rules: tuple[bool, str, Iterable[str]]) -> list[str]:
+    """One sentence for each key of an algorithm that has not its default although it has no effect.
 
     Args:
         algorithm: a dataclass.
         rules: whether the rule holds; the setting that makes keys idle, and why; the names of the keys.
-
-    Raises:
-        ConfigError: a fault for each such key.
     """
     default = {field.name: field.default for field in fields(algorithm)}  # pyright: ignore[reportArgumentType]
-    idle = {key: why for holds, why, keys in rules if holds for key in sorted(keys)}
-    got = {key: getattr(algorithm, key) for key in idle}
-    faults = [
-        f"{key}: got {value!r}, which has no effect: {idle[key]}; leave it at {default[key]!r}"
-        for key, value in got.items()
-        if value != default[key]
+    reasons = {key: why for holds, why, keys in rules if holds for key in sorted(keys)}
+    return [
+        f"{key}: got {value!r}, which has no effect: {why}; leave it at {default[key]!r}"
+        for key, why in reasons.items()
+        if (value := getattr(algorithm, key)) != default[key]
     ]
-    if faults:
-        raise ConfigError(*faults)
 
 
 class Algorithm(ABC):

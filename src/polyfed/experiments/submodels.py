@@ -245,29 +245,32 @@ def look(inside: Inside, algorithm: WeightWise) -> Look:
     """Measure a kept round; it costs a gradient for each client, and another for those whose mask error is measured."""
     server = inside.kept.server
     assert isinstance(server, Global)
+    server = replace(server, paces={})  # else a client's pace would narrow the whole model too
     total: dict[str, Tensor] = {}
     errors: dict[float, float] = {}
     some, count = inside.some(EACH), inside.kept.config.clients.count
     for client in range(count):
-        own, mask = whole, _ = gradient_at(inside, algorithm, client, 1.0)
+        own, mask = whole, _ = gradient_at(inside, algorithm, server, client, 1.0)
         total = {name: g / count + total[name] if name in total else g / count for name, g in whole.items()}
         if client in some:
             capacity = inside.federation.info(client).capacity
             if capacity < 1:
-                own, mask = gradient_at(inside, algorithm, client, capacity)
+                own, mask = gradient_at(inside, algorithm, server, client, capacity)
             error = squared(tree.sub(masked(whole, mask), masked(own, mask)))
             errors[capacity] = max(error, errors.get(capacity, 0.0))
     sizes = sorted(errors, reverse=True)
     return Look(squared(total), squared(tree.pick(server.model, total)), {size: errors[size] for size in sizes})
 
 
-def gradient_at(inside: Inside, algorithm: WeightWise, client: int, capacity: float) -> tuple[Params, Mask]:
+def gradient_at(
+    inside: Inside, algorithm: WeightWise, server: Global, client: int, capacity: float
+) -> tuple[Params, Mask]:
     """The gradient with which a client of some capacity would begin the next round, at full shape; and its mask.
 
     At capacity 1 the mask holds everything and nothing is scaled: it is that of the client's loss at the whole model.
     """
     local = inside.federation.local(client, inside.kept.round + 1)
-    message: Any = algorithm.message_for(inside.kept.server, replace(local.info, capacity=capacity))
+    message: Any = algorithm.message_for(server, replace(local.info, capacity=capacity))
     steps = algorithm.client_round(inside.federation.private(client, None), message, local)
     with inside.placement.defaults():
         fit = first_request(steps, Fit, inside.driver.perform)
