@@ -157,7 +157,7 @@ _Client = Annotated[
     typer.Option(help="The client whose model it is, by number or name. Default: the server's own model."),
 ]
 _Predictor = Annotated[
-    str | None, typer.Option(help="A predictor of the algorithm, or a model of the server. Default: the first.")
+    str | None, typer.Option(help="A client's predictor (default: the first), or a model of the server (its largest).")
 ]
 _Capacity = Annotated[
     float | None,

@@ -51,6 +51,19 @@ def test_resume_gives_a_run_more_rounds_before_it_is_submitted(tmp_path: Path, m
     assert "got 3; the run has 5 rounds" in done.output
 
 
+def test_an_interrupted_resume_says_how_to_go_on(tmp_path: Path, monkeypatch) -> None:
+    """Catches a command that lacks the folder of the deployment, without which it is refused."""
+    run = Run(tmp_path, config("fedavg"))
+
+    def interrupted(folder: Path, run_dir: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "_submit", interrupted)
+    done = runner.invoke(app, ["deploy", "resume", str(run.folder), "--dir", str(tmp_path)])
+    assert done.exit_code == 130
+    assert f"continue with: polyfed deploy resume {run.folder} --dir {tmp_path}\n" in done.output
+
+
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [

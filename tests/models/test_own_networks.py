@@ -22,6 +22,7 @@ from polyfed.config import load_algorithm
 from polyfed.core.algorithm import Algorithm
 from polyfed.models.split import SplitModel
 from polyfed.models.zoo import build
+from polyfed.rounds.federation import check_networks
 
 FEATURES = (12,)
 PLAYED = ("standalone", "fedavg", "fedmrl", "fedproto")
@@ -366,3 +367,31 @@ def test_an_embedding_of_tokens_trains(examples: Path) -> None:
                 value -= 1.0 * g
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
+
+
+def _needs() -> dict[str, bool]:
+    """By algorithm whether docs/models.md says that it needs a classifier, where no key decides."""
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+    rows = page.split("| needs | algorithms |")[1].split("\n\n")[0].splitlines()[2:]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    return {
+        name.strip("` ").lower(): needs != "neither"
+        for needs, names in cells
+        if "by a key" not in needs
+        for name in names.split(",")
+    }
+
+
+def test_the_page_says_which_algorithms_need_a_classifier() -> None:
+    """Catches an algorithm that is refused only after its run has begun, and one that the page leaves out."""
+    needs = _needs()
+    assert {*ALGORITHMS} - {*needs} == {"heterofl", "fedrolex", "inclusivefl", "fedl2g"}
+    assert {*needs} <= {*ALGORITHMS}
+    for name in {*needs} - {"fedmrl-ssl"}:  # which takes images and signals alone
+        made = load_algorithm(name, {})
+        fed = toy.federation(made, models=("own_nets:Own",), shape=FEATURES)
+        if needs[name]:
+            with pytest.raises(ModelError, match="has no classifier cut"):
+                check_networks(made, fed.task)
+        elif "auxiliary" not in vars(made):
+            check_networks(made, fed.task)

@@ -82,7 +82,8 @@ class FedKD(Algorithm):
         num_examples: int
 
     def models(self, task: Task, own: SplitModel) -> Mapping[str, SplitModel]:
-        """Teacher and student."""
+        """Teacher and student; ModelError where nothing says what the teacher's representation is, which W maps to."""
+        _ = own.rep_dim
         return {"F": own, "G": task.auxiliary(self.auxiliary)}
 
     def init_server(self, task: Task, rng: Rng) -> Server:

@@ -1,7 +1,6 @@
 """ScaleFL: clients train networks that are narrower and shallower, with early exits that learn from their deepest.
 
     F. Ilhan, G. Su, L. Liu: ScaleFL: Resource-Adaptive Federated Learning with Heterogeneous Clients. CVPR 2023.
-    https://openaccess.thecvf.com/content/CVPR2023/html/Ilhan_ScaleFL_Resource-Adaptive_Federated_Learning_With_Heterogeneous_Clients_CVPR_2023_paper.html
 
 Client i has a level: its width s_i, a share of the channels of every layer, and its number e_i of exits. It trains
 
@@ -47,10 +46,7 @@ class ScaleFL(InCo, Algorithm):
         exits: E, the number of exits; or submodules after which there is an early exit, such as ``("layer2",)``.
         head: the network of early exits, built for the features; "" for a mean over positions and a linear layer.
         levels: (capacity, width, exits) of each capacity; empty: levels whose weights are the capacity's share.
-        kd_weight: gamma.
-        temperature: T.
-        kd_start: the share of the rounds after which gamma counts.
-        horizon: the number of rounds of which that is a share; by default all.
+        kd_weight, temperature, kd_start, horizon: gamma and T; gamma counts after the share kd_start of horizon rounds.
         scaler: whether training divides outputs by the width, of a network without BatchNorm, which takes it out.
     """
 
@@ -93,8 +89,7 @@ class ScaleFL(InCo, Algorithm):
         """One architecture with channels to leave out, a level for each capacity, and layers that InCo can mix."""
         own = task.common(self.name)
         self.mixes(task.family(), lambda _: inside(own))
-        for capacity in task.capacities:
-            self.level(own, capacity)
+        _ = [self.level(own, capacity) for capacity in task.capacities]  # raises where there is none
 
     def models_at(self, task: Task, own: SplitModel, capacity: float) -> Mapping[str, SplitModel]:
         """The network of the capacity's level."""
@@ -149,8 +144,7 @@ class ScaleFL(InCo, Algorithm):
 
     def global_nets(self, server: Server, task: Task) -> Mapping[str, Nets]:
         """The network of each capacity."""
-        own, found = task.common(self.name), dict[str, Nets]()
-        for c, (s, e) in server.chosen.items():
-            msg, net = self.message_for(server, ClientInfo(0, float(c))), submodel(own, self.exits, self.head, s, e)
-            found[f"capacity {float(c):g}"] = {"model": Net(net, {**msg.model, **msg.buffers})}
-        return found
+        own, capacities = task.common(self.name), [float(c) for c in server.chosen]
+        held = {c: self.message_for(server, ClientInfo(0, c)) for c in capacities}
+        nets = {c: Net(self.models_at(task, own, c)["model"], {**m.model, **m.buffers}) for c, m in held.items()}
+        return {f"capacity {c:g}": {"model": net} for c, net in nets.items()}

@@ -17,7 +17,7 @@ from polyfed.base.text import csv_text, hint
 
 #: The tables that come with polyfed, in defaults/devices.
 TABLES: Mapping[str, str] = {
-    "cross-device": "phones, tablets and small boards of people, most of them available at night",
+    "cross-device": "phones, laptops and small boards of people, most of them available at night",
     "cross-silo": "workstations and servers of organisations, available at office hours or always",
 }
 

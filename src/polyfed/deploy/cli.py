@@ -307,7 +307,8 @@ def resume(
     ] = None,
 ) -> None:
     """Resume a run at the round that was due, after the server was killed or the run stopped or ended."""
-    with _reported(lambda: f"polyfed deploy resume {shlex.quote(str(run_dir))}"):
+    where = "" if folder is None else f" --dir {shlex.quote(str(folder))}"
+    with _reported(lambda: f"polyfed deploy resume {shlex.quote(str(run_dir))}{where}"):
         if not (run_dir / "deployed.json").exists():
             raise RunDirError(f"{run_dir} holds no deployed run: there is no deployed.json in it")
         told = json.loads((run_dir / "deployed.json").read_text())
