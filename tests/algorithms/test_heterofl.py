@@ -16,7 +16,7 @@ from polyfed.blocks.losses import cross_entropy, cross_entropy_among, without
 from polyfed.blocks.static_norm import Statistics, check_statistics, statistics_at
 from polyfed.blocks.submodel import Slice
 from polyfed.core.message import Nothing, size
-from polyfed.execute.local_training import bind
+from polyfed.execute.local_training import bind, set_training
 
 RESNET = "resnet8(width=4)"
 ALL = tuple((0, 1, 2, 3) * 2 for _ in range(3))
@@ -96,12 +96,13 @@ def test_just_after_training_the_scaler_is_on_beside_statistics_of_scaled_output
     """Catches outputs that BatchNorm normalises by the statistics of others: without the Scaler they are 1 / rho."""
     outputs: list[torch.Tensor] = []
     for algorithm in (HeteroFL(), HeteroFL(calibrate=False)):  # the second trains without the Scaler
-        train = {"lr": 1e-9, "epochs": None, "steps": 60, "batch_size": 64}
+        train = {"lr": 1e-9, "epochs": None, "steps": 120, "batch_size": 64}
         game = toy.play(federation(algorithm, (0.0625,) * 3, net="resnet8(width=8)", train=train, augment=False))
         local = game.local(0)
         call = algorithm.client_round(Nothing(), algorithm.message_for(game.server, local.info), local)
         trained = game.driver.play({0: call})[0].trained
         x, _ = local.train.batch(torch.arange(8))
+        set_training(local.models, False)
         outputs.append(algorithm.predict(bind(local.models, trained), x)["submodel"])
     scaled, plain = outputs
     assert torch.allclose(scaled, plain, rtol=0.01, atol=0.01), (scaled, plain)
