@@ -464,17 +464,26 @@ def test_keys_without_effect_are_refused(keys: dict[str, Any], text: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("scope", "largest", "faulty"),
-    [("layer", 0.5, 2), ("stage", 0.5, 1), ("layer", 1.0, 0), ("model", 0.5, 0)],
+    ("scope", "largest", "capacity_in", "faulty"),
+    [
+        ("layer", 0.5, "parameters", 2),
+        ("layer", 0.5, "macs", 1),  # biases cost no multiplication, and are held whole
+        ("stage", 0.5, "parameters", 1),
+        ("layer", 1.0, "parameters", 0),
+        ("model", 0.5, "parameters", 0),
+    ],
 )
-def test_weights_that_nobody_would_ever_train_are_refused(scope: Any, largest: float, faulty: int) -> None:
+def test_weights_that_nobody_would_ever_train_are_refused(
+    scope: Any, largest: float, capacity_in: Any, faulty: int
+) -> None:
     """Catches a group of zeros, above whose threshold there is nothing, and that no client holds whole."""
-    fed = toy.federation(FIARSE(scope=scope), models=("own_nets:Blank",), clients={"capacities": [0.25, largest, 0.25]})
+    algorithm = FIARSE(scope=scope, capacity_in=capacity_in)
+    fed = toy.federation(algorithm, models=("own_nets:Blank",), clients={"capacities": [0.25, largest, 0.25]})
     if not faulty:
-        fed.algorithm.init_server(fed.task, fed.rng.at("server"))
+        algorithm.check(fed.task)
         return
     with pytest.raises(ModelError, match=rf"all weights of {faulty} groups begin at 0, such as that of 'fc2\.weight'"):
-        fed.algorithm.init_server(fed.task, fed.rng.at("server"))
+        algorithm.check(fed.task)
 
 
 def test_groups_have_to_fit_the_network() -> None:

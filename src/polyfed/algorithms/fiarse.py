@@ -25,7 +25,7 @@ from polyfed.base.types import Params, Parts
 from polyfed.blocks.losses import supervised
 from polyfed.blocks.submodel import Mask, Sparse, above, apply_mask, bias_factor, take
 from polyfed.blocks.weightwise import Global, WeightWise
-from polyfed.core.algorithm import Task, idle
+from polyfed.core.algorithm import Task, idle_keys
 from polyfed.core.clients import ClientInfo, Cohort, LocalClient
 from polyfed.core.message import Message, Nothing, State
 from polyfed.core.net import Batch, Grad, Net, Nets
@@ -73,7 +73,7 @@ class FIARSE(WeightWise):
         """Those of `WeightWise`, and where masks stay as they are in a round, what speaks of their changes."""
         scored = (self.importance != "magnitude", f"importance = {self.importance!r} fixes masks", {"gate", "sticky"})
         frozen = (not scored[0] and self.gate == "frozen", "gate = 'frozen' fixes masks", {"sticky"})
-        return [*super().faults(), *idle(self, scored, frozen)]
+        return [*super().faults(), *idle_keys(self, scored, frozen)]
 
     def init_server(self, task: Task, rng: Rng) -> Server:
         """x_0."""

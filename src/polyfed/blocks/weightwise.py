@@ -25,7 +25,7 @@ from polyfed.blocks.importance import (
     thresholds,
 )
 from polyfed.blocks.submodel import Mask, Part, above, gates
-from polyfed.core.algorithm import Algorithm, Task, idle
+from polyfed.core.algorithm import Algorithm, Task, idle_keys
 from polyfed.core.checks import check_like
 from polyfed.core.clients import ClientInfo, Cohort
 from polyfed.core.gather import Declared, Gathered
@@ -102,7 +102,7 @@ class WeightWise(Algorithm):
         by_size = self.importance == "magnitude"
         return [
             *(text for text, wrong in told.items() if wrong),
-            *idle(
+            *idle_keys(
                 self,
                 (by_size, "importance = 'magnitude' has no running means", {"memory"}),
                 (not adaptive, f"{said} follows no deadline", {"least_capacity"}),
@@ -110,7 +110,10 @@ class WeightWise(Algorithm):
         ]
 
     def check(self, task: Task) -> None:
-        """One architecture for all clients, a group for each tensor, and multiplications that can be counted."""
+        """One architecture, a group for each tensor, multiplications that can be counted, and no group of zeros alone.
+
+        No weight of such a group is above a threshold, so that nobody would train it where no capacity is 1.
+        """
         model = task.common(self.name)
         faults = misplaced(masked_names(model), self.groups) if self.scope == "groups" else []
         faults = [f"algorithm.groups: {fault}; the model is {model.name!r}" for fault in faults]
@@ -121,24 +124,21 @@ class WeightWise(Algorithm):
                 faults.append(f"algorithm.capacity_in = 'macs': {error}")
         if faults:
             raise ModelError("\n".join(faults))
+        begun = self.begin(Global, task, Rng((0,)))  # which weights are 0 does not depend on the draw
+        held, _ = self.extract(begun)(max(task.capacities))
+        groups = apart(held, competing(begun.masked, self.scope, self.groups))
+        if lost := [next(iter(few)) for few in groups if not any(bool(mask.any()) for mask in few.values())]:
+            raise ModelError(
+                f"{self.name}: all weights of {len(lost)} groups begin at 0, such as that of {lost[0]!r}; no client "
+                "has capacity 1, so none would ever train them; set algorithm.scope = 'model', or algorithm.groups in "
+                "which they compete with others"
+            )
 
     def begin(self, kind: type[S], task: Task, rng: Rng) -> S:
-        """The state before round 1: x_0, without scores and paces.
-
-        Raises:
-            ModelError: all weights of a group are 0, so that none is above a threshold, and no client holds them all.
-        """
+        """The state before round 1: x_0, without scores and paces."""
         model = task.common(self.name)
         params, masked = model.init(rng.at("model")), masked_names(model)
         macs = multiplications(model) if self.capacity_in == "macs" else {}
-        if self.importance == "magnitude" and max(task.capacities) < 1:
-            groups = apart(tree.pick(params, masked), competing(masked, self.scope, self.groups))
-            if dead := [next(iter(few)) for few in groups if not any(bool(value.any()) for value in few.values())]:
-                raise ModelError(
-                    f"{self.name}: all weights of {len(dead)} groups begin at 0, such as that of {dead[0]!r}; no "
-                    "client has capacity 1, so none would ever train them; set algorithm.scope = 'model', or "
-                    "algorithm.groups in which they compete with others"
-                )
         scored = masked if self.importance != "magnitude" else ()
         scores = {name: params[name].new_zeros(params[name].shape) for name in scored}
         return kind(params, masked, tuple(sorted(model.buffer_names)), macs, scores)

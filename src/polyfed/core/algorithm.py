@@ -124,12 +124,12 @@ class Task:
 
 
 def raise_idle(algorithm: object, *rules: tuple[bool, str, Iterable[str]]) -> None:
-    """Raise ConfigError for all keys of which `idle` tells; for ``__post_init__``."""
-    if faults := idle(algorithm, *rules):
+    """Raise ConfigError for all keys of which `idle_keys` tells; for ``__post_init__``."""
+    if faults := idle_keys(algorithm, *rules):
         raise ConfigError(*faults)
 
 
-def idle(algorithm: object, *rules: tuple[bool, str, Iterable[str]]) -> list[str]:
+def idle_keys(algorithm: object, *rules: tuple[bool, str, Iterable[str]]) -> list[str]:
     """One sentence for each key of an algorithm that has not its default although it has no effect.
 
     Args:
