@@ -69,7 +69,7 @@ class ByHand:
     def cost(self, counts: list[int]) -> float:
         masks = self.mask([torch.arange(n) < k for n, k in zip(self.size, counts, strict=True)])
         sums = {n: float(masks[n].sum()) for n in self.trained}
-        if self.keys.get("cost") == "macs":
+        if self.keys.get("capacity_in") == "macs":
             each = {n: next((v for k, v in self.outputs.items() if n.startswith(k)), 1) for n in sums}
             return sum(v * each[n] for n, v in sums.items() if len(self.shapes[n]) > 1)
         return sum(sums.values())
