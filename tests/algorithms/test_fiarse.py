@@ -438,14 +438,14 @@ def test_contradicting_keys_are_told_together() -> None:
         )
     idle = "which has no effect: importance = 'fisher' fixes masks; leave it at"
     assert [fault.split(": ", 1)[1] for fault in caught.value.faults] == [
-        "fiarse refused its keys: groups are given, but scope = 'model'; expected 'groups'",
         "fiarse refused its keys: threshold = 'adaptive' needs a deadline in seconds",
+        "got (('fc',),), which has no effect: scope = 'model' takes no list; leave it at ()",
         f"got 'released', {idle} 'biased'",
         f"got False, {idle} True",
     ]
     with pytest.raises(ConfigError, match="scope = 'groups' needs groups") as caught:
         FIARSE(scope="groups", deadline=3.0)
-    assert "a deadline is given, but threshold = 'top-k'" in str(caught.value)
+    assert "deadline: got 3.0, which has no effect: threshold = 'top-k' follows no deadline" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -464,26 +464,52 @@ def test_keys_without_effect_are_refused(keys: dict[str, Any], text: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("scope", "largest", "capacity_in", "faulty"),
+    ("what", "largest", "keys", "dead"),
     [
-        ("layer", 0.5, "parameters", 2),
-        ("layer", 0.5, "macs", 1),  # biases cost no multiplication, and are held whole
-        ("stage", 0.5, "parameters", 1),
-        ("layer", 1.0, "parameters", 0),
-        ("model", 0.5, "parameters", 0),
+        ("weight", 0.5, {}, "fc2.weight"),
+        ("weight", 0.5, {"scope": "layer"}, "fc2.weight"),
+        ("weight", 0.5, {"scope": "groups", "groups": (("fc1", "fc2", "alpha"), ("fc3",))}, "fc2.weight"),
+        ("weight", 0.5, {"capacity_in": "macs"}, "fc2.weight"),
+        ("alpha", 0.5, {"scope": "layer"}, "alpha"),
+        ("alpha", 0.5, {"capacity_in": "macs"}, "alpha"),
+        ("alpha", 0.5, {"scope": "layer", "capacity_in": "macs"}, ""),  # a group that costs nothing is held whole
+        ("bias", 0.5, {"scope": "layer"}, ""),
+        ("weight", 1.0, {}, ""),
+        ("weight", 0.5, {"scope": "layer", "importance": "gradient"}, ""),
     ],
 )
 def test_weights_that_nobody_would_ever_train_are_refused(
-    scope: Any, largest: float, capacity_in: Any, faulty: int
+    what: str, largest: float, keys: dict[str, Any], dead: str
 ) -> None:
-    """Catches a group of zeros, above whose threshold there is nothing, and that no client holds whole."""
-    algorithm = FIARSE(scope=scope, capacity_in=capacity_in)
-    fed = toy.federation(algorithm, models=("own_nets:Blank",), clients={"capacities": [0.25, largest, 0.25]})
-    if not faulty:
-        algorithm.check(fed.task)
-        return
-    with pytest.raises(ModelError, match=rf"all weights of {faulty} groups begin at 0, such as that of 'fc2\.weight'"):
-        algorithm.check(fed.task)
+    """Catches a tensor of zeros that stays as it is for ever, and a refusal of one that somebody trains."""
+    fed = toy.federation(
+        FIARSE(**keys), models=(f"own_nets:Blank(what={what})",), clients={"capacities": [0.25, largest, 0.25]}
+    )
+    if dead:
+        with pytest.raises(ModelError, match=rf"all weights of '{dead}' begin at 0, .* with other values$"):
+            fed.algorithm.check(fed.task)
+    else:
+        fed.algorithm.check(fed.task)
+    game, names = toy.play(fed, 6), {"weight": "fc2.weight", "alpha": "alpha", "bias": "fc1.weight"}
+    assert bool(game.server.model[names[what]].any()) is not bool(dead)
+
+
+@pytest.mark.parametrize("keys", [{}, {"scope": "layer"}, {"importance": "gradient"}, {"capacity_in": "macs"}])
+def test_weights_in_bfloat16_are_chosen_from_as_well(keys: dict[str, Any]) -> None:
+    """Catches numpy, which has no such type, and a least threshold that another tensor's type rounds to 0."""
+    fed = toy.federation(FIARSE(**keys), models=("own_nets:Halves",), clients={"capacities": [0.25, 0.5, 0.25]})
+    game = toy.play(fed, 2)
+    assert game.server.model["fc1.weight"].dtype == torch.bfloat16
+    mask, theta = fed.algorithm.extract(game.server)(0.25)
+    assert all(value.isfinite().all() for value in game.server.model.values())
+    held, d = sum(int(m.sum()) for m in mask.values()), sum(m.numel() for m in mask.values())
+    assert 0 < held <= 0.3 * d + len(theta)
+
+
+def test_a_network_that_trains_normalisation_alone_has_nothing_to_choose() -> None:
+    fed = toy.federation(FIARSE(), models=("own_nets:Norms",))
+    with pytest.raises(ModelError, match=r"fiarse: model 'own_nets:Norms' trains nothing but normalisation"):
+        fed.algorithm.check(fed.task)
 
 
 def test_groups_have_to_fit_the_network() -> None:

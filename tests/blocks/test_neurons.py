@@ -49,13 +49,13 @@ def weights(model: SplitModel, seed: int = 0) -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("cost", ["parameters", "macs"])
+@pytest.mark.parametrize("capacity_in", ["parameters", "macs"])
 @pytest.mark.parametrize("spec", NETS)
-def test_what_is_chosen_fits_and_one_channel_more_does_not(spec: str, cost: str) -> None:
+def test_what_is_chosen_fits_and_one_channel_more_does_not(spec: str, capacity_in: str) -> None:
     """Catches costs of another network than the small one, shares that are unlike, and budgets left unused."""
     model = network(spec)
-    neurons = Neurons.of(model, cost, {}, True)
-    each = dict.fromkeys(model.parameter_names, 1.0) if cost == "parameters" else multiplications(model)
+    neurons = Neurons.of(model, capacity_in, {}, True)
+    each = dict.fromkeys(model.parameter_names, 1.0) if capacity_in == "parameters" else multiplications(model)
 
     def total(sizes: Any) -> float:
         shapes = prefix_of(neurons.layout, sizes).network(model).shapes
@@ -85,6 +85,14 @@ def test_a_measured_table_replaces_counted_costs() -> None:
     assert free.sizes(0.25) == {"fc1.weight[0]": 5, "fc2.weight[0]": 5}  # 5 * 5 of 10 * 10
     both = Neurons.of(model, "table", {"fc2": 1.0, "fc1": 100.0}, True)
     assert both.sizes(0.25) == {"fc1.weight[0]": 2, "fc2.weight[0]": 2}  # 20 + 0.04 of 101; with 3 of fc1 30 and more
+
+
+def test_a_table_needs_no_multiplications_that_can_be_counted() -> None:
+    """Catches a count that the table replaces, and that fails."""
+    model = build("own_nets:Doubled", input_shape=(12,), num_classes=3)
+    with pytest.raises(ModelError, match="cannot be counted"):
+        Neurons.of(model, "macs", {}, True)
+    assert Neurons.of(model, "table", {"first": 1.0}, True).sizes(0.5) == {"first.weight[0]": 4}
 
 
 def test_faults_of_the_table_are_told_at_once() -> None:

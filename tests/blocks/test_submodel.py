@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from fractions import Fraction
 
 import gaps_by_hand
 import numpy as np
@@ -218,7 +219,7 @@ def test_the_threshold_is_the_kth_largest_magnitude(d: int, capacity: float, see
     """Catches an off-by-one in k, a threshold per tensor, signs, and too few kept."""
     generator = torch.Generator().manual_seed(seed)
     params = {"a": torch.randn(d, generator=generator), "b": torch.randn(2, 3, generator=generator)}
-    k = max(1, math.floor(capacity * (d + 6) * (1 + 1e-12)))  # the released code fails where nothing would be left
+    k = max(1, math.floor(Fraction(str(capacity)) * (d + 6)))  # the released code fails where nothing would be left
     everything = torch.cat([params["a"], params["b"].reshape(-1)]).abs().sort(descending=True).values
     theta = top_k_threshold(params, capacity)
     assert theta == (0.0 if capacity == 1.0 else float(everything[k - 1]))

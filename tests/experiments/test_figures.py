@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 
 from polyfed.experiments import views
 from polyfed.experiments.figures import draw
+from polyfed.report.curves import COLOURS
 
 
 def test_pictures_are_drawn_from_made_up_results(tmp_path: Path) -> None:
@@ -134,6 +135,39 @@ def test_a_variant_has_its_algorithms_colour(figures: list[Figure], tmp_path: Pa
     looks = {c.get_label(): (c.lines[0].get_color(), c.lines[0].get_linestyle()) for c in drawn}
     assert looks["b, dearer"][0] == looks["b"][0] != looks["a"][0]
     assert looks["b, dearer"][1] != looks["b"][1] == looks["a"][1]
+
+
+def test_an_algorithm_has_its_colour_where_others_are_left_out(figures: list[Figure], tmp_path: Path) -> None:
+    """Catches two pages on which one colour is of two algorithms."""
+    draw(replace(sizes_view(), algorithms=("a", "none", "b")), tmp_path / "x.png", "Title")
+    colours = {c.get_label(): c.lines[0].get_color() for c in figures[0].axes[0].containers}  # type: ignore[attr-defined]
+    assert colours == {"a": COLOURS[0], "b": COLOURS[2], "b, dearer": COLOURS[2]}
+
+
+def test_panels_of_one_seed_speak_of_no_deviation(figures: list[Figure], tmp_path: Path) -> None:
+    view = sizes_view()
+    more = [("one seed", "a", "Local", 0.25, 0.2, None, 1), ("one seed", "a", "Local", 1.0, 0.3, None, 1)]
+    draw(replace(view, rows=[*view.rows, *more]), tmp_path / "x.png", "Title")
+    said = {one.get_title(): "one deviation" in one.get_ylabel() for one in figures[0].axes if one.get_title()}
+    assert said == {"s, Local": True, "s, Global": True, "one seed, Local": False}
+
+
+def test_histograms_have_one_height(figures: list[Figure], tmp_path: Path) -> None:
+    """Catches panels whose bars cannot be compared, and a bar that touches the frame."""
+    rows = [("s", label, 1.0, 0.9, 0.95, count) for label, count in (("a", 2), ("b", 10))]
+    draw(views.View("histogram", "", (), rows), tmp_path / "x.png", "Title")
+    assert [one.get_ylim() for one in figures[0].axes] == [(0, pytest.approx(10.8))] * 2
+
+
+def test_bytes_are_drawn_in_logarithms(figures: list[Figure], tmp_path: Path) -> None:
+    """Catches settings of few bytes on top of one another at the left, and a place for what was never sent."""
+    rows = [(f"{k} steps", "a", n, k * n, 0.1, k * n * 10**6, 0.1 * n, None) for k in (10, 250) for n in (0, 2, 9)]
+    draw(views.View("spent", "", (), rows), tmp_path / "x.png", "Title")
+    assert [one.get_xscale() for one in figures[0].axes] == ["linear", "log"]
+    assert [[along(line) for line in one.lines] for one in figures[0].axes] == [
+        [[0, 20, 90], [0, 500, 2250]],
+        [[20e6, 90e6], [500e6, 2250e6]],
+    ]
 
 
 def test_each_kept_round_has_a_tick(figures: list[Figure], tmp_path: Path) -> None:

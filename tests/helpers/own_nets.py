@@ -50,16 +50,47 @@ class Query(Own):
 
 
 class Blank(nn.Module):
-    """A layer whose weights begin at 0, between two that do not."""
+    """A layer whose bias begins at 0, and as ``what`` says its weights, or a factor of it, too; between two others."""
+
+    def __init__(self, input_shape: tuple[int, ...], num_classes: int, what: str = "weight") -> None:
+        super().__init__()
+        self.fc1, self.fc2, self.fc3 = nn.Linear(input_shape[0], 5), nn.Linear(5, 5), nn.Linear(5, num_classes)
+        self.alpha = nn.Parameter(torch.tensor(float(what != "alpha")))
+        nn.init.zeros_(self.fc2.bias)
+        if what == "weight":
+            nn.init.zeros_(self.fc2.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc3((self.alpha * self.fc2(self.fc1(x))).tanh())
+
+
+class Halves(nn.Module):
+    """The first layer's weights are bfloat16."""
 
     def __init__(self, input_shape: tuple[int, ...], num_classes: int) -> None:
         super().__init__()
-        self.fc1, self.fc2, self.fc3 = nn.Linear(input_shape[0], 5), nn.Linear(5, 5), nn.Linear(5, num_classes)
-        nn.init.zeros_(self.fc2.weight)
-        nn.init.zeros_(self.fc2.bias)
+        self.fc1, self.fc2 = nn.Linear(input_shape[0], 5).bfloat16(), nn.Linear(5, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc3(self.fc2(self.fc1(x)).relu())
+        return self.fc2(self.fc1(x.bfloat16()).to(x.dtype).relu())
+
+
+class Doubled(Own):
+    """The first layer computes with a function of its weight."""
+
+    def features(self, x: Tensor) -> Tensor:
+        return functional.linear(x, 2 * self.first.weight, self.first.bias).relu()
+
+
+class Norms(nn.Module):
+    """Nothing but normalisation is trained."""
+
+    def __init__(self, input_shape: tuple[int, ...], num_classes: int) -> None:
+        super().__init__()
+        self.norm, self.head = nn.LayerNorm(input_shape), nn.Linear(input_shape[0], num_classes).requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(x))
 
 
 class Attention(nn.Module):

@@ -5,9 +5,8 @@
 
 Client k keeps a network F_k of any architecture, the teacher, and a linear map W_k between hidden widths; all share the
 student G. The worse both predict, the less they teach each other. What clients send, and what comes back, are updates
-of G, every matrix cut to the singular values that hold a share of its energy; the share grows over the rounds.
-Unlike in the paper, who missed a round receives the student whole, and updates are weighted by n_k; more differences
-are in docs/algorithms/fedkd.md.
+of G, every matrix cut to the singular values that hold a share of its energy; the share grows over the rounds. Unlike
+in the paper, who missed a round gets the student whole, and n_k weighs updates; more is in docs/algorithms/fedkd.md.
 """
 
 from collections.abc import Mapping
@@ -82,9 +81,10 @@ class FedKD(Algorithm):
         num_examples: int
 
     def models(self, task: Task, own: SplitModel) -> Mapping[str, SplitModel]:
-        """Teacher and student; ModelError where nothing says what the teacher's representation is, which W maps to."""
-        _ = own.rep_dim
-        return {"F": own, "G": task.auxiliary(self.auxiliary)}
+        """Teacher and student; ModelError where nothing says what the representations are between which W maps."""
+        nets = {"F": own, "G": task.auxiliary(self.auxiliary)}
+        _ = [net.rep_dim for net in nets.values()]  # raises
+        return nets
 
     def init_server(self, task: Task, rng: Rng) -> Server:
         """The first student; it has no update, and nobody has it."""

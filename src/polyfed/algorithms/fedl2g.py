@@ -119,10 +119,9 @@ class FedL2G(Algorithm):
 
     def loss(self, nets: Nets, batch: Batch) -> Tensor:
         """CE(F(x), y) + MSE(F(x) or f(x), v[y])."""
-        r = nets["model"].represent(batch[0])  # (B, d)
-        logits = nets["model"].classify(r)
-        guided = logits if self.guide == "logits" else r
-        return cross_entropy(logits, batch) + distance_to_class(guided, batch[1], nets["guide"])
+        f = nets["model"].represent(batch[0]) if self.guide == "features" else None  # (B, d); logits need no cut
+        logits = nets["model"](batch[0]) if f is None else nets["model"].classify(f)
+        return cross_entropy(logits, batch) + distance_to_class(logits if f is None else f, batch[1], nets["guide"])
 
     def meta_gradient(self, lr: float, nets: Nets, study: Batch) -> Params:
         """The gradient by v of CE(F(quiz; w'), y) at w' = w - lr * d loss(study; w, v) / dw."""

@@ -71,9 +71,9 @@ class FIARSE(WeightWise):
 
     def faults(self) -> list[str]:
         """Those of `WeightWise`, and where masks stay as they are in a round, what speaks of their changes."""
+        frozen = (self.gate == "frozen", "gate = 'frozen' fixes masks", {"sticky"})
         scored = (self.importance != "magnitude", f"importance = {self.importance!r} fixes masks", {"gate", "sticky"})
-        frozen = (not scored[0] and self.gate == "frozen", "gate = 'frozen' fixes masks", {"sticky"})
-        return [*super().faults(), *idle_keys(self, scored, frozen)]
+        return [*super().faults(), *idle_keys(self, frozen, scored)]
 
     def init_server(self, task: Task, rng: Rng) -> Server:
         """x_0."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from polyfed.base.errors import MessageError
 from polyfed.base.types import Params
 from polyfed.blocks.aggregate import CoverageMean
-from polyfed.blocks.submodel import Mask, check_capacity, top_k_threshold
+from polyfed.blocks.submodel import Mask, check_capacity, flat, tiny, top_k_threshold
 from polyfed.core.clients import ClientInfo
 from polyfed.core.message import Message
 
@@ -96,7 +96,7 @@ def budget_threshold(weights: Params, macs: Mapping[str, float]) -> Callable[[fl
     @cache
     def order() -> tuple[np.ndarray, np.ndarray]:
         """The magnitudes, from the largest down, and what the weights from each one on cost."""
-        sizes, costs = _flat({name: value.detach().abs() for name, value in weights.items()}), _costs(weights, macs)
+        sizes, costs = flat({name: value.detach().abs() for name, value in weights.items()}), _costs(weights, macs)
         places = np.argsort(-sizes)  # the order of equal ones does not matter
         sizes, spent = sizes[places], costs[places].cumsum()
         last = np.flatnonzero(np.append(sizes[1:] != sizes[:-1], True))  # of each run of equal magnitudes
@@ -110,8 +110,7 @@ def budget_threshold(weights: Params, macs: Mapping[str, float]) -> Callable[[fl
         if spent[-1] == 0:
             return 0.0
         fit = int(np.searchsorted(spent, capacity * spent[-1] * (1 + 1e-12), side="right"))
-        tiny = torch.finfo(next(iter(weights.values())).dtype).tiny  # as of top_k_threshold
-        return max(tiny, float(sizes[max(0, fit - 1)]))
+        return max(tiny(weights), float(sizes[max(0, fit - 1)]))
 
     return threshold
 
@@ -136,7 +135,7 @@ def best(
     ordered: list[tuple[dict[str, Tensor], np.ndarray, np.ndarray]] = []
     for few in apart(weights, group):
         costs = np.ones(sum(value.numel() for value in few.values())) if macs is None else _costs(few, macs)
-        order = np.lexsort((-np.abs(_flat(few)), -_flat({name: scores[name] for name in few})))
+        order = np.lexsort((-np.abs(flat(few)), -flat({name: scores[name] for name in few})))
         ordered.append((few, order, costs[order].cumsum()))
 
     def mask(capacity: float) -> dict[str, Tensor]:
@@ -202,10 +201,6 @@ class MeanSquare(CoverageMean):
 def apart(weights: Params, group: Sequence[int]) -> list[dict[str, Tensor]]:
     """The weights of each group."""
     return [dict(compress(weights.items(), (g == number for g in group))) for number in range(max(group) + 1)]
-
-
-def _flat(values: Params) -> np.ndarray:
-    return torch.cat([value.detach().reshape(-1) for value in values.values()]).cpu().numpy()
 
 
 def _costs(weights: Params, macs: Mapping[str, float]) -> np.ndarray:

@@ -68,10 +68,12 @@ class Neurons(Record):
             faults.append("no layer costs anything")
         if faults:
             raise ModelError("; ".join(f"algorithm.table: {fault}" for fault in faults))
-        counted = capacity_in == "parameters"
-        costs = dict.fromkeys(sorted(model.parameter_names), 1.0) if counted else multiplications(model)
         if table:
             costs = {f"{one}.weight": own / model.shapes[f"{one}.weight"].numel() for one, own in table.items()}
+        elif capacity_in == "macs":
+            costs = multiplications(model)
+        else:
+            costs = dict.fromkeys(sorted(model.parameter_names), 1.0)
         names = layout.scaling(model.parameter_names - model.norm_names)
         return cls(layout, costs, tuple(name for name in names if len(model.shapes[name]) > 1), normalise)
 

@@ -15,7 +15,6 @@ from polyfed.blocks.aggregate import CoverageMean
 from polyfed.blocks.importance import (
     MeanSquare,
     Scope,
-    apart,
     best,
     competing,
     misplaced,
@@ -92,47 +91,54 @@ class WeightWise(Algorithm):
 
     def faults(self) -> list[str]:
         """One sentence for each contradiction among the keys, and for each key without effect."""
-        adaptive, said = self.threshold == "adaptive", f"threshold = {self.threshold!r}"
-        told = {
+        missing = {
             "scope = 'groups' needs groups, lists of beginnings of names": self.scope == "groups" and not self.groups,
-            f"groups are given, but scope = {self.scope!r}; expected 'groups'": self.scope != "groups" and self.groups,
-            f"{said} needs a deadline in seconds": adaptive and self.deadline is None,
-            f"a deadline is given, but {said}; expected 'adaptive'": not adaptive and self.deadline is not None,
+            "threshold = 'adaptive' needs a deadline in seconds": self.threshold == "adaptive" and not self.deadline,
         }
-        by_size = self.importance == "magnitude"
         return [
-            *(text for text, wrong in told.items() if wrong),
+            *(text for text, wrong in missing.items() if wrong),
             *idle_keys(
                 self,
-                (by_size, "importance = 'magnitude' has no running means", {"memory"}),
-                (not adaptive, f"{said} follows no deadline", {"least_capacity"}),
+                (self.scope != "groups", f"scope = {self.scope!r} takes no list", {"groups"}),
+                (self.importance == "magnitude", "importance = 'magnitude' has no running means", {"memory"}),
+                (self.threshold == "top-k", "threshold = 'top-k' follows no deadline", {"deadline", "least_capacity"}),
             ),
         ]
 
     def check(self, task: Task) -> None:
-        """One architecture, a group for each tensor, multiplications that can be counted, and no group of zeros alone.
-
-        No weight of such a group is above a threshold, so that nobody would train it where no capacity is 1.
-        """
-        model = task.common(self.name)
-        faults = misplaced(masked_names(model), self.groups) if self.scope == "groups" else []
-        faults = [f"algorithm.groups: {fault}; the model is {model.name!r}" for fault in faults]
+        """One architecture, a group for each tensor, multiplications that can be counted, no tensor that stays 0."""
+        model, faults = task.common(self.name), list[str]()
+        if not (names := masked_names(model)):
+            raise ModelError(f"{self.name}: model {model.name!r} trains nothing but normalisation: nothing to choose")
+        if self.scope == "groups":
+            faults += [f"algorithm.groups: {f}; the model is {model.name!r}" for f in misplaced(names, self.groups)]
+        macs: Mapping[str, float] = dict.fromkeys(names, 1.0)
         if self.capacity_in == "macs":
             try:
-                multiplications(model)
+                macs = multiplications(model)
             except ModelError as error:
                 faults.append(f"algorithm.capacity_in = 'macs': {error}")
         if faults:
             raise ModelError("\n".join(faults))
-        begun = self.begin(Global, task, Rng((0,)))  # which weights are 0 does not depend on the draw
-        held, _ = self.extract(begun)(max(task.capacities))
-        groups = apart(held, competing(begun.masked, self.scope, self.groups))
-        if lost := [next(iter(few)) for few in groups if not any(bool(mask.any()) for mask in few.values())]:
+        if self.importance == "magnitude" and max(task.capacities) < 1 and (dead := self.dead(model, macs)):
             raise ModelError(
-                f"{self.name}: all weights of {len(lost)} groups begin at 0, such as that of {lost[0]!r}; no client "
-                "has capacity 1, so none would ever train them; set algorithm.scope = 'model', or algorithm.groups in "
-                "which they compete with others"
+                f"{self.name}: all weights of {', '.join(map(repr, dead))} begin at 0, which is above no threshold, "
+                "and no client has capacity 1, so none would ever train them; let a client have it, or begin them "
+                "with other values"
             )
+
+    def dead(self, model: SplitModel, macs: Mapping[str, float]) -> list[str]:
+        """Tensors that begin at 0 alone in groups that a threshold cuts, but biases, without which a layer works too.
+
+        Args:
+            model: the network; which tensors its usual initialisations begin at 0 does not depend on the draw.
+            macs: what a weight counts for, by tensor; a group that counts for nothing is held whole.
+        """
+        names, params = masked_names(model), model.init(Rng((0,)))
+        group = competing(names, self.scope, self.groups)
+        cut = {g for name, g in zip(names, group, strict=True) if macs.get(name)}
+        layers = [(n, g) for n, g in zip(names, group, strict=True) if "bias" not in n.rpartition(".")[2]]
+        return [name for name, g in layers if g in cut and not params[name].any()]
 
     def begin(self, kind: type[S], task: Task, rng: Rng) -> S:
         """The state before round 1: x_0, without scores and paces."""
@@ -170,7 +176,7 @@ class WeightWise(Algorithm):
         return at
 
     def gates(self, params: Params, masked: tuple[str, ...], theta: tuple[float, ...]) -> dict[str, Tensor]:
-        """The threshold of each masked tensor, of those of the groups."""
+        """The threshold of each masked tensor: that of its group."""
         return gates(params, masked, spread(theta, competing(masked, self.scope, self.groups)))
 
     def total(self, part: Callable[[ClientInfo], Part], *, nonzero: bool = False) -> Declared:

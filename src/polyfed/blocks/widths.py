@@ -44,6 +44,7 @@ class Widths(InCo, Algorithm):
     """
 
     Answer = Statistics
+    numbers = 2
 
     width: Literal["root", "capacity"] = "root"
     scaler: bool = True

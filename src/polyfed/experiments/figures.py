@@ -52,7 +52,7 @@ def _by_algorithm(
 
     A variant has the colour of its algorithm and dashes of its own: "HeteroFL, equal MACs" is one of "HeteroFL".
     """
-    labels = _unique(view, 1)
+    labels = list(dict.fromkeys([*view.algorithms, *_unique(view, 1)]))
     main = {label: min((m for m in labels if label.startswith(f"{m}, ")), key=len, default=label) for label in labels}
     methods = list(dict.fromkeys(main.values()))
     looks: dict[str, dict[str, Any]] = {}
@@ -311,7 +311,7 @@ def _reconstructions(figure: Any, view: View) -> None:
 def _histogram(figure: Any, view: View) -> None:
     """Draw a panel for each setting and algorithm, with the clients of each size on top of the others'."""
     by, axis = _axis(view)
-    sizes = sorted({row[2] for row in view.rows})
+    sizes, most = sorted({row[2] for row in view.rows}), 0
     panelled = replace(view, rows=[(": ".join(filter(None, row[:2])), *row[1:]) for row in view.rows])
     for one, rows in _panels(figure, panelled, width=3.6, height=2.6, legend=1.0):
         lows = sorted({row[3] for row in rows})
@@ -324,24 +324,27 @@ def _histogram(figure: Any, view: View) -> None:
             bottom = [below[low] for low in counts]
             one.bar(x, heights, width, bottom, align="edge", label=size_text(size), **look)
             below |= {low: below[low] + count for low, count in counts.items()}
+        most = max(most, *below.values())
         one.yaxis.get_major_locator().set_params(integer=True)
         one.set(xlabel=axis, ylabel="clients")
+    for one in figure.axes:
+        one.set_ylim(0, 1.08 * most)
     _legend(figure, "size")
 
 
 def _spent(figure: Any, view: View) -> None:
     """Draw two panels: against local steps and against bytes; colours are settings, dashes algorithms."""
-    from matplotlib.ticker import EngFormatter
+    from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
     by, axis = _axis(view)
     steps = all(row[3] is not None for row in view.rows)
     settings, labels = _unique(view, 0), _unique(view, 1)
     figure.set_size_inches(9.4, 3.6)
-    for one, (column, name) in zip(
-        figure.subplots(1, 2), ((3 if steps else 2, "local steps" if steps else "round"), (5, "bytes")), strict=True
-    ):
+    left, right = figure.subplots(1, 2)
+    for one, column, name in ((left, 3 if steps else 2, "local steps" if steps else "round"), (right, 5, "bytes")):
         for setting, label in dict.fromkeys(row[:2] for row in view.rows):
-            rows = [row for row in view.rows if row[:2] == (setting, label)]
+            # Before the first round nothing was sent, which a logarithm cannot show.
+            rows = [row for row in view.rows if row[:2] == (setting, label) and (row[5] or one is left)]
             place = settings.index(setting)
             look = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
             x, mean = [row[column] for row in rows], [by * row[6] for row in rows]
@@ -351,10 +354,15 @@ def _spent(figure: Any, view: View) -> None:
             if all(row[7] is not None for row in rows):
                 low, high = ([by * (row[6] + sign * row[7]) for row in rows] for sign in (-1, 1))
                 one.fill_between(x, low, high, color=look["color"], alpha=0.12, linewidth=0)
-        one.xaxis.set_major_formatter(EngFormatter("B" if column == 5 else "", sep=" " if column == 5 else ""))
         one.set(xlabel=name, ylabel=axis)
         one.grid(alpha=0.3)
         one.spines[["top", "right"]].set_visible(False)
+    left.xaxis.set_major_formatter(EngFormatter())
+    right.set_xscale("log")  # else settings that send little lie on top of one another
+    low, high = right.get_xlim()
+    right.xaxis.set_major_locator(LogLocator(subs=(1, 3) if high > 10 * low else (1, 1.5, 2, 3, 5, 7)))
+    right.xaxis.set_minor_locator(NullLocator())
+    right.xaxis.set_major_formatter(EngFormatter("B", sep=" "))
     _legend(figure)
 
 
@@ -422,12 +430,12 @@ def _sizes(figure: Any, view: View) -> None:
     """
     by, axis = _axis(view)
     labels, least = _unique(view, 1), 0.0 if METRICS[view.metric].fraction else -np.inf
-    deviations = any(row[5] for row in view.rows)
     own = {row[3] for row in view.rows if row[2] == "Local"}
     shown = [row for row in view.rows if view.name == "sizes" or row[2] == "Global"]
     panelled = replace(view, rows=[(f"{row[0]}, {row[2]}".removeprefix(", "), *row[1:]) for row in shown])
     hollow = False
     for one, here in _panels(figure, panelled, width=4.4, height=3.2, legend=1.8, most=2):
+        deviations = any(row[5] for row in here)
         for label, look, rows in _by_algorithm(panelled, here):
             some = sorted(row for row in rows if row[3] is not None)
             # Bars at the same size are shifted, so that they do not hide each other.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -199,7 +199,8 @@ def _page(
         parts += [f"Chosen on validation rows, which come out of the training rows:\n\n{what}"]
     for view in [{**VIEWS, **INSIDE, **SIZES, **SUBMODELS}[name](results) for name in study.show]:
         write(page / f"{view.name}.csv", csv_text(view.headings, view.rows))
-        parts += [_shown(view, draw(view, page / f"{view.name}.png", study.title))]
+        ordered = replace(view, algorithms=study.algorithms)
+        parts += [_shown(view, draw(ordered, page / f"{view.name}.png", study.title))]
     notes = page / "notes.md"
     if not notes.exists():
         write(notes, NOTES)

@@ -50,7 +50,7 @@ def sizes(results: Results) -> View:
         f"Test {results.metric} by size. *Local*: clients of a size on their own test data, and the mean over clients. "
         "*Global*: the submodel of a size on the test data of all clients, and the mean over the sizes that clients "
         "have; sizes that have no Local are of no client, and hollow in the picture. An algorithm without submodels "
-        "has one network for all, a level line. Bars and bands are one standard deviation over seeds, cut at 0; "
+        "has one network for all, a level line. Bars and bands are one standard deviation over several seeds; "
         "algorithms are drawn side by side at a size. A variant has its algorithm's colour and dashes of its own.",
         ("setting", "algorithm", "where", "size", "mean", "sd", "seeds"),
         rows,
@@ -84,7 +84,7 @@ def size_curves(results: Results) -> View:
     return View(
         "size_curves",
         f"Test {results.metric} of each size that clients have over rounds, on own (Local) and on all test data "
-        "(Global), mean over seeds; bands are one standard deviation.",
+        "(Global), mean over seeds; bands are one standard deviation, of several.",
         ("setting", "algorithm", "where", "size", "round", "mean", "sd"),
         rows,
         metric=results.metric,

@@ -95,7 +95,7 @@ def spent(results: Results) -> View:
         f"Test {results.metric} against what was spent so far: local steps of a client that takes part in every round "
         "(rounds where steps are not given), and bytes of all clients, both ways. Settings of one number of steps in "
         "all did equal work in the mean: where a size has FLOPs of its own, work depends on the sizes that were drawn. "
-        "The table has the last evaluated round. Mean over seeds; bands are one standard deviation.",
+        "The table has the last evaluated round. Mean over seeds; bands are one standard deviation, of several.",
         ("setting", "algorithm", "round", "local_steps", "training_flops", "bytes", "mean", "sd"),
         rows,
         (("setting", "algorithm", "local steps", "training FLOPs", "bytes", results.metric), told),
@@ -201,13 +201,13 @@ def convergence(results: Results) -> View:
         "At kept rounds: the squared norm of the gradient of the full objective, the mean over all clients of their "
         "loss at the whole unmasked model, over all training examples, and the least so far, of rounds from 1 on. "
         "Beside it the mask error of assumption 5.3, the squared distance between a client's gradient at the whole "
-        f"model, where its mask holds, and the gradient that it trains with; of the first {EACH} of each size, and "
-        "the largest of them. delta^2, which the assumption wants below 1, is that error over the squared norm of "
-        "the model. The slope is that of the least gradient over the runs of an algorithm with different T, in "
-        "logarithms; the first term of the theorem's bound has -1/2 where lr = 1/(K sqrt T). The last column is the "
-        "second term, 32 N / T times the sum of the error over the rounds before T, as a step function: a kept round "
-        "stands for all up to the next. BatchNorm, where a network has it, normalises by batches of 500. Mean "
-        "over seeds.",
+        "model, where its mask holds, and its gradient at the capacity that it declared; of each size for the first "
+        f"{EACH} of its clients, and the largest of them. delta^2, which the assumption wants below 1, is that error "
+        "over the squared norm of the model. The slope is that of the least gradient over the runs of an algorithm "
+        "with different T, in logarithms; the first term of the theorem's bound has -1/2 where lr = 1/(K sqrt T). "
+        "The last column is the second term, 32 N / T times the sum of the error over the rounds before T, as a "
+        "step function: a kept round stands for all up to the next. BatchNorm, where a network has it, normalises "
+        "by batches of 500. Mean over seeds.",
         (
             *("setting", "algorithm", "round", "gradient_squared", "least_so_far", "model_squared"),
             *("size", "mask_error_squared", "delta_squared"),
@@ -245,7 +245,7 @@ def look(inside: Inside, algorithm: WeightWise) -> Look:
     """Measure a kept round; it costs a gradient for each client, and another for those whose mask error is measured."""
     server = inside.kept.server
     assert isinstance(server, Global)
-    server = replace(server, paces={})  # else a client's pace would narrow the whole model too
+    server = replace(server, paces={})  # else a client's pace would narrow the whole model, and what its size holds
     total: dict[str, Tensor] = {}
     errors: dict[float, float] = {}
     some, count = inside.some(EACH), inside.kept.config.clients.count

@@ -38,6 +38,7 @@ class View:
         cells: headings and rows as text for the page; None leaves the numbers to the CSV.
         metric: the metric of the rows.
         pictures: images in [0, 1] by name, (rows, n, C, H, W); the view "leakage" has some.
+        algorithms: labels of which some may have no rows; the place here gives a label its colour.
     """
 
     name: str
@@ -47,6 +48,7 @@ class View:
     cells: tuple[tuple[str, ...], list[tuple[str, ...]]] | None = None
     metric: str = "accuracy"
     pictures: Mapping[str, NDArray[np.float32]] = field(default_factory=dict[str, Any])
+    algorithms: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +135,7 @@ def curves(results: Results) -> View:
     ]
     return View(
         "curves",
-        f"Test {results.metric} over rounds, mean over seeds; bands are one standard deviation.",
+        f"Test {results.metric} over rounds, mean over seeds; bands are one standard deviation, of several.",
         ("setting", "algorithm", "round", "mean", "sd"),
         rows,
         metric=results.metric,
