@@ -7,8 +7,8 @@ local step over turns in which every row takes its turn, and ``of_dense`` its sh
 network in the same turns. ``process`` is the largest resident memory of a process of its own that plays one round, less
 that of the imports; on a GPU it is the memory that torch allocated at most.
 
-``--round`` prints what a round of four clients, one of each capacity, takes instead: its seconds, without tests, over
-those of as many dense steps, which FedAvg takes with the whole network in the same turn.
+``--round`` writes round.csv instead, what a round of four clients, one of each capacity, takes in each turn: its
+seconds, without tests, and their share of as many dense steps, which FedAvg takes with the whole network in that turn.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -155,7 +155,7 @@ def rows(options: argparse.Namespace) -> Iterator[tuple[str, float]]:
 
 
 def rounds(options: argparse.Namespace, data: Path) -> None:
-    """Print the seconds of a round of four clients of each algorithm, and its share of as many dense steps."""
+    """Write the seconds of a round of four clients of each algorithm, and its share of as many dense steps."""
     names = [name for name in options.only or ALGORITHMS if name != "fedavg"]
     everyone = {
         name: Clients(name, CAPACITIES, data, options.model, options.steps, options.device)
@@ -171,13 +171,10 @@ def rounds(options: argparse.Namespace, data: Path) -> None:
             taken[name].append(time.perf_counter() - began)
     steps = len(CAPACITIES) * options.steps
     dense = [steps * seconds for seconds in everyone["fedavg"].seconds]
+    table = Table(options.out / "round.csv", ["algorithm", "turn", "steps", "round_s", "of_dense"], key=2)
     for name, seconds in taken.items():
-        shares = [a / b for a, b in zip(seconds, dense, strict=True)]
-        print(
-            f"{name}: a round of {steps} steps takes {median(seconds):.2f} s, {median(shares):.3f} of as many dense "
-            f"steps ({min(shares):.3f} to {max(shares):.3f}, {options.turns} turns)",
-            flush=True,
-        )
+        for turn, (own, as_many) in enumerate(zip(seconds, dense, strict=True), 1):
+            table.put(name, turn, steps, own, own / as_many)
 
 
 def main() -> None:

@@ -33,6 +33,8 @@ def test_pictures_are_drawn_from_made_up_results(tmp_path: Path) -> None:
         assert draw(replace(view, metric="rmse"), tmp_path / f"{name}-of-errors.png", "Title")
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert not draw(replace(view, rows=[]), tmp_path / "none.png", "Title")
+    silent = views.View("spent", "", (), [("", "standalone", n, None, None, 0, 0.1 * n, None) for n in range(3)])
+    assert draw(silent, tmp_path / "silent.png", "Title")
     assert not (tmp_path / "none.png").exists()
 
 
