@@ -233,6 +233,14 @@ def test_a_share_is_not_one_weight_short_by_rounding(capacity: float, k: int) ->
     assert top_k_threshold({"w": torch.arange(1.0, 101.0)}, capacity) == 101 - k
 
 
+def test_zeros_of_any_type_are_below_the_least_threshold() -> None:
+    """Catches a least threshold of the first tensor's type, which another's rounds to 0: every zero of it is kept."""
+    for fine, coarse in ((torch.float32, torch.float16), (torch.float64, torch.float32)):
+        params = {"a": torch.zeros(3, dtype=fine), "b": torch.zeros(3, dtype=coarse)}
+        theta = top_k_threshold(params, 0.5)
+        assert not any(mask.any() for mask in above(params, gates(params, ("a", "b"), (theta, theta))).values())
+
+
 def test_ties_at_the_threshold_are_all_kept() -> None:
     """Catches a strict comparison, which would drop the k-th weight itself."""
     params = {"w": torch.tensor([1.0, -2.0, 2.0, 0.5, 2.0])}

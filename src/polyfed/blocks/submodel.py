@@ -53,7 +53,7 @@ def top_k_threshold(params: Params, capacity: float) -> float:
 
 
 def tiny(params: Params) -> float:
-    """The least threshold that differs from 0 in each tensor's type; one of 0 would keep every zero."""
+    """The least threshold: the least normal number of the coarsest type. One of 0 would keep every zero."""
     return max(torch.finfo(value.dtype).tiny for value in params.values())
 
 

@@ -123,15 +123,17 @@ class WeightWise(Algorithm):
         if self.importance == "magnitude" and max(task.capacities) < 1 and (dead := self.dead(model, macs)):
             raise ModelError(
                 f"{self.name}: all weights of {', '.join(map(repr, dead))} begin at 0, which is above no threshold, "
-                "and no client has capacity 1, so none would ever train them; let a client have it, or begin them "
-                "with other values"
+                "and no client has capacity 1, so none would ever train them; give a client capacity 1, or begin "
+                "them with other values"
             )
 
     def dead(self, model: SplitModel, macs: Mapping[str, float]) -> list[str]:
-        """Tensors that begin at 0 alone in groups that a threshold cuts, but biases, without which a layer works too.
+        """Masked tensors, but biases, that begin with zeros alone in groups that a threshold cuts.
+
+        Biases are left out as a layer works without one.
 
         Args:
-            model: the network; which tensors its usual initialisations begin at 0 does not depend on the draw.
+            model: the network; which of its tensors begin at 0 usually does not depend on the draw.
             macs: what a weight counts for, by tensor; a group that counts for nothing is held whole.
         """
         names, params = masked_names(model), model.init(Rng((0,)))

@@ -134,8 +134,8 @@ def idle_keys(algorithm: object, *rules: tuple[bool, str, Iterable[str]]) -> lis
 
     Args:
         algorithm: a dataclass.
-        rules: whether the rule holds; the setting that makes keys idle, and why; the names of the keys. The last rule
-            for a key is told.
+        rules: whether the rule holds; the setting that makes keys idle, and why; the names of the keys. Where
+            several rules hold for a key, the last one gives the reason.
     """
     default = {field.name: field.default for field in fields(algorithm)}  # pyright: ignore[reportArgumentType]
     reasons = {key: why for holds, why, keys in rules if holds for key in sorted(keys)}

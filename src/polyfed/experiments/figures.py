@@ -361,7 +361,7 @@ def _spent(figure: Any, view: View) -> None:
     if any(row[5] for row in view.rows):
         right.set_xscale("log")  # else settings that send little lie on top of one another
         low, high = right.get_xlim()
-        right.xaxis.set_major_locator(LogLocator(subs=(1, 3) if high > 10 * low else (1, 1.5, 2, 3, 5, 7)))
+        right.xaxis.set_major_locator(LogLocator(subs=(1, 3) if high > 10 * low else (1, 1.5, 2, 3, 5, 7), numticks=99))
         right.xaxis.set_minor_locator(NullLocator())
         right.xaxis.set_major_formatter(EngFormatter("B", sep=" "))
     _legend(figure)

@@ -84,7 +84,7 @@ def size_curves(results: Results) -> View:
     return View(
         "size_curves",
         f"Test {results.metric} of each size that clients have over rounds, on own (Local) and on all test data "
-        "(Global), mean over seeds; bands are one standard deviation, of several.",
+        "(Global), mean over seeds; bands are one standard deviation, where there are several seeds.",
         ("setting", "algorithm", "where", "size", "round", "mean", "sd"),
         rows,
         metric=results.metric,

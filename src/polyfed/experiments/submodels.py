@@ -95,7 +95,8 @@ def spent(results: Results) -> View:
         f"Test {results.metric} against what was spent so far: local steps of a client that takes part in every round "
         "(rounds where steps are not given), and bytes of all clients, both ways. Settings of one number of steps in "
         "all did equal work in the mean: where a size has FLOPs of its own, work depends on the sizes that were drawn. "
-        "The table has the last evaluated round. Mean over seeds; bands are one standard deviation, of several.",
+        "The table has the last evaluated round. Mean over seeds; bands are one standard deviation, where there are "
+        "several seeds.",
         ("setting", "algorithm", "round", "local_steps", "training_flops", "bytes", "mean", "sd"),
         rows,
         (("setting", "algorithm", "local steps", "training FLOPs", "bytes", results.metric), told),

@@ -135,7 +135,8 @@ def curves(results: Results) -> View:
     ]
     return View(
         "curves",
-        f"Test {results.metric} over rounds, mean over seeds; bands are one standard deviation, of several.",
+        f"Test {results.metric} over rounds, mean over seeds; bands are one standard deviation, where there are "
+        "several seeds.",
         ("setting", "algorithm", "round", "mean", "sd"),
         rows,
         metric=results.metric,
