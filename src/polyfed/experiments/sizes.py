@@ -50,7 +50,7 @@ def sizes(results: Results) -> View:
         f"Test {results.metric} by size. *Local*: clients of a size on their own test data, and the mean over clients. "
         "*Global*: the submodel of a size on the test data of all clients, and the mean over the sizes that clients "
         "have; sizes that have no Local are of no client, and hollow in the picture. An algorithm without submodels "
-        "has one network for all, a level line. Bars and bands are one standard deviation over several seeds; "
+        "has one network for all, a level line. Bars and bands are one deviation over several seeds, cut at 0; "
         "algorithms are drawn side by side at a size. A variant has its algorithm's colour and dashes of its own.",
         ("setting", "algorithm", "where", "size", "mean", "sd", "seeds"),
         rows,
